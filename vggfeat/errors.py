@@ -1,0 +1,12 @@
+"""The two kinds of failure that a user can meet: a request that can't be done, an image that can't be read."""
+
+
+class VggfeatError(Exception):
+    """A request that can't be done. The message is one line: what is wrong, with which input, what to do.
+
+    The command line prints it and exits with 1; `--debug` shows the traceback as well.
+    """
+
+
+class UnreadableImage(VggfeatError):
+    """One image can't be read; the message is the reason. Extraction marks its row and goes on."""

@@ -8,5 +8,5 @@ class VggfeatError(Exception):
     """
 
 
-class UnreadableImage(VggfeatError):
+class UnreadableImage(VggfeatError):  # noqa: N818 - the paper trail's word: a row is unreadable
     """One image can't be read; the message is the reason. Extraction marks its row and goes on."""

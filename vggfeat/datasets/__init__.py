@@ -2,45 +2,95 @@
 
 A dataset is read from what its official archive (or torchvision's downloader) leaves on disk.
 Nothing here opens an image; `Items.source(i)` says where image i is.
+
+    items = vggfeat.datasets.load("voc2007", Path("data"))     # data/VOCdevkit/VOC2007
+    items.names[0], items.labels[0], items.splits["train"]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc
+from vggfeat.datasets.items import Items
+from vggfeat.datasets.splits import random_splits
+from vggfeat.errors import VggfeatError
+
+__all__ = ["Items", "describe_datasets", "load", "random_splits"]
 
 
 @dataclass(frozen=True)
-class Items:
-    """N images in the dataset's own order, with labels and splits.
+class _Dataset:
+    """One entry of the registry.
 
-    dataset: name given to `--dataset`.
-    protocol: how a classifier is scored on it: "voc2007", "voc2012", "caltech101", "caltech256",
-        "single-label", "multi-label" or "unlabelled".
-    root: folder to which names are relative.
-    names: N paths relative to root, with forward slashes; a name is unique.
-    labels: (N,) int32, index into classes, -1 where unknown; or (N, C) int8: 1 present, -1 absent,
-        0 difficult (left out for that class), a row of zeros where unknown; None when there are none at all.
-    classes: C names.
-    splits: name -> (n,) int64 rows. Official ones are "train", "val", "test"; the random splits of a
-        protocol are "split0/train", "split0/val", "split0/test", "split1/train" …
-    images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory, else None.
+    read: (root, download) -> Items.
+    about: what it is and how it is split, in one line.
+    files: what is looked for under `--root`.
     """
 
-    dataset: str
-    protocol: str
-    root: Path
-    names: list[str]
-    labels: np.ndarray | None
-    classes: list[str]
-    splits: dict[str, np.ndarray] = field(default_factory=dict)
-    images: np.ndarray | None = None
+    read: Callable[[Path | None, bool], Items]
+    about: str
+    files: str
 
-    def __len__(self) -> int:
-        return len(self.names)
 
-    def source(self, i: int) -> Path | np.ndarray:
-        """Where image i is: a path, or its pixels."""
-        return self.root / self.names[i] if self.images is None else self.images[i]
+_DATASETS = {
+    "voc2007": _Dataset(
+        partial(voc.load, year=2007),
+        "PASCAL VOC 2007: 9,963 images, 20 classes, several an image; official train/val/test; 11-point mAP",
+        "ROOT/VOCdevkit/VOC2007/{ImageSets/Main,JPEGImages}",
+    ),
+    "voc2012": _Dataset(
+        partial(voc.load, year=2012),
+        "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official train/val; mAP",
+        "ROOT/VOCdevkit/VOC2012/{ImageSets/Main,JPEGImages}",
+    ),
+    "caltech101": _Dataset(
+        partial(caltech.load, dataset="caltech101"),
+        "Caltech-101: 102 classes with the background; 3 random splits, 30 train and up to 50 test a class",
+        "ROOT/101_ObjectCategories/CLASS/*.jpg, or under ROOT/caltech101",
+    ),
+    "caltech256": _Dataset(
+        partial(caltech.load, dataset="caltech256"),
+        "Caltech-256: 257 classes with clutter; 3 random splits, 60 train a class, the rest test",
+        "ROOT/256_ObjectCategories/CLASS/*.jpg, or under ROOT/caltech256",
+    ),
+    "imagenet": _Dataset(
+        imagenet.load,
+        "ILSVRC-2012 or any part of it; classes are the sorted synset ids",
+        "ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG, or one of the two",
+    ),
+    "folder": _Dataset(
+        folder.load,
+        "your images, one folder a class, or one flat folder, unlabelled; 3 random 80/20 splits unless given",
+        "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, or ROOT/*.jpg",
+    ),
+    "csv": _Dataset(
+        csv_file.load,
+        "your images, listed with one label or several each; splits as listed, or 3 random 80/20",
+        "ROOT is the file: path,label[,split] or path,labels[,split] with ';' between labels",
+    ),
+    "digits": _Dataset(
+        digits.load,
+        "scikit-learn's 1,797 handwritten digits of 8x8 pixels, 10 classes; 3 random 80/20 splits",
+        "none: it comes with scikit-learn",
+    ),
+}
+
+
+def load(name: str, root: Path | None = None, *, download: bool = False) -> Items:
+    """The images, labels and splits of dataset `name`, read from under `root`.
+
+    download: fetch it into `root` first unless it is already there whole (VOC and Caltech only).
+    Raises VggfeatError when the name is unknown, or a file or folder is missing or malformed (it is named).
+    """
+    if name not in _DATASETS:
+        raise VggfeatError(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
+    return _DATASETS[name].read(None if root is None else Path(root), download)
+
+
+def describe_datasets() -> list[tuple[str, str, str]]:
+    """For each dataset: its name, what it is in one line, and where its files are expected."""
+    return [(name, dataset.about, dataset.files) for name, dataset in _DATASETS.items()]

@@ -1,0 +1,579 @@
+"""Datasets: the real VOC-2007 lists, Caltech-101 and ImageNet folders first, then made-up trees and faults."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vggfeat.datasets import Items, describe_datasets, load, random_splits
+from vggfeat.datasets.voc import CLASSES
+from vggfeat.errors import VggfeatError
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data")
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def fails(name: str, root: Path | None, *expected: str, download: bool = False) -> None:
+    """Loading fails with one line that holds every expected piece."""
+    with pytest.raises(VggfeatError) as caught:
+        load(name, root, download=download)
+    message = str(caught.value)
+    assert "\n" not in message
+    for piece in expected:
+        assert piece in message, message
+
+
+def sizes(items: Items) -> dict[str, int]:
+    return {name: len(rows) for name, rows in items.splits.items()}
+
+
+# --- numeric truths on real files ---------------------------------------------------------------------------
+
+
+@needs_data
+def test_voc2007_has_the_devkit_counts() -> None:
+    items = load("voc2007", DATA / "voc2007_lists")
+    assert sizes(items) == {"train": 2501, "val": 2510, "test": 4952}
+    assert items.labels is not None and items.labels.shape == (9963, 20) and items.labels.dtype == np.int8
+    assert items.classes == sorted(items.classes) and items.names == sorted(items.names)
+    # The devkit numbers its 9,963 images without a gap.
+    assert [items.names[0], items.names[-1]] == ["JPEGImages/000001.jpg", "JPEGImages/009963.jpg"]
+    assert np.array_equal(np.sort(np.concatenate(list(items.splits.values()))), np.arange(9963))
+    trainval = np.concatenate([items.splits["train"], items.splits["val"]])
+    aeroplane = items.labels[:, items.classes.index("aeroplane")]
+    assert ((aeroplane[trainval] == 1).sum(), (aeroplane[items.splits["test"]] == 1).sum()) == (238, 204)
+    assert items.protocol == "voc2007"
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["aeroplane", "diningtable", "tvmonitor"])
+def test_voc2007_labels_are_the_lists_own_values(name: str) -> None:
+    items = load("voc2007", DATA / "voc2007_lists" / "VOC2007")
+    assert items.labels is not None
+    row_of = {Path(n).stem: row for row, n in enumerate(items.names)}
+    column = items.labels[:, items.classes.index(name)]
+    # trainval.txt is not what the reader uses, so this compares two sources.
+    for split in ("trainval", "test"):
+        lines = (items.root / "ImageSets" / "Main" / f"{name}_{split}.txt").read_text().split()
+        pairs = dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
+        assert len(pairs) == {"trainval": 5011, "test": 4952}[split]
+        assert {image: int(column[row_of[image]]) for image in pairs} == pairs
+    assert {-1, 0, 1} == set(column.tolist())
+
+
+@needs_data
+def test_caltech101_protocol_sizes() -> None:
+    items = load("caltech101", DATA / "caltech101")
+    assert items.labels is not None and len(items.classes) == 102 and len(items) == 4772
+    assert items.classes[:4] == ["BACKGROUND_Google", "Faces", "Faces_easy", "Leopards"]
+    n_of_class = np.bincount(items.labels)
+    for split in range(3):
+        count = {
+            part: np.bincount(items.labels[items.splits[f"split{split}/{part}"]], minlength=102)
+            for part in ("train", "val", "test")
+        }
+        assert (count["train"] == 24).all() and (count["val"] == 6).all()
+        assert np.array_equal(count["test"], np.minimum(50, n_of_class - 30))
+    assert items.source(0) == DATA / "caltech101/101_ObjectCategories/BACKGROUND_Google/image_0001.jpg"
+    assert load("caltech101", DATA / "caltech101" / "101_ObjectCategories").names == items.names
+    assert load("caltech101", DATA).names == items.names
+
+
+@needs_data
+def test_imagenette_in_the_ilsvrc_layout() -> None:
+    items = load("imagenet", DATA / "imagenette144")
+    assert sizes(items) == {"train": 9469, "val": 1000} and items.labels is not None
+    assert items.classes[0] == "n01440764" and len(items.classes) == 10 and items.protocol == "single-label"
+    assert np.bincount(items.labels[items.splits["val"]]).tolist() == [100] * 10
+    for row in (0, 5000, 9469, 10468):
+        assert items.names[row].split("/")[1] == items.classes[items.labels[row]]
+        assert Path(items.source(row)).is_file()
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    items = load("digits")
+    assert items.images is not None and items.labels is not None
+    assert items.images.shape == (1797, 8, 8) and items.images.dtype == np.uint8
+    assert items.images.min() == 0 and items.images.max() == 255
+    assert np.abs(items.images * (16 / 255) - load_digits().images).max() < 0.04
+    assert np.bincount(items.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert (items.names[7], items.classes[3]) == ("digits/0007", "3")
+    assert np.shares_memory(items.source(5), items.images[5])
+
+
+# --- random splits ------------------------------------------------------------------------------------------
+
+
+@given(
+    labels=st.lists(st.integers(-1, 5), min_size=1, max_size=120).filter(lambda x: max(x) >= 0),
+    n_train=st.one_of(st.integers(1, 40), st.floats(0.01, 0.99)),
+    max_test=st.one_of(st.none(), st.integers(1, 9)),
+    seed=st.integers(0, 2**40),
+)
+def test_random_splits_are_disjoint_sorted_and_sized(
+    labels: list[int], n_train: float, max_test: int | None, seed: int
+) -> None:
+    y = np.array(labels, np.int32)
+    splits = random_splits(y, n_train=n_train, max_test=max_test, seed=seed)
+    assert len(splits) == 9
+    for k in range(3):
+        train, val, test = (splits[f"split{k}/{part}"] for part in ("train", "val", "test"))
+        rows = np.concatenate([train, val, test])
+        assert rows.dtype == np.int64 and len(np.unique(rows)) == len(rows) and (y[rows] >= 0).all()
+        assert all((np.diff(part) > 0).all() for part in (train, val, test))
+        for c in set(labels) - {-1}:
+            n = labels.count(c)
+            n_fit = (y[train] == c).sum() + (y[val] == c).sum()
+            assert (y[train] == c).sum() >= 1
+            if isinstance(n_train, int):
+                assert n_fit == (1 if n == 1 else min(n_train, n - 1))
+            n_test = (y[test] == c).sum()
+            assert n_test == (n - n_fit if max_test is None else min(max_test, n - n_fit))
+            assert n_test >= 1 or n == 1
+
+
+def test_a_class_is_drawn_alike_whatever_the_others_hold() -> None:
+    alone = random_splits(np.array([-1] * 50 + [1] * 40), n_train=30, max_test=None)
+    beside = random_splits(np.array([0] * 50 + [1] * 40), n_train=30, max_test=None)
+    for name, rows in alone.items():
+        assert np.array_equal(rows, beside[name][beside[name] >= 50])
+    one = random_splits(np.array([0] * 90), n_train=30, max_test=None, n_splits=1)
+    three = random_splits(np.array([0] * 90), n_train=30, max_test=None)
+    assert np.array_equal(one["split0/train"], three["split0/train"])
+    other_seed = random_splits(np.array([0] * 90), n_train=30, max_test=None, seed=1)
+    draws = {tuple(s[f"split{k}/train"]) for s in (three, other_seed) for k in range(3)}
+    assert len(draws) == 6
+
+
+def test_two_classes_of_one_size_are_not_drawn_alike() -> None:
+    train = random_splits(np.repeat([0, 1], 60), n_train=30, max_test=None)["split0/train"]
+    assert train[train < 60].tolist() != (train[train >= 60] - 60).tolist()
+
+
+def test_random_splits_of_several_labels_are_one_pool() -> None:
+    labels = np.array([[1, -1], [-1, 1], [0, 0], [-1, -1], [0, 1]] * 20, np.int8)
+    splits = random_splits(labels, n_train=0.8, max_test=None, n_splits=1)
+    assert [len(splits[f"split0/{part}"]) for part in ("train", "val", "test")] == [51, 13, 16]
+    assert not any((rows % 5 == 2).any() for rows in splits.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"n_train": 1.5}, "1.5"),
+        ({"n_train": 0}, "training image"),
+        ({"n_train": 3, "max_test": 0}, "test image"),
+        ({"n_train": 3, "val_fraction": 1.0}, "validation fraction"),
+        ({"n_train": 3, "seed": -1}, "seed"),
+    ],
+)
+def test_random_splits_reject_bad_settings(setting: dict, said: str) -> None:
+    with pytest.raises(VggfeatError, match=said):
+        random_splits(np.zeros(9, np.int32), **{"max_test": None, **setting})
+    with pytest.raises(VggfeatError, match="no image has a label"):
+        random_splits(np.full(9, -1, np.int32), n_train=3, max_test=None)
+
+
+# --- VOC ----------------------------------------------------------------------------------------------------
+
+
+def make_voc(folder: Path, lists: dict[str, list[str]], labelled: tuple[str, ...] = ("train", "val")) -> Path:
+    """A small devkit: every image shows class number (its own number modulo 20). Gives ImageSets/Main."""
+    main = folder / "ImageSets" / "Main"
+    main.mkdir(parents=True)
+    for split, ids in lists.items():
+        (main / f"{split}.txt").write_text("".join(f"{i}\n" for i in ids))
+        for c, name in enumerate(CLASSES):
+            if split in labelled:
+                lines = (f"{i} {' 1' if int(i[-6:]) % 20 == c else '-1'}\r\n" for i in ids)
+                (main / f"{name}_{split}.txt").write_text("".join(lines))
+    return main
+
+
+LISTS_2012 = {"train": ["2009_000003", "2008_000021"], "val": ["2008_000002"], "test": ["2008_000001"]}
+
+
+@pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_voc2012_from_any_of_three_roots(tmp_path: Path, root: str) -> None:
+    make_voc(tmp_path / "VOCdevkit" / "VOC2012", LISTS_2012)
+    items = load("voc2012", tmp_path / root)
+    assert items.root == tmp_path / "VOCdevkit" / "VOC2012" and items.protocol == "voc2012"
+    ids = ["2008_000001", "2008_000002", "2008_000021", "2009_000003"]
+    assert items.names == [f"JPEGImages/{i}.jpg" for i in ids]
+    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [2, 3], "val": [1], "test": [0]}
+    assert items.labels is not None
+    assert items.labels[0].tolist() == [0] * 20  # the server knows
+    assert [items.labels[row].tolist().index(1) for row in (1, 2, 3)] == [2, 1, 3]
+    assert (items.labels[1:].sum(axis=1) == -18).all()
+
+
+def test_voc_without_a_test_list(tmp_path: Path) -> None:
+    make_voc(tmp_path / "mine", {"train": ["000001"], "val": ["000002"]})
+    assert sizes(load("voc2007", tmp_path / "mine")) == {"train": 1, "val": 1}
+
+
+def test_voc_faults_name_the_file_and_the_line(tmp_path: Path) -> None:
+    fails("voc2007", tmp_path, str(tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"), "--download")
+    main = make_voc(tmp_path / "VOC2012", LISTS_2012, labelled=("train", "val", "test"))
+    fails("voc2007", tmp_path / "VOC2012", "VOCdevkit")  # another year's folder
+    good = {path: path.read_text() for path in main.iterdir()}
+
+    def broken(file: str, text: str | None, *expected: str) -> None:
+        (main / file).unlink() if text is None else (main / file).write_text(text)
+        fails("voc2012", tmp_path, str(main / file), *expected)
+        (main / file).write_text(good[main / file])
+
+    broken("train.txt", None, "no file")
+    broken("cow_val.txt", None, "no file")
+    broken("cow_test.txt", None, "no file")  # the other classes have theirs
+    broken("train.txt", "2009_000003\n\n2008_000021 1\n", "line 3")
+    broken("val.txt", "2008_000002\n2008_000002\n", "line 2", "twice")
+    broken("cow_train.txt", "2009_000003 -1\n2008_000021 2\n", "line 2", "1, 0 or -1")
+    broken("cow_train.txt", "2009_000003 -1\n2008_000021\n", "line 2")
+    broken("cow_train.txt", "2009_000003 -1\n", "no label for 1 images", "2008_000021")
+    broken("cow_train.txt", "2009_000003 -1\n2008_000099 -1\n", "line 2", "2008_000099", "train.txt")
+    (main / "val.txt").write_text("2009_000003\n")
+    fails("voc2012", tmp_path, "train.txt, val.txt, test.txt")
+
+
+# --- Caltech ------------------------------------------------------------------------------------------------
+
+
+def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None:
+    folder = tmp_path / "caltech256" / "256_ObjectCategories"
+    touch(folder, *(f"001.ak47/001_{i:04d}.jpg" for i in range(1, 99)))
+    touch(folder, *(f"056.dog/056_{i:04d}.jpg" for i in range(1, 41)))
+    touch(
+        folder, "056.dog/greg/vision309/x.jpg", "198.spider/198_0001.jpg", "198.spider/RENAME2", "readme.jpg"
+    )
+    touch(folder, "198.spider/._198_0001.jpg", "198.spider/x.png")
+    (folder / "198.spider" / "d.jpg").mkdir()
+    items = load("caltech256", tmp_path)
+    assert items.classes == ["001.ak47", "056.dog", "198.spider"] and items.labels is not None
+    assert np.bincount(items.labels).tolist() == [98, 40, 1]
+    test = items.labels[items.splits["split2/test"]]
+    assert np.bincount(test, minlength=3).tolist() == [38, 1, 0]  # 60 train, 39 train, its only image
+    (folder / "198.spider" / "198_0001.jpg").unlink()
+    fails("caltech256", tmp_path, str(folder / "198.spider"))
+
+
+def test_caltech_faults(tmp_path: Path) -> None:
+    where = str(tmp_path / "caltech101" / "101_ObjectCategories")
+    fails("caltech101", tmp_path, where, "--root", "--download")
+    fails("caltech101", None, "--root")
+    (tmp_path / "101_ObjectCategories").mkdir()
+    fails("caltech101", tmp_path, "no class folders", str(tmp_path / "101_ObjectCategories"))
+
+
+# --- ImageNet -----------------------------------------------------------------------------------------------
+
+
+def test_imagenet_with_one_of_its_parts(tmp_path: Path) -> None:
+    fails("imagenet", tmp_path, str(tmp_path / "train"), str(tmp_path / "val"))
+    touch(tmp_path, "val/n02/b.JPEG", "val/n02/a.JPEG", "val/n01/c.JPEG")
+    items = load("imagenet", tmp_path)
+    assert items.names == ["val/n01/c.JPEG", "val/n02/a.JPEG", "val/n02/b.JPEG"] and sizes(items) == {
+        "val": 3
+    }
+    touch(tmp_path, "train/n00/d.JPEG", "train/n02/e.JPEG")
+    fails("imagenet", tmp_path, str(tmp_path / "val" / "n01"))
+    touch(tmp_path, "train/n01/f.JPEG")
+    items = load("imagenet", tmp_path)
+    assert items.labels is not None and items.labels.tolist() == [
+        0,
+        1,
+        2,
+        1,
+        2,
+        2,
+    ]  # train's classes number val
+
+
+def test_imagenet_with_the_flat_official_val(tmp_path: Path) -> None:
+    touch(tmp_path, "train/n01/a.JPEG", "val/ILSVRC2012_val_00000001.JPEG")
+    fails("imagenet", tmp_path, str(tmp_path / "val"), "synset id")
+
+
+# --- folder -------------------------------------------------------------------------------------------------
+
+
+def test_folder_of_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/b.JPG", "dog/a.png", "dog/more/x y/ü.webp", "dog/notes.txt", "dog/.hidden.jpg")
+    touch(tmp_path, "cat/1.jpg", ".cache/1.jpg", "readme.md", "dog/.thumbs/1.jpg")
+    touch(tmp_path, "dog/folder.jpg/in.tif")
+    items = load("folder", tmp_path)
+    assert items.classes == ["cat", "dog"] and items.protocol == "single-label"
+    assert items.names == [
+        "cat/1.jpg",
+        "dog/a.png",
+        "dog/b.JPG",
+        "dog/folder.jpg/in.tif",
+        "dog/more/x y/ü.webp",
+    ]
+    assert (
+        items.labels is not None
+        and items.labels.tolist() == [0, 1, 1, 1, 1]
+        and items.labels.dtype == np.int32
+    )
+    assert all(Path(items.source(row)).is_file() for row in range(5))
+
+
+def test_folder_random_splits_are_eighty_twenty(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{c}/{i}.jpg" for c in "ab" for i in range(100)))
+    items = load("folder", tmp_path)
+    assert {k: v for k, v in sizes(items).items() if "split1" in k} == {
+        "split1/train": 128,
+        "split1/val": 32,
+        "split1/test": 40,
+    }
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_folder_with_given_splits(tmp_path: Path, val: str) -> None:
+    touch(
+        tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", f"{val}/dog/2.jpg", "test/cat/3.jpg", "test/dog/3.jpg"
+    )
+    items = load("folder", tmp_path)
+    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0, 1], "val": [2], "test": [3, 4]}
+    assert items.labels is not None and items.labels.tolist() == [0, 1, 1, 0, 1]
+    assert items.names[2] == f"{val}/dog/2.jpg"
+
+
+def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a b.PNG", "x.txt")
+    items = load("folder", tmp_path)
+    assert (items.names, items.labels, items.protocol) == (["a b.PNG", "b.jpg"], None, "unlabelled")
+    assert items.splits == {} and items.classes == []
+
+
+def test_folder_faults_say_what_to_do(tmp_path: Path) -> None:
+    fails("folder", None, "--root")
+    fails("folder", tmp_path / "none", str(tmp_path / "none"))
+    fails("folder", tmp_path, "no images", str(tmp_path))
+    touch(tmp_path, "file", "mixed/cat/1.jpg", "mixed/2.jpg")
+    fails("folder", tmp_path / "file", str(tmp_path / "file"))
+    fails("folder", tmp_path / "mixed", "2.jpg", "cat", "move")
+    touch(tmp_path, "gap/cat/1.jpg", "gap/dog/x.txt")
+    fails("folder", tmp_path / "gap", str(tmp_path / "gap" / "dog"))
+    touch(tmp_path, "flat/train/cat/1.jpg", "flat/test/1.jpg")
+    fails("folder", tmp_path / "flat", str(tmp_path / "flat" / "test"), "one folder per class")
+    touch(tmp_path, "new/train/cat/1.jpg", "new/test/dog/1.jpg")
+    fails("folder", tmp_path / "new", str(tmp_path / "new" / "test" / "dog"), "train")
+    touch(tmp_path, "twice/train/cat/1.jpg", "twice/val/cat/1.jpg", "twice/valid/cat/1.jpg")
+    fails("folder", tmp_path / "twice", "val", "valid")
+    touch(tmp_path, "extra/train/cat/1.jpg", "extra/test/cat/1.jpg", "extra/annotations/1.jpg")
+    fails("folder", tmp_path / "extra", "annotations")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX file names, links and pipes")
+def test_folder_links_pipes_and_odd_names(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/1.jpg", "root/a/1.jpg")
+    root = tmp_path / "root"
+    (root / "b").symlink_to(tmp_path / "elsewhere")  # a linked class is followed
+    (tmp_path / "elsewhere" / "up").symlink_to(root)  # a loop is not
+    (root / "a" / "dangling.jpg").symlink_to("nowhere")
+    (root / "a" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
+    (root / "a" / "self.jpg").symlink_to("self.jpg")
+    os.mkfifo(root / "a" / "pipe.jpg")
+    latin1 = os.fsencode(root / "a") + b"/caf\xe9.jpg"
+    try:
+        Path(os.fsdecode(latin1)).touch()
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    items = load("folder", root)
+    assert items.names == [
+        "a/1.jpg",
+        "a/caf\udce9.jpg",
+        "a/dangling.jpg",
+        "a/linked.jpg",
+        "a/self.jpg",
+        "b/1.jpg",
+    ]
+    assert os.fsencode(items.source(1)) == latin1
+
+
+# --- CSV ----------------------------------------------------------------------------------------------------
+
+
+def write(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "data.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_csv_single_label_with_splits(tmp_path: Path) -> None:
+    text = '\ufeffPath, Label,split\r\n"a, b.jpg", dog ,train\r\n./x/1.jpg,cat,Val\r\n\r\n/abs.jpg,,test\r\nz.jpg,cat,\r\n'
+    items = load("csv", write(tmp_path, text))
+    assert items.names == ["a, b.jpg", "x/1.jpg", "/abs.jpg", "z.jpg"]
+    assert items.labels is not None and items.labels.tolist() == [1, 0, -1, 0]
+    assert items.labels.dtype == np.int32 and items.classes == ["cat", "dog"]
+    # Row 2 has no label and row 3 no split.
+    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0], "val": [1]}
+    assert items.source(1) == tmp_path / "x/1.jpg" and items.source(2) == Path("/abs.jpg")
+
+
+def test_csv_several_labels(tmp_path: Path) -> None:
+    text = "path,labels\na.jpg,dog; person\nb.jpg,?dog\nc.jpg,\nd.jpg,;\ne.jpg,dog;?dog;?cat\n"
+    items = load("csv", write(tmp_path, text))
+    assert items.protocol == "multi-label" and items.classes == ["cat", "dog", "person"]
+    assert items.labels is not None and items.labels.dtype == np.int8
+    assert items.labels.tolist() == [[-1, 1, 1], [-1, 0, -1], [0, 0, 0], [-1, -1, -1], [0, 1, -1]]
+    assert sizes(items) == {
+        f"split{k}/{p}": n for k in range(3) for p, n in (("train", 2), ("val", 1), ("test", 1))
+    }
+
+
+def test_csv_without_splits_is_split_class_by_class(tmp_path: Path) -> None:
+    rows = "".join(f"{c}{i}.jpg,{c},\n" for c in "ab" for i in range(50))
+    items = load("csv", write(tmp_path, "path,label,split\n" + rows))
+    assert items.labels is not None and items.protocol == "single-label"
+    for part, n in (("train", 32), ("val", 8), ("test", 10)):
+        assert np.bincount(items.labels[items.splits[f"split0/{part}"]]).tolist() == [n, n]
+
+
+def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
+    items = load("csv", write(tmp_path, b"path,label\ncaf\xe9.jpg,\n a.jpg ,\n"))
+    assert (items.labels, items.protocol, items.splits) == (None, "unlabelled", {})
+    assert items.names == ["caf\udce9.jpg", " a.jpg "]  # spaces belong to a file's name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ["line 1", "empty"]),
+        ("path,label\n", ["line 2", "no images"]),
+        ("a.jpg,cat\n", ["line 1", "header", "a.jpg,cat"]),
+        ("path;label\na;b\n", ["line 1", "header"]),
+        ("path,label\na.jpg,cat,train\n", ["line 2", "3 columns"]),
+        ("path,label\na.jpg,cat\nb.jpg\n", ["line 3", "1 columns"]),
+        ("path,label\na.jpg,cat\n./a.jpg,dog\n", ["line 3", "a.jpg", "twice", "line 2"]),
+        ("path,label,split\na.jpg,cat,training\n", ["line 2", "training"]),
+        ("path,label\n,cat\n", ["line 2", "path"]),
+        ("path,labels\na.jpg,cat;?\n", ["lone ?"]),
+        ("path,labels\na.jpg,;\n", ["no row has a label"]),
+        ('path,label\n"' + "x" * 200_000 + '",cat\n', ["line", "field"]),
+    ],
+)
+def test_csv_faults_name_the_file_and_the_line(tmp_path: Path, text: str, said: list[str]) -> None:
+    path = write(tmp_path, text)
+    fails("csv", path, str(path), *said)
+
+
+def test_csv_root_must_be_a_file(tmp_path: Path) -> None:
+    fails("csv", tmp_path, str(tmp_path), "CSV file")
+    fails("csv", tmp_path / "no.csv", str(tmp_path / "no.csv"))
+
+
+# --- downloads ----------------------------------------------------------------------------------------------
+
+
+def make_tar(path: Path, files: dict[str, str]) -> dict[str, str]:
+    """A tar archive of `files`; gives its url and md5."""
+    with tarfile.open(path, "w") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return {"url": path.as_uri(), "md5": hashlib.md5(path.read_bytes()).hexdigest()}
+
+
+def voc2007_files(split_ids: dict[str, str]) -> dict[str, str]:
+    base, files = "VOCdevkit/VOC2007", {}
+    for split, image in split_ids.items():
+        files[f"{base}/ImageSets/Main/{split}.txt"] = f"{image}\n"
+        files |= {f"{base}/ImageSets/Main/{name}_{split}.txt": f"{image} -1\n" for name in CLASSES}
+        files[f"{base}/JPEGImages/{image}.jpg"] = "pixels"
+    return files
+
+
+@pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2007"])
+def test_voc_download_through_torchvision(
+    tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torchvision.datasets import voc as torchvision_voc
+
+    trainval = voc2007_files({"train": "000001", "val": "000002"})
+    trainval["VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"] = "000001\n000002\n"
+    archives = {"2007": trainval, "2007-test": voc2007_files({"test": "000003"})}
+    for key, files in archives.items():
+        entry = make_tar(tmp_path / f"{key}.tar", files)
+        monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT[key], "url", entry["url"])
+        monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT[key], "md5", entry["md5"])
+    data = tmp_path / "data"
+    items = load("voc2007", data / root, download=True)
+    assert sizes(items) == {"train": 1, "val": 1, "test": 1}
+    assert items.root == data / "VOCdevkit" / "VOC2007"
+    assert capsys.readouterr().out == ""
+
+    # A second time nothing is fetched or unpacked, unless an image is missing.
+    (data / "VOCtest_06-Nov-2007.tar").unlink()
+    for key in archives:
+        (tmp_path / f"{key}.tar").unlink()
+    assert load("voc2007", data / root, download=True).names == items.names
+    Path(items.source(0)).unlink()
+    fails("voc2007", data / root, "could not download voc2007", "2007-test.tar", download=True)
+    assert Path(items.source(0)).read_text() == "pixels"  # the archive still there was unpacked again
+
+
+@pytest.mark.parametrize(
+    ("name", "categories"), [("caltech101", "101_ObjectCategories"), ("caltech256", "256_ObjectCategories")]
+)
+def test_caltech_download_is_all_or_nothing(
+    tmp_path: Path, name: str, categories: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import caltech as torchvision_caltech
+
+    def unpack(stop: bool) -> None:
+        def fetch(url: str, download_root: str, filename: str, md5: str) -> None:
+            folder = Path(download_root) / ("caltech-101" if name == "caltech101" else "")
+            touch(folder, "a/1.jpg", "b/1.jpg")
+            Path(download_root, filename).touch()
+            touch(Path(download_root), f"{categories}/a/1.jpg", f"{categories}/a/2.jpg")
+            if stop:
+                raise OSError("No space left\non device")
+            touch(Path(download_root), f"{categories}/b/1.jpg")
+
+        monkeypatch.setattr(torchvision_caltech, "download_and_extract_archive", fetch)
+
+    unpack(stop=True)
+    fails(name, tmp_path, f"could not download {name}", "No space left on device", download=True)
+    fails(name, tmp_path, "no folder")  # the half-unpacked folder is not taken for the dataset
+    unpack(stop=False)
+    items = load(name, tmp_path, download=True)
+    assert items.names == ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+    assert items.root == tmp_path / name / categories
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    unpack(stop=True)
+    assert load(name, tmp_path, download=True).names == items.names
+
+
+@pytest.mark.parametrize("name", ["imagenet", "folder", "csv", "digits"])
+def test_what_has_no_download_says_so(tmp_path: Path, name: str) -> None:
+    fails(name, tmp_path, "leave out --download" if name != "imagenet" else "no open download", download=True)
+
+
+# --- the registry -------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    names = ["voc2007", "voc2012", "caltech101", "caltech256", "imagenet", "folder", "csv", "digits"]
+    fails("voc2077", None, "'voc2077'", *names)
+    assert [name for name, _, _ in describe_datasets()] == names
+    assert all(about and files and "\n" not in about + files for _, about, files in describe_datasets())

@@ -1,0 +1,677 @@
+"""Pixels: what a file decodes to, how it is rescaled, cut and normalised; then every way in which it can be bad."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+from torchvision.transforms import functional as tv
+
+from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.images import (
+    CAFFE_MEAN_BGR,
+    Preprocessing,
+    centre_crop,
+    grid_crops,
+    mirror,
+    read_rgb,
+    smallest_side,
+    smallest_side_shape,
+)
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8)
+CAFFE = Preprocessing(CAFFE_MEAN_BGR, channel_order="BGR")
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"".join(
+        [b"\x89PNG\r\n\x1a\n", header, *extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    )
+
+
+def tiff(values: np.ndarray, photometric: int, bits: int = 16) -> bytes:
+    """One uncompressed strip of grey, little-endian, written by hand: Pillow can't write all of these."""
+    height, width = values.shape
+    data = values.astype("<u2").tobytes()
+    entries = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, bits),
+        (259, 3, 1),
+        (262, 3, photometric),
+        (273, 4, 8 + 2 + 9 * 12 + 4),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, len(data)),
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + b"\0\0\0\0" + data
+
+
+# ---- numbers: what a file decodes to
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP", "PPM", "TGA"])
+def test_lossless_rgb_is_bit_exact_from_path_bytes_image_and_array(file_format: str, tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(PICTURE), file_format)
+    path = tmp_path / f"picture.{file_format.lower()}"
+    path.write_bytes(data)
+    for source in (path, str(path), data, Image.open(path), PICTURE):
+        rgb = read_rgb(source)
+        assert rgb.dtype == np.uint8 and rgb.flags.c_contiguous and rgb.flags.writeable
+        np.testing.assert_array_equal(rgb, PICTURE)
+
+
+# What a viewer shows for the stored rows [[1, 2, 3], [4, 5, 6]], by EXIF 2.32's table of row 0 and column 0.
+ORIENTED = {
+    1: [[1, 2, 3], [4, 5, 6]],
+    2: [[3, 2, 1], [6, 5, 4]],
+    3: [[6, 5, 4], [3, 2, 1]],
+    4: [[4, 5, 6], [1, 2, 3]],
+    5: [[1, 4], [2, 5], [3, 6]],
+    6: [[4, 1], [5, 2], [6, 3]],
+    7: [[6, 3], [5, 2], [4, 1]],
+    8: [[3, 6], [2, 5], [1, 4]],
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "JPEG", "WEBP"])
+def test_exif_orientation(orientation: int, file_format: str) -> None:
+    # blocks of 16 pixels, 40 grey levels apart: lossy formats keep them apart
+    stored = np.kron(np.array(ORIENTED[1], np.uint8) * 40, np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgb = read_rgb(encoded(Image.fromarray(stored).convert("RGB"), file_format, exif=exif))
+    levels = np.rint(rgb[8::16, 8::16, 1] / 40).astype(int)
+    assert levels.tolist() == ORIENTED[orientation]
+    assert rgb.flags.c_contiguous
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense"])
+def test_broken_exif_does_not_cost_the_image(exif: bytes) -> None:
+    assert read_rgb(encoded(Image.fromarray(PICTURE), "JPEG", exif=exif)).shape == PICTURE.shape
+
+
+def test_orientation_out_of_range_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    rgb = read_rgb(encoded(Image.fromarray(PICTURE), "PNG", exif=exif))
+    np.testing.assert_array_equal(rgb, PICTURE)
+
+
+DEEP = np.array([[0, 128, 129, 257, 32768, 65278, 65406, 65407, 65535]], np.uint16)
+SHALLOW = [0, 0, 1, 1, 128, 254, 254, 255, 255]  # DEEP / 257, rounded: 128 / 257 < 1/2 < 129 / 257
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    sources = {
+        "png": encoded(Image.fromarray(DEEP), "PNG"),
+        "tiff": encoded(Image.fromarray(DEEP), "TIFF"),
+        "big-endian tiff": encoded(Image.fromarray(DEEP.astype(">u2")), "TIFF"),
+        "tiff, mode I": encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
+        "pgm": b"P5 9 1 65535\n" + DEEP.astype(">u2").tobytes(),
+        "tiff, 0 is white": tiff(65535 - DEEP, photometric=0),
+        "image": Image.fromarray(DEEP),
+        "array": DEEP,
+        "big-endian array": DEEP.astype(">u2"),
+    }
+    for name, source in sources.items():
+        rgb = read_rgb(source)
+        assert rgb.shape == (1, 9, 3), name
+        for c in range(3):
+            assert rgb[0, :, c].tolist() == SHALLOW, name
+
+
+def test_16_bit_colour_is_the_high_byte() -> None:
+    row = b"\0" + np.array([0x0000, 0x80FF, 0xFFFF], ">u2").tobytes()
+    assert read_rgb(png(1, 1, 16, 2, row)).tolist() == [[[0x00, 0x80, 0xFF]]]
+
+
+def test_12_bit_tiff_has_white_at_4095() -> None:
+    packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF0, 0x00])  # 000 800 FFF 000
+    data = tiff(np.frombuffer(packed, "<u2").reshape(1, 3), photometric=1, bits=12)
+    data = data.replace(struct.pack("<HHII", 256, 4, 1, 3), struct.pack("<HHII", 256, 4, 1, 4))
+    assert read_rgb(data)[0, :, 0].tolist() == [0, 128, 255, 0]
+
+
+@pytest.mark.parametrize("values", [[-1, 5], [0, 65536]])
+def test_integers_without_a_known_white_are_refused(values: list[int]) -> None:
+    with pytest.raises(UnreadableImage, match=r"integers span"):
+        read_rgb(encoded(Image.fromarray(np.array([values], np.int32)), "TIFF"))
+
+
+def test_float_tiff_in_0_to_1_is_scaled_by_255() -> None:
+    values = np.array([[0, 0.25, 0.5, 1]], np.float32)
+    rgb = read_rgb(encoded(Image.fromarray(values), "TIFF"))
+    assert rgb[0].tolist() == [[0] * 3, [64] * 3, [128] * 3, [255] * 3]
+    np.testing.assert_array_equal(read_rgb(values.astype(np.float64)), rgb)
+    np.testing.assert_array_equal(read_rgb(values.astype(np.float16)), rgb)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [(np.nan, "NaN"), (np.inf, "infinity"), (-0.1, r"-0.1..1; floats must"), (255, r"0..255; floats must")],
+)
+def test_other_floats_are_refused(bad: float, reason: str) -> None:
+    values = np.array([[0, bad, 1]], np.float32)
+    for source in (values, encoded(Image.fromarray(values), "TIFF")):
+        with pytest.raises(UnreadableImage, match=reason):
+            read_rgb(source)
+
+
+def test_1_bit_and_grey() -> None:
+    bits = np.array([[True, False, False, True]])
+    assert read_rgb(encoded(Image.fromarray(bits), "PNG"))[0, :, 2].tolist() == [255, 0, 0, 255]
+    grey = PICTURE[:, :, 0]
+    for source in (grey, grey[:, :, None], encoded(Image.fromarray(grey), "PNG")):
+        np.testing.assert_array_equal(read_rgb(source), np.stack([grey] * 3, axis=-1))
+
+
+def test_alpha_goes_over_white() -> None:
+    # opaque stays; a fully transparent black is white; half: (10*128 + 255*127) / 255 = 132.02
+    rgba = np.array([[[10, 20, 30, 255], [0, 0, 0, 0], [10, 10, 10, 128]]], np.uint8)
+    expected = [[[10, 20, 30], [255] * 3, [132] * 3]]
+    assert read_rgb(rgba).tolist() == expected
+    assert read_rgb(encoded(Image.fromarray(rgba), "PNG")).tolist() == expected
+    la = Image.fromarray(rgba[:, :, [0, 3]], "LA")
+    assert read_rgb(encoded(la, "PNG")).tolist() == [[[10] * 3, [255] * 3, [132] * 3]]
+    premultiplied = Image.fromarray(rgba).convert("RGBa")
+    assert np.abs(read_rgb(premultiplied).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0, 128])])
+def test_palette_with_and_without_transparency(transparency: int | bytes | None) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 10, 10, 10])
+    options = {} if transparency is None else {"transparency": transparency}
+    rgb = read_rgb(encoded(image, "PNG", **options)).tolist()
+    assert rgb == [
+        [
+            [10, 20, 30],
+            [40, 50, 60] if transparency is None else [255] * 3,
+            [132] * 3 if isinstance(transparency, bytes) else [10] * 3,
+        ]
+    ]
+
+
+def test_one_transparent_colour_of_a_png() -> None:
+    grey8 = png(3, 1, 8, 0, b"\0\1\2\3", chunk(b"tRNS", struct.pack(">H", 2)))
+    assert read_rgb(grey8)[0, :, 0].tolist() == [1, 255, 3]
+    rgb8 = png(2, 1, 8, 2, b"\0\1\2\3\4\5\6", chunk(b"tRNS", struct.pack(">HHH", 4, 5, 6)))
+    assert read_rgb(rgb8).tolist() == [[[1, 2, 3], [255] * 3]]
+    grey16 = png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 257, 514), chunk(b"tRNS", struct.pack(">H", 514)))
+    assert read_rgb(grey16)[0, :, 0].tolist() == [1, 255]
+
+
+def test_cmyk_tiff_and_adobe_jpeg() -> None:
+    inks = np.zeros((16, 64, 4), np.uint8)  # white, cyan, half black, black
+    inks[:, 16:32, 0] = 255
+    inks[:, 32:48, 3] = 128
+    inks[:, 48:, 3] = 255
+    expected = [[255, 255, 255], [0, 255, 255], [127, 127, 127], [0, 0, 0]]
+    image = Image.fromarray(inks, "CMYK")
+    assert read_rgb(encoded(image, "TIFF"))[8, 8::16].tolist() == expected
+    jpeg = encoded(image, "JPEG", quality=100, subsampling=0)
+    assert b"Adobe" in jpeg  # stored inverted, as Photoshop does
+    assert np.abs(read_rgb(jpeg)[8, 8::16].astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV", "RGBX"])
+def test_other_colour_spaces(mode: str) -> None:
+    flat = Image.new("RGB", (8, 8), (200, 100, 50))
+    image = flat.convert(mode)
+    for source in [image] if mode in ("HSV", "RGBX") else [image, encoded(image, "TIFF")]:
+        assert np.abs(read_rgb(source).astype(int) - (200, 100, 50)).max() <= 3
+
+
+def test_first_frame_of_animations_and_pages() -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    formats = ["GIF", "PNG", "TIFF"] + (["WEBP"] if features.check("webp") else [])
+    for file_format in formats:
+        options = {"lossless": True} if file_format == "WEBP" else {}
+        data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+        rgb = read_rgb(data)
+        assert rgb.shape == (6, 8, 3)
+        assert (rgb == (255, 0, 0)).all(), file_format
+
+
+def test_broken_colour_profile_is_ignored() -> None:
+    data = encoded(Image.fromarray(PICTURE), "PNG", icc_profile=b"not a profile")
+    np.testing.assert_array_equal(read_rgb(data), PICTURE)
+
+
+# ---- numbers: rescaling, crops, mirror, mean
+
+
+@pytest.mark.parametrize(
+    ("size", "Q", "expected"),
+    [
+        ((375, 500), 256, (256, 341)),  # 341.33
+        ((500, 375), 384, (512, 384)),
+        ((2, 3), 3, (3, 5)),  # 4.5: halves up
+        ((256, 256), 256, (256, 256)),
+        ((1, 20000), 2, (2, 40000)),
+    ],
+)
+def test_smallest_side_shape(size: tuple[int, int], Q: int, expected: tuple[int, int]) -> None:
+    assert smallest_side_shape(*size, Q) == expected
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**12), st.integers(1, 4096))
+@example(10**12 - 1, 10**12, 4095)
+def test_smallest_side_shape_is_exact(height: int, width: int, Q: int) -> None:
+    h, w = smallest_side_shape(height, width, Q)
+    assert min(h, w) == Q
+    assert (w, h) == smallest_side_shape(width, height, Q)
+    # the long side is within half a pixel of long * Q / short, as whole numbers
+    short, long = sorted((height, width))
+    assert -short < 2 * (max(h, w) * short - long * Q) <= short
+
+
+def test_smallest_side_is_antialiased_and_bilinear() -> None:
+    checkerboard = np.indices((256, 256)).sum(0) % 2 * np.uint8(255)
+    small = smallest_side(read_rgb(checkerboard.astype(np.uint8)), 32)
+    assert small.shape == (32, 32, 3)
+    assert set(np.unique(small)) <= {127, 128}  # without antialiasing: 0 and 255
+    # enlarged twice, 0 and 200 give weights of 1, 3/4, 1/4, 0 (pixel centres)
+    pair = read_rgb(np.array([[0, 200], [0, 200]], np.uint8))
+    assert smallest_side(pair, 4)[0, :, 0].tolist() == [0, 50, 150, 200]
+
+
+def test_smallest_side_keeps_an_image_that_fits() -> None:
+    assert smallest_side(PICTURE, 24) is PICTURE
+    assert smallest_side(PICTURE, 48).shape == (48, 80, 3)
+    assert smallest_side(np.ascontiguousarray(PICTURE.swapaxes(0, 1)), 12).shape == (20, 12, 3)
+
+
+def test_extreme_aspect_is_refused_before_it_is_computed() -> None:
+    strip = np.zeros((1, 20000, 3), np.uint8)
+    with pytest.raises(
+        UnreadableImage, match="20000x1 pixels at Q=512 would be 10240000x512, over the limit"
+    ):
+        smallest_side(strip, 512)
+    assert smallest_side(strip, 2, max_pixels=80000).shape == (2, 40000, 3)
+    with pytest.raises(UnreadableImage):
+        smallest_side(strip, 2, max_pixels=79999)
+
+
+@pytest.mark.parametrize("Q", [0, -1])
+def test_scale_must_be_positive(Q: int) -> None:
+    with pytest.raises(VggfeatError, match="smallest side of"):
+        smallest_side(PICTURE, Q)
+
+
+def test_grid_positions_by_hand() -> None:
+    # margins 256 - 224 = 32 and 341 - 224 = 117: 0, 29.25, 58.5, 87.75, 117
+    rows, columns = np.mgrid[:256, :341]
+    image = np.stack([rows % 256, columns % 256, columns // 256], axis=-1).astype(np.uint8)
+    crops = grid_crops(image, 224)
+    assert crops.shape == (25, 224, 224, 3) and crops.dtype == np.uint8
+    corners = crops[:, 0, 0].astype(int)
+    assert corners[::5, 0].tolist() == [0, 8, 16, 24, 32]
+    assert (corners[:5, 1] + 256 * corners[:5, 2]).tolist() == [0, 29, 58, 88, 117]
+    np.testing.assert_array_equal(crops[24], image[-224:, -224:])
+    np.testing.assert_array_equal(crops[12], centre_crop(image, 224))
+    np.testing.assert_array_equal(centre_crop(image, 224), image[16:240, 58:282])
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(2, 7))
+def test_grid_is_flush_and_even(extra_height: int, extra_width: int, n: int) -> None:
+    rows, columns = np.mgrid[: 4 + extra_height, : 4 + extra_width]
+    image = np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
+    tops = grid_crops(image, 4, n)[::n, 0, 0, 0].astype(int)
+    assert tops[0] == 0 and tops[-1] == extra_height
+    assert np.ptp(np.diff(tops)) <= 1
+
+
+def test_crop_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(VggfeatError, match="25x25 from 40x24 pixels"):
+        grid_crops(PICTURE, 25)
+    with pytest.raises(VggfeatError, match="25x25"):
+        centre_crop(PICTURE, 25)
+    assert grid_crops(PICTURE, 24).shape == (25, 24, 24, 3)
+
+
+def test_mirror_flips_the_width_of_arrays_and_tensors() -> None:
+    batch = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
+    flipped = mirror(batch)
+    np.testing.assert_array_equal(flipped[:, :, 0], batch[:, :, 3])
+    np.testing.assert_array_equal(mirror(flipped), batch)
+    assert torch.equal(mirror(torch.from_numpy(batch)), torch.from_numpy(flipped))
+    np.testing.assert_array_equal(mirror(batch[0]), flipped[0])
+
+
+def test_caffe_preprocessing_subtracts_the_mean_in_bgr() -> None:
+    batch = torch.tensor([[[[255, 0, 10]]]], dtype=torch.uint8)  # red, green, blue
+    x = CAFFE(batch)
+    assert x.shape == (1, 3, 1, 1) and x.dtype == torch.float32
+    expected = torch.tensor([10 - 103.939, 0 - 116.779, 255 - 123.68], dtype=torch.float32)
+    torch.testing.assert_close(x.flatten(), expected, rtol=0, atol=1e-5)
+
+
+def test_preprocessing_of_range_1_is_torchvisions_bit_for_bit() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    batch = torch.from_numpy(np.stack([PICTURE, PICTURE[::-1]]))
+    before = batch.clone()
+    x = Preprocessing(mean, std, "RGB", 1.0)(batch)
+    for i in range(2):
+        theirs = tv.normalize(tv.to_tensor(batch[i].numpy()), list(mean), list(std))
+        assert torch.equal(x[i], theirs)
+    assert torch.equal(batch, before)
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_preprocessing_is_channels_last(order: str) -> None:
+    batch = torch.from_numpy(np.stack([PICTURE] * 2))
+    for images in (batch, mirror(batch), batch.flip(1).transpose(1, 2)):
+        x = Preprocessing((1, 2, 3), channel_order=order)(images)
+        assert x.shape == (2, 3, *images.shape[1:3])
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        channels = images.float().permute(0, 3, 1, 2)[:, [0, 1, 2] if order == "RGB" else [2, 1, 0]]
+        assert torch.equal(x, channels - torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1))
+
+
+def test_preprocessing_inside_and_outside_inference_mode() -> None:
+    batch = torch.from_numpy(PICTURE[None])
+    own = Preprocessing((7.25, 8.5, 9.75))
+    with torch.inference_mode():
+        inside = own(batch)
+    weight = torch.ones(1, requires_grad=True)
+    (own(batch) * weight).sum().backward()  # constants kept from inference mode must not poison training
+    assert torch.equal(inside, own(batch))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(8, 8, 3, dtype=torch.uint8),
+        torch.zeros(1, 8, 8, 3),
+    ],
+)
+def test_preprocessing_refuses_other_batches(batch: torch.Tensor) -> None:
+    with pytest.raises(VggfeatError, match=r"\(N, H, W, 3\) uint8"):
+        CAFFE(batch)
+
+
+finite = st.floats(0, 1)
+
+
+@given(
+    st.tuples(finite, finite, finite), st.tuples(*[st.floats(1e-6, 1e6)] * 3), st.sampled_from(["RGB", "BGR"])
+)
+def test_metadata_round_trip_is_exact(mean: tuple, std: tuple, order: str) -> None:
+    for scale in (1.0, 255.0):
+        own = Preprocessing(tuple(value * scale for value in mean), std, order, scale)
+        metadata = own.to_metadata()
+        assert all(isinstance(value, str) for value in metadata.values())
+        assert Preprocessing.from_metadata({**metadata, "net": "D"}) == own
+
+
+def test_metadata_in_words() -> None:
+    assert CAFFE.to_metadata() == {
+        "mean": "103.939,116.779,123.68",
+        "std": "1.0,1.0,1.0",
+        "channel_order": "BGR",
+        "input_range": "0..255",
+    }
+    bgr = {"mean_bgr": "103.939,116.779,123.68"}
+    assert Preprocessing.from_metadata({**bgr, "channel_order": "BGR"}) == CAFFE
+    assert Preprocessing.from_metadata(bgr) == CAFFE
+    rgb = Preprocessing.from_metadata({**bgr, "channel_order": "RGB", "input_range": "0..255"})
+    assert rgb == Preprocessing((123.68, 116.779, 103.939))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"mean": None}, "lacks mean"),
+        ({"channel_order": None}, "lacks channel_order"),
+        ({"input_range": None}, "lacks input_range"),
+        ({"input_range": "0..2"}, "0..255 or 0..1"),
+        ({"channel_order": "GBR"}, "RGB or BGR"),
+        ({"mean": "1,2"}, "mean must be three numbers"),
+        ({"mean": "1,2,x"}, "mean must be three numbers"),
+        ({"mean": "nan,2,3"}, "mean must be finite"),
+        ({"std": "1,0,1"}, "std must be positive"),
+        ({"input_range": "0..1"}, "outside the input range 0..1"),
+    ],
+)
+def test_bad_metadata_is_refused_in_a_sentence(change: dict, reason: str) -> None:
+    metadata = {key: value for key, value in {**CAFFE.to_metadata(), **change}.items() if value is not None}
+    with pytest.raises(VggfeatError, match=reason) as caught:
+        Preprocessing.from_metadata(metadata)
+    assert "\n" not in str(caught.value)
+
+
+def test_input_range_must_be_known() -> None:
+    with pytest.raises(VggfeatError, match="255 or 1"):
+        Preprocessing((0, 0, 0), input_range=2)
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\) and dtype uint8: expected \(H, W\)"),
+        (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
+        (np.zeros(8, np.uint8), r"shape \(8,\)"),
+        (np.zeros((0, 8, 3), np.uint8), "nothing in it"),
+        (np.zeros((8, 8, 3), np.int64), "dtype int64: expected uint8, uint16 or floats"),
+        (np.zeros((8, 8), bool), "dtype bool"),
+        (np.zeros((8, 8), object), "dtype object"),
+    ],
+)
+def test_arrays_that_are_no_images(array: np.ndarray, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        read_rgb(array)
+
+
+def test_what_is_no_source_at_all() -> None:
+    with pytest.raises(VggfeatError, match="not int"):
+        read_rgb(3)  # type: ignore[arg-type]
+
+
+def test_a_read_only_array_comes_back_writeable() -> None:
+    array = PICTURE.copy()
+    array.flags.writeable = False
+    assert read_rgb(array).flags.writeable
+
+
+def test_paths_that_hold_no_image(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("this is not a picture\n")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "figure.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    reasons = {
+        "missing.jpg": "no such file",
+        "dangling.jpg": "no such file",
+        "empty.jpg": r"empty file \(0 bytes\)",
+        "text.jpg": "not an image that Pillow can read",
+        "figure.eps": "not an image that Pillow can read",
+        "loop.jpg": "symbolic links",
+        "pipe.jpg": "not a regular file",
+        ".": "is a directory",
+        "text.jpg/x.jpg": "not a directory",
+        "n" * 300: "too long",
+        "zero\0byte": "null",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(UnreadableImage, match=reason) as caught:
+            read_rgb(tmp_path / name)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) <= 200
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        read_rgb("/dev/zero")
+    with pytest.raises(UnreadableImage, match="empty file"):
+        read_rgb(b"")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "secret.png"
+    path.write_bytes(encoded(Image.fromarray(PICTURE), "PNG"))
+    path.chmod(0)
+    with pytest.raises(UnreadableImage, match="permission denied"):
+        read_rgb(path)
+
+
+def test_permission_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(UnreadableImage, match=r"^permission denied$"):
+        read_rgb("secret.png")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "reason"),
+    [
+        (15000, 12000, "15000x12000 pixels is over the limit of 178956970 pixels"),  # Pillow only warns here
+        (100000, 100000, "10000000000 pixels is over the limit of 178956970 pixels"),
+    ],
+)
+def test_a_bomb_is_refused_by_its_header(width: int, height: int, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        read_rgb(png(width, height, 8, 2, b"\0"))
+
+
+def test_the_limit_is_the_callers() -> None:
+    data = encoded(Image.fromarray(PICTURE), "PNG")
+    assert read_rgb(data, max_pixels=24 * 40).shape == PICTURE.shape
+    for source in (data, Image.open(io.BytesIO(data))):
+        with pytest.raises(UnreadableImage, match="40x24 pixels is over the limit of 959 pixels"):
+            read_rgb(source, max_pixels=959)
+
+
+def test_a_closed_image_is_unreadable(tmp_path: Path) -> None:
+    image = Image.fromarray(PICTURE)
+    image.close()
+    with pytest.raises(UnreadableImage, match="closed"):
+        read_rgb(image)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OverflowError("x"), RecursionError("deep"), struct.error("s"), EOFError()]
+)
+def test_whatever_a_decoder_raises(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UnreadableImage, match="memory|truncated|damaged"):
+        read_rgb(b"anything")
+
+
+SMOOTH = Image.fromarray(PICTURE).resize((120, 90), Image.Resampling.BICUBIC)
+FILES = {
+    "baseline": encoded(SMOOTH, "JPEG"),
+    "progressive": encoded(SMOOTH, "JPEG", progressive=True),
+    "PNG": encoded(SMOOTH, "PNG"),
+    "GIF": encoded(SMOOTH, "GIF"),
+    "BMP": encoded(SMOOTH, "BMP"),
+    "TIFF": encoded(SMOOTH, "TIFF"),
+    "TIFF, compressed": encoded(SMOOTH, "TIFF", compression="tiff_lzw"),
+    "WEBP": encoded(SMOOTH, "WEBP"),
+    "PPM": encoded(SMOOTH, "PPM"),
+    "ICO": encoded(SMOOTH, "ICO"),
+    "TGA": encoded(SMOOTH, "TGA", compression="tga_rle"),
+    "PCX": encoded(SMOOTH, "PCX"),
+    "grey 16": encoded(Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)), "PNG"),
+}
+
+
+def outcome(data: bytes) -> str:
+    try:
+        rgb = read_rgb(data, max_pixels=1_000_000)
+    except UnreadableImage as error:
+        assert "\n" not in str(error) and 0 < len(str(error)) <= 200
+        return str(error)
+    assert rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.dtype == np.uint8 and rgb.flags.c_contiguous
+    return "read"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_anywhere(name: str) -> None:
+    data = FILES[name]
+    assert outcome(data) == "read"
+    for end in range(0, len(data), max(1, len(data) // 100)):
+        outcome(data[:end])
+    if name in ("baseline", "progressive", "PNG", "PPM", "BMP"):
+        assert outcome(data[: len(data) // 2]).startswith("truncated: ")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8))
+def test_damaged_anywhere(name: str, damage: list[tuple[float, int]]) -> None:
+    data = bytearray(FILES[name])
+    for place, value in damage:
+        # half of the damage falls into the first 1%, where the headers are
+        data[int(min(place**3, 1 - 1e-9) * len(data))] = value
+    outcome(bytes(data))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_noise(data: bytes) -> None:
+    outcome(data)
+
+
+def test_many_threads_read_the_same() -> None:
+    names = sorted(FILES) * 8
+    alone = {name: read_rgb(data) for name, data in FILES.items()}
+    with ThreadPoolExecutor(8) as pool:
+        for name, rgb in zip(names, pool.map(lambda name: read_rgb(FILES[name]), names), strict=True):
+            np.testing.assert_array_equal(rgb, alone[name])
+
+
+def test_files_are_closed_and_nothing_is_printed(tmp_path: Path) -> None:
+    """In a process of its own: pytest keeps warnings to itself."""
+    (tmp_path / "bomb.png").write_bytes(png(15000, 12000, 8, 2, b"\0"))
+    (tmp_path / "odd.jpg").write_bytes(
+        encoded(SMOOTH, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+    )
+    (tmp_path / "cut.png").write_bytes(FILES["PNG"][:200])
+    (tmp_path / "cut.tiff").write_bytes(FILES["TIFF"][:-20])
+    (tmp_path / "good.png").write_bytes(FILES["PNG"])
+    program = (
+        "import os, sys; from vggfeat.images import read_rgb, UnreadableImage\n"
+        "before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: read_rgb(path)\n"
+        "    except UnreadableImage: pass\n"
+        "assert not before or len(os.listdir('/proc/self/fd')) == before\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -1,0 +1,495 @@
+"""The `vggfeat` command: parse, call one function, print.
+
+Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says why;
+2 usage; 3 done, but some inputs were unreadable.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from vggfeat.errors import VggfeatError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B).",
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers like 256,384,512", param_hint=option
+        ) from error
+    if not all(value > 0 for value in values):
+        raise typer.BadParameter(f"{text!r} has numbers that are not positive", param_hint=option)
+    return values
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 where it is fast.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that decode and rescale.")]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Images of 224x224 a forward pass; larger ones in proportionally smaller batches."
+    ),
+]
+CORES = os.cpu_count() or 1
+
+
+@app.command()
+def extract(
+    dataset: Annotated[str, typer.Option(help="See `vggfeat datasets`.")],
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Where the dataset lies; default $VGGFEAT_DATA, or ./data.", show_default=False),
+    ] = None,
+    net: Annotated[str, typer.Option(help="Net of Table 1; D and E have released weights.")] = "",
+    weights: Annotated[
+        str | None, typer.Option(help="See `vggfeat weights`; default oxford:D, the released net D.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="The paper's name: conv1_1 ... pool5, fc6, fc7; default fc7.")
+    ] = None,
+    scales: Annotated[str, typer.Option(help="Smallest sides Q in pixels, comma-separated.")] = "256,384,512",
+    mirror: Annotated[bool, typer.Option(help="Average with the mirror image's descriptor.")] = True,
+    store: Annotated[
+        Literal["float16", "float32"], typer.Option(help="Type of the stored descriptors.")
+    ] = "float32",
+    out_file: Annotated[Path, typer.Option("--out", help="The feature file.")] = Path("feats.h5"),
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = CORES,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the dataset into --root first.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the feature file.")] = False,
+    json_file: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Describe every image of a dataset; write one HDF5 feature file."""
+    qs = _numbers(scales, int, "--scales")
+    from vggfeat import datasets
+    from vggfeat import extract as extraction
+    from vggfeat.weights import load, resolve_device
+
+    if out_file.exists() and not overwrite and not dry_run:
+        raise VggfeatError(f"{out_file} exists; give --overwrite, or another --out")
+    folder = root or Path(os.environ.get("VGGFEAT_DATA", "data"))
+    items = datasets.load(dataset, folder, download=download)
+    if limit is not None:
+        items = extraction.limited(items, limit)
+    where = resolve_device(device)
+    if net and weights:
+        network = load(net, weights)
+    else:
+        network = load(weights or net or "oxford:D")
+    network.to(where, precision)
+    layer = layer or network.default_layer
+    if dry_run:
+        plan = extraction.plan(items, network, qs, layer, mirror, store)
+        _table(
+            "plan",
+            [
+                ("images", f"{plan.images:,}"),
+                ("work", f"{plan.gflop:,.0f} GFLOP (sizes of {plan.sampled} images)"),
+                ("expected time", f"{_duration(plan.seconds)} on {where} in {network.precision}"),
+                ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
+            ],
+        )
+        _write_json(json_file, plan.__dict__)
+        return
+    extraction.keep_freed_memory()
+    with _progress("extract") as progress:
+        report = extraction.extract(
+            items,
+            network,
+            out_file,
+            scales=qs,
+            layer=layer,
+            mirror=mirror,
+            batch_size=batch_size,
+            workers=workers,
+            store=store,
+            overwrite=overwrite,
+            command=_command(),
+            progress=progress,
+        )
+    bad = report.unreadable
+    _table(
+        str(out_file),
+        [
+            ("images", f"{report.images:,}" + (f" ({len(bad)} unreadable)" if bad else "")),
+            (
+                "descriptor",
+                f"{layer}, {len(qs)} x {network.dim(layer)}",
+            ),
+            ("time", f"{_duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
+        ],
+    )
+    _list_unreadable(bad)
+    _write_json(
+        json_file,
+        {
+            "out": str(out_file),
+            "images": report.images,
+            "seconds": report.seconds,
+            "unreadable": bad,
+            "command": _command(),
+        },
+    )
+    if bad:
+        raise typer.Exit(3)
+
+
+@app.command()
+def svm(
+    features: Annotated[
+        list[Path], typer.Option(help="Feature file; several of one dataset are stacked (fusion).")
+    ],
+    pool: Annotated[Literal["average", "stack", "max"], typer.Option(help="Over the scales.")] = "average",
+    scales: Annotated[str | None, typer.Option(help="Use only these of the stored scales.")] = None,
+    C: Annotated[
+        str, typer.Option("--C", help="auto: chosen on the validation part; or a value or list.")
+    ] = "auto",
+    loss: Annotated[Literal["squared_hinge", "hinge"], typer.Option(help="Of the SVM.")] = "squared_hinge",
+    seed: Annotated[
+        int | None, typer.Option(help="Draw the random splits anew; default: those in the file.")
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write VOC comp2 files of the test images here.")
+    ] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Save the classifier (HDF5).")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = CORES,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model file.")] = False,
+    json_file: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Train and score a linear SVM by the dataset's protocol."""
+    qs = _numbers(scales, int, "--scales") if scales else None
+    cs = "auto" if C == "auto" else list(_numbers(C, float, "--C"))
+    if out_file and out_file.exists() and not overwrite:
+        raise VggfeatError(f"{out_file} exists; give --overwrite, or another --out")
+    from vggfeat import protocols
+    from vggfeat.model import Model, save_model
+
+    problem, parts, about = protocols.problem_from(features, pool, qs)
+    outcome = protocols.run(
+        problem, C=cs, seed=seed, loss=loss, n_jobs=workers, progress=lambda line: err.print(line)
+    )
+    results = {**outcome.results, **about, "command": _command()}
+    if submission:
+        protocols.write_submission(submission, problem, outcome)
+    if out_file:
+        trained = outcome.model
+        save_model(
+            out_file,
+            Model(
+                problem.classes,
+                trained.coef_,
+                trained.intercept_,
+                parts,
+                pool,
+                problem.labels.ndim == 2,
+                results,
+            ),
+        )
+    _print_results(results)
+    _write_json(json_file, results)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Images.")],
+    model: Annotated[Path, typer.Option(help="From `vggfeat svm --out`.")],
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Where the weights lie now, if they moved.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to print an image.")] = 5,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+    workers: Workers = CORES,
+    json_file: Json = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write all scores as CSV to this file.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Score new images with a saved classifier."""
+    from vggfeat.model import load_model
+
+    classifier = load_model(model)
+    networks = classifier.load_networks(weights or [], device)
+    scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
+    table = Table("image", "class", "score")
+    records = []
+    for i, path in enumerate(images):
+        if i in bad:
+            records.append({"image": str(path), "error": bad[i]})
+            continue
+        order = (-scores_NK[i]).argsort(kind="stable")[:top]
+        best = [(classifier.classes[k], float(scores_NK[i, k])) for k in order]
+        for rank, (name, score) in enumerate(best):
+            table.add_row("" if rank else str(path), name, f"{score:+.3f}")
+        records.append({"image": str(path), "top": [{"class": name, "score": score} for name, score in best]})
+    out.print(table)
+    if csv_file:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["image", *classifier.classes])
+        for i, path in enumerate(images):
+            writer.writerow(
+                [path, *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist()))]
+            )
+        _write_text(csv_file, text.getvalue())
+    _write_json(json_file, records)
+    _list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
+    if bad:
+        raise typer.Exit(3)
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="A feature file or a model.")],
+    json_file: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Tell all about a feature file or a model."""
+    import h5py
+
+    from vggfeat.model import FORMAT, load_model
+    from vggfeat.store import open_features
+
+    facts: dict[str, Any]
+    is_model = False
+    if file.is_file() and h5py.is_hdf5(file):
+        with h5py.File(file, "r") as opened:
+            is_model = opened.attrs.get("format") == FORMAT
+    if is_model:
+        m = load_model(file)
+        facts = {
+            "kind": "model",
+            "classes": len(m.classes),
+            "descriptor": m.coef_KD.shape[1],
+            "pool": m.pool,
+            "multi_label": m.multi_label,
+        }
+        for i, part in enumerate(m.parts):
+            facts |= {f"network {i + 1} {key}": value for key, value in part.__dict__.items()}
+        facts |= {
+            k: m.results[k]
+            for k in ("dataset", "protocol", "C", "model_trained_on", "command")
+            if k in m.results
+        }
+    else:
+        f = open_features(file)
+        facts = {
+            "kind": "features",
+            "images": f.shape[0],
+            "unreadable": len(f.errors),
+            "descriptors": f"{f.shape} {f.dtype}",
+            "classes": len(f.classes),
+            "labels": "none"
+            if f.labels is None
+            else ("several an image" if f.labels.ndim == 2 else "one an image"),
+            "splits": {name: len(rows) for name, rows in f.splits.items()},
+            **{k: v for k, v in f.attributes.items() if k not in ("description", "format")},
+        }
+    _table(
+        str(file), [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in facts.items()]
+    )
+    if not is_model:
+        _list_unreadable({f.names[i]: reason for i, reason in f.errors.items()})
+    _write_json(json_file, facts)
+
+
+@app.command()
+def datasets() -> None:
+    """List the datasets."""
+    from vggfeat.datasets import describe_datasets
+
+    table = Table("dataset", "what", "where")
+    for row in describe_datasets():
+        table.add_row(*row)
+    out.print(table)
+
+
+@app.command()
+def weights() -> None:
+    """List the sources of weights."""
+    from vggfeat.weights import SOURCES
+
+    table = Table("--weights", "what")
+    for row in SOURCES:
+        table.add_row(*row)
+    out.print(table)
+
+
+# --- printing ----------------------------------------------------------------------------------------------
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows:
+        table.add_row(name, value)
+    out.print(table)
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    rows = []
+    for key, name in (
+        ("mean_class_recall", "mean class recall"),
+        ("accuracy", "accuracy"),
+        ("map_11point", "mAP (11-point)"),
+        ("map_allpoint", "mAP (all-point)"),
+    ):
+        if results.get(key) is not None:
+            std = results.get(f"{key}_std")
+            rows.append(
+                (name, f"{100 * results[key]:.2f} %" + (f" +- {100 * std:.2f}" if std is not None else ""))
+            )
+    rows += [("C", _plain(results.get("C")))]
+    if "C_curve" in results:
+        rows += [("C grid", _plain(results["C_grid"])), ("validation score", _plain(results["C_curve"]))]
+    for i, split in enumerate(results.get("per_split", [])):
+        rows.append((f"split {i}", f"{100 * split['mean_class_recall']:.2f} %, C {_plain(split['C'])}"))
+    rows += [
+        (
+            "images",
+            f"{results['n_train']} train, {results['n_test']} test, {results['n_unreadable']} unreadable left out",
+        ),
+        ("protocol", str(results["protocol"])),
+    ]
+    _table(f"{results['dataset']}: linear SVM", rows)
+    per_class = results.get("per_class", {})
+    columns = sorted({key for scores in per_class.values() for key in scores})
+    if per_class and len(per_class) <= 20:
+        table = Table("class", *columns)
+        for name, scores in per_class.items():
+            table.add_row(name, *(_plain(scores.get(column)) for column in columns))
+        out.print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_plain(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _list_unreadable(bad: dict[str, str]) -> None:
+    for name, reason in bad.items():
+        print(f"unreadable: {_printable(name)}: {_printable(reason)}", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    if path is not None:
+        _write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise VggfeatError(f"can't write {path}: {error}") from error
+
+
+@contextmanager
+def _progress(verb: str) -> Iterator[Any]:
+    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""
+    if err.is_terminal:
+        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
+            task = bar.add_task(verb, total=None, rate="")
+            started = time.monotonic()
+
+            def show(done: int, total: int) -> None:
+                rate = done / max(time.monotonic() - started, 1e-9)
+                bar.update(task, completed=done, total=total, rate=f"{rate:.1f} images/s")
+
+            yield show
+        return
+    started = last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 10:
+            last = now
+            rate = done / (now - started)
+            left = _duration((total - done) / rate)
+            print(
+                f"{verb}: {done}/{total} images, {rate:.1f} images/s, {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield line
+
+
+def main() -> None:
+    """Run the command; turn errors into one line and an exit status."""
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        text = " ".join(str(error).split())
+        if not isinstance(error, VggfeatError):
+            text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+        print(f"vggfeat: {_printable(text)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

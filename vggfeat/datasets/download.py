@@ -1,0 +1,33 @@
+"""Fetching an archive through torchvision, which checks its MD5, with one-line failures."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vggfeat.errors import VggfeatError
+
+
+@contextlib.contextmanager
+def downloading(dataset: str, root: Path) -> Iterator[None]:
+    """Run torchvision's downloader inside: `root` exists, stdout stays clean, failures are VggfeatError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # stdout belongs to results; torchvision has printed there in several versions.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except Exception as error:  # URLError, RuntimeError (checksum), tarfile and zip errors, a full disk …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise VggfeatError(
+            f"could not download {dataset} into {root.absolute()}: {reason}; try again, "
+            "or fetch its official archive yourself and give --root the folder it is unpacked in"
+        ) from error
+
+
+def need_root(dataset: str, root: Path | None, what: str) -> Path:
+    """`root`, or a VggfeatError that says what to give."""
+    if root is None:
+        raise VggfeatError(f"{dataset} needs --root: {what}")
+    return root

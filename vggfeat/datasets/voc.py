@@ -1,0 +1,165 @@
+"""PASCAL VOC 2007 and 2012 classification: the devkit's image sets and its per-class labels.
+
+    VOCdevkit/VOC2007/ImageSets/Main/train.txt              000012
+    VOCdevkit/VOC2007/ImageSets/Main/aeroplane_train.txt    000012 -1
+    VOCdevkit/VOC2007/JPEGImages/000012.jpg
+
+Labels stay as the lists have them: 1 present, -1 absent, 0 when every object of the class in the image is
+marked difficult. The 2012 test lists have no labels (they are on the server): those rows are zeros.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from vggfeat.datasets.download import downloading, need_root
+from vggfeat.datasets.items import Items
+from vggfeat.errors import VggfeatError
+
+# Alphabetical, as in the devkit's VOCinit.m.
+CLASSES = [
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+]
+
+
+def load(root: Path | None, download: bool = False, *, year: int) -> Items:
+    """VOC `year`, all its images sorted by id, with splits "train", "val" and, where listed, "test".
+
+    root: the folder that holds VOCdevkit, or VOCdevkit, or the VOC2007 (VOC2012) folder in it.
+    labels: (N, 20) int8. Test rows are zeros when there is no CLASS_test.txt at all.
+    Raises VggfeatError naming the list, and the line, that is missing, malformed or contradicts another.
+    """
+    root = need_root(f"voc{year}", root, "the folder that holds VOCdevkit")
+    if download and not _whole(root, year):
+        _download(root, year)
+    return _read(_find(root, year), year)
+
+
+def _find(root: Path, year: int) -> Path:
+    """The VOC<year> folder at or under root."""
+    candidates = [root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}"]
+    # A folder of another year would load without complaint, and be scored by the wrong year's rules.
+    if root.absolute().name == f"VOC{year}" or not re.fullmatch(r"VOC\d{4}", root.absolute().name):
+        candidates.append(root)
+    for folder in candidates:
+        if (folder / "ImageSets" / "Main").is_dir():
+            return folder
+    looked = " or ".join(str(folder.absolute() / "ImageSets" / "Main") for folder in candidates)
+    raise VggfeatError(f"no folder {looked}: give --root the folder that holds VOCdevkit, or add --download")
+
+
+def _read(folder: Path, year: int) -> Items:
+    lists = folder / "ImageSets" / "Main"
+    ids_of = {split: _read_ids(lists / f"{split}.txt") for split in ("train", "val")}
+    if (lists / "test.txt").exists():
+        ids_of["test"] = _read_ids(lists / "test.txt")
+    ids = sorted(set().union(*ids_of.values()))
+    if len(ids) != sum(map(len, ids_of.values())):
+        raise VggfeatError(
+            f"{lists}: an image is in two of {', '.join(f'{s}.txt' for s in ids_of)}; they must differ"
+        )
+
+    row_of = {image: row for row, image in enumerate(ids)}
+    labels = np.zeros((len(ids), len(CLASSES)), np.int8)
+    for split, split_ids in ids_of.items():
+        if split == "test" and not any((lists / f"{name}_test.txt").exists() for name in CLASSES):
+            continue
+        for column, name in enumerate(CLASSES):
+            value_of = _read_labels(lists / f"{name}_{split}.txt", split_ids)
+            for image, value in value_of.items():
+                labels[row_of[image], column] = value
+
+    return Items(
+        dataset=f"voc{year}",
+        protocol=f"voc{year}",
+        root=folder,
+        names=[f"JPEGImages/{image}.jpg" for image in ids],
+        labels=labels,
+        classes=list(CLASSES),
+        splits={s: np.array(sorted(row_of[i] for i in part), np.int64) for s, part in ids_of.items()},
+    )
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and words of each line that isn't blank."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        message = (
+            f"no file {path.absolute()}: the copy is incomplete; unpack the archive again, or add --download"
+        )
+        raise VggfeatError(message) from None
+    except OSError as error:
+        raise VggfeatError(f"can't read {path.absolute()}: {error.strerror}") from error
+    return [(n, words) for n, line in enumerate(text.split("\n"), 1) if (words := line.split())]
+
+
+def _read_ids(path: Path) -> set[str]:
+    ids: set[str] = set()
+    for n, words in _lines(path):
+        if len(words) != 1:
+            raise VggfeatError(f"{path}, line {n}: expected one image id, found {' '.join(words)!r}")
+        if words[0] in ids:
+            raise VggfeatError(f"{path}, line {n}: image {words[0]} is listed twice")
+        ids.add(words[0])
+    return ids
+
+
+def _read_labels(path: Path, ids: set[str]) -> dict[str, int]:
+    """Image id -> 1, 0 or -1, for exactly the ids of the split's own list."""
+    value_of: dict[str, int] = {}
+    for n, words in _lines(path):
+        if len(words) != 2 or words[1] not in ("1", "0", "-1"):
+            found = " ".join(words)
+            raise VggfeatError(f"{path}, line {n}: expected an image id and 1, 0 or -1, found {found!r}")
+        image = words[0]
+        if image in value_of or image not in ids:
+            wrong = "is listed twice" if image in value_of else f"is not in {path.name.rsplit('_', 1)[1]}"
+            raise VggfeatError(f"{path}, line {n}: image {image} {wrong}")
+        value_of[image] = int(words[1])
+    if len(value_of) < len(ids):
+        raise VggfeatError(
+            f"{path}: no label for {len(ids) - len(value_of)} images, first {min(ids - value_of.keys())}"
+        )
+    return value_of
+
+
+def _whole(root: Path, year: int) -> bool:
+    """Whether nothing is left to download: every list is there and every image they name is a file."""
+    try:
+        items = _read(_find(root, year), year)
+    except VggfeatError:
+        return False
+    has_lists = year != 2007 or "test" in items.splits
+    # The 2012 archive lists no test images; a copy that does may hold them or not.
+    rows = range(len(items)) if year == 2007 else np.concatenate([items.splits[s] for s in ("train", "val")])
+    return has_lists and all((items.root / items.names[row]).is_file() for row in rows)
+
+
+def _download(root: Path, year: int) -> None:
+    """Leave ROOT/VOCdevkit/VOC<year>, and the archives beside VOCdevkit (an interrupted run reuses them)."""
+    base = root.absolute()
+    if base.name == f"VOC{year}" and base.parent.name == "VOCdevkit":
+        base = base.parent
+    if base.name == "VOCdevkit":
+        base = base.parent
+    with downloading(f"voc{year}", base):
+        from torchvision.datasets import VOCDetection
+
+        for image_set in ("trainval", "test") if year == 2007 else ("trainval",):
+            VOCDetection(base, year=str(year), image_set=image_set, download=True)

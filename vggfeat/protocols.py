@@ -1,0 +1,707 @@
+"""How each dataset is scored: which rows train, validate and test, how C is chosen, what is reported.
+
+N images, D descriptor length, K classes. Paper, Appendix B; where it is silent, the rule is stated in the
+results.
+
+1. C is chosen on the validation part: one C for all classes, by mean class recall (one label an image) or
+   mean average precision (several; 11-point for VOC-2007, all-point otherwise). Of equal scores the smallest
+   C wins.
+2. The SVMs are fitted again with that C on train + val, and scored on test.
+3. VOC: an image whose only objects of a class are difficult (label 0) is left out for that class, in training
+   and in test. Caltech: several random splits, mean and standard deviation over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from vggfeat import metrics
+from vggfeat.datasets.splits import random_splits
+from vggfeat.errors import VggfeatError
+from vggfeat.svm import LOSSES, SCORE_ROWS, SOLVER, LinearSVM
+
+C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
+C_STEP = 4.0  # the grid's ratio, and that of its extension
+MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
+
+VAL_FRACTION = 0.2  # Appendix B: 20% of the training images choose the hyper-parameters
+N_SPLITS = 3  # Appendix B: three random splits
+# Training images a class (or their share), most test images a class, for random splits that are drawn here.
+SPLIT_SIZES: dict[str, tuple[int | float, int | None]] = {"caltech101": (30, 50), "caltech256": (60, None)}
+OTHER_SPLIT_SIZES: tuple[int | float, int | None] = (0.8, None)
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is classified: one descriptor an image, with labels and splits as `datasets.Items` codes them.
+
+    X: (N, D) float32, aggregated and normalised; rows of unreadable images are NaN.
+    labels: (N,) int32, -1 where unknown; or (N, K) int8 of 1, -1, 0 (difficult), a row of zeros where
+    unknown.
+    classes: K names.
+    splits: name -> rows: "train", "val", "test", or "split0/train", "split0/val", "split0/test", …
+    readable: (N,) bool.
+    protocol: "voc2007", "voc2012", "caltech101", "caltech256", "single-label" or "multi-label".
+    names: N image names.
+    """
+
+    X: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    splits: dict[str, np.ndarray]
+    readable: np.ndarray
+    protocol: str
+    names: list[str]
+
+    def __post_init__(self) -> None:
+        n = len(self.X)
+        if self.X.ndim != 2 or not (len(self.labels) == len(self.readable) == len(self.names) == n):
+            raise VggfeatError(
+                f"descriptors {self.X.shape}, labels {self.labels.shape}, readable {self.readable.shape} and "
+                f"{len(self.names)} names don't describe the same images"
+            )
+        if self.labels.ndim not in (1, 2) or (
+            self.labels.ndim == 2 and self.labels.shape[1] != len(self.classes)
+        ):
+            raise VggfeatError(f"labels {self.labels.shape} don't match {len(self.classes)} classes")
+        if (
+            self.labels.ndim == 1
+            and n
+            and not -1 <= self.labels.min() <= self.labels.max() < len(self.classes)
+        ):
+            raise VggfeatError(f"labels must lie within -1 … {len(self.classes) - 1}")
+        for name, rows in self.splits.items():
+            if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < n:
+                raise VggfeatError(f"split {name} names rows outside 0 … {n - 1}")
+
+    @property
+    def multilabel(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(N,) whether anything is known of an image's label."""
+        return (self.labels != 0).any(axis=1) if self.multilabel else self.labels >= 0
+
+
+@dataclass
+class Outcome:
+    """What a protocol gives.
+
+    results: the scores of results.json, plain Python values.
+    model: the classifier to keep; results["model_trained_on"] says on what.
+    test_rows, test_scores: rows of the problem and their (n, K) scores, for a submission; None with several
+    splits.
+    """
+
+    results: dict[str, Any]
+    model: LinearSVM
+    test_rows: Rows | None
+    test_scores: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Readable rows of one split. fit + val choose C; refit, then test, give the score."""
+
+    name: str  # "" for the official split
+    fit: Rows
+    val: Rows
+    refit: Rows
+    test: Rows
+
+
+def run(
+    problem: Problem,
+    *,
+    C: str | float | Sequence[float] = "auto",
+    seed: int | None = None,
+    loss: str = "squared_hinge",
+    n_jobs: int | None = 2,
+    progress: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Choose C, train and test by the problem's protocol.
+
+    C: "auto" tries C_GRID, and up to three more values while the best is strictly better than all others and
+        at an end of the grid; a list tries exactly its values; one value is used as it is.
+    seed: None uses the stored splits; a number draws random splits anew (as many as are stored, else three).
+        Official splits stay as they are; only a validation part that must be cut from train depends on it
+        (None: 0).
+    n_jobs: processes in all; the result is the same for any number. -1 uses every core.
+    progress: called with one line for each fit that ended.
+
+    results holds: protocol, solver, C, n_train, n_test, n_unreadable (of all images), seconds, rules
+    (sentences),
+    model_trained_on, and where the protocol has them: C_grid and C_curve (validation score of each C; with
+    several splits the mean, over the values that all splits tried), C_chosen_on, selected_by,
+    C_grid_extended_by; accuracy and mean_class_recall, or map_11point and map_allpoint, as fractions of 1;
+    over several splits their means, with _std (ddof=1) beside them, and per_split; per_class; n_train and
+    n_test then are the first split's. test_split names the split that was scored. Without test labels
+    test_labels is "none", and validation holds the scores of the classifier trained on train alone.
+    degenerate_classes lack positives or negatives in training, classes_without_ap lack positives in test,
+    not_converged names fits that liblinear broke off.
+
+    Raises VggfeatError when there is nothing to train, validate or test on, when a class of a one-label
+    problem has no training image, or when a C is not positive.
+    """
+    started = time.perf_counter()
+    grid = _grid(C)
+    if loss not in LOSSES:
+        raise VggfeatError(f"loss must be squared_hinge or hinge, not {loss}")
+    if len(problem.classes) < 2 and not problem.multilabel:
+        raise VggfeatError("there is one class only; a classifier needs at least two")
+    select = len(grid) > 1
+    splits, facts = _splits(problem, seed, select)
+    _check(problem, splits)
+    say = progress or (lambda line: None)
+    # One BLAS thread here as in the workers: sums are in the same order, and n_jobs is all that is used.
+    with threadpool_limits(limits=1, user_api="blas"), _Workers(n_jobs) as workers:
+        outcome = _choose_and_score(problem, splits, facts, grid, C == "auto", loss, workers, say)
+    outcome.results["seconds"] = time.perf_counter() - started
+    return outcome
+
+
+# Which rows -------------------------------------------------------------------------------------------------
+
+
+def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Split], dict[str, Any]]:
+    """The protocol's splits, without unreadable rows, and what the results say of them.
+
+    select: whether C is to be chosen, which needs a validation part.
+    """
+    random = sorted({name.split("/")[0] for name in problem.splits if "/" in name}, key=lambda s: (len(s), s))
+    if "train" in problem.splits:
+        return _official_split(problem, seed or 0, select)
+    stored = problem.splits
+    drawn = "stored"
+    if seed is not None and (random or not stored):
+        if problem.multilabel:
+            raise VggfeatError(
+                "random splits can't be drawn for several labels an image; store train, val and test"
+            )
+        n_train, max_test = SPLIT_SIZES.get(problem.protocol, OTHER_SPLIT_SIZES)
+        # Drawn over all images, so that an unreadable one doesn't change who else is where.
+        stored = random_splits(
+            problem.labels,
+            n_train=n_train,
+            max_test=max_test,
+            val_fraction=VAL_FRACTION,
+            n_splits=len(random) or N_SPLITS,
+            seed=seed,
+        )
+        random = sorted({name.split("/")[0] for name in stored}, key=lambda s: (len(s), s))
+        drawn = f"drawn with seed {seed}"
+    if not random:
+        raise VggfeatError(
+            "there is no training split: the dataset must have train with val or test, or give a seed to draw
+            splits"
+        )
+    splits = []
+    chosen_on = "the splits' own val"
+    for number, name in enumerate(random):
+        for part in ("train", "test"):
+            if f"{name}/{part}" not in stored:
+                raise VggfeatError(f"{name} has no {part} part")
+        train, test = _usable(problem, stored[f"{name}/train"]), _readable(problem, stored[f"{name}/test"])
+        if f"{name}/val" in stored:
+            val = _usable(problem, stored[f"{name}/val"])
+        else:
+            val = _cut(problem, train, np.random.default_rng([seed or 0, number])) if select else train[:0]
+            chosen_on = "20% of train"
+        splits.append(_Split(name, np.setdiff1d(train, val), val, np.union1d(train, val), test))
+    return splits, {"splits": drawn, "test_split": "test"} | ({"C_chosen_on": chosen_on} if select else {})
+
+
+def _official_split(problem: Problem, seed: int, select: bool) -> tuple[list[_Split], dict[str, Any]]:
+    train, stored = _usable(problem, problem.splits["train"]), problem.splits
+    if "test" not in stored and "val" not in stored:
+        raise VggfeatError("there is a train split, but neither val nor test to score on")
+    test_split = "test" if "test" in stored else "val"
+    test = _readable(problem, stored[test_split])
+    # Without test labels the figures are those of the validation part, which is then needed even for a single
+    # C.
+    need_val = select or not problem.known[test].any()
+    if "val" in stored and test_split == "test":
+        val, chosen_on = _usable(problem, stored["val"]), "val"
+    elif need_val:
+        val, chosen_on = _cut(problem, train, np.random.default_rng(seed)), "20% of train"
+    else:
+        val, chosen_on = train[:0], ""
+    facts: dict[str, Any] = {"splits": "official", "test_split": test_split}
+    if select:
+        facts["C_chosen_on"] = chosen_on
+    if need_val and not select:
+        facts["validated_on"] = chosen_on
+    return [_Split("", np.setdiff1d(train, val), val, np.union1d(train, val), test)], facts
+
+
+def _readable(problem: Problem, rows: np.ndarray) -> Rows:
+    rows = np.asarray(rows, dtype=np.int64)
+    return rows[problem.readable[rows]]
+
+
+def _usable(problem: Problem, rows: np.ndarray) -> Rows:
+    """Readable rows with a label, sorted: their order is liblinear's, and must not depend on how a split
+    lists them.""" rows = np.unique(_readable(problem, rows))
+    return rows[problem.known[rows]]
+
+
+def _cut(problem: Problem, train: Rows, key: np.random.Generator) -> Rows:
+    """20% of train, of each class where an image has one label; a class always keeps an image to train on."""
+    if problem.multilabel:
+        return np.sort(key.permutation(train)[: round(VAL_FRACTION * len(train))])
+    val: list[Rows] = []
+    for k in range(len(problem.classes)):
+        rows = key.permutation(train[problem.labels[train] == k])
+        val.append(rows[: min(max(1, round(VAL_FRACTION * len(rows))), len(rows) - 1)] if len(rows) else rows)
+    return np.sort(np.concatenate(val))
+
+
+def _check(problem: Problem, splits: list[_Split]) -> None:
+    """Nothing empty, nothing both trained and tested, each class trained, and no NaN in a row called
+    readable.""" used = np.unique(np.concatenate([rows for split in splits for rows in (split.refit,
+    split.test)])) for start in range(0, len(used), SCORE_ROWS):
+        rows = used[start : start + SCORE_ROWS]
+        bad = rows[~np.isfinite(problem.X[rows]).all(axis=1)]
+        if len(bad):
+            name = problem.names[bad[0]]
+            raise VggfeatError(
+                f"the descriptor of {name} (row {bad[0]}) holds NaN or infinity: extract it again"
+            )
+    for split in splits:
+        where = f" in {split.name}" if split.name else ""
+        for part, rows in (("train", split.fit), ("test", split.test)):
+            if len(rows) == 0:
+                raise VggfeatError(f"there are no readable {part} images{where}")
+        both = np.intersect1d(split.refit, split.test)
+        if len(both):
+            raise VggfeatError(
+                f"{len(both)} images are both trained and tested on{where}, first {problem.names[both[0]]}"
+            )
+        if not problem.multilabel:
+            counts = np.bincount(problem.labels[split.fit], minlength=len(problem.classes))
+            missing = [problem.classes[k] for k in np.flatnonzero(counts == 0)]
+            if missing:
+                raise VggfeatError(f"no readable training image{where} of: {', '.join(missing)}")
+        elif not (
+            (problem.labels[split.fit] == 1).any(axis=0) & (problem.labels[split.fit] == -1).any(axis=0)
+        ).any():
+            raise VggfeatError(f"no class has both positive and negative training images{where}")
+
+
+# Which C ----------------------------------------------------------------------------------------------------
+
+
+def _grid(C: str | float | Sequence[float]) -> list[float]:
+    """The values to try, ascending."""
+    if isinstance(C, str):
+        if C != "auto":
+            raise VggfeatError(f"C must be auto or positive numbers, not {C}")
+        return list(C_GRID)
+    values = sorted({float(value) for value in np.atleast_1d(np.asarray(C, dtype=float))})
+    if not values or not all(np.isfinite(value) and value > 0 for value in values):
+        raise VggfeatError(f"C must be auto or positive numbers, not {C}")
+    return values
+
+
+def _winner(curve: dict[float, float]) -> float:
+    """The C with the best validation score; of equals the smallest, the most regularised."""
+    return max(sorted(curve), key=lambda C: curve[C])
+
+
+def _extension(curve: dict[float, float]) -> float | None:
+    """The next C to try when the best is at an end of the grid, else None.
+
+    A plateau isn't followed: where the neighbour is as good, nothing says that a C further out is better.
+    """
+    order, best = sorted(curve), max(curve.values())
+    if list(curve.values()).count(best) > 1:
+        return None
+    if curve[order[-1]] == best:
+        return order[-1] * C_STEP
+    return order[0] / C_STEP if curve[order[0]] == best else None
+
+
+def _curves(
+    problem: Problem,
+    splits: list[_Split],
+    grid: list[float],
+    extend: bool,
+    loss: str,
+    workers: _Workers,
+    say: Callable[[str], None],
+) -> tuple[list[dict[float, float]], list[str]]:
+    """The validation score of each C in each split, and the fits that did not converge."""
+    curves: list[dict[float, float]] = [{} for _ in splits]
+    broken_off: list[str] = []
+    tasks = [
+        (s, C) for s in range(len(splits)) for C in reversed(grid)
+    ]  # large C takes longest: start it first
+    for extension in range(1 + MAX_EXTENSIONS):
+        jobs = [(splits[s].fit, splits[s].val, C, loss) for s, C in tasks]
+        done = 0
+        for i, (score, converged) in workers.each(_validate, (problem,), jobs):
+            s, C = tasks[i]
+            curves[s][C] = score
+            label = f"{splits[s].name} C={C:g}".strip()
+            done += 1
+            say(f"{label}: validation {_selected_by(problem)} {score:.4f} ({done}/{len(tasks)})")
+            if not converged:
+                broken_off.append(f"{label} (choosing C)")
+        if not extend or extension == MAX_EXTENSIONS:
+            break
+        further = [(s, _extension(curve)) for s, curve in enumerate(curves)]
+        tasks = [(s, C) for s, C in further if C is not None]
+        if not tasks:
+            break
+    for split, curve in zip(splits, curves, strict=True):
+        if any(np.isnan(score) for score in curve.values()):
+            where = f" of {split.name}" if split.name else ""
+            raise VggfeatError(
+                f"no class has a positive image in the validation part{where}: C can't be chosen"
+            )
+    return curves, sorted(broken_off)
+
+
+# Fitting and scoring ----------------------------------------------------------------------------------------
+
+
+def _fit(problem: Problem, rows: Rows, C: float, loss: str, n_jobs: int | None = None) -> LinearSVM:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
+        return LinearSVM(C=C, loss=loss, n_jobs=n_jobs).fit(problem.X[rows], problem.labels[rows])
+
+
+def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> NDArray[np.float64]:
+    """(n, K) scores. Two classes have one SVM: the first class's score is minus the second's."""
+    blocks = [
+        model.decision_function(problem.X[rows[start : start + SCORE_ROWS]])
+        for start in range(0, len(rows), SCORE_ROWS)
+    ]
+    scores = np.concatenate(blocks)
+    return scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
+
+
+def _validate(problem: Problem, fit: Rows, val: Rows, C: float, loss: str) -> tuple[float, bool]:
+    model = _fit(problem, fit, C, loss)
+    figures, _ = _figures(problem, _scores(problem, model, val), val)
+    return figures[_selected_by(problem)], model.converged_
+
+
+def _train_and_test(
+    problem: Problem, train: Rows, test: Rows, C: float, loss: str
+) -> tuple[LinearSVM, NDArray[np.float64] | None]:
+    model = _fit(problem, train, C, loss)
+    return model, _scores(problem, model, test) if len(test) else None
+
+
+def _selected_by(problem: Problem) -> str:
+    if not problem.multilabel:
+        return "mean_class_recall"
+    return "map_11point" if problem.protocol == "voc2007" else "map_allpoint"
+
+
+def _figures(
+    problem: Problem, scores_nK: NDArray[np.float64], rows: Rows
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """The figures of some scored rows that have labels: over all classes, and for each class."""
+    truth = problem.labels[rows]
+    if not problem.multilabel:
+        pred = scores_nK.argmax(axis=1)
+        recalls = metrics.class_recalls(pred, truth, len(problem.classes))
+        overall = {"accuracy": metrics.accuracy(pred, truth), "mean_class_recall": float(np.nanmean(recalls))}
+        return overall, {name: {"recall": float(r)} for name, r in zip(problem.classes, recalls, strict=True)}
+    eleven = metrics.mean_average_precision(scores_nK, truth, "11point")
+    allpoint = metrics.mean_average_precision(scores_nK, truth, "allpoint")
+    per_class = {
+        name: {
+            "ap_11point": float(eleven.per_class[k]),
+            "ap_allpoint": float(allpoint.per_class[k]),
+            "n_positive": int((truth[:, k] == 1).sum()),
+        }
+        for k, name in enumerate(problem.classes)
+    }
+    return {"map_11point": eleven.mean, "map_allpoint": allpoint.mean}, per_class
+
+
+class _Workers:
+    """n_jobs processes that share one memory-mapped copy of X; or, for one, this process."""
+
+    def __init__(self, n_jobs: int | None) -> None:
+        self.n_jobs = int(joblib.effective_n_jobs(1 if n_jobs is None else n_jobs))
+        self._stack = contextlib.ExitStack()
+        self._parallel: joblib.Parallel | None = None
+
+    def __enter__(self) -> _Workers:
+        if self.n_jobs > 1:
+            self._stack.enter_context(joblib.parallel_config(backend="loky", inner_max_num_threads=1))
+            parallel = joblib.Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
+            # Entered once for all calls: joblib then writes X to its memory map once.
+            self._parallel = self._stack.enter_context(parallel)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def each(
+        self, function: Callable[..., Any], shared: tuple[Any, ...], jobs: list[tuple[Any, ...]]
+    ) -> Iterator[tuple[int, Any]]:
+        """(i, function(*shared, *jobs[i])), as they end."""
+        if self._parallel is None:
+            yield from (_numbered(i, function, shared, job) for i, job in enumerate(jobs))
+        else:
+            numbered = joblib.delayed(_numbered)
+            yield from self._parallel(numbered(i, function, shared, job) for i, job in enumerate(jobs))
+
+
+def _numbered(i: int, function: Callable[..., Any], shared: tuple[Any, ...], job: tuple[Any, ...]) -> Any:
+    return i, function(*shared, *job)
+
+
+# The whole protocol -----------------------------------------------------------------------------------------
+
+
+def _choose_and_score(
+    problem: Problem,
+    splits: list[_Split],
+    facts: dict[str, Any],
+    grid: list[float],
+    extend: bool,
+    loss: str,
+    workers: _Workers,
+    say: Callable[[str], None],
+) -> Outcome:
+    several = splits[0].name != ""
+    # Names cost more to send to a worker than they are worth there.
+    sent = Problem(
+        problem.X, problem.labels, problem.classes, {}, problem.readable, problem.protocol, problem.names
+    )
+    results: dict[str, Any] = {"protocol": problem.protocol, "solver": f"{SOLVER}, {loss}"}
+    broken_off: list[str] = []
+    curves: list[dict[float, float]] = []
+    if len(grid) > 1:
+        for split in splits:
+            if len(split.val) == 0:
+                raise VggfeatError("there are no readable validation images to choose C on; give a single C")
+        curves, broken_off = _curves(sent, splits, grid, extend, loss, workers, say)
+    winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
+    # The geometric median; of an even number the lower of the two in the middle, which is a value that was
+    # tried.
+    C = sorted(winners)[(len(winners) - 1) // 2]
+    results["C"] = C
+    if curves:
+        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+        results["C_grid"] = shared
+        results["C_curve"] = [float(np.mean([curve[value] for curve in curves])) for value in shared]
+        results["selected_by"] = _selected_by(problem)
+        further = sorted(set().union(*curves) - set(grid))
+        if further:
+            results["C_grid_extended_by"] = further
+    results |= facts
+
+    # Refit and test every split; beside them the classifier to keep, or the one whose validation is reported.
+    jobs = [(split.refit, split.test, winner, loss) for split, winner in zip(splits, winners, strict=True)]
+    no_truth = not several and not problem.known[splits[0].test].any()
+    if several:
+        every = np.flatnonzero(problem.readable & problem.known)
+        jobs.append((every, every[:0], C, loss))
+    elif no_truth and len(splits[0].val):
+        jobs.append((splits[0].fit, splits[0].val, C, loss))
+    fitted: dict[int, tuple[LinearSVM, NDArray[np.float64] | None]] = {}
+    for i, result in workers.each(_train_and_test, (sent,), jobs):
+        fitted[i] = result
+        label = splits[i].name or "train + val" if i < len(splits) else "all images" if several else "train"
+        say(f"{label} C={jobs[i][2]:g}: trained ({len(fitted)}/{len(jobs)})")
+        if not result[0].converged_:
+            broken_off.append(f"{label} C={jobs[i][2]:g}")
+    model = fitted[len(splits) if several else 0][0]
+
+    scored = [_score_split(problem, split, fitted[i][1]) for i, split in enumerate(splits)]
+    results |= {"n_train": len(splits[0].refit), "n_test": scored[0][0]["n_test"]}
+    results["n_unreadable"] = int((~problem.readable).sum())
+    if no_truth:
+        results["test_labels"] = "none"
+        if len(splits) in fitted:
+            scores = fitted[len(splits)][1]
+            assert scores is not None
+            overall, per_class = _figures(problem, scores, splits[0].val)
+            results["validation"] = {"n": len(splits[0].val), **overall, "per_class": per_class}
+    elif not several:
+        results |= scored[0][0] | {"per_class": scored[0][1]}
+    else:
+        results |= _over_splits(problem, splits, scored, winners, curves)
+    results["model_trained_on"] = "all labelled images" if several else _trained_on(facts, splits[0])
+    if problem.multilabel:
+        _name_gaps(problem, results, model)
+    if broken_off:
+        results["not_converged"] = sorted(broken_off)
+    results["rules"] = _rules(problem, several, bool(curves))
+    only = fitted[0][1] if len(splits) == 1 else None
+    return Outcome(_plain(results), model, splits[0].test if only is not None else None, only)
+
+
+def _trained_on(facts: dict[str, Any], split: _Split) -> str:
+    whole = (
+        facts["test_split"] == "test"
+        and len(split.val)
+        and "val"
+        in (
+            facts.get("C_chosen_on", "val"),
+            facts.get("validated_on"),
+        )
+    )
+    return "train + val" if whole else "train"
+
+
+def _score_split(
+    problem: Problem, split: _Split, scores: NDArray[np.float64] | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """n_test and the figures of one split's test rows that have labels; figures are absent when none has."""
+    known = problem.known[split.test]
+    if scores is None or not known.any():
+        return {"n_test": 0}, {}
+    overall, per_class = _figures(problem, scores[known], split.test[known])
+    return {"n_test": int(known.sum()), **overall}, per_class
+
+
+def _over_splits(
+    problem: Problem,
+    splits: list[_Split],
+    scored: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]],
+    winners: list[float],
+    curves: list[dict[float, float]],
+) -> dict[str, Any]:
+    """Mean and standard deviation (ddof=1, of the splits as a sample) of each figure, and each split's
+    own.""" for split, (overall, _) in zip(splits, scored, strict=True):
+        if overall["n_test"] == 0:
+            raise VggfeatError(f"no test image of {split.name} has a label")
+    out: dict[str, Any] = {}
+    for key in scored[0][0]:
+        if key == "n_test":
+            continue
+        values = [overall[key] for overall, _ in scored]
+        out[key] = float(np.mean(values))
+        if len(values) > 1:
+            out[f"{key}_std"] = float(np.std(values, ddof=1))
+    out["per_split"] = []
+    for s, split in enumerate(splits):
+        entry: dict[str, Any] = {"name": split.name, "C": winners[s]}
+        if curves:
+            entry["C_grid"] = sorted(curves[s])
+            entry["C_curve"] = [curves[s][value] for value in sorted(curves[s])]
+        out["per_split"].append(entry | {"n_train": len(split.refit)} | scored[s][0])
+    out["per_class"] = {}
+    for name in problem.classes:
+        rows = [per_class[name] for _, per_class in scored]
+        # A class that a split's test part lacks has no figure there: the mean is over the splits that have
+        # it.
+        out["per_class"][name] = {
+            key: sum(row[key] for row in rows)
+            if key == "n_positive"
+            else float(np.mean([row[key] for row in rows if not np.isnan(row[key])] or [np.nan]))
+            for key in rows[0]
+        }
+    return out
+
+
+def _name_gaps(problem: Problem, results: dict[str, Any], model: LinearSVM) -> None:
+    degenerate = [problem.classes[k] for k in model.degenerate_classes_]
+    if degenerate:
+        results["degenerate_classes"] = degenerate
+    per_class = results.get("per_class") or results.get("validation", {}).get("per_class", {})
+    without = [name for name, figures in per_class.items() if figures["n_positive"] == 0]
+    if without:
+        results["classes_without_ap"] = without
+
+
+def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
+    rules = []
+    if chosen:
+        rules.append(
+            f"one C for all classes, by {_selected_by(problem)} on the validation part; of equals the
+            smallest"
+        )
+    if problem.multilabel:
+        rules.append(
+            "difficult: an image whose only objects of a class are difficult is left out for that class, "
+            "in training and in test"
+        )
+        rules.append("mean AP: over the classes that have a positive test image")
+    else:
+        rules.append("mean class recall: over the classes that occur in the test part")
+    if several:
+        rules.append("standard deviation over splits: ddof=1")
+    return rules
+
+
+def _plain(value: Any) -> Any:
+    """The same as plain Python values, NaN as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def write_voc_submission(
+    directory: str | Path,
+    rows: Sequence[int] | np.ndarray,
+    scores_NK: np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    year: int,
+) -> list[Path]:
+    """Write the devkit's classification results: results/VOC<year>/Main/comp2_cls_test_<class>.txt for each
+    class.
+
+    comp2 is the devkit's competition for methods trained on any data, which a network from ILSVRC makes of
+    this. Each line is an image's identifier (its name without folder and suffix) and its score with six
+    decimals.
+
+    directory: must not exist or be empty; it appears only when all files are complete.
+    rows, scores_NK: n rows of the dataset and their (n, K) scores. names: of all the dataset's images.
+    Returns the files. Raises VggfeatError for a directory with files in it, wrong shapes, NaN, or equal
+    identifiers.
+    """
+    target, scores = Path(directory), np.asarray(scores_NK)
+    if scores.shape != (len(rows), len(classes)):
+        raise VggfeatError(f"scores {scores.shape} don't match {len(rows)} images and {len(classes)} classes")
+    if not np.isfinite(scores).all():
+        raise VggfeatError("scores hold NaN or infinity, which the evaluation server can't read")
+    identifiers = [PurePosixPath(names[row]).stem for row in rows]
+    if len(set(identifiers)) != len(identifiers):
+        raise VggfeatError("two test images have the same name without folder and suffix")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise VggfeatError(f"{target} already exists and isn't an empty folder: give another one")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    main = Path("results") / f"VOC{year}" / "Main"
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        complete = Path(temporary) / "complete"  # the temporary folder itself is private to the user
+        (complete / main).mkdir(parents=True)
+        files = [main / f"comp2_cls_test_{name}.txt" for name in classes]
+        for k, file in enumerate(files):
+            lines = [
+                f"{identifier} {score:.6f}\n"
+                for identifier, score in zip(identifiers, scores[:, k], strict=True)
+            ]
+            (complete / file).write_text("".join(lines), encoding="ascii")
+        if target.exists():
+            target.rmdir()
+        os.rename(complete, target)
+    return [target / file for file in files]

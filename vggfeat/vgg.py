@@ -1,0 +1,180 @@
+"""The networks of Table 1 (Simonyan & Zisserman, arXiv 1409.1556), for a crop or densely over a whole image.
+
+N images, H, W height and width, K channels. State-dict keys are torchvision's (`features.N.weight`,
+`classifier.0|3|6.weight`), so the same file fits `torchvision.models.vgg16` and this module.
+
+    net = VGG("D")
+    net(x_NCHW, "fc8")        # any H, W >= crop: the score map (N, 1000, h, w); FC layers as convolutions
+    net.crop_scores(x_NCHW)   # H = W = crop: the scores (N, 1000); FC layers as matrices
+
+Both run the same weights: the convolutions are views of the matrices, not copies.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from vggfeat.errors import VggfeatError
+
+# Table 1. A row is a stage, closed by a 2x2 max-pool; a number is a convolution's kernel side, "LRN" the
+# local response normalisation. Padding is kernel // 2, so that no convolution changes the resolution.
+TABLE_1: dict[str, tuple[tuple[int | str, ...], ...]] = {
+    "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "A-LRN": ((3, "LRN"), (3,), (3, 3), (3, 3), (3, 3)),
+    "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "B-5x5": ((5,), (5,), (5,), (5,), (5,)),  # Sect. 4.1: each pair of 3x3 layers of B as one 5x5 layer
+    "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+NETS = tuple(TABLE_1)
+STAGE_CHANNELS = (64, 128, 256, 512, 512)
+FC_CHANNELS = 4096
+FC_LAYERS = ("fc6", "fc7", "fc8")
+
+
+def layer_names(net: str) -> list[str]:
+    """Names of net's layers in the paper's numbering, first to last: conv1_1 … pool5, fc6, fc7, fc8.
+
+    A convolution's or hidden FC layer's output is taken after its ReLU (the paper's "activations").
+    A-LRN has lrn1 besides. Raises VggfeatError for a net that Table 1 doesn't have.
+    """
+    if net not in TABLE_1:
+        raise VggfeatError(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
+    names = []
+    for s, stage in enumerate(TABLE_1[net], 1):
+        convs = [k for k in stage if k != "LRN"]
+        names += [f"conv{s}_{i}" for i in range(1, len(convs) + 1)]
+        names += [f"lrn{s}"] * (len(stage) - len(convs))
+        names.append(f"pool{s}")
+    return [*names, *FC_LAYERS]
+
+
+class VGG(nn.Module):
+    """A net of Table 1.
+
+    net: "A", "A-LRN", "B", "B-5x5", "C", "D" or "E".
+    num_classes: outputs of fc8.
+    width: factor on the channels of every hidden layer; 1 is the paper's.
+    crop: side in pixels of the training crop, a multiple of 32; fc6 covers crop / 32 positions a side of pool5.
+    pool: "floor" (PyTorch) or "ceil" (Caffe): what max-pooling makes of an odd side. Equal on a 224 crop.
+    until: the last layer that is built; weights of later layers are not needed.
+    """
+
+    def __init__(
+        self,
+        net: str,
+        num_classes: int = 1000,
+        width: float = 1.0,
+        crop: int = 224,
+        pool: str = "floor",
+        until: str = "fc8",
+    ) -> None:
+        super().__init__()
+        self.layers = layer_names(net)
+        if until not in self.layers:
+            raise VggfeatError(f"net {net} has no layer {until!r}; it has {', '.join(self.layers)}")
+        if crop < 32 or crop % 32:
+            raise VggfeatError(f"crop {crop} is not a positive multiple of 32, the stride of pool5")
+        if pool not in ("floor", "ceil"):
+            raise VggfeatError(f"pool {pool!r} is neither 'floor' nor 'ceil'")
+        if width <= 0 or num_classes < 1:
+            raise VggfeatError(f"width {width} and num_classes {num_classes} must be positive")
+        self.layers = self.layers[: self.layers.index(until) + 1]
+        self.net, self.num_classes, self.width, self.crop, self.pool = net, num_classes, width, crop, pool
+        self.fc6_kernel = crop // 32
+        self.channels: dict[str, int] = {}  # layer -> channels of its output
+        self.ends: dict[str, int] = {}  # layer -> modules of `features` that are run for it
+
+        modules: list[nn.Module] = []
+        channels = 3
+        for s, stage in enumerate(TABLE_1[net], 1):
+            index = 0
+            for kernel in stage:
+                if isinstance(kernel, str):
+                    # Krizhevsky's k=2, n=5, alpha=1e-4, beta=0.75; PyTorch divides alpha by n.
+                    modules.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
+                    self._close(f"lrn{s}", channels, modules)
+                    continue
+                index += 1
+                out = max(1, round(STAGE_CHANNELS[s - 1] * width))
+                modules.append(nn.Conv2d(channels, out, kernel, padding=kernel // 2))
+                modules.append(nn.ReLU(inplace=True))
+                channels = out
+                self._close(f"conv{s}_{index}", channels, modules)
+            modules.append(nn.MaxPool2d(2, 2, ceil_mode=pool == "ceil"))
+            self._close(f"pool{s}", channels, modules)
+        self.features = nn.Sequential(*modules[: max(self.ends.values())])
+
+        fc = max(1, round(FC_CHANNELS * width))
+        pool5 = channels * self.fc6_kernel**2
+        head = [
+            nn.Linear(pool5, fc),
+            nn.ReLU(True),
+            nn.Dropout(0.5),
+            nn.Linear(fc, fc),
+            nn.ReLU(True),
+            nn.Dropout(0.5),
+        ]
+        head.append(nn.Linear(fc, num_classes))
+        present = [name for name in FC_LAYERS if name in self.layers]
+        self.classifier = nn.Sequential(*head[: 3 * len(present) - (2 if "fc8" in present else 0)])
+        self.channels |= {name: num_classes if name == "fc8" else fc for name in present}
+
+    def _close(self, name: str, channels: int, modules: list[nn.Module]) -> None:
+        if name in self.layers:
+            self.channels[name] = channels
+            self.ends[name] = len(modules)
+
+    def _require(self, layer: str) -> None:
+        if layer not in self.layers:
+            raise VggfeatError(
+                f"net {self.net} has no layer {layer!r} here (its weights reach {self.layers[-1]}); "
+                f"ask for one of {', '.join(self.layers)}"
+            )
+
+    def min_side(self, layer: str) -> int:
+        """Smallest image side in pixels for which `layer` has at least one position."""
+        self._require(layer)
+        if layer in FC_LAYERS:
+            return self.crop
+        stage = int(
+            layer[-1] if layer.startswith("pool") else layer.removeprefix("conv").removeprefix("lrn")[0]
+        )
+        pools = stage if layer.startswith("pool") else stage - 1
+        return 1 if self.pool == "ceil" else 2**pools
+
+    def forward(self, x_NCHW: Tensor, layer: str = "fc8") -> Tensor:
+        """The map of `layer`, the net applied densely (Sect. 3.2): (N, K, h, w). Nothing past `layer` is computed.
+
+        x_NCHW: preprocessed images, any H and W from `min_side(layer)` up. FC layers run as 7x7, 1x1 and 1x1
+        convolutions; fc8's map is the class score map, before softmax. No dropout here: see `crop_scores`.
+        """
+        self._require(layer)
+        if layer in self.ends:
+            return self.features[: self.ends[layer]](x_NCHW)
+        x = self.features(x_NCHW)
+        if min(x.shape[-2:]) < self.fc6_kernel:
+            h, w = x_NCHW.shape[-2:]
+            raise VggfeatError(
+                f"a {h}x{w} image is smaller than the net's crop of {self.crop}; {layer} has no position"
+            )
+        k = self.fc6_kernel
+        for name in FC_LAYERS:
+            fc = self.classifier[3 * FC_LAYERS.index(name)]
+            # The rows of fc6 read pool5 as (K, 7, 7) flattened: a convolution's weight by another name.
+            weight = fc.weight.view(fc.out_features, -1, k, k)
+            x = F.conv2d(x, weight, fc.bias)
+            if name != "fc8":
+                x = F.relu_(x)
+            if name == layer:
+                break
+            k = 1
+        return x
+
+    def crop_scores(self, x_NCHW: Tensor) -> Tensor:
+        """Scores (N, num_classes) of crops with H = W = crop, FC layers as matrices; dropout in training mode."""
+        self._require("fc8")
+        return self.classifier(torch.flatten(self.features(x_NCHW), 1))

@@ -40,11 +40,10 @@ def _unit(x: NDArray[np.float64], first_row: int) -> NDArray[np.float64]:
 
 
 def l2_normalise(x_ND: Any) -> NDArray[np.float32]:
-    """Rows scaled to length 1, as a new float32 array (N, D). Rows of zeros stay zeros, rows with NaN become
-    NaN.
+    """Rows scaled to length 1, as a new float32 array (N, D); zeros stay zeros, a row with a NaN becomes NaN.
 
-    x_ND: (N, D), any float type; an array or an HDF5 dataset. ValueError for other shapes or an infinite
-    value.
+    x_ND: (N, D), any float type; an array or an HDF5 dataset.
+    ValueError for other shapes or an infinite value.
     """
     if len(x_ND.shape) != 2:
         raise ValueError(f"descriptors to normalise must be (N, D), not {tuple(x_ND.shape)}")

@@ -6,9 +6,9 @@ test scale). Up to `Preprocessing` an image is (H, W, 3) uint8 RGB, where 0 is b
 What the paper leaves open, and what is done here:
 - Transparent pixels are composited over white. Dropping alpha (Pillow's `convert("RGB")`) would show the
   colours hidden under it, which are whatever the drawing program left there; white is what a page shows.
-- Sixteen-bit grey is divided by 257, which takes 65535 to 255; clipping at 255, as Pillow's `convert` does with
-  integer modes, turns nearly every such image white. Sixteen-bit colour is decoded by Pillow, which keeps the
-  high byte (at most one level away from dividing by 257).
+- Sixteen-bit grey is divided by 257, which takes 65535 to 255; clipping at 255, as Pillow's `convert` does
+  with integer modes, turns nearly every such image white. Sixteen-bit colour is decoded by Pillow, which
+  keeps the high byte (at most one level away from dividing by 257).
 - ICC profiles are ignored: the nets were trained on pixel values as stored. A broken profile does no harm.
 - Of an animation or a file of several pages, the first frame.
 - EPS and WMF are not read: Pillow hands them to other programs, and a drawing has no pixels of its own.
@@ -23,6 +23,7 @@ import operator
 import os
 import re
 import stat
+import struct
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vggfeat.errors import UnreadableImage, VggfeatError
 
-MAX_PIXELS = 178_956_970  # Pillow's own mark of a decompression bomb: half a GiB of RGB
+MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
 # conv1_1 has 64 channels: 64 Mpixel are 16 GB of float32 in that one layer, more than any photograph needs
 MAX_RESCALED_PIXELS = 64_000_000
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # released VGG weights: blue, green, red in 0..255
@@ -71,10 +72,10 @@ Batch = TypeVar("Batch", np.ndarray, torch.Tensor)
 
 # All decoders are registered here, once, so that threads never meet a half-filled registry.
 Image.init()
-# Pillow warns of odd metadata and of large images; here an image's outcome is an array or UnreadableImage, and
-# nothing else. `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last in the
-# list, and any filter that the user sets comes before it. Pillow also logs; with no handler at all, Python would
-# print that to stderr.
+# Pillow warns of odd metadata; here an image's outcome is an array or UnreadableImage, and nothing else.
+# `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last in the list, and
+# any filter that the user sets comes before it. Pillow also logs; with no handler, Python would print that.
+# What libtiff itself prints of a damaged compressed TIFF can't be silenced from here.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -84,11 +85,11 @@ def read_rgb(
 ) -> np.ndarray:
     """One image as (H, W, 3) uint8 RGB, C-contiguous, writeable, upright.
 
-    source: a path; the bytes of a file; a PIL image (its current frame; it is not closed); or an array, (H, W)
-    or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 (0..65535) or floats (0..1). A uint8
-    RGB array is not copied if it already is what is returned.
-    max_pixels: H x W above this is refused from the header, before any pixel is decoded. Pillow refuses above
-    twice its `PIL.Image.MAX_IMAGE_PIXELS`, whatever is given here.
+    source: a path; the bytes of a file; a PIL image (its current frame; it is not closed); or an array,
+    (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 (0..65535) or floats (0..1).
+    A uint8 RGB array is not copied if it already is what is returned.
+    max_pixels: H x W above this is refused from the header, before any pixel is decoded. It stands in place
+    of `PIL.Image.MAX_IMAGE_PIXELS`, which is left alone. Arrays are not limited: they are in memory already.
 
     EXIF orientation is honoured. Alpha, 16 bits, profiles, animations: see the top of this file. Float images
     must lie in 0..1; 32-bit integer ones are taken as 16 bits wide and must lie in 0..65535.
@@ -123,8 +124,24 @@ def read_rgb(
 def _decode_file(file: IO[bytes], n_bytes: int, max_pixels: int) -> np.ndarray:
     if n_bytes == 0:
         raise UnreadableImage("empty file (0 bytes)")
-    formats = [name for name in Image.ID if name not in _NOT_DECODED]
-    return _decode(lambda: Image.open(file, formats=formats), max_pixels)
+    return _decode(lambda: _open_header(file), max_pixels)
+
+
+def _open_header(file: IO[bytes]) -> Image.Image:
+    # Image.open is this loop and a check for bombs, which either warns or raises without saying the width and
+    # height, and whose limit is one global for all threads. Ours is in `_check_size`.
+    prefix = file.read(16)
+    for name in [name for name in Image.ID if name not in _NOT_DECODED]:
+        factory, accept = Image.OPEN[name]
+        accepted = accept(prefix) if accept else True
+        if not accepted or isinstance(accepted, str):  # a string says why this Pillow can't
+            continue
+        file.seek(0)
+        try:
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
+            continue
+    raise UnidentifiedImageError
 
 
 def _decode(open_image: Callable[[], Image.Image], max_pixels: int) -> np.ndarray:
@@ -141,15 +158,12 @@ def _decode(open_image: Callable[[], Image.Image], max_pixels: int) -> np.ndarra
     except UnidentifiedImageError:
         raise UnreadableImage("not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        # raised inside Image.open, which keeps the width and height to itself
-        count = re.search(r"\d+ pixels", str(error))
-        size = count[0] if count else "size"
-        raise UnreadableImage(f"{size} is over the limit of {max_pixels} pixels") from error
+        raise UnreadableImage(_one_line(f"a picture inside is too large: {error}")) from error
     except MemoryError as error:
         raise UnreadableImage("not enough memory to decode it") from error
     except Exception as error:
-        # Decoders of damaged files raise SyntaxError, struct.error, zlib.error, IndexError, and others without
-        # end: one bad image must not stop a run over a million.
+        # Decoders of damaged files raise SyntaxError, struct.error, zlib.error, IndexError, and others too
+        # many to list: one bad image must not stop a run over a million.
         reason = str(error) or type(error).__name__
         cut = isinstance(error, EOFError) or re.search("truncated|unexpected end|eof", reason, re.IGNORECASE)
         raise UnreadableImage(_one_line(f"{'truncated' if cut else 'damaged'}: {reason}")) from error
@@ -164,7 +178,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Asked after load(): a PNG may keep EXIF behind its pixels, and Pillow turns a TIFF upright while loading.
+    # Asked after load(): a PNG may keep EXIF behind its pixels, and Pillow turns a TIFF upright as it loads.
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # broken metadata; the pixels are good
@@ -206,7 +220,7 @@ def _rgb_of_array(array: np.ndarray) -> np.ndarray:
         raise UnreadableImage(f"{described}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     if array.size == 0:
         raise UnreadableImage(f"{described}: there is nothing in it")
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 x 257; rounded
     elif np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
@@ -240,7 +254,8 @@ def _one_line(reason: str) -> str:
 def smallest_side_shape(height: int, width: int, Q: int) -> tuple[int, int]:
     """(h, w) after an isotropic rescale: the smallest side is Q, the other is rounded, halves up.
 
-    Integer arithmetic throughout, so exact at any size. Raises VggfeatError unless all three are at least 1. Source: Sect. 3.2.
+    Integer arithmetic throughout, so exact at any size. Source: Sect. 3.2.
+    Raises VggfeatError unless all three are at least 1.
     """
     if min(height, width, Q) < 1:
         raise VggfeatError(f"can't rescale {width}x{height} pixels to a smallest side of {Q}")

@@ -3,8 +3,8 @@
 N images, K classes. Everything is a fraction of 1, computed in float64.
 
 Scikit-learn's `average_precision_score` is neither of the devkit's two figures: it has no precision envelope
-(a dip in precision is not filled by what follows), and it treats tied scores as one step instead of ranking
-them.
+(a dip in precision is not filled by what follows), and it makes one step of tied scores instead
+of ranking them.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def average_precision(scores: ArrayLike, truth: ArrayLike, kind: APKind = "allpo
     if kind == "11point":
         # recall >= t is asked in whole numbers, 10 tp >= k positives. In floats, t = 3 * 0.1 lies above 0.3,
         # and NumPy and MATLAB round other members of 0:0.1:1 differently, so that a ranking which reaches
-        # a recall of exactly t would or would not count it, by rounding alone. Recall never falls: the first
-        # rank decides.
+        # a recall of exactly t would or would not count it, by rounding alone. Recall never falls, so the
+        # first such rank decides.
         first = np.searchsorted(10 * tp, np.arange(11) * tp[-1], side="left")
         return float(envelope[first].sum() / 11)
     recall = np.concatenate(([0.0], tp / tp[-1]))

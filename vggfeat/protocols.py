@@ -1,11 +1,11 @@
 """How each dataset is scored: which rows train, validate and test, how C is chosen, what is reported.
 
-N images, D descriptor length, K classes. Paper, Appendix B; where it is silent, the rule is stated in the
-results.
+N images, D descriptor length, K classes. Paper, Appendix B; where it is silent, the results name
+the rule.
 
 1. C is chosen on the validation part: one C for all classes, by mean class recall (one label an image) or
-   mean average precision (several; 11-point for VOC-2007, all-point otherwise). Of equal scores the smallest
-   C wins.
+   mean average precision (several; 11-point for VOC-2007, all-point otherwise). Of equals the smallest C
+   wins.
 2. The SVMs are fitted again with that C on train + val, and scored on test.
 3. VOC: an image whose only objects of a class are difficult (label 0) is left out for that class, in training
    and in test. Caltech: several random splits, mean and standard deviation over them.
@@ -38,6 +38,7 @@ C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
 C_STEP = 4.0  # the grid's ratio, and that of its extension
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
+CUT = "20% of train"
 VAL_FRACTION = 0.2  # Appendix B: 20% of the training images choose the hyper-parameters
 N_SPLITS = 3  # Appendix B: three random splits
 # Training images a class (or their share), most test images a class, for random splits that are drawn here.
@@ -52,8 +53,7 @@ class Problem:
     """What is classified: one descriptor an image, with labels and splits as `datasets.Items` codes them.
 
     X: (N, D) float32, aggregated and normalised; rows of unreadable images are NaN.
-    labels: (N,) int32, -1 where unknown; or (N, K) int8 of 1, -1, 0 (difficult), a row of zeros where
-    unknown.
+    labels: (N,) int32, -1 where unknown; or (N, K) int8 of 1, -1, 0 (difficult), all zeros where unknown.
     classes: K names.
     splits: name -> rows: "train", "val", "test", or "split0/train", "split0/val", "split0/test", …
     readable: (N,) bool.
@@ -106,8 +106,8 @@ class Outcome:
 
     results: the scores of results.json, plain Python values.
     model: the classifier to keep; results["model_trained_on"] says on what.
-    test_rows, test_scores: rows of the problem and their (n, K) scores, for a submission; None with several
-    splits.
+    test_rows, test_scores: the test part's rows and their (n, K) scores, for a submission; None with several
+        splits.
     """
 
     results: dict[str, Any]
@@ -146,16 +146,17 @@ def run(
     n_jobs: processes in all; the result is the same for any number. -1 uses every core.
     progress: called with one line for each fit that ended.
 
-    results holds: protocol, solver, C, n_train, n_test, n_unreadable (of all images), seconds, rules
-    (sentences),
-    model_trained_on, and where the protocol has them: C_grid and C_curve (validation score of each C; with
-    several splits the mean, over the values that all splits tried), C_chosen_on, selected_by,
-    C_grid_extended_by; accuracy and mean_class_recall, or map_11point and map_allpoint, as fractions of 1;
-    over several splits their means, with _std (ddof=1) beside them, and per_split; per_class; n_train and
-    n_test then are the first split's. test_split names the split that was scored. Without test labels
-    test_labels is "none", and validation holds the scores of the classifier trained on train alone.
-    degenerate_classes lack positives or negatives in training, classes_without_ap lack positives in test,
-    not_converged names fits that liblinear broke off.
+    The results have the keys of results.json. Figures are fractions of 1; what a protocol lacks is absent.
+    - protocol, solver, C, C_grid, C_curve (validation score of each C; with several splits the mean, over the
+      values that all of them tried), C_grid_extended_by, selected_by, C_chosen_on.
+    - splits, test_split (which part was scored), n_train, n_test (of the first split, if several),
+      n_unreadable (of all images), model_trained_on, rules (sentences), seconds.
+    - accuracy and mean_class_recall, or map_11point and map_allpoint, and per_class (None: no such figure).
+      Several splits: their means, with _std (ddof=1) beside them, and per_split.
+    - test_labels "none", when no test image has a label: the only figures are then under validation, of the
+      classifier trained without that part.
+    - degenerate_classes lack positives or negatives in training, classes_without_ap lack positives in test,
+      not_converged names the fits that liblinear broke off.
 
     Raises VggfeatError when there is nothing to train, validate or test on, when a class of a one-label
     problem has no training image, or when a C is not positive.
@@ -172,7 +173,7 @@ def run(
     say = progress or (lambda line: None)
     # One BLAS thread here as in the workers: sums are in the same order, and n_jobs is all that is used.
     with threadpool_limits(limits=1, user_api="blas"), _Workers(n_jobs) as workers:
-        outcome = _choose_and_score(problem, splits, facts, grid, C == "auto", loss, workers, say)
+        outcome = _choose_and_score(problem, splits, facts, grid, isinstance(C, str), loss, workers, say)
     outcome.results["seconds"] = time.perf_counter() - started
     return outcome
 
@@ -185,16 +186,11 @@ def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Spl
 
     select: whether C is to be chosen, which needs a validation part.
     """
-    random = sorted({name.split("/")[0] for name in problem.splits if "/" in name}, key=lambda s: (len(s), s))
     if "train" in problem.splits:
         return _official_split(problem, seed or 0, select)
-    stored = problem.splits
-    drawn = "stored"
-    if seed is not None and (random or not stored):
-        if problem.multilabel:
-            raise VggfeatError(
-                "random splits can't be drawn for several labels an image; store train, val and test"
-            )
+    stored, facts = problem.splits, {"splits": "stored", "test_split": "test"}
+    names = _split_names(stored)
+    if seed is not None and (names or not stored):
         n_train, max_test = SPLIT_SIZES.get(problem.protocol, OTHER_SPLIT_SIZES)
         # Drawn over all images, so that an unreadable one doesn't change who else is where.
         stored = random_splits(
@@ -202,52 +198,56 @@ def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Spl
             n_train=n_train,
             max_test=max_test,
             val_fraction=VAL_FRACTION,
-            n_splits=len(random) or N_SPLITS,
+            n_splits=len(names) or N_SPLITS,
             seed=seed,
         )
-        random = sorted({name.split("/")[0] for name in stored}, key=lambda s: (len(s), s))
-        drawn = f"drawn with seed {seed}"
-    if not random:
+        names, facts["splits"] = _split_names(stored), f"drawn with seed {seed}"
+    if not names:
         raise VggfeatError(
-            "there is no training split: the dataset must have train with val or test, or give a seed to draw
-            splits"
+            "there is no training split: store train with val or test, or give a seed to draw some"
         )
-    splits = []
-    chosen_on = "the splits' own val"
-    for number, name in enumerate(random):
+    splits, chosen_on = [], "the val part of each split"
+    for number, name in enumerate(names):
         for part in ("train", "test"):
             if f"{name}/{part}" not in stored:
                 raise VggfeatError(f"{name} has no {part} part")
         train, test = _usable(problem, stored[f"{name}/train"]), _readable(problem, stored[f"{name}/test"])
         if f"{name}/val" in stored:
             val = _usable(problem, stored[f"{name}/val"])
+        elif select:
+            val = _cut(problem, train, np.random.default_rng([seed or 0, number]))
+            chosen_on = CUT
         else:
-            val = _cut(problem, train, np.random.default_rng([seed or 0, number])) if select else train[:0]
-            chosen_on = "20% of train"
+            val = train[:0]
         splits.append(_Split(name, np.setdiff1d(train, val), val, np.union1d(train, val), test))
-    return splits, {"splits": drawn, "test_split": "test"} | ({"C_chosen_on": chosen_on} if select else {})
+    if select:
+        facts["C_chosen_on"] = chosen_on
+    facts["model_trained_on"] = "all labelled images"
+    return splits, facts
+
+
+def _split_names(splits: dict[str, np.ndarray]) -> list[str]:
+    """split0, split1, … split10, in the order of their numbers."""
+    return sorted({name.split("/")[0] for name in splits if "/" in name}, key=lambda name: (len(name), name))
 
 
 def _official_split(problem: Problem, seed: int, select: bool) -> tuple[list[_Split], dict[str, Any]]:
-    train, stored = _usable(problem, problem.splits["train"]), problem.splits
+    stored = problem.splits
     if "test" not in stored and "val" not in stored:
         raise VggfeatError("there is a train split, but neither val nor test to score on")
-    test_split = "test" if "test" in stored else "val"
+    train, test_split = _usable(problem, stored["train"]), "test" if "test" in stored else "val"
     test = _readable(problem, stored[test_split])
-    # Without test labels the figures are those of the validation part, which is then needed even for a single
-    # C.
-    need_val = select or not problem.known[test].any()
+    facts = {"splits": "official", "test_split": test_split, "model_trained_on": "train"}
+    # Without test labels the figures are those of the validation part, which even a single C then needs.
+    needs_val = select or not problem.known[test].any()
+    val, chosen_on = train[:0], ""
     if "val" in stored and test_split == "test":
         val, chosen_on = _usable(problem, stored["val"]), "val"
-    elif need_val:
-        val, chosen_on = _cut(problem, train, np.random.default_rng(seed)), "20% of train"
-    else:
-        val, chosen_on = train[:0], ""
-    facts: dict[str, Any] = {"splits": "official", "test_split": test_split}
-    if select:
-        facts["C_chosen_on"] = chosen_on
-    if need_val and not select:
-        facts["validated_on"] = chosen_on
+        facts["model_trained_on"] = "train + val"
+    elif needs_val:
+        val, chosen_on = _cut(problem, train, np.random.default_rng(seed)), CUT
+    if needs_val:
+        facts["C_chosen_on" if select else "validated_on"] = chosen_on
     return [_Split("", np.setdiff1d(train, val), val, np.union1d(train, val), test)], facts
 
 
@@ -257,8 +257,8 @@ def _readable(problem: Problem, rows: np.ndarray) -> Rows:
 
 
 def _usable(problem: Problem, rows: np.ndarray) -> Rows:
-    """Readable rows with a label, sorted: their order is liblinear's, and must not depend on how a split
-    lists them.""" rows = np.unique(_readable(problem, rows))
+    """Readable rows with a label, sorted: how a split lists them then doesn't change what liblinear finds."""
+    rows = np.unique(_readable(problem, rows))
     return rows[problem.known[rows]]
 
 
@@ -274,9 +274,9 @@ def _cut(problem: Problem, train: Rows, key: np.random.Generator) -> Rows:
 
 
 def _check(problem: Problem, splits: list[_Split]) -> None:
-    """Nothing empty, nothing both trained and tested, each class trained, and no NaN in a row called
-    readable.""" used = np.unique(np.concatenate([rows for split in splits for rows in (split.refit,
-    split.test)])) for start in range(0, len(used), SCORE_ROWS):
+    """No empty part, no image both trained and tested, no class untrained, no NaN in a readable row."""
+    used = np.unique(np.concatenate([rows for split in splits for rows in (split.refit, split.test)]))
+    for start in range(0, len(used), SCORE_ROWS):
         rows = used[start : start + SCORE_ROWS]
         bad = rows[~np.isfinite(problem.X[rows]).all(axis=1)]
         if len(bad):
@@ -299,9 +299,9 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
             missing = [problem.classes[k] for k in np.flatnonzero(counts == 0)]
             if missing:
                 raise VggfeatError(f"no readable training image{where} of: {', '.join(missing)}")
-        elif not (
-            (problem.labels[split.fit] == 1).any(axis=0) & (problem.labels[split.fit] == -1).any(axis=0)
-        ).any():
+            continue
+        truth = problem.labels[split.fit]
+        if not ((truth == 1).any(axis=0) & (truth == -1).any(axis=0)).any():
             raise VggfeatError(f"no class has both positive and negative training images{where}")
 
 
@@ -355,12 +355,11 @@ def _curves(
     ]  # large C takes longest: start it first
     for extension in range(1 + MAX_EXTENSIONS):
         jobs = [(splits[s].fit, splits[s].val, C, loss) for s, C in tasks]
-        done = 0
-        for i, (score, converged) in workers.each(_validate, (problem,), jobs):
+        ended = workers.each(_validate, (problem,), jobs)
+        for done, (i, (score, converged)) in enumerate(ended, start=1):
             s, C = tasks[i]
             curves[s][C] = score
             label = f"{splits[s].name} C={C:g}".strip()
-            done += 1
             say(f"{label}: validation {_selected_by(problem)} {score:.4f} ({done}/{len(tasks)})")
             if not converged:
                 broken_off.append(f"{label} (choosing C)")
@@ -488,10 +487,6 @@ def _choose_and_score(
     say: Callable[[str], None],
 ) -> Outcome:
     several = splits[0].name != ""
-    # Names cost more to send to a worker than they are worth there.
-    sent = Problem(
-        problem.X, problem.labels, problem.classes, {}, problem.readable, problem.protocol, problem.names
-    )
     results: dict[str, Any] = {"protocol": problem.protocol, "solver": f"{SOLVER}, {loss}"}
     broken_off: list[str] = []
     curves: list[dict[float, float]] = []
@@ -499,10 +494,9 @@ def _choose_and_score(
         for split in splits:
             if len(split.val) == 0:
                 raise VggfeatError("there are no readable validation images to choose C on; give a single C")
-        curves, broken_off = _curves(sent, splits, grid, extend, loss, workers, say)
+        curves, broken_off = _curves(problem, splits, grid, extend, loss, workers, say)
     winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
-    # The geometric median; of an even number the lower of the two in the middle, which is a value that was
-    # tried.
+    # The geometric median; of an even number the lower of the two in the middle, a value that was tried.
     C = sorted(winners)[(len(winners) - 1) // 2]
     results["C"] = C
     if curves:
@@ -524,7 +518,7 @@ def _choose_and_score(
     elif no_truth and len(splits[0].val):
         jobs.append((splits[0].fit, splits[0].val, C, loss))
     fitted: dict[int, tuple[LinearSVM, NDArray[np.float64] | None]] = {}
-    for i, result in workers.each(_train_and_test, (sent,), jobs):
+    for i, result in workers.each(_train_and_test, (problem,), jobs):
         fitted[i] = result
         label = splits[i].name or "train + val" if i < len(splits) else "all images" if several else "train"
         say(f"{label} C={jobs[i][2]:g}: trained ({len(fitted)}/{len(jobs)})")
@@ -546,7 +540,6 @@ def _choose_and_score(
         results |= scored[0][0] | {"per_class": scored[0][1]}
     else:
         results |= _over_splits(problem, splits, scored, winners, curves)
-    results["model_trained_on"] = "all labelled images" if several else _trained_on(facts, splits[0])
     if problem.multilabel:
         _name_gaps(problem, results, model)
     if broken_off:
@@ -554,19 +547,6 @@ def _choose_and_score(
     results["rules"] = _rules(problem, several, bool(curves))
     only = fitted[0][1] if len(splits) == 1 else None
     return Outcome(_plain(results), model, splits[0].test if only is not None else None, only)
-
-
-def _trained_on(facts: dict[str, Any], split: _Split) -> str:
-    whole = (
-        facts["test_split"] == "test"
-        and len(split.val)
-        and "val"
-        in (
-            facts.get("C_chosen_on", "val"),
-            facts.get("validated_on"),
-        )
-    )
-    return "train + val" if whole else "train"
 
 
 def _score_split(
@@ -587,8 +567,8 @@ def _over_splits(
     winners: list[float],
     curves: list[dict[float, float]],
 ) -> dict[str, Any]:
-    """Mean and standard deviation (ddof=1, of the splits as a sample) of each figure, and each split's
-    own.""" for split, (overall, _) in zip(splits, scored, strict=True):
+    """Mean and standard deviation (ddof=1: the splits are a sample) of each figure, and each split's own."""
+    for split, (overall, _) in zip(splits, scored, strict=True):
         if overall["n_test"] == 0:
             raise VggfeatError(f"no test image of {split.name} has a label")
     out: dict[str, Any] = {}
@@ -634,8 +614,7 @@ def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
     rules = []
     if chosen:
         rules.append(
-            f"one C for all classes, by {_selected_by(problem)} on the validation part; of equals the
-            smallest"
+            f"one C for all classes, by {_selected_by(problem)} on the validation part; smallest of equals"
         )
     if problem.multilabel:
         rules.append(
@@ -667,19 +646,17 @@ def write_voc_submission(
     names: Sequence[str],
     year: int,
 ) -> list[Path]:
-    """Write the devkit's classification results: results/VOC<year>/Main/comp2_cls_test_<class>.txt for each
-    class.
+    """Write the devkit's result files: results/VOC<year>/Main/comp2_cls_test_<class>.txt for each class.
 
-    comp2 is the devkit's competition for methods trained on any data, which a network from ILSVRC makes of
-    this. Each line is an image's identifier (its name without folder and suffix) and its score with six
-    decimals.
+    comp2 is the competition for methods trained on any data, as every network trained on ILSVRC is. Each line
+    is an image's identifier (its name without folder and suffix) and its score with six decimals.
 
     directory: must not exist or be empty; it appears only when all files are complete.
     rows, scores_NK: n rows of the dataset and their (n, K) scores. names: of all the dataset's images.
-    Returns the files. Raises VggfeatError for a directory with files in it, wrong shapes, NaN, or equal
-    identifiers.
+    Returns the files. Raises VggfeatError for a directory with files in it, wrong shapes, NaN, or two
+    images with the same identifier.
     """
-    target, scores = Path(directory), np.asarray(scores_NK)
+    target, scores = Path(directory).resolve(), np.asarray(scores_NK)
     if scores.shape != (len(rows), len(classes)):
         raise VggfeatError(f"scores {scores.shape} don't match {len(rows)} images and {len(classes)} classes")
     if not np.isfinite(scores).all():

@@ -1,5 +1,4 @@
-"""Linear support vector machines for frozen descriptors: one against the rest, behind a scikit-learn
-estimator.
+"""Linear support vector machines for frozen descriptors, one against the rest: a scikit-learn estimator.
 
 N images, D descriptor length, K SVM problems (one a class). The objective is liblinear's,
     0.5 |(w, b)|^2 + C sum_i max(0, 1 - t_i (w x_i + b))^p,    p = 2 "squared_hinge", p = 1 "hinge",

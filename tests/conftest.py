@@ -1,0 +1,68 @@
+"""What several tests need: the real data (skipped where it is missing), small nets, small photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vggfeat.images import Preprocessing
+from vggfeat.vgg import VGG
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    if not DATA.is_dir():
+        pytest.skip("the real data are not beside this checkout")
+    return DATA
+
+
+@pytest.fixture
+def he() -> Callable[..., VGG]:
+    """A net with He's initialisation: signals neither vanish nor explode, so that equality means something."""
+
+    def make(net: str, **settings: object) -> VGG:
+        module = VGG(net, **settings)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                std = (2.0 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
+                parameter.normal_(0, std, generator=generator)
+        return module.eval()
+
+    return make
+
+
+@pytest.fixture
+def plain() -> Preprocessing:
+    return Preprocessing(
+        mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
+    )
+
+
+def photograph(seed: int, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8: smooth colours with some texture, so that JPEG and rescaling behave as on photographs."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of 12 JPEGs of three shapes: reddish and bluish."""
+    shapes = [(40, 60), (60, 40), (48, 48)]
+    for c, name in enumerate(("blue", "red")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            image = photograph(100 * c + i, *shapes[i % 3])
+            image[..., 0 if c == 0 else 2] //= 4
+            Image.fromarray(image).save(tmp_path / "images" / name / f"{i:02d}.jpg", quality=95)
+    return tmp_path / "images"

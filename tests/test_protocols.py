@@ -1,0 +1,410 @@
+"""Protocols on small synthetic problems: which rows are used, which C wins, what is reported, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from joblib.externals.loky import get_reusable_executor
+
+from vggfeat import metrics, protocols
+from vggfeat.errors import VggfeatError
+from vggfeat.protocols import Problem, run, write_voc_submission
+from vggfeat.svm import LinearSVM
+
+
+def single_label(n_per_class: int = 30, K: int = 4, noise: float = 0.3, seed: int = 0) -> Problem:
+    """Class k lies around the k-th axis of an 8-D space; official train, val, test of 50, 20 and 30%."""
+    rng = np.random.default_rng(seed)
+    labels = np.tile(np.arange(K), n_per_class).astype(np.int32)
+    N = len(labels)
+    X = np.eye(8)[labels] + noise * rng.standard_normal((N, 8))
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    rows = np.arange(N)
+    splits = {"train": rows[: N // 2], "val": rows[N // 2 : 7 * N // 10], "test": rows[7 * N // 10 :]}
+    names = [f"{'abcdefgh'[k]}/{i:04d}.jpg" for i, k in enumerate(labels)]
+    classes = list("abcdefgh"[:K])
+    return Problem(X, labels, classes, splits, np.ones(N, dtype=bool), "single-label", names)
+
+
+def multi_label(n: int = 200, protocol: str = "voc2007", noise: float = 0.3, seed: int = 0) -> Problem:
+    """Three classes, each present in 30% of the images, 10% of all pairs difficult."""
+    rng = np.random.default_rng(seed)
+    present = rng.random((n, 3)) < 0.3
+    X = (present @ np.eye(3, 8) + 0.5 + noise * rng.standard_normal((n, 8))).astype(np.float32)
+    labels = np.where(present, 1, -1).astype(np.int8)
+    labels[rng.random((n, 3)) < 0.1] = 0
+    labels[:, 0][(labels == 0).all(axis=1)] = -1  # a row of zeros would mean unknown
+    rows = np.arange(n)
+    splits = {"train": rows[: n // 2], "val": rows[n // 2 : 3 * n // 4], "test": rows[3 * n // 4 :]}
+    names = [f"JPEGImages/{i:06d}.jpg" for i in range(n)]
+    return Problem(X, labels, ["cat", "cow", "dog"], splits, np.ones(n, dtype=bool), protocol, names)
+
+
+def with_random_splits(problem: Problem, n_splits: int = 3) -> Problem:
+    return replace(
+        problem,
+        splits=protocols.random_splits(problem.labels, n_train=10, max_test=8, n_splits=n_splits, seed=5),
+    )
+
+
+def without_time(results: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in results.items() if key != "seconds"}
+
+
+def test_official_splits_choose_on_val_refit_and_test() -> None:
+    problem = single_label(noise=0.5)
+    outcome = run(problem, C=[0.01, 1.0, 100.0], n_jobs=1)
+    results, splits = outcome.results, problem.splits
+
+    def recall(C: float, train: np.ndarray, test: np.ndarray) -> float:
+        model = LinearSVM(C=C).fit(problem.X[train], problem.labels[train])
+        return metrics.mean_class_recall(model.predict(problem.X[test]), problem.labels[test], 4)
+
+    curve = [recall(C, splits["train"], splits["val"]) for C in (0.01, 1.0, 100.0)]
+    assert results["C_grid"] == [0.01, 1.0, 100.0]
+    assert results["C_curve"] == pytest.approx(curve)
+    assert results["C"] == results["C_grid"][int(np.argmax(curve))]
+    both = np.concatenate([splits["train"], splits["val"]])
+    assert results["mean_class_recall"] == pytest.approx(recall(results["C"], both, splits["test"]))
+    assert (results["n_train"], results["n_test"], results["n_unreadable"]) == (84, 36, 0)
+    assert (results["C_chosen_on"], results["test_split"]) == ("val", "test")
+    assert results["model_trained_on"] == "train + val"
+    recalls = [figures["recall"] for figures in results["per_class"].values()]
+    assert np.mean(recalls) == pytest.approx(results["mean_class_recall"])
+    assert outcome.test_scores is not None and outcome.test_scores.shape == (36, 4)
+    np.testing.assert_array_equal(
+        outcome.test_scores, outcome.model.decision_function(problem.X[splits["test"]])
+    )
+    assert not {"map_11point", "per_split", "accuracy_std", "test_labels"} & set(results)
+
+
+def test_voc_reports_both_aps_and_leaves_difficult_out() -> None:
+    problem = multi_label()
+    outcome = run(problem, n_jobs=1)
+    results, test = outcome.results, problem.splits["test"]
+    both = np.concatenate([problem.splits["train"], problem.splits["val"]])
+    aps = []
+    for k, name in enumerate(problem.classes):
+        rows = both[problem.labels[both, k] != 0]
+        model = LinearSVM(C=results["C"]).fit(problem.X[rows], problem.labels[rows, k])
+        asked = test[problem.labels[test, k] != 0]
+        scores, truth = model.decision_function(problem.X[asked]), problem.labels[asked, k]
+        figures = results["per_class"][name]
+        assert figures["ap_11point"] == pytest.approx(metrics.average_precision(scores, truth, "11point"))
+        assert figures["ap_allpoint"] == pytest.approx(metrics.average_precision(scores, truth, "allpoint"))
+        assert figures["n_positive"] == (truth == 1).sum()
+        aps.append(figures["ap_11point"])
+    assert results["map_11point"] == pytest.approx(np.mean(aps))
+    assert results["selected_by"] == "map_11point"
+    assert any("difficult" in rule for rule in results["rules"])
+    assert "accuracy" not in results
+    assert (
+        run(replace(problem, protocol="voc2012"), C=[1, 2], n_jobs=1).results["selected_by"] == "map_allpoint"
+    )
+
+
+def test_random_splits_mean_std_and_median_c() -> None:
+    problem = with_random_splits(single_label(noise=0.6))
+    outcome = run(problem, C=[0.01, 0.1, 1.0, 10.0], n_jobs=1)
+    results = outcome.results
+    per_split = results["per_split"]
+    assert [entry["name"] for entry in per_split] == ["split0", "split1", "split2"]
+    for key in ("accuracy", "mean_class_recall"):
+        values = [entry[key] for entry in per_split]
+        assert results[key] == pytest.approx(np.mean(values))
+        assert results[f"{key}_std"] == pytest.approx(np.std(values, ddof=1))
+        assert len(set(values)) > 1
+    assert results["C"] == sorted(entry["C"] for entry in per_split)[1]
+    curves = [entry["C_curve"] for entry in per_split]
+    assert results["C_curve"] == pytest.approx(np.mean(curves, axis=0))
+    assert (results["n_train"], results["n_test"]) == (40, 32)
+    # The classifier to keep has seen every labelled image.
+    everything = LinearSVM(C=results["C"]).fit(problem.X, problem.labels)
+    np.testing.assert_array_equal(outcome.model.coef_, everything.coef_)
+    assert results["model_trained_on"] == "all labelled images"
+    assert outcome.test_scores is None
+
+
+def test_a_seed_draws_random_splits_anew() -> None:
+    problem = with_random_splits(single_label(noise=0.6))
+    stored = run(problem, C=1.0, n_jobs=1).results
+    drawn = [run(problem, C=1.0, seed=seed, n_jobs=1).results for seed in (1, 1, 2)]
+    assert stored["splits"] == "stored"
+    assert drawn[0]["splits"] == "drawn with seed 1"
+    assert without_time(drawn[0]) == without_time(drawn[1])
+    assert drawn[0]["accuracy"] != drawn[2]["accuracy"]
+    # Without a name of its own a dataset gives 80% of each class of 30 to train + val; Caltech-101 30 images.
+    assert (drawn[0]["n_train"], drawn[0]["n_test"]) == (96, 24)
+    caltech = replace(single_label(n_per_class=90), protocol="caltech101", splits={})
+    results = run(caltech, C=1.0, seed=0, n_jobs=1).results
+    assert (results["n_train"], results["n_test"], len(results["per_split"])) == (120, 200, 3)
+
+
+def test_official_splits_ignore_the_seed() -> None:
+    problem = single_label(noise=0.5)
+    first, second = (without_time(run(problem, C=[0.1, 1], seed=s, n_jobs=1).results) for s in (None, 7))
+    assert first == second
+
+
+def test_without_val_it_is_cut_from_train() -> None:
+    problem = single_label(noise=0.5)
+    del problem.splits["val"]
+    outcome = run(problem, C=[0.1, 1.0], n_jobs=1)
+    assert outcome.results["C_chosen_on"] == "20% of train"
+    assert outcome.results["n_train"] == 60  # all of train is used in the end
+    assert outcome.results["model_trained_on"] == "train"
+
+
+def test_without_test_val_is_the_test_part() -> None:
+    problem = single_label(noise=0.5)
+    del problem.splits["test"]
+    outcome = run(problem, C=[0.1, 1.0], n_jobs=1)
+    results = outcome.results
+    assert (results["test_split"], results["C_chosen_on"]) == ("val", "20% of train")
+    assert (results["n_train"], results["n_test"]) == (60, 24)
+    np.testing.assert_array_equal(outcome.test_rows, problem.splits["val"])
+
+
+def test_the_cut_is_a_fifth_of_each_class() -> None:
+    problem = single_label(n_per_class=20)
+    val = protocols._cut(problem, problem.splits["train"], np.random.default_rng(0))
+    np.testing.assert_array_equal(np.bincount(problem.labels[val]), [2, 2, 2, 2])
+    one_each = np.arange(4)
+    assert (
+        len(protocols._cut(problem, one_each, np.random.default_rng(0))) == 0
+    )  # a class's only image trains
+
+
+@pytest.mark.parametrize("make", [single_label, multi_label])
+def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
+    problem = make()
+    bad = np.array([0, len(problem.X) * 6 // 10, len(problem.X) - 1])  # one of train, of val, of test
+    problem.X[bad] = np.nan
+    problem.readable[bad] = False
+    results = run(problem, n_jobs=1).results
+    assert results["n_unreadable"] == 3
+    kept = {name: np.setdiff1d(rows, bad) for name, rows in problem.splits.items()}
+    clean = run(replace(problem, splits=kept), n_jobs=1).results
+    assert without_time(results) == without_time(clean)
+    assert results["n_test"] == len(problem.splits["test"]) - 1
+
+
+@pytest.mark.parametrize("C", ["auto", 1.0])
+def test_without_test_labels_val_is_reported_and_test_scored(C: Any) -> None:
+    problem = multi_label(protocol="voc2012")
+    expected = run(
+        replace(problem, splits={**problem.splits, "test": problem.splits["val"], "val": []}), C=1.0
+    )
+    del expected  # only that an empty val is no obstacle to a single C
+    problem.labels[problem.splits["test"]] = 0
+    outcome = run(problem, C=C, n_jobs=1)
+    results = outcome.results
+    assert results["test_labels"] == "none"
+    assert results["n_test"] == 0
+    assert "map_allpoint" not in results and "per_class" not in results
+    train, val = problem.splits["train"], problem.splits["val"]
+    model = LinearSVM(C=results["C"]).fit(problem.X[train], problem.labels[train])
+    figure = metrics.mean_average_precision(model.decision_function(problem.X[val]), problem.labels[val]).mean
+    assert results["validation"]["map_allpoint"] == pytest.approx(figure)
+    assert results["validation"]["n"] == len(val)
+    assert results["n_train"] == len(train) + len(val)
+    assert outcome.test_scores is not None and outcome.test_scores.shape == (50, 3)
+    np.testing.assert_array_equal(outcome.test_rows, problem.splits["test"])
+
+
+def test_unknown_single_labels_are_not_scored() -> None:
+    problem = single_label()
+    problem.labels[problem.splits["test"][:6]] = -1
+    problem.labels[problem.splits["train"][:4]] = -1
+    outcome = run(problem, C=1.0, n_jobs=1)
+    assert (outcome.results["n_train"], outcome.results["n_test"]) == (80, 30)
+    assert outcome.test_scores is not None and len(outcome.test_scores) == 36
+
+
+@pytest.mark.parametrize("problem", [with_random_splits(single_label(noise=0.6)), multi_label()])
+def test_the_number_of_processes_changes_nothing(problem: Problem) -> None:
+    said: list[str] = []
+    one = run(problem, n_jobs=1)
+    two = run(problem, n_jobs=2, progress=said.append)
+    assert without_time(one.results) == without_time(two.results)
+    np.testing.assert_array_equal(one.model.coef_, two.model.coef_)
+    if one.test_scores is not None:
+        np.testing.assert_array_equal(one.test_scores, two.test_scores)
+    assert any("validation" in line for line in said) and "trained" in said[-1]
+    assert len(get_reusable_executor(max_workers=2)._processes) <= 2
+
+
+def curve_of(peak: float) -> Any:
+    """A validation score that falls with the distance from a peak: the grid's search, without its noise."""
+
+    def validate(problem: Problem, fit: Any, val: Any, C: float, loss: str) -> tuple[float, bool]:
+        return -abs(float(np.log2(C / peak))), True
+
+    return validate
+
+
+@pytest.mark.parametrize(
+    ("peak", "winner", "further"),
+    [
+        (2.0, 2.0, None),
+        (2.0**9, 2.0**9, [2.0**9, 2.0**11]),  # one more to see that it falls again
+        (2.0**20, 2.0**13, [2.0**9, 2.0**11, 2.0**13]),  # three steps at most
+        (2.0**-7, 2.0**-7, [2.0**-9, 2.0**-7]),
+        (4.0, 2.0, None),  # as far from 2 as from 8: the smaller
+    ],
+)
+def test_a_winner_at_the_edge_extends_the_grid(
+    peak: float, winner: float, further: list[float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "_validate", curve_of(peak))
+    results = run(single_label(), n_jobs=1).results
+    assert results["C"] == winner
+    assert results.get("C_grid_extended_by") == further
+    assert results["C_grid"] == sorted([*protocols.C_GRID, *(further or [])])
+    assert len(results["C_curve"]) == len(results["C_grid"])
+
+
+def test_a_grid_of_ones_own_is_not_extended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "_validate", curve_of(2.0**20))
+    results = run(single_label(), C=[4.0, 1.0], n_jobs=1).results
+    assert (results["C"], results["C_grid"]) == (4.0, [1.0, 4.0])
+
+
+def test_a_plateau_gives_the_smallest_c_and_no_extension() -> None:
+    results = run(single_label(noise=0.01), n_jobs=1).results  # separable: every C is right
+    assert results["C_curve"] == [1.0] * len(protocols.C_GRID)
+    assert results["C"] == protocols.C_GRID[0]
+    assert (results["accuracy"], results["mean_class_recall"]) == (1.0, 1.0)
+
+
+def test_one_c_needs_no_validation() -> None:
+    results = run(single_label(), C=3.0, n_jobs=1).results
+    assert results["C"] == 3.0
+    assert not {"C_curve", "C_grid", "C_chosen_on", "selected_by"} & set(results)
+    assert results["n_train"] == 84  # val is trained on all the same
+
+
+def test_two_classes_have_two_columns_of_scores() -> None:
+    problem = single_label(K=2, noise=0.5)
+    outcome = run(problem, C=1.0, n_jobs=1)
+    assert outcome.test_scores is not None and outcome.test_rows is not None
+    assert outcome.test_scores.shape == (18, 2)
+    predicted = outcome.model.predict(problem.X[outcome.test_rows])
+    np.testing.assert_array_equal(outcome.test_scores.argmax(axis=1), predicted)
+
+
+def test_voc_class_without_positives_is_named() -> None:
+    problem = multi_label()
+    everything_but_test = np.concatenate([problem.splits["train"], problem.splits["val"]])
+    problem.labels[everything_but_test, 1] = -1
+    test = problem.splits["test"]
+    problem.labels[test, 2] = -1
+    results = json.loads(json.dumps(run(problem, C=1.0, n_jobs=1).results, allow_nan=False))
+    assert results["degenerate_classes"] == ["cow"]
+    assert results["classes_without_ap"] == ["dog"]
+    assert results["per_class"]["dog"] == {"ap_11point": None, "ap_allpoint": None, "n_positive": 0}
+    two = [results["per_class"][name]["ap_allpoint"] for name in ("cat", "cow")]
+    assert results["map_allpoint"] == pytest.approx(np.mean(two))
+
+
+def test_fits_that_were_broken_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "LinearSVM", lambda **kwargs: LinearSVM(**kwargs, max_iter=1))
+    results = run(single_label(noise=0.5), C=[1.0, 128.0], loss="hinge", n_jobs=1).results
+    assert "C=128 (choosing C)" in results["not_converged"]
+    assert "hinge" in results["solver"]
+
+
+def test_results_are_plain_json() -> None:
+    for problem in (with_random_splits(single_label()), multi_label(), single_label()):
+        results = run(problem, C=[0.1, 1.0], n_jobs=1).results
+        assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def broken(problem: Problem, **changes: Any) -> Problem:
+    return replace(problem, splits={**problem.splits, **changes})
+
+
+def test_refusals() -> None:
+    problem = single_label()
+    train, test = problem.splits["train"], problem.splits["test"]
+    no_b = train[problem.labels[train] != 1]
+    cases = [
+        (replace(problem, splits={}), {}, "no training split"),
+        (replace(problem, splits={"train": train}), {}, "neither val nor test"),
+        (broken(problem, test=train[:0]), {"C": 1.0}, "no readable test images"),
+        (broken(problem, test=np.append(test, train[0])), {"C": 1.0}, "both trained and tested on.*0000.jpg"),
+        (broken(problem, train=no_b), {}, "no readable training image of: b$"),
+        (broken(problem, val=train[:0]), {}, "no readable validation images"),
+        (replace(problem, splits={"split0/train": train}), {}, "split0 has no test part"),
+        (problem, {"C": "best"}, "C must be auto or positive"),
+        (problem, {"C": [1.0, -1.0]}, "C must be auto or positive"),
+        (problem, {"C": []}, "C must be auto or positive"),
+        (problem, {"loss": "log"}, "loss must be"),
+    ]
+    for given, options, message in cases:
+        with pytest.raises(VggfeatError, match=message):
+            run(given, n_jobs=1, **options)
+    no_positive = multi_label()
+    no_positive.labels[no_positive.splits["val"]] = -1
+    with pytest.raises(VggfeatError, match="positive image in the validation part"):
+        run(no_positive, n_jobs=1)
+    nan = single_label()
+    nan.X[3] = np.nan
+    with pytest.raises(VggfeatError, match=r"d/0003.jpg \(row 3\) holds NaN"):
+        run(nan, n_jobs=1)
+
+
+def test_problems_that_contradict_themselves() -> None:
+    problem = single_label()
+    for changes in (
+        {"names": problem.names[:-1]},
+        {"labels": np.full(len(problem.X), 4)},
+        {"labels": np.ones((len(problem.X), 3), dtype=np.int8)},
+        {"splits": {"train": np.array([len(problem.X)])}},
+    ):
+        with pytest.raises(VggfeatError):
+            replace(problem, **changes)
+
+
+def test_voc_submission_files(tmp_path: Path) -> None:
+    names = ["JPEGImages/2008_000001.jpg", "JPEGImages/2008_000002.jpg", "JPEGImages/2008_000004.jpg"]
+    scores = np.array([[0.5, -1.25], [1 / 3, 2e-7]])
+    files = write_voc_submission(tmp_path / "out", [2, 0], scores, ["cat", "dog"], names, 2012)
+    main = tmp_path / "out" / "results" / "VOC2012" / "Main"
+    assert files == [main / "comp2_cls_test_cat.txt", main / "comp2_cls_test_dog.txt"]
+    assert files[0].read_text() == "2008_000004 0.500000\n2008_000001 0.333333\n"
+    assert files[1].read_text() == "2008_000004 -1.250000\n2008_000001 0.000000\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing temporary is left
+
+    with pytest.raises(VggfeatError, match="isn't an empty folder"):
+        write_voc_submission(tmp_path / "out", [2, 0], scores, ["cat", "dog"], names, 2012)
+    (tmp_path / "empty").mkdir()
+    assert write_voc_submission(tmp_path / "empty", [2, 0], scores, ["cat", "dog"], names, 2007)[0].exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "scores", "names", "message"),
+    [
+        ([0, 1], [[0.1]], ["a.jpg", "b.jpg"], "don't match"),
+        ([0, 1], [[0.1], [np.nan]], ["a.jpg", "b.jpg"], "NaN"),
+        ([0, 1], [[0.1], [0.2]], ["x/a.jpg", "y/a.jpg"], "same name"),
+    ],
+)
+def test_a_refused_submission_leaves_nothing(
+    rows: list[int], scores: list, names: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(VggfeatError, match=message):
+        write_voc_submission(tmp_path / "out", rows, np.array(scores), ["cat"], names, 2012)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_submission_leaves_nothing(tmp_path: Path) -> None:
+    # The second file can't be written (its folder is missing): the first must not appear either.
+    with pytest.raises(OSError):
+        write_voc_submission(tmp_path / "out", [0], np.ones((1, 2)), ["cat", "no/dog"], ["a.jpg"], 2012)
+    assert list(tmp_path.iterdir()) == []

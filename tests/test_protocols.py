@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from joblib.externals.loky import get_reusable_executor
+from threadpoolctl import threadpool_info
 
 from vggfeat import metrics, protocols
 from vggfeat.errors import VggfeatError
@@ -197,10 +198,6 @@ def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
 @pytest.mark.parametrize("C", ["auto", 1.0])
 def test_without_test_labels_val_is_reported_and_test_scored(C: Any) -> None:
     problem = multi_label(protocol="voc2012")
-    expected = run(
-        replace(problem, splits={**problem.splits, "test": problem.splits["val"], "val": []}), C=1.0
-    )
-    del expected  # only that an empty val is no obstacle to a single C
     problem.labels[problem.splits["test"]] = 0
     outcome = run(problem, C=C, n_jobs=1)
     results = outcome.results
@@ -236,7 +233,20 @@ def test_the_number_of_processes_changes_nothing(problem: Problem) -> None:
     if one.test_scores is not None:
         np.testing.assert_array_equal(one.test_scores, two.test_scores)
     assert any("validation" in line for line in said) and "trained" in said[-1]
-    assert len(get_reusable_executor(max_workers=2)._processes) <= 2
+
+
+def process_and_threads(_: int) -> tuple[int, list[int]]:
+    return os.getpid(), [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_no_more_processes_than_asked_and_one_blas_thread_in_each() -> None:
+    with protocols._Workers(2) as workers:
+        answers = [answer for _, answer in workers.each(process_and_threads, (), [(i,) for i in range(8)])]
+    assert len({pid for pid, _ in answers}) <= 2
+    assert os.getpid() not in {pid for pid, _ in answers}
+    assert {n for _, threads in answers for n in threads} == {1}
+    with protocols._Workers(1) as workers:
+        assert [answer[0] for _, answer in workers.each(process_and_threads, (), [(0,)])] == [os.getpid()]
 
 
 def curve_of(peak: float) -> Any:

@@ -1,10 +1,10 @@
 """Dense multi-scale VGG descriptors and linear SVMs (Simonyan & Zisserman, arXiv 1409.1556).
 
-    import vggfeat
-    net = vggfeat.load("D")
-    x = vggfeat.embed(net, ["a.jpg", pil_image, array_HWC], scales=(256, 384, 512))   # (3, 4096), L2-normalised
-    svm = vggfeat.LinearSVM(C=4.0).fit(X, y)
-    feats = vggfeat.open_features("feats.h5")
+import vggfeat
+net = vggfeat.load("D")
+x = vggfeat.embed(net, ["a.jpg", pil_image, array_HWC], scales=(256, 384, 512))   # (3, 4096), L2-normalised
+svm = vggfeat.LinearSVM(C=4.0).fit(X, y)
+feats = vggfeat.open_features("feats.h5")
 """
 
 from __future__ import annotations

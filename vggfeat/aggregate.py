@@ -81,8 +81,7 @@ def aggregate(descriptors_NQD: Any, how: str = "average") -> NDArray[np.float32]
 
 
 def fuse(parts: Sequence[Any]) -> NDArray[np.float32]:
-    """Descriptors of several networks for the same images: each L2-normalised, stacked, and L2-normalised
-    again.
+    """Descriptors of several networks for the same images: each L2-normalised, stacked, L2-normalised again.
 
     parts: one (N, D_i) array a network, rows in the same order. One part comes back unchanged, not copied.
     Returns (N, D_1 + D_2 + …) float32; a row that is NaN in any part is NaN throughout.

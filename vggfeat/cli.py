@@ -208,15 +208,20 @@ def svm(
     if out_file and out_file.exists() and not overwrite:
         raise VggfeatError(f"{out_file} exists; give --overwrite, or another --out")
     from vggfeat import protocols
+    from vggfeat.classify import problem_from
     from vggfeat.model import Model, save_model
 
-    problem, parts, about = protocols.problem_from(features, pool, qs)
+    problem, parts, about = problem_from(features, pool, qs)
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, n_jobs=workers, progress=lambda line: err.print(line)
     )
     results = {**outcome.results, **about, "command": _command()}
     if submission:
-        protocols.write_submission(submission, problem, outcome)
+        if outcome.test_rows is None or outcome.test_scores is None:
+            raise VggfeatError("--submission needs an official test part, as VOC has")
+        protocols.write_voc_submission(
+            submission, outcome.test_rows, outcome.test_scores, problem.classes, problem.names
+        )
     if out_file:
         trained = outcome.model
         save_model(

@@ -589,8 +589,7 @@ def _over_splits(
     out["per_class"] = {}
     for name in problem.classes:
         rows = [per_class[name] for _, per_class in scored]
-        # A class that a split's test part lacks has no figure there: the mean is over the splits that have
-        # it.
+        # A class that a split's test part lacks has no figure there: the mean is over the other splits.
         out["per_class"][name] = {
             key: sum(row[key] for row in rows)
             if key == "n_positive"

@@ -1,0 +1,304 @@
+"""Descriptors against a slow float64 reference, and the feature file that keeps every row."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import vggfeat
+from vggfeat import datasets, store
+from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.extract import describe_all, description_of, extract, limited, plan
+from vggfeat.images import read_rgb, smallest_side
+
+from .conftest import photograph
+
+SCALES = (40, 64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return vggfeat.load("random:B,width=0.125,crop=32,classes=4")
+
+
+def reference(network, image, scale, layer, mirror):
+    """One image, one view at a time, in float64: the mean over positions, then over the two views."""
+    module = network.module.double()
+    small = smallest_side(read_rgb(image), scale)
+    views = []
+    for view in (small, small[:, ::-1]) if mirror else (small,):
+        x = torch.tensor(view.astype(np.float64) - np.array([123.68, 116.779, 103.939]))
+        with torch.inference_mode():
+            views.append(module(x.permute(2, 0, 1)[None], layer)[0].mean((1, 2)).numpy())
+    network.module.float()
+    return np.mean(views, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "mirror"), [("fc7", True), ("fc7", False), ("pool5", True), ("conv3_1", False)]
+)
+def test_descriptors_equal_a_slow_reference(network, layer, mirror):
+    images = [
+        photograph(i, h, w) for i, (h, w) in enumerate([(50, 70), (70, 50), (50, 70), (45, 45), (33, 90)])
+    ]
+    description = description_of(network, layer, SCALES, mirror)
+    got = dict(describe_all(network, images, description, batch_size=2))
+    assert sorted(got) == list(range(5))
+    for i, image in enumerate(images):
+        for s, scale in enumerate(SCALES):
+            expected = reference(network, image, scale, layer, mirror)
+            assert expected.std() > 0
+            np.testing.assert_allclose(got[i][s], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_batch_size_workers_and_order_do_not_change_a_descriptor(network):
+    images = [photograph(i, 40 + 7 * (i % 3), 60) for i in range(9)]
+    description = description_of(network, "fc7", SCALES, True)
+    one = dict(describe_all(network, images, description, batch_size=1, workers=1))
+    many = dict(describe_all(network, images[::-1], description, batch_size=64, workers=4))
+    for i in range(9):
+        np.testing.assert_allclose(one[i], many[8 - i], rtol=1e-4, atol=1e-5)
+
+
+def test_mirror_image_has_the_same_descriptor(network):
+    image = photograph(5, 50, 80)
+    a, b = vggfeat.embed(network, [image, image[:, ::-1]], scales=SCALES)
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    c, d = vggfeat.embed(network, [image, image[:, ::-1]], scales=SCALES, mirror=False)
+    assert np.abs(c - d).max() > 1e-3 * np.abs(c).max()
+
+
+def test_full_buckets_are_run_before_memory_is(network, monkeypatch):
+    monkeypatch.setattr("vggfeat.extract.WAITING_BYTES", 40_000)
+    images = [photograph(i, 40, 40 + i) for i in range(12)]
+    description = description_of(network, "pool3", SCALES, False)
+    got = dict(describe_all(network, images, description, batch_size=1000))
+    assert sorted(got) == list(range(12))
+
+
+def test_embed_is_normalised_and_ordered(network, tmp_path):
+    array = photograph(0, 50, 60)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    x = vggfeat.embed(
+        network, [tmp_path / "a.png", Image.fromarray(array), photograph(1, 60, 50), array], scales=SCALES
+    )
+    assert x.shape == (4, 512) and x.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(x[0], x[3], rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_less(x[0] @ x[2], 0.9999)
+    assert vggfeat.embed(network, [array], scales=SCALES, pool="stack").shape == (1, 1024)
+    with pytest.raises(UnreadableImage, match="image 1: no such file"):
+        vggfeat.embed(network, [array, tmp_path / "b.png"], scales=SCALES)
+    with pytest.raises(VggfeatError, match="a list of images"):
+        vggfeat.embed(network, str(tmp_path / "a.png"), scales=SCALES)
+
+
+def test_bad_settings_are_refused(network):
+    for layer, scales, message in [
+        ("fc7", (31,), "scale 31 is too small: fc7 of net B needs at least 32"),
+        ("fc7", (64, 64), "different numbers"),
+        ("fc9", (64,), "no layer 'fc9'"),
+        ("pool5", (), "one or more"),
+    ]:
+        with pytest.raises(VggfeatError, match=message):
+            description_of(network, layer, scales, True)
+
+
+# --- the file ----------------------------------------------------------------------------------------------
+
+
+def test_every_row_stays_in_its_place(network, folder, tmp_path):
+    (folder / "red" / "03.jpg").write_bytes(b"")
+    (folder / "red" / "05.jpg").write_bytes(b"not an image")
+    whole = (folder / "blue" / "07.jpg").read_bytes()
+    (folder / "blue" / "07.jpg").write_bytes(whole[: len(whole) // 2])
+    items = datasets.load("folder", folder)
+    report = extract(items, network, tmp_path / "f.h5", scales=SCALES, command="the command")
+    assert list(report.unreadable) == ["blue/07.jpg", "red/03.jpg", "red/05.jpg"]
+    features = vggfeat.open_features(tmp_path / "f.h5")
+    assert features.names == items.names and features.shape == (24, 2, 512)
+    bad = [items.names.index(name) for name in report.unreadable]
+    assert np.flatnonzero(~features.readable).tolist() == bad
+    assert features.errors[bad[1]].startswith("empty file")
+    x = features.descriptors
+    assert np.isnan(x[bad]).all() and np.isfinite(x[features.readable]).all()
+    for i in (0, 8, 23):
+        alone = dict(describe_all(network, [folder / items.names[i]], features.description))[0]
+        np.testing.assert_allclose(x[i], alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(features.read((64,)), x[:, 1:])
+    np.testing.assert_array_equal(features.read((64, 40)), x[:, ::-1])
+    with pytest.raises(VggfeatError, match="no scale 99; it has 40, 64"):
+        features.read((99,))
+    np.testing.assert_array_equal(features.labels, items.labels)
+    assert {name: rows.tolist() for name, rows in features.splits.items()} == {
+        name: rows.tolist() for name, rows in items.splits.items()
+    }
+    assert features.attributes["command"] == "the command"
+    assert features.description.fingerprint == network.fingerprint
+    assert json.loads(features.attributes["weights_metadata"])["net"] == "B"
+    with h5py.File(tmp_path / "f.h5") as plain:  # contract 3, with plain h5py
+        assert {"descriptors", "status", "errors", "names", "labels", "classes", "splits"} <= set(plain)
+        assert plain["status"][:].tolist() == [2 if i in bad else 1 for i in range(24)]
+        assert plain["labels"].dtype == np.int32 and plain["splits/split0/train"].dtype == np.int64
+    assert not (tmp_path / "f.h5.partial").exists()
+
+
+def test_float16_holds_the_same_to_its_precision_and_refuses_overflow(network, folder, tmp_path):
+    items = limited(datasets.load("folder", folder), 5)
+    extract(items, network, tmp_path / "a.h5", scales=(40,), store="float32")
+    extract(items, network, tmp_path / "b.h5", scales=(40,), store="float16")
+    a, b = (vggfeat.open_features(tmp_path / f"{n}.h5").descriptors for n in "ab")
+    assert b.dtype == np.float16
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        network.module.classifier[3].weight.mul_(1e6)
+    try:
+        with pytest.raises(VggfeatError, match="beyond the range of float16; give --store float32"):
+            extract(items, network, tmp_path / "c.h5", scales=(40,), store="float16")
+    finally:
+        with torch.no_grad():
+            network.module.classifier[3].weight.div_(1e6)
+    assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["a.h5", "b.h5"]
+
+
+def test_an_error_leaves_nothing_and_an_existing_file_stays(network, folder, tmp_path):
+    items = datasets.load("folder", folder)
+    out = tmp_path / "f.h5"
+    extract(items, network, out, scales=(40,))
+    before = out.read_bytes()
+
+    def interrupt(done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(VggfeatError, match="exists; give --overwrite"):
+        extract(items, network, out, scales=(40,))
+    with pytest.raises(KeyboardInterrupt):
+        extract(items, network, out, scales=(40,), overwrite=True, progress=interrupt)
+    assert out.read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(VggfeatError, match="no folder"):
+        extract(items, network, tmp_path / "no" / "f.h5", scales=(40,))
+
+
+def test_two_writers_on_one_file(network, folder, tmp_path):
+    items = datasets.load("folder", folder)
+    description = description_of(network, "fc7", (40,), True)
+    script = (
+        "import h5py, sys, time\n"
+        f"file = h5py.File({str(tmp_path / 'f.h5.partial')!r}, 'w')\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "open\n"
+    with pytest.raises(VggfeatError, match="another process is writing"):
+        store.FeatureWriter(tmp_path / "f.h5", items, description, 512)
+    other.communicate("")
+    # the file of a dead process is taken over
+    with store.FeatureWriter(tmp_path / "f.h5", items, description, 512) as writer:
+        for i in range(24):
+            writer.write(i, np.full((1, 512), i, np.float32))
+        writer.finish()
+    assert vggfeat.open_features(tmp_path / "f.h5").descriptors[:, 0, 0].tolist() == list(range(24))
+
+
+def test_a_file_with_pending_rows_is_not_finished(network, folder, tmp_path):
+    items = datasets.load("folder", folder)
+    description = description_of(network, "fc7", (40,), True)
+    with (
+        pytest.raises(VggfeatError, match=r"23 rows of .* were never described"),
+        store.FeatureWriter(tmp_path / "f.h5", items, description, 512) as writer,
+    ):
+        writer.write(3, np.zeros((1, 512), np.float32))
+        writer.finish()
+    assert list(tmp_path.glob("*.h5*")) == []
+
+
+@pytest.fixture(scope="module")
+def small_file(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "f.h5"
+    extract(limited(datasets.load("digits", None), 6), network, path, scales=(40,), layer="pool1")
+    return path
+
+
+def test_readers_refuse_what_is_not_theirs(small_file, tmp_path):
+    (tmp_path / "text.h5").write_text("hello")
+    (tmp_path / "half.h5.partial").write_bytes(small_file.read_bytes())
+
+    def changed(name, change):
+        path = tmp_path / name
+        path.write_bytes(small_file.read_bytes())
+        with h5py.File(path, "r+") as file:
+            change(file)
+        return path
+
+    def soft_link(file):
+        del file["names"]
+        file["names"] = h5py.ExternalLink("/etc/passwd", "/")
+
+    def grow(file):
+        del file["descriptors"]
+        file.create_dataset("descriptors", (1 << 40, 1, 8), "f4", chunks=(1024, 1, 8))
+
+    cases = [
+        (tmp_path / "text.h5", "is not a feature file: HDF5 can't open it"),
+        (tmp_path / "missing.h5", "no feature file at"),
+        (tmp_path / "half.h5.partial", "is half-written"),
+        (tmp_path / "half.h5", "its extraction has not finished"),
+        (
+            changed("v.h5", lambda f: f.attrs.modify("format_version", 99)),
+            "has version 99 .* reads version 1",
+        ),
+        (changed("k.h5", lambda f: f.attrs.modify("format", "else")), "its format is 'else'"),
+        (changed("l.h5", soft_link), "names is a link out of its place"),
+        (changed("g.h5", grow), "claims more values than the file holds"),
+        (changed("p.h5", lambda f: f["status"].write_direct(np.zeros(6, np.uint8))), "6 rows are pending"),
+        (
+            changed("s.h5", lambda f: f["splits"].create_dataset("train", data=np.array([7]))),
+            "different lengths",
+        ),
+    ]
+    for path, message in cases:
+        with pytest.raises(VggfeatError, match=message) as caught:
+            vggfeat.open_features(path)
+        assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(small_file, tmp_path_factory, data):
+    """A few flipped bytes or a cut: an answer of the right shape, or one sentence; no other exception."""
+    raw = bytearray(small_file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    del raw[data.draw(st.integers(len(raw) // 2, len(raw))) :]
+    path = tmp_path_factory.mktemp("fuzz") / "f.h5"
+    path.write_bytes(raw)
+    try:
+        features = vggfeat.open_features(path)
+        assert len(features.names) == len(features.status) == features.shape[0]
+    except VggfeatError:
+        pass
+
+
+def test_plan_counts_the_work(network, folder):
+    items = datasets.load("folder", folder)
+    asked = plan(items, network, (64,), "conv1_1", True, "float16")
+    assert asked.images == asked.sampled == 24
+    assert asked.bytes == 24 * 8 * 2
+    # conv1_1 alone: 2 * 8 channels * 27 weights a pixel, image and mirror; 8 images of each shape
+    pixels = 8 * (64 * 96 + 96 * 64 + 64 * 64)
+    assert asked.gflop == pytest.approx(2 * 2 * 8 * 27 * pixels / 1e9)
+    assert asked.seconds > 0

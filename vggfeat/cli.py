@@ -264,7 +264,7 @@ def predict(
     networks = classifier.load_networks(weights or [], device)
     scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
     table = Table("image", "class", "score")
-    records = []
+    records: list[dict[str, Any]] = []
     for i, path in enumerate(images):
         if i in bad:
             records.append({"image": str(path), "error": bad[i]})

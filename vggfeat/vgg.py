@@ -12,6 +12,8 @@ Both run the same weights: the convolutions are views of the matrices, not copie
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -163,7 +165,7 @@ class VGG(nn.Module):
             )
         k = self.fc6_kernel
         for name in FC_LAYERS:
-            fc = self.classifier[3 * FC_LAYERS.index(name)]
+            fc = cast(nn.Linear, self.classifier[3 * FC_LAYERS.index(name)])
             # The rows of fc6 read pool5 as (K, 7, 7) flattened: a convolution's weight by another name.
             weight = fc.weight.view(fc.out_features, -1, k, k)
             x = F.conv2d(x, weight, fc.bias)

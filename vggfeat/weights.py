@@ -197,7 +197,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -528,7 +528,7 @@ def _timm(what: str, file: Path | None) -> Network:
             raise VggfeatError(
                 f"{file} doesn't fit timm:{what}: {str(error).splitlines()[-1].strip()}"
             ) from error
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     preprocessing = Preprocessing(
         mean=tuple(config["mean"]), std=tuple(config["std"]), channel_order="RGB", input_range=1.0
     )

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vggfeat.datasets import Items, describe_datasets, load, random_splits
-from vggfeat.datasets.voc import CLASSES
+from vggfeat.datasets.voc import CLASSES, write_submission
 from vggfeat.errors import VggfeatError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -579,3 +579,42 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     fails("voc2077", None, "'voc2077'", *names)
     assert [name for name, _, _ in describe_datasets()] == names
     assert all(about and files and "\n" not in about + files for _, about, files in describe_datasets())
+
+
+def test_voc_submission_files(tmp_path: Path) -> None:
+    names = ["JPEGImages/2008_000001.jpg", "JPEGImages/2008_000002.jpg", "JPEGImages/2008_000004.jpg"]
+    scores = np.array([[0.5, -1.25], [1 / 3, 2e-7]])
+    files = write_submission(tmp_path / "out", [2, 0], scores, ["cat", "dog"], names)
+    main = tmp_path / "out"
+    assert files == [main / "comp2_cls_test_cat.txt", main / "comp2_cls_test_dog.txt"]
+    assert files[0].read_text() == "2008_000004 0.500000\n2008_000001 0.333333\n"
+    assert files[1].read_text() == "2008_000004 -1.250000\n2008_000001 0.000000\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing temporary is left
+
+    with pytest.raises(VggfeatError, match="isn't an empty folder"):
+        write_submission(tmp_path / "out", [2, 0], scores, ["cat", "dog"], names)
+    (tmp_path / "empty").mkdir()
+    assert write_submission(tmp_path / "empty", [2, 0], scores, ["cat", "dog"], names)[0].exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "scores", "names", "message"),
+    [
+        ([0, 1], [[0.1]], ["a.jpg", "b.jpg"], "don't match"),
+        ([0, 1], [[0.1], [np.nan]], ["a.jpg", "b.jpg"], "NaN"),
+        ([0, 1], [[0.1], [0.2]], ["x/a.jpg", "y/a.jpg"], "same name"),
+    ],
+)
+def test_a_refused_submission_leaves_nothing(
+    rows: list[int], scores: list, names: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(VggfeatError, match=message):
+        write_submission(tmp_path / "out", rows, np.array(scores), ["cat"], names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_submission_leaves_nothing(tmp_path: Path) -> None:
+    # The second file can't be written (its folder is missing): the first must not appear either.
+    with pytest.raises(OSError):
+        write_submission(tmp_path / "out", [0], np.ones((1, 2)), ["cat", "no/dog"], ["a.jpg"])
+    assert list(tmp_path.iterdir()) == []

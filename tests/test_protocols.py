@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from vggfeat import metrics, protocols
 from vggfeat.errors import VggfeatError
-from vggfeat.protocols import Problem, run, write_voc_submission
+from vggfeat.protocols import Problem, run
 from vggfeat.svm import LinearSVM
 
 
@@ -379,42 +378,3 @@ def test_problems_that_contradict_themselves() -> None:
     ):
         with pytest.raises(VggfeatError):
             replace(problem, **changes)
-
-
-def test_voc_submission_files(tmp_path: Path) -> None:
-    names = ["JPEGImages/2008_000001.jpg", "JPEGImages/2008_000002.jpg", "JPEGImages/2008_000004.jpg"]
-    scores = np.array([[0.5, -1.25], [1 / 3, 2e-7]])
-    files = write_voc_submission(tmp_path / "out", [2, 0], scores, ["cat", "dog"], names, 2012)
-    main = tmp_path / "out" / "results" / "VOC2012" / "Main"
-    assert files == [main / "comp2_cls_test_cat.txt", main / "comp2_cls_test_dog.txt"]
-    assert files[0].read_text() == "2008_000004 0.500000\n2008_000001 0.333333\n"
-    assert files[1].read_text() == "2008_000004 -1.250000\n2008_000001 0.000000\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing temporary is left
-
-    with pytest.raises(VggfeatError, match="isn't an empty folder"):
-        write_voc_submission(tmp_path / "out", [2, 0], scores, ["cat", "dog"], names, 2012)
-    (tmp_path / "empty").mkdir()
-    assert write_voc_submission(tmp_path / "empty", [2, 0], scores, ["cat", "dog"], names, 2007)[0].exists()
-
-
-@pytest.mark.parametrize(
-    ("rows", "scores", "names", "message"),
-    [
-        ([0, 1], [[0.1]], ["a.jpg", "b.jpg"], "don't match"),
-        ([0, 1], [[0.1], [np.nan]], ["a.jpg", "b.jpg"], "NaN"),
-        ([0, 1], [[0.1], [0.2]], ["x/a.jpg", "y/a.jpg"], "same name"),
-    ],
-)
-def test_a_refused_submission_leaves_nothing(
-    rows: list[int], scores: list, names: list[str], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(VggfeatError, match=message):
-        write_voc_submission(tmp_path / "out", rows, np.array(scores), ["cat"], names, 2012)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_submission_leaves_nothing(tmp_path: Path) -> None:
-    # The second file can't be written (its folder is missing): the first must not appear either.
-    with pytest.raises(OSError):
-        write_voc_submission(tmp_path / "out", [0], np.ones((1, 2)), ["cat", "no/dog"], ["a.jpg"], 2012)
-    assert list(tmp_path.iterdir()) == []

@@ -209,7 +209,8 @@ def svm(
         raise VggfeatError(f"{out_file} exists; give --overwrite, or another --out")
     from vggfeat import protocols
     from vggfeat.classify import problem_from
-    from vggfeat.model import Model, save_model
+    from vggfeat.datasets.voc import write_submission
+    from vggfeat.model import model_from, save_model
 
     problem, parts, about = problem_from(features, pool, qs)
     outcome = protocols.run(
@@ -219,23 +220,9 @@ def svm(
     if submission:
         if outcome.test_rows is None or outcome.test_scores is None:
             raise VggfeatError("--submission needs an official test part, as VOC has")
-        protocols.write_voc_submission(
-            submission, outcome.test_rows, outcome.test_scores, problem.classes, problem.names
-        )
+        write_submission(submission, outcome.test_rows, outcome.test_scores, problem.classes, problem.names)
     if out_file:
-        trained = outcome.model
-        save_model(
-            out_file,
-            Model(
-                problem.classes,
-                trained.coef_,
-                trained.intercept_,
-                parts,
-                pool,
-                problem.labels.ndim == 2,
-                results,
-            ),
-        )
+        save_model(out_file, model_from(outcome.model, problem.classes, parts, pool, results))
     _print_results(results)
     _write_json(json_file, results)
 

@@ -21,6 +21,7 @@ from vggfeat.aggregate import aggregate, fuse
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all
 from vggfeat.store import TEXT, Description, encode, open_hdf5, texts
+from vggfeat.svm import LinearSVM
 from vggfeat.weights import Network
 
 FORMAT = "vggfeat-model"
@@ -85,6 +86,20 @@ class Model:
                     raw[i] = result
             parts.append(aggregate(raw, self.pool))
         return self.scores(fuse(parts)), unreadable
+
+
+def model_from(
+    svm: LinearSVM, classes: list[str], parts: tuple[Description, ...], pool: str, results: dict[str, Any]
+) -> Model:
+    """A Model of a fitted SVM whose classes are 0 … K-1."""
+    coef_KD, intercept_K = svm.coef_, svm.intercept_
+    if len(coef_KD) == 1 and len(classes) == 2:
+        # scikit-learn keeps one hyperplane for two classes; here each class has its score
+        coef_KD, intercept_K = (
+            np.concatenate([-coef_KD, coef_KD]),
+            np.concatenate([-intercept_K, intercept_K]),
+        )
+    return Model(classes, coef_KD, intercept_K, parts, pool, svm.multilabel_, results)
 
 
 def save_model(path: str | os.PathLike[str], model: Model) -> None:

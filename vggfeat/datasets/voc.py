@@ -10,8 +10,11 @@ marked difficult. The 2012 test lists have no labels (they are on the server): t
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -163,3 +166,49 @@ def _download(root: Path, year: int) -> None:
 
         for image_set in ("trainval", "test") if year == 2007 else ("trainval",):
             VOCDetection(base, year=str(year), image_set=image_set, download=True)
+
+
+def write_submission(
+    directory: str | Path,
+    rows: Sequence[int] | np.ndarray,
+    scores_NK: np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+) -> list[Path]:
+    """Write the devkit's result files comp2_cls_test_<class>.txt, one for each class, into `directory`.
+
+    The evaluation server wants them under results/VOC2012/Main/ of an archive.
+
+    comp2 is the competition for methods trained on any data, as every network trained on ILSVRC is. Each line
+    is an image's identifier (its name without folder and suffix) and its score with six decimals.
+
+    directory: must not exist or be empty; it appears only when all files are complete.
+    rows, scores_NK: n rows of the dataset and their (n, K) scores. names: of all the dataset's images.
+    Returns the files. Raises VggfeatError for a directory with files in it, wrong shapes, NaN, or two
+    images with the same identifier.
+    """
+    target, scores = Path(directory).resolve(), np.asarray(scores_NK)
+    if scores.shape != (len(rows), len(classes)):
+        raise VggfeatError(f"scores {scores.shape} don't match {len(rows)} images and {len(classes)} classes")
+    if not np.isfinite(scores).all():
+        raise VggfeatError("scores hold NaN or infinity, which the evaluation server can't read")
+    identifiers = [PurePosixPath(names[row]).stem for row in rows]
+    if len(set(identifiers)) != len(identifiers):
+        raise VggfeatError("two test images have the same name without folder and suffix")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise VggfeatError(f"{target} already exists and isn't an empty folder: give another one")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        complete = Path(temporary) / "complete"  # the temporary folder itself is private to the user
+        complete.mkdir()
+        files = [Path(f"comp2_cls_test_{name}.txt") for name in classes]
+        for k, file in enumerate(files):
+            lines = [
+                f"{identifier} {score:.6f}\n"
+                for identifier, score in zip(identifiers, scores[:, k], strict=True)
+            ]
+            (complete / file).write_text("".join(lines), encoding="ascii")
+        if target.exists():
+            target.rmdir()
+        os.rename(complete, target)
+    return [target / file for file in files]

@@ -214,6 +214,38 @@ def test_two_writers_on_one_file(network, folder, tmp_path):
     assert vggfeat.open_features(tmp_path / "f.h5").descriptors[:, 0, 0].tolist() == list(range(24))
 
 
+@pytest.mark.parametrize("kilobytes", [100, 1200])
+def test_a_disk_without_room_is_found_before_the_work(folder, tmp_path, kilobytes):
+    """Room for nothing, and room for the descriptors but not for the rest; one line, exit 1, no file."""
+    command = f"ulimit -f {kilobytes}; exec {sys.executable} -m vggfeat.cli extract --dataset folder --root {folder}"
+    command += f" --weights random:A,width=1,crop=32 --scales 32,40 --out {tmp_path / 'f.h5'}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("vggfeat: can't write") and "File too large" in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+    assert not list(tmp_path.glob("f.h5*"))
+
+
+def test_a_disk_that_fails_later_is_told_in_one_line(folder, tmp_path):
+    """A limit that falls after the file was laid out, so that HDF5 itself meets it."""
+    script = (
+        "import resource, signal, sys\n"
+        "from vggfeat import cli, store\n"
+        "flush = store.FeatureWriter.flush\n"
+        "def limited(self):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "    flush(self)\n"
+        "store.FeatureWriter.flush = limited\n"
+        f"sys.argv = ['vggfeat', 'extract', '--dataset', 'folder', '--root', {str(folder)!r}, '--weights',\n"
+        f"    'random:A,width=0.125,crop=32', '--scales', '32', '--out', {str(tmp_path / 'f.h5')!r}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("vggfeat: can't write") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("f.h5*"))
+
+
 def test_a_file_with_pending_rows_is_not_finished(network, folder, tmp_path):
     items = datasets.load("folder", folder)
     description = description_of(network, "fc7", (40,), True)

@@ -31,7 +31,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WriteFailed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -480,6 +480,10 @@ def main() -> None:
         if not isinstance(error, VggfeatError):
             text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
         print(f"vggfeat: {_printable(text)}", file=sys.stderr)
+        if isinstance(error, WriteFailed):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # HDF5 would crash on the file that it can't close
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user can meet: a request that can't be done, an image that can't be read."""
+"""The kinds of failure that a user can meet: a request that can't be done, an image or a disk that refuses."""
 
 
 class VggfeatError(Exception):
@@ -10,3 +10,7 @@ class VggfeatError(Exception):
 
 class UnreadableImage(VggfeatError):  # noqa: N818 - the paper trail's word: a row is unreadable
     """One image can't be read; the message is the reason. Extraction marks its row and goes on."""
+
+
+class WriteFailed(VggfeatError):  # noqa: N818 - named as what happened
+    """The disk refused a write into an open HDF5 file. HDF5 can't close such a file, and crashes at exit."""

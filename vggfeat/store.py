@@ -19,13 +19,14 @@ import h5py
 import numpy as np
 
 from vggfeat.datasets import Items
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WriteFailed
 
 FORMAT = "vggfeat-features"
 FORMAT_VERSION = 1
 PENDING, DONE, UNREADABLE = 0, 1, 2
 FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0  # a kill loses at most what came since the last flush
-CHUNK_BYTES = 1 << 20
+REASON_BYTES = 512  # room kept in the file for a row's reason, should every image be unreadable
+_BROKEN: list[h5py.File] = []  # files that HDF5 can't close; letting go of one would crash it
 TEXT = h5py.string_dtype("utf-8")
 
 
@@ -64,6 +65,12 @@ class Description:
         return json.dumps(asdict(self))
 
 
+def _reserve(descriptor: int, size: int) -> None:
+    """Take size bytes of the disk for an open file; OSError when it doesn't have them."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+
+
 def encode(text: str) -> bytes:
     """File names need not be valid Unicode; their bytes are kept."""
     return text.encode("utf-8", "surrogateescape")
@@ -96,11 +103,27 @@ class FeatureWriter:
         self._rows: dict[int, np.ndarray] = {}
         self._failures: dict[int, str] = {}
         self._last_flush = time.monotonic()
+        size = len(items) * (len(description.scales) * dim * np.dtype(dtype).itemsize + REASON_BYTES) + (
+            1 << 20
+        )
+        size += sum(len(encode(name)) + 32 for name in items.names)
+        size += 0 if items.labels is None else items.labels.nbytes
+        size += sum(rows.nbytes for rows in items.splits.values())
         try:
+            # A full disk is found now, not after hours of work; the same room is then held by the file itself.
+            with open(self.partial, "xb") as probe:
+                _reserve(probe.fileno(), size)
+            self.partial.unlink()
             self._file = h5py.File(self.partial, "x")
             self._create(items, description, dim, dtype, attributes or {})
+            self._file.flush()
+            with open(self.partial, "rb+") as file:
+                _reserve(file.fileno(), size)
         except OSError as error:
-            raise VggfeatError(f"can't write {self.partial}: {error}") from error
+            self.partial.unlink(missing_ok=True)
+            raise VggfeatError(
+                f"can't write {self.path} ({size / 1e6:,.1f} MB): {error.strerror or error}"
+            ) from error
 
     def _refuse_second_writer(self) -> None:
         if not self.partial.exists():
@@ -120,10 +143,10 @@ class FeatureWriter:
     ) -> None:
         count, scales = len(items), len(description.scales)
         file = self._file
-        rows = max(1, min(count, CHUNK_BYTES // (scales * dim * np.dtype(dtype).itemsize)))
-        file.create_dataset(
-            "descriptors", (count, scales, dim), dtype, chunks=(rows, scales, dim), fillvalue=np.nan
-        )
+        early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row is written once, its status says when
+        file.create_dataset("descriptors", (count, scales, dim), dtype, dcpl=early)
         file.create_dataset("status", data=np.full(count, PENDING, np.uint8))
         file.create_dataset("errors", (count,), TEXT)
         file.create_dataset("names", data=[encode(name) for name in items.names], dtype=TEXT)
@@ -185,8 +208,9 @@ class FeatureWriter:
             status[list(self._failures)] = UNREADABLE
             self._file["status"][:] = status
             self._file.flush()
-        except OSError as error:
-            raise VggfeatError(f"can't write {self.partial}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            _BROKEN.append(self._file)
+            raise WriteFailed(f"can't write {self.partial}: {error}") from error
         self._rows.clear()
         self._failures.clear()
         self._last_flush = time.monotonic()
@@ -214,11 +238,8 @@ class FeatureWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            try:
-                if self._file:
-                    self._file.close()
-            except (OSError, RuntimeError):
-                pass  # a full disk fails the closing too; the first error is the one to tell
+            if self._file and self._file not in _BROKEN:
+                self._file.close()
             self.partial.unlink(missing_ok=True)
 
 

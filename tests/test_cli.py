@@ -1,0 +1,828 @@
+"""The command, end to end: tables, JSON, CSV and exit statuses on small nets and small images.
+
+A few cases run a process of their own; the rest call `main` in this one, which saves the imports.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+import vggfeat
+from vggfeat import cli
+from vggfeat.datasets.voc import CLASSES
+
+from .conftest import photograph
+
+NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
+OTHER = f"{NET},seed=1"
+SMALL = ("--weights", NET, "--scales", "32,48", "--precision", "float32", "--device", "cpu")
+
+
+@dataclass
+class Ran:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def err_lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+Command = Callable[..., Ran]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`command("svm", "--features", path)`: what it printed, and its exit status."""
+    monkeypatch.setattr(cli.out, "width", 240)
+
+    def run(*words: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["vggfeat", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def extracted(command: Command, folder: Path, tmp_path: Path) -> Path:
+    """The feature file of `folder`: 24 images at 32 and 48 pixels."""
+    path = tmp_path / "feats.h5"
+    ran = command("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", path)
+    assert ran.status == 0, ran.err
+    return path
+
+
+@pytest.fixture
+def trained(command: Command, extracted: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "model.h5"
+    ran = command("svm", "--features", extracted, "--C", 1, "--workers", 1, "--out", path)
+    assert ran.status == 0, ran.err
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file under folder with its bytes, every folder with None."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))
+    }
+
+
+def read_csv(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Header, images, and scores (N, K), NaN where a cell is empty."""
+    header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    scores = np.array([[float(cell) if cell else np.nan for cell in row[1:]] for row in rows])
+    return header, [row[0] for row in rows], scores
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def scores_by_hand(model: Path, x_ND: np.ndarray) -> np.ndarray:
+    with h5py.File(model, "r") as file:
+        return x_ND @ file["coef"][:].T + file["intercept"][:]
+
+
+# --- from images to predictions ------------------------------------------------------------------------------
+
+
+def test_processes_from_a_folder_to_predictions(folder, tmp_path):
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "vggfeat.cli", *map(str, words)]
+        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    ran = run("extract", "--dataset", "folder", "--root", "images", *SMALL)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "feats.h5" in ran.stdout and "fc7, 2 x 512" in ran.stdout
+    # two processes, as the results must not depend on how many there are
+    ran = run(
+        "svm", "--features", "feats.h5", "--C", "1,4", "--workers", 2, "--out", "m.h5", "--json", "r.json"
+    )
+    assert ran.returncode == 0 and "mean class recall" in ran.stdout
+    assert "validation mean_class_recall" in ran.stderr
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["mean_class_recall"] == 1.0 and results["C_grid"] == [1.0, 4.0]
+    ran = run("predict", "images/red/00.jpg", "images/blue/00.jpg", "--model", "m.h5", "--json", "p.json")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    tops = [record["top"][0]["class"] for record in json.loads((tmp_path / "p.json").read_text())]
+    assert tops == ["red", "blue"]
+
+    ran = run("predict", "images/red/00.jpg", "--model", "m.h5", "--weights", OTHER, "--json", "q.json")
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1)
+    assert ran.stderr.startswith(f"vggfeat: weights {OTHER} are not those the model was trained with")
+    assert not (tmp_path / "q.json").exists()
+
+
+def test_extract_info_svm_predict(command, folder, tmp_path):
+    features, model, report = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "report.json"
+    ran = command(
+        "extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", features, "--json", report
+    )
+    assert (ran.status, ran.err) == (0, "")
+    assert "images/s" in ran.out and "unreadable" not in ran.out
+    facts = json.loads(report.read_text())
+    assert (facts["images"], facts["unreadable"], facts["out"]) == (24, {}, str(features))
+    assert facts["command"].startswith("vggfeat extract --dataset folder --root")
+
+    ran = command("info", features, "--json", report)
+    assert (ran.status, ran.err) == (0, "")
+    facts = json.loads(report.read_text())
+    assert (facts["kind"], facts["images"], facts["classes"], facts["unreadable"]) == ("features", 24, 2, 0)
+    assert facts["descriptors"] == "(24, 2, 512) float32" and facts["labels"] == "one an image"
+    # 80% of 12 are 10, of which a fifth validates
+    assert facts["splits"] == {
+        f"split{s}/{part}": n for s in range(3) for part, n in (("test", 4), ("train", 16), ("val", 4))
+    }
+    assert facts["fingerprint"] in ran.out and facts["fingerprint"] == vggfeat.load(NET).fingerprint
+
+    ran = command("svm", "--features", features, "--workers", 1, "--out", model, "--json", report)
+    assert ran.status == 0 and "20 train, 4 test, 0 unreadable left out" in ran.out
+    results = json.loads(report.read_text())
+    assert {
+        *("protocol", "dataset", "features", "pool", "scales", "solver", "C", "C_grid", "C_curve"),
+        *("n_train", "n_test", "n_unreadable", "accuracy", "accuracy_std", "mean_class_recall"),
+        *("mean_class_recall_std", "per_class", "seconds", "command", "versions"),
+    } <= results.keys()
+    assert not {"map_11point", "map_allpoint", "test_labels"} & results.keys()
+    assert (results["protocol"], results["dataset"]) == ("single-label", "folder")
+    assert (results["n_train"], results["n_test"], results["n_unreadable"]) == (20, 4, 0)
+    assert results["C_grid"] == [2.0**k for k in (-5, -3, -1, 1, 3, 5, 7)]
+    assert len(results["C_curve"]) == 7 and results["C"] in results["C_grid"]
+    assert results["mean_class_recall"] == results["accuracy"] >= 0.75  # the classes are equally large
+    recalls = {name: scores["recall"] for name, scores in results["per_class"].items()}
+    assert list(recalls) == ["blue", "red"]
+    assert np.mean(list(recalls.values())) == pytest.approx(results["mean_class_recall"], abs=1e-12)
+    [source] = results["features"]
+    assert source["file"] == str(features) and source["layer"] == "fc7" and source["mirror"] is True
+    assert source["fingerprint"] == facts["fingerprint"] and results["scales"] == [32, 48]
+    assert results["command"].startswith("vggfeat svm --features")
+    assert results["versions"]["vggfeat"] == vggfeat.__version__
+
+    ran = command("info", model, "--json", report)
+    facts = json.loads(report.read_text())
+    assert ran.status == 0 and (facts["kind"], facts["descriptor"], facts["classes"]) == ("model", 512, 2)
+    assert facts["network 1 weights"] == NET and facts["multi_label"] is False
+
+    images = sorted(folder.rglob("*.jpg"))
+    ran = command(
+        "predict", *images, "--model", model, "--json", report, "--csv", tmp_path / "p.csv", "--top", 1
+    )
+    assert (ran.status, ran.err) == (0, "")
+    header, names, scores = read_csv(tmp_path / "p.csv")
+    assert header == ["image", "blue", "red"] and names == [str(p) for p in images]
+    np.testing.assert_array_equal(scores[:, 0], -scores[:, 1])  # two classes share one hyperplane
+    right = 0
+    for path, record, row in zip(images, json.loads(report.read_text()), scores, strict=True):
+        [best] = record["top"]
+        assert record["image"] == str(path) and str(path) in ran.out
+        assert best == {"class": header[1 + row.argmax()], "score": row.max()}
+        right += best["class"] == path.parent.name
+    assert right >= 22
+
+
+@pytest.mark.parametrize("pool", ["average", "stack", "max"])
+def test_predict_describes_images_as_the_features_were_made(command, folder, tmp_path, pool):
+    """A subset of the scales, in another order, no mirror, fc6, other batches: the scores still agree."""
+    features, model, table = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "p.csv"
+    options = ("--weights", NET, "--precision", "float32", "--device", "cpu", "--layer", "fc6", "--no-mirror")
+    ran = command(
+        *("extract", "--dataset", "folder", "--root", folder, *options),
+        *("--scales", "32,48,64", "--out", features),
+    )
+    assert ran.status == 0
+    ran = command(
+        *("svm", "--features", features, "--pool", pool, "--scales", "64,32", "--C", 2),
+        *("--workers", 1, "--out", model),
+    )
+    assert ran.status == 0
+    stored = vggfeat.open_features(features)
+    chosen = stored.descriptors[:, [2, 0]].astype(np.float64)
+    if pool == "stack":
+        expected_x = unit(unit(chosen).reshape(24, -1))
+    else:
+        expected_x = unit(chosen.mean(1) if pool == "average" else chosen.max(1))
+    expected = scores_by_hand(model, expected_x)
+    assert np.abs(expected).min() > 1e-3  # no agreement by being near zero
+    order = np.random.default_rng(0).permutation(24)
+    paths = [folder / stored.names[i] for i in order]
+    ran = command("predict", *paths, "--model", model, "--csv", table, "--batch-size", 3, "--device", "cpu")
+    assert ran.status == 0
+    np.testing.assert_allclose(read_csv(table)[2], expected[order], rtol=1e-4, atol=1e-5)
+
+
+def test_two_networks_are_fused(command, folder, extracted, tmp_path):
+    second, model, report, table = (tmp_path / n for n in ("g.h5", "m.h5", "r.json", "p.csv"))
+    other = ("--weights", OTHER, "--scales", "32", "--precision", "float32", "--device", "cpu")
+    assert command("extract", "--dataset", "folder", "--root", folder, *other, "--out", second).status == 0
+    both = ("--features", extracted, "--features", second)
+    ran = command("svm", *both, "--C", 1, "--workers", 1, "--out", model, "--json", report)
+    assert ran.status == 0
+    results = json.loads(report.read_text())
+    assert [f["weights"] for f in results["features"]] == [NET, OTHER]
+    assert results["features"][0]["fingerprint"] != results["features"][1]["fingerprint"]
+    assert command("info", model, "--json", report).status == 0
+    facts = json.loads(report.read_text())
+    assert facts["descriptor"] == 2 * 512 and facts["network 2 weights"] == OTHER
+
+    a, b = (vggfeat.open_features(p).descriptors.astype(np.float64).mean(1) for p in (extracted, second))
+    expected = scores_by_hand(model, np.concatenate([unit(a), unit(b)], axis=1) / np.sqrt(2))
+    paths = [folder / name for name in vggfeat.open_features(second).names]
+    assert command("predict", *paths, "--model", model, "--csv", table).status == 0
+    np.testing.assert_allclose(read_csv(table)[2], expected, rtol=1e-4, atol=1e-5)
+
+    ran = command("predict", paths[0], "--model", model, "--weights", NET)
+    assert (ran.status, ran.err_lines) == (
+        1,
+        ["vggfeat: the model needs 2 --weights, in its order; 1 given"],
+    )
+    ran = command("predict", paths[0], "--model", model, "--weights", OTHER, "--weights", NET)
+    assert ran.status == 1 and "not those the model was trained with" in ran.err
+    ran = command("svm", *both, "--scales", "48")
+    assert (ran.status, ran.err_lines) == (1, [f"vggfeat: {second} has no scale 48; it has 32"])
+
+
+def test_fusion_is_refused_for_other_images(command, folder, extracted, tmp_path):
+    def extract(name: str, *options: object) -> Path:
+        path = tmp_path / name
+        ran = command("extract", "--dataset", "folder", "--root", folder, *SMALL, *options, "--out", path)
+        assert ran.status == 0
+        return path
+
+    def refusal(other: Path) -> str:
+        ran = command("svm", "--features", extracted, "--features", other)
+        assert ran.status == 1 and ran.out == ""
+        [line] = ran.err_lines
+        prefix = f"vggfeat: {extracted} and {other} can't be fused: "
+        assert line.startswith(prefix)
+        return line.removeprefix(prefix)
+
+    assert refusal(extract("short.h5", "--limit", 20)) == "they have 24 and 20 images"
+    (folder / "blue" / "03.jpg").rename(folder / "blue" / "03b.jpg")
+    assert (
+        refusal(extract("renamed.h5"))
+        == "row 3 is 'blue/03.jpg' in the first and 'blue/03b.jpg' in the second"
+    )
+    (folder / "blue" / "03b.jpg").rename(folder / "blue" / "03.jpg")
+    (folder / "red").rename(folder / "rosy")
+    assert "row 12 is 'red/00.jpg'" in refusal(extract("classes.h5"))
+    digits = tmp_path / "digits.h5"
+    assert command("extract", "--dataset", "digits", "--limit", 24, *SMALL, "--out", digits).status == 0
+    assert refusal(digits) == "one is of folder, the other of digits"
+
+
+def test_weights_in_a_file_are_found_from_another_folder(command, folder, tmp_path, monkeypatch):
+    """Paths of weights are kept so that a model can be used wherever it is called from."""
+    from vggfeat.weights import save_weights
+
+    network = vggfeat.load(NET)
+    save_weights(tmp_path / "w.safetensors", network.module, network.preprocessing)
+    monkeypatch.chdir(tmp_path)
+    ran = command(
+        "extract", "--dataset", "folder", "--root", folder, "--weights", "w.safetensors", "--scales", "32"
+    )
+    assert ran.status == 0 and (tmp_path / "feats.h5").is_file()
+    ran = command("svm", "--features", "feats.h5", "--C", 1, "--workers", 1, "--out", "model.h5")
+    assert ran.status == 0
+    monkeypatch.chdir(folder)
+    ran = command("predict", "red/00.jpg", "--model", "../model.h5")
+    assert (ran.status, ran.err) == (0, "") and "red" in ran.out
+    shutil.move(tmp_path / "w.safetensors", tmp_path / "moved.safetensors")
+    assert command("predict", "red/00.jpg", "--model", "../model.h5").status == 1
+    ran = command("predict", "red/00.jpg", "--model", "../model.h5", "--weights", "../moved.safetensors")
+    assert ran.status == 0
+
+
+def test_scales_and_seed_of_the_svm(command, extracted, tmp_path):
+    def results(*options: object) -> dict:
+        report = tmp_path / "r.json"
+        ran = command("svm", "--features", extracted, "--workers", 1, "--json", report, *options)
+        assert ran.status == 0, ran.err
+        return json.loads(report.read_text())
+
+    one = results("--C", "0.5", "--scales", "48")
+    assert (one["scales"], one["C"], one["splits"]) == ([48], 0.5, "stored")
+    assert "C_grid" not in one and "C_curve" not in one
+    drawn = results("--C", "2,1", "--seed", 7, "--loss", "hinge")
+    assert drawn["splits"] == "drawn with seed 7" and drawn["C_grid"] == [1.0, 2.0]
+    assert drawn["C"] == 1.0 and drawn["C_curve"] == [1.0, 1.0]  # of equals the smallest
+    assert drawn["solver"].endswith("hinge") and not drawn["solver"].endswith("squared_hinge")
+
+
+def test_limit_store_and_overwrite(command, folder, extracted, tmp_path):
+    path = tmp_path / "five.h5"
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", path)
+    assert command(*line, "--limit", 5, "--store", "float16").status == 0
+    whole, five = vggfeat.open_features(extracted), vggfeat.open_features(path)
+    assert five.shape == (5, 2, 512) and five.dtype == np.float16
+    assert five.names == whole.names[:5]
+    np.testing.assert_allclose(five.descriptors, whole.descriptors[:5], rtol=2e-3, atol=1e-3)
+
+    before = path.read_bytes()
+    ran = command(*line)
+    assert (ran.status, ran.out) == (1, "") and path.read_bytes() == before
+    assert ran.err_lines == [f"vggfeat: {path} exists; give --overwrite, or another --out"]
+    assert command(*line, "--overwrite", "--limit", 1000).status == 0
+    assert vggfeat.open_features(path).shape == (24, 2, 512)
+
+    model = tmp_path / "model.h5"
+    model.write_text("mine")
+    ran = command("svm", "--features", extracted, "--out", model, "--C", 1)
+    assert ran.status == 1 and model.read_text() == "mine"
+    assert ran.err_lines == [f"vggfeat: {model} exists; give --overwrite, or another --out"]
+    ran = command("svm", "--features", extracted, "--out", model, "--C", 1, "--overwrite", "--workers", 1)
+    assert ran.status == 0 and h5py.is_hdf5(model)
+
+
+def test_dry_run_writes_nothing(command, folder, tmp_path):
+    out = tmp_path / "feats.h5"
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", out, "--dry-run")
+    before = contents(tmp_path)
+    ran = command(*line)
+    assert (ran.status, ran.err) == (0, "") and contents(tmp_path) == before
+    assert "plan" in ran.out and "0.1 MB" in ran.out and "cpu in float32" in ran.out
+    ran = command(*line, "--json", tmp_path / "plan.json", "--no-mirror")
+    once = json.loads((tmp_path / "plan.json").read_text())
+    assert (once["images"], once["sampled"], once["bytes"]) == (24, 24, 24 * 2 * 512 * 4)
+    command(*line, "--json", tmp_path / "plan.json")
+    twice = json.loads((tmp_path / "plan.json").read_text())
+    assert twice["gflop"] == pytest.approx(2 * once["gflop"]) and once["gflop"] > 0
+    assert not out.exists()
+
+
+def test_root_comes_from_the_environment(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGGFEAT_DATA", str(folder))
+    assert command("extract", "--dataset", "folder", *SMALL, "--out", tmp_path / "f.h5").status == 0
+    monkeypatch.delenv("VGGFEAT_DATA")
+    monkeypatch.chdir(tmp_path)
+    ran = command("extract", "--dataset", "folder", *SMALL, "--out", tmp_path / "g.h5")
+    assert ran.status == 1 and f"{tmp_path / 'data'}: check --root" in ran.err
+
+
+def test_digits(command, tmp_path):
+    features, report = tmp_path / "digits.h5", tmp_path / "r.json"
+    ran = command(
+        *("extract", "--dataset", "digits", "--limit", 300, "--weights", NET, "--scales", 32),
+        *("--layer", "pool3", "--out", features),
+    )
+    assert ran.status == 0
+    ran = command("svm", "--features", features, "--C", 8, "--workers", 1, "--json", report)
+    assert ran.status == 0
+    results = json.loads(report.read_text())
+    assert list(results["per_class"]) == [str(d) for d in range(10)] and results["C"] == 8.0
+    assert results["dataset"] == "digits" and results["n_train"] + results["n_test"] == 300
+    assert 0.5 < results["mean_class_recall"] < 1  # chance is 0.1
+
+
+def test_the_library_as_in_its_docstring(command, folder, extracted):
+    net = vggfeat.load("A", weights=NET)
+    feats = vggfeat.open_features(extracted)
+    paths = [str(folder / name) for name in feats.names]
+    with Image.open(paths[1]) as image:
+        pixels = np.asarray(image)
+        three = vggfeat.embed(net, [paths[0], image, pixels], scales=(32, 48))
+    assert three.shape == (3, 512) and three.dtype == np.float32
+    expected = unit(feats.descriptors.astype(np.float64).mean(1))
+    np.testing.assert_allclose(three, expected[[0, 1, 1]], rtol=1e-4, atol=1e-5)
+    train, test = feats.splits["split0/train"], feats.splits["split0/test"]
+    svm = vggfeat.LinearSVM(C=4.0).fit(expected[train], feats.labels[train])
+    assert svm.score(expected[test], feats.labels[test]) == 1.0
+    assert feats.classes == ["blue", "red"] and feats.readable.all()
+
+
+# --- VOC -----------------------------------------------------------------------------------------------------
+
+
+def write_images(folder: Path, red: dict[str, bool]) -> None:
+    """A JPEG of 33x40 for each id, reddish or bluish, four of each kind; hard links, so thousands are quick."""
+    folder.mkdir(parents=True)
+    for i, (name, is_red) in enumerate(red.items()):
+        target, source = folder / f"{name}.jpg", folder.parent / f"{'red' if is_red else 'blue'}{i % 4}.jpg"
+        if not source.exists():
+            pixels = photograph(i, 33, 40)
+            pixels[..., 2 if is_red else 0] //= 4
+            pixels[..., 0 if is_red else 2] |= 128
+            Image.fromarray(pixels).save(source, quality=95)
+        os.link(source, target)
+
+
+VOC_NET = (
+    *("--weights", NET, "--layer", "pool2", "--scales", "32", "--no-mirror"),
+    *("--precision", "float32", "--device", "cpu", "--batch-size", "8"),
+)
+
+
+def test_voc2007_with_the_real_lists(command, data, tmp_path):
+    lists = data / "voc2007_lists" / "VOC2007" / "ImageSets"
+    truth = {
+        part: dict(line.split() for line in (lists / "Main" / f"person_{part}.txt").read_text().splitlines())
+        for part in ("train", "val", "test")
+    }
+    red = {image: value == "1" for part in truth.values() for image, value in part.items()}
+    assert len(red) == 9963
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    write_images(root / "JPEGImages", red)
+    (root / "ImageSets").symlink_to(lists)
+    features, report = tmp_path / "f.h5", tmp_path / "r.json"
+    ran = command("extract", "--dataset", "voc2007", "--root", tmp_path, *VOC_NET, "--out", features)
+    assert ran.status == 0, ran.err
+    ran = command("svm", "--features", features, "--C", 1, "--workers", 1, "--json", report)
+    assert ran.status == 0 and "mAP (11-point)" in ran.out
+    results = json.loads(report.read_text())
+    assert (results["dataset"], results["protocol"]) == ("voc2007", "voc2007")
+    assert (results["n_train"], results["n_test"], results["n_unreadable"]) == (5011, 4952, 0)
+    assert results["model_trained_on"] == "train + val" and results["test_split"] == "test"
+    assert list(results["per_class"]) == CLASSES and "accuracy" not in results
+    person = results["per_class"]["person"]
+    assert person["n_positive"] == list(truth["test"].values()).count("1") == 2007
+    # the colour tells who is a person, and nothing else: about 42% of the test images are
+    assert person["ap_11point"] > 0.99 and person["ap_allpoint"] > 0.99
+    for name, scores in results["per_class"].items():
+        assert set(scores) == {"ap_11point", "ap_allpoint", "n_positive"}
+        assert name == "person" or 0 < scores["ap_allpoint"] < 0.3
+        assert name in ran.out
+    for kind in ("11point", "allpoint"):
+        mean = np.mean([scores[f"ap_{kind}"] for scores in results["per_class"].values()])
+        assert results[f"map_{kind}"] == pytest.approx(mean, abs=1e-12)
+
+
+def test_voc2012_without_test_labels_gives_a_submission(command, tmp_path):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    ids = [f"2008_{i:06d}" for i in rng.permutation(100)[:80]]
+    parts = {"train": ids[:30], "val": ids[30:60], "test": ids[60:]}
+    red = {image: bool(rng.integers(2)) for image in ids}
+    for part, names in parts.items():
+        (lists / f"{part}.txt").write_text("".join(f"{n}\n" for n in names))
+        for name in CLASSES if part != "test" else ():
+            value = {n: red[n] if name == "person" else rng.integers(2) for n in names}
+            rows = "".join(f"{n} {1 if value[n] else -1:2d}\n" for n in names)
+            (lists / f"{name}_{part}.txt").write_text(rows)
+    write_images(root / "JPEGImages", red)
+    features, report, submission = tmp_path / "f.h5", tmp_path / "r.json", tmp_path / "sub" / "comp2"
+    ran = command("extract", "--dataset", "voc2012", "--root", tmp_path, *VOC_NET, "--out", features)
+    assert ran.status == 0, ran.err
+    line = ("svm", "--features", features, "--C", 10, "--workers", 1, "--submission", submission)
+    ran = command(*line, "--json", report)
+    assert ran.status == 0, ran.err
+    results = json.loads(report.read_text())
+    assert results["test_labels"] == "none" and results["n_train"] == 60
+    assert not {"map_11point", "map_allpoint", "per_class", "accuracy"} & results.keys()
+    assert results["validation"]["n"] == 30
+    assert results["validation"]["per_class"]["person"]["ap_allpoint"] == pytest.approx(1)
+
+    files = {p.name: p.read_text().splitlines() for p in submission.iterdir()}
+    assert set(files) == {f"comp2_cls_test_{name}.txt" for name in CLASSES}
+    for lines in files.values():
+        assert sorted(line.split()[0] for line in lines) == sorted(parts["test"])
+    score = {n: float(s) for n, s in (row.split() for row in files["comp2_cls_test_person.txt"])}
+    for image in parts["test"]:
+        assert (score[image] > 0) == red[image]
+
+    before = contents(submission)
+    ran = command(*line)
+    assert ran.status == 1 and contents(submission) == before
+    assert "isn't an empty folder" in ran.err_lines[-1] and "Traceback" not in ran.err
+
+
+# --- bad images ----------------------------------------------------------------------------------------------
+
+
+def huge_png() -> bytes:
+    """A PNG whose header claims 60,000 x 60,000 pixels."""
+    header = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+BAD = ("empty.jpg", "gone.jpg", "huge.png", "text.jpg", "truncated.jpg")
+
+
+def add_bad_images(folder: Path) -> None:
+    whole = (folder / "00.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not an image\n")
+    (folder / "huge.png").write_bytes(huge_png())
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+
+
+def test_unreadable_images_are_listed_and_left_out(command, folder, extracted, tmp_path):
+    add_bad_images(folder / "red")
+    features, report, model = tmp_path / "bad.h5", tmp_path / "r.json", tmp_path / "m.h5"
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", features, "--json", report)
+    ran = command(*line)
+    assert ran.status == 3 and "29 (5 unreadable)" in ran.out
+    assert [row.split(": ")[:2] for row in ran.err_lines] == [["unreadable", f"red/{n}"] for n in BAD]
+    reasons = json.loads(report.read_text())["unreadable"]
+    assert list(reasons) == [f"red/{n}" for n in BAD]
+    assert reasons["red/empty.jpg"] == "empty file (0 bytes)" and reasons["red/gone.jpg"] == "no such file"
+    assert "60000" in reasons["red/huge.png"].replace(",", "")
+
+    # rows stay where they are; what is readable is as without its bad neighbours
+    clean, dirty = vggfeat.open_features(extracted), vggfeat.open_features(features)
+    assert dirty.shape == (29, 2, 512)
+    assert [dirty.names[i] for i in np.flatnonzero(~dirty.readable)] == [f"red/{n}" for n in BAD]
+    assert np.isnan(dirty.descriptors[~dirty.readable]).all()
+    assert [n for n, good in zip(dirty.names, dirty.readable, strict=True) if good] == clean.names
+    np.testing.assert_allclose(
+        dirty.descriptors[dirty.readable], clean.descriptors, rtol=1e-4, atol=1e-4 * clean.descriptors.max()
+    )
+
+    ran = command("info", features)
+    assert ran.status == 0 and len(ran.err_lines) == 5
+
+    ran = command("svm", "--features", features, "--C", 1, "--workers", 1, "--json", report, "--out", model)
+    assert ran.status == 0 and "5 unreadable left out" in ran.out
+    results = json.loads(report.read_text())
+    assert results["n_unreadable"] == 5 and results["mean_class_recall"] == 1.0
+    used = [
+        np.concatenate([dirty.splits[f"split0/{p}"] for p in parts])
+        for parts in (("train", "val"), ("test",))
+    ]
+    assert [results["n_train"], results["n_test"]] == [int(dirty.readable[rows].sum()) for rows in used]
+
+    images = [folder / "red" / n for n in ("00.jpg", "text.jpg", "01.jpg", "missing.jpg")]
+    table = tmp_path / "p.csv"
+    ran = command("predict", *images, "--model", model, "--json", report, "--csv", table)
+    assert ran.status == 3
+    assert [row.split(": ")[:2] for row in ran.err_lines] == [["unreadable", str(images[i])] for i in (1, 3)]
+    records = json.loads(report.read_text())
+    assert ["error" in record for record in records] == [False, True, False, True]
+    assert [records[i]["top"][0]["class"] for i in (0, 2)] == ["red", "red"]
+    _, names, scores = read_csv(table)
+    assert names == [str(p) for p in images] and np.isnan(scores).all(axis=1).tolist() == [0, 1, 0, 1]
+
+
+def test_names_in_brackets_and_in_bytes_are_printed_as_they_are(command, folder, trained, tmp_path):
+    """Square brackets and colons are no markup, and a name need not be UTF-8."""
+    odd = tmp_path / "odd[bold][final]:smile:.jpg"
+    shutil.copy(folder / "red" / "00.jpg", odd)
+    ran = command("predict", odd, "--model", trained)
+    assert (ran.status, ran.err) == (0, "") and odd.name in ran.out
+    latin = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    shutil.copy(folder / "red" / "00.jpg", latin)
+    ran = command("predict", latin, "--model", trained, "--csv", tmp_path / "p.csv")
+    assert (ran.status, ran.err) == (0, "") and "caf" in ran.out and "red" in ran.out
+
+
+def test_nothing_is_cut_off_where_the_terminal_is_narrow(command, extracted, monkeypatch):
+    monkeypatch.setattr(cli.out, "width", 60)
+    fingerprint = vggfeat.load(NET).fingerprint
+    ran = command("info", extracted)
+    assert "…" not in ran.out
+    cells = "".join(line.split("│")[2].strip() for line in ran.out.splitlines() if line.startswith("│"))
+    assert fingerprint in cells
+
+
+# --- requests that can't be done -----------------------------------------------------------------------------
+
+IN = "{tmp}"
+EXTRACT = f"extract --dataset folder --root {IN}/images --weights {NET} --scales 32 --out {IN}/new.h5"
+
+FAILURES = {
+    "no folder": (
+        f"extract --dataset folder --root {IN}/nowhere --weights {NET} --out {IN}/new.h5",
+        f"no folder {IN}/nowhere: check --root",
+    ),
+    "no voc": (
+        f"extract --dataset voc2007 --root {IN}/images --weights {NET} --out {IN}/new.h5",
+        f"{IN}/images/VOCdevkit/VOC2007/ImageSets/Main",
+    ),
+    "dataset": (
+        f"extract --dataset flickr --root {IN}",
+        "there is no dataset 'flickr'; choose one of voc2007",
+    ),
+    "weights": (EXTRACT.replace(NET, "alexnet"), "weights 'alexnet' are not known"),
+    "no weights file": (
+        EXTRACT.replace(NET, f"{IN}/w.safetensors"),
+        f"no weights file at {IN}/w.safetensors",
+    ),
+    "text weights": (
+        EXTRACT.replace(NET, f"{IN}/text.safetensors"),
+        f"{IN}/text.safetensors can't be read as weights",
+    ),
+    "random net": (EXTRACT.replace(NET, "random:Z"), "there is no net 'Z'; Table 1 has A"),
+    "other net": (f"{EXTRACT} --net D", "hold net A, not D"),
+    "unreleased": (
+        f"extract --dataset digits --net C --out {IN}/new.h5",
+        "no weights were released for net C",
+    ),
+    "layer": (f"{EXTRACT} --layer pool6", "have no layer 'pool6'"),
+    "small scale": (
+        EXTRACT.replace("--scales 32", "--scales 64,31"),
+        "scale 31 is too small: fc7 of net A needs at least 32",
+    ),
+    "same scale": (EXTRACT.replace("--scales 32", "--scales 32,32"), "must be one or more different numbers"),
+    "device": (f"{EXTRACT} --device tpu9", "there is no device 'tpu9'"),
+    "download": (f"{EXTRACT} --download", "there is nothing to download"),
+    "out folder": (EXTRACT.replace("new.h5", "no/new.h5"), f"there is no folder {IN}/no to write new.h5 in"),
+    "no features": (f"svm --features {IN}/no.h5", f"no feature file at {IN}/no.h5"),
+    "partial": (f"svm --features {IN}/half.h5.partial", "is half-written: its extraction has not finished"),
+    "only partial": (
+        f"svm --features {IN}/half.h5",
+        f"no feature file at {IN}/half.h5 (there is half.h5.partial",
+    ),
+    "text features": (
+        f"svm --features {IN}/text.safetensors",
+        f"{IN}/text.safetensors is not a feature file",
+    ),
+    "model as features": (f"svm --features {IN}/model.h5", f"{IN}/model.h5 is not a feature file"),
+    "scale not stored": (
+        f"svm --features {IN}/feats.h5 --scales 48,64",
+        f"{IN}/feats.h5 has no scale 64; it has 32, 48",
+    ),
+    "seed": (f"svm --features {IN}/feats.h5 --seed -1", "seed of 0 or more"),
+    "no model": (f"predict {IN}/images/red/00.jpg --model {IN}/no.h5", f"no model file at {IN}/no.h5"),
+    "features as model": (
+        f"predict {IN}/images/red/00.jpg --model {IN}/feats.h5",
+        f"{IN}/feats.h5 is not a model file",
+    ),
+    "other weights": (
+        f"predict {IN}/images/red/00.jpg --model {IN}/model.h5 --weights {OTHER} --csv {IN}/p.csv",
+        f"weights {OTHER} are not those the model was trained with",
+    ),
+    "info of nothing": (f"info {IN}/no.h5", f"no feature file at {IN}/no.h5"),
+    "info of text": (f"info {IN}/text.safetensors", f"{IN}/text.safetensors is not a feature file"),
+}
+
+
+@pytest.mark.usefixtures("folder")
+def test_failures_say_why_in_one_line_and_leave_nothing(command, trained, tmp_path):
+    (tmp_path / "text.safetensors").write_text("not weights\n")
+    shutil.copy(tmp_path / "feats.h5", tmp_path / "half.h5.partial")
+    before = contents(tmp_path)
+    for name, (line, why) in FAILURES.items():
+        ran = command(*(word.replace(IN, str(tmp_path)) for word in line.split()))
+        assert (name, ran.status, ran.out, len(ran.err_lines)) == (name, 1, "", 1), ran.err
+        assert ran.err.startswith("vggfeat: ") and why.replace(IN, str(tmp_path)) in ran.err, (name, ran.err)
+        assert "unexpected" not in ran.err and "Traceback" not in ran.err
+        assert contents(tmp_path) == before, name
+
+
+def test_usage_errors(command, tmp_path):
+    before = contents(tmp_path)
+    extract, svm = f"extract --dataset digits --out {tmp_path}/f.h5 --weights {NET}", "svm --features f.h5"
+    for line, why in {
+        f"{extract} --scales a": "'a' is not a list of numbers like 256,384,512",
+        f"{extract} --scales 32.5": "is not a list of numbers",
+        f"{extract} --scales 32,": "is not a list of numbers",
+        f"{extract} --scales 32,-48": "not positive",
+        f"{extract} --batch-size 0": "--batch-size",
+        f"{extract} --workers 0": "--workers",
+        f"{extract} --limit 0": "--limit",
+        f"{extract} --store float64": "--store",
+        f"{extract} --precision int8": "--precision",
+        f"{extract} --nonsense": "--nonsense",
+        f"extract --out {tmp_path}/f.h5": "--dataset",
+        f"{svm} --pool x": "--pool",
+        f"{svm} --scales a": "is not a list of numbers",
+        f"{svm} --C a": "is not a list of numbers",
+        f"{svm} --C 1,0": "not positive",
+        f"{svm} --C nan": "not positive",
+        f"{svm} --loss log": "--loss",
+        "svm": "--features",
+        "predict --model m.h5": "images",
+        "predict a.jpg": "--model",
+        "train": "train",
+    }.items():
+        ran = command(*line.split())
+        assert (line, ran.status, ran.out) == (line, 2, "")
+        flat = " ".join(ran.err.replace("│", " ").split())
+        assert why.lower() in flat.lower() and "Traceback" not in flat, (line, ran.err)
+    assert contents(tmp_path) == before
+
+
+def test_weights_that_stop_before_fc7_need_a_layer(command, data, folder, tmp_path):
+    weights, out = data / "vgg16_conv_caffe.safetensors", tmp_path / "f.h5"
+    line = ("extract", "--dataset", "folder", "--root", folder, "--weights", weights, "--out", out)
+    ran = command(*line, "--scales", 32)
+    assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1) and not out.exists()
+    assert "have no layer 'fc7': they reach pool5; give --layer one of conv1_1, " in ran.err
+    assert command(*line, "--scales", 32, "--layer", "conv1_2", "--limit", 2).status == 0
+    assert vggfeat.open_features(out).shape == (2, 1, 64)
+
+
+def test_an_unlabelled_folder_has_features_but_no_svm(command, folder, tmp_path):
+    features = tmp_path / "f.h5"
+    ran = command("extract", "--dataset", "folder", "--root", folder / "red", *SMALL, "--out", features)
+    assert ran.status == 0 and vggfeat.open_features(features).labels is None
+    ran = command("info", features)
+    assert ran.status == 0 and "none" in ran.out
+    ran = command("svm", "--features", features)
+    assert (ran.status, ran.out) == (1, "")
+    [line] = ran.err_lines
+    assert line.startswith(f"vggfeat: {features} has no labels")
+
+
+def test_a_submission_needs_an_official_test_part(command, extracted, tmp_path):
+    before = contents(tmp_path)
+    ran = command("svm", "--features", extracted, "--C", 1, "--workers", 1, "--submission", tmp_path / "sub")
+    assert (ran.status, ran.out) == (1, "") and contents(tmp_path) == before
+    assert ran.err_lines[-1] == "vggfeat: --submission needs an official test part, as VOC has"
+
+
+def test_results_that_can_not_be_written(command, extracted, tmp_path):
+    report = tmp_path / "no" / "r.json"
+    ran = command("info", extracted, "--json", report)
+    assert ran.status == 1 and ran.err_lines[0].startswith(f"vggfeat: can't write {report}: ")
+    assert len(ran.err_lines) == 1
+
+
+def test_debug_shows_the_traceback(command, tmp_path):
+    line = ("svm", "--features", tmp_path / "no.h5")
+    assert "Traceback" not in command(*line).err
+    ran = command(*line, "--debug")
+    assert ran.status == 1 and ran.err.startswith("Traceback (most recent call last)")
+    assert ran.err_lines[-1].startswith(f"vggfeat: no feature file at {tmp_path / 'no.h5'}")
+
+
+def test_an_unexpected_error_is_one_line_too(command, extracted, monkeypatch):
+    def broken(*args: object) -> None:
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr("vggfeat.store.open_features", broken)
+    ran = command("info", extracted)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == "vggfeat: unexpected RuntimeError: first second (--debug shows where)\n"
+
+
+# --- lists ---------------------------------------------------------------------------------------------------
+
+
+def test_datasets_and_weights_are_listed(command):
+    ran = command("datasets")
+    assert (ran.status, ran.err) == (0, "")
+    for name in ("voc2007", "voc2012", "caltech101", "caltech256", "imagenet", "folder", "csv", "digits"):
+        assert any(line.split("│")[1].strip() == name for line in ran.out.splitlines() if "│" in line)
+    assert "9,963 images" in ran.out and "path,label[,split]" in ran.out
+    ran = command("weights")
+    assert (ran.status, ran.err) == (0, "")
+    for spec in (
+        "oxford:D",
+        "oxford:E",
+        "oxford:D@FILE",
+        "torchvision:vgg16",
+        "timm:NAME",
+        "FILE.safetensors",
+    ):
+        assert any(line.split("│")[1].strip() == spec for line in ran.out.splitlines() if "│" in line)
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from vggfeat import cli; sys.argv = ['vggfeat', '--help']\n"
+    code += "try: cli.main()\nexcept SystemExit as e: print('status', e.code, 'torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stderr == "" and "status 0 False" in ran.stdout
+    for name in OPTIONS:
+        assert f" {name} " in ran.stdout
+
+
+OPTIONS = {
+    "extract": """--dataset --root --net --weights --layer --scales --mirror --no-mirror --store --out --batch-size
+        --device --precision --workers --limit --download --dry-run --overwrite --json --debug""",
+    "svm": """--features --pool --scales --C --loss --seed --submission --out --workers --overwrite --json
+        --debug""",
+    "predict": "images --model --weights --top --batch-size --device --workers --json --csv --debug",
+    "info": "file --json --debug",
+    "datasets": "",
+    "weights": "",
+}
+
+
+def test_the_options_have_their_names():
+    """People's scripts hold these names: renaming or dropping one is a decision, not a slip."""
+    group = typer.main.get_command(cli.app)
+    found = {
+        name: [
+            option for p in command.params for option in (*p.opts, *p.secondary_opts) if option != "--help"
+        ]
+        for name, command in group.commands.items()
+    }
+    assert found == {name: options.split() for name, options in OPTIONS.items()}

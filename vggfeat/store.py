@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 PENDING, DONE, UNREADABLE = 0, 1, 2
 FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0  # a kill loses at most what came since the last flush
 REASON_BYTES = 512  # room kept in the file for a row's reason, should every image be unreadable
-_BROKEN: list[h5py.File] = []  # files that HDF5 can't close; letting go of one would crash it
+_BROKEN: list[FeatureWriter] = []  # with files that HDF5 can't close; letting go of one would crash it
 TEXT = h5py.string_dtype("utf-8")
 
 
@@ -146,9 +146,9 @@ class FeatureWriter:
         early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row is written once, its status says when
-        file.create_dataset("descriptors", (count, scales, dim), dtype, dcpl=early)
-        file.create_dataset("status", data=np.full(count, PENDING, np.uint8))
-        file.create_dataset("errors", (count,), TEXT)
+        self._descriptors = file.create_dataset("descriptors", (count, scales, dim), dtype, dcpl=early)
+        self._status = file.create_dataset("status", data=np.full(count, PENDING, np.uint8))
+        self._errors = file.create_dataset("errors", (count,), TEXT)
         file.create_dataset("names", data=[encode(name) for name in items.names], dtype=TEXT)
         file.create_dataset("classes", data=[encode(name) for name in items.classes], dtype=TEXT)
         if items.labels is not None:
@@ -169,7 +169,7 @@ class FeatureWriter:
 
     def write(self, row: int, descriptors_QD: np.ndarray) -> None:
         """Keep row's descriptors; they reach the file with the next flush."""
-        target = self._file["descriptors"].dtype
+        target = self._descriptors.dtype
         with np.errstate(over="ignore"):
             stored = descriptors_QD.astype(target)
         if not np.isfinite(stored).all():
@@ -198,18 +198,18 @@ class FeatureWriter:
             runs = np.split(order, np.flatnonzero(np.diff(order) != 1) + 1) if order else []
             for run in runs:
                 block = np.stack([self._rows[int(i)] for i in run])
-                self._file["descriptors"][int(run[0]) : int(run[-1]) + 1] = block
+                self._descriptors[int(run[0]) : int(run[-1]) + 1] = block
             for row, reason in self._failures.items():
-                self._file["descriptors"][row] = np.nan
-                self._file["errors"][row] = encode(reason)
+                self._descriptors[row] = np.nan
+                self._errors[row] = encode(reason)
             self._file.flush()
-            status = self._file["status"][:]
+            status = self._status[:]
             status[order] = DONE
             status[list(self._failures)] = UNREADABLE
-            self._file["status"][:] = status
+            self._status[:] = status
             self._file.flush()
         except (OSError, RuntimeError) as error:
-            _BROKEN.append(self._file)
+            _BROKEN.append(self)
             raise WriteFailed(f"can't write {self.partial}: {error}") from error
         self._rows.clear()
         self._failures.clear()
@@ -218,7 +218,7 @@ class FeatureWriter:
     def finish(self, attributes: dict[str, Any] | None = None) -> None:
         """Flush, check that no row is pending, and give the file its name."""
         self.flush()
-        pending = int((self._file["status"][:] == PENDING).sum())
+        pending = int((self._status[:] == PENDING).sum())
         if pending:
             raise VggfeatError(f"{pending} rows of {self.partial} were never described")
         try:
@@ -238,7 +238,7 @@ class FeatureWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            if self._file and self._file not in _BROKEN:
+            if self._file and self not in _BROKEN:
                 self._file.close()
             self.partial.unlink(missing_ok=True)
 

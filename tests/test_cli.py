@@ -639,7 +639,6 @@ FAILURES = {
         EXTRACT.replace("--scales 32", "--scales 64,31"),
         "scale 31 is too small: fc7 of net A needs at least 32",
     ),
-    "same scale": (EXTRACT.replace("--scales 32", "--scales 32,32"), "must be one or more different numbers"),
     "device": (f"{EXTRACT} --device tpu9", "there is no device 'tpu9'"),
     "download": (f"{EXTRACT} --download", "there is nothing to download"),
     "out folder": (EXTRACT.replace("new.h5", "no/new.h5"), f"there is no folder {IN}/no to write new.h5 in"),
@@ -694,6 +693,9 @@ def test_usage_errors(command, tmp_path):
         f"{extract} --scales 32.5": "is not a list of numbers",
         f"{extract} --scales 32,": "is not a list of numbers",
         f"{extract} --scales 32,-48": "not positive",
+        f"{extract} --scales 32,32": "a number twice",
+        f"{svm} --C inf": "finite",
+        f"{svm} --features= --scales=": "is not a list of numbers",
         f"{extract} --batch-size 0": "--batch-size",
         f"{extract} --workers 0": "--workers",
         f"{extract} --limit 0": "--limit",
@@ -826,3 +828,28 @@ def test_the_options_have_their_names():
         for name, command in group.commands.items()
     }
     assert found == {name: options.split() for name, options in OPTIONS.items()}
+
+
+def test_several_labels_with_random_splits(command, folder, tmp_path):
+    """A CSV without a split column: three random splits, mAP of each; red and blue images are easily told."""
+    lines = [f"{path.relative_to(folder)},{path.parent.name};any" for path in sorted(folder.rglob("*.jpg"))]
+    lines[0] = lines[0].replace(";any", "")
+    (folder / "list.csv").write_text("\n".join(["path,labels", *lines]) + "\n")
+    features, report = tmp_path / "multi.h5", tmp_path / "multi.json"
+    ran = command("extract", "--dataset", "csv", "--root", folder / "list.csv", *SMALL, "--out", features)
+    assert ran.status == 0, ran.err
+    ran = command("svm", "--features", features, "--C", "1,4", "--workers", 1, "--json", report)
+    assert ran.status == 0, ran.err
+    results = json.loads(report.read_text())
+    assert len(results["per_split"]) == 3 and results["per_class"]["red"]["ap_allpoint"] > 0.9
+    assert "mAP (all-point)" in ran.out and "split 2" in ran.out
+
+
+def test_a_submission_needs_a_test_part(command, extracted, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    ran = command("svm", "--features", extracted, "--C", 1, "--submission", tmp_path / "sub")
+    assert (ran.status, ran.err_lines) == (
+        1,
+        ["vggfeat: --submission needs an official test part, as VOC has"],
+    )
+    assert sorted(tmp_path.rglob("*")) == before

@@ -54,6 +54,7 @@ def problem_from(
                 "fingerprint": part.fingerprint,
                 "layer": part.layer,
                 "mirror": part.mirror,
+                "scales": list(part.scales),
             }
             for file, part in zip(files, parts, strict=True)
         ],

@@ -29,7 +29,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from vggfeat.errors import VggfeatError, WriteFailed
 
@@ -39,8 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B).",
 )
-out = Console()
-err = Console(stderr=True)
+# names are printed as they are: square brackets in them are no markup
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
@@ -50,8 +51,10 @@ def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any
         raise typer.BadParameter(
             f"{text!r} is not a list of numbers like 256,384,512", param_hint=option
         ) from error
-    if not all(value > 0 for value in values):
-        raise typer.BadParameter(f"{text!r} has numbers that are not positive", param_hint=option)
+    if not all(0 < value < float("inf") for value in values):
+        raise typer.BadParameter(f"{text!r} has numbers that are not positive and finite", param_hint=option)
+    if len(set(values)) != len(values):
+        raise typer.BadParameter(f"{text!r} has a number twice", param_hint=option)
     return values
 
 
@@ -110,8 +113,8 @@ def extract(
     from vggfeat import extract as extraction
     from vggfeat.weights import load, resolve_device
 
-    if out_file.exists() and not overwrite and not dry_run:
-        raise VggfeatError(f"{out_file} exists; give --overwrite, or another --out")
+    _writable(None if dry_run else out_file, overwrite)
+    _writable(json_file)
     folder = root or Path(os.environ.get("VGGFEAT_DATA", "data"))
     items = datasets.load(dataset, folder, download=download)
     if limit is not None:
@@ -203,23 +206,26 @@ def svm(
     debug: Debug = False,
 ) -> None:
     """Train and score a linear SVM by the dataset's protocol."""
-    qs = _numbers(scales, int, "--scales") if scales else None
+    qs = None if scales is None else _numbers(scales, int, "--scales")
     cs = "auto" if C == "auto" else list(_numbers(C, float, "--C"))
-    if out_file and out_file.exists() and not overwrite:
-        raise VggfeatError(f"{out_file} exists; give --overwrite, or another --out")
+    _writable(out_file, overwrite)
+    _writable(json_file)
     from vggfeat import protocols
     from vggfeat.classify import problem_from
-    from vggfeat.datasets.voc import write_submission
+    from vggfeat.datasets.voc import refuse_filled, write_submission
     from vggfeat.model import model_from, save_model
 
     problem, parts, about = problem_from(features, pool, qs)
+    if submission:
+        if "test" not in problem.splits:
+            raise VggfeatError("--submission needs an official test part, as VOC has")
+        refuse_filled(submission)
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, n_jobs=workers, progress=lambda line: err.print(line)
     )
     results = {**outcome.results, **about, "command": _command()}
     if submission:
-        if outcome.test_rows is None or outcome.test_scores is None:
-            raise VggfeatError("--submission needs an official test part, as VOC has")
+        assert outcome.test_rows is not None and outcome.test_scores is not None  # one official split
         write_submission(submission, outcome.test_rows, outcome.test_scores, problem.classes, problem.names)
     if out_file:
         save_model(out_file, model_from(outcome.model, problem.classes, parts, pool, results))
@@ -247,10 +253,12 @@ def predict(
     """Score new images with a saved classifier."""
     from vggfeat.model import load_model
 
+    _writable(json_file)
+    _writable(csv_file)
     classifier = load_model(model)
     networks = classifier.load_networks(weights or [], device)
     scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
-    table = Table("image", "class", "score")
+    table = _columns("image", "class", "score")
     records: list[dict[str, Any]] = []
     for i, path in enumerate(images):
         if i in bad:
@@ -259,7 +267,7 @@ def predict(
         order = (-scores_NK[i]).argsort(kind="stable")[:top]
         best = [(classifier.classes[k], float(scores_NK[i, k])) for k in order]
         for rank, (name, score) in enumerate(best):
-            table.add_row("" if rank else str(path), name, f"{score:+.3f}")
+            table.add_row("" if rank else _printable(str(path)), _printable(name), f"{score:+.3f}")
         records.append({"image": str(path), "top": [{"class": name, "score": score} for name, score in best]})
     out.print(table)
     if csv_file:
@@ -337,7 +345,7 @@ def datasets() -> None:
     """List the datasets."""
     from vggfeat.datasets import describe_datasets
 
-    table = Table("dataset", "what", "where")
+    table = _columns("dataset", "what", "where")
     for row in describe_datasets():
         table.add_row(*row)
     out.print(table)
@@ -348,7 +356,7 @@ def weights() -> None:
     """List the sources of weights."""
     from vggfeat.weights import SOURCES
 
-    table = Table("--weights", "what")
+    table = _columns("--weights", "what")
     for row in SOURCES:
         table.add_row(*row)
     out.print(table)
@@ -357,10 +365,15 @@ def weights() -> None:
 # --- printing ----------------------------------------------------------------------------------------------
 
 
+def _columns(*headers: str, **settings: Any) -> Table:
+    """A table whose cells go on in a further line where the terminal is narrow, instead of being cut off."""
+    return Table(*(Column(header, overflow="fold") for header in headers), **settings)
+
+
 def _table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = _columns("", "", title=_printable(title), show_header=False, title_justify="left")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, _printable(value))
     out.print(table)
 
 
@@ -381,7 +394,8 @@ def _print_results(results: dict[str, Any]) -> None:
     if "C_curve" in results:
         rows += [("C grid", _plain(results["C_grid"])), ("validation score", _plain(results["C_curve"]))]
     for i, split in enumerate(results.get("per_split", [])):
-        rows.append((f"split {i}", f"{100 * split['mean_class_recall']:.2f} %, C {_plain(split['C'])}"))
+        score = split["mean_class_recall"] if "mean_class_recall" in split else split["map_allpoint"]
+        rows.append((f"split {i}", f"{100 * score:.2f} %, C {_plain(split['C'])}"))
     rows += [
         (
             "images",
@@ -393,9 +407,9 @@ def _print_results(results: dict[str, Any]) -> None:
     per_class = results.get("per_class", {})
     columns = sorted({key for scores in per_class.values() for key in scores})
     if per_class and len(per_class) <= 20:
-        table = Table("class", *columns)
+        table = _columns("class", *columns)
         for name, scores in per_class.items():
-            table.add_row(name, *(_plain(scores.get(column)) for column in columns))
+            table.add_row(_printable(name), *(_plain(scores.get(column)) for column in columns))
         out.print(table)
 
 
@@ -422,6 +436,18 @@ def _duration(seconds: float) -> str:
 
 def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _writable(path: Path | None, overwrite: bool = True) -> None:
+    """Refuse an output file that can't be written, before the work and not after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise VggfeatError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise VggfeatError(f"there is no folder {path.parent} to write {path.name} in")
+    if path.exists() and not overwrite:
+        raise VggfeatError(f"{path} exists; give --overwrite, or another --out")
 
 
 def _write_json(path: Path | None, value: Any) -> None:

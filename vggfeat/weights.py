@@ -284,7 +284,16 @@ def _load_file(path: Path) -> Network:
     # Weights that subtract Caffe's BGR mean came through Caffe, whose pooling rounds up.
     pool = metadata.get("pool") or ("ceil" if "mean_bgr" in metadata else "floor")
     return _vgg_network(
-        str(path), metadata["net"], tensors, preprocessing, pool, width, crop, num_classes, classes, metadata
+        str(path.resolve()),  # kept in feature files and models, which are used from other folders
+        metadata["net"],
+        tensors,
+        preprocessing,
+        pool,
+        width,
+        crop,
+        num_classes,
+        classes,
+        metadata,
     )
 
 

@@ -168,6 +168,12 @@ def _download(root: Path, year: int) -> None:
             VOCDetection(base, year=str(year), image_set=image_set, download=True)
 
 
+def refuse_filled(directory: Path) -> None:
+    """Raise VggfeatError unless directory is free for a submission: absent, or an empty folder."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise VggfeatError(f"{directory} already exists and isn't an empty folder: give another one")
+
+
 def write_submission(
     directory: str | Path,
     rows: Sequence[int] | np.ndarray,
@@ -195,8 +201,7 @@ def write_submission(
     identifiers = [PurePosixPath(names[row]).stem for row in rows]
     if len(set(identifiers)) != len(identifiers):
         raise VggfeatError("two test images have the same name without folder and suffix")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise VggfeatError(f"{target} already exists and isn't an empty folder: give another one")
+    refuse_filled(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         complete = Path(temporary) / "complete"  # the temporary folder itself is private to the user

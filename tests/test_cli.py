@@ -26,7 +26,9 @@ from PIL import Image
 
 import vggfeat
 from vggfeat import cli
+from vggfeat.aggregate import aggregate
 from vggfeat.datasets.voc import CLASSES
+from vggfeat.model import load_model
 
 from .conftest import photograph
 
@@ -807,8 +809,8 @@ def test_help_needs_no_torch():
 
 
 OPTIONS = {
-    "extract": """--dataset --root --net --weights --layer --scales --mirror --no-mirror --store --out --batch-size
-        --device --precision --workers --limit --download --dry-run --overwrite --json --debug""",
+    "extract": """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store --out
+        --batch-size --device --precision --workers --limit --download --dry-run --overwrite --json --debug""",
     "svm": """--features --pool --scales --C --loss --seed --submission --out --workers --overwrite --json
         --debug""",
     "predict": "images --model --weights --top --batch-size --device --workers --json --csv --debug",
@@ -845,11 +847,24 @@ def test_several_labels_with_random_splits(command, folder, tmp_path):
     assert "mAP (all-point)" in ran.out and "split 2" in ran.out
 
 
-def test_a_submission_needs_a_test_part(command, extracted, tmp_path):
-    before = sorted(tmp_path.rglob("*"))
-    ran = command("svm", "--features", extracted, "--C", 1, "--submission", tmp_path / "sub")
-    assert (ran.status, ran.err_lines) == (
-        1,
-        ["vggfeat: --submission needs an official test part, as VOC has"],
-    )
-    assert sorted(tmp_path.rglob("*")) == before
+def test_max_pooling_by_option_is_kept_by_the_model(command, folder, tmp_path):
+    """Q=33 is odd at pool1, so floor and ceil differ; predict uses what the features were made with."""
+    x = {}
+    for rounding in ("floor", "ceil"):
+        path = tmp_path / f"{rounding}.h5"
+        line = ("extract", "--dataset", "folder", "--root", folder, "--weights", NET, "--scales", "33")
+        ran = command(
+            *line, "--layer", "pool1", "--precision", "float32", "--max-pool", rounding, "--out", path
+        )
+        assert ran.status == 0, ran.err
+        features = vggfeat.open_features(path)
+        assert features.description.pool == rounding
+        x[rounding] = features.descriptors[:, 0]
+    assert np.abs(x["floor"] - x["ceil"]).max() > 1e-3 * np.abs(x["floor"]).max()
+    model = tmp_path / "m.h5"
+    assert command("svm", "--features", path, "--C", 8, "--workers", 1, "--out", model).status == 0
+    classifier = load_model(model)
+    images = [folder / name for name in features.names[:3]]
+    scores, _ = classifier.predict(classifier.load_networks(), images)
+    expected = classifier.scores(aggregate(x["ceil"][:3, None], "average"))
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)

@@ -167,6 +167,8 @@ def test_pooling_of_odd_sides(he, pool, side):
     with torch.inference_mode():
         assert module(torch.zeros(1, 3, 225, 225), "pool5").shape[2:] == (side, side)
         assert module(torch.zeros(1, 3, 224, 224), "pool5").shape[2:] == (7, 7)
+        module.set_pool("ceil" if pool == "floor" else "floor")
+        assert module(torch.zeros(1, 3, 225, 225), "pool5").shape[2:] == (15 - side, 15 - side)
 
 
 def test_min_side_is_the_smallest_that_works(he):

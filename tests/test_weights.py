@@ -146,7 +146,7 @@ def test_torchvisions_features_enum_has_no_usable_fc_layers(tmp_path):
             state[key] = torch.full_like(state[key], torch.nan)
     torch.save(state, tmp_path / "f.pth")
     network = vggfeat.load(f"torchvision:vgg16.IMAGENET1K_FEATURES@{tmp_path / 'f.pth'}")
-    assert network.layers[-1] == "pool5"
+    assert network.layers[-1] == "pool5" and network.metadata["pool"] == "ceil"
     assert network.preprocessing.std == pytest.approx((1 / 255,) * 3)
     with pytest.raises(VggfeatError, match="no layer 'fc7'"):
         network.require("fc7")

@@ -90,6 +90,10 @@ def extract(
     ] = None,
     scales: Annotated[str, typer.Option(help="Smallest sides Q in pixels, comma-separated.")] = "256,384,512",
     mirror: Annotated[bool, typer.Option(help="Average with the mirror image's descriptor.")] = True,
+    max_pool: Annotated[
+        Literal["floor", "ceil"] | None,
+        typer.Option(help="How the net's pooling rounds odd sides; default: as the weights were trained."),
+    ] = None,
     store: Annotated[
         Literal["float16", "float32"], typer.Option(help="Type of the stored descriptors.")
     ] = "float32",
@@ -125,6 +129,8 @@ def extract(
     else:
         network = load(weights or net or "oxford:D")
     network.to(where, precision)
+    if max_pool:
+        network.set_pool(max_pool)
     layer = layer or network.default_layer
     if dry_run:
         plan = extraction.plan(items, network, qs, layer, mirror, store)

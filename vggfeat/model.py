@@ -65,6 +65,8 @@ class Model:
                     f"weights {spec} are not those the model was trained with (sha256 {network.fingerprint[:12]}, "
                     f"not {part.fingerprint[:12]}); give the right file with --weights"
                 )
+            if part.pool != network.metadata.get("pool", part.pool):
+                network.set_pool(part.pool)
             networks.append(network.to(weights.resolve_device(device), part.precision))
         return networks
 

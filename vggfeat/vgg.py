@@ -80,12 +80,10 @@ class VGG(nn.Module):
             raise VggfeatError(f"net {net} has no layer {until!r}; it has {', '.join(self.layers)}")
         if crop < 32 or crop % 32:
             raise VggfeatError(f"crop {crop} is not a positive multiple of 32, the stride of pool5")
-        if pool not in ("floor", "ceil"):
-            raise VggfeatError(f"pool {pool!r} is neither 'floor' nor 'ceil'")
         if width <= 0 or num_classes < 1:
             raise VggfeatError(f"width {width} and num_classes {num_classes} must be positive")
         self.layers = self.layers[: self.layers.index(until) + 1]
-        self.net, self.num_classes, self.width, self.crop, self.pool = net, num_classes, width, crop, pool
+        self.net, self.num_classes, self.width, self.crop = net, num_classes, width, crop
         self.fc6_kernel = crop // 32
         self.channels: dict[str, int] = {}  # layer -> channels of its output
         self.ends: dict[str, int] = {}  # layer -> modules of `features` that are run for it
@@ -106,7 +104,7 @@ class VGG(nn.Module):
                 modules.append(nn.ReLU(inplace=True))
                 channels = out
                 self._close(f"conv{s}_{index}", channels, modules)
-            modules.append(nn.MaxPool2d(2, 2, ceil_mode=pool == "ceil"))
+            modules.append(nn.MaxPool2d(2, 2))
             self._close(f"pool{s}", channels, modules)
         self.features = nn.Sequential(*modules[: max(self.ends.values())])
 
@@ -124,6 +122,17 @@ class VGG(nn.Module):
         present = [name for name in FC_LAYERS if name in self.layers]
         self.classifier = nn.Sequential(*head[: 3 * len(present) - (2 if "fc8" in present else 0)])
         self.channels |= {name: num_classes if name == "fc8" else fc for name in present}
+
+        self.set_pool(pool)
+
+    def set_pool(self, pool: str) -> None:
+        """Make max-pooling of an odd side round by "floor" or "ceil"; VggfeatError for anything else."""
+        if pool not in ("floor", "ceil"):
+            raise VggfeatError(f"pool {pool!r} is neither 'floor' nor 'ceil'")
+        self.pool = pool
+        for module in self.features:
+            if isinstance(module, nn.MaxPool2d):
+                module.ceil_mode = pool == "ceil"
 
     def _close(self, name: str, channels: int, modules: list[nn.Module]) -> None:
         if name in self.layers:

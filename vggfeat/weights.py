@@ -115,6 +115,17 @@ class Network:
         self.require(layer)
         return self.module(x_NCHW.to(DTYPES[self.precision]), layer)
 
+    def set_pool(self, pool: str) -> Network:
+        """Max-pooling of odd sides by "floor" or "ceil" instead of the weights' own; changes and returns this.
+
+        Raises VggfeatError for a timm backbone, whose pooling is its own.
+        """
+        if not isinstance(self.module, VGG):
+            raise VggfeatError(f"{self.spec} is no net of Table 1: its pooling can't be set")
+        self.module.set_pool(pool)
+        self.metadata["pool"] = pool
+        return self
+
     def to(self, device: str | torch.device = "cpu", precision: str = "auto") -> Network:
         """Move to a device, in a precision (see `resolve_precision`); changes this object and returns it."""
         self.device = torch.device(device)
@@ -427,7 +438,8 @@ def _torchvision(what: str, file: Path | None) -> Network:
         TORCHVISION_NETS[architecture],
         tensors,
         preprocessing,
-        "floor",
+        # the released convolutions, trained in Caffe; torchvision's own training rounded down
+        "ceil" if entry == "IMAGENET1K_FEATURES" else "floor",
         classes=list(weights.meta["categories"]) if weights.meta.get("categories") else None,
         metadata={"source": weights.url},
     )

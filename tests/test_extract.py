@@ -85,6 +85,22 @@ def test_full_buckets_are_run_before_memory_is(network, monkeypatch):
     assert sorted(got) == list(range(12))
 
 
+def test_progress_counts_work_and_ends_at_the_number_of_images(network, folder, tmp_path):
+    (folder / "red" / "03.jpg").write_bytes(b"")
+    told = []
+    items = datasets.load("folder", folder)
+    extract(
+        items, network, tmp_path / "f.h5", scales=(32, 64), progress=lambda done, total: told.append(done)
+    )
+    steps = np.diff([0.0, *told])
+    assert told[-1] == pytest.approx(24)
+    assert (steps > 0).all()
+    # eight images of one shape are one batch: 1/5 of them at Q=32, 4/5 at Q=64, whose pixels are four times as many
+    assert any(step == pytest.approx(8 / 5) for step in steps) and any(
+        step == pytest.approx(8 * 4 / 5) for step in steps
+    )
+
+
 def test_embed_is_normalised_and_ordered(network, tmp_path):
     array = photograph(0, 50, 60)
     Image.fromarray(array).save(tmp_path / "a.png")
@@ -177,7 +193,7 @@ def test_an_error_leaves_nothing_and_an_existing_file_stays(network, folder, tmp
     before = out.read_bytes()
 
     def interrupt(done, total):
-        if done == 5:
+        if done >= 5:
             raise KeyboardInterrupt
 
     with pytest.raises(VggfeatError, match="exists; give --overwrite"):

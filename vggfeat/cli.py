@@ -477,7 +477,7 @@ def _progress(verb: str) -> Iterator[Any]:
             task = bar.add_task(verb, total=None, rate="")
             started = time.monotonic()
 
-            def show(done: int, total: int) -> None:
+            def show(done: float, total: int) -> None:
                 rate = done / max(time.monotonic() - started, 1e-9)
                 bar.update(task, completed=done, total=total, rate=f"{rate:.1f} images/s")
 
@@ -485,7 +485,7 @@ def _progress(verb: str) -> Iterator[Any]:
         return
     started = last = time.monotonic()
 
-    def line(done: int, total: int) -> None:
+    def line(done: float, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= 10:
@@ -493,7 +493,7 @@ def _progress(verb: str) -> Iterator[Any]:
             rate = done / (now - started)
             left = _duration((total - done) / rate)
             print(
-                f"{verb}: {done}/{total} images, {rate:.1f} images/s, {left} left",
+                f"{verb}: {done:.0f}/{total} images, {rate:.1f} images/s, {left} left",
                 file=sys.stderr,
                 flush=True,
             )

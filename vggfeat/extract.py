@@ -93,13 +93,16 @@ def describe_all(
     *,
     batch_size: int = 8,
     workers: int = 2,
+    advance: Callable[[float], None] = lambda images: None,
 ) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
     """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set order.
 
     sources: anything `images.read_rgb` takes. batch_size: images of 224 x 224 pixels a forward pass; larger
-    images go in proportionally smaller batches, so that memory stays the same.
+    images go in proportionally smaller batches, so that memory stays the same. advance: called after each batch
+    with the work done in images, a scale counting as its Q^2 (images end late, while their buckets fill).
     """
     scales = description.scales
+    share = np.square(scales) / np.square(scales).sum()
     rows: dict[int, np.ndarray] = {}
     left: dict[int, int] = {}
     buckets: dict[tuple[int, int, int], list[tuple[int, np.ndarray]]] = defaultdict(list)
@@ -120,6 +123,7 @@ def describe_all(
             raise VggfeatError(
                 f"out of memory on {network.device} with {tuple(batch_NHWC.shape)}; give a smaller --batch-size"
             ) from error
+        advance(len(members) * float(share[key[0]]))
         for (i, _), descriptor_D in zip(members, described_ND, strict=True):
             row = rows.setdefault(i, np.empty((len(scales), len(descriptor_D)), np.float32))
             row[key[0]] = descriptor_D
@@ -141,6 +145,7 @@ def describe_all(
             try:
                 images = future.result()
             except UnreadableImage as error:
+                advance(1.0)
                 yield i, error
                 continue
             left[i] = len(scales)
@@ -171,11 +176,11 @@ def extract(
     store: str = "float32",
     overwrite: bool = False,
     command: str = "",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Report:
     """Describe every item and write the feature file `out` (contract 3); all rows or no file.
 
-    progress: called with (images done, images in all). Raises VggfeatError: see `description_of`,
+    progress: called with (work done in images, images in all). Raises VggfeatError: see `description_of`,
     `FeatureWriter`; an unreadable image is no error, but a row of the Report.
     """
     if not len(items):
@@ -189,16 +194,24 @@ def extract(
     started = time.monotonic()
     dim = network.dim(description.layer)
     failures: dict[int, str] = {}
+    done = 0.0
+
+    def advance(images: float) -> None:
+        nonlocal done
+        done += images
+        progress(done, len(items))
+
     with FeatureWriter(out, items, description, dim, store, attributes, overwrite) as writer:
         sources = _Sources(items)
-        described = describe_all(network, sources, description, batch_size=batch_size, workers=workers)
-        for done, (i, result) in enumerate(described, 1):
+        described = describe_all(
+            network, sources, description, batch_size=batch_size, workers=workers, advance=advance
+        )
+        for i, result in described:
             if isinstance(result, UnreadableImage):
                 failures[i] = str(result)
                 writer.fail(i, str(result))
             else:
                 writer.write(i, result)
-            progress(done, len(items))
         seconds = time.monotonic() - started
         writer.finish({"seconds": seconds})
     return Report(len(items), seconds, {items.names[i]: failures[i] for i in sorted(failures)})

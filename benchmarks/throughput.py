@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -23,8 +24,10 @@ import torchvision
 from PIL import Image
 
 import vggfeat
-from vggfeat.extract import describe_all, description_of, keep_freed_memory
+from vggfeat.extract import describe_all, description_of
 from vggfeat.weights import Network
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides
 
 
 def torchvision_net(network: Network) -> torch.nn.Module:
@@ -53,7 +56,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     photos = sorted(p for p in options.photos.iterdir() if p.is_file())[: options.limit]
-    keep_freed_memory()
     exact = vggfeat.load("random:D,crop=32")  # crop only sets fc6, which pool5 doesn't reach
     peer = torchvision_net(exact)
     ours = vggfeat.load("random:D,crop=32").to("cpu", "auto")

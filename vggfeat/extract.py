@@ -11,7 +11,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from ctypes import CDLL
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -337,18 +336,3 @@ def versions() -> dict[str, str]:
         "python": sys.version.split()[0],
         **{module.__name__: module.__version__ for module in modules},
     }
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what the process frees, for the next batch (the command calls this, the library doesn't).
-
-    A large map is otherwise returned to the system and faulted in again, page by page, at every layer: 12 to
-    15 % of a net D forward pass on a CPU.
-    """
-    if sys.platform == "linux":
-        try:
-            mallopt = CDLL("libc.so.6").mallopt
-        except (OSError, AttributeError):  # another C library: its own habits
-            return
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vggfeat.images import mirror as mirrored
 from vggfeat.weights import Network
 
 
@@ -19,9 +20,9 @@ def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) ->
     batch. The average over positions is taken in float32 whatever the network's precision (Appendix B:
     global average pooling, average with the mirror image's descriptor; not normalised here).
     """
-    x_NCHW = network.preprocessing(images_NHWC)
     if mirror:
-        x_NCHW = torch.cat([x_NCHW, x_NCHW.flip(-1)])
+        images_NHWC = torch.cat([images_NHWC, mirrored(images_NHWC)])
+    x_NCHW = network.preprocessing(images_NHWC)
     map_NDHW = network.maps(x_NCHW, layer)
     # channels-last maps have D innermost: the sum over positions reads memory in order
     pooled_ND = map_NDHW.mean(dim=(2, 3), dtype=torch.float32)

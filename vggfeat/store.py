@@ -24,7 +24,7 @@ from vggfeat.errors import VggfeatError, WriteFailed
 FORMAT = "vggfeat-features"
 FORMAT_VERSION = 1
 PENDING, DONE, UNREADABLE = 0, 1, 2
-FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0  # a kill loses at most what came since the last flush
+FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0  # rows kept in memory before they are written
 REASON_BYTES = 512  # room kept in the file for a row's reason, should every image be unreadable
 _BROKEN: list[FeatureWriter] = []  # with files that HDF5 can't close; letting go of one would crash it
 TEXT = h5py.string_dtype("utf-8")

@@ -10,28 +10,28 @@ import csv
 import io
 import json
 import os
-import shlex
-import sys
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
 
-from vggfeat.errors import VggfeatError, WriteFailed
+from vggfeat.errors import VggfeatError
+from vggfeat.terminal import (
+    CORES,
+    check_writable,
+    columns,
+    command,
+    duration,
+    err,
+    list_unreadable,
+    out,
+    print_table,
+    printable,
+    progress,
+    run,
+    write_json,
+    write_text,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,9 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B).",
 )
-# names are printed as they are: square brackets in them are no markup
-out = Console(markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
@@ -71,7 +68,6 @@ BatchSize = Annotated[
         min=1, help="Images of 224x224 a forward pass; larger ones in proportionally smaller batches."
     ),
 ]
-CORES = os.cpu_count() or 1
 
 
 @app.command()
@@ -117,8 +113,8 @@ def extract(
     from vggfeat import extract as extraction
     from vggfeat.weights import load, resolve_device
 
-    _writable(None if dry_run else out_file, overwrite)
-    _writable(json_file)
+    check_writable(None if dry_run else out_file, overwrite)
+    check_writable(json_file)
     folder = root or Path(os.environ.get("VGGFEAT_DATA", "data"))
     items = datasets.load(dataset, folder, download=download)
     if limit is not None:
@@ -134,18 +130,18 @@ def extract(
     layer = layer or network.default_layer
     if dry_run:
         plan = extraction.plan(items, network, qs, layer, mirror, store)
-        _table(
+        print_table(
             "plan",
             [
                 ("images", f"{plan.images:,}"),
                 ("work", f"{plan.gflop:,.0f} GFLOP (sizes of {plan.sampled} images)"),
-                ("expected time", f"{_duration(plan.seconds)} on {where} in {network.precision}"),
+                ("expected time", f"{duration(plan.seconds)} on {where} in {network.precision}"),
                 ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
             ],
         )
-        _write_json(json_file, plan.__dict__)
+        write_json(json_file, plan.__dict__)
         return
-    with _progress("extract") as progress:
+    with progress("extract") as advance:
         report = extraction.extract(
             items,
             network,
@@ -157,11 +153,11 @@ def extract(
             workers=workers,
             store=store,
             overwrite=overwrite,
-            command=_command(),
-            progress=progress,
+            command=command(),
+            progress=advance,
         )
     bad = report.unreadable
-    _table(
+    print_table(
         str(out_file),
         [
             ("images", f"{report.images:,}" + (f" ({len(bad)} unreadable)" if bad else "")),
@@ -169,18 +165,18 @@ def extract(
                 "descriptor",
                 f"{layer}, {len(qs)} x {network.dim(layer)}",
             ),
-            ("time", f"{_duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
+            ("time", f"{duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
         ],
     )
-    _list_unreadable(bad)
-    _write_json(
+    list_unreadable(bad)
+    write_json(
         json_file,
         {
             "out": str(out_file),
             "images": report.images,
             "seconds": report.seconds,
             "unreadable": bad,
-            "command": _command(),
+            "command": command(),
         },
     )
     if bad:
@@ -213,8 +209,8 @@ def svm(
     """Train and score a linear SVM by the dataset's protocol."""
     qs = None if scales is None else _numbers(scales, int, "--scales")
     cs = "auto" if C == "auto" else list(_numbers(C, float, "--C"))
-    _writable(out_file, overwrite)
-    _writable(json_file)
+    check_writable(out_file, overwrite)
+    check_writable(json_file)
     from vggfeat import protocols
     from vggfeat.classify import problem_from
     from vggfeat.datasets.voc import refuse_filled, write_submission
@@ -228,14 +224,14 @@ def svm(
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, n_jobs=workers, progress=lambda line: err.print(line)
     )
-    results = {**outcome.results, **about, "command": _command()}
+    results = {**outcome.results, **about, "command": command()}
     if submission:
         assert outcome.test_rows is not None and outcome.test_scores is not None  # one official split
         write_submission(submission, outcome.test_rows, outcome.test_scores, problem.classes, problem.names)
     if out_file:
         save_model(out_file, model_from(outcome.model, problem.classes, parts, pool, results))
     _print_results(results)
-    _write_json(json_file, results)
+    write_json(json_file, results)
 
 
 @app.command()
@@ -258,12 +254,12 @@ def predict(
     """Score new images with a saved classifier."""
     from vggfeat.model import load_model
 
-    _writable(json_file)
-    _writable(csv_file)
+    check_writable(json_file)
+    check_writable(csv_file)
     classifier = load_model(model)
     networks = classifier.load_networks(weights or [], device)
     scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
-    table = _columns("image", "class", "score")
+    table = columns("image", "class", "score")
     records: list[dict[str, Any]] = []
     for i, path in enumerate(images):
         if i in bad:
@@ -272,7 +268,7 @@ def predict(
         order = (-scores_NK[i]).argsort(kind="stable")[:top]
         best = [(classifier.classes[k], float(scores_NK[i, k])) for k in order]
         for rank, (name, score) in enumerate(best):
-            table.add_row("" if rank else _printable(str(path)), _printable(name), f"{score:+.3f}")
+            table.add_row("" if rank else printable(str(path)), printable(name), f"{score:+.3f}")
         records.append({"image": str(path), "top": [{"class": name, "score": score} for name, score in best]})
     out.print(table)
     if csv_file:
@@ -283,9 +279,9 @@ def predict(
             writer.writerow(
                 [path, *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist()))]
             )
-        _write_text(csv_file, text.getvalue())
-    _write_json(json_file, records)
-    _list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
+        write_text(csv_file, text.getvalue())
+    write_json(json_file, records)
+    list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
     if bad:
         raise typer.Exit(3)
 
@@ -337,12 +333,12 @@ def info(
             "splits": {name: len(rows) for name, rows in f.splits.items()},
             **{k: v for k, v in f.attributes.items() if k not in ("description", "format")},
         }
-    _table(
+    print_table(
         str(file), [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in facts.items()]
     )
     if not is_model:
-        _list_unreadable({f.names[i]: reason for i, reason in f.errors.items()})
-    _write_json(json_file, facts)
+        list_unreadable({f.names[i]: reason for i, reason in f.errors.items()})
+    write_json(json_file, facts)
 
 
 @app.command()
@@ -350,7 +346,7 @@ def datasets() -> None:
     """List the datasets."""
     from vggfeat.datasets import describe_datasets
 
-    table = _columns("dataset", "what", "where")
+    table = columns("dataset", "what", "where")
     for row in describe_datasets():
         table.add_row(*row)
     out.print(table)
@@ -361,25 +357,13 @@ def weights() -> None:
     """List the sources of weights."""
     from vggfeat.weights import SOURCES
 
-    table = _columns("--weights", "what")
+    table = columns("--weights", "what")
     for row in SOURCES:
         table.add_row(*row)
     out.print(table)
 
 
 # --- printing ----------------------------------------------------------------------------------------------
-
-
-def _columns(*headers: str, **settings: Any) -> Table:
-    """A table whose cells go on in a further line where the terminal is narrow, instead of being cut off."""
-    return Table(*(Column(header, overflow="fold") for header in headers), **settings)
-
-
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    table = _columns("", "", title=_printable(title), show_header=False, title_justify="left")
-    for name, value in rows:
-        table.add_row(name, _printable(value))
-    out.print(table)
 
 
 def _print_results(results: dict[str, Any]) -> None:
@@ -408,13 +392,13 @@ def _print_results(results: dict[str, Any]) -> None:
         ),
         ("protocol", str(results["protocol"])),
     ]
-    _table(f"{results['dataset']}: linear SVM", rows)
+    print_table(f"{results['dataset']}: linear SVM", rows)
     per_class = results.get("per_class", {})
-    columns = sorted({key for scores in per_class.values() for key in scores})
+    scores_of = sorted({key for scores in per_class.values() for key in scores})
     if per_class and len(per_class) <= 20:
-        table = _columns("class", *columns)
+        table = columns("class", *scores_of)
         for name, scores in per_class.items():
-            table.add_row(_printable(name), *(_plain(scores.get(column)) for column in columns))
+            table.add_row(printable(name), *(_plain(scores.get(column)) for column in scores_of))
         out.print(table)
 
 
@@ -424,101 +408,9 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def _list_unreadable(bad: dict[str, str]) -> None:
-    for name, reason in bad.items():
-        print(f"unreadable: {_printable(name)}: {_printable(reason)}", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _writable(path: Path | None, overwrite: bool = True) -> None:
-    """Refuse an output file that can't be written, before the work and not after it."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise VggfeatError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise VggfeatError(f"there is no folder {path.parent} to write {path.name} in")
-    if path.exists() and not overwrite:
-        raise VggfeatError(f"{path} exists; give --overwrite, or another --out")
-
-
-def _write_json(path: Path | None, value: Any) -> None:
-    if path is not None:
-        _write_text(path, json.dumps(value, indent=1, default=str) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise VggfeatError(f"can't write {path}: {error}") from error
-
-
-@contextmanager
-def _progress(verb: str) -> Iterator[Any]:
-    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""
-    if err.is_terminal:
-        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
-            task = bar.add_task(verb, total=None, rate="")
-            started = time.monotonic()
-
-            def show(done: float, total: int) -> None:
-                rate = done / max(time.monotonic() - started, 1e-9)
-                bar.update(task, completed=done, total=total, rate=f"{rate:.1f} images/s")
-
-            yield show
-        return
-    started = last = time.monotonic()
-
-    def line(done: float, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 10:
-            last = now
-            rate = done / (now - started)
-            left = _duration((total - done) / rate)
-            print(
-                f"{verb}: {done:.0f}/{total} images, {rate:.1f} images/s, {left} left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    yield line
-
-
 def main() -> None:
-    """Run the command; turn errors into one line and an exit status."""
-    # PyTorch then asks for large pages: a layer's map of 50 MB is faulted in by 25 pages instead of 12,000, 10 % of
-    # a forward pass on a CPU. Read at its first allocation, so set before PyTorch is imported.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        app()
-    except Exception as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        text = " ".join(str(error).split())
-        if not isinstance(error, VggfeatError):
-            text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
-        print(f"vggfeat: {_printable(text)}", file=sys.stderr)
-        if isinstance(error, WriteFailed):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)  # HDF5 would crash on the file that it can't close
-        sys.exit(1)
+    """The `vggfeat` command."""
+    run(app, "vggfeat")
 
 
 if __name__ == "__main__":

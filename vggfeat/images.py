@@ -273,12 +273,39 @@ def smallest_side(image_HWC: np.ndarray, Q: int, *, max_pixels: int = MAX_RESCAL
     """
     height, width = image_HWC.shape[:2]
     shape = smallest_side_shape(height, width, operator.index(Q))
-    if shape[0] * shape[1] > max_pixels:
-        result = f"{shape[1]}x{shape[0]}, over the limit of {max_pixels} pixels"
-        raise UnreadableImage(f"{width}x{height} pixels at Q={Q} would be {result}")
+    _check_rescaled(height, width, *shape, Q, max_pixels)
     if shape == (height, width):
         return image_HWC
     resized = Image.fromarray(image_HWC).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    return np.array(resized)
+
+
+def _check_rescaled(height: int, width: int, h: int, w: int, Q: int, max_pixels: int) -> None:
+    if h * w > max_pixels:
+        raise UnreadableImage(
+            f"{width}x{height} pixels at Q={Q} would be {w}x{h}, over the limit of {max_pixels} pixels"
+        )
+
+
+def rescaled_crop(image_HWC: np.ndarray, Q: int, top: int, left: int, size: int) -> np.ndarray:
+    """`smallest_side(image, Q)[top : top + size, left : left + size]`, without rescaling what is outside of the crop.
+
+    (size, size, 3) uint8, a copy; equal to within 2 grey levels, because Pillow keeps the box in single precision.
+    Raises VggfeatError if the crop reaches out of the rescaled image, UnreadableImage as `smallest_side` does.
+    """
+    height, width = image_HWC.shape[:2]
+    h, w = smallest_side_shape(height, width, operator.index(Q))
+    _check_rescaled(height, width, h, w, Q, MAX_RESCALED_PIXELS)
+    if not (0 <= top <= h - size and 0 <= left <= w - size):
+        raise VggfeatError(
+            f"a crop of {size} pixels at row {top}, column {left} is not inside {w}x{h} pixels"
+        )
+    if (h, w) == (height, width):
+        return image_HWC[top : top + size, left : left + size].copy()
+    y, x = height / h, width / w
+    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
+    # Pillow's filter reaches over the box's edge into the image, so the crop is the rescaled image's, not the box's.
+    resized = Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BILINEAR, box)
     return np.array(resized)
 
 

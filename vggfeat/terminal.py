@@ -1,0 +1,153 @@
+"""What every command of the project has in common: tables, progress, output files, and errors in one line.
+
+Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says why;
+2 usage; 3 done, but some inputs were unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+
+from vggfeat.errors import VggfeatError, WriteFailed
+
+# names are printed as they are: square brackets in them are no markup
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+CORES = os.cpu_count() or 1
+
+
+def columns(*headers: str, **settings: Any) -> Table:
+    """A table whose cells go on in a further line where the terminal is narrow, instead of being cut off."""
+    return Table(*(Column(header, overflow="fold") for header in headers), **settings)
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print rows of (name, value) on stdout."""
+    table = columns("", "", title=printable(title), show_header=False, title_justify="left")
+    for name, value in rows:
+        table.add_row(name, printable(value))
+    out.print(table)
+
+
+def list_unreadable(bad: dict[str, str]) -> None:
+    """Print each unreadable image's name and reason on stderr."""
+    for name, reason in bad.items():
+        print(f"unreadable: {printable(name)}: {printable(reason)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """text without the half characters that a file name can hold and no terminal can print."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would say: "90.0 s", "12.5 min", "3.4 h"."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def command() -> str:
+    """The command line that this process was started with."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def check_writable(path: Path | None, overwrite: bool = True) -> None:
+    """Refuse an output file that can't be written, before the work and not after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise VggfeatError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise VggfeatError(f"there is no folder {path.parent} to write {path.name} in")
+    if path.exists() and not overwrite:
+        raise VggfeatError(f"{path} exists; give --overwrite, or another --out")
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Write value as JSON to path, if there is one; what JSON doesn't know is written as text."""
+    if path is not None:
+        write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text to a file; VggfeatError where the disk refuses."""
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise VggfeatError(f"can't write {path}: {error}") from error
+
+
+@contextmanager
+def progress(verb: str) -> Iterator[Any]:
+    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""
+    if err.is_terminal:
+        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
+            task = bar.add_task(verb, total=None, rate="")
+            started = time.monotonic()
+
+            def show(done: float, total: int) -> None:
+                rate = done / max(time.monotonic() - started, 1e-9)
+                bar.update(task, completed=done, total=total, rate=f"{rate:.1f} images/s")
+
+            yield show
+        return
+    started = last = time.monotonic()
+
+    def line(done: float, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 10:
+            last = now
+            rate = done / (now - started)
+            left = duration((total - done) / rate)
+            print(
+                f"{verb}: {done:.0f}/{total} images, {rate:.1f} images/s, {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield line
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a command; turn errors into one line and an exit status. name: as its messages begin."""
+    # PyTorch then asks for large pages: a layer's map of 50 MB is faulted in by 25 pages instead of 12,000, 10 % of
+    # a forward pass on a CPU. Read at its first allocation, so set before PyTorch is imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        text = " ".join(str(error).split())
+        if not isinstance(error, VggfeatError):
+            text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+        print(f"{name}: {printable(text)}", file=sys.stderr)
+        if isinstance(error, WriteFailed):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # HDF5 would crash on the file that it can't close
+        sys.exit(1)

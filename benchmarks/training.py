@@ -1,0 +1,233 @@
+"""Images a second of training beside a plain loop, on the same photographs, net and batch.
+
+    python -m benchmarks.training --data IMAGENET [--net D] [--batch-size 16] [--repeats 3]
+
+Ours: `pretrain`'s loader and trainer, every augmentation on, in the precision that `auto` picks. The peer: a loop of
+torchvision's reference transforms (rescale, random crop, flip, tensor, normalise), its DataLoader and its VGG under
+DistributedDataParallel, SGD, float32 (and, as a second peer, under bfloat16 autocast). From files on disk to updated
+weights; interleaved; medians. Before that the two are checked to be the same work: from the same weights, on the same
+crops, without dropout, one step gives the same loss and the same weights.
+
+On a GPU also: ours as a share of the rate of a large bfloat16 matrix product there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision.transforms import v2
+
+from pretrain.colour import Colours
+from pretrain.export import NAMES
+from pretrain.init import randomise
+from pretrain.loader import Samples, Schedule, TrainingSet, read_training_set, workers_for
+from pretrain.plan import forward_gflop, net_of
+from pretrain.ranks import Ranks
+from pretrain.recipe import Recipe, Stage
+from pretrain.trainer import Machine, Trainer, hidden_units
+from vggfeat.terminal import CORES, columns, out
+from vggfeat.weights import resolve_device, resolve_precision
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides
+COLOURS = Colours((123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08)))
+
+
+class Photographs(torch.utils.data.Dataset):
+    """The peer's data set: an image folder with torchvision's reference transforms."""
+
+    def __init__(self, data: TrainingSet, stage: Stage, crop: int) -> None:
+        self.data = data
+        self.transform = v2.Compose(
+            [
+                v2.Resize(stage.train_scale[0], antialias=True),
+                v2.RandomCrop(crop),
+                v2.RandomHorizontalFlip(),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32),
+                v2.Normalize(COLOURS.mean, (1.0, 1.0, 1.0)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.data.train)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        row = int(self.data.train[i])
+        image = Image.open(self.data.items.source(row)).convert("RGB")
+        return self.transform(image), int(self.data.items.labels[row])  # type: ignore[index]
+
+
+def peer_net(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
+    net = torchvision.models.get_model(NAMES[recipe.stages[0].net], weights=None, num_classes=classes)
+    ours = net_of(recipe, 0, classes)
+    randomise(ours, "glorot", 0.0, torch.Generator().manual_seed(0))
+    net.load_state_dict(ours.state_dict())
+    return nn.parallel.DistributedDataParallel(net.to(device))
+
+
+def peer_step(
+    net: nn.Module, optimiser: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, low: bool
+) -> float:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        loss = nn.functional.cross_entropy(net(x), y)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return float(loss)
+
+
+def peer_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    rate = recipe.stages[0].learning_rate
+    return torch.optim.SGD(net.parameters(), rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def peer_rate(recipe: Recipe, data: TrainingSet, workers: int, device: torch.device, low: bool) -> float:
+    """Images/s of the plain loop, after one iteration to warm up."""
+    net = peer_net(recipe, len(data.classes), device)
+    optimiser = peer_optimiser(net, recipe)
+    loader = torch.utils.data.DataLoader(
+        Photographs(data, recipe.stages[0], recipe.crop), recipe.batch_size, shuffle=True, num_workers=workers,
+        pin_memory=device.type == "cuda", drop_last=True,
+    )  # fmt: skip
+    batches = iter(loader)
+
+    def step() -> None:
+        x, y = next(batches)
+        peer_step(net, optimiser, x.to(device, non_blocking=True), y.to(device, non_blocking=True), low)
+
+    return timed(step, recipe)
+
+
+def our_rate(recipe: Recipe, data: TrainingSet, machine: Machine, ranks: Ranks, folder: Path) -> float:
+    """Images/s of pretrain, after one iteration to warm up."""
+    net = net_of(recipe, 0, len(data.classes))
+    randomise(net, "glorot", 0.0, torch.Generator().manual_seed(0))
+    trainer = Trainer(recipe, 0, net, data, COLOURS, ranks, machine, folder)
+    samples = Samples(data, recipe, recipe.stages[0], 0, hidden_units(net))
+    iterations = recipe.stages[0].iterations
+    batches = iter(
+        workers_for(
+            samples, Schedule(data.train, recipe, 0, ranks, 0, iterations), machine.workers, ranks.device
+        )
+    )
+    trainer.running.train()
+
+    def step() -> None:
+        batch = next(batches)
+        float(trainer.step(batch, float(batch.counts.sum())))
+
+    return timed(step, recipe)
+
+
+def timed(step: Callable[[], None], recipe: Recipe) -> float:
+    step()
+    began = time.perf_counter()
+    for _ in range(recipe.stages[0].iterations - 1):
+        step()
+    return (recipe.stages[0].iterations - 1) * recipe.batch_size / (time.perf_counter() - began)
+
+
+def check_same_work(recipe: Recipe, data: TrainingSet, ranks: Ranks, folder: Path) -> tuple[float, float]:
+    """Relative differences of the loss and of the weights after a step on the same crops, without dropout, float32."""
+    calm = replace(recipe, dropout=0.0, colour_std=0.0)
+    net = net_of(calm, 0, len(data.classes))
+    randomise(net, "glorot", 0.0, torch.Generator().manual_seed(0))
+    trainer = Trainer(calm, 0, net, data, COLOURS, ranks, Machine(micro_batch=calm.batch_size), folder)
+    samples = Samples(data, calm, calm.stages[0], 0, hidden_units(net))
+    batch = next(iter(workers_for(samples, Schedule(data.train, calm, 0, ranks, 0, 1), 0, ranks.device)))
+    ours = float(trainer.step(batch, float(calm.batch_size)))
+    peer = peer_net(calm, len(data.classes), ranks.device).eval()  # no dropout
+    x = trainer.trainee.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()
+    theirs = peer_step(peer, peer_optimiser(peer, calm), x, batch.labels.to(ranks.device), low=False)
+    weights = zip(net.parameters(), peer.parameters(), strict=True)
+    worst = max(float((a - b).norm() / b.norm().clamp_min(1e-9)) for a, b in weights if a.ndim > 1)
+    return abs(ours - theirs) / theirs, worst
+
+
+def matrix_rate(device: torch.device) -> float:
+    """FLOP/s of an 8192 x 8192 bfloat16 matrix product."""
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    times = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        a @ a
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * 8192**3 / statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--net", default="D", choices=sorted(NAMES))
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=min(16, CORES))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    stage = Stage(options.net, (256, 256), 1e-2, iterations=options.iterations)
+    recipe = Recipe("benchmark", (stage,), batch_size=options.batch_size, held_out=0.0)
+    data = read_training_set(options.data, recipe)
+    ranks = Ranks(device)
+    machine = Machine(
+        resolve_precision("auto", device),
+        micro_batch=options.batch_size,
+        workers=options.workers,
+        compile=options.compile,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"file://{scratch}/meet",
+            rank=0,
+            world_size=1,
+        )
+        loss, weights = check_same_work(recipe, data, ranks, Path(scratch))
+        out.print(f"the same step: loss differs by {loss:.1e}, weights by {weights:.1e} (relative)")
+        assert max(loss, weights) < 1e-3
+        rates: dict[str, list[float]] = {"ours": [], "plain loop, float32": [], "plain loop, bfloat16": []}
+        for _ in range(options.repeats):
+            rates["ours"].append(our_rate(recipe, data, machine, ranks, Path(scratch)))
+            rates["plain loop, float32"].append(peer_rate(recipe, data, options.workers, device, low=False))
+            rates["plain loop, bfloat16"].append(peer_rate(recipe, data, options.workers, device, low=True))
+        dist.destroy_process_group()
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    table = columns("side", "images/s", "ours / it")
+    for side, rate in medians.items():
+        table.add_row(
+            side,
+            f"{rate:.2f} ({min(rates[side]):.2f} to {max(rates[side]):.2f})",
+            f"{medians['ours'] / rate:.2f}",
+        )
+    out.print(table)
+    flops = 3e9 * forward_gflop(net_of(recipe, 0, len(data.classes))) * medians["ours"]
+    out.print(f"ours: {flops / 1e12:.3f} TFLOP/s in {machine.precision}, batch {options.batch_size}")
+    if device.type == "cuda":
+        peak = matrix_rate(device)
+        out.print(f"matrix product: {peak / 1e12:.0f} TFLOP/s; ours is {100 * flops / peak:.0f} % of it")
+    if options.json:
+        options.json.write_text(json.dumps({"images_per_second": rates, "flops": flops}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

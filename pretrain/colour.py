@@ -1,0 +1,132 @@
+"""The training set's colours: mean RGB, and the covariance whose principal components shift them at random.
+
+The mean is all of the preprocessing (Sect. 2.1). The shift is Krizhevsky's (Krizhevsky et al. 2012, Sect. 4.1): to
+every pixel of an image is added [p1 p2 p3] [a1 l1, a2 l2, a3 l3]', p and l the eigenvectors and eigenvalues of the 3x3
+covariance of RGB values in [0, 1], a random factors. "Literally" that is about 3 grey levels of 255 a channel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.images import read_rgb
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What one pass over the training set finds.
+
+    mean: RGB in 0..255. covariance: 3x3, of RGB in [0, 1]. images: N read. unreadable: name -> reason.
+    training_set: `name_digest` of the set's names. Every pixel of every readable image counts once.
+    """
+
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    images: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    training_set: str = ""
+
+    @property
+    def components(self) -> np.ndarray:
+        """(3, 3) float32: column k is 255 l_k p_k, so that `components @ alpha` is the shift in 0..255."""
+        values, vectors = np.linalg.eigh(np.array(self.covariance))
+        order = np.argsort(values)[::-1]
+        vectors = vectors[:, order]
+        vectors = vectors * np.where(vectors.sum(0) < 0, -1, 1)  # a sign of our own choice: LAPACKs differ
+        return (255.0 * vectors * values[order]).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; the file appears whole."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1))
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Colours:
+        """The inverse of `save`. Raises VggfeatError for a missing or unfit file."""
+        try:
+            record = json.loads(path.read_text())
+            mean = tuple(float(v) for v in record["mean"])
+            covariance = tuple(tuple(float(v) for v in row) for row in record["covariance"])
+            if len(mean) != 3 or [len(row) for row in covariance] != [3, 3, 3]:
+                raise ValueError("mean or covariance has the wrong size")
+            return cls(
+                mean,
+                covariance,
+                int(record["images"]),
+                dict(record["unreadable"]),
+                str(record["training_set"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise VggfeatError(
+                f"{path} can't be read as colour statistics: {error}; delete it to measure anew"
+            ) from error
+
+
+def name_digest(names: Sequence[str]) -> str:
+    """sha256 of a training set's names in order: statistics of another set are not used by mistake."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass
+class Sums:
+    """Exact integer sums over pixels, so that any division among processes gives the same mean and covariance."""
+
+    pixels: int = 0
+    first: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))
+    second: np.ndarray = field(default_factory=lambda: np.zeros((3, 3), np.int64))
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Sums) -> None:
+        self.pixels += other.pixels
+        self.first = self.first + other.first
+        self.second = self.second + other.second
+        self.unreadable |= other.unreadable
+
+    def colours(self, names: Sequence[str]) -> Colours:
+        """Raises VggfeatError when no image could be read."""
+        if self.pixels == 0:
+            raise VggfeatError("not one of the training images can be read")
+        mean = self.first / self.pixels
+        covariance = (self.second / self.pixels - np.outer(mean, mean)) / 255.0**2
+        unreadable = {name: self.unreadable[name] for name in names if name in self.unreadable}
+        return Colours(
+            tuple(mean.tolist()), tuple(map(tuple, covariance.tolist())), len(names) - len(unreadable), unreadable,
+            name_digest(names),
+        )  # fmt: skip
+
+
+def measure(
+    root: Path, names: Iterable[str], workers: int, advance: Callable[[int], None] = lambda n: None
+) -> Sums:
+    """Sums over the images `root / name`, decoded in `workers` threads. advance: called after each with the count."""
+    total = Sums()
+    waiting = iter(names)
+    with ThreadPoolExecutor(workers) as pool:
+        done = 0
+        # In slices: the queue of a million futures would cost more memory than the images.
+        while part := list(islice(waiting, 64 * workers)):
+            for sums in pool.map(lambda name: _sums_of(root, name), part):
+                total.add(sums)
+                done += 1
+                advance(done)
+    return total
+
+
+def _sums_of(root: Path, name: str) -> Sums:
+    try:
+        image_HWC = read_rgb(root / name)
+    except UnreadableImage as error:
+        return Sums(unreadable={name: str(error)})
+    # Products of bytes summed in float64 are exact below 2^53, which is 138 gigapixels.
+    x_N3 = image_HWC.reshape(-1, 3).astype(np.float64)
+    return Sums(len(x_N3), x_N3.sum(0).astype(np.int64), (x_N3.T @ x_N3).astype(np.int64))

@@ -1,0 +1,204 @@
+"""A trained net for other programs: torchvision's or timm's state dict, or ONNX.
+
+    python -m pretrain.export runs/D/weights.safetensors --to torchvision --out vgg16.pth
+    python -m pretrain.export runs/D/weights.safetensors --to timm --out vgg16.safetensors
+    python -m pretrain.export runs/D/weights.safetensors --to onnx --out vgg16.onnx
+
+Each result is read back by the program that it is for, and its scores are compared with ours before the file appears.
+The preprocessing is printed, kept in a .safetensors file's metadata, and is part of the graph in ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vggfeat.errors import VggfeatError
+from vggfeat.terminal import check_writable, print_table, run
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Table 1's nets that torchvision and timm have too.
+NAMES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
+TIMM_KEYS = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+TOLERANCE = 1e-4  # of the largest score: another library's convolutions round otherwise
+
+
+@app.command()
+def export(
+    weights: Annotated[str, typer.Argument(help="A weights file, or any name that vggfeat extract takes.")],
+    to: Annotated[Literal["torchvision", "timm", "onnx"], typer.Option(help="Which program it is for.")],
+    out_file: Annotated[Path, typer.Option("--out", help=".pth or .safetensors; .onnx for onnx.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Write a net for another program, checked by that program."""
+    check_writable(out_file, overwrite)
+    endings = (".onnx",) if to == "onnx" else (".pth", ".safetensors")
+    if out_file.suffix not in endings:
+        raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")
+    from vggfeat.vgg import VGG
+    from vggfeat.weights import load
+
+    network = load(weights)
+    if not isinstance(network.module, VGG) or network.layers[-1] != "fc8":
+        raise VggfeatError(f"{weights} is no whole net of Table 1: its FC layers are needed")
+    writer: dict[str, Callable[[Any, Path], float]] = {
+        "torchvision": to_torchvision,
+        "timm": to_timm,
+        "onnx": to_onnx,
+    }
+    # the ending stays: the checks open the file by it
+    partial = out_file.with_name(f"{out_file.stem}.partial{out_file.suffix}")
+    try:
+        difference = writer[to](network, partial)
+        if not difference <= TOLERANCE:
+            raise VggfeatError(
+                f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
+            )
+        os.replace(partial, out_file)
+    finally:
+        partial.unlink(missing_ok=True)
+    preprocessing = network.preprocessing.to_metadata()
+    rows = [
+        ("file", str(out_file)),
+        ("net", network.name),
+        ("largest difference of scores", f"{difference:.1e}"),
+    ]
+    inside = to == "onnx"
+    print_table(
+        to, rows + [(key, "in the graph" if inside else value) for key, value in preprocessing.items()]
+    )
+
+
+def to_torchvision(network: Any, path: Path) -> float:
+    """torchvision's state dict; the largest difference of its scores, relative to the largest score."""
+    import torchvision
+
+    module = _whole(network)
+    save_state_dict({k: v.contiguous() for k, v in module.state_dict().items()}, network, path)
+    theirs = torchvision.models.get_model(NAMES[module.net], weights=None, num_classes=module.num_classes)
+    theirs.load_state_dict(_read(path))
+    x = _input(network)
+    return _difference(module.crop_scores(x), theirs.eval()(x))
+
+
+def to_timm(network: Any, path: Path) -> float:
+    """timm's state dict, FC layers as convolutions; the difference as above."""
+    import timm
+
+    module = _whole(network)
+    tensors = {}
+    for key, value in module.state_dict().items():
+        layer, _, kind = key.rpartition(".")
+        if kind == "weight" and layer in ("classifier.0", "classifier.3"):
+            side = module.fc6_kernel if layer == "classifier.0" else 1
+            value = value.view(len(value), -1, side, side)
+        tensors[f"{TIMM_KEYS.get(layer, layer)}.{kind}"] = value.contiguous()
+    save_state_dict(tensors, network, path)
+    theirs = timm.create_model(NAMES[module.net], num_classes=module.num_classes)
+    theirs.load_state_dict(_read(path))
+    x = _input(network)
+    return _difference(module.crop_scores(x), theirs.eval()(x))
+
+
+def to_onnx(network: Any, path: Path) -> float:
+    """A graph from RGB in 0..255, float32 (N, 3, crop, crop), to scores (N, C); the difference in onnxruntime."""
+    import torch
+
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise VggfeatError(f"ONNX needs the package {error.name}: pip install 'vggfeat[export]'") from error
+    module, preprocessing = network.module, network.preprocessing
+
+    class WithPreprocessing(torch.nn.Module):
+        """The net behind its preprocessing, so that the file can't be used without it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = module
+            shape = (1, 3, 1, 1)
+            self.register_buffer("mean", torch.tensor(preprocessing.mean).view(shape))
+            self.register_buffer("std", torch.tensor(preprocessing.std).view(shape))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if preprocessing.channel_order == "BGR":
+                images = images.flip(1)
+            x = images * (preprocessing.input_range / 255)
+            return self.net.crop_scores((x - self.mean) / self.std)
+
+    whole = WithPreprocessing().eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, module.crop, module.crop), generator=generator).float()
+    batch = torch.export.Dim("N", min=1)
+    program = torch.onnx.export(
+        whole, (images,), input_names=["images"], output_names=["scores"], dynamic_shapes={"images": {0: batch}},
+        dynamo=True, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for n in (1, 2):
+        theirs = session.run(None, {"images": images[:n].numpy()})[0]
+        with torch.inference_mode():
+            worst = max(worst, _difference(whole(images[:n]), torch.from_numpy(theirs)))
+    return worst
+
+
+def _whole(network: Any) -> Any:
+    module = network.module
+    if module.net not in NAMES:
+        raise VggfeatError(
+            f"torchvision and timm have no net {module.net}: only {', '.join(NAMES)}; use --to onnx"
+        )
+    if module.width != 1 or module.crop != 224:
+        raise VggfeatError(
+            f"torchvision and timm have this net at width 1 and crop 224 only, not {module.width:g} and {module.crop}; "
+            "use --to onnx"
+        )
+    return module
+
+
+def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
+    """Plain tensors by name: .safetensors with the preprocessing as metadata, or .pth (loads with weights_only)."""
+    import safetensors.torch
+    import torch
+
+    if path.suffix == ".pth":
+        torch.save(tensors, path)
+        return
+    metadata = {**network.preprocessing.to_metadata(), "net": network.name}
+    metadata["classes"] = json.dumps(network.classes or [])
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import safetensors.torch
+    import torch
+
+    return torch.load(path, weights_only=True) if path.suffix == ".pth" else safetensors.torch.load_file(path)
+
+
+def _input(network: Any) -> Any:
+    import torch
+
+    crop = network.module.crop
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (1, crop, crop, 3), dtype=torch.uint8, generator=generator)
+    return network.preprocessing(pixels)
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    return float((ours - theirs).detach().abs().max() / ours.detach().abs().max())
+
+
+if __name__ == "__main__":
+    run(app, "pretrain.export")

@@ -1,0 +1,148 @@
+"""What a run will cost before it runs: iterations, arithmetic, memory, time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.augment import kept_units
+from pretrain.colour import Colours
+from pretrain.loader import Batch, TrainingSet
+from pretrain.ranks import Ranks
+from pretrain.recipe import Recipe
+from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
+from vggfeat.vgg import VGG
+
+SPARE = (
+    0.6  # share of the free memory that activations may take: cuDNN and oneDNN want workspaces beside them
+)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. gflop: of its forward and backward passes (a multiply-add is two operations), at most. seconds:
+    gflop over the rate of a short trial here, times the processes. memory: bytes for a process: weights, gradients,
+    momentum and the activations of one micro-batch.
+    """
+
+    name: str
+    iterations: int
+    gflop: float
+    seconds: float
+    memory: int
+
+
+def net_of(recipe: Recipe, stage_number: int, classes: int) -> VGG:
+    """The net of a stage, its weights not yet set."""
+    return VGG(recipe.stages[stage_number].net, classes, recipe.width, recipe.crop)
+
+
+def forward_gflop(net: VGG) -> float:
+    """Of one crop's scores."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        shadow = VGG(net.net, net.num_classes, net.width, net.crop)
+        shadow.crop_scores(torch.empty(1, 3, net.crop, net.crop))
+    return counter.get_total_flops() / 1e9
+
+
+def activation_bytes(net: VGG, precision: str) -> int:
+    """Bytes that one image's forward pass keeps for the backward pass, weights not counted."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"):
+        # in place of autocast, which doesn't run on tensors without data: the whole net in the low precision
+        shadow = VGG(net.net, net.num_classes, net.width, net.crop).to(PRECISIONS[precision])
+        x = torch.empty(1, 3, net.crop, net.crop, dtype=PRECISIONS[precision])
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            scores = shadow.crop_scores(x)
+        weights = {p.untyped_storage()._cdata for p in shadow.parameters()}
+        del scores
+    return sum(size for key, size in kept.items() if key not in weights)
+
+
+def weight_bytes(net: VGG, precision: str) -> int:
+    """Weights, gradients and momentum; autocast keeps a bfloat16 copy of the weights besides."""
+    each = 8 if precision == "float64" else 4
+    return sum(p.numel() for p in net.parameters()) * (3 * each + (2 if precision == "bfloat16" else 0))
+
+
+def free_memory(device: torch.device, processes: int) -> int:
+    """Bytes that one of the processes on this machine may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:
+        available = next(line for line in file if line.startswith("MemAvailable"))
+    return int(available.split()[1]) * 1024 // processes
+
+
+def fitting_micro_batch(recipe: Recipe, nets: list[VGG], precision: str, ranks: Ranks) -> int:
+    """Images of one pass that fit in memory, for the largest of the nets; at most a process's part of the batch.
+
+    On a CPU at most 64: beyond that its caches gain nothing.
+    """
+    share = -(-recipe.batch_size // ranks.world)
+    if ranks.device.type == "cpu":
+        share = min(share, 64)
+    free = min(ranks.gather(free_memory(ranks.device, ranks.local_world)))
+    for net in nets:
+        room = SPARE * (free - weight_bytes(net, precision))
+        share = min(share, max(1, int(room / activation_bytes(net, precision))))
+    return share
+
+
+def plan(
+    recipe: Recipe, stages: range, data: TrainingSet, ranks: Ranks, machine: Machine
+) -> Iterator[StagePlan]:
+    """Each stage's cost on this machine; a trial of a few images measures its rate."""
+    for number in stages:
+        stage = recipe.stages[number]
+        net = net_of(recipe, number, len(data.classes))
+        iterations = stage.iterations_of(len(data.train), recipe.batch_size)
+        # the backward pass multiplies twice: by the activations for the weights, by the weights for the activations
+        per_image = forward_gflop(net) * (3 if stage.learn == "all" else 1)
+        images = recipe.batch_size * iterations
+        memory = weight_bytes(net, machine.precision) + machine.micro_batch * activation_bytes(
+            net, machine.precision
+        )
+        seconds = trial_seconds(recipe, number, net, data, ranks.device, machine) * images / ranks.world
+        yield StagePlan(stage.name, iterations, per_image * images, seconds, memory)
+
+
+def trial_seconds(
+    recipe: Recipe, number: int, net: VGG, data: TrainingSet, device: torch.device, machine: Machine
+) -> float:
+    """Seconds an image of training on random pixels, the better of two iterations after one to warm up."""
+    n = min(machine.micro_batch, 8 if device.type == "cpu" else 64)
+    colours = Colours(
+        (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
+    )
+    trainer = Trainer(recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull))
+    rng = np.random.default_rng(0)
+    kept = np.stack([kept_units(rng, hidden_units(net), recipe.dropout) for _ in range(n)])
+    batch = Batch(
+        torch.from_numpy(rng.integers(0, 256, (n, recipe.crop, recipe.crop, 3), np.uint8)),
+        torch.zeros(n, 3),
+        torch.from_numpy(kept),
+        torch.zeros(n, dtype=torch.int64),
+        torch.ones(n),
+        [],
+    )
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        float(trainer.step(batch, n))  # waits for a GPU
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / n

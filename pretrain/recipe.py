@@ -1,0 +1,296 @@
+"""The numbers of Sect. 3.1 and the chain of stages, as data. S training scale: length of the smallest side in pixels.
+
+A recipe is a TOML file, each number with its reason: `recipes/paper.toml`, `recipes/mini.toml`, or one of your own.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vggfeat.errors import VggfeatError
+from vggfeat.vgg import NETS
+
+RECIPES = Path(__file__).parent / "recipes"
+# Eleven weight layers and fewer start from random weights, as A does; deeper nets start from a trained A.
+SHALLOW = ("A", "A-LRN", "B-5x5")
+INITS = ("A", "normal", "glorot")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the chain: a net at a training scale. It starts where the stage before it ended."""
+
+    net: str
+    """A net of Table 1, or NET: the one that `--net` asks for."""
+    train_scale: tuple[int, int]
+    """Smallest and largest S in pixels; equal for a fixed scale. Each image draws its own (scale jitter)."""
+    learning_rate: float
+    """At the start of the stage; divided each time the held-out error stops falling."""
+    iterations: int = 0
+    """Most iterations (mini-batches) of the stage; 0 where `epochs` says it."""
+    epochs: float = 0.0
+    """Most passes over the training set; 0 where `iterations` says it."""
+    learn: str = "all"
+    """all layers, or only the "fc" layers (Table 6: so was the submitted jittered D fine-tuned)."""
+    nets: tuple[str, ...] = NETS
+    """Nets whose chain has this stage (Table 3 has A, A-LRN and B at S=256 only)."""
+
+    def __post_init__(self) -> None:
+        where = f"stage {self.name}"
+        if self.net != "NET" and self.net not in NETS:
+            raise VggfeatError(
+                f"{where}: there is no net {self.net!r}; Table 1 has {', '.join(NETS)}, or NET"
+            )
+        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1]:
+            raise VggfeatError(f"{where}: train_scale must be [smallest, largest] S, not {self.train_scale}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise VggfeatError(f"{where}: learning_rate must be positive, not {self.learning_rate}")
+        if (self.iterations > 0) == (self.epochs > 0) or min(self.iterations, self.epochs) < 0:
+            raise VggfeatError(f"{where}: give either iterations or epochs, a positive number")
+        if self.learn not in ("all", "fc"):
+            raise VggfeatError(f"{where}: learn must be all or fc, not {self.learn!r}")
+        if unknown := sorted(set(self.nets) - set(NETS)):
+            raise VggfeatError(f"{where}: nets has {unknown[0]!r}; Table 1 has {', '.join(NETS)}")
+
+    @property
+    def name(self) -> str:
+        """Net and S: "D-256", "D-256-512"; with "-fc" where only the FC layers learn."""
+        low, high = self.train_scale
+        return (
+            f"{self.net}-{low}" + (f"-{high}" if high != low else "") + ("-fc" if self.learn == "fc" else "")
+        )
+
+    @property
+    def test_scale(self) -> int:
+        """Q of the held-out check: S, and the middle of the range for a jittered stage (Sect. 4.1)."""
+        return sum(self.train_scale) // 2
+
+    def iterations_of(self, images: int, batch_size: int) -> int:
+        """The cap in iterations, for a training set of so many images."""
+        return self.iterations or max(1, round(self.epochs * (images // batch_size)))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides which net comes out, but the images. Bad values raise VggfeatError."""
+
+    name: str
+    """Of the recipe, for the record."""
+    stages: tuple[Stage, ...]
+    """The chain, before `--net` and `--init` are filled in."""
+    width: float = 1.0
+    """Factor on the channels of every hidden layer; 1 is the paper's."""
+    crop: int = 224
+    """Side of the training crop in pixels (Sect. 2.1)."""
+    batch_size: int = 256
+    """Images an iteration, over all processes together (Sect. 3.1)."""
+    momentum: float = 0.9
+    """Sect. 3.1."""
+    weight_decay: float = 5e-4
+    """L2 penalty's multiplier (Sect. 3.1), on weights and biases alike."""
+    caffe_biases: bool = False
+    """Biases with twice the learning rate and no decay, as in Caffe's example nets; the paper doesn't say."""
+    dropout: float = 0.5
+    """Share of the units of fc6 and fc7 that are dropped (Sect. 3.1)."""
+    random_layers: str = "normal"
+    """Weights of layers that aren't copied: "normal" (mean 0, init_std) or "glorot" (Glorot & Bengio); biases 0."""
+    init_std: float = 0.01
+    """Standard deviation of "normal", in the paper's words "10^-2 variance": as a variance it can't be trained."""
+    rate_divisor: float = 10.0
+    """The learning rate is divided by it (Sect. 3.1)."""
+    rate_drops: int = 3
+    """Times that it is divided in a stage (Sect. 3.1)."""
+    patience: int = 3
+    """Checks in a row without a lower held-out top-1 error before a division; the paper doesn't say."""
+    drop_by: tuple[float, ...] = ()
+    """Shares of the stage's length by which the first, second … division is due even without a plateau."""
+    held_out: float = 0.01
+    """Share of each class's training images that only steer the schedule; the official validation set only reports."""
+    flip: bool = True
+    """Random horizontal flips (Sect. 3.1)."""
+    colour_std: float = 0.1
+    """Standard deviation of Krizhevsky's random factors on the principal components of the RGB values; 0 for none."""
+    mean: tuple[float, ...] = ()
+    """Mean RGB in 0..255; empty: measured on the training set."""
+    covariance: tuple[tuple[float, ...], ...] = ()
+    """3x3 covariance of RGB in [0, 1]; empty: measured on the training set."""
+    chance_after: int = 5000
+    """Iterations from random weights after which a loss that is still chance's stops the run; 0: never."""
+    seed: int = 0
+    """Of the initialisation, the held-out slice, the order and every augmentation."""
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float]] = {
+            "width": (1e-3, 16), "batch_size": (1, 1 << 20), "momentum": (0, 0.9999), "weight_decay": (0, 1),
+            "dropout": (0, 0.99), "init_std": (1e-9, 10), "rate_divisor": (1.0001, 1e6), "rate_drops": (0, 100),
+            "patience": (1, 10**6), "held_out": (0, 0.5), "colour_std": (0, 10), "chance_after": (0, 10**9),
+            "seed": (0, 2**63 - 1), "crop": (32, 4096),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise VggfeatError(f"{name} must lie in {low:g}..{high:g}, not {getattr(self, name)!r}")
+        if self.crop % 32:
+            raise VggfeatError(f"crop {self.crop} is not a multiple of 32, the stride of pool5")
+        if self.random_layers not in ("normal", "glorot"):
+            raise VggfeatError(f"random_layers must be normal or glorot, not {self.random_layers!r}")
+        if len(self.drop_by) > self.rate_drops or list(self.drop_by) != sorted(self.drop_by):
+            raise VggfeatError(f"drop_by must be at most rate_drops rising shares, not {self.drop_by}")
+        if self.mean and len(self.mean) != 3:
+            raise VggfeatError(f"mean must be three numbers, not {self.mean}")
+        if self.covariance and [len(row) for row in self.covariance] != [3, 3, 3]:
+            raise VggfeatError("covariance must be three rows of three numbers")
+        for stage in self.stages:
+            if stage.train_scale[0] < self.crop:
+                raise VggfeatError(
+                    f"stage {stage.name}: S={stage.train_scale[0]} is smaller than the crop of {self.crop}"
+                )
+
+    def to_json(self) -> str:
+        """The recipe as one JSON object, for a weights file's metadata."""
+        return json.dumps(asdict(self))
+
+
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name ("paper", "mini") or from a .toml file, some of its numbers replaced.
+
+    overrides: KEY=VALUE with a field of Recipe, or STAGE.KEY=VALUE with a field of Stage, where STAGE is a stage's
+    name as the recipe spells it ("NET-384") or * for all; VALUE is written as in TOML.
+    Raises VggfeatError: no such recipe, a key that there isn't, a value that can't be.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise VggfeatError(f"there is no recipe {name!r}; give {known}, or a .toml file")
+    try:
+        record = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise VggfeatError(f"{path} is not TOML: {error}") from error
+    record.setdefault("name", path.stem)
+    stages = [_build(Stage, stage, str(path)) for stage in record.pop("stages", [])]
+    if not stages:
+        raise VggfeatError(f"{path} has no [[stages]]")
+    recipe = _build(Recipe, {**record, "stages": stages}, str(path))
+    for override in overrides:
+        recipe = _override(recipe, override)
+    return recipe
+
+
+def _build(kind: type, record: dict[str, Any], where: str) -> Any:
+    known = {field.name: field for field in fields(kind)}
+    for key, value in record.items():
+        if key not in known:
+            raise VggfeatError(
+                f"{where}: there is no {key!r} in a {kind.__name__}; it has {', '.join(known)}"
+            )
+        record[key] = _typed(key, value, str(known[key].type), where)
+    try:
+        return kind(**record)
+    except TypeError as error:
+        raise VggfeatError(f"{where}: {str(error).partition(') ')[2] or error}") from error
+
+
+def _typed(key: str, value: Any, kind: str, where: str) -> Any:
+    """value as the field's type; a tuple for each TOML array."""
+    if kind.startswith("tuple") and isinstance(value, list | tuple):
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in ("int", "float", "str", "bool") and type(value).__name__ != kind:
+        raise VggfeatError(f"{where}: {key} must be {kind}, not {value!r}")
+    if kind.startswith("tuple"):
+        raise VggfeatError(f"{where}: {key} must be a list, not {value!r}")
+    return value
+
+
+def _override(recipe: Recipe, override: str) -> Recipe:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise VggfeatError(f"--set {override}: write KEY=VALUE or STAGE.KEY=VALUE")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a word needs no quotes
+    stage_name, dot, stage_key = key.strip().rpartition(".")
+    where = f"--set {override}"
+    if not dot:
+        if key == "stages":
+            raise VggfeatError(f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *")
+        return _build(Recipe, {**_shallow(recipe), key.strip(): value}, where)
+    if stage_name != "*" and stage_name not in [stage.name for stage in recipe.stages]:
+        raise VggfeatError(
+            f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *"
+        )
+    stages = []
+    for stage in recipe.stages:
+        if stage_name in ("*", stage.name):
+            record = {**_shallow(stage), stage_key: value}
+            if stage_key in ("epochs", "iterations"):  # one length replaces the other
+                record["iterations" if stage_key == "epochs" else "epochs"] = 0
+            stage = _build(Stage, record, where)
+        stages.append(stage)
+    return replace(recipe, stages=tuple(stages))
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _names(recipe: Recipe) -> str:
+    return ", ".join(stage.name for stage in recipe.stages)
+
+
+def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
+    """The recipe whose stages are net's whole chain.
+
+    init: "A" trains A first, for a net deeper than A; "normal" or "glorot" skips it, and is how random layers are made.
+    Raises VggfeatError: no such net or init, no stage left.
+    """
+    if net not in NETS:
+        raise VggfeatError(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
+    if init not in INITS:
+        raise VggfeatError(f"--init must be one of {', '.join(INITS)}, not {init!r}")
+    with_a = init == "A" and net not in SHALLOW
+    stages = [
+        replace(stage, net=net) if stage.net == "NET" else stage
+        for stage in recipe.stages
+        if net in stage.nets and (stage.net == "NET" or with_a)
+    ]
+    if not stages:
+        raise VggfeatError(f"recipe {recipe.name} has no stage for net {net}")
+    names = [stage.name for stage in stages]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise VggfeatError(
+            f"recipe {recipe.name} has two stages {twice[0]}: each needs its own train_scale or learn"
+        )
+    return replace(recipe, stages=tuple(stages), random_layers=recipe.random_layers if init == "A" else init)
+
+
+def select(recipe: Recipe, stages: str) -> range:
+    """Positions in the chain of "3", "2-4", "D-384" or "D-256:D-384", which must be neighbours.
+
+    Raises VggfeatError for a stage that the chain doesn't have.
+    """
+    names = [stage.name for stage in recipe.stages]
+
+    def position(text: str) -> int:
+        if text in names:
+            return names.index(text)
+        if text.isdigit() and 1 <= int(text) <= len(names):
+            return int(text) - 1
+        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
+        raise VggfeatError(f"--stages {stages}: there is no stage {text!r} in the chain {numbered}")
+
+    if not stages:
+        return range(len(names))
+    if stages in names:
+        return range(names.index(stages), names.index(stages) + 1)
+    first, _, last = stages.partition(":") if ":" in stages else stages.partition("-")
+    start, stop = position(first), position(last or first)
+    if start > stop:
+        raise VggfeatError(f"--stages {stages}: {names[stop]} comes before {names[start]}")
+    return range(start, stop + 1)

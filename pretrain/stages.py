@@ -1,0 +1,209 @@
+"""A whole run: colours, then stage after stage, each from the weights of the one before it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pretrain.checkpoint import read_state
+from pretrain.colour import Colours, Sums, measure, name_digest
+from pretrain.init import copy_layers, randomise
+from pretrain.loader import TrainingSet
+from pretrain.plan import fitting_micro_batch, net_of
+from pretrain.ranks import Ranks
+from pretrain.recipe import Recipe
+from pretrain.trainer import CHECKPOINT, WEIGHTS, Machine, State, Trainer
+from pretrain.watch import Stop, say
+from vggfeat.errors import VggfeatError
+from vggfeat.terminal import CORES, list_unreadable, progress
+from vggfeat.vgg import VGG
+from vggfeat.weights import Network, load
+
+COLOURS = "colours.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` was asked for.
+
+    recipe: the whole chain; chosen: positions of the stages to train. out: the run's folder, one folder a stage in it.
+    start: weights file for the first chosen stage. colours_from: another run's colours.json.
+    """
+
+    recipe: Recipe
+    chosen: range
+    data: TrainingSet
+    out: Path
+    start: Path | None
+    colours_from: Path | None
+    ranks: Ranks
+    machine: Machine
+
+    def fitted(self) -> Run:
+        """The same run, its micro-batch set to what fits in memory where it was left open."""
+        if self.machine.micro_batch:
+            return self
+        nets = [net_of(self.recipe, number, len(self.data.classes)) for number in self.chosen]
+        n = fitting_micro_batch(self.recipe, nets, self.machine.precision, self.ranks)
+        return replace(self, machine=replace(self.machine, micro_batch=n))
+
+    def folder(self, number: int) -> Path:
+        """Where a stage of the chain keeps its files."""
+        return self.out / self.recipe.stages[number].name
+
+    def unreadable(self) -> dict[str, str]:
+        """Name -> reason of the training images that were left out."""
+        path = self.colours_from or self.out / COLOURS
+        return Colours.read(path).unreadable if path.exists() else {}
+
+
+def train_stages(run: Run, stop: Stop) -> bool:
+    """Train the chosen stages one after another; whether all are finished. The last one's weights go to `run.out`.
+
+    Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that is.
+    """
+    ranks = run.ranks
+    if ranks.first:
+        try:
+            for number in run.chosen:
+                run.folder(number).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VggfeatError(
+                f"can't make the folder {run.folder(run.chosen[0])}: {error.strerror}"
+            ) from error
+    ranks.barrier()
+    first = run.chosen[0]
+    if first > 0 and run.start is None:
+        _trained(run, first - 1)  # said before the colours are measured
+    colours = training_colours(run, stop)
+    data = run.data.without(set(colours.unreadable))
+    if len(data.train) < run.recipe.batch_size:
+        raise VggfeatError(
+            f"only {len(data.train)} training images can be read, fewer than a batch of {run.recipe.batch_size}"
+        )
+    for number in run.chosen:
+        net = net_of(run.recipe, number, len(data.classes))
+        start = set_weights(run, number, net)
+        trainer = Trainer(
+            run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number),
+            from_random=start.startswith("random"), start=start,
+        )  # fmt: skip
+        if not trainer.run(stop):
+            if ranks.first:
+                say(
+                    f"{trainer.stage.name}: stopped and saved at iteration {trainer.state.iteration}; "
+                    "the same command goes on from there"
+                )
+            return False
+    if ranks.first:
+        partial = run.out / f"{WEIGHTS}.partial"
+        shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, partial)
+        partial.replace(run.out / WEIGHTS)
+    return True
+
+
+def training_colours(run: Run, stop: Stop) -> Colours:
+    """The mean and covariance: given by the recipe or a file, read from the run's folder, or measured and kept there.
+
+    Measuring reads every training image, held-out ones too, and so finds the unreadable ones before training does.
+    """
+    recipe, ranks = run.recipe, run.ranks
+    items = run.data.items
+    names = [items.names[i] for i in np.sort(np.concatenate([run.data.train, run.data.held_out]))]
+    cache = run.out / COLOURS
+    if run.colours_from is not None:
+        colours = Colours.read(run.colours_from)
+        if colours.training_set != name_digest(names):
+            colours = replace(
+                colours, unreadable={}
+            )  # another set's mean is a choice; its bad images are not here
+    elif recipe.mean and recipe.covariance:
+        return Colours(recipe.mean, recipe.covariance, training_set=name_digest(names))
+    elif ranks.same(cache.exists()):
+        colours = Colours.read(cache)
+        if colours.training_set != name_digest(names):
+            raise VggfeatError(
+                f"{cache} was measured on another training set: give another --out, or delete it"
+            )
+    else:
+        low, high = ranks.share(0, len(names))
+        with progress("colours") as advance:
+
+            def show(done: int) -> None:
+                if ranks.first:
+                    advance(done, high - low)
+                if stop.signal:
+                    raise SystemExit(128 + stop.signal)  # nothing to save yet
+
+            mine = measure(items.root, names[low:high], max(1, CORES // ranks.local_world), show)
+        total = Sums()
+        for sums in ranks.gather(mine):
+            total.add(sums)
+        colours = total.colours(names)
+        if ranks.first:
+            colours.save(cache)
+            list_unreadable(colours.unreadable)
+    if ranks.first and colours.unreadable:
+        say(f"{len(colours.unreadable)} training images can't be read and are left out (named in {cache})")
+    return replace(
+        colours, mean=recipe.mean or colours.mean, covariance=recipe.covariance or colours.covariance
+    )
+
+
+def set_weights(run: Run, number: int, net: VGG) -> str:
+    """Give a stage's net its starting weights; where they are from, for the record: "random …" or a fingerprint."""
+    recipe, ranks = run.recipe, run.ranks
+    stage = recipe.stages[number]
+    generator = torch.Generator().manual_seed((recipe.seed * 1000 + number) % 2**63)
+    randomise(net, recipe.random_layers, recipe.init_std, generator)
+    how = f"{recipe.random_layers} {recipe.init_std:g}" if recipe.random_layers == "normal" else "glorot"
+    source = None
+    if number == run.chosen[0] and run.start is not None:
+        source = load(str(run.start))
+    elif number > 0:
+        source = load(str(_trained(run, number - 1)))
+    if source is None:
+        if ranks.first:
+            say(f"{stage.name}: all layers random ({how})")
+        return f"random {how}"
+    _same_classes(source, run.data.classes)
+    if not isinstance(source.module, VGG):
+        raise VggfeatError(f"{source.spec} is no net of Table 1: give a weights file of one")
+    copied = copy_layers(net, source.module)
+    if ranks.first:
+        rest = "" if source.name == stage.net else f"; the others random ({how})"
+        what = "all layers" if source.name == stage.net else ", ".join(copied)
+        say(f"{stage.name}: {what} from {source.spec} (net {source.name}){rest}")
+    return source.fingerprint
+
+
+def _trained(run: Run, number: int) -> Path:
+    path = run.folder(number) / WEIGHTS
+    if not path.exists():
+        name, after = run.recipe.stages[number].name, run.recipe.stages[number + 1].name
+        raise VggfeatError(
+            f"stage {after} starts from {name}, whose weights are not at {path}: train it first, or give --from FILE"
+        )
+    return path
+
+
+def _same_classes(source: Network, classes: list[str]) -> None:
+    if source.classes and source.classes != classes:
+        odd = sorted(set(source.classes) ^ set(classes))
+        what = f"{odd[0]!r} is in one and not in the other" if odd else "their order differs"
+        raise VggfeatError(
+            f"{source.spec} was trained on {len(source.classes)} classes, here are {len(classes)}: {what}; "
+            "stages of a chain need the same classes"
+        )
+
+
+def results(run: Run) -> list[tuple[str, State]]:
+    """(stage, where it ended) of the chosen stages, from their checkpoints."""
+    return [
+        (run.recipe.stages[number].name, State(**read_state(run.folder(number) / CHECKPOINT)["progress"]))
+        for number in run.chosen
+    ]

@@ -1,0 +1,121 @@
+"""Train a net of Table 1 from scratch, by the paper's whole recipe (Sect. 3.1).
+
+    python -m pretrain.train --net D --data /imagenet                              # A-256, D-256, D-384, D-256-512
+    torchrun --nproc-per-node 4 -m pretrain.train --net D --data /imagenet         # the same net, on four GPUs
+    python -m pretrain.train --net D --recipe mini --data photos --out runs/mini   # a laptop and a small folder
+    python -m pretrain.train --net D --data /imagenet --dry-run                    # what it will take
+
+The same command goes on where an interrupted run stopped. Exit status: 0 done; 1 it failed, one line says why; 2 usage;
+3 done without some images that can't be read (0 under torchrun, which takes any other status for a crash); 130 or 143
+left on Ctrl-C or SIGTERM, saved.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pretrain.recipe import chain, read_recipe, select
+from vggfeat.terminal import CORES, columns, duration, out, run
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Option = typer.Option
+
+
+@app.command()
+def train(
+    net: Annotated[str, Option(help="A, A-LRN, B, B-5x5, C, D or E.")] = "D",
+    data: Annotated[
+        Path | None,
+        Option(
+            "--data", "--root", envvar="VGGFEAT_IMAGENET", help="train/CLASS/IMAGE and val/…, or CLASS/IMAGE."
+        ),
+    ] = None,
+    recipe: Annotated[str, Option(help="paper, mini, or a .toml file.")] = "paper",
+    folder: Annotated[Path | None, Option("--out", help="Folder of the run; runs/NET if not given.")] = None,
+    init: Annotated[
+        str, Option(help="A: deeper nets start from a trained A; normal or glorot: from random.")
+    ] = "A",
+    stages: Annotated[str, Option(help="Some of the chain: 2-4, D-384, D-256:D-384.")] = "",
+    start: Annotated[
+        Path | None, Option("--from", help="Weights file that the first stage starts from.")
+    ] = None,
+    overrides: Annotated[list[str], Option("--set", help="KEY=VALUE or STAGE.KEY=VALUE of the recipe.")] = [],  # noqa: B006
+    seed: Annotated[int | None, Option(min=0, help="The recipe's seed.")] = None,
+    colours: Annotated[
+        Path | None, Option(help="Mean and covariance from another run's colours.json.")
+    ] = None,
+    micro_batch: Annotated[
+        int, Option(min=0, help="Images of a process's pass; 0: what fits in memory.")
+    ] = 0,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Option(help="Under torchrun, each process its own GPU.")
+    ] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float64"], Option(help="auto: bfloat16 where it is fast.")
+    ] = "auto",
+    workers: Annotated[
+        int | None, Option(min=0, help="Reading processes beside each training process.")
+    ] = None,
+    compiled: Annotated[bool, Option("--compile", help="torch.compile the net.")] = False,
+    checkpoint_minutes: Annotated[float, Option(min=0, help="Between checkpoints.")] = 10.0,
+    log_every: Annotated[int, Option(min=1, help="Iterations between lines of the log.")] = 20,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what the run will take, and leave.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
+    whole = chain(read_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])]), net, init)
+    chosen = select(whole, stages)
+    # PyTorch is imported from here on: wrong options are answered at once
+    from pretrain.loader import read_training_set
+    from pretrain.plan import plan
+    from pretrain.ranks import joined
+    from pretrain.stages import Run, results, train_stages
+    from pretrain.trainer import Machine
+    from pretrain.watch import stop_on_signals
+    from vggfeat.weights import resolve_precision
+
+    with joined(device) as ranks, stop_on_signals() as stop:
+        machine = Machine(
+            precision=precision if precision == "float64" else resolve_precision(precision, ranks.device),
+            micro_batch=micro_batch,
+            workers=min(8, max(1, CORES // ranks.local_world)) if workers is None else workers,
+            compile=compiled,
+            checkpoint_seconds=60 * checkpoint_minutes,
+            log_every=log_every,
+        )
+        images = read_training_set(data, whole)
+        asked = Run(
+            whole, chosen, images, folder or Path("runs") / net, start, colours, ranks, machine
+        ).fitted()
+        if dry_run:
+            if ranks.first:
+                table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")
+                for stage in plan(whole, chosen, images, ranks, asked.machine):
+                    cells = f"{stage.gflop / 1e6:.3g}", f"{stage.memory / 1e9:.2f}", duration(stage.seconds)
+                    table.add_row(stage.name, str(stage.iterations), *cells)
+                out.print(table)
+                how = f"{machine.precision} on {ranks.world} x {ranks.device.type}"
+                out.print(f"{len(images.train)} images, at most; {asked.machine.micro_batch} a pass, {how}")
+            return
+        finished = train_stages(asked, stop)
+        if finished and ranks.first:
+            table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation", "time")
+            for name, state in results(asked):
+                errors = [
+                    "-" if pair is None else "{:.2f}, {:.2f}".format(*pair)
+                    for pair in (state.held_out, state.val)
+                ]
+                table.add_row(name, str(state.iteration), *errors, duration(state.seconds))
+            out.print(table)
+            out.print(f"weights: {asked.out / 'weights.safetensors'}")
+    if not finished:
+        raise typer.Exit(128 + stop.signal)
+    if asked.unreadable() and ranks.world == 1:
+        raise typer.Exit(3)
+
+
+if __name__ == "__main__":
+    run(app, "pretrain.train")

@@ -1,0 +1,473 @@
+"""One step, one epoch, one stage of synchronous SGD (Sect. 3.1), on one process or many to the same result.
+
+N images, C classes. The batch of an iteration is split over the processes, and each part over micro-batches where
+memory is short; every sample brings its own dropped units and colour shift, and its loss is divided by the number of
+images in the whole batch, so that neither split changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.checkpoint import load_checkpoint, read_state, save_checkpoint
+from pretrain.colour import Colours
+from pretrain.init import weight_layers
+from pretrain.loader import Batch, CentreCrops, Samples, Schedule, TrainingSet, workers_for
+from pretrain.ranks import Ranks
+from pretrain.recipe import Recipe
+from pretrain.watch import Log, Stop, say
+from vggfeat.errors import VggfeatError
+from vggfeat.images import Preprocessing
+from vggfeat.vgg import VGG
+from vggfeat.weights import save_weights
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+CHECKPOINT, BEST, WEIGHTS = "last.safetensors", "best.safetensors", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a run uses its machine; which net comes out doesn't depend on it, but for rounding."""
+
+    precision: str = "float32"
+    """float32, bfloat16 (autocast: weights, gradients and momentum stay float32) or float64."""
+    micro_batch: int = 256
+    """Most images of a forward and backward pass of one process; gradients are accumulated over them."""
+    workers: int = 2
+    """Processes that read images, for each training process; 0 reads in the training process."""
+    compile: bool = False
+    """torch.compile the net."""
+    checkpoint_seconds: float = 600.0
+    """Seconds between checkpoints."""
+    log_every: int = 20
+    """Iterations between lines of the log."""
+
+
+@dataclass
+class State:
+    """Where a stage is. What is not a tensor and must survive a kill."""
+
+    iteration: int = 0
+    learning_rate: float = 0.0
+    drops: int = 0
+    """Divisions of the learning rate so far."""
+    best_top1: float = math.inf
+    """Lowest held-out top-1 error, per cent."""
+    checks_since_best: int = 0
+    pending_loss: float = 0.0
+    """Sum of the losses of the iterations since the last line of the log."""
+    finished: bool = False
+    seconds: float = 0.0
+    """Spent in this stage, in all its runs."""
+    held_out: list[float] | None = None
+    """The last check's top-1 and top-5 error, per cent."""
+    val: list[float] | None = None
+    """The same on the validation set, once the stage is finished."""
+
+    def judge(self, top1: float, recipe: Recipe) -> bool:
+        """Take in a held-out error: divide the rate or finish when it has stopped falling; whether it is the best."""
+        if top1 < self.best_top1:
+            self.best_top1, self.checks_since_best = top1, 0
+            return True
+        self.checks_since_best += 1
+        if self.checks_since_best >= recipe.patience:
+            if self.drops == recipe.rate_drops:
+                self.finished = True
+            else:
+                self.drop(recipe)
+        return False
+
+    def drop(self, recipe: Recipe) -> None:
+        """Divide the learning rate once."""
+        self.learning_rate /= recipe.rate_divisor
+        self.drops += 1
+        self.checks_since_best = 0
+
+
+class Trainee(nn.Module):
+    """A net with what happens to a crop on the device before it, and with keyed dropout in it."""
+
+    def __init__(self, net: VGG, colours: Colours, dropout: float, learn: str = "all") -> None:
+        super().__init__()
+        self.net = net
+        self.preprocessing = Preprocessing(mean=cast(Any, colours.mean))
+        self.register_buffer("components", torch.from_numpy(colours.components), persistent=False)
+        self.register_buffer("bits", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
+        self.dropout = dropout
+        self.features_learn = learn == "all"
+        net.features.requires_grad_(self.features_learn)
+
+    def forward(self, crops_NHWC: Tensor, alpha_N3: Tensor, kept: Tensor) -> Tensor:
+        """Scores (N, C). kept: (N, bytes) bits as in `Batch`, or (N, 0): nothing is dropped."""
+        net = self.net
+        x_NCHW = self.preprocessing(crops_NHWC)
+        x_NCHW = x_NCHW + (alpha_N3 @ cast(Tensor, self.components).float().T)[:, :, None, None]
+        with nullcontext() if self.features_learn else torch.no_grad():
+            pool5 = net.features(x_NCHW.to(cast(nn.Linear, net.classifier[0]).weight.dtype))
+        x = torch.flatten(pool5, 1)
+        keep = ((kept[:, :, None] >> cast(Tensor, self.bits)) & 1).flatten(1)
+        start = 0
+        for module in net.classifier:
+            if not isinstance(module, nn.Dropout):
+                x = module(x)
+            elif kept.shape[1]:
+                units = x.shape[1]
+                # scaled here rather than halved at test time: the same net in expectation (Caffe's way, too)
+                x = x * (keep[:, start : start + units].to(x.dtype) / (1 - self.dropout))
+                start += units
+        return x
+
+
+def hidden_units(net: VGG) -> int:
+    """Units of fc6 and fc7 together."""
+    return net.channels["fc6"] + net.channels["fc7"]
+
+
+class Trainer:
+    """A stage being trained.
+
+    net: its starting weights, on any device. stage_number: its place in the chain, part of the samples' keys.
+    from_random: whether the weights are untrained, for the watch on chance. start: where from, for the record.
+    folder: where its files go. An interrupted stage of the same identity goes on from `folder / last.safetensors`.
+    Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
+    """
+
+    def __init__(
+        self, recipe: Recipe, stage_number: int, net: VGG, data: TrainingSet, colours: Colours, ranks: Ranks,
+        machine: Machine, folder: Path, *, from_random: bool = False, start: str = "",
+    ) -> None:  # fmt: skip
+        if ranks.world > recipe.batch_size:
+            raise VggfeatError(f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer")
+        self.recipe, self.stage, self.stage_number = recipe, recipe.stages[stage_number], stage_number
+        self.data, self.colours, self.ranks, self.machine, self.folder = data, colours, ranks, machine, folder
+        self.from_random = from_random
+        self.per_epoch = len(data.train) // recipe.batch_size
+        self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
+        dtype = torch.float64 if machine.precision == "float64" else torch.float32
+        self.net = net.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trainee = Trainee(self.net, colours, recipe.dropout, self.stage.learn).to(ranks.device)
+        self.optimiser = optimiser(self.net, recipe, self.stage.learning_rate)
+        self.state = State(learning_rate=self.stage.learning_rate)
+        self.identity = self._identity(start)
+        if (folder / CHECKPOINT).exists():
+            self._resume()
+        running: nn.Module = torch.compile(self.trainee) if machine.compile else self.trainee  # type: ignore[assignment]
+        if ranks.world > 1:
+            device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+            # gradients are exchanged bucket by bucket while the rest of the backward pass goes on
+            running = DistributedDataParallel(
+                running, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.running = running
+        self.reported: set[str] = set()
+        self.pending = torch.zeros(
+            (), dtype=torch.float64, device=ranks.device
+        )  # this process's losses, not yet summed
+        self._restart_clock()
+
+    def _identity(self, start: str) -> dict[str, Any]:
+        """What must be the same for a checkpoint to go on."""
+        recipe = {
+            k: v for k, v in asdict(self.recipe).items() if k not in ("stages", "name", "mean", "covariance")
+        }
+        identity = {
+            **recipe,
+            **asdict(self.stage),
+            "classes": self.data.classes,
+            "training images": len(self.data.train),
+            "training set": self.colours.training_set,
+            "mean": self.colours.mean,
+            "covariance": self.colours.covariance,
+            "start": start,
+        }
+        return cast(dict[str, Any], _plain(identity))
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT
+        made_with = read_state(path).get("identity", {})
+        for key, ours in self.identity.items():
+            if made_with.get(key) != ours:
+                theirs = made_with.get(key)
+                if isinstance(ours, list) and len(str(ours)) > 60:
+                    what = (
+                        f"was made with another list of {key}" if key == "classes" else f"has another {key}"
+                    )
+                else:
+                    what = f"was made with {key} {theirs}, now {ours}"
+                raise VggfeatError(f"{path} {what}: give the same, or another --out")
+        state = load_checkpoint(path, self.net, self.optimiser)
+        self.state = State(**state["progress"])
+
+    # --- one step ----------------------------------------------------------------------------------------
+
+    def autocast(self) -> Any:
+        """The context of a forward pass."""
+        if self.machine.precision == "bfloat16":
+            return torch.autocast(self.ranks.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def step(self, batch: Batch, images: float) -> Tensor:
+        """One iteration on this process's part of a batch of so many readable images; its share of the mean loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.state.learning_rate * group["rate_factor"]
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        pieces = list(self._pieces(batch))
+        for i, (crops, alpha, kept, labels, counts) in enumerate(pieces):
+            last = i == len(pieces) - 1
+            wrapped = isinstance(self.running, DistributedDataParallel)
+            with self.running.no_sync() if wrapped and not last else nullcontext():  # type: ignore[operator]
+                with self.autocast():
+                    scores = self.running(crops, alpha, kept)
+                if scores.dtype == torch.bfloat16:
+                    scores = scores.float()
+                losses = F.cross_entropy(scores, labels, reduction="none")
+                loss = (losses * counts.to(losses.dtype)).sum() / images
+                (loss * self.ranks.world).backward()  # DistributedDataParallel averages over processes
+            total += loss.detach()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return total
+
+    def _pieces(self, batch: Batch) -> Iterator[list[Tensor]]:
+        """The batch in micro-batches, each on the device."""
+        n = len(batch.labels)
+        pieces = -(-n // self.machine.micro_batch)
+        for k in range(pieces):
+            part = slice(n * k // pieces, n * (k + 1) // pieces)
+            yield [tensor[part].to(self.ranks.device, non_blocking=True) for tensor in batch[:5]]
+
+    # --- one stage ---------------------------------------------------------------------------------------
+
+    def run(self, stop: Stop) -> bool:
+        """Train to the end of the stage, or until a signal; whether it is finished. Writes all of the stage's files.
+
+        Raises VggfeatError: the loss is not finite, or is still chance's after `chance_after` iterations; a disk that
+        refuses the last checkpoint (one that it refuses on the way is a warning).
+        """
+        state, ranks = self.state, self.ranks
+        if state.finished and (self.folder / WEIGHTS).exists():
+            return True
+        began, before = time.monotonic(), state.seconds
+        saved_at = began
+        self.running.train()
+        with Log(self.folder if ranks.first else None, self.stage.name, state.iteration, self.stop_at) as log:
+            if state.iteration == 0:
+                machine = {**asdict(self.machine), "processes": ranks.world, "device": str(ranks.device)}
+                log("start", 0, stage=self.stage.name, identity=self.identity, machine=machine)
+            self._restart_clock()
+            for batch in self._batches():
+                due = float(time.monotonic() - saved_at >= self.machine.checkpoint_seconds)
+                # one exchange an iteration, so that all processes count, leave and save together
+                images, leave, save = ranks.sum(
+                    [float(batch.counts.sum()), float(stop.signal > 0), due if ranks.first else 0.0]
+                )
+                self._report(batch.unreadable)
+                if images:
+                    self.pending += self.step(batch, images)
+                state.iteration += 1
+                state.seconds = before + time.monotonic() - began
+                self._log_loss(log)
+                self._check(log)
+                if save or leave:
+                    self._collect_loss()
+                    self._save(must=bool(leave))
+                    saved_at = time.monotonic()
+                if leave:
+                    return False
+                if state.finished:
+                    break
+            state.finished = True
+            if len(self.data.val):
+                state.val = self.errors(self.data.val)
+                self._tell(log, "val", state.val, len(self.data.val))
+            self._write_weights(WEIGHTS, must=True)
+            self._save(must=True)
+        return True
+
+    def _batches(self) -> Iterator[Batch]:
+        """This process's part of each batch, from the state's iteration to the end; counts the time spent waiting."""
+        samples = Samples(self.data, self.recipe, self.stage, self.stage_number, hidden_units(self.net))
+        schedule = Schedule(
+            self.data.train, self.recipe, self.stage_number, self.ranks, self.state.iteration, self.stop_at
+        )
+        batches = iter(workers_for(samples, schedule, self.machine.workers, self.ranks.device))
+        for _ in range(len(schedule)):
+            asked = time.monotonic()
+            batch = next(batches)
+            self.waited += time.monotonic() - asked
+            yield batch
+
+    def _restart_clock(self) -> None:
+        self.clock, self.clock_iteration, self.waited = time.monotonic(), self.state.iteration, 0.0
+
+    def _collect_loss(self) -> None:
+        """Bring the losses of all processes since the last time into the state."""
+        self.state.pending_loss += self.ranks.sum([float(self.pending)])[0]
+        self.pending.zero_()
+
+    def _log_loss(self, log: Log) -> None:
+        """Every `log_every` iterations: the mean loss, the rate, the watch on a run that goes wrong."""
+        state, iteration = self.state, self.state.iteration
+        if iteration % self.machine.log_every and iteration != self.stop_at:
+            return
+        self._collect_loss()
+        loss = state.pending_loss / ((iteration - 1) % self.machine.log_every + 1)
+        state.pending_loss = 0.0
+        self._judge_loss(loss)
+        seconds = time.monotonic() - self.clock
+        speed = (iteration - self.clock_iteration) * self.recipe.batch_size / seconds
+        wait, rate = self.waited / seconds, state.learning_rate
+        log(
+            "train", iteration, epoch=iteration / self.per_epoch, loss=loss, learning_rate=rate,
+            images_per_second=speed, data_wait=wait, seconds=state.seconds,
+        )  # fmt: skip
+        log.progress(iteration, loss, rate, speed, wait)
+        self._restart_clock()
+
+    def _check(self, log: Log) -> None:
+        """After each iteration `drop_by`; after each epoch the held-out error and the plateau rule."""
+        state, recipe, iteration = self.state, self.recipe, self.state.iteration
+        drops = state.drops
+        while state.drops < len(recipe.drop_by) and iteration >= recipe.drop_by[state.drops] * self.stop_at:
+            state.drop(recipe)
+        if len(self.data.held_out) and (iteration % self.per_epoch == 0 or iteration == self.stop_at):
+            began = time.monotonic()
+            state.held_out = self.errors(self.data.held_out)
+            best = state.judge(state.held_out[0], recipe)
+            self._tell(log, "held_out", state.held_out, len(self.data.held_out))
+            if best:
+                self._write_weights(BEST, must=False)
+            self.clock += time.monotonic() - began  # images/s are those of training
+        if state.drops > drops:
+            log("drop", iteration, learning_rate=state.learning_rate)
+            log.say(f"learning rate {state.learning_rate:g} after iteration {iteration}")
+
+    def _tell(self, log: Log, event: str, errors: list[float], images: int) -> None:
+        log(event, self.state.iteration, top1_error=errors[0], top5_error=errors[1], images=images)
+        name = {"held_out": "held-out", "val": "validation"}[event]
+        log.say(
+            f"{name} error {errors[0]:.2f} % top-1, {errors[1]:.2f} % top-5, central crop at Q={self.stage.test_scale}"
+        )
+
+    def _judge_loss(self, loss: float) -> None:
+        """Raise VggfeatError for a loss that is not finite, or that hasn't left chance when it should have."""
+        where = f"{self.stage.name}, iteration {self.state.iteration}"
+        if not math.isfinite(loss):
+            raise VggfeatError(
+                f"{where}: the loss is {loss} at a learning rate of {self.state.learning_rate:g}; the last checkpoint "
+                "is from before it: start anew (another --out) with a lower rate, as in --set *.learning_rate=1e-3"
+            )
+        chance, after = math.log(len(self.data.classes)), self.recipe.chance_after
+        now = after and self.state.iteration - self.machine.log_every < after <= self.state.iteration
+        if self.from_random and now and loss > 0.98 * chance:
+            raise VggfeatError(
+                f"{where}: the loss is {loss:.3f} and chance is {chance:.3f}: from these weights the net doesn't start "
+                "to learn; start from a trained A (--init A), or from Glorot's weights (--init glorot)"
+            )
+
+    def _report(self, unreadable: list[tuple[str, str]]) -> None:
+        for name, reason in unreadable:
+            if name not in self.reported:
+                self.reported.add(name)
+                say(f"unreadable, left out: {name}: {reason}")
+
+    @torch.inference_mode()
+    def errors(self, rows: np.ndarray) -> list[float]:
+        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error."""
+        low, high = self.ranks.share(0, len(rows))
+        size = min(self.machine.micro_batch, 128)
+        keys = [[int(r) for r in rows[i : min(i + size, high)]] for i in range(low, high, size)]
+        crops = CentreCrops(self.data, self.stage.test_scale, self.recipe.crop)
+        self.trainee.eval()
+        right1 = right5 = 0.0
+        for batch in workers_for(crops, keys, min(self.machine.workers, len(keys)), self.ranks.device):
+            for pixels, alpha, kept, labels, counts in self._pieces(batch):
+                with self.autocast():
+                    scores = self.trainee(pixels, alpha, kept)
+                guesses = scores.float().topk(min(5, scores.shape[1])).indices  # (N, 5)
+                hits = (guesses == labels[:, None]) & (counts[:, None] > 0)
+                right1 += float(hits[:, 0].sum())
+                right5 += float(hits.sum())
+        self.trainee.train()
+        right1, right5 = self.ranks.sum([right1, right5])
+        return [100 * (1 - right / len(rows)) for right in (right1, right5)]
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def _save(self, must: bool) -> None:
+        """Write the checkpoint, in the first process."""
+        if not math.isfinite(self.state.pending_loss):
+            return  # a broken net doesn't replace a sound one; the next line of the log says what happened
+        content = {"progress": asdict(self.state), "identity": self.identity}
+        path = self.folder / CHECKPOINT
+        self._write(path, lambda: save_checkpoint(path, self.net, self.optimiser, content), must)
+
+    def _write_weights(self, name: str, must: bool) -> None:
+        path = self.folder / name
+        self._write(path, lambda: write_weights(path, self), must)
+
+    def _write(self, path: Path, write: Callable[[], None], must: bool) -> None:
+        """Call write in the first process. A disk that refuses is a warning, unless the file is a must."""
+        if not self.ranks.first:
+            return
+        try:
+            write()
+        except (OSError, SafetensorError) as error:
+            what = f"could not write {path}: {error}; free some space there"
+            if must:
+                raise VggfeatError(f"{what}, then give the same command again") from error
+            say(f"warning: {what}; training goes on, and what was there before is kept")
+
+
+def write_weights(path: Path, trainer: Trainer) -> None:
+    """The weights file of contract: the net as it is now, its preprocessing, and how it was made."""
+    low, high = trainer.stage.train_scale
+    save_weights(
+        path,
+        trainer.net,
+        trainer.trainee.preprocessing,
+        classes=trainer.data.classes,
+        train_scale=str(low) if low == high else f"{low}-{high}",
+        source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",
+        epoch=f"{trainer.state.iteration / trainer.per_epoch:.2f}",
+        recipe=trainer.recipe.to_json(),
+    )
+
+
+def optimiser(net: VGG, recipe: Recipe, learning_rate: float) -> torch.optim.SGD:
+    """SGD with momentum and L2 decay over the layers that learn; biases apart where the recipe asks for Caffe's."""
+    layers = [layer for layer in weight_layers(net).values() if layer.weight.requires_grad]
+    weights = [layer.weight for layer in layers]
+    biases = [cast(nn.Parameter, layer.bias) for layer in layers]
+    twice = recipe.caffe_biases
+    groups = [
+        {"params": weights, "rate_factor": 1.0, "weight_decay": recipe.weight_decay},
+        {
+            "params": biases,
+            "rate_factor": 2.0 if twice else 1.0,
+            "weight_decay": 0.0 if twice else recipe.weight_decay,
+        },
+    ]
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum, fused=True)
+
+
+def _plain(value: Any) -> Any:
+    """value as JSON would give it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,87 @@
+"""Small training sets and short recipes: the same code as a real run, a few seconds of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import photograph
+
+# A net of a tenth of the width on crops of 32 pixels, every augmentation on.
+SHORT = [
+    *("--recipe", "mini", "--device", "cpu", "--workers", "1", "--log-every", "1"),
+    *(
+        f"--set={override}"
+        for override in ("width=0.1", "crop=32", "batch_size=32", "held_out=0.05", "chance_after=0")
+    ),
+    *(
+        "--set=A-112.train_scale=[36,36]",
+        "--set=NET-112.train_scale=[36,36]",
+        "--set=NET-112-192.train_scale=[36,64]",
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def photos(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real photographs, links: 24 training images of each of ten classes and 5 for validation."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, n in (("train", 24), ("val", 5)):
+        for folder in sorted((data / "imagenette144" / split).iterdir()):
+            (root / split / folder.name).mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:n]:
+                (root / split / folder.name / image.name).symlink_to(image)
+    return root
+
+
+@pytest.fixture
+def drawings(tmp_path: Path) -> Path:
+    """Generated, 40 training images of each of two classes: for what needs no photographs."""
+    for c, name in enumerate(("blue", "red")):
+        for split, n in (("train", 40), ("val", 4)):
+            (tmp_path / "drawings" / split / name).mkdir(parents=True)
+            for i in range(n):
+                image = photograph(1000 * c + i + 500 * (split == "val"), 48, 40 + i)
+                image[..., 0 if c == 0 else 2] //= 4
+                Image.fromarray(image).save(tmp_path / "drawings" / split / name / f"{i:02d}.jpg", quality=95)
+    return tmp_path / "drawings"
+
+
+def command(arguments: Sequence[object], processes: int = 1, script: Path | None = None) -> list[str]:
+    """The command line of pretrain.train, or of a script in its place, under torchrun for several processes."""
+    what = ["-m", "pretrain.train"] if script is None else [str(script)]
+    if processes > 1:
+        what = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *what]
+    return [sys.executable, *what, *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """One thread a process: the machine's cores are few, and a thread more changes the order of sums."""
+    root = Path(__file__).parents[2]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run pretrain.train in processes of its own."""
+
+    def run(
+        *arguments: object, processes: int = 1, script: Path | None = None, status: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command(arguments, processes, script),
+            env=environment(),
+            text=True,
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == status, done.stderr[-3000:]
+        return done
+
+    return run

@@ -1,0 +1,57 @@
+"""Mean and covariance of real pixels, against NumPy on all of them at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pretrain.colour import Colours, Sums, measure, name_digest
+from vggfeat.errors import VggfeatError
+from vggfeat.images import read_rgb
+
+
+def test_mean_and_covariance_of_real_photographs(photos: Path) -> None:
+    names = sorted(str(p.relative_to(photos)) for p in (photos / "train").rglob("*.JPEG"))[::4]
+    colours = measure(photos, names, workers=2).colours(names)
+    pixels = np.concatenate([read_rgb(photos / name).reshape(-1, 3) for name in names]) / 255.0
+    assert np.allclose(colours.mean, 255 * pixels.mean(0), rtol=1e-12)
+    assert np.allclose(colours.covariance, np.cov(pixels.T, bias=True), rtol=1e-9)
+    assert colours.images == len(names)
+    # shared among processes in any way, exactly the same
+    total = Sums()
+    for part in (names[40:], names[:13], names[13:40]):
+        total.add(measure(photos, part, workers=1))
+    assert total.colours(names) == colours
+    # eigenvectors times eigenvalues, longest first; a natural image's first component is nearly grey
+    components = colours.components / 255
+    values = np.linalg.norm(components, axis=0)
+    assert np.allclose(values, np.sort(np.linalg.eigvalsh(np.array(colours.covariance)))[::-1], rtol=1e-5)
+    assert np.all(components[:, 0] / values[0] > 0.5)
+
+
+def test_unreadable_images_are_named_and_left_out(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").symlink_to(next((photos / "train").rglob("*.JPEG")).resolve())
+    (tmp_path / "bad.jpg").write_bytes(b"nothing")
+    names = ["bad.jpg", "good.jpg", "gone.jpg"]
+    colours = measure(tmp_path, names, 2).colours(names)
+    assert list(colours.unreadable) == ["bad.jpg", "gone.jpg"]
+    assert colours.images == 1
+    colours.save(tmp_path / "colours.json")
+    assert Colours.read(tmp_path / "colours.json") == colours
+    with pytest.raises(VggfeatError, match="not one of the training images"):
+        measure(tmp_path, ["bad.jpg"], 1).colours(["bad.jpg"])
+    assert name_digest(["a", "b"]) != name_digest(["a\nb"])
+
+
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "colours.json"
+    for text in (
+        "",
+        "{}",
+        '{"mean": [1], "covariance": [], "images": 0, "unreadable": {}, "training_set": ""}',
+    ):
+        path.write_text(text)
+        with pytest.raises(VggfeatError, match="delete it to measure anew"):
+            Colours.read(path)

@@ -1,0 +1,112 @@
+"""The recipe's numbers are the paper's; the chain is the paper's; bad values are refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pretrain.recipe import chain, read_recipe, select
+from vggfeat.errors import VggfeatError
+
+
+def test_the_papers_numbers() -> None:
+    recipe = read_recipe("paper")
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.dropout) == (256, 0.9, 5e-4, 0.5)
+    assert (recipe.rate_divisor, recipe.rate_drops, recipe.crop, recipe.width) == (10, 3, 224, 1)
+    assert (recipe.random_layers, recipe.init_std, recipe.colour_std) == ("normal", 0.01, 0.1)
+    # 370K iterations are 74 epochs of 1,281,167 images in batches of 256
+    assert recipe.stages[0].iterations_of(1_281_167, 256) == 370_000
+    assert round(370_000 * 256 / 1_281_167) == 74
+
+
+@pytest.mark.parametrize(
+    ("net", "init", "stages"),
+    [
+        ("D", "A", ["A-256", "D-256", "D-384", "D-256-512"]),
+        ("E", "A", ["A-256", "E-256", "E-384", "E-256-512"]),
+        ("D", "glorot", ["D-256", "D-384", "D-256-512"]),
+        ("A", "A", ["A-256"]),
+        ("A-LRN", "A", ["A-LRN-256"]),
+        ("B", "A", ["A-256", "B-256"]),
+        ("B-5x5", "A", ["B-5x5-256"]),
+    ],
+)
+def test_chains(net: str, init: str, stages: list[str]) -> None:
+    recipe = chain(read_recipe("paper"), net, init)
+    assert [stage.name for stage in recipe.stages] == stages
+    assert recipe.random_layers == ("glorot" if init == "glorot" else "normal")
+    rates = {stage.name: stage.learning_rate for stage in recipe.stages}
+    assert all(rate == (1e-2 if name.endswith("-256") else 1e-3) for name, rate in rates.items())
+
+
+def test_every_number_can_be_overridden() -> None:
+    recipe = read_recipe(
+        "paper", ["batch_size=128", "NET-384.learning_rate=5e-4", "*.epochs=2", "random_layers=glorot"]
+    )
+    assert recipe.batch_size == 128
+    assert recipe.random_layers == "glorot"
+    assert [stage.learning_rate for stage in recipe.stages] == [1e-2, 1e-2, 5e-4, 1e-3]
+    assert [stage.iterations_of(1000, 100) for stage in recipe.stages] == [20] * 4
+    assert read_recipe("paper", ["NET-256-512.learn=fc"]).stages[-1].name == "NET-256-512-fc"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("batch_sise=3", "there is no 'batch_sise'"),
+        ("NET-385.learning_rate=1e-3", "there is no stage 'NET-385'"),
+        ("batch_size=0", "batch_size must lie in"),
+        ("batch_size=big", "batch_size must be int"),
+        ("crop=225", "not a multiple of 32"),
+        ("crop=288", "smaller than the crop"),
+        ("*.learning_rate=-1", "learning_rate must be positive"),
+        ("*.train_scale=[300, 200]", "train_scale must be"),
+        ("drop_by=[0.9, 0.5]", "drop_by must be"),
+        ("dropout", "write KEY=VALUE"),
+        ("stages=3", "write STAGE.KEY=VALUE"),
+        ("momentum=nan", "momentum must lie in"),
+    ],
+)
+def test_a_bad_override_is_refused(override: str, says: str) -> None:
+    with pytest.raises(VggfeatError, match=says) as refused:
+        read_recipe("paper", [override])
+    assert "\n" not in str(refused.value)
+
+
+def test_recipe_files(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'batch_size = 8\n[[stages]]\nnet = "NET"\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1\n'
+    )
+    assert chain(read_recipe(str(path)), "A").stages[0].epochs == 1.0
+    for text, says in (
+        ("x = ", "is not TOML"),
+        ("width = 1.0", "has no \\[\\[stages\\]\\]"),
+        ("[[stages]]\nnet = 'NET'", "missing"),
+        (
+            "[[stages]]\nnet = 'F'\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1",
+            "there is no net 'F'",
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(VggfeatError, match=says):
+            read_recipe(str(path))
+    with pytest.raises(VggfeatError, match="there is no recipe 'large'; give mini, paper"):
+        read_recipe("large")
+
+
+def test_stages_are_chosen_by_name_or_number() -> None:
+    recipe = chain(read_recipe("paper"), "D")
+    assert select(recipe, "") == range(4)
+    assert select(recipe, "D-384") == range(2, 3)
+    assert select(recipe, "2-4") == select(recipe, "D-256:D-256-512") == range(1, 4)
+    assert select(recipe, "1") == range(1)
+    for text in ("5", "D-512", "4-2", "0"):
+        with pytest.raises(VggfeatError):
+            select(recipe, text)
+
+
+def test_two_stages_of_one_name_are_refused() -> None:
+    with pytest.raises(VggfeatError, match="two stages D-256"):
+        chain(read_recipe("paper", ["NET-384.train_scale=[256, 256]"]), "D")

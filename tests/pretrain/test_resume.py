@@ -1,0 +1,200 @@
+"""A run that is killed, stopped or refused by the disk goes on to the same net, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from pretrain.checkpoint import read_state
+from tests.pretrain.conftest import SHORT, command, environment
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+KILLS = int(os.environ.get("KILLS", "3"))  # 20 for the figure in docs/results.md
+# A and then D from A, two epochs and a half each, a checkpoint after every iteration
+RUN = [
+    "--net",
+    "D",
+    "--stages",
+    "1-2",
+    *SHORT,
+    "--set=batch_size=8",
+    "--set=*.epochs=2.5",
+    "--checkpoint-minutes",
+    "0",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, train: Train) -> tuple[list[object], Path]:
+    """A run's arguments without --out, and the folder of one that nobody interrupted."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("resume")
+    for c in range(3):
+        for i in range(16):
+            folder = root / "data" / "train" / f"n{c}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([c, i]).integers(0, 256, (40, 44, 3), np.uint8)
+            pixels[..., c] //= 3
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    arguments = [*RUN, "--data", root / "data", "--colours", root / "colours.json"]
+    (root / "colours.json").write_text(
+        '{"mean": [100, 100, 100], "covariance": [[0.08, 0, 0], [0, 0.07, 0], [0, 0, 0.06]],'
+        ' "images": 1, "unreadable": {}, "training_set": ""}'
+    )
+    train(*arguments, "--out", root / "whole")
+    return arguments, root / "whole"
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(event["iteration"], event["loss"]) for event in events if event["event"] == "train"]
+
+
+def content(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
+    """A safetensors file's metadata and its tensors' bytes: the order of its header's keys is not determined."""
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    assert content(out / "weights.safetensors") == content(whole / "weights.safetensors")
+    for stage in ("A-36", "D-36"):
+        assert losses(out / stage) == losses(whole / stage)
+        iterations = read_state(out / stage / "last.safetensors")["progress"]["iteration"]
+        assert len(losses(out / stage)) == iterations > 10
+        for name in ("weights.safetensors", "best.safetensors"):
+            assert content(out / stage / name) == content(whole / stage / name)
+        # the momentum, too; the state beside it counts seconds
+        assert content(out / stage / "last.safetensors")[1] == content(whole / stage / "last.safetensors")[1]
+        assert not list((out / stage).glob("*.partial"))
+
+
+def test_sigkill_at_random_moments(run: tuple[list[object], Path], tmp_path: Path) -> None:
+    arguments, whole = run
+    out = tmp_path / "killed"
+    rng = random.Random(5)
+    killed = 0
+    while True:
+        process = subprocess.Popen(
+            command([*arguments, "--out", out]), env=environment(), stderr=subprocess.PIPE
+        )
+        if killed < KILLS:
+            written = _checkpoints(out)
+            while process.poll() is None and _checkpoints(out) == written:
+                time.sleep(0.005)
+            time.sleep(rng.random() * 0.2)  # an iteration and its checkpoint take some 30 ms
+        if killed < KILLS and process.poll() is None:
+            process.kill()
+            process.wait()
+            killed += 1
+            continue
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr.decode()[-2000:]
+        break
+    assert killed == KILLS
+    assert_same(out, whole)
+
+
+def _checkpoints(out: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in sorted(out.glob("*/last.safetensors"))]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave(
+    number: signal.Signals, run: tuple[list[object], Path], tmp_path: Path, train: Train
+) -> None:
+    arguments, whole = run
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command([*arguments, "--out", out]), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "A-36" / "last.safetensors").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "stopped and saved at iteration" in stderr
+    assert "Traceback" not in stderr
+    train(*arguments, "--out", out)
+    assert_same(out, whole)
+
+
+def test_another_number_of_processes_goes_on(
+    run: tuple[list[object], Path], tmp_path: Path, train: Train
+) -> None:
+    arguments = [*run[0], "--precision", "float64"]
+    whole, out = tmp_path / "whole", tmp_path / "moved"
+    train(*arguments, "--out", whole)
+    process = subprocess.Popen(
+        command([*arguments, "--out", out], processes=2), env=environment(), stderr=subprocess.PIPE
+    )
+    while not (out / "A-36" / "last.safetensors").exists():
+        time.sleep(0.01)
+    process.terminate()  # torchrun passes it on
+    process.communicate(timeout=60)
+    assert read_state(out / "A-36" / "last.safetensors")["progress"]["iteration"] > 0
+    assert not (out / "weights.safetensors").exists()
+    train(*arguments, "--out", out)
+    for stage in ("A-36", "D-36"):
+        for (i, ours), (j, theirs) in zip(losses(out / stage), losses(whole / stage), strict=True):
+            assert i == j
+            assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(
+    run: tuple[list[object], Path], tmp_path: Path, train: Train
+) -> None:
+    arguments, whole = run
+    out = tmp_path / "full"
+    train(*arguments, "--out", out, "--stages", "1")
+    before = (out / "A-36" / "last.safetensors").read_bytes()
+    (out / "A-36" / "weights.safetensors").unlink()  # the stage's end is to be written again
+    state = read_state(out / "A-36" / "last.safetensors")
+    assert state["progress"]["finished"]
+    limit = len(before) // 2  # as a full disk, this refuses to let a file grow
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        command([*arguments, "--out", out, "--stages", "1"]), env=environment(), text=True, capture_output=True,
+        preexec_fn=small_files, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("pretrain.train: could not write")
+    assert "Traceback" not in done.stderr
+    assert (out / "A-36" / "last.safetensors").read_bytes() == before
+    assert not list((out / "A-36").glob("*.partial"))
+    train(*arguments, "--out", out)
+    assert_same(out, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--set=width=0.2"], "was made with width 0.1, now 0.2"),
+        (["--set=*.learning_rate=0.5"], "was made with learning_rate 0.01, now 0.5"),
+        (["--seed=1"], "was made with seed 0, now 1"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    change: list[str], says: str, run: tuple[list[object], Path], train: Train
+) -> None:
+    arguments, whole = run
+    kept = (whole / "A-36" / "last.safetensors").read_bytes()
+    done = train(*arguments, *change, "--out", whole, "--stages", "1", status=1)
+    assert says in done.stderr
+    assert (whole / "A-36" / "last.safetensors").read_bytes() == kept

@@ -1,0 +1,101 @@
+"""One process or many, whole batches or accumulated ones: the same losses and weights (Sect. 3.1, last paragraph).
+
+Twenty iterations on real photographs with every augmentation and dropout on. The same comparison must notice when
+dropout or the order isn't keyed: then it doesn't compare nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from pretrain.checkpoint import read_state
+from tests.pretrain.conftest import SHORT
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+STEPS = ["--net", "D", "--init", "glorot", *SHORT, "--set=*.iterations=20"]
+# float64 rounds at 1e-16, float32 at 6e-8; twenty steps of a net with ReLUs and max-pools make more of it
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+# name -> (processes, images of a pass)
+WAYS = {"one process": (1, 32), "two": (2, 16), "four": (4, 8), "accumulated": (1, 8)}
+
+
+@pytest.fixture(scope="module")
+def start(photos: Path, train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with the stage before, and the colours measured."""
+    out = tmp_path_factory.mktemp("start")
+    train(*STEPS, "--stages", "D-36", "--set=*.iterations=1", "--data", photos, "--out", out)
+    return out
+
+
+def steps(
+    train: Train, photos: Path, start: Path, out: Path, way: str, *more: object, script: Path | None = None
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    processes, micro_batch = WAYS[way]
+    arguments = [
+        *STEPS,
+        "--stages",
+        "D-36-64",
+        "--from",
+        start / "D-36" / "weights.safetensors",
+        "--out",
+        out,
+    ]
+    arguments += ["--data", photos, "--colours", start / "colours.json", "--micro-batch", micro_batch, *more]
+    train(*arguments, processes=processes, script=script)
+    folder = out / "D-36-64"
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert read_state(folder / "last.safetensors")["progress"]["iteration"] == 20
+    losses = [event["loss"] for event in events if event["event"] == "train"]
+    # the checkpoint, not the weights file: it has the training precision, and the momentum
+    return losses, safetensors.torch.load_file(folder / "last.safetensors")
+
+
+def difference(one: tuple, other: tuple) -> float:
+    """The largest relative difference of the losses and of each tensor's norm."""
+    losses = [abs(a - b) / abs(a) for a, b in zip(one[0], other[0], strict=True)]
+    assert len(losses) == 20
+    assert one[1].keys() == other[1].keys()
+    return max(*losses, *(float((one[1][k] - other[1][k]).norm() / one[1][k].norm()) for k in one[1]))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_one_two_and_four_processes_and_accumulation(
+    precision: str, photos: Path, train: Train, start: Path, tmp_path: Path
+) -> None:
+    results = {
+        way: steps(train, photos, start, tmp_path / way, way, "--precision", precision) for way in WAYS
+    }
+    one = results["one process"]
+    assert one[0][0] != one[0][-1]
+    for way, result in results.items():
+        assert difference(one, result) <= TOLERANCE[precision], way
+
+
+UNKEYED = {
+    "dropout": "loader.kept_units = lambda rng, units, p: np.packbits(own.random(units) >= p)",
+    "order": "loader.keyed = lambda seed, purpose, *key: own if purpose == 0 else augment.keyed(seed, purpose, *key)",
+}
+
+
+@pytest.mark.parametrize("what", UNKEYED)
+def test_the_comparison_notices_what_is_not_keyed(
+    what: str, photos: Path, train: Train, start: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "unkeyed.py"
+    script.write_text(
+        "import os\nimport numpy as np\nfrom pretrain import augment, loader, train\n"
+        "own = np.random.default_rng(int(os.environ.get('RANK', '0')))\n"  # as if each process were seeded by its rank
+        f"{UNKEYED[what]}\ntrain.app()\n"
+    )
+    one = steps(
+        train, photos, start, tmp_path / "one", "one process", "--precision", "float64", script=script
+    )
+    two = steps(train, photos, start, tmp_path / "two", "two", "--precision", "float64", script=script)
+    assert difference(one, two) > 1e-3

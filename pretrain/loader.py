@@ -57,7 +57,12 @@ def read_training_set(root: Path | None, recipe: Recipe) -> TrainingSet:
 
     Raises VggfeatError: another layout, a class without images, fewer training images than a batch has.
     """
-    if root is not None and root.is_dir() and not any((root / s).is_dir() for s in ("train", "val")):
+    if root is None:
+        raise VggfeatError(
+            "no training images: give --data, the folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE, "
+            "or one folder per class"
+        )
+    if root.is_dir() and not any((root / s).is_dir() for s in ("train", "val")):
         subfolders, _ = folder.children(root)
         items = folder.load(root) if subfolders else imagenet.load(root)
     else:

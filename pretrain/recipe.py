@@ -65,6 +65,10 @@ class Stage:
             f"{self.net}-{low}" + (f"-{high}" if high != low else "") + ("-fc" if self.learn == "fc" else "")
         )
 
+    def of(self, net: str) -> Stage:
+        """The stage for this net, where the recipe says NET."""
+        return replace(self, net=net) if self.net == "NET" and net in NETS else self
+
     @property
     def test_scale(self) -> int:
         """Q of the held-out check: S, and the middle of the range for a jittered stage (Sect. 4.1)."""
@@ -155,11 +159,12 @@ class Recipe:
         return json.dumps(asdict(self))
 
 
-def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Recipe:
     """A recipe by name ("paper", "mini") or from a .toml file, some of its numbers replaced.
 
     overrides: KEY=VALUE with a field of Recipe, or STAGE.KEY=VALUE with a field of Stage, where STAGE is a stage's
-    name as the recipe spells it ("NET-384") or * for all; VALUE is written as in TOML.
+    name, as the recipe spells it ("NET-384") or with the name of `net` ("D-384"), or * for all; VALUE is written as
+    in TOML. They hold together: their order doesn't matter, and names are those before any of them.
     Raises VggfeatError: no such recipe, a key that there isn't, a value that can't be.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
@@ -174,28 +179,23 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     stages = [_build(Stage, stage, str(path)) for stage in record.pop("stages", [])]
     if not stages:
         raise VggfeatError(f"{path} has no [[stages]]")
-    recipe = _build(Recipe, {**record, "stages": stages}, str(path))
-    for override in overrides:
-        recipe = _override(recipe, override)
-    return recipe
+    return _overridden(_build(Recipe, {**record, "stages": stages}, str(path)), overrides, net)
 
 
 def _build(kind: type, record: dict[str, Any], where: str) -> Any:
-    known = {field.name: field for field in fields(kind)}
-    for key, value in record.items():
-        if key not in known:
-            raise VggfeatError(
-                f"{where}: there is no {key!r} in a {kind.__name__}; it has {', '.join(known)}"
-            )
-        record[key] = _typed(key, value, str(known[key].type), where)
+    typed = {key: _typed(kind, key, value, where) for key, value in record.items()}
     try:
-        return kind(**record)
+        return kind(**typed)
     except TypeError as error:
         raise VggfeatError(f"{where}: {str(error).partition(') ')[2] or error}") from error
 
 
-def _typed(key: str, value: Any, kind: str, where: str) -> Any:
+def _typed(record: type, key: str, value: Any, where: str) -> Any:
     """value as the field's type; a tuple for each TOML array."""
+    known = {field.name: str(field.type) for field in fields(record)}
+    if key not in known:
+        raise VggfeatError(f"{where}: there is no {key!r} in a {record.__name__}; it has {', '.join(known)}")
+    kind = known[key]
     if kind.startswith("tuple") and isinstance(value, list | tuple):
         return tuple(tuple(v) if isinstance(v, list) else v for v in value)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
@@ -207,33 +207,38 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
     return value
 
 
-def _override(recipe: Recipe, override: str) -> Recipe:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise VggfeatError(f"--set {override}: write KEY=VALUE or STAGE.KEY=VALUE")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a word needs no quotes
-    stage_name, dot, stage_key = key.strip().rpartition(".")
-    where = f"--set {override}"
-    if not dot:
-        if key == "stages":
-            raise VggfeatError(f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *")
-        return _build(Recipe, {**_shallow(recipe), key.strip(): value}, where)
-    if stage_name != "*" and stage_name not in [stage.name for stage in recipe.stages]:
-        raise VggfeatError(
-            f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *"
-        )
-    stages = []
-    for stage in recipe.stages:
-        if stage_name in ("*", stage.name):
-            record = {**_shallow(stage), stage_key: value}
-            if stage_key in ("epochs", "iterations"):  # one length replaces the other
-                record["iterations" if stage_key == "epochs" else "epochs"] = 0
-            stage = _build(Stage, record, where)
-        stages.append(stage)
-    return replace(recipe, stages=tuple(stages))
+def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
+    whole = _shallow(recipe)
+    stages = [_shallow(stage) for stage in recipe.stages]
+    for override in overrides:
+        where = f"--set {override}"
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise VggfeatError(f"{where}: write KEY=VALUE or STAGE.KEY=VALUE")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a word needs no quotes
+        stage_name, dot, key = key.strip().rpartition(".")
+        if not dot:
+            if key == "stages":
+                raise VggfeatError(f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *")
+            whole[key] = _typed(Recipe, key, value, where)
+            continue
+        meant = [
+            record
+            for record, stage in zip(stages, recipe.stages, strict=True)
+            if stage_name in ("*", stage.name, stage.of(net).name)
+        ]
+        if not meant:
+            raise VggfeatError(
+                f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *"
+            )
+        for record in meant:
+            record[key] = _typed(Stage, key, value, where)
+            if key in ("epochs", "iterations"):  # one length replaces the other
+                record["iterations" if key == "epochs" else "epochs"] = 0
+    return Recipe(**{**whole, "stages": tuple(Stage(**record) for record in stages)})
 
 
 def _shallow(record: Any) -> dict[str, Any]:
@@ -256,9 +261,7 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
         raise VggfeatError(f"--init must be one of {', '.join(INITS)}, not {init!r}")
     with_a = init == "A" and net not in SHALLOW
     stages = [
-        replace(stage, net=net) if stage.net == "NET" else stage
-        for stage in recipe.stages
-        if net in stage.nets and (stage.net == "NET" or with_a)
+        stage.of(net) for stage in recipe.stages if net in stage.nets and (stage.net == "NET" or with_a)
     ]
     if not stages:
         raise VggfeatError(f"recipe {recipe.name} has no stage for net {net}")

@@ -66,7 +66,8 @@ def train(
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
-    whole = chain(read_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])]), net, init)
+    numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
+    whole = chain(read_recipe(recipe, numbers, net), net, init)
     chosen = select(whole, stages)
     # PyTorch is imported from here on: wrong options are answered at once
     from pretrain.loader import read_training_set

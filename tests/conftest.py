@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vggfeat import terminal
 from vggfeat.images import Preprocessing
 from vggfeat.vgg import VGG
 
@@ -22,6 +25,38 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip("the real data are not beside this checkout")
     return DATA
+
+
+@dataclass
+class Ran:
+    """What a command printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def err_lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+Command = Callable[..., Ran]
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`run_main(main, "svm", "--features", path)`: a command's main in this process, which saves the imports."""
+    monkeypatch.setattr(terminal.out, "width", 240)
+
+    def run(main: Callable[[], None], *words: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ A few cases run a process of their own; the rest call `main` in this one, which 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -14,8 +15,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -30,41 +29,17 @@ from vggfeat.aggregate import aggregate
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.model import load_model
 
-from .conftest import photograph
+from .conftest import Command, photograph
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
 OTHER = f"{NET},seed=1"
 SMALL = ("--weights", NET, "--scales", "32,48", "--precision", "float32", "--device", "cpu")
 
 
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def err_lines(self) -> list[str]:
-        return self.err.splitlines()
-
-
-Command = Callable[..., Ran]
-
-
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(run_main: Command) -> Command:
     """`command("svm", "--features", path)`: what it printed, and its exit status."""
-    monkeypatch.setattr(cli.out, "width", 240)
-
-    def run(*words: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["vggfeat", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), printed.out, printed.err)
-
-    return run
+    return functools.partial(run_main, cli.main)
 
 
 @pytest.fixture

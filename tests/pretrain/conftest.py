@@ -23,7 +23,7 @@ SHORT = [
     *(
         "--set=A-112.train_scale=[36,36]",
         "--set=NET-112.train_scale=[36,36]",
-        "--set=NET-112-192.train_scale=[36,64]",
+        "--set=NET-112-160.train_scale=[36,64]",
     ),
 ]
 

@@ -1,0 +1,253 @@
+"""The command, on generated images: what it leaves behind, what it refuses, and in which words."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint import read_state
+from pretrain.colour import Colours
+from pretrain.init import FROM_A, weight_layers
+from pretrain.train import app
+from tests.conftest import Command
+from tests.pretrain.conftest import SHORT
+from vggfeat import cli
+from vggfeat.store import open_features
+from vggfeat.terminal import run
+from vggfeat.vgg import VGG
+from vggfeat.weights import load
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"
+FEW = [*SHORT, "--workers", "0", "--set=batch_size=16", "--set=*.iterations=6", "--precision", "float32"]
+
+
+@pytest.fixture
+def command(run_main: Command) -> Command:
+    """`command("--net", "A", …)` in this process."""
+    return functools.partial(run_main, functools.partial(run, app, "pretrain.train"))
+
+
+def one_line(text: str) -> str:
+    """The last line of stderr, which is the command's own."""
+    line = text.strip().splitlines()[-1]
+    assert line.startswith("pretrain.train: "), text
+    assert "Traceback" not in text
+    return line
+
+
+def layers(path: Path) -> dict[str, torch.Tensor]:
+    module = load(str(path)).module
+    assert isinstance(module, VGG)
+    return {name: layer.weight.detach() for name, layer in weight_layers(module).items()}
+
+
+def test_the_chain_and_what_it_leaves(
+    command: Command, run_main: Command, drawings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    ran = command("--net", "D", *FEW, "--data", drawings, "--out", out)
+    assert ran.status == 0, ran.err
+    for stage in (A_STAGE, D_STAGE, JITTER):
+        names = {path.name for path in (out / stage).iterdir()}
+        assert {"last.safetensors", "best.safetensors", "weights.safetensors", "log.jsonl"} <= names
+        assert any(name.startswith("events.out.tfevents") for name in names)
+        assert f"{stage}: validation error" in ran.err
+        assert stage in ran.out
+    assert (out / "weights.safetensors").read_bytes() == (out / JITTER / "weights.safetensors").read_bytes()
+    # which layers D took from A is said, by the paper's names
+    assert f"D-36: {', '.join(FROM_A)} from {out / A_STAGE / 'weights.safetensors'} (net A)" in ran.err
+    assert "D-36-64: all layers from" in ran.err
+
+    events = [json.loads(line) for line in (out / JITTER / "log.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "train"]
+    assert [event["iteration"] for event in steps] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "learning_rate", "images_per_second", "data_wait", "epoch"} <= steps[0].keys()
+    checks = [event for event in events if event["event"] == "held_out"]
+    assert [event["iteration"] for event in checks] == [
+        4,
+        6,
+    ]  # each epoch of 76 // 16 iterations, and the end
+    assert {"top1_error", "top5_error", "images"} <= checks[0].keys()
+
+    network = load(str(out / "weights.safetensors"))
+    assert network.classes == ["blue", "red"]
+    measured = Colours.read(out / "colours.json")
+    assert network.preprocessing.mean == pytest.approx(measured.mean, abs=1e-4)
+    state = read_state(out / JITTER / "last.safetensors")
+    assert state["progress"]["finished"]
+    assert state["progress"]["learning_rate"] < 5e-3  # drop_by of the mini recipe
+
+    # what came out is what `vggfeat extract` takes
+    features, hidden = tmp_path / "feats.h5", len(layers(out / "weights.safetensors")["fc7"])
+    ran = run_main(
+        cli.main, "extract", "--dataset", "folder", "--root", drawings, "--weights", out / "weights.safetensors",
+        "--scales", "36,48", "--device", "cpu", "--precision", "float32", "--out", features,
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert open_features(features).read().shape == (88, 2, hidden)
+
+    # a finished run is only told again
+    before = (out / "weights.safetensors").stat().st_mtime_ns
+    again = command("--net", "D", *FEW, "--data", drawings, "--out", out)
+    assert again.status == 0
+    assert "iteration" not in again.err
+    assert again.out == ran.out or JITTER in again.out
+    assert (out / JITTER / "weights.safetensors").stat().st_mtime_ns <= before
+
+
+def test_only_the_fc_layers_learn_where_the_recipe_says_so(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["--net", "A", *FEW, "--data", drawings, "--out", out]
+    assert command(*words).status == 0
+    start = out / A_STAGE / "weights.safetensors"
+    ran = command(*words, "--set=A-112.learn=fc", "--stages", "A-36-fc", "--from", start)
+    assert ran.status == 0, ran.err
+    before, after = layers(start), layers(out / "A-36-fc" / "weights.safetensors")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["fc6", "fc7", "fc8"]
+
+
+def test_a_plan_costs_nothing_and_writes_nothing(command: Command, drawings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ran = command("--net", "D", *FEW, "--data", drawings, "--out", out, "--dry-run")
+    assert ran.status == 0, ran.err
+    for stage in (A_STAGE, D_STAGE, JITTER):
+        assert stage in ran.out
+    assert "76 images" in ran.out
+    assert not out.exists()
+
+
+def test_unreadable_images_are_left_out_the_same_by_every_process(
+    drawings: Path, tmp_path: Path, command: Command, train: Train
+) -> None:
+    bad = [drawings / "train" / "blue" / "00.jpg", drawings / "train" / "red" / "39.jpg"]
+    bad[0].write_bytes(b"nothing")
+    bad[1].write_bytes(bad[1].read_bytes()[:100])
+    whole, later = tmp_path / "whole", tmp_path / "later"
+    words = ["--net", "A", *FEW[:-1], "float64", "--data", drawings]
+    ran = command(*words, "--out", whole)
+    assert ran.status == 3
+    named = Colours.read(whole / "colours.json").unreadable
+    assert list(named) == ["train/blue/00.jpg", "train/red/39.jpg"]
+    for name in named:
+        assert name in ran.err
+    assert "2 training images can't be read and are left out" in ran.err
+    done = train(*words, "--out", later, processes=2)
+    assert list(Colours.read(later / "colours.json").unreadable) == list(named)
+    assert "train/blue/00.jpg" in done.stderr
+    assert losses(later) == pytest.approx(losses(whole), rel=1e-9)
+
+    # one that breaks after the colours were measured: its row doesn't count
+    out = tmp_path / "broken"
+    out.mkdir()
+    shutil.copy(whole / "colours.json", out)
+    (drawings / "train" / "red" / "07.jpg").write_bytes(b"nothing")
+    ran = command(*words, "--out", out, "--set=held_out=0.05", "--set=A-112.iterations=10")
+    assert "unreadable, left out: train/red/07.jpg" in ran.err
+    assert all(math.isfinite(loss) for loss in losses(out))
+
+
+def losses(out: Path) -> list[float]:
+    events = [json.loads(line) for line in (out / A_STAGE / "log.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "train"]
+
+
+def test_what_is_no_imagenet(command: Command, drawings: Path, tmp_path: Path) -> None:
+    words = ["--net", "A", *FEW, "--out", tmp_path / "run"]
+    nowhere = command(*words, "--data", tmp_path / "nowhere")
+    assert nowhere.status == 1
+    assert str(tmp_path / "nowhere") in one_line(nowhere.err)
+    (tmp_path / "empty").mkdir()
+    empty = command(*words, "--data", tmp_path / "empty")
+    assert empty.status == 1
+    assert "train/WNID" in one_line(empty.err)
+    without = command(*words)
+    assert without.status == 1
+    assert "--data" in one_line(without.err)
+    (drawings / "train" / "green").mkdir()
+    assert "no images in the class folder" in one_line(command(*words, "--data", drawings).err)
+    (drawings / "train" / "green").rmdir()
+    (drawings / "val" / "red").rename(drawings / "val" / "green")
+    assert "has no class of the same name" in one_line(command(*words, "--data", drawings).err)
+    few = command(*words, "--data", drawings, "--set=batch_size=256")
+    assert few.status == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_need_the_weights_before_them(command: Command, drawings: Path, tmp_path: Path) -> None:
+    words = ["--net", "D", *FEW, "--data", drawings]
+    ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE)
+    assert ran.status == 1
+    assert "stage D-36 starts from A-36" in one_line(ran.err)
+    assert not (tmp_path / "run" / "colours.json").exists()
+    other = tmp_path / "other"
+    shutil.copytree(drawings, tmp_path / "renamed")
+    for split in ("train", "val"):
+        (tmp_path / "renamed" / split / "red").rename(tmp_path / "renamed" / split / "scarlet")
+    assert command("--net", "A", *FEW, "--data", tmp_path / "renamed", "--out", other).status == 0
+    start = other / A_STAGE / "weights.safetensors"
+    ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE, "--from", start)
+    assert ran.status == 1
+    assert "'red' is in one and not in the other" in one_line(ran.err)
+    # a run's folder with another net's checkpoint in it
+    shutil.copytree(other, tmp_path / "moved")
+    (tmp_path / "moved" / A_STAGE).rename(tmp_path / "moved" / "B-36")
+    ran = command("--net", "B", "--init", "glorot", *FEW, "--stages", "B-36", "--data", tmp_path / "renamed",
+                "--out", tmp_path / "moved")  # fmt: skip
+    assert ran.status == 1
+    assert "was made with net A, now B" in one_line(ran.err)
+    (other / A_STAGE / "last.safetensors").write_bytes(b"half")
+    ran = command("--net", "A", *FEW, "--data", tmp_path / "renamed", "--out", other)
+    assert ran.status == 1
+    assert "is no checkpoint of a training run" in one_line(ran.err)
+
+
+def test_a_loss_that_blows_up_stops_with_advice(command: Command, drawings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", out, "--set=*.learning_rate=1e6")
+    assert ran.status == 1
+    line = one_line(ran.err)
+    assert "the loss is" in line
+    assert "lower rate" in line
+    assert not (out / A_STAGE / "weights.safetensors").exists()
+
+
+def test_a_net_that_stays_at_chance_stops_with_advice(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    words = ["--net", "E", "--init", "normal", *FEW, "--data", drawings, "--set=chance_after=5"]
+    ran = command(*words, "--stages", "E-36", "--out", tmp_path / "run")
+    assert ran.status == 1
+    line = one_line(ran.err)
+    assert "iteration 5" in line
+    assert "chance is 0.693" in line
+    assert "--init A" in line
+    assert "--init glorot" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--net", "F"], "there is no net 'F'"),
+        (["--recipe", "nothing.toml"], "nothing.toml"),
+        (["--stages", "9"], "stages"),
+        (["--set", "batch_sise=3"], "there is no 'batch_sise'"),
+        (["--init", "zero"], "init"),
+    ],
+)
+def test_wrong_options_are_one_line(words: list[str], says: str, command: Command, tmp_path: Path) -> None:
+    ran = command(*words, "--data", tmp_path, "--out", tmp_path / "run")
+    assert ran.status in (1, 2)
+    assert says in ran.err
+    assert not (tmp_path / "run").exists()

@@ -91,7 +91,9 @@ def test_processes_from_a_folder_to_predictions(folder, tmp_path):
         return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=120)
 
     ran = run("extract", "--dataset", "folder", "--root", "images", *SMALL)
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.returncode == 0
+    # a machine that takes more than ten seconds is told how far it is, and nothing else
+    assert all(line.startswith("extract: ") for line in ran.stderr.splitlines()), ran.stderr
     assert "feats.h5" in ran.stdout and "fc7, 2 x 512" in ran.stdout
     # two processes, as the results must not depend on how many there are
     ran = run(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,15 +69,33 @@ def train_stages(run: Run, stop: Stop) -> bool:
 
     Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that is.
     """
-    ranks = run.ranks
-    if ranks.first:
+    with _alone(run) if run.ranks.first else nullcontext():
+        return _train_stages(run, stop)
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Hold the run's folder, until the process ends: two runs in it would overwrite each other's checkpoints."""
+    try:
+        for number in run.chosen:
+            run.folder(number).mkdir(parents=True, exist_ok=True)
+        lock = open(run.out / "lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise VggfeatError(f"can't write in the folder {run.out}: {error.strerror}") from error
+    with lock:
         try:
-            for number in run.chosen:
-                run.folder(number).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise VggfeatError(
-                f"can't make the folder {run.folder(run.chosen[0])}: {error.strerror}"
-            ) from error
+                f"another run is at work in {run.out}: wait for it, or give another --out"
+            ) from None
+        except OSError as error:
+            say(f"warning: {run.out} can't be locked ({error.strerror}): start no other run there")
+        yield
+
+
+def _train_stages(run: Run, stop: Stop) -> bool:
+    ranks = run.ranks
     ranks.barrier()
     first = run.chosen[0]
     if first > 0 and run.start is None:

@@ -82,7 +82,7 @@ def train(
         machine = Machine(
             precision=precision if precision == "float64" else resolve_precision(precision, ranks.device),
             micro_batch=micro_batch,
-            workers=min(8, max(1, CORES // ranks.local_world)) if workers is None else workers,
+            workers=min(16, max(1, CORES // ranks.local_world)) if workers is None else workers,
             compile=compiled,
             checkpoint_seconds=60 * checkpoint_minutes,
             log_every=log_every,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import math
@@ -234,6 +235,23 @@ def test_a_net_that_stays_at_chance_stops_with_advice(
     assert "chance is 0.693" in line
     assert "--init A" in line
     assert "--init glorot" in line
+
+
+def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path)
+    assert ran.status == 1
+    assert "another run is at work in" in one_line(ran.err)
+    assert not list(tmp_path.glob("*/last.safetensors"))
+
+
+def test_a_folder_that_cannot_be_written(command: Command, drawings: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "file")
+    assert ran.status == 1
+    assert "can't write in the folder" in one_line(ran.err)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize(

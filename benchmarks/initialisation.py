@@ -5,7 +5,8 @@
 Full-width nets learn from crops of 64 pixels of S=72 (so that 200 iterations fit on a laptop; the convolutions' fan-in,
 which decides what a standard deviation does to the signal, is the paper's). Initial scores are taken at 224 as well.
 Initialisations: normal with standard deviation 0.1 (the variance read literally) and 0.01, Glorot & Bengio's, and
-"from A", where A is Glorot's, trained for `--a-iterations` here. Prints a table; writes the losses as JSON and a plot.
+seven layers from A (Glorot's, trained for `--a-iterations` here) with the others normal 0.01 (the paper's way) or
+Glorot's. Prints a table; writes the losses as JSON and a plot.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ from vggfeat.terminal import columns, out
 from vggfeat.vgg import VGG
 from vggfeat.weights import resolve_precision
 
-INITS = {"normal, std 0.1": ("normal", 0.1), "normal, std 0.01": ("normal", 0.01), "Glorot": ("glorot", 0.0)}
+# label -> (how the random layers are drawn, their standard deviation, whether seven layers are A's)
+INITS = {
+    "std 0.1": ("normal", 0.1, False),
+    "std 0.01": ("normal", 0.01, False),
+    "Glorot": ("glorot", 0.0, False),
+    "from A, others std 0.01": ("normal", 0.01, True),
+    "from A, others Glorot": ("glorot", 0.0, True),
+}
 
 
 def initial_score(net: VGG, data: TrainingSet, mean: tuple[float, ...], crop: int) -> float:
@@ -74,46 +82,39 @@ def main() -> None:
         "loss after 1",
         "20",
         "100",
-        "the last",
+        "last 10",
     )
     curves: dict[str, list[float]] = {}
     trained_a: VGG | None = None
-
     for name in args.nets.split(","):
-        inits = dict(INITS) | ({} if name == "A" else {"from A": ("from A", 0.0)})
-        for label, (how, std) in inits.items():
-
-            def started(crop: int, name: str = name, how: str = how, std: float = std) -> VGG:
-                net = VGG(name, len(data.classes), args.width, crop)
-                rest = "glorot" if how == "from A" else how
-                randomise(net, rest, std or 0.01, torch.Generator().manual_seed(0))
-                return net
-
-            net = started(args.crop)
-            if how == "from A":
-                if trained_a is None:
-                    continue
-                copy_layers(net, trained_a)
-            # A trained at another crop has another fc6: "from A" is measured at its own crop only
-            at_224 = f"{initial_score(started(224), data, colours.mean, 224):.1e}" if how != "from A" else "-"
-            at_crop = f"{initial_score(net, data, colours.mean, args.crop):.1e}"
-            source = name == "A" and how == "glorot"
-            length = max(args.a_iterations, args.iterations) if source else args.iterations
+        for label, (how, std, from_a) in INITS.items():
+            if from_a and (name == "A" or trained_a is None):
+                continue
+            net, whole = (VGG(name, len(data.classes), args.width, crop) for crop in (args.crop, 224))
+            for drawn in (net, whole):
+                randomise(drawn, how, std, torch.Generator().manual_seed(0))
+            if from_a:
+                copy_layers(net, trained_a)  # type: ignore[arg-type]
+            # an A trained at another crop has another fc6: "from A" is measured at its own crop only
+            scores = ["-" if from_a else f"{initial_score(whole, data, colours.mean, 224):.1e}"]
+            del whole
+            scores.append(f"{initial_score(net, data, colours.mean, args.crop):.1e}")
+            is_source = name == "A" and how == "glorot"
+            length = max(args.a_iterations, args.iterations) if is_source else args.iterations
             run = replace(recipe, stages=(replace(stage, net=name, iterations=length),))
-            losses = first_iterations(run, net.float(), data, colours, ranks, machine, args.out)[
-                : args.iterations
-            ]
+            losses = first_iterations(run, net.float(), data, colours, ranks, machine, args.out)
+            losses = losses[: args.iterations]
+            if is_source:
+                trained_a = net
             curves[f"{name}, {label}"] = losses
             shown = [f"{losses[i]:.4g}" if i < len(losses) else "-" for i in (0, 19, 99)]
-            last = losses[-10:]
             shown.append(
-                f"{sum(last) / len(last):.4g}"
-                + (f" (stopped at {len(losses)})" if len(losses) < args.iterations else "")
+                f"{sum(losses[-10:]) / 10:.4g}"
+                if len(losses) == args.iterations
+                else f"not finite at {len(losses)}"
             )
-            table.add_row(name, label, at_224, at_crop, *shown)
-            out.print(f"{name}, {label}: {at_224}, {at_crop}; {', '.join(shown)}")
-            if source:
-                trained_a = net
+            table.add_row(name, label, *scores, *shown)
+            out.print(f"{name}, {label}: scores {', '.join(scores)}; losses {', '.join(shown)}")
     (args.out / "losses.json").write_text(json.dumps(curves))
     plot(curves, len(data.classes), args.out / "losses.svg")
     out.print(table)

@@ -86,7 +86,7 @@ def peer_step(
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def peer_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:

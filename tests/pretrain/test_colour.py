@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pretrain.augment import SAMPLE, draw, keyed
 from pretrain.colour import Colours, Sums, measure, name_digest
+from pretrain.trainer import Trainee
 from vggfeat.errors import VggfeatError
-from vggfeat.images import read_rgb
+from vggfeat.images import read_rgb, smallest_side
+from vggfeat.vgg import VGG
 
 
 def test_mean_and_covariance_of_real_photographs(photos: Path) -> None:
@@ -29,6 +33,30 @@ def test_mean_and_covariance_of_real_photographs(photos: Path) -> None:
     values = np.linalg.norm(components, axis=0)
     assert np.allclose(values, np.sort(np.linalg.eigvalsh(np.array(colours.covariance)))[::-1], rtol=1e-5)
     assert np.all(components[:, 0] / values[0] > 0.5)
+
+
+def test_the_shift_that_reaches_the_net_has_the_formulas_covariance(photos: Path) -> None:
+    names = sorted(str(p.relative_to(photos)) for p in (photos / "train").rglob("*.JPEG"))[::8]
+    colours = measure(photos, names, workers=2).colours(names)
+    seen: list[torch.Tensor] = []
+    trainee = Trainee(VGG("A", 2, 0.05, 32), colours, dropout=0.5).eval()
+    trainee.net.features.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    crops = [smallest_side(read_rgb(photos / name), 40)[:32, :32] for name in names]
+    shifts = []
+    for start in range(0, 4000, 100):
+        keys = range(start, start + 100)
+        batch = torch.from_numpy(np.stack([crops[i % len(crops)] for i in keys]))
+        alpha = torch.tensor([draw(keyed(3, SAMPLE, 0, 0, i), (40, 40), 0.1).alpha for i in keys])
+        with torch.inference_mode():
+            trainee(batch, alpha.float(), torch.zeros(len(batch), 0, dtype=torch.uint8))
+        unshifted = batch.permute(0, 3, 1, 2) - torch.tensor(colours.mean)[:, None, None]
+        shift = (seen.pop() - unshifted).flatten(2)  # (100, 3, pixels)
+        assert float(shift.std(2).max()) < 1e-4  # one colour for all pixels of an image
+        shifts.append(shift.mean(2).numpy())
+    # each component l_k p_k has a factor N(0, 0.1): Cov = 0.01 P diag(l^2) P' = 0.01 C^2, C of RGB in [0, 1]
+    expected = 0.01 * np.linalg.matrix_power(np.array(colours.covariance), 2) * 255**2
+    measured = np.cov(np.concatenate(shifts).T)
+    assert np.abs(measured - expected).max() < 0.1 * expected.max()  # 4.5 standard errors of 4000 draws
 
 
 def test_unreadable_images_are_named_and_left_out(photos: Path, tmp_path: Path) -> None:

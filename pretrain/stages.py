@@ -84,8 +84,9 @@ def _alone(run: Run) -> Iterator[None]:
         raise VggfeatError(f"can't write in the folder {run.out}: {error.strerror}") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # lockf, not flock: the reading workers of a killed run live on for seconds and would inherit that one
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise VggfeatError(
                 f"another run is at work in {run.out}: wait for it, or give another --out"
             ) from None

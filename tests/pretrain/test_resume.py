@@ -20,7 +20,7 @@ from tests.pretrain.conftest import SHORT, command, environment
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 KILLS = int(os.environ.get("KILLS", "3"))  # 20 for the figure in docs/results.md
-# A and then D from A, two epochs and a half each, a checkpoint after every iteration
+# A and then D from A, each ending in the middle of an epoch, a checkpoint after every iteration
 RUN = [
     "--net",
     "D",
@@ -28,7 +28,7 @@ RUN = [
     "1-2",
     *SHORT,
     "--set=batch_size=8",
-    "--set=*.epochs=2.5",
+    f"--set=*.epochs={max(2.5, KILLS / 2 + 0.5)}",  # the more kills, the longer
     "--checkpoint-minutes",
     "0",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import math
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -238,9 +238,13 @@ def test_a_net_that_stays_at_chance_stops_with_advice(
 
 
 def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path) -> None:
-    with open(tmp_path / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    line = [sys.executable, "-c", hold, str(tmp_path / "lock")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path)
+        other.communicate()
     assert ran.status == 1
     assert "another run is at work in" in one_line(ran.err)
     assert not list(tmp_path.glob("*/last.safetensors"))

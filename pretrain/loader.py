@@ -52,16 +52,11 @@ class TrainingSet:
         return TrainingSet(self.items, readable(self.train), readable(self.held_out), self.val)
 
 
-def read_training_set(root: Path | None, recipe: Recipe) -> TrainingSet:
+def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
     """root/train/CLASS/IMAGE (and root/val), as ImageNet; or one folder a class, a fifth of it kept for val.
 
     Raises VggfeatError: another layout, a class without images, fewer training images than a batch has.
     """
-    if root is None:
-        raise VggfeatError(
-            "no training images: give --data, the folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE, "
-            "or one folder per class"
-        )
     if root.is_dir() and not any((root / s).is_dir() for s in ("train", "val")):
         subfolders, _ = folder.children(root)
         items = folder.load(root) if subfolders else imagenet.load(root)

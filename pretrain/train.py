@@ -28,11 +28,11 @@ Option = typer.Option
 def train(
     net: Annotated[str, Option(help="A, A-LRN, B, B-5x5, C, D or E.")] = "D",
     data: Annotated[
-        Path | None,
+        Path,
         Option(
-            "--data", "--root", envvar="VGGFEAT_IMAGENET", help="train/CLASS/IMAGE and val/…, or CLASS/IMAGE."
+            "--data", "--root", envvar="VGGFEAT_DATA", help="train/CLASS/IMAGE and val/…, or CLASS/IMAGE."
         ),
-    ] = None,
+    ] = Path("data"),
     recipe: Annotated[str, Option(help="paper, mini, or a .toml file.")] = "paper",
     folder: Annotated[Path | None, Option("--out", help="Folder of the run; runs/NET if not given.")] = None,
     init: Annotated[

@@ -164,7 +164,9 @@ def losses(out: Path) -> list[float]:
     return [event["loss"] for event in events if event["event"] == "train"]
 
 
-def test_what_is_no_imagenet(command: Command, drawings: Path, tmp_path: Path) -> None:
+def test_what_is_no_imagenet(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["--net", "A", *FEW, "--out", tmp_path / "run"]
     nowhere = command(*words, "--data", tmp_path / "nowhere")
     assert nowhere.status == 1
@@ -173,9 +175,12 @@ def test_what_is_no_imagenet(command: Command, drawings: Path, tmp_path: Path) -
     empty = command(*words, "--data", tmp_path / "empty")
     assert empty.status == 1
     assert "train/WNID" in one_line(empty.err)
-    without = command(*words)
+    monkeypatch.chdir(tmp_path)
+    without = command(*words)  # ./data, where vggfeat looks, too
     assert without.status == 1
-    assert "--data" in one_line(without.err)
+    assert f"{tmp_path}/data/train" in one_line(without.err)
+    monkeypatch.setenv("VGGFEAT_DATA", str(tmp_path / "elsewhere"))
+    assert str(tmp_path / "elsewhere") in one_line(command(*words).err)
     (drawings / "train" / "green").mkdir()
     assert "no images in the class folder" in one_line(command(*words, "--data", drawings).err)
     (drawings / "train" / "green").rmdir()

@@ -201,4 +201,4 @@ def _difference(ours: Any, theirs: Any) -> float:
 
 
 if __name__ == "__main__":
-    run(app, "pretrain.export")
+    run(app, "python -m pretrain.export")

@@ -119,4 +119,4 @@ def train(
 
 
 if __name__ == "__main__":
-    run(app, "pretrain.train")
+    run(app, "python -m pretrain.train")

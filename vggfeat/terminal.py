@@ -69,8 +69,8 @@ def duration(seconds: float) -> str:
 
 
 def command() -> str:
-    """The command line that this process was started with."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line that this process was started with, as it can be typed again."""
+    return f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
 
 
 def check_writable(path: Path | None, overwrite: bool = True) -> None:
@@ -133,19 +133,20 @@ def progress(verb: str) -> Iterator[Any]:
 
 
 def run(app: typer.Typer, name: str) -> None:
-    """Run a command; turn errors into one line and an exit status. name: as its messages begin."""
+    """Run a command; turn errors into one line and an exit status. name: what a user types to start it."""
+    sys.argv[0] = name
     # PyTorch then asks for large pages: a layer's map of 50 MB is faulted in by 25 pages instead of 12,000, 10 % of
     # a forward pass on a CPU. Read at its first allocation, so set before PyTorch is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        app()
+        app(prog_name=name)
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         text = " ".join(str(error).split())
         if not isinstance(error, VggfeatError):
             text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
-        print(f"{name}: {printable(text)}", file=sys.stderr)
+        print(f"{name.split()[-1]}: {printable(text)}", file=sys.stderr)
         if isinstance(error, WriteFailed):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -25,7 +25,7 @@ WHOLE = "random:A,classes=7"  # the only size that torchvision and timm have
 
 @pytest.fixture
 def export(run_main: Command) -> Command:
-    return functools.partial(run_main, functools.partial(run, app, "pretrain.export"))
+    return functools.partial(run_main, functools.partial(run, app, "python -m pretrain.export"))
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ FEW = [*SHORT, "--workers", "0", "--set=batch_size=16", "--set=*.iterations=6", 
 @pytest.fixture
 def command(run_main: Command) -> Command:
     """`command("--net", "A", …)` in this process."""
-    return functools.partial(run_main, functools.partial(run, app, "pretrain.train"))
+    return functools.partial(run_main, functools.partial(run, app, "python -m pretrain.train"))
 
 
 def one_line(text: str) -> str:

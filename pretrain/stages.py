@@ -121,6 +121,7 @@ def _train_stages(run: Run, stop: Stop) -> bool:
                     "the same command goes on from there"
                 )
             return False
+        ranks.barrier()  # the next stage starts from what the first process has just written
     if ranks.first:
         partial = run.out / f"{WEIGHTS}.partial"
         shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, partial)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -167,10 +168,13 @@ class Trainer:
         running: nn.Module = torch.compile(self.trainee) if machine.compile else self.trainee  # type: ignore[assignment]
         if ranks.world > 1:
             device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-            # gradients are exchanged bucket by bucket while the rest of the backward pass goes on
-            running = DistributedDataParallel(
-                running, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():
+                # a later name of this argument isn't known to PyTorch 2.11
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                # gradients are exchanged bucket by bucket while the rest of the backward pass goes on
+                running = DistributedDataParallel(
+                    running, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         self.running = running
         self.reported: set[str] = set()
         self.pending = torch.zeros(

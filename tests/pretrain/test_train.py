@@ -105,6 +105,20 @@ def test_the_chain_and_what_it_leaves(
     assert (out / JITTER / "weights.safetensors").stat().st_mtime_ns <= before
 
 
+def test_processes_wait_for_the_weights_of_the_stage_before(
+    train: Train, drawings: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import time\nfrom pretrain import train, trainer\n"
+        "write = trainer.write_weights\n"
+        "trainer.write_weights = lambda *args: (time.sleep(2), write(*args))\ntrain.app()\n"
+    )
+    few = ("--stages", "1-2", "--set=*.iterations=1", "--set=held_out=0")
+    train("--net", "D", *FEW, *few, "--data", drawings, "--out", tmp_path / "run", processes=2, script=script)
+    assert (tmp_path / "run" / D_STAGE / "weights.safetensors").exists()
+
+
 def test_only_the_fc_layers_learn_where_the_recipe_says_so(
     command: Command, drawings: Path, tmp_path: Path
 ) -> None:

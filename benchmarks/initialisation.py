@@ -1,12 +1,13 @@
 """What "10^-2 variance" can mean (Sect. 3.1): initial scores and first iterations of A, D and E, by initialisation.
 
     python -m benchmarks.initialisation --data IMAGENET --out build/initialisation
+    python -m benchmarks.initialisation --data IMAGENET --a runs/A/weights.safetensors --batch-size 64
 
 Full-width nets learn from crops of 64 pixels of S=72 (so that 200 iterations fit on a laptop; the convolutions' fan-in,
 which decides what a standard deviation does to the signal, is the paper's). Initial scores are taken at 224 as well.
 Initialisations: normal with standard deviation 0.1 (the variance read literally) and 0.01, Glorot & Bengio's, and
-seven layers from A (Glorot's, trained for `--a-iterations` here) with the others normal 0.01 (the paper's way) or
-Glorot's. Prints a table; writes the losses as JSON and a plot.
+seven layers from A (Glorot's, trained for `--a-iterations` here, or `--a`'s, whose width and crop all nets then have)
+with the others normal 0.01 (the paper's way) or Glorot's. Prints a table; writes the losses as JSON and a plot.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -28,7 +30,7 @@ from pretrain.trainer import Machine, Trainer, hidden_units
 from vggfeat.images import Preprocessing, centre_crop, read_rgb, smallest_side
 from vggfeat.terminal import columns, out
 from vggfeat.vgg import VGG
-from vggfeat.weights import resolve_precision
+from vggfeat.weights import load, resolve_precision
 
 # label -> (how the random layers are drawn, their standard deviation, whether seven layers are A's)
 INITS = {
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--nets", default="A,D,E")
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--a-iterations", type=int, default=600, help="of the A that deeper nets start from")
+    parser.add_argument("--a", help="weights of a trained A that deeper nets start from instead")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--width", type=float, default=1.0)
@@ -67,6 +70,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    trained_a: VGG | None = None
+    if args.a:
+        trained_a = cast(VGG, load(args.a).module)
+        args.width, args.crop = trained_a.width, trained_a.crop
     stage = Stage("A", (args.crop * 9 // 8,) * 2, args.learning_rate, iterations=args.iterations)
     recipe = Recipe("initialisation", (stage,), width=args.width, crop=args.crop, batch_size=args.batch_size)
     data = read_training_set(args.data, recipe)
@@ -85,7 +92,6 @@ def main() -> None:
         "last 10",
     )
     curves: dict[str, list[float]] = {}
-    trained_a: VGG | None = None
     for name in args.nets.split(","):
         for label, (how, std, from_a) in INITS.items():
             if from_a and (name == "A" or trained_a is None):
@@ -99,7 +105,7 @@ def main() -> None:
             scores = ["-" if from_a else f"{initial_score(whole, data, colours.mean, 224):.1e}"]
             del whole
             scores.append(f"{initial_score(net, data, colours.mean, args.crop):.1e}")
-            is_source = name == "A" and how == "glorot"
+            is_source = name == "A" and how == "glorot" and not args.a
             length = max(args.a_iterations, args.iterations) if is_source else args.iterations
             run = replace(recipe, stages=(replace(stage, net=name, iterations=length),))
             losses = first_iterations(run, net.float(), data, colours, ranks, machine, args.out)

@@ -129,6 +129,12 @@ def test_lrn_against_its_formula(he):
         expected[:, c] = a[:, c] / (2 + 1e-4 * neighbours) ** 0.75
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
     assert (got - a).abs().max() > 1
+    norm = module.features[-1]
+    low = norm(a.bfloat16())
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.double(), norm(a.bfloat16().double()), rtol=2**-8, atol=0)  # one rounding
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(norm(a.float()).double(), expected, rtol=1e-5, atol=0)
 
 
 def test_layers_by_name_are_the_networks_own_steps(he):

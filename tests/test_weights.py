@@ -16,7 +16,7 @@ from vggfeat import weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE_MEAN_BGR
-from vggfeat.vgg import VGG
+from vggfeat.vgg import NETS, VGG
 
 from .conftest import photograph
 
@@ -260,3 +260,12 @@ def test_bfloat16_stays_near_float32(data):
     rough = vggfeat.embed(network.to("cpu", "bfloat16"), photos, scales=(128,), layer="pool5")
     assert not np.array_equal(exact, rough)
     assert (exact * rough).sum(1).min() > 0.9995
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("net", NETS)
+def test_every_net_of_table_1_in_every_precision(net, precision):
+    network = vggfeat.load(f"random:{net},width=0.125,crop=32").to("cpu", precision)
+    x = vggfeat.embed(network, [photograph(0, 40, 50)], scales=(32,))
+    assert x.shape == (1, 512) and x.dtype == np.float32
+    assert abs(np.linalg.norm(x) - 1) < 1e-5

@@ -23,7 +23,7 @@ from tests.pretrain.conftest import SHORT
 from vggfeat import cli
 from vggfeat.store import open_features
 from vggfeat.terminal import run
-from vggfeat.vgg import VGG
+from vggfeat.vgg import NETS, VGG
 from vggfeat.weights import load
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -103,6 +103,14 @@ def test_the_chain_and_what_it_leaves(
     assert "iteration" not in again.err
     assert again.out == ran.out or JITTER in again.out
     assert (out / JITTER / "weights.safetensors").stat().st_mtime_ns <= before
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_every_net_of_table_1_learns(net: str, command: Command, drawings: Path, tmp_path: Path) -> None:
+    few = ("--init", "glorot", "--stages", "1", "--set=*.iterations=2", "--precision", "bfloat16")
+    ran = command("--net", net, *FEW, *few, "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 0, ran.err
+    assert load(str(tmp_path / "run" / "weights.safetensors")).name == net
 
 
 def test_processes_wait_for_the_weights_of_the_stage_before(

@@ -153,7 +153,7 @@ def check_same_work(recipe: Recipe, data: TrainingSet, ranks: Ranks, folder: Pat
     x = trainer.trainee.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()
     theirs = peer_step(peer, peer_optimiser(peer, calm), x, batch.labels.to(ranks.device), low=False)
     weights = zip(net.parameters(), peer.parameters(), strict=True)
-    worst = max(float((a - b).norm() / b.norm().clamp_min(1e-9)) for a, b in weights if a.ndim > 1)
+    worst = max(float((a - b).detach().norm() / b.norm().clamp_min(1e-9)) for a, b in weights if a.ndim > 1)
     return abs(ours - theirs) / theirs, worst
 
 

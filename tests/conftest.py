@@ -17,7 +17,9 @@ from vggfeat.images import Preprocessing
 from vggfeat.vgg import VGG
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-torch.set_num_threads(2)
+torch.set_num_threads(
+    1
+)  # nets here are small; a second thread that a busy machine delays costs more than it gives
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,12 @@ def run(app: typer.Typer, name: str) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app(prog_name=name)
+    except SystemExit as ended:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        # gloo's threads outlive the process group (DDP holds it); one that frees its last tensor while the
+        # interpreter ends aborts a run that went well
+        _leave(int(ended.code or 0))
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
@@ -148,7 +154,12 @@ def run(app: typer.Typer, name: str) -> None:
             text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
         print(f"{name.split()[-1]}: {printable(text)}", file=sys.stderr)
         if isinstance(error, WriteFailed):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)  # HDF5 would crash on the file that it can't close
+            _leave(1)  # HDF5 would crash on the file that it can't close
         sys.exit(1)
+
+
+def _leave(status: int) -> None:
+    """Exit without Python's own end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

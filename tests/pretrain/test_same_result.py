@@ -90,9 +90,9 @@ def test_the_comparison_notices_what_is_not_keyed(
 ) -> None:
     script = tmp_path / "unkeyed.py"
     script.write_text(
-        "import os\nimport numpy as np\nfrom pretrain import augment, loader, train\n"
+        "import os\nimport numpy as np\nfrom pretrain import augment, loader, train\nfrom vggfeat import terminal\n"
         "own = np.random.default_rng(int(os.environ.get('RANK', '0')))\n"  # as if each process were seeded by its rank
-        f"{UNKEYED[what]}\ntrain.app()\n"
+        f"{UNKEYED[what]}\nterminal.run(train.app, 'pretrain.train')\n"
     )
     one = steps(
         train, photos, start, tmp_path / "one", "one process", "--precision", "float64", script=script

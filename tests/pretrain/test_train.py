@@ -118,9 +118,10 @@ def test_processes_wait_for_the_weights_of_the_stage_before(
 ) -> None:
     script = tmp_path / "slow.py"
     script.write_text(
-        "import time\nfrom pretrain import train, trainer\n"
+        "import time\nfrom pretrain import train, trainer\nfrom vggfeat import terminal\n"
         "write = trainer.write_weights\n"
-        "trainer.write_weights = lambda *args: (time.sleep(2), write(*args))\ntrain.app()\n"
+        "trainer.write_weights = lambda *args: (time.sleep(2), write(*args))\n"
+        "terminal.run(train.app, 'pretrain.train')\n"
     )
     few = ("--stages", "1-2", "--set=*.iterations=1", "--set=held_out=0")
     train("--net", "D", *FEW, *few, "--data", drawings, "--out", tmp_path / "run", processes=2, script=script)

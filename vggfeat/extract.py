@@ -94,13 +94,34 @@ def describe_all(
     workers: int = 2,
     advance: Callable[[float], None] = lambda images: None,
 ) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
-    """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set order.
+    """`by_shape` with `describe`: (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage)."""
 
-    sources: anything `images.read_rgb` takes. batch_size: images of 224 x 224 pixels a forward pass; larger
-    images go in proportionally smaller batches, so that memory stays the same. advance: called after each batch
-    with the work done in images, a scale counting as its Q^2 (images end late, while their buckets fill).
+    def compute(images_NHWC: torch.Tensor) -> torch.Tensor:
+        return describe(network, images_NHWC, description.layer, description.mirror)
+
+    return by_shape(
+        sources, description.scales, compute, network.device,
+        batch_size=batch_size, workers=workers, advance=advance,
+    )  # fmt: skip
+
+
+def by_shape(
+    sources: Sequence[Any],
+    scales: Sequence[int],
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+    *,
+    batch_size: int = 8,
+    workers: int = 2,
+    advance: Callable[[float], None] = lambda images: None,
+) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
+    """Yield (i, what `compute` makes of the image at each scale (Q, ...)), or (i, UnreadableImage); in no set order.
+
+    sources: anything `images.read_rgb` takes. compute: uint8 RGB (n, H, W, 3) of one shape, on the device -> (n, ...).
+    batch_size: images of 224 x 224 pixels at once; larger images go in proportionally smaller batches, so that
+    memory stays the same. advance: called after each batch with the work done in images, a scale counting as its Q^2
+    (images end late, while their buckets fill).
     """
-    scales = description.scales
     share = np.square(scales) / np.square(scales).sum()
     rows: dict[int, np.ndarray] = {}
     left: dict[int, int] = {}
@@ -115,17 +136,17 @@ def describe_all(
         nonlocal waiting
         members = buckets.pop(key)
         waiting -= sum(image.nbytes for _, image in members)
-        batch_NHWC = torch.from_numpy(np.stack([image for _, image in members])).to(network.device)
+        batch_NHWC = torch.from_numpy(np.stack([image for _, image in members])).to(device)
         try:
-            described_ND = describe(network, batch_NHWC, description.layer, description.mirror).cpu().numpy()
+            computed = compute(batch_NHWC).cpu().numpy()
         except torch.OutOfMemoryError as error:
             raise VggfeatError(
-                f"out of memory on {network.device} with {tuple(batch_NHWC.shape)}; give a smaller --batch-size"
+                f"out of memory on {device} with {tuple(batch_NHWC.shape)}; give a smaller --batch-size"
             ) from error
         advance(len(members) * float(share[key[0]]))
-        for (i, _), descriptor_D in zip(members, described_ND, strict=True):
-            row = rows.setdefault(i, np.empty((len(scales), len(descriptor_D)), np.float32))
-            row[key[0]] = descriptor_D
+        for (i, _), value in zip(members, computed, strict=True):
+            row = rows.setdefault(i, np.empty((len(scales), *value.shape), value.dtype))
+            row[key[0]] = value
             left[i] -= 1
             if not left[i]:
                 del left[i]
@@ -270,7 +291,7 @@ def plan(
     flop = 0.0
     for height, width in shapes:
         for q in description.scales:
-            flop += _flop(network, description.layer, *smallest_side_shape(height, width, q))
+            flop += forward_flop(network, description.layer, *smallest_side_shape(height, width, q))
     per_image = flop / max(1, len(shapes)) * (2 if mirror else 1)
     side = description.scales[0]
     trial = torch.zeros((1, side, side, 3), dtype=torch.uint8, device=network.device)
@@ -278,7 +299,9 @@ def plan(
     started = time.perf_counter()
     describe(network, trial, description.layer, mirror).cpu()
     rate = (
-        _flop(network, description.layer, side, side) * (2 if mirror else 1) / (time.perf_counter() - started)
+        forward_flop(network, description.layer, side, side)
+        * (2 if mirror else 1)
+        / (time.perf_counter() - started)
     )
     size = len(items) * len(description.scales) * network.dim(description.layer) * np.dtype(store).itemsize
     total = per_image * len(items)
@@ -300,7 +323,8 @@ def _shape(source: Any) -> tuple[int, int] | None:
 _FLOP: dict[tuple[str, str, int, int], float] = {}
 
 
-def _flop(network: Network, layer: str, height: int, width: int) -> float:
+def forward_flop(network: Network, layer: str, height: int, width: int) -> float:
+    """Operations of one image's forward pass to a layer; a multiply-add is two."""
     key = (network.fingerprint, layer, height, width)
     if key not in _FLOP:
         shapes = {k: torch.empty_like(v, device="meta") for k, v in network.module.state_dict().items()}

@@ -317,25 +317,24 @@ def centre_crop(image_HWC: np.ndarray, size: int) -> np.ndarray:
     return grid_crops(image_HWC, size, n=1)[0]
 
 
-def grid_crops(image_HWC: np.ndarray, size: int, n: int = 5) -> np.ndarray:
-    """A regular n x n grid of crops, (n*n, size, size, 3), row by row.
+def grid_crops(images: Batch, size: int, n: int = 5) -> Batch:
+    """A regular n x n grid of crops of (..., H, W, 3): (n*n, ..., size, size, 3), row by row; NumPy or torch.
 
     Evenly spaced: the first is flush with the top left, the last with the bottom right; positions between are
     rounded, halves towards the top left. n=1 is the centre crop, which every odd n contains too.
-    Raises VggfeatError if the image is smaller than the crop. Source: Sect. 3.2, multi-crop, n=5.
+    Raises VggfeatError if the images are smaller than the crop. Source: Sect. 3.2, multi-crop, n=5.
     """
-    height, width = image_HWC.shape[:2]
+    height, width = images.shape[-3:-1]
     if size < 1 or n < 1:
         raise VggfeatError(f"a grid of {n}x{n} crops of {size} pixels does not exist")
     if min(height, width) < size:
         raise VggfeatError(f"can't cut a crop of {size}x{size} from {width}x{height} pixels: use a larger Q")
-    return np.stack(
-        [
-            image_HWC[top : top + size, left : left + size]
-            for top in _grid_positions(height - size, n)
-            for left in _grid_positions(width - size, n)
-        ]
-    )
+    crops = [
+        images[..., top : top + size, left : left + size, :]
+        for top in _grid_positions(height - size, n)
+        for left in _grid_positions(width - size, n)
+    ]
+    return torch.stack(crops) if isinstance(images, torch.Tensor) else np.stack(crops)
 
 
 def _grid_positions(margin: int, n: int) -> list[int]:

@@ -133,7 +133,12 @@ def mean_class_recall(pred: ArrayLike, truth: ArrayLike, n_classes: int) -> floa
 
 
 def top_k_error(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> float:
-    """Share of images whose true class is not among the k best scored.
+    """Share of images whose true class is not among the k best scored; see `top_k_wrong`."""
+    return float(top_k_wrong(scores_NK, truth, k).mean())
+
+
+def top_k_wrong(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> NDArray[np.bool_]:
+    """(N,): whether an image's true class is not among the k best scored.
 
     scores_NK: (N, K). truth: (N,) in 0 … K-1. Tied classes rank in their own order, so that a constant score
     doesn't count as right for every class. ValueError for other shapes, labels out of range, NaN, or k < 1.
@@ -149,4 +154,4 @@ def top_k_error(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> float:
         raise ValueError(f"k must be at least 1, not {k}")
     own = np.take_along_axis(scores, truth_N[:, None], axis=1)  # (N, 1)
     tied_before = (scores == own) & (np.arange(scores.shape[1]) < truth_N[:, None])
-    return float((((scores > own) | tied_before).sum(axis=1) >= k).mean())
+    return ((scores > own) | tied_before).sum(axis=1) >= k

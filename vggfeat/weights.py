@@ -115,6 +115,17 @@ class Network:
         self.require(layer)
         return self.module(x_NCHW.to(DTYPES[self.precision]), layer)
 
+    def crop_scores(self, x_NCHW: Tensor) -> Tensor:
+        """Scores (N, K) of preprocessed float32 crops, FC layers as matrices, in the network's precision."""
+        self.require("fc8")
+        return self.module.crop_scores(x_NCHW.to(DTYPES[self.precision]))
+
+    def scores(self, fc7_ND: Tensor) -> Tensor:
+        """fc8 of fc7 descriptors: (N, K) float32. Of a mean descriptor it is the mean score map (fc8 is linear)."""
+        self.require("fc8")
+        fc8 = self.module.classifier[-1]
+        return nn.functional.linear(fc7_ND.float(), fc8.weight.float(), fc8.bias.float())
+
     def set_pool(self, pool: str) -> Network:
         """Max-pooling of odd sides by "floor" or "ceil" instead of the weights' own; changes and returns this.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -54,6 +55,14 @@ class Ranks:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def collect(self, part: np.ndarray, axis: int) -> np.ndarray:
+        """In the first process all processes' parts, one after another along axis; in the others their own."""
+        if self.world == 1:
+            return part
+        parts: list[Any] | None = [None] * self.world if self.first else None
+        dist.gather_object(part, parts, dst=0)
+        return part if parts is None else np.concatenate(parts, axis)
 
     def same(self, value: Any) -> Any:
         """The first process's value, in every process."""

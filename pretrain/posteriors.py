@@ -1,0 +1,346 @@
+"""Class posteriors of whole images as Sect. 3.2 takes them: dense or multi-crop, several Q, several nets.
+
+N images, Q test scales, K classes, H, W height and width. A posterior is kept for each net, mode and Q; everything
+that the paper averages (mirror and positions first; then Q, modes, nets) is an average of those.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.ranks import Ranks
+from pretrain.tables import paper_scales
+from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.describe import describe
+from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.extract import by_shape
+from vggfeat.images import grid_crops, mirror
+from vggfeat.metrics import top_k_wrong
+from vggfeat.store import TEXT, open_hdf5, texts
+from vggfeat.vgg import VGG
+from vggfeat.weights import Network
+
+FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 1
+MODES = ("dense", "crops")
+GRID = 5  # a side: 50 crops a scale with their mirror images
+
+
+@torch.inference_mode()
+def dense(network: Network, images_NHWC: Tensor) -> Tensor:
+    """Posteriors (N, K) float32: the score map's mean over positions, softmax, mean with the mirror image's.
+
+    images_NHWC: uint8 RGB of one shape. The mean of the score map is fc8 of the mean fc7 descriptor, which is what
+    extraction computes; only the softmax stands between the two views.
+    """
+    views_VHWC = torch.cat([images_NHWC, mirror(images_NHWC)])
+    scores_VK = network.scores(describe(network, views_VHWC, "fc7", mirror=False))
+    return scores_VK.softmax(1).view(2, -1, scores_VK.shape[1]).mean(0)
+
+
+@torch.inference_mode()
+def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
+    """Posteriors (N, K) float32: mean of the softmax over a 5x5 grid of crops and their mirror images.
+
+    images_NHWC: uint8 RGB of one shape, on the device: the crops are cut there. batch_size: crops at once.
+    """
+    grid_NHWC = grid_crops(images_NHWC, network.module.crop, GRID).flatten(0, 1)  # 25 x N
+    views_NHWC = torch.cat([grid_NHWC, mirror(grid_NHWC)])
+    posteriors = [
+        network.crop_scores(network.preprocessing(part)).float().softmax(1)
+        for part in views_NHWC.split(batch_size)
+    ]
+    return torch.cat(posteriors).view(2 * GRID * GRID, len(images_NHWC), -1).mean(0)
+
+
+@dataclass
+class Posteriors:
+    """What one net says of N images.
+
+    of: net, train_scale, weights, fingerprint, precision, as strings. scales: Q in pixels.
+    modes: "dense" or "crops" -> (Q, N, K) float32; NaN where the image is unreadable.
+    """
+
+    of: dict[str, str]
+    scales: tuple[int, ...]
+    modes: dict[str, np.ndarray]
+
+    def mean(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
+        """(N, K): the average over test scales, and for "both" over the two modes. VggfeatError: not kept."""
+        chosen = self.scales if scales is None else tuple(scales)
+        wanted = MODES if mode == "both" else (mode,)
+        name = f"net {self.of['net']} ({self.of['weights']})"
+        for m in wanted:
+            if m not in self.modes:
+                raise VggfeatError(f"the posteriors of {name} are {', '.join(self.modes)} only, not {m}")
+        for q in chosen:
+            if q not in self.scales:
+                raise VggfeatError(f"the posteriors of {name} have no Q={q}, only {self.scales}")
+        rows = [self.scales.index(q) for q in chosen]
+        return np.mean([self.modes[m][rows].mean(0, dtype=np.float64) for m in wanted], axis=0)
+
+
+def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
+    """The Q to evaluate a net at: those given, or the net's own. Raises VggfeatError for a net or Q that can't be."""
+    if not isinstance(network.module, VGG):
+        raise VggfeatError(f"{network.spec} is no net of Table 1: evaluation needs its score map")
+    if network.layers[-1] != "fc8":
+        raise VggfeatError(
+            f"{network.spec} has no usable class scores: its weights (finite ones) reach {network.layers[-1]}; "
+            "give weights of the whole net"
+        )
+    chosen = tuple(scales) or own_scales(network)
+    if len(set(chosen)) != len(chosen):
+        raise VggfeatError(f"scales {chosen} must be different numbers")
+    if min(chosen) < network.module.crop:
+        raise VggfeatError(
+            f"Q={min(chosen)} is smaller than the crop of {network.module.crop} that {network.spec} was trained on"
+        )
+    return chosen
+
+
+def measure(
+    network: Network, items: Items, scales: Sequence[int], modes: Sequence[str], ranks: Ranks,
+    *, batch_size: int = 8, workers: int = 2, advance: Callable[[float, int], None] = lambda done, total: None,
+) -> tuple[Posteriors, dict[int, str]]:  # fmt: skip
+    """A net's posteriors of all items, and row -> reason of unreadable ones; complete in the first process.
+
+    Each process takes its part of the images; an image is decoded once for all scales and modes.
+    """
+    low, high = ranks.share(0, len(items))
+    K = network.module.num_classes
+    mine_QMNK = np.full((len(scales), len(modes), high - low, K), np.nan, np.float32)
+    failures: dict[int, str] = {}
+    done = 0.0
+
+    def compute(images_NHWC: Tensor) -> Tensor:
+        of_mode = {
+            "dense": lambda: dense(network, images_NHWC),
+            "crops": lambda: crops(network, images_NHWC, batch_size),
+        }
+        return torch.stack([of_mode[mode]() for mode in modes], 1)  # (N, modes, K)
+
+    def count(images: float) -> None:
+        nonlocal done
+        done += images
+        advance(done, high - low)
+
+    sources = [items.source(i) for i in range(low, high)]
+    described = by_shape(
+        sources, scales, compute, network.device, batch_size=batch_size, workers=workers, advance=count
+    )
+    for i, result in described:
+        if isinstance(result, UnreadableImage):
+            failures[low + i] = str(result)
+        else:
+            mine_QMNK[:, :, i] = result
+    whole_QMNK = ranks.collect(mine_QMNK, axis=2)
+    for others in ranks.gather(failures):
+        failures |= others
+    of = {
+        "net": network.name,
+        "train_scale": network.metadata.get("train_scale", ""),
+        "weights": network.spec,
+        "fingerprint": network.fingerprint,
+        "precision": network.precision,
+    }
+    kept = {mode: whole_QMNK[:, m] for m, mode in enumerate(modes)}
+    return Posteriors(of, tuple(scales), kept), dict(sorted(failures.items()))
+
+
+@dataclass
+class Kept:
+    """Posteriors of several nets for the same images, and what they are of.
+
+    classes: K names, the order of the posteriors. labels: (N,) index into classes, -1 unknown.
+    unreadable: row -> reason.
+    """
+
+    dataset: str
+    split: str
+    names: list[str]
+    labels: np.ndarray
+    classes: list[str]
+    unreadable: dict[int, str]
+    nets: list[Posteriors]
+
+    def save(self, path: Path) -> None:
+        """Write as HDF5; the file appears whole. OSError where the disk refuses."""
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with h5py.File(partial, "w") as file:
+                file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION)
+                file.attrs.update(dataset=self.dataset, split=self.split)
+                for key, strings in (("names", self.names), ("classes", self.classes)):
+                    encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
+                    file.create_dataset(key, data=encoded, dtype=TEXT)
+                file["labels"] = self.labels.astype(np.int32)
+                rows = sorted(self.unreadable)
+                file["unreadable/rows"] = np.array(rows, np.int64)
+                reasons = [self.unreadable[i].encode("utf-8", "replace") for i in rows]
+                file.create_dataset("unreadable/reasons", data=reasons, dtype=TEXT, shape=(len(rows),))
+                for n, net in enumerate(self.nets):
+                    group = file.create_group(f"nets/{n:03d}")
+                    group.attrs.update(net.of)
+                    group.attrs["scales"] = net.scales
+                    for mode, posteriors_QNK in net.modes.items():
+                        group[mode] = posteriors_QNK
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Kept:
+        """The inverse of `save`. Raises VggfeatError for a file that is none."""
+        with open_hdf5(path, FORMAT, FORMAT_VERSION) as file:
+            try:
+                nets = []
+                for key in sorted(file["nets"]):
+                    group = file["nets"][key]
+                    of = {k: str(v) for k, v in group.attrs.items() if k != "scales"}
+                    scales = tuple(int(q) for q in group.attrs["scales"])
+                    nets.append(Posteriors(of, scales, {mode: group[mode][:] for mode in group}))
+                reasons = [text.decode("utf-8", "replace") for text in file["unreadable/reasons"][:]]
+                kept = cls(
+                    str(file.attrs["dataset"]), str(file.attrs["split"]), texts(file["names"]), file["labels"][:],
+                    texts(file["classes"]), dict(zip(map(int, file["unreadable/rows"][:]), reasons, strict=True)),
+                    nets,
+                )  # fmt: skip
+            except Exception as error:  # h5py meets damage in many ways
+                raise VggfeatError(f"{path} is damaged: {error}") from error
+        n, k = len(kept.names), len(kept.classes)
+        shapes = {p.shape[1:] for net in kept.nets for p in net.modes.values()}
+        if shapes != {(n, k)} or kept.labels.shape != (n,):
+            raise VggfeatError(f"{path} is damaged: its parts have different lengths")
+        return kept
+
+    def join(self, other: Kept, path: Path | str) -> None:
+        """Take in the nets of another file. Raises VggfeatError when it is of other images or classes."""
+        if other.names != self.names:
+            raise VggfeatError(
+                f"{path} is of other images ({other.dataset} {other.split}): it can't be fused"
+            )
+        if sorted(other.classes) != sorted(self.classes):
+            raise VggfeatError(f"{path} has other classes than the first: it can't be fused")
+        order = [other.classes.index(name) for name in self.classes]
+        for net in other.nets:
+            net.modes = {mode: posteriors[:, :, order] for mode, posteriors in net.modes.items()}
+            self.nets.append(net)
+        self.unreadable |= other.unreadable
+
+    def fused(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
+        """(N, K): the average over scales, modes and nets; NaN where unreadable."""
+        return np.mean([net.mean(mode, scales) for net in self.nets], axis=0)
+
+    def errors(self, posteriors_NK: np.ndarray) -> tuple[float, float]:
+        """Top-1 and top-5 error over the labelled images, %."""
+        return 100 * float(self.wrong(posteriors_NK, 1).mean()), 100 * float(
+            self.wrong(posteriors_NK, 5).mean()
+        )
+
+    def wrong(self, posteriors_NK: np.ndarray, k: int) -> np.ndarray:
+        """(n,) bool over the labelled images: the true class is not among the k most likely. So are unreadable ones."""
+        labelled = self.labels >= 0
+        readable = labelled & ~np.isnan(posteriors_NK).any(1)
+        wrong = np.ones(len(self.labels), bool)
+        if readable.any():
+            wrong[readable] = top_k_wrong(posteriors_NK[readable], self.labels[readable], k)
+        return wrong[labelled]
+
+
+def images_of(root: Path, split: str, limit: int) -> Items:
+    """The images of one split of ImageNet's layout; "test" is a flat folder without labels.
+
+    limit: at most so many images, evenly spread over the split; 0 for all. Raises VggfeatError: another layout.
+    """
+    if split == "test":
+        items = folder.load(root / "test")
+        if items.labels is not None:
+            raise VggfeatError(
+                f"{root / 'test'} has class folders: the test images are expected in it directly"
+            )
+        rows = np.arange(len(items))
+    else:
+        items = imagenet.load(root)
+        if split not in items.splits:
+            raise VggfeatError(f"no folder {(root / split).absolute()}: expected {split}/CLASS/IMAGE")
+        rows = items.splits[split]
+    if 0 < limit < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
+    labels = None if items.labels is None else items.labels[rows]
+    return replace(items, names=[items.names[i] for i in rows], labels=labels, splits={})
+
+
+def evaluate(
+    networks: Iterable[Network], scales: Sequence[int], modes: Sequence[str], items: Items, split: str, ranks: Ranks,
+    *, batch_size: int, workers: int, advance: Callable[[float, int], None],
+) -> Kept:  # fmt: skip
+    """`measure` for one net after another, matched by class with the data and with each other.
+
+    scales: Q for all nets; none: each net's own (`paper_scales`, several).
+    """
+    whole: Kept | None = None
+    for network in networks:
+        of_net = fitting_scales(network, scales)
+        classes = imagenet_synsets(network.classes or [])
+        order = class_order(network, items.classes)
+        labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
+        net, failures = measure(
+            network, items, of_net, modes, ranks, batch_size=batch_size, workers=workers, advance=advance
+        )
+        kept = Kept(items.dataset, split, items.names, labels, classes, failures, [net])
+        if whole is None:
+            whole = kept
+        else:
+            whole.join(kept, network.spec)
+    assert whole is not None
+    return whole
+
+
+def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:
+    """Q of Sect. 4 for the S that the weights were trained at; weights that don't say it count as S = 8/7 crop."""
+    crop = network.module.crop
+    low, _, high = network.metadata.get("train_scale", "").partition("-")
+    if not low.isdigit():
+        return paper_scales((crop * 8 // 7,) * 2, crop, multi)
+    return paper_scales((int(low), int(high or low)), crop, multi)
+
+
+def class_order(network: Network, classes: Sequence[str]) -> list[int]:
+    """For each class of the data, the net's output for it. Raises VggfeatError where the two can't be matched.
+
+    Nets of ImageNet's 1,000 classes name them in words; they are matched by synset, in the order of sorted ids.
+    """
+    names = network.classes
+    if names is None:
+        raise VggfeatError(
+            f"{network.spec} doesn't name its classes, so they can't be matched with the data's"
+        )
+    synsets = imagenet_synsets(names)
+    for own in (names, synsets):
+        place = {name: i for i, name in enumerate(own)}
+        if len(place) == len(names) and all(name in place for name in classes):
+            return [place[name] for name in classes]
+    unknown = [name for name in classes if name not in names and name not in synsets]
+    raise VggfeatError(
+        f"{network.spec} doesn't know {len(unknown)} of the data's {len(classes)} classes, such as {unknown[0]!r}"
+        if unknown
+        else f"{network.spec} names several classes alike: they can't be matched"
+    )
+
+
+def imagenet_synsets(names: Sequence[str]) -> list[str]:
+    """Synset ids of ILSVRC's classes where `names` are torchvision's words for them in that order; else names."""
+    from timm.data import ImageNetInfo
+    from torchvision.models import VGG16_Weights
+
+    if list(names) == list(VGG16_Weights.IMAGENET1K_V1.meta["categories"]):
+        return list(ImageNetInfo("imagenet-1k").label_names())
+    return list(names)

@@ -1,0 +1,120 @@
+"""Posteriors against a slow reference: one image, one view, one crop at a time, in float64."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from PIL import Image
+
+import vggfeat
+from pretrain.posteriors import evaluate
+from pretrain.ranks import Ranks
+from tests.conftest import photograph
+from vggfeat.datasets import Items
+from vggfeat.images import Preprocessing
+from vggfeat.weights import Network, save_weights
+
+CROP, CLASSES = 32, ["ant", "bee", "cat", "dog", "eel", "fox"]
+SHAPES = [(40, 60), (60, 40), (45, 45), (33, 90), (200, 133), (40, 60)]
+
+
+@pytest.fixture
+def nets(tmp_path: Path, he, plain: Preprocessing) -> list[Network]:  # type: ignore[no-untyped-def]
+    """D, and E with its classes in another order."""
+    order = {"D": CLASSES, "E": CLASSES[::-1]}
+    networks = []
+    for net in ("D", "E"):
+        module = he(net, num_classes=len(CLASSES), width=0.1, crop=CROP)
+        with torch.no_grad():
+            module.classifier[-1].weight.mul_(0.05)  # posteriors that are neither 0 nor 1
+        path = tmp_path / f"{net}.safetensors"
+        save_weights(path, module, plain, classes=order[net], train_scale="36-64")
+        networks.append(vggfeat.load(net, weights=path))
+    return networks
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Items:
+    names = [f"{i}.png" for i in range(len(SHAPES))]
+    for i, (height, width) in enumerate(SHAPES):
+        Image.fromarray(photograph(i, height, width)).save(tmp_path / names[i])
+    labels = np.arange(len(SHAPES), dtype=np.int32)
+    return Items("imagenet", "single-label", tmp_path, names, labels, CLASSES)
+
+
+def rescaled(path: Path, Q: int) -> np.ndarray:
+    image = Image.open(path).convert("RGB")
+    short, long = min(image.size), max(image.size)
+    other = int(long * Q / short + 0.5)
+    size = (Q, other) if image.width <= image.height else (other, Q)
+    return (
+        np.asarray(image.resize(size, Image.Resampling.BILINEAR)) if size != image.size else np.asarray(image)
+    )
+
+
+def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
+    """The paper's sentence, as loops: views of one image, one after another, in float64."""
+    module = copy.deepcopy(network.module).double()
+    mean = np.array(network.preprocessing.mean)
+    pixels = rescaled(path, Q).astype(np.float64) - mean
+    posteriors = []
+    for flipped in (False, True):
+        if mode == "dense":
+            view = pixels[:, ::-1] if flipped else pixels
+            x = torch.from_numpy(view.copy()).permute(2, 0, 1)[None]
+            pool5 = module.features(x)
+            size = CROP // 32
+            # the FC layers slide over pool5, one window at a time
+            scores = [
+                module.classifier.eval()(pool5[:, :, i : i + size, j : j + size].flatten(1))
+                for i in range(pool5.shape[2] - size + 1)
+                for j in range(pool5.shape[3] - size + 1)
+            ]
+            posteriors.append(F.softmax(torch.cat(scores).mean(0), 0))
+            continue
+        height, width = pixels.shape[:2]
+        for i in range(5):
+            for j in range(5):
+                # evenly spaced, halves towards the top left
+                top, left = (int(np.ceil((n - CROP) * k / 4 - 0.5)) for n, k in ((height, i), (width, j)))
+                crop = pixels[top : top + CROP, left : left + CROP]
+                crop = crop[:, ::-1] if flipped else crop
+                x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None]
+                posteriors.append(F.softmax(module.eval().crop_scores(x)[0], 0))
+    return torch.stack(posteriors).mean(0).detach().numpy()
+
+
+def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
+    scales = (36, 45, 64)
+    kept = evaluate(
+        nets, scales, ("dense", "crops"), items, "val", Ranks(torch.device("cpu")),
+        batch_size=2, workers=2, advance=lambda done, total: None,
+    )  # fmt: skip
+    expected: dict[tuple[int, str, int], np.ndarray] = {}
+    for n, network in enumerate(nets):
+        order = [network.classes.index(name) for name in CLASSES]  # type: ignore[union-attr]
+        for mode in ("dense", "crops"):
+            for s, Q in enumerate(scales):
+                rows = [reference(network, items.root / name, Q, mode) for name in items.names]
+                expected[n, mode, Q] = np.stack(rows)[:, order]
+                ours = kept.nets[n].modes[mode][s]
+                assert np.abs(ours - expected[n, mode, Q]).max() < 1e-5
+                assert expected[n, mode, Q].max() < 0.99  # else any scores would agree
+    for n in (0, 1):
+        multi = {m: np.mean([expected[n, m, Q] for Q in scales], axis=0) for m in ("dense", "crops")}
+        for mode, posteriors in multi.items():
+            assert np.abs(kept.nets[n].mean(mode) - posteriors).max() < 1e-5
+        both = (multi["dense"] + multi["crops"]) / 2
+        assert np.abs(kept.nets[n].mean("both") - both).max() < 1e-5
+        assert np.abs(kept.nets[n].mean("dense", [45]) - expected[n, "dense", 45]).max() < 1e-5
+    fused = np.mean([expected[n, m, Q] for n in (0, 1) for m in ("dense", "crops") for Q in scales], axis=0)
+    assert np.abs(kept.fused("both") - fused).max() < 1e-5
+    # the errors, by counting
+    guess = fused.argmax(1)
+    truth = np.arange(len(items))
+    assert kept.errors(kept.fused("both"))[0] == pytest.approx(100 * np.mean(guess != truth))

@@ -1,0 +1,234 @@
+"""Evaluate nets as Sect. 3.2 and 4 do: dense, multi-crop or both, over several Q, one net or several fused.
+
+    python -m pretrain.evaluate --weights runs/D/weights.safetensors --data /imagenet --scales 256,384,512
+    python -m pretrain.evaluate --weights oxford:D --weights oxford:E --data /imagenet --mode both --posteriors de.h5
+    python -m pretrain.evaluate --from de.h5 --mode crops                     # again, without a forward pass
+    python -m pretrain.evaluate --table 4 --runs runs --data /imagenet        # a table of the paper beside ours
+    torchrun --nproc-per-node 4 -m pretrain.evaluate --weights oxford:D --data /imagenet --scales 256,384,512
+
+Exit status: 0 done; 1 it failed, one line says why; 2 usage; 3 done, but some images can't be read: they count as
+errors and are listed (0 under torchrun, which takes any other status for a crash).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from vggfeat.errors import VggfeatError
+from vggfeat.terminal import (
+    CORES,
+    check_writable,
+    columns,
+    command,
+    list_unreadable,
+    out,
+    printable,
+    progress,
+    run,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from pretrain.posteriors import Kept
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Option = typer.Option
+CONFUSIONS = 20  # pairs of classes that the JSON file lists
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[
+        list[str], Option(help="A weights file, or a name as oxford:D; several are fused.")
+    ] = [],  # noqa: B006
+    kept: Annotated[list[Path], Option("--from", help="Kept posteriors; several files are fused.")] = [],  # noqa: B006
+    data: Annotated[
+        Path,
+        Option("--data", "--root", envvar="VGGFEAT_DATA", help="Holds val/WNID; or test, a flat folder."),
+    ] = Path("data"),
+    split: Annotated[Literal["val", "train", "test"], Option(help="test: images without labels.")] = "val",
+    scales: Annotated[
+        str, Option(help="Q, as 256,384,512; if not given, those of Sect. 4.2 for each net.")
+    ] = "",
+    mode: Annotated[Literal["dense", "crops", "both"], Option(help="crops: 50 a scale.")] = "dense",
+    posteriors: Annotated[Path | None, Option(help="Keep all posteriors in this HDF5 file.")] = None,
+    table: Annotated[str, Option(help="3, 4, 5, 6 or all: the table's rows for the nets in --runs.")] = "",
+    runs: Annotated[Path, Option(help="Folder with trained nets, for --table.")] = Path("runs"),
+    ledger: Annotated[Path, Option(help="What --table updates.")] = Path("docs/results.md"),
+    submission: Annotated[Path | None, Option(help="Write the devkit's five classes an image.")] = None,
+    devkit: Annotated[Path | None, Option(help="ILSVRC2012_devkit_t12, for --submission.")] = None,
+    json_file: Annotated[
+        Path | None, Option("--json", help="Figures, per class and confusions, too.")
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace output files.")] = False,
+    limit: Annotated[int, Option(min=0, help="So many images, evenly spread; 0: all.")] = 0,
+    batch_size: Annotated[int, Option(min=1, help="Images of 224x224 at once.")] = 16,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Option(help="Under torchrun, each process its own GPU.")
+    ] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], Option(help="auto: bfloat16 where it is fast.")
+    ] = "auto",
+    workers: Annotated[int | None, Option(min=1, help="Threads that read images.")] = None,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Print top-1 and top-5 errors as the paper does."""
+    if bool(weights) + bool(kept) + bool(table) != 1:
+        raise VggfeatError("give one of --weights, --from and --table")
+    if table not in ("", "3", "4", "5", "6", "all"):
+        raise VggfeatError(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
+    if submission is not None and devkit is None:
+        raise VggfeatError("--submission needs --devkit: its meta.mat has the numbers of the classes")
+    for path in (posteriors, submission):
+        check_writable(path, overwrite)
+    check_writable(json_file)
+    try:
+        wanted = tuple(int(q) for q in scales.split(",") if q)
+    except ValueError:
+        raise VggfeatError(f"--scales {scales}: give numbers of pixels, as 256,384,512") from None
+    numbers = devkit_numbers(devkit) if devkit is not None else {}
+    modes = ("dense", "crops") if mode == "both" else (mode,)
+    # PyTorch is imported from here on: wrong options are answered at once
+    from pretrain.posteriors import Kept, images_of
+    from pretrain.posteriors import evaluate as evaluate_all
+    from pretrain.ranks import joined
+    from pretrain.runs import run_tables
+    from vggfeat.weights import load
+
+    if kept:
+        whole = Kept.read(kept[0])
+        for path in kept[1:]:
+            whole.join(Kept.read(path), path)
+        report(whole, modes, wanted, json_file)
+        if submission is not None:
+            write_submission(whole, mode, wanted, numbers, submission)
+        return
+    with joined(device) as ranks:
+        items = images_of(data, split, limit)
+        threads = workers or max(1, CORES // ranks.local_world)
+        how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
+        if table:
+            chosen = (3, 4, 5, 6) if table == "all" else (int(table),)
+            run_tables(chosen, runs, ledger, items, data, split, ranks, precision, how)
+            return
+        networks = (load(spec).to(ranks.device, precision) for spec in weights)
+        with progress("evaluate") as show:
+
+            def advance(done: float, total: int) -> None:
+                if ranks.first:
+                    show(done, total)
+
+            whole = evaluate_all(networks, wanted, modes, items, split, ranks, advance=advance, **how)
+        if not ranks.first:
+            return
+        if posteriors is not None:
+            try:
+                whole.save(posteriors)
+            except OSError as error:
+                raise VggfeatError(f"can't write {posteriors}: {error}") from error
+    report(whole, modes, wanted, json_file)
+    if submission is not None:
+        write_submission(whole, mode, wanted, numbers, submission)
+    list_unreadable({whole.names[i]: reason for i, reason in whole.unreadable.items()})
+    if whole.unreadable and ranks.world == 1:
+        raise typer.Exit(3)
+
+
+def report(whole: Kept, modes: tuple[str, ...], scales: tuple[int, ...], json_file: Path | None) -> None:
+    """Print a line for each net and mode, and for all nets fused; write the same and more as JSON."""
+    labelled = int((whole.labels >= 0).sum())
+    rows = columns("nets", "S", "Q", "mode", "top-1 error, %", "top-5 error, %")
+    figures: list[dict[str, Any]] = []
+    kinds = (*modes, "both") if len(modes) == 2 else modes
+    groups = [[net] for net in whole.nets] + ([whole.nets] if len(whole.nets) > 1 else [])
+    for nets in groups:
+        for kind in kinds:
+            posteriors_NK = np.mean([net.mean(kind, scales or None) for net in nets], axis=0)
+            used = [",".join(map(str, scales or net.scales)) for net in nets]
+            figure: dict[str, Any] = {
+                "nets": [net.of for net in nets],
+                "scales": used,
+                "mode": kind,
+                "images": labelled,
+                "unreadable": len(whole.unreadable),
+            }
+            shown = "-", "-"
+            if labelled:
+                top1, top5 = whole.errors(posteriors_NK)
+                figure |= {"top1_error": top1, "top5_error": top5, **by_class(whole, posteriors_NK)}
+                shown = f"{top1:.2f}", f"{top5:.2f}"
+            figures.append(figure)
+            rows.add_row(
+                " + ".join(net.of["net"] for net in nets), " + ".join(net.of["train_scale"] or "?" for net in nets),
+                " + ".join(dict.fromkeys(used)), kind, *shown,
+            )  # fmt: skip
+    out.print(rows)
+    bad = f", {len(whole.unreadable)} of them unreadable, counted as errors" if whole.unreadable else ""
+    out.print(printable(f"{whole.dataset} {whole.split}: {len(whole.names)} images{bad}"))
+    unreadable = {whole.names[i]: reason for i, reason in whole.unreadable.items()}
+    write_json(json_file, {"rows": figures, "dataset": whole.dataset, "split": whole.split, "unreadable": unreadable,
+                           "command": command()})  # fmt: skip
+
+
+def by_class(whole: Kept, posteriors_NK: np.ndarray) -> dict[str, Any]:
+    """Errors of each class that occurs, and the pairs of classes that are confused most."""
+    labels = whole.labels[whole.labels >= 0]
+    scores = posteriors_NK[whole.labels >= 0]
+    wrong = {k: whole.wrong(posteriors_NK, k) for k in (1, 5)}
+    per_class = {}
+    for label in np.unique(labels):
+        own = labels == label
+        errors = {f"top{k}_error": 100 * float(wrong[k][own].mean()) for k in (1, 5)}
+        per_class[whole.classes[label]] = {"images": int(own.sum()), **errors}
+    readable = ~np.isnan(scores).any(1)
+    guesses = scores[readable].argmax(1)
+    pairs, counts = np.unique(np.stack([labels[readable], guesses]), axis=1, return_counts=True)
+    mistakes = [
+        {"is": whole.classes[i], "taken_for": whole.classes[j], "images": int(n)}
+        for (i, j), n in zip(pairs.T, counts, strict=True)
+        if i != j
+    ]
+    mistakes.sort(key=lambda pair: -pair["images"])
+    return {"per_class": per_class, "confusions": mistakes[:CONFUSIONS]}
+
+
+def devkit_numbers(devkit: Path) -> dict[str, int]:
+    """Synset id -> ILSVRC2012_ID, from the devkit's data/meta.mat. Raises VggfeatError where it isn't."""
+    from scipy.io import loadmat
+
+    path = devkit / "data" / "meta.mat" if devkit.is_dir() else devkit
+    try:
+        synsets = loadmat(str(path), squeeze_me=True, struct_as_record=True)["synsets"]
+        return {str(s["WNID"]): int(s["ILSVRC2012_ID"]) for s in synsets if int(s["num_children"]) == 0}
+    except Exception as error:  # scipy meets damage in many ways
+        raise VggfeatError(f"{path} is not the ILSVRC-2012 devkit's meta.mat: {error}") from error
+
+
+def write_submission(
+    whole: Kept, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
+) -> None:
+    """The devkit's format: a line an image, in the order of names, with the numbers of the five likeliest classes.
+
+    An unreadable image has no prediction, and its line is five zeros.
+    """
+    missing = [name for name in whole.classes if name not in numbers]
+    if missing:
+        raise VggfeatError(
+            f"the devkit has no class {missing[0]!r}: a submission needs nets of ILSVRC's classes"
+        )
+    posteriors_NK = whole.fused(mode, scales or None)
+    best = (-posteriors_NK).argsort(1, kind="stable")[:, :5]
+    lines = []
+    for i in sorted(range(len(whole.names)), key=whole.names.__getitem__):
+        guesses = [0] * 5 if i in whole.unreadable else [numbers[whole.classes[k]] for k in best[i]]
+        lines.append(" ".join(map(str, guesses)))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    run(app, "python -m pretrain.evaluate")

@@ -1,0 +1,320 @@
+"""The evaluating command: figures, kept posteriors, submissions, tables, two processes; and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+import vggfeat
+from pretrain.evaluate import app
+from pretrain.posteriors import Kept
+from pretrain.tables import PAPER, read_cells
+from tests.conftest import Command, photograph
+from tests.pretrain.conftest import environment
+from vggfeat.images import Preprocessing
+from vggfeat.terminal import run
+from vggfeat.weights import save_weights
+
+CLASSES = [f"n{i:02d}" for i in range(7)]
+FAST = ["--device", "cpu", "--precision", "float32"]
+
+
+@pytest.fixture
+def command(run_main: Command) -> Command:
+    return functools.partial(run_main, functools.partial(run, app, "python -m pretrain.evaluate"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Six validation images of each class, of several shapes; four test images without labels."""
+    root = tmp_path / "images"
+    for c, name in enumerate(CLASSES):
+        (root / "val" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = photograph(10 * c + i, 40 + 5 * (i % 3), 60)
+            pixels[..., c % 3] //= 1 + c // 3
+            Image.fromarray(pixels).save(root / "val" / name / f"{i}.png")
+    (root / "test").mkdir()
+    for i in range(4):
+        Image.fromarray(photograph(500 + i, 44, 50)).save(root / "test" / f"ILSVRC2012_test_{i:08d}.png")
+    return root
+
+
+@pytest.fixture
+def weights(tmp_path: Path, he, plain: Preprocessing) -> dict[str, Path]:  # type: ignore[no-untyped-def]
+    """Nets as a run leaves them: RUN/STAGE/weights.safetensors beside a checkpoint."""
+    paths = {}
+    for net, S in (
+        ("A", "36"),
+        ("A-LRN", "36"),
+        ("B", "36"),
+        ("B-5x5", "36"),
+        ("D", "36"),
+        ("D", "36-64"),
+        ("E", "36-64"),
+    ):
+        module = he(net, num_classes=len(CLASSES), width=0.05, crop=32)
+        with torch.no_grad():
+            module.classifier[-1].weight.mul_(0.1)
+        path = tmp_path / "runs" / net / f"{net}-{S}" / "weights.safetensors"
+        path.parent.mkdir(parents=True)
+        save_weights(
+            path,
+            module,
+            plain,
+            classes=CLASSES,
+            train_scale=S,
+            source=f"pretrain mini {net}-{S}",
+            recipe='{"name": "mini"}',
+        )
+        (path.parent / "last.safetensors").write_bytes(b"")
+        paths[f"{net}-{S}"] = path
+    return paths
+
+
+def test_figures_kept_and_fused(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    d, e = weights["D-36-64"], weights["E-36-64"]
+    words = ["--data", images, *FAST, "--scales", "36,50,64", "--mode", "both", "--json"]
+    ran = command(
+        "--weights", d, "--weights", e, *words, tmp_path / "r.json", "--posteriors", tmp_path / "de.h5"
+    )
+    assert ran.status == 0, ran.err
+    result = json.loads((tmp_path / "r.json").read_text())
+    rows = {(len(row["nets"]), row["nets"][0]["net"], row["mode"]): row for row in result["rows"]}
+    assert len(rows) == 9  # D, E and both nets fused, each dense, crops and both
+    assert rows[2, "D", "both"]["images"] == 42
+    fused = rows[2, "D", "both"]
+    kept = Kept.read(tmp_path / "de.h5")
+    posteriors = kept.fused("both")
+    truth = np.repeat(np.arange(7), 6)
+    assert fused["top1_error"] == pytest.approx(100 * np.mean(posteriors.argmax(1) != truth))
+    best = np.argsort(-posteriors, 1)[:, :5]
+    assert fused["top5_error"] == pytest.approx(
+        100 * np.mean([t not in b for t, b in zip(truth, best, strict=True)])
+    )
+    recall = fused["per_class"]["n03"]
+    assert recall["images"] == 6
+    assert recall["top1_error"] == pytest.approx(100 * np.mean(posteriors.argmax(1)[18:24] != 3))
+    assert sum(pair["images"] for pair in fused["confusions"]) == (posteriors.argmax(1) != truth).sum()
+
+    # again from what was kept, and from two files, with no net at hand
+    for path in weights.values():
+        path.unlink()
+    again = command("--from", tmp_path / "de.h5", "--mode", "both", "--json", tmp_path / "again.json")
+    assert again.status == 0
+    assert again.out == ran.out
+    assert json.loads((tmp_path / "again.json").read_text())["rows"] == result["rows"]
+    subset = command("--from", tmp_path / "de.h5", "--scales", "50")
+    assert subset.status == 0
+    assert "no Q=51" in command("--from", tmp_path / "de.h5", "--scales", "51").err
+
+
+def test_two_processes_give_the_same_table(images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [
+        "--weights",
+        weights["D-36-64"],
+        "--data",
+        images,
+        *FAST,
+        "--mode",
+        "both",
+        "--batch-size",
+        "3",
+    ]
+    tables = []
+    for processes in (1, 2):
+        line = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+        ]
+        line += [
+            "-m",
+            "pretrain.evaluate",
+            *map(str, arguments),
+            "--posteriors",
+            str(tmp_path / f"{processes}.h5"),
+        ]
+        done = subprocess.run(line, env=environment(), text=True, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        tables.append(done.stdout)
+    assert tables[0] == tables[1]
+    one, two = (Kept.read(tmp_path / f"{n}.h5") for n in (1, 2))
+    for mode in ("dense", "crops"):
+        assert np.abs(one.nets[0].modes[mode] - two.nets[0].modes[mode]).max() < 1e-6
+
+
+def test_unreadable_images_count_as_errors(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["--weights", weights["A-36"], "--data", images, *FAST, "--json"]
+    assert command(*words, tmp_path / "good.json").status == 0
+    (images / "val" / "n02" / "1.png").write_bytes(b"nothing")
+    ran = command(*words, tmp_path / "bad.json")
+    assert ran.status == 3
+    assert "unreadable: val/n02/1.png" in ran.err
+    good, bad = (json.loads((tmp_path / f"{n}.json").read_text())["rows"][0] for n in ("good", "bad"))
+    assert bad["images"] == 42
+    assert bad["unreadable"] == 1
+    gained = bad["per_class"]["n02"]["top5_error"] - good["per_class"]["n02"]["top5_error"]
+    assert gained in (0, pytest.approx(100 / 6))
+    assert bad["per_class"]["n02"]["top5_error"] >= 100 / 6
+    assert bad["per_class"]["n03"] == good["per_class"]["n03"]
+
+
+def test_classes_are_matched_by_name(  # type: ignore[no-untyped-def]
+    command: Command, images: Path, weights: dict[str, Path], he, plain: Preprocessing, tmp_path: Path
+) -> None:
+    ours = vggfeat.load("A", weights=weights["A-36"]).module
+    wide = he("A", num_classes=9, width=0.05, crop=32)
+    order = [8, 1, 3, 0, 2, 5, 7]  # where the wide net has the seven classes
+    names = [f"other{i}" for i in range(9)]
+    with torch.no_grad():
+        fc8 = {key: value for key, value in wide.state_dict().items() if key.startswith("classifier.6")}
+        wide.load_state_dict({**ours.state_dict(), **fc8})
+        wide.classifier[6].bias.fill_(-50.0)
+        wide.classifier[6].weight.zero_()
+        for i, place in enumerate(order):
+            names[place] = CLASSES[i]
+            wide.classifier[6].weight[place] = ours.classifier[6].weight[i]
+            wide.classifier[6].bias[place] = ours.classifier[6].bias[i]
+    save_weights(tmp_path / "wide.safetensors", wide, plain, classes=names, train_scale="36")
+    for path in (weights["A-36"], tmp_path / "wide.safetensors"):
+        ran = command("--weights", path, "--data", images, *FAST, "--json", tmp_path / f"{path.stem}.json")
+        assert ran.status == 0, ran.err
+    narrow, wide_rows = (
+        json.loads((tmp_path / f"{n}.json").read_text())["rows"][0] for n in ("weights", "wide")
+    )
+    assert narrow["per_class"] == wide_rows["per_class"]
+    (images / "val" / "n06").rename(images / "val" / "n99")
+    ran = command("--weights", weights["A-36"], "--data", images, *FAST)
+    assert ran.status == 1
+    assert "doesn't know 1 of the data's 7 classes, such as 'n99'" in ran.err
+
+
+def test_submission(command: Command, images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
+    numbers = {name: 100 - i for i, name in enumerate(CLASSES)}
+    synsets = [(number, name, 0) for name, number in numbers.items()] + [(1001, "n99", 3)]
+    record = np.array(synsets, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")])
+    (tmp_path / "devkit" / "data").mkdir(parents=True)
+    savemat(tmp_path / "devkit" / "data" / "meta.mat", {"synsets": record})
+    (images / "test" / "ILSVRC2012_test_00000002.png").write_bytes(b"nothing")
+    words = [
+        "--weights",
+        weights["D-36"],
+        "--data",
+        images,
+        "--split",
+        "test",
+        *FAST,
+        "--submission",
+        tmp_path / "s.txt",
+    ]
+    ran = command(*words, "--devkit", tmp_path / "devkit", "--posteriors", tmp_path / "p.h5")
+    assert ran.status == 3
+    lines = [list(map(int, line.split())) for line in (tmp_path / "s.txt").read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[2] == [0] * 5
+    best = np.argsort(-Kept.read(tmp_path / "p.h5").fused("dense"), 1)[:, :5]
+    for i in (0, 1, 3):
+        assert lines[i] == [numbers[CLASSES[k]] for k in best[i]]
+    assert "--devkit" in command(*words, "--overwrite").err
+    assert "meta.mat" in command(*words, "--overwrite", "--devkit", tmp_path).err
+
+
+def test_tables_and_the_ledger(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    ledger = tmp_path / "results.md"
+    ledger.write_text("# Results\n\nBefore.\n\n## After\n")
+    words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger]
+    ran = command("--table", "all", *words)
+    assert ran.status == 0, ran.err
+    assert "table 3, C 256: not run, no net for C 256" in ran.err
+    text = ledger.read_text()
+    assert text.startswith("# Results\n\nBefore.")
+    assert "## After" in text
+    assert "stand-in: mini nets on images" in text
+    assert "| B 384" not in text
+    # the ledger of the paper's own data is there, and nobody has run it
+    ilsvrc, standin = text.split("<!-- end of ledger: Tables 3 to 6, ILSVRC-2012 -->")
+    for row in PAPER:
+        figures = f"| {row.name} | {row.mode} | not run | | | | {row.top1} / {row.top5} |"
+        assert figures in ilsvrc
+        assert f"| {row.name} | {row.mode} |" in standin
+    cells = read_cells(tmp_path / "ledger-mini-images.json")
+    by_key = {cell.key: cell for cell in cells}
+    assert {"A 256", "A-LRN 256", "B 256", "B-5x5 256", "D 256", "D 256-512", "E 256-512"} == {
+        c.row for c in cells if c.table == 3
+    }
+    assert by_key[4, "D 256", "dense"].Q == "32,36,41"
+    assert by_key[3, "D 256-512", "dense"].Q == "50"
+    assert by_key[5, "E 256-512", "both"].Q == "36,50,64"
+    # a cell is what the command gives for the same net and Q
+    command(
+        "--weights",
+        weights["D-36-64"],
+        "--data",
+        images,
+        *FAST,
+        "--scales",
+        "36,50,64",
+        "--mode",
+        "both",
+        "--json",
+        tmp_path / "r.json",
+    )
+    both = json.loads((tmp_path / "r.json").read_text())["rows"][2]
+    cell = by_key[5, "D 256-512", "both"]
+    assert (cell.top1, cell.top5, cell.images) == (both["top1_error"], both["top5_error"], 42)
+    assert cell.wrong_images().mean() * 100 == pytest.approx(cell.top1)
+    assert "B with 5x5 layers is worse than B" in text
+    # again: the same text, not twice
+    assert command("--table", "3", *words).status == 0
+    assert ledger.read_text().count("stand-in: mini nets on images -->") == 2
+    assert {c.key for c in read_cells(tmp_path / "ledger-mini-images.json")} == set(by_key)
+
+
+def test_what_cannot_be_evaluated(
+    command: Command, images: Path, weights: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    def says(*words: object) -> str:
+        ran = command(*words, *FAST)
+        assert ran.status == 1
+        assert len(ran.err_lines) == 1, ran.err
+        return ran.err
+
+    a = weights["A-36"]
+    assert "smaller than the crop of 32" in says("--weights", a, "--data", images, "--scales", "31")
+    assert "give one of --weights, --from and --table" in says("--data", images)
+    assert "no folder" in says("--weights", a, "--data", tmp_path / "nowhere")
+    assert "--scales 3x" in says("--weights", a, "--data", images, "--scales", "3x")
+    assert "reach pool5" in says("--weights", data / "vgg16_conv_caffe.safetensors", "--data", images)
+    backbone = timm.create_model("resnet10t")
+    safetensors.torch.save_file(backbone.state_dict(), tmp_path / "backbone.safetensors")
+    named = f"timm:resnet10t@{tmp_path / 'backbone.safetensors'}"
+    assert "is no net of Table 1" in says("--weights", named, "--data", images)
+    tensors = safetensors.torch.load_file(a)
+    with safetensors.safe_open(a, "pt") as file:
+        metadata = file.metadata()
+    tensors["classifier.6.weight"][0, 0] = float("nan")
+    safetensors.torch.save_file(tensors, tmp_path / "nan.safetensors", metadata=metadata)
+    assert "no usable class scores" in says("--weights", tmp_path / "nan.safetensors", "--data", images)
+    (tmp_path / "x.h5").write_bytes(b"no")
+    assert "x.h5" in says("--from", tmp_path / "x.h5")
+    assert "no trained nets under" in says("--table", "3", "--runs", tmp_path / "devkit", "--data", images)

@@ -166,9 +166,12 @@ def plot(curves: dict[str, list[float]], classes: int, path: Path) -> None:
                     sum(finite[max(0, i - 9) : i + 1]) / len(finite[max(0, i - 9) : i + 1])
                     for i in range(len(finite))
                 ]
-                panel.plot(range(1, len(smooth) + 1), smooth, label=label.partition(", ")[2])
+                broke = f" (not finite at {len(losses)})" if len(finite) < len(losses) else ""
+                panel.plot(range(1, len(smooth) + 1), smooth, label=label.partition(", ")[2] + broke)
         panel.axhline(math.log(classes), color="grey", linewidth=0.8, linestyle=":")
-        panel.set(title=f"net {net}", xlabel="iteration", ylim=(0, 2 * math.log(classes)))
+        panel.set(
+            title=f"net {net}", xlabel="iteration", ylim=(0.75 * math.log(classes), 1.3 * math.log(classes))
+        )
         panel.legend(fontsize=8)
     panels[0][0].set_ylabel("training loss, mean of 10 (dotted: chance)")
     figure.tight_layout()

@@ -30,7 +30,7 @@ SPARE = (
 class StagePlan:
     """One stage. gflop: of its forward and backward passes (a multiply-add is two operations), at most. seconds:
     gflop over the rate of a short trial here, times the processes. memory: bytes for a process: weights, gradients,
-    momentum and the activations of one micro-batch.
+    momentum and the activations of one micro-batch; on a CPU the program and the copy that a checkpoint makes, too.
     """
 
     name: str
@@ -79,6 +79,13 @@ def weight_bytes(net: VGG, precision: str) -> int:
     return sum(p.numel() for p in net.parameters()) * (3 * each + (2 if precision == "bfloat16" else 0))
 
 
+def program_bytes(device: torch.device) -> int:
+    """What this process takes so far, beside the training; none of a GPU."""
+    if device.type != "cpu":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def free_memory(device: torch.device, processes: int) -> int:
     """Bytes that one of the processes on this machine may take."""
     if device.type == "cuda":
@@ -107,6 +114,7 @@ def plan(
     recipe: Recipe, stages: range, data: TrainingSet, ranks: Ranks, machine: Machine
 ) -> Iterator[StagePlan]:
     """Each stage's cost on this machine; a trial of a few images measures its rate."""
+    program = program_bytes(ranks.device)
     for number in stages:
         stage = recipe.stages[number]
         net = net_of(recipe, number, len(data.classes))
@@ -114,9 +122,12 @@ def plan(
         # the backward pass multiplies twice: by the activations for the weights, by the weights for the activations
         per_image = forward_gflop(net) * (3 if stage.learn == "all" else 1)
         images = recipe.batch_size * iterations
-        memory = weight_bytes(net, machine.precision) + machine.micro_batch * activation_bytes(
-            net, machine.precision
-        )
+        memory = program + weight_bytes(net, machine.precision)
+        memory += machine.micro_batch * activation_bytes(net, machine.precision)
+        if ranks.device.type == "cpu":
+            memory += 2 * sum(
+                p.nbytes for p in net.parameters()
+            )  # a checkpoint's copy of weights and momentum
         seconds = trial_seconds(recipe, number, net, data, ranks.device, machine) * images / ranks.world
         yield StagePlan(stage.name, iterations, per_image * images, seconds, memory)
 

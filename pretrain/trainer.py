@@ -379,7 +379,8 @@ class Trainer:
         if self.from_random and now and loss > 0.98 * chance:
             raise VggfeatError(
                 f"{where}: the loss is {loss:.3f} and chance is {chance:.3f}: from these weights the net doesn't start "
-                "to learn; start from a trained A (--init A), or from Glorot's weights (--init glorot)"
+                "to learn; start from a trained A (--init A) or from Glorot's weights (--init glorot), or, where these "
+                f"died in the first iterations, more slowly (--set {self.stage.name}.learning_rate=5e-3)"
             )
 
     def _report(self, unreadable: list[tuple[str, str]]) -> None:

@@ -285,9 +285,12 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
     """Each of the paper's claims, decided by the pairs of cells that were measured."""
     ours = {cell.key: cell for cell in cells}
     lines = [
+        "**The paper's claims**, each on cells over the same images; decided beyond two standard errors",
+        "",
         "| claim | the pair | top-1 error, % | difference +- its standard error | verdict | images |",
         "|---|---|---|---|---|---|",
     ]
+    header = len(lines)
     for claim in CLAIMS:
         for better, worse in claim.pairs:
             if better in ours and worse in ours:
@@ -303,7 +306,7 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
                     f"| {claim.text} | {pair} | {a.top1:.1f}, {b.top1:.1f} | {difference:+.2f} +- {error:.2f} "
                     f"| {verdict} | {a.images} |"
                 )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" if len(lines) > header else ""
 
 
 def _how(cell: Cell) -> str:

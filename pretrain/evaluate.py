@@ -78,8 +78,12 @@ def evaluate(
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Print top-1 and top-5 errors as the paper does."""
-    if bool(weights) + bool(kept) + bool(table) != 1:
-        raise VggfeatError("give one of --weights, --from and --table")
+    if bool(weights) + bool(kept) + (bool(table) and not kept) != 1:
+        raise VggfeatError("give one of --weights, --from and --table (or --from and --table)")
+    if table and (scales or submission is not None or json_file is not None):
+        raise VggfeatError(
+            "--table takes the paper's Q and modes: no --scales, --submission or --json with it"
+        )
     if table not in ("", "3", "4", "5", "6", "all"):
         raise VggfeatError(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if submission is not None and devkit is None:
@@ -97,46 +101,58 @@ def evaluate(
     from pretrain.posteriors import Kept, images_of
     from pretrain.posteriors import evaluate as evaluate_all
     from pretrain.ranks import joined
-    from pretrain.runs import run_tables
+    from pretrain.runs import measure_tables, write_tables
     from vggfeat.weights import load
 
+    def ending(whole: Kept) -> None:
+        """What is made of posteriors, whether measured now or kept."""
+        if table:
+            write_tables(tables, whole, ledger)
+        else:
+            report(whole, modes, wanted, json_file)
+        if submission is not None:
+            write_submission(whole, mode, wanted, numbers, submission)
+
+    tables = (3, 4, 5, 6) if table == "all" else tuple(map(int, table))
     if kept:
         whole = Kept.read(kept[0])
         for path in kept[1:]:
             whole.join(Kept.read(path), path)
-        report(whole, modes, wanted, json_file)
-        if submission is not None:
-            write_submission(whole, mode, wanted, numbers, submission)
+        if posteriors is not None:
+            save(whole, posteriors)
+        ending(whole)
         return
     with joined(device) as ranks:
         items = images_of(data, split, limit)
         threads = workers or max(1, CORES // ranks.local_world)
         how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
         if table:
-            chosen = (3, 4, 5, 6) if table == "all" else (int(table),)
-            run_tables(chosen, runs, ledger, items, data, split, ranks, precision, how)
-            return
-        networks = (load(spec).to(ranks.device, precision) for spec in weights)
-        with progress("evaluate") as show:
+            whole = measure_tables(tables, runs, items, split, ranks, precision, how)
+        else:
+            networks = (load(spec).to(ranks.device, precision) for spec in weights)
+            with progress("evaluate") as show:
 
-            def advance(done: float, total: int) -> None:
-                if ranks.first:
-                    show(done, total)
+                def advance(done: float, total: int) -> None:
+                    if ranks.first:
+                        show(done, total)
 
-            whole = evaluate_all(networks, wanted, modes, items, split, ranks, advance=advance, **how)
+                whole = evaluate_all(networks, wanted, modes, items, split, ranks, advance=advance, **how)
         if not ranks.first:
             return
         if posteriors is not None:
-            try:
-                whole.save(posteriors)
-            except OSError as error:
-                raise VggfeatError(f"can't write {posteriors}: {error}") from error
-    report(whole, modes, wanted, json_file)
-    if submission is not None:
-        write_submission(whole, mode, wanted, numbers, submission)
+            save(whole, posteriors)
+    ending(whole)
     list_unreadable({whole.names[i]: reason for i, reason in whole.unreadable.items()})
     if whole.unreadable and ranks.world == 1:
         raise typer.Exit(3)
+
+
+def save(whole: Kept, path: Path) -> None:
+    """Keep posteriors in a file. Raises VggfeatError where the disk refuses."""
+    try:
+        whole.save(path)
+    except OSError as error:
+        raise VggfeatError(f"can't write {path}: {error}") from error
 
 
 def report(whole: Kept, modes: tuple[str, ...], scales: tuple[int, ...], json_file: Path | None) -> None:

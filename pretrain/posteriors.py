@@ -64,7 +64,8 @@ def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
 class Posteriors:
     """What one net says of N images.
 
-    of: net, train_scale, weights, fingerprint, precision, as strings. scales: Q in pixels.
+    of: net, train_scale, crop, learn, recipe, weights, fingerprint, precision, as strings; "" is unknown.
+    scales: Q in pixels.
     modes: "dense" or "crops" -> (Q, N, K) float32; NaN where the image is unreadable.
     """
 
@@ -147,6 +148,8 @@ def measure(
     of = {
         "net": network.name,
         "train_scale": network.metadata.get("train_scale", ""),
+        "crop": str(network.module.crop),
+        **how_trained(network.metadata),
         "weights": network.spec,
         "fingerprint": network.fingerprint,
         "precision": network.precision,
@@ -155,15 +158,24 @@ def measure(
     return Posteriors(of, tuple(scales), kept), dict(sorted(failures.items()))
 
 
+def how_trained(metadata: dict[str, str]) -> dict[str, str]:
+    """Which layers learned last, and the recipe's name, from a weights file of `pretrain.train`; else "" for both."""
+    source = metadata.get("source", "").split()
+    if source[:1] != ["pretrain"]:
+        return {"learn": "", "recipe": ""}
+    return {"learn": "fc" if source[-1].endswith("-fc") else "all", "recipe": source[1]}
+
+
 @dataclass
 class Kept:
     """Posteriors of several nets for the same images, and what they are of.
 
-    classes: K names, the order of the posteriors. labels: (N,) index into classes, -1 unknown.
-    unreadable: row -> reason.
+    data: the name of the images' folder. classes: K names, the order of the posteriors.
+    labels: (N,) index into classes, -1 unknown. unreadable: row -> reason.
     """
 
     dataset: str
+    data: str
     split: str
     names: list[str]
     labels: np.ndarray
@@ -177,7 +189,7 @@ class Kept:
         try:
             with h5py.File(partial, "w") as file:
                 file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION)
-                file.attrs.update(dataset=self.dataset, split=self.split)
+                file.attrs.update(dataset=self.dataset, data=self.data, split=self.split)
                 for key, strings in (("names", self.names), ("classes", self.classes)):
                     encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
                     file.create_dataset(key, data=encoded, dtype=TEXT)
@@ -209,8 +221,9 @@ class Kept:
                     nets.append(Posteriors(of, scales, {mode: group[mode][:] for mode in group}))
                 reasons = [text.decode("utf-8", "replace") for text in file["unreadable/reasons"][:]]
                 kept = cls(
-                    str(file.attrs["dataset"]), str(file.attrs["split"]), texts(file["names"]), file["labels"][:],
-                    texts(file["classes"]), dict(zip(map(int, file["unreadable/rows"][:]), reasons, strict=True)),
+                    str(file.attrs["dataset"]), str(file.attrs.get("data", "")), str(file.attrs["split"]),
+                    texts(file["names"]), file["labels"][:], texts(file["classes"]),
+                    dict(zip(map(int, file["unreadable/rows"][:]), reasons, strict=True)),
                     nets,
                 )  # fmt: skip
             except Exception as error:  # h5py meets damage in many ways
@@ -295,7 +308,9 @@ def evaluate(
         net, failures = measure(
             network, items, of_net, modes, ranks, batch_size=batch_size, workers=workers, advance=advance
         )
-        kept = Kept(items.dataset, split, items.names, labels, classes, failures, [net])
+        kept = Kept(
+            items.dataset, items.root.absolute().name, split, items.names, labels, classes, failures, [net]
+        )
         if whole is None:
             whole = kept
         else:

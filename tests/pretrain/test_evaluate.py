@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -243,13 +244,13 @@ def test_tables_and_the_ledger(
     ledger = tmp_path / "results.md"
     ledger.write_text("# Results\n\nBefore.\n\n## After\n")
     words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger]
-    ran = command("--table", "all", *words)
+    ran = command("--table", "all", *words, "--posteriors", tmp_path / "all.h5")
     assert ran.status == 0, ran.err
     assert "table 3, C 256: not run, no net for C 256" in ran.err
     text = ledger.read_text()
     assert text.startswith("# Results\n\nBefore.")
     assert "## After" in text
-    assert "stand-in: mini nets on images" in text
+    assert "stand-in: nets of the recipe mini on images" in text
     assert "| B 384" not in text
     # the ledger of the paper's own data is there, and nobody has run it
     ilsvrc, standin = text.split("<!-- end of ledger: Tables 3 to 6, ILSVRC-2012 -->")
@@ -284,10 +285,41 @@ def test_tables_and_the_ledger(
     assert (cell.top1, cell.top5, cell.images) == (both["top1_error"], both["top5_error"], 42)
     assert cell.wrong_images().mean() * 100 == pytest.approx(cell.top1)
     assert "B with 5x5 layers is worse than B" in text
-    # again: the same text, not twice
-    assert command("--table", "3", *words).status == 0
-    assert ledger.read_text().count("stand-in: mini nets on images -->") == 2
-    assert {c.key for c in read_cells(tmp_path / "ledger-mini-images.json")} == set(by_key)
+    # from kept posteriors, with no net at hand: the same tables and cells
+    for path in weights.values():
+        path.unlink()
+    (tmp_path / "later").mkdir()
+    later = tmp_path / "later" / "results.md"
+    again = command("--table", "all", "--from", tmp_path / "all.h5", "--ledger", later)
+    assert again.status == 0, again.err
+    without_command = [
+        [replace(c, command="") for c in read_cells(path.with_name("ledger-mini-images.json"))]
+        for path in (ledger, later)
+    ]
+    assert without_command[0] == without_command[1]
+
+
+def test_tables_again_and_an_unreadable_image(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    ledger = tmp_path / "results.md"
+    words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger, "--table", "3"]
+    assert command(*words).status == 0
+    before = {c.key: c for c in read_cells(tmp_path / "ledger-mini-images.json")}
+    (images / "val" / "n02" / "1.png").write_bytes(b"nothing")
+    ran = command(*words)
+    assert ran.status == 3
+    assert "unreadable: val/n02/1.png" in ran.err
+    after = {c.key: c for c in read_cells(tmp_path / "ledger-mini-images.json")}
+    assert set(after) == set(before)
+    for key, cell in after.items():
+        # the image counts, and counts as wrong; nothing else has changed
+        assert cell.images == 42
+        changed = cell.wrong_images() != before[key].wrong_images()
+        assert cell.wrong_images()[2 * 6 + 1]
+        assert not np.delete(changed, 2 * 6 + 1).any()
+    # again: the same heading, not twice
+    assert ledger.read_text().count("stand-in: nets of the recipe mini on images -->") == 2
 
 
 def test_what_cannot_be_evaluated(
@@ -317,4 +349,19 @@ def test_what_cannot_be_evaluated(
     assert "no usable class scores" in says("--weights", tmp_path / "nan.safetensors", "--data", images)
     (tmp_path / "x.h5").write_bytes(b"no")
     assert "x.h5" in says("--from", tmp_path / "x.h5")
+    assert "no --scales" in says("--table", "3", "--scales", "36", "--data", images)
+    command("--weights", a, "--data", images, *FAST, "--posteriors", tmp_path / "a.h5")
+    command("--weights", a, "--data", images, *FAST, "--split", "test", "--posteriors", tmp_path / "t.h5")
+    assert "have no labels" in says("--table", "3", "--from", tmp_path / "t.h5")
+    module = vggfeat.load("B", weights=weights["B-36"])
+    save_weights(
+        tmp_path / "b.safetensors", module.module, module.preprocessing, classes=CLASSES, train_scale="36"
+    )
+    command(
+        "--weights", tmp_path / "b.safetensors", "--data", images, *FAST, "--posteriors", tmp_path / "b.h5"
+    )
+    assert "wasn't trained by pretrain.train" in says("--table", "3", "--from", tmp_path / "b.h5")
+    assert "both stand for A at 256" in says(
+        "--table", "3", "--from", tmp_path / "a.h5", "--from", tmp_path / "a.h5"
+    )
     assert "no trained nets under" in says("--table", "3", "--runs", tmp_path / "devkit", "--data", images)

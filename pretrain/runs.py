@@ -96,18 +96,12 @@ def roles(nets: Sequence[Trained]) -> dict[Member, int]:
     return role
 
 
-def wanted_rows(numbers: Sequence[int], role: Mapping[Member, int]) -> list[PaperRow]:
-    """The rows of these tables for which there are nets; says which ones are missing."""
+def rows_of(numbers: Sequence[int]) -> list[PaperRow]:
+    """The rows of these tables, with B-5x5's, of which Sect. 4.1 tells beside Table 3."""
     rows = [row for row in PAPER if row.table in numbers]
     if 3 in numbers:
         rows.append(PaperRow(3, (Member("B-5x5", FIXED),), False, "dense", float("nan"), float("nan")))
-    possible = []
-    for row in rows:
-        if missing := [f"{m.net} {m.S}" for m in row.members if m not in role]:
-            say(f"table {row.table}, {row.name}: not run, no net for {', '.join(missing)}")
-        else:
-            possible.append(row)
-    return possible
+    return rows
 
 
 def measure_tables(
@@ -122,7 +116,7 @@ def measure_tables(
     """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants: one pass a net."""
     nets = trained_nets(runs)
     role = roles(nets)
-    rows = wanted_rows(numbers, role)
+    rows = [row for row in rows_of(numbers) if all(member in role for member in row.members)]
     if not rows:
         raise VggfeatError(
             f"none of the nets under {runs.absolute()} is in table {', '.join(map(str, numbers))}"
@@ -166,7 +160,12 @@ def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
         raise VggfeatError(f"the nets are of recipes {' and '.join(recipes)}: a ledger compares nets of one")
     images, K = len(whole.names), len(np.unique(whole.labels))
     where = f"{whole.data} {whole.split}, {images} images, {K} classes"
-    cells = [_cell(row, role, nets, whole, where) for row in wanted_rows(numbers, role)]
+    cells = []
+    for row in rows_of(numbers):
+        if missing := [f"{m.net} {m.S}" for m in row.members if m not in role]:
+            say(f"table {row.table}, {row.name}: not run, no net for {', '.join(missing)}")
+        else:
+            cells.append(_cell(row, role, nets, whole, where))
     standin = "ilsvrc" if recipes == ["paper"] and K == 1000 else f"{recipes[0]}-{whole.data}"
     every = update_cells(ledger.with_name(f"ledger-{standin}.json"), cells)
     # the paper's own data come first, also while all their cells are still "not run"

@@ -38,13 +38,20 @@ def nets(tmp_path: Path, he, plain: Preprocessing) -> list[Network]:  # type: ig
     return networks
 
 
-@pytest.fixture
-def items(tmp_path: Path) -> Items:
-    names = [f"{i}.png" for i in range(len(SHAPES))]
-    for i, (height, width) in enumerate(SHAPES):
-        Image.fromarray(photograph(i, height, width)).save(tmp_path / names[i])
-    labels = np.arange(len(SHAPES), dtype=np.int32)
-    return Items("imagenet", "single-label", tmp_path, names, labels, CLASSES)
+@pytest.fixture(params=["made", "real"])
+def items(request: pytest.FixtureRequest, tmp_path: Path) -> Items:
+    """Made images of six shapes; or six real photographs, the first of each shape that there is."""
+    if request.param == "made":
+        root, names = tmp_path, [f"{i}.png" for i in range(len(SHAPES))]
+        for i, (height, width) in enumerate(SHAPES):
+            Image.fromarray(photograph(i, height, width)).save(tmp_path / names[i])
+    else:
+        root = request.getfixturevalue("data") / "photos"
+        of_shape = {Image.open(path).size: path.name for path in sorted(root.glob("*.JPEG"), reverse=True)}
+        names = sorted(of_shape.values())[: len(CLASSES)]
+        assert len(names) == len(CLASSES)
+    labels = np.arange(len(names), dtype=np.int32)
+    return Items("imagenet", "single-label", root, names, labels, CLASSES)
 
 
 def rescaled(path: Path, Q: int) -> np.ndarray:

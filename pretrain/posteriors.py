@@ -26,7 +26,7 @@ from vggfeat.images import grid_crops, mirror
 from vggfeat.metrics import top_k_wrong
 from vggfeat.store import TEXT, open_hdf5, texts
 from vggfeat.vgg import VGG
-from vggfeat.weights import Network
+from vggfeat.weights import OXFORD, Network
 
 FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 1
 MODES = ("dense", "crops")
@@ -159,11 +159,13 @@ def measure(
 
 
 def how_trained(metadata: dict[str, str]) -> dict[str, str]:
-    """Which layers learned last, and the recipe's name, from a weights file of `pretrain.train`; else "" for both."""
-    source = metadata.get("source", "").split()
-    if source[:1] != ["pretrain"]:
+    """Which layers learned last, and the recipe's name; "" unless we or the paper's authors trained the net."""
+    source = metadata.get("source", "")
+    if source in OXFORD.values():
+        return {"learn": "all", "recipe": "paper"}
+    if not source.startswith("pretrain "):
         return {"learn": "", "recipe": ""}
-    return {"learn": "fc" if source[-1].endswith("-fc") else "all", "recipe": source[1]}
+    return {"learn": "fc" if source.endswith("-fc") else "all", "recipe": source.split()[1]}
 
 
 @dataclass

@@ -28,6 +28,7 @@ from pretrain.tables import (
     update_cells,
     write_ledger,
 )
+from pretrain.trainer import CHECKPOINT
 from pretrain.watch import say
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
@@ -57,8 +58,8 @@ class Trained:
             trained = None
         if trained is None or not trained.learn:
             raise VggfeatError(
-                f"net {of['net']} ({of['weights']}) wasn't trained by pretrain.train, or its posteriors were kept by "
-                "an older version: a table needs to know the S that it stands for"
+                f"net {of['net']} ({of['weights']}) is neither one of pretrain.train nor the authors', or its "
+                "posteriors were kept by an older version: a table needs to know how it was trained"
             )
         return trained
 
@@ -70,7 +71,7 @@ def trained_nets(runs: Path) -> list[Trained]:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
         # a run's own copy of its last stage has no checkpoint beside it
-        if how_trained(metadata)["learn"] and (path.parent / "last.safetensors").exists():
+        if how_trained(metadata)["learn"] and (path.parent / CHECKPOINT).exists():
             found.append(Trained.of({**metadata, **how_trained(metadata), "weights": str(path)}))
     if not found:
         raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/weights.safetensors")

@@ -19,13 +19,14 @@ from scipy.io import savemat
 
 import vggfeat
 from pretrain.evaluate import app
-from pretrain.posteriors import Kept
-from pretrain.tables import PAPER, read_cells
+from pretrain.posteriors import Kept, how_trained
+from pretrain.runs import Trained, roles
+from pretrain.tables import PAPER, Member, read_cells
 from tests.conftest import Command, photograph
 from tests.pretrain.conftest import environment
 from vggfeat.images import Preprocessing
 from vggfeat.terminal import run
-from vggfeat.weights import save_weights
+from vggfeat.weights import OXFORD, save_weights
 
 CLASSES = [f"n{i:02d}" for i in range(7)]
 FAST = ["--device", "cpu", "--precision", "float32"]
@@ -322,6 +323,19 @@ def test_tables_again_and_an_unreadable_image(
     assert ledger.read_text().count("stand-in: nets of the recipe mini on images -->") == 2
 
 
+def test_the_released_nets_stand_in_the_papers_own_table() -> None:
+    source = {
+        "source": OXFORD["D"],
+        "net": "D",
+        "train_scale": "256-512",
+        "crop": "224",
+        "weights": "oxford:D",
+    }
+    released = Trained.of({**source, **how_trained(source)})
+    assert roles([released]) == {Member("D", "256-512"): 0}
+    assert released.recipe == "paper"
+
+
 def test_what_cannot_be_evaluated(
     command: Command, images: Path, weights: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
@@ -360,7 +374,9 @@ def test_what_cannot_be_evaluated(
     command(
         "--weights", tmp_path / "b.safetensors", "--data", images, *FAST, "--posteriors", tmp_path / "b.h5"
     )
-    assert "wasn't trained by pretrain.train" in says("--table", "3", "--from", tmp_path / "b.h5")
+    assert "is neither one of pretrain.train nor the authors'" in says(
+        "--table", "3", "--from", tmp_path / "b.h5"
+    )
     assert "both stand for A at 256" in says(
         "--table", "3", "--from", tmp_path / "a.h5", "--from", tmp_path / "a.h5"
     )

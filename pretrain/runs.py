@@ -175,7 +175,7 @@ def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
         heading = f"Tables 3 to 6, stand-in: nets of the recipe {recipes[0]} on {whole.data}"
         write_ledger(ledger, heading, every)
     for number in numbers:
-        out.print(table_markdown(number, every))
+        out.print(table_markdown(number, every), soft_wrap=True)
 
 
 def _cell(

@@ -296,12 +296,9 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
             if better in ours and worse in ours:
                 a, b = ours[better], ours[worse]
                 verdict, difference, error = decide(a, b)
-                pair = " against ".join(
-                    name if name_a != name_b else f"{name}, {mode}"
-                    for name, mode, name_a, name_b in (
-                        (a.row, _how(a), a.row, b.row), (b.row, _how(b), b.row, a.row)
-                    )
-                )  # fmt: skip
+                # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
+                told = a.table == 3 and b.table == 3
+                pair = " against ".join(cell.row if told else f"{cell.row}, {_how(cell)}" for cell in (a, b))
                 lines.append(
                     f"| {claim.text} | {pair} | {a.top1:.1f}, {b.top1:.1f} | {difference:+.2f} +- {error:.2f} "
                     f"| {verdict} | {a.images} |"

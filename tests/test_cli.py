@@ -788,8 +788,8 @@ def test_help_needs_no_torch():
 OPTIONS = {
     "extract": """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store --out
         --batch-size --device --precision --workers --limit --download --dry-run --overwrite --json --debug""",
-    "svm": """--features --pool --scales --C --loss --seed --submission --out --workers --overwrite --json
-        --debug""",
+    "svm": """--features --pool --scales --C --loss --seed --submission --out --solver --device --workers
+        --overwrite --json --debug""",
     "predict": "images --model --weights --top --batch-size --device --workers --json --csv --debug",
     "info": "file --json --debug",
     "datasets": "",

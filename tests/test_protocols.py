@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
-from vggfeat import metrics, protocols
+from vggfeat import metrics, protocols, solver
 from vggfeat.errors import VggfeatError
 from vggfeat.protocols import Problem, run
 from vggfeat.svm import LinearSVM
@@ -58,7 +56,7 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
 
 def test_official_splits_choose_on_val_refit_and_test() -> None:
     problem = single_label(noise=0.5)
-    outcome = run(problem, C=[0.01, 1.0, 100.0], n_jobs=1)
+    outcome = run(problem, C=[0.01, 1.0, 100.0])
     results, splits = outcome.results, problem.splits
 
     def recall(C: float, train: np.ndarray, test: np.ndarray) -> float:
@@ -85,7 +83,7 @@ def test_official_splits_choose_on_val_refit_and_test() -> None:
 
 def test_voc_reports_both_aps_and_leaves_difficult_out() -> None:
     problem = multi_label()
-    outcome = run(problem, n_jobs=1)
+    outcome = run(problem)
     results, test = outcome.results, problem.splits["test"]
     both = np.concatenate([problem.splits["train"], problem.splits["val"]])
     aps = []
@@ -103,14 +101,12 @@ def test_voc_reports_both_aps_and_leaves_difficult_out() -> None:
     assert results["selected_by"] == "map_11point"
     assert any("difficult" in rule for rule in results["rules"])
     assert "accuracy" not in results
-    assert (
-        run(replace(problem, protocol="voc2012"), C=[1, 2], n_jobs=1).results["selected_by"] == "map_allpoint"
-    )
+    assert run(replace(problem, protocol="voc2012"), C=[1, 2]).results["selected_by"] == "map_allpoint"
 
 
 def test_random_splits_mean_std_and_median_c() -> None:
     problem = with_random_splits(single_label(noise=0.6))
-    outcome = run(problem, C=[0.01, 0.1, 1.0, 10.0], n_jobs=1)
+    outcome = run(problem, C=[0.01, 0.1, 1.0, 10.0])
     results = outcome.results
     per_split = results["per_split"]
     assert [entry["name"] for entry in per_split] == ["split0", "split1", "split2"]
@@ -132,8 +128,8 @@ def test_random_splits_mean_std_and_median_c() -> None:
 
 def test_a_seed_draws_random_splits_anew() -> None:
     problem = with_random_splits(single_label(noise=0.6))
-    stored = run(problem, C=1.0, n_jobs=1).results
-    drawn = [run(problem, C=1.0, seed=seed, n_jobs=1).results for seed in (1, 1, 2)]
+    stored = run(problem, C=1.0).results
+    drawn = [run(problem, C=1.0, seed=seed).results for seed in (1, 1, 2)]
     assert stored["splits"] == "stored"
     assert drawn[0]["splits"] == "drawn with seed 1"
     assert without_time(drawn[0]) == without_time(drawn[1])
@@ -141,20 +137,20 @@ def test_a_seed_draws_random_splits_anew() -> None:
     # Without a name of its own a dataset gives 80% of each class of 30 to train + val; Caltech-101 30 images.
     assert (drawn[0]["n_train"], drawn[0]["n_test"]) == (96, 24)
     caltech = replace(single_label(n_per_class=90), protocol="caltech101", splits={})
-    results = run(caltech, C=1.0, seed=0, n_jobs=1).results
+    results = run(caltech, C=1.0, seed=0).results
     assert (results["n_train"], results["n_test"], len(results["per_split"])) == (120, 200, 3)
 
 
 def test_official_splits_ignore_the_seed() -> None:
     problem = single_label(noise=0.5)
-    first, second = (without_time(run(problem, C=[0.1, 1], seed=s, n_jobs=1).results) for s in (None, 7))
+    first, second = (without_time(run(problem, C=[0.1, 1], seed=s).results) for s in (None, 7))
     assert first == second
 
 
 def test_without_val_it_is_cut_from_train() -> None:
     problem = single_label(noise=0.5)
     del problem.splits["val"]
-    outcome = run(problem, C=[0.1, 1.0], n_jobs=1)
+    outcome = run(problem, C=[0.1, 1.0])
     assert outcome.results["C_chosen_on"] == "20% of train"
     assert outcome.results["n_train"] == 60  # all of train is used in the end
     assert outcome.results["model_trained_on"] == "train"
@@ -163,7 +159,7 @@ def test_without_val_it_is_cut_from_train() -> None:
 def test_without_test_val_is_the_test_part() -> None:
     problem = single_label(noise=0.5)
     del problem.splits["test"]
-    outcome = run(problem, C=[0.1, 1.0], n_jobs=1)
+    outcome = run(problem, C=[0.1, 1.0])
     results = outcome.results
     assert (results["test_split"], results["C_chosen_on"]) == ("val", "20% of train")
     assert (results["n_train"], results["n_test"]) == (60, 24)
@@ -186,10 +182,10 @@ def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
     bad = np.array([0, len(problem.X) * 6 // 10, len(problem.X) - 1])  # one of train, of val, of test
     problem.X[bad] = np.nan
     problem.readable[bad] = False
-    results = run(problem, n_jobs=1).results
+    results = run(problem).results
     assert results["n_unreadable"] == 3
     kept = {name: np.setdiff1d(rows, bad) for name, rows in problem.splits.items()}
-    clean = run(replace(problem, splits=kept), n_jobs=1).results
+    clean = run(replace(problem, splits=kept)).results
     assert without_time(results) == without_time(clean)
     assert results["n_test"] == len(problem.splits["test"]) - 1
 
@@ -198,7 +194,7 @@ def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
 def test_without_test_labels_val_is_reported_and_test_scored(C: Any) -> None:
     problem = multi_label(protocol="voc2012")
     problem.labels[problem.splits["test"]] = 0
-    outcome = run(problem, C=C, n_jobs=1)
+    outcome = run(problem, C=C)
     results = outcome.results
     assert results["test_labels"] == "none"
     assert results["n_test"] == 0
@@ -217,42 +213,35 @@ def test_unknown_single_labels_are_not_scored() -> None:
     problem = single_label()
     problem.labels[problem.splits["test"][:6]] = -1
     problem.labels[problem.splits["train"][:4]] = -1
-    outcome = run(problem, C=1.0, n_jobs=1)
+    outcome = run(problem, C=1.0)
     assert (outcome.results["n_train"], outcome.results["n_test"]) == (80, 30)
     assert outcome.test_scores is not None and len(outcome.test_scores) == 36
 
 
 @pytest.mark.parametrize("problem", [with_random_splits(single_label(noise=0.6)), multi_label()])
-def test_the_number_of_processes_changes_nothing(problem: Problem) -> None:
+def test_twice_the_same_and_each_fit_is_told(problem: Problem) -> None:
     said: list[str] = []
-    one = run(problem, n_jobs=1)
-    two = run(problem, n_jobs=2, progress=said.append)
+    one, two = run(problem), run(problem, progress=said.append)
     assert without_time(one.results) == without_time(two.results)
     np.testing.assert_array_equal(one.model.coef_, two.model.coef_)
-    if one.test_scores is not None:
-        np.testing.assert_array_equal(one.test_scores, two.test_scores)
     assert any("validation" in line for line in said) and "trained" in said[-1]
 
 
-def process_and_threads(_: int) -> tuple[int, list[int]]:
-    return os.getpid(), [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-
-def test_no_more_processes_than_asked_and_one_blas_thread_in_each() -> None:
-    with protocols._Workers(2) as workers:
-        answers = [answer for _, answer in workers.each(process_and_threads, (), [(i,) for i in range(8)])]
-    assert len({pid for pid, _ in answers}) <= 2
-    assert os.getpid() not in {pid for pid, _ in answers}
-    assert {n for _, threads in answers for n in threads} == {1}
-    with protocols._Workers(1) as workers:
-        assert [answer[0] for _, answer in workers.each(process_and_threads, (), [(0,)])] == [os.getpid()]
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+@pytest.mark.parametrize("problem", [with_random_splits(single_label(noise=0.6)), multi_label()])
+def test_liblinear_is_the_reference(problem: Problem, loss: str) -> None:
+    ours, reference = (run(problem, loss=loss, solver=solver).results for solver in ("newton", "liblinear"))
+    assert ours["solver"].startswith("newton") and reference["solver"].startswith("liblinear")
+    np.testing.assert_allclose(ours["C_curve"], reference["C_curve"], atol=0.02)
+    figure = "map_allpoint" if problem.multilabel else "accuracy"
+    assert ours[figure] == pytest.approx(reference[figure], abs=0.02)
 
 
 def curve_of(peak: float) -> Any:
     """A validation score that falls with the distance from a peak: the grid's search, without its noise."""
 
-    def validate(problem: Problem, fit: Any, val: Any, C: float, loss: str) -> tuple[float, bool]:
-        return -abs(float(np.log2(C / peak))), True
+    def validate(problem: Problem, model: LinearSVM, val: Any) -> float:
+        return -abs(float(np.log2(model.C / peak)))
 
     return validate
 
@@ -271,7 +260,7 @@ def test_a_winner_at_the_edge_extends_the_grid(
     peak: float, winner: float, further: list[float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocols, "_validate", curve_of(peak))
-    results = run(single_label(), n_jobs=1).results
+    results = run(single_label()).results
     assert results["C"] == winner
     assert results.get("C_grid_extended_by") == further
     assert results["C_grid"] == sorted([*protocols.C_GRID, *(further or [])])
@@ -280,19 +269,19 @@ def test_a_winner_at_the_edge_extends_the_grid(
 
 def test_a_grid_of_ones_own_is_not_extended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocols, "_validate", curve_of(2.0**20))
-    results = run(single_label(), C=[4.0, 1.0], n_jobs=1).results
+    results = run(single_label(), C=[4.0, 1.0]).results
     assert (results["C"], results["C_grid"]) == (4.0, [1.0, 4.0])
 
 
 def test_a_plateau_gives_the_smallest_c_and_no_extension() -> None:
-    results = run(single_label(noise=0.01), n_jobs=1).results  # separable: every C is right
+    results = run(single_label(noise=0.01)).results  # separable: every C is right
     assert results["C_curve"] == [1.0] * len(protocols.C_GRID)
     assert results["C"] == protocols.C_GRID[0]
     assert (results["accuracy"], results["mean_class_recall"]) == (1.0, 1.0)
 
 
 def test_one_c_needs_no_validation() -> None:
-    results = run(single_label(), C=3.0, n_jobs=1).results
+    results = run(single_label(), C=3.0).results
     assert results["C"] == 3.0
     assert not {"C_curve", "C_grid", "C_chosen_on", "selected_by"} & set(results)
     assert results["n_train"] == 84  # val is trained on all the same
@@ -300,7 +289,7 @@ def test_one_c_needs_no_validation() -> None:
 
 def test_two_classes_have_two_columns_of_scores() -> None:
     problem = single_label(K=2, noise=0.5)
-    outcome = run(problem, C=1.0, n_jobs=1)
+    outcome = run(problem, C=1.0)
     assert outcome.test_scores is not None and outcome.test_rows is not None
     assert outcome.test_scores.shape == (18, 2)
     predicted = outcome.model.predict(problem.X[outcome.test_rows])
@@ -313,7 +302,7 @@ def test_voc_class_without_positives_is_named() -> None:
     problem.labels[everything_but_test, 1] = -1
     test = problem.splits["test"]
     problem.labels[test, 2] = -1
-    results = json.loads(json.dumps(run(problem, C=1.0, n_jobs=1).results, allow_nan=False))
+    results = json.loads(json.dumps(run(problem, C=1.0).results, allow_nan=False))
     assert results["degenerate_classes"] == ["cow"]
     assert results["classes_without_ap"] == ["dog"]
     assert results["per_class"]["dog"] == {"ap_11point": None, "ap_allpoint": None, "n_positive": 0}
@@ -322,15 +311,15 @@ def test_voc_class_without_positives_is_named() -> None:
 
 
 def test_fits_that_were_broken_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols, "LinearSVM", lambda **kwargs: LinearSVM(**kwargs, max_iter=1))
-    results = run(single_label(noise=0.5), C=[1.0, 128.0], loss="hinge", n_jobs=1).results
+    monkeypatch.setattr(solver, "MAX_STEPS", 1)
+    results = run(single_label(noise=0.5), C=[1.0, 128.0], loss="hinge").results
     assert "C=128 (choosing C)" in results["not_converged"]
     assert "hinge" in results["solver"]
 
 
 def test_results_are_plain_json() -> None:
     for problem in (with_random_splits(single_label()), multi_label(), single_label()):
-        results = run(problem, C=[0.1, 1.0], n_jobs=1).results
+        results = run(problem, C=[0.1, 1.0]).results
         assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
@@ -357,15 +346,15 @@ def test_refusals() -> None:
     ]
     for given, options, message in cases:
         with pytest.raises(VggfeatError, match=message):
-            run(given, n_jobs=1, **options)
+            run(given, **options)
     no_positive = multi_label()
     no_positive.labels[no_positive.splits["val"]] = -1
     with pytest.raises(VggfeatError, match="positive image in the validation part"):
-        run(no_positive, n_jobs=1)
+        run(no_positive)
     nan = single_label()
     nan.X[3] = np.nan
     with pytest.raises(VggfeatError, match=r"d/0003.jpg \(row 3\) holds NaN"):
-        run(nan, n_jobs=1)
+        run(nan)
 
 
 def test_problems_that_contradict_themselves() -> None:

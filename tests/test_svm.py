@@ -10,11 +10,12 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold, PredefinedSplit
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
-from vggfeat.svm import LinearSVM
+from vggfeat.metrics import mean_average_precision, mean_class_recall
+from vggfeat.svm import SOLVERS, LinearSVM, LinearSVMCV
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +29,19 @@ def columns(y: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("loss", "rows"), [("squared_hinge", 120), ("squared_hinge", 8), ("hinge", 120)])
-def test_equals_linear_svc(blobs: tuple[np.ndarray, np.ndarray], loss: str, rows: int) -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_equals_linear_svc(blobs: tuple[np.ndarray, np.ndarray], loss: str, rows: int, solver: str) -> None:
     X, y = blobs[0][:rows], np.resize(np.arange(4), rows) if rows == 8 else blobs[1][:rows]
-    ours = LinearSVM(C=3.0, loss=loss).fit(X, y)
-    theirs = LinearSVC(C=3.0, loss=loss, random_state=0, max_iter=10000, dual=loss == "hinge")
+    ours = LinearSVM(C=3.0, loss=loss, solver=solver, tol=1e-9).fit(X, y)
+    theirs = LinearSVC(C=3.0, loss=loss, random_state=0, max_iter=1_000_000, dual=loss == "hinge", tol=1e-9)
     theirs.fit(X, y)
-    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
-    np.testing.assert_array_equal(ours.intercept_, theirs.intercept_)
-    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), rtol=1e-10, atol=1e-12)
-    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+    near = {"rtol": 1e-3, "atol": 1e-3} if loss == "hinge" else {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, **near)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, **near)
+    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), **near)
+    assert (
+        ours.predict(X) == theirs.predict(X)
+    ).mean() > 0.99  # hinge: scores of two classes may be equal to 1e-3
     assert ours.coef_.shape == (4, 10)
     assert ours.n_features_in_ == 10
     assert ours.converged_
@@ -70,8 +75,8 @@ def test_multilabel_column_equals_fit_on_its_rows(blobs: tuple[np.ndarray, np.nd
     for k in range(4):
         known = Y[:, k] != 0
         alone = LinearSVC(C=2.0, dual=False, random_state=0, max_iter=10000).fit(X[known], Y[known, k])
-        np.testing.assert_array_equal(model.coef_[k], alone.coef_[0])
-        assert model.intercept_[k] == alone.intercept_[0]
+        np.testing.assert_allclose(model.coef_[k], alone.coef_[0], atol=1e-3)
+        assert model.intercept_[k] == pytest.approx(alone.intercept_[0], abs=1e-3)
     assert model.decision_function(X).shape == (120, 4)
     np.testing.assert_array_equal(model.predict(X) > 0, model.decision_function(X) > 0)
 
@@ -84,11 +89,60 @@ def test_left_out_rows_have_no_influence(blobs: tuple[np.ndarray, np.ndarray]) -
     np.testing.assert_array_equal(LinearSVM().fit(X, Y).coef_, before)
 
 
-def test_processes_change_nothing(blobs: tuple[np.ndarray, np.ndarray]) -> None:
-    X, Y = blobs[0], columns(blobs[1])
-    one, two = LinearSVM(loss="hinge").fit(X, Y), LinearSVM(loss="hinge", n_jobs=2).fit(X, Y)
-    np.testing.assert_array_equal(one.coef_, two.coef_)
-    np.testing.assert_array_equal(one.intercept_, two.intercept_)
+def test_a_path_gives_what_single_fits_give(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = blobs
+    for C, model in zip(
+        (0.1, 1.0, 10.0, 0.5), LinearSVM(tol=1e-9).path(X, y, (0.1, 1.0, 10.0, 0.5)), strict=True
+    ):
+        assert model.C == C
+        np.testing.assert_allclose(
+            model.coef_, LinearSVM(C=C, tol=1e-9).fit(X, y).coef_, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_weights_are_repetitions(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = blobs
+    weights = np.random.default_rng(0).integers(0, 3, len(y))
+    for solver in SOLVERS:
+        weighted = LinearSVM(solver=solver, tol=1e-9).fit(X, y, weights)
+        repeated = LinearSVM(solver=solver, tol=1e-9).fit(
+            np.repeat(X, weights, axis=0), np.repeat(y, weights)
+        )
+        np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-5)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_cross_validation_is_what_single_fits_give(
+    blobs: tuple[np.ndarray, np.ndarray], multilabel: bool
+) -> None:
+    X, y = blobs
+    y = columns(y) if multilabel else y
+    folds = list(KFold(3, shuffle=True, random_state=0).split(X))
+    Cs = [0.05, 1.0, 20.0]
+    chosen = LinearSVMCV(Cs=Cs[::-1], cv=folds).fit(X, y)
+    expected = np.empty((3, 3))
+    for c, C in enumerate(Cs):
+        for f, (train, val) in enumerate(folds):
+            model = LinearSVM(C=C).fit(X[train], y[train])
+            if multilabel:
+                expected[c, f] = mean_average_precision(model.decision_function(X[val]), y[val]).mean
+            else:
+                expected[c, f] = mean_class_recall(model.predict(X[val]), y[val], 4)
+    np.testing.assert_allclose(chosen.scores_, expected, atol=0.03)
+    best = chosen.scores_.mean(1).argmax()
+    assert sorted(Cs)[best] == chosen.C_
+    np.testing.assert_allclose(chosen.coef_, LinearSVM(C=chosen.C_).fit(X, y).coef_, rtol=1e-3, atol=1e-4)
+
+
+def test_a_validation_part_chooses_c(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = blobs
+    part = np.where(np.arange(len(y)) < 80, -1, 0)  # -1: always in training
+    chosen = LinearSVMCV(Cs=[0.01, 10.0], cv=PredefinedSplit(part)).fit(X, y)
+    assert chosen.scores_.shape == (2, 1)
+    with pytest.raises(ValueError, match="fold 0 of cv is empty"):
+        LinearSVMCV(cv=[(np.arange(80), np.arange(0))]).fit(X, y)
+    with pytest.raises(ValueError, match="Cs must be positive"):
+        LinearSVMCV(Cs=[1.0, 0.0]).fit(X, y)
 
 
 def test_degenerate_classes_score_a_constant(blobs: tuple[np.ndarray, np.ndarray]) -> None:
@@ -122,14 +176,16 @@ def test_score_leaves_unknown_pairs_out(blobs: tuple[np.ndarray, np.ndarray]) ->
     assert single.score(X, blobs[1]) == pytest.approx((single.predict(X) == blobs[1]).mean())
 
 
-def test_not_converged_is_recorded_and_said_once(blobs: tuple[np.ndarray, np.ndarray]) -> None:
-    model = LinearSVM(C=1e4, loss="hinge", max_iter=2)
+def test_not_converged_is_recorded_and_said_once(
+    blobs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vggfeat.solver.MAX_STEPS", 1)
+    model = LinearSVM(C=1e4, loss="hinge")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(blobs[0], columns(blobs[1]))
     assert [w.category for w in caught] == [ConvergenceWarning]
     assert not model.converged_
-    assert model.n_iter_ == 2
 
 
 @pytest.mark.parametrize(
@@ -151,7 +207,7 @@ def test_fit_refuses(X: Any, y: Any, message: str) -> None:
         LinearSVM().fit(X, y)
 
 
-@pytest.mark.parametrize("params", [{"C": 0}, {"C": np.nan}, {"loss": "log"}, {"tol": -1}, {"max_iter": 0}])
+@pytest.mark.parametrize("params", [{"C": 0}, {"C": np.nan}, {"loss": "log"}, {"tol": -1}, {"solver": "cvx"}])
 def test_parameters_out_of_range(params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(params))):
         LinearSVM(**params).fit([[0.0], [1.0]], [0, 1])
@@ -170,9 +226,8 @@ def test_predict_refuses(blobs: tuple[np.ndarray, np.ndarray]) -> None:
 def test_is_a_scikit_learn_estimator(blobs: tuple[np.ndarray, np.ndarray]) -> None:
     search = GridSearchCV(clone(LinearSVM()), {"C": [0.01, 1.0]}, cv=2).fit(*blobs)
     assert search.best_params_["C"] in (0.01, 1.0)
-    # A column vector of labels is one class's 1, -1, 0 here, not labels to be flattened.
-    expected = {"check_supervised_y_2d": "a y of shape (N, 1) is multi-label"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = check_estimator(LinearSVM(), expected_failed_checks=expected, on_skip=None, on_fail="raise")
-    assert sum(result["status"] == "passed" for result in results) > 30
+        for estimator in (LinearSVM(), LinearSVMCV()):
+            results = check_estimator(estimator, on_skip=None, on_fail="raise")  # nothing is excluded
+            assert sum(result["status"] == "passed" for result in results) > 50

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vggfeat.errors import UnreadableImage, VggfeatError
     from vggfeat.extract import embed
     from vggfeat.store import open_features
-    from vggfeat.svm import LinearSVM
+    from vggfeat.svm import LinearSVM, LinearSVMCV
     from vggfeat.weights import Network, load
 
 # Loaded when first used: `vggfeat --help` and reading a feature file need no PyTorch.
@@ -28,10 +28,20 @@ _WHERE = {
     "embed": "extract",
     "open_features": "store",
     "LinearSVM": "svm",
+    "LinearSVMCV": "svm",
     "VggfeatError": "errors",
     "UnreadableImage": "errors",
 }
-__all__ = ["LinearSVM", "Network", "UnreadableImage", "VggfeatError", "embed", "load", "open_features"]
+__all__ = [
+    "LinearSVM",
+    "LinearSVMCV",
+    "Network",
+    "UnreadableImage",
+    "VggfeatError",
+    "embed",
+    "load",
+    "open_features",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -201,7 +201,11 @@ def svm(
         Path | None, typer.Option(help="Write VOC comp2 files of the test images here.")
     ] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Save the classifier (HDF5).")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = CORES,
+    solver: Annotated[
+        Literal["newton", "liblinear"], typer.Option(help="All classes at once, or scikit-learn's reference.")
+    ] = "newton",
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = CORES,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model file.")] = False,
     json_file: Json = None,
     debug: Debug = False,
@@ -211,19 +215,24 @@ def svm(
     cs = "auto" if C == "auto" else list(_numbers(C, float, "--C"))
     check_writable(out_file, overwrite)
     check_writable(json_file)
+    import torch
+
     from vggfeat import protocols
     from vggfeat.classify import problem_from
     from vggfeat.datasets.voc import refuse_filled, write_submission
     from vggfeat.model import model_from, save_model
+    from vggfeat.weights import resolve_device
 
     problem, parts, about = problem_from(features, pool, qs)
     if submission:
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
         refuse_filled(submission)
+    torch.set_num_threads(workers)
     outcome = protocols.run(
-        problem, C=cs, seed=seed, loss=loss, n_jobs=workers, progress=lambda line: err.print(line)
-    )
+        problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
+        progress=lambda line: err.print(line),
+    )  # fmt: skip
     results = {**outcome.results, **about, "command": command()}
     if submission:
         assert outcome.test_rows is not None and outcome.test_scores is not None  # one official split

@@ -13,25 +13,22 @@ the rule.
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 
 from vggfeat import metrics
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
-from vggfeat.svm import LOSSES, SCORE_ROWS, SOLVER, LinearSVM
+from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
 
-C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
 C_STEP = 4.0  # the grid's ratio, and that of its extension
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
@@ -130,7 +127,8 @@ def run(
     C: str | float | Sequence[float] = "auto",
     seed: int | None = None,
     loss: str = "squared_hinge",
-    n_jobs: int | None = 2,
+    solver: str = "newton",
+    device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Choose C, train and test by the problem's protocol.
@@ -140,7 +138,7 @@ def run(
     seed: None uses the stored splits; a number draws random splits anew (as many as are stored, else three).
         Official splits stay as they are; only a validation part that must be cut from train depends on it
         (None: 0).
-    n_jobs: processes in all; the result is the same for any number. -1 uses every core.
+    loss, solver, device: as `LinearSVM`.
     progress: called with one line for each fit that ended.
 
     The results have the keys of results.json. Figures are fractions of 1; what a protocol lacks is absent.
@@ -153,24 +151,26 @@ def run(
     - test_labels "none", when no test image has a label: the only figures are then under validation, of the
       classifier trained without that part.
     - degenerate_classes lack positives or negatives in training, classes_without_ap lack positives in test,
-      not_converged names the fits that liblinear broke off.
+      not_converged names the fits that did not reach the solver's tolerance.
 
     Raises VggfeatError when there is nothing to train, validate or test on, when a class of a one-label
     problem has no training image, or when a C is not positive.
     """
     started = time.perf_counter()
     grid = _grid(C)
-    if loss not in LOSSES:
-        raise VggfeatError(f"loss must be squared_hinge or hinge, not {loss}")
+    for name, given, allowed in (("loss", loss, LOSSES), ("solver", solver, SOLVERS)):
+        if given not in allowed:
+            raise VggfeatError(f"{name} must be {' or '.join(allowed)}, not {given}")
     if len(problem.classes) < 2 and not problem.multilabel:
         raise VggfeatError("there is one class only; a classifier needs at least two")
     select = len(grid) > 1
     splits, facts = _splits(problem, seed, select)
     _check(problem, splits)
     say = progress or (lambda line: None)
-    # One BLAS thread here as in the workers: sums are in the same order, and n_jobs is all that is used.
-    with threadpool_limits(limits=1, user_api="blas"), _Workers(n_jobs) as workers:
-        outcome = _choose_and_score(problem, splits, facts, grid, isinstance(C, str), loss, workers, say)
+    svm = LinearSVM(loss=loss, solver=solver, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
+        outcome = _choose_and_score(problem, splits, facts, grid, isinstance(C, str), svm, say)
     outcome.results["seconds"] = time.perf_counter() - started
     return outcome
 
@@ -254,7 +254,7 @@ def _readable(problem: Problem, rows: np.ndarray) -> Rows:
 
 
 def _usable(problem: Problem, rows: np.ndarray) -> Rows:
-    """Readable rows with a label, sorted: how a split lists them then doesn't change what liblinear finds."""
+    """Readable rows with a label, sorted: how a split lists them then doesn't change a bit of the result."""
     rows = np.unique(_readable(problem, rows))
     return rows[problem.known[rows]]
 
@@ -335,53 +335,44 @@ def _extension(curve: dict[float, float]) -> float | None:
     return order[0] / C_STEP if curve[order[0]] == best else None
 
 
+def _candidates(grid: list[float], curve: dict[float, float], extend: bool) -> Iterator[float]:
+    """The grid, then what its curve, filled in meanwhile, asks for."""
+    yield from grid
+    for _ in range(MAX_EXTENSIONS if extend else 0):
+        further = _extension(curve)
+        if further is None:
+            return
+        yield further
+
+
 def _curves(
-    problem: Problem,
-    splits: list[_Split],
-    grid: list[float],
-    extend: bool,
-    loss: str,
-    workers: _Workers,
-    say: Callable[[str], None],
-) -> tuple[list[dict[float, float]], list[str]]:
-    """The validation score of each C in each split, and the fits that did not converge."""
+    problem: Problem, splits: list[_Split], grid: list[float], extend: bool, svm: LinearSVM, say: Callable[[str], None]
+) -> tuple[list[dict[float, float]], list[LinearSVM], list[str]]:  # fmt: skip
+    """Each split's validation score of each C, its best classifier, and the fits that did not converge."""
     curves: list[dict[float, float]] = [{} for _ in splits]
+    best: list[LinearSVM] = []
     broken_off: list[str] = []
-    tasks = [
-        (s, C) for s in range(len(splits)) for C in reversed(grid)
-    ]  # large C takes longest: start it first
-    for extension in range(1 + MAX_EXTENSIONS):
-        jobs = [(splits[s].fit, splits[s].val, C, loss) for s, C in tasks]
-        ended = workers.each(_validate, (problem,), jobs)
-        for done, (i, (score, converged)) in enumerate(ended, start=1):
-            s, C = tasks[i]
-            curves[s][C] = score
-            label = f"{splits[s].name} C={C:g}".strip()
-            say(f"{label}: validation {_selected_by(problem)} {score:.4f} ({done}/{len(tasks)})")
-            if not converged:
-                broken_off.append(f"{label} (choosing C)")
-        if not extend or extension == MAX_EXTENSIONS:
-            break
-        further = [(s, _extension(curve)) for s, curve in enumerate(curves)]
-        tasks = [(s, C) for s, C in further if C is not None]
-        if not tasks:
-            break
     for split, curve in zip(splits, curves, strict=True):
+        candidates = _candidates(grid, curve, extend)
+        models: dict[float, LinearSVM] = {}
+        for model in svm.path(problem.X[split.fit], problem.labels[split.fit], candidates):
+            curve[model.C] = score = _validate(problem, model, split.val)
+            winner = _winner(curve)
+            models = {C: kept for C, kept in [*models.items(), (model.C, model)] if winner == C}
+            label = f"{split.name} C={model.C:g}".strip()
+            say(f"{label}: validation {_selected_by(problem)} {score:.4f}")
+            if not model.converged_:
+                broken_off.append(f"{label} (choosing C)")
         if any(np.isnan(score) for score in curve.values()):
             where = f" of {split.name}" if split.name else ""
             raise VggfeatError(
                 f"no class has a positive image in the validation part{where}: C can't be chosen"
             )
-    return curves, sorted(broken_off)
+        best += models.values()
+    return curves, best, sorted(broken_off)
 
 
 # Fitting and scoring ----------------------------------------------------------------------------------------
-
-
-def _fit(problem: Problem, rows: Rows, C: float, loss: str, n_jobs: int | None = None) -> LinearSVM:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
-        return LinearSVM(C=C, loss=loss, n_jobs=n_jobs).fit(problem.X[rows], problem.labels[rows])
 
 
 def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> NDArray[np.float64]:
@@ -394,17 +385,9 @@ def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> NDArray[np.float6
     return scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
 
 
-def _validate(problem: Problem, fit: Rows, val: Rows, C: float, loss: str) -> tuple[float, bool]:
-    model = _fit(problem, fit, C, loss)
+def _validate(problem: Problem, model: LinearSVM, val: Rows) -> float:
     figures, _ = _figures(problem, _scores(problem, model, val), val)
-    return figures[_selected_by(problem)], model.converged_
-
-
-def _train_and_test(
-    problem: Problem, train: Rows, test: Rows, C: float, loss: str
-) -> tuple[LinearSVM, NDArray[np.float64] | None]:
-    model = _fit(problem, train, C, loss)
-    return model, _scores(problem, model, test) if len(test) else None
+    return figures[_selected_by(problem)]
 
 
 def _selected_by(problem: Problem) -> str:
@@ -436,40 +419,6 @@ def _figures(
     return {"map_11point": eleven.mean, "map_allpoint": allpoint.mean}, per_class
 
 
-class _Workers:
-    """n_jobs processes that share one memory-mapped copy of X; or, for one, this process."""
-
-    def __init__(self, n_jobs: int | None) -> None:
-        self.n_jobs = int(joblib.effective_n_jobs(1 if n_jobs is None else n_jobs))
-        self._stack = contextlib.ExitStack()
-        self._parallel: joblib.Parallel | None = None
-
-    def __enter__(self) -> _Workers:
-        if self.n_jobs > 1:
-            self._stack.enter_context(joblib.parallel_config(backend="loky", inner_max_num_threads=1))
-            parallel = joblib.Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
-            # Entered once for all calls: joblib then writes X to its memory map once.
-            self._parallel = self._stack.enter_context(parallel)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.close()
-
-    def each(
-        self, function: Callable[..., Any], shared: tuple[Any, ...], jobs: list[tuple[Any, ...]]
-    ) -> Iterator[tuple[int, Any]]:
-        """(i, function(*shared, *jobs[i])), as they end."""
-        if self._parallel is None:
-            yield from (_numbered(i, function, shared, job) for i, job in enumerate(jobs))
-        else:
-            numbered = joblib.delayed(_numbered)
-            yield from self._parallel(numbered(i, function, shared, job) for i, job in enumerate(jobs))
-
-
-def _numbered(i: int, function: Callable[..., Any], shared: tuple[Any, ...], job: tuple[Any, ...]) -> Any:
-    return i, function(*shared, *job)
-
-
 # The whole protocol -----------------------------------------------------------------------------------------
 
 
@@ -479,19 +428,22 @@ def _choose_and_score(
     facts: dict[str, Any],
     grid: list[float],
     extend: bool,
-    loss: str,
-    workers: _Workers,
+    svm: LinearSVM,
     say: Callable[[str], None],
 ) -> Outcome:
     several = splits[0].name != ""
-    results: dict[str, Any] = {"protocol": problem.protocol, "solver": f"{SOLVER}, {loss}"}
+    results: dict[str, Any] = {
+        "protocol": problem.protocol,
+        "solver": f"{svm.solver}, tol {svm.tol:g}, {svm.loss}",
+    }
     broken_off: list[str] = []
     curves: list[dict[float, float]] = []
+    best: list[LinearSVM] = []
     if len(grid) > 1:
         for split in splits:
             if len(split.val) == 0:
                 raise VggfeatError("there are no readable validation images to choose C on; give a single C")
-        curves, broken_off = _curves(problem, splits, grid, extend, loss, workers, say)
+        curves, best, broken_off = _curves(problem, splits, grid, extend, svm, say)
     winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
     # The geometric median; of an even number the lower of the two in the middle, a value that was tried.
     C = sorted(winners)[(len(winners) - 1) // 2]
@@ -507,20 +459,24 @@ def _choose_and_score(
     results |= facts
 
     # Refit and test every split; beside them the classifier to keep, or the one whose validation is reported.
-    jobs = [(split.refit, split.test, winner, loss) for split, winner in zip(splits, winners, strict=True)]
+    jobs = [(split.refit, split.test, winner) for split, winner in zip(splits, winners, strict=True)]
     no_truth = not several and not problem.known[splits[0].test].any()
     if several:
         every = np.flatnonzero(problem.readable & problem.known)
-        jobs.append((every, every[:0], C, loss))
+        jobs.append((every, every[:0], C))
     elif no_truth and len(splits[0].val):
-        jobs.append((splits[0].fit, splits[0].val, C, loss))
-    fitted: dict[int, tuple[LinearSVM, NDArray[np.float64] | None]] = {}
-    for i, result in workers.each(_train_and_test, (problem,), jobs):
-        fitted[i] = result
+        jobs.append((splits[0].fit, splits[0].val, C))
+    fitted: list[tuple[LinearSVM, NDArray[np.float64] | None]] = []
+    for i, (train, test, value) in enumerate(jobs):
+        # the refit starts from the classifier that won, on part of the same images
+        from_best = i < len(best)
+        fit = best[i].set_params(warm_start=True) if from_best else clone(svm).set_params(C=value)
+        fit.fit(problem.X[train], problem.labels[train])
+        fitted.append((fit, _scores(problem, fit, test) if len(test) else None))
         label = splits[i].name or "train + val" if i < len(splits) else "all images" if several else "train"
-        say(f"{label} C={jobs[i][2]:g}: trained ({len(fitted)}/{len(jobs)})")
-        if not result[0].converged_:
-            broken_off.append(f"{label} C={jobs[i][2]:g}")
+        say(f"{label} C={value:g}: trained ({len(fitted)}/{len(jobs)})")
+        if not fit.converged_:
+            broken_off.append(f"{label} C={value:g}")
     model = fitted[len(splits) if several else 0][0]
 
     scored = [_score_split(problem, split, fitted[i][1]) for i, split in enumerate(splits)]
@@ -528,7 +484,7 @@ def _choose_and_score(
     results["n_unreadable"] = int((~problem.readable).sum())
     if no_truth:
         results["test_labels"] = "none"
-        if len(splits) in fitted:
+        if len(fitted) > len(splits):
             scores = fitted[len(splits)][1]
             assert scores is not None
             overall, per_class = _figures(problem, scores, splits[0].val)

@@ -1,157 +1,101 @@
-"""Linear support vector machines for frozen descriptors, one against the rest: a scikit-learn estimator.
+"""Linear support vector machines for frozen descriptors, one against the rest: scikit-learn estimators.
 
 N images, D descriptor length, K SVM problems (one a class). The objective is liblinear's,
-    0.5 |(w, b)|^2 + C sum_i max(0, 1 - t_i (w x_i + b))^p,    p = 2 "squared_hinge", p = 1 "hinge",
-so the bias b is regularised as a weight of a constant feature 1 (`intercept_scaling=1`).
+    0.5 |(w, b)|^2 + C sum_i r_i max(0, 1 - t_i (w x_i + b))^p,    p = 2 "squared_hinge", p = 1 "hinge",
+with r_i the sample's weight; the bias b is regularised as the weight of a constant feature 1 (`intercept_scaling=1`).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.model_selection import check_cv
 from sklearn.svm import LinearSVC
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
 
-LOSSES = ("squared_hinge", "hinge")
-SOLVER = "liblinear via scikit-learn LinearSVC"
+from vggfeat.metrics import mean_average_precision
+from vggfeat.solver import LOSSES, Solution, Solver
 
-# liblinear visits the examples in a random order. The order is fixed: same data, same classifier.
-SEED = 0
+SOLVERS = ("newton", "liblinear")
+C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
+FLOATS = (np.float64, np.float32, np.float16)
+SEED = 0  # liblinear visits the examples in a random order; fixed: same data, same classifier
+LIBLINEAR_ITERATIONS = 100_000
 
 # Rows scored at a time: X @ coef.T is float64, and a float64 copy of all of X would be twice its size.
 SCORE_ROWS = 1024
 
 
-def _liblinear(X: NDArray, y: NDArray, settings: dict[str, Any]) -> tuple[NDArray, NDArray, int]:
-    """Coefficients, intercepts and iterations of one call of liblinear: all its classes one against the
-    rest."""
-    # The hinge loss has only the dual. For the squared hinge, coordinate descent on the dual is quick while C is
-    # small and N <= D, and needs thousands of passes for a large C on classes that overlap (measured: 1,151 x
-    # 2,048, ten classes, C=128: 31 s against 1.3 s); the primal's Newton steps stay about a dozen.
-    dual = settings["loss"] == "hinge" or (X.shape[0] <= X.shape[1] and settings["C"] < 1)
-    solver = LinearSVC(**settings, dual=dual, intercept_scaling=1, random_state=SEED)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # LinearSVM.fit says it once for all classes
-        solver.fit(X, y)
-    return solver.coef_, solver.intercept_, int(solver.n_iter_)
+class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
+    """What labels mean at `fit`, and what a fitted classifier does with new images."""
 
+    loss: str
+    tol: float
+    solver: str
+    coef_: NDArray
+    intercept_: NDArray
+    classes_: NDArray
 
-def _one_class(X: NDArray, truth: NDArray, settings: dict[str, Any]) -> tuple[NDArray, float, int]:
-    """One class of a multi-label problem, truth (N,) in {1, -1, 0}: fitted without the rows that are 0."""
-    known = truth != 0
-    coef, intercept, n_iter = _liblinear(X if known.all() else X[known], truth[known], settings)
-    return coef[0], float(intercept[0]), n_iter
-
-
-class LinearSVM(ClassifierMixin, BaseEstimator):
-    """One-against-the-rest linear SVMs for classes (one label an image) or for several labels an image.
-
-    Parameters
-    ----------
-    C: weight of the errors against the norm; larger fits the training set closer.
-    loss: "squared_hinge" or "hinge".
-    tol: liblinear's stopping tolerance.
-    max_iter: liblinear's limit on iterations, for each class.
-    n_jobs: processes for a multi-label fit, one class each; None or 1 works in this process. Never threads:
-        liblinear's random state is one per process, so threads would change each other's order of examples.
-        One label an image is one call of liblinear, which holds X once for all classes and ignores n_jobs.
-
-    Fitted attributes
-    -----------------
-    coef_: (K, D); intercept_: (K,). For two classes K is 1, as in scikit-learn.
-    classes_: the sorted labels; for several labels an image, 0 … K-1.
-    multilabel_: whether y was (N, K).
-    degenerate_classes_: columns of y that lack positives or negatives. Their score is constant: -1 without
-        positives, +1 without negatives.
-    n_iter_: most iterations of any class; converged_: whether that stayed below max_iter.
-    n_features_in_: D.
-
-    Notes
-    -----
-    Deterministic: the order of examples is seeded with 0, and n_jobs doesn't change a bit of the result.
-    X may be float32; liblinear works on its own float64 copy (24 bytes a value while it fits).
-    """
-
-    def __init__(
-        self,
-        C: float = 1.0,
-        loss: str = "squared_hinge",
-        tol: float = 1e-4,
-        max_iter: int = 10000,
-        n_jobs: int | None = None,
-    ) -> None:
-        self.C = C
-        self.loss = loss
-        self.tol = tol
-        self.max_iter = max_iter
-        self.n_jobs = n_jobs
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> LinearSVM:
-        """Fit on X (N, D) and y: (N,) labels, or (N, K) of 1 present, -1 absent, 0 left out for that class.
-
-        Warns once (ConvergenceWarning) when max_iter ended a class before it converged.
-        Raises ValueError for NaN or infinity in X, unequal lengths, other values in a (N, K) y (a 0/1
-        indicator
-        is refused: its 0 would mean "left out"), a single class, or parameters out of range.
-        """
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be squared_hinge or hinge, not {self.loss!r}")
-        for name, value in (("C", self.C), ("tol", self.tol), ("max_iter", self.max_iter)):
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, not {value!r}")
-        X_ND, y_N = validate_data(
-            self, X, y, dtype=(np.float64, np.float32), ensure_all_finite=False, multi_output=True
-        )
+    def _read(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """X (N, D), targets (N, P) of 1, -1, 0, and weights (N,); the settings checked."""
+        for name, allowed in (("loss", LOSSES), ("solver", SOLVERS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
+        _positive("tol", self.tol)
+        X_ND, y_N = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False, multi_output=True)
         _refuse_nan(X_ND)
-        settings = {"C": self.C, "loss": self.loss, "tol": self.tol, "max_iter": self.max_iter}
-        self.multilabel_: bool = y_N.ndim == 2
-        self.degenerate_classes_: list[int] = []
-        if self.multilabel_:
-            self._fit_columns(X_ND, y_N, settings)
-        else:
-            check_classification_targets(y_N)
-            self.classes_, index_N = np.unique(y_N, return_inverse=True)
-            if len(self.classes_) < 2:
-                raise ValueError(f"y holds one class only, {self.classes_[0]!r}: an SVM needs at least two")
-            self.coef_, self.intercept_, self.n_iter_ = _liblinear(X_ND, index_N, settings)
-        self.converged_: bool = self.n_iter_ < self.max_iter
-        if not self.converged_:
-            warnings.warn(
-                f"liblinear stopped at max_iter={self.max_iter} before it converged (C={self.C:g})",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return self
+        weights_N = _check_sample_weight(sample_weight, X_ND, dtype=np.float64, ensure_non_negative=True)
+        return X_ND, self._targets(y_N, weights_N), weights_N
 
-    def _fit_columns(self, X_ND: NDArray, y_NK: NDArray, settings: dict[str, Any]) -> None:
-        """Fit the K columns of a multi-label y, n_jobs of them at a time."""
-        if y_NK.dtype == bool or not np.isin(y_NK, (1, -1, 0)).all():
-            raise ValueError("a y of shape (N, K) must hold 1 (present), -1 (absent) or 0 (left out) only")
-        n_classes = y_NK.shape[1]
-        has_positive, has_negative = (y_NK == 1).any(axis=0), (y_NK == -1).any(axis=0)
-        fitted = np.flatnonzero(has_positive & has_negative)
-        if len(fitted) == 0:
-            raise ValueError("no class of y has both a positive (1) and a negative (-1) example")
-        self.classes_ = np.arange(n_classes)
-        self.degenerate_classes_ = [k for k in range(n_classes) if k not in set(fitted.tolist())]
-        self.coef_ = np.zeros((n_classes, X_ND.shape[1]))
-        self.intercept_ = np.where(has_positive, 1.0, -1.0)
-        if self.n_jobs in (None, 1):
-            results = [_one_class(X_ND, y_NK[:, k], settings) for k in fitted]
-        else:
-            results = Parallel(n_jobs=self.n_jobs, backend="loky")(
-                delayed(_one_class)(X_ND, y_NK[:, k], settings) for k in fitted
+    def _targets(self, y: NDArray, weights_N: NDArray) -> NDArray[np.int8]:
+        self.multilabel_: bool = y.ndim == 2 and not (y.shape[1] == 1 and not np.isin(y, (1, -1, 0)).all())
+        if self.multilabel_:
+            if y.dtype == bool or not np.isin(y, (1, -1, 0)).all():
+                raise ValueError(
+                    "a y of shape (N, K) must hold 1 (present), -1 (absent) or 0 (left out) only"
+                )
+            self.classes_ = np.arange(y.shape[1])
+            targets = y.astype(np.int8)
+            if not _both_signs(targets[weights_N > 0]).any():
+                raise ValueError("no class of y has both a positive (1) and a negative (-1) example")
+            return targets
+        if y.ndim == 2:
+            message = "A column-vector y was passed when a 1d array was expected; it is flattened."
+            warnings.warn(message, DataConversionWarning, stacklevel=4)
+        labels_N = y.ravel()
+        check_classification_targets(labels_N)
+        self.classes_ = np.unique(labels_N)
+        if len(np.unique(labels_N[weights_N > 0])) < 2:
+            which = f", {self.classes_[0]!r}" if len(self.classes_) == 1 else " with a positive weight"
+            raise ValueError(f"y holds one class only{which}: an SVM needs at least two")
+        # two classes have one problem: the second against the first
+        positive = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
+        return np.where(labels_N[:, None] == positive, 1, -1).astype(np.int8)
+
+    def _set(self, solution: Solution, targets_NP: NDArray, present: NDArray) -> None:
+        """Fitted attributes; a problem that lacks positives or negatives has a constant score."""
+        solved = _both_signs(targets_NP[present])
+        self.degenerate_classes_: list[int] = np.flatnonzero(~solved).tolist()
+        self.coef_ = np.zeros((len(solved), solution.coef.shape[1]))
+        self.intercept_ = np.where((targets_NP[present] == 1).any(axis=0), 1.0, -1.0)
+        self.coef_[solved], self.intercept_[solved] = solution.coef, solution.intercept
+        self.n_iter_: int = int(solution.steps.max())
+        self.converged_: bool = bool((solution.gap <= self.tol).all())
+        if not self.converged_:
+            message = (
+                f"{self.solver} did not reach tol={self.tol:g}: a gap of {solution.gap.max():.1g} is left"
             )
-        for k, (coef, intercept, _) in zip(fitted, results, strict=True):
-            self.coef_[k], self.intercept_[k] = coef, intercept
-        self.n_iter_ = max(n_iter for _, _, n_iter in results)
+            warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Scores of X (N, D): (N, K), or (N,) for two classes, where positive means `classes_[1]`.
@@ -159,7 +103,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         Raises ValueError for NaN, infinity, or another D than at `fit`.
         """
         check_is_fitted(self)
-        X_ND = validate_data(self, X, dtype=(np.float64, np.float32), ensure_all_finite=False, reset=False)
+        X_ND = validate_data(self, X, dtype=FLOATS, ensure_all_finite=False, reset=False)
         _refuse_nan(X_ND)
         scores = np.empty((len(X_ND), len(self.intercept_)))
         for start in range(0, len(X_ND), SCORE_ROWS):
@@ -186,6 +130,229 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         weights = np.ones(len(truth)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
         weights = weights[:, None] * (truth != 0)
         return float(np.average(predicted == truth, weights=weights))
+
+
+class LinearSVM(_OneAgainstTheRest):
+    """One-against-the-rest linear SVMs for classes (one label an image) or for several labels an image.
+
+    Parameters
+    ----------
+    C: weight of the errors against the norm; larger fits the training set closer.
+    loss: "squared_hinge" or "hinge".
+    tol: duality gap, as a share of the objective, at which a class is done; liblinear's own tolerance with it.
+    solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear", scikit-learn's, for reference.
+    device: where "newton" computes, in PyTorch's words: "cpu", "cuda".
+    warm_start: start from what the last `fit` found, where it was of the same classes: as at a like C, on more images.
+
+    Fitted attributes
+    -----------------
+    coef_: (K, D); intercept_: (K,). For two classes K is 1, as in scikit-learn.
+    classes_: the sorted labels; for several labels an image, 0 … K-1.
+    multilabel_: whether y was (N, K).
+    degenerate_classes_: problems that lack positives or negatives. Their score is constant: -1 without
+        positives, +1 without negatives.
+    n_iter_: most steps of any class; converged_: whether all classes reached tol.
+    n_features_in_: D.
+
+    Notes
+    -----
+    Deterministic. "newton" copies X in blocks of rows only, and holds N^2 or D^2 numbers in float64, whichever are
+    fewer; liblinear copies X as float64.
+    """
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        loss: str = "squared_hinge",
+        tol: float = 1e-5,
+        solver: str = "newton",
+        device: str = "cpu",
+        warm_start: bool = False,
+    ) -> None:
+        self.warm_start = warm_start
+        self.C = C
+        self.loss = loss
+        self.tol = tol
+        self.solver = solver
+        self.device = device
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LinearSVM:
+        """Fit on X (N, D) and y: (N,) labels, or (N, K) of 1 present, -1 absent, 0 left out for that class.
+
+        Warns once (ConvergenceWarning) when a class did not reach tol.
+        Raises ValueError for NaN or infinity in X, unequal lengths, other values in a (N, K) y (a 0/1 indicator is
+        refused: its 0 would mean "left out"), a single class, negative weights, or parameters out of range.
+        """
+        return next(self._path(X, y, [self.C], sample_weight, lambda C: self))
+
+    def path(self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
+        """A fitted classifier for each C in turn, each started from the one before. Raises as `fit`."""
+        return self._path(X, y, Cs, None, lambda C: clone(self).set_params(C=C))
+
+    def _path(
+        self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float], sample_weight: ArrayLike | None,
+        model_of: Callable[[float], LinearSVM],
+    ) -> Iterator[LinearSVM]:  # fmt: skip
+        before = (
+            (self.classes_, self.coef_, self.intercept_)
+            if self.warm_start and hasattr(self, "coef_")
+            else None
+        )
+        X_ND, targets_NP, weights_N = self._read(X, y, sample_weight)
+        present = weights_N > 0
+        possible = _both_signs(targets_NP[present])
+        solved = targets_NP[:, possible]
+        near = None
+        if before and np.array_equal(before[0], self.classes_) and before[1].shape[1] == X_ND.shape[1]:
+            near = before[1][possible], before[2][possible]
+        solver = Solver(X_ND, self.device) if self.solver == "newton" else None
+        start: Tensor | None = None
+        for C in Cs:
+            _positive("C", C)
+            if solver is None:
+                solution = _liblinear(X_ND, solved, weights_N, C, self.loss, self.tol)
+            else:
+                solution = solver.solve(
+                    solved,
+                    C,
+                    weights_NP=weights_N[:, None],
+                    loss=self.loss,
+                    tol=self.tol,
+                    start=start,
+                    near=near,
+                )
+                start, near = solution.state, None
+            model = model_of(C)
+            model.n_features_in_, model.classes_, model.multilabel_ = (
+                X_ND.shape[1],
+                self.classes_,
+                self.multilabel_,
+            )
+            model._set(solution, targets_NP, present)
+            yield model
+
+
+class LinearSVMCV(_OneAgainstTheRest):
+    """`LinearSVM` that chooses C by a validation part or by cross-validation: all folds and classes at once.
+
+    Parameters
+    ----------
+    Cs: the values to try.
+    cv: number of stratified folds, a scikit-learn splitter (`PredefinedSplit` for a validation part), or the splits.
+    loss, tol, device: as `LinearSVM`.
+
+    Fitted attributes
+    -----------------
+    C_: the winner, of equals the smallest. Cs_: the values, rising. scores_: (len(Cs), folds).
+    The others as `LinearSVM`; the classifier is the one with C_ on all of X.
+
+    Notes
+    -----
+    The score is mean class recall (classes that the fold lacks are left out); for several labels an image mean
+    average precision, all-point.
+    """
+
+    solver = "newton"
+
+    def __init__(
+        self, Cs: Sequence[float] = C_GRID, cv: Any = 5, loss: str = "squared_hinge",
+        tol: float = 1e-5, device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self.Cs = Cs
+        self.cv = cv
+        self.loss = loss
+        self.tol = tol
+        self.device = device
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LinearSVMCV:
+        """Choose C, then fit on all of X. Warns and raises as `LinearSVM.fit`; ValueError for an empty fold, too."""
+        self.Cs_ = np.unique(np.asarray(self.Cs, dtype=float))
+        for C in self.Cs_:
+            _positive("Cs", C)
+        X_ND, targets_NP, weights_N = self._read(X, y, sample_weight)
+        present = weights_N > 0
+        labels = np.asarray(y)
+        truth = targets_NP if self.multilabel_ else np.searchsorted(self.classes_, labels.ravel())
+        splits = list(
+            check_cv(self.cv, None if self.multilabel_ else labels.ravel(), classifier=True).split(
+                X_ND, truth
+            )
+        )
+        folds, problems = [], []
+        for number, (train, val) in enumerate(splits):
+            if not present[train].any() or not present[val].any():
+                raise ValueError(
+                    f"fold {number} of cv is empty: it has {len(train)} training and {len(val)} other images"
+                )
+            targets = np.zeros_like(targets_NP)
+            targets[train] = targets_NP[train]
+            folds.append((val[present[val]], _both_signs(targets[present])))
+            problems.append(targets[:, folds[-1][1]])
+        solver = Solver(X_ND, self.device)
+        start: Tensor | None = None
+        self.scores_ = np.empty((len(self.Cs_), len(splits)))
+        for c, C in enumerate(self.Cs_):
+            solution = solver.solve(
+                np.concatenate(problems, axis=1),
+                C,
+                weights_NP=weights_N[:, None],
+                loss=self.loss,
+                tol=self.tol,
+                start=start,
+            )
+            start = solution.state
+            of_fold = np.split(solution.scores, np.cumsum([solved.sum() for _, solved in folds])[:-1], axis=1)
+            for f, (val, solved) in enumerate(folds):
+                scores = np.full((len(val), targets_NP.shape[1]), -1.0)
+                scores[:, solved] = of_fold[f][val]
+                self.scores_[c, f] = self._judge(scores, truth[val], weights_N[val])
+        self.C_ = float(self.Cs_[np.nanmean(self.scores_, axis=1).argmax()])
+        final = targets_NP[:, _both_signs(targets_NP[present])]
+        self._set(
+            solver.solve(final, self.C_, weights_NP=weights_N[:, None], loss=self.loss, tol=self.tol),
+            targets_NP,
+            present,
+        )
+        return self
+
+    def _judge(self, scores: NDArray, truth: NDArray, weights: NDArray) -> float:
+        if self.multilabel_:
+            return mean_average_precision(scores, truth, "allpoint").mean
+        guess = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)
+        right = np.bincount(truth, weights * (guess == truth), len(self.classes_))
+        seen = np.bincount(truth, weights, len(self.classes_))
+        return float(np.mean(right[seen > 0] / seen[seen > 0]))
+
+
+def _liblinear(
+    X: NDArray, targets_NP: NDArray, weights_N: NDArray, C: float, loss: str, tol: float
+) -> Solution:
+    """The reference, a problem at a time. liblinear doesn't tell its gap: tol where it stopped by itself."""
+    coef, intercept, steps = [], [], []
+    for targets_N in targets_NP.T:
+        rows = (targets_N != 0) & (weights_N > 0)
+        # The hinge loss has only the dual. For the squared hinge, coordinate descent on the dual is quick while C is
+        # small and N <= D, and needs thousands of passes for a large C on classes that overlap.
+        dual = loss == "hinge" or (rows.sum() <= X.shape[1] and C < 1)
+        svc = LinearSVC(C=C, loss=loss, tol=tol, max_iter=LIBLINEAR_ITERATIONS, dual=dual, random_state=SEED)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # said once, for all problems
+            svc.fit(X[rows], targets_N[rows], weights_N[rows])
+        coef.append(svc.coef_[0])
+        intercept.append(svc.intercept_[0])
+        steps.append(int(svc.n_iter_))
+    gap = np.where(np.array(steps) < LIBLINEAR_ITERATIONS, tol, np.inf)
+    nothing = np.zeros(0)
+    return Solution(np.array(coef), np.array(intercept), nothing, gap, nothing, np.array(steps), Tensor())
+
+
+def _both_signs(targets_NP: NDArray) -> NDArray[np.bool_]:
+    return (targets_NP == 1).any(axis=0) & (targets_NP == -1).any(axis=0)
+
+
+def _positive(name: str, value: Any) -> None:
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive, not {value!r}")
 
 
 def _refuse_nan(X_ND: NDArray) -> None:

@@ -1,0 +1,216 @@
+"""The batched solver against liblinear's objective, in both spaces, and what it says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC
+
+from vggfeat import solver as solver_module
+from vggfeat.solver import Examples, Features, Solver
+
+LOSSES = ["squared_hinge", "hinge"]
+
+
+def objective(X: np.ndarray, t: np.ndarray, C: Any, loss: str, w: np.ndarray, b: float) -> float:
+    """liblinear's, in float64; C: a number, or one an example."""
+    known = t != 0
+    s = np.maximum(0, 1 - t * (X.astype(np.float64) @ w + b))
+    per = np.broadcast_to(C, t.shape)[known]
+    return 0.5 * (w @ w + b * b) + float(
+        (per * (s[known] ** 2 if loss == "squared_hinge" else s[known])).sum()
+    )
+
+
+def liblinear(X: np.ndarray, t: np.ndarray, C: float, loss: str, weights: np.ndarray | None = None) -> float:
+    known = t != 0
+    svc = LinearSVC(C=C, loss=loss, tol=1e-6, max_iter=1_000_000, dual=loss == "hinge", random_state=0)
+    svc.fit(X[known].astype(np.float64), t[known], None if weights is None else weights[known])
+    c = C if weights is None else C * weights
+    return objective(X, t, c, loss, svc.coef_[0], svc.intercept_[0])
+
+
+def made(N: int, D: int, K: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Descriptors as VGG's: not negative, of unit length; K classes that overlap, as columns of 1, -1 and some 0."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, K, N)
+    X = np.maximum(rng.normal(0, 1, (N, D)) + 0.7 * rng.normal(0, 1, (K, D))[y], 0).astype(np.float32)
+    X /= np.linalg.norm(X, axis=1, keepdims=True) + 1e-9
+    T = np.where(y[:, None] == np.arange(K), 1, -1).astype(np.int8)
+    T[rng.random(T.shape) < 0.05] = 0
+    return X, T
+
+
+CASES = {
+    "more images than dimensions": lambda: made(300, 20, 4),
+    "far more": lambda: made(600, 5, 3),
+    "more dimensions than images": lambda: made(60, 400, 4),
+    "duplicated rows": lambda: tuple(np.repeat(a, 3, axis=0) for a in made(50, 30, 3)),
+    "a class with one positive": lambda: (
+        made(120, 40, 2)[0],
+        np.where(np.arange(120) == 7, 1, -1).astype(np.int8)[:, None],
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", CASES)
+def test_the_objective_is_liblinears(case: str, loss: str) -> None:
+    X, T = CASES[case]()
+    solver = Solver(X)
+    for C in (2.0**-7, 1.0, 2.0**7):
+        found = solver.solve(T, C, loss=loss)
+        assert (found.gap <= 1e-5).all()
+        for k in range(T.shape[1]):
+            ours = objective(X, T[:, k], C, loss, found.coef[k], found.intercept[k])
+            assert found.objective[k] == pytest.approx(ours, rel=1e-5)
+            theirs = liblinear(X, T[:, k], C, loss)
+            assert ours <= theirs * (1 + 1e-5)
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        scores = X.astype(np.float64) @ found.coef.T + found.intercept
+        np.testing.assert_allclose(found.scores, scores, atol=1e-6 * np.abs(scores).max())
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_badly_scaled_features(loss: str) -> None:
+    X, T = made(150, 12, 3)
+    X = X * np.logspace(-3, 3, 12).astype(np.float32)
+    found = Solver(X).solve(T, 1.0, loss=loss)
+    assert (found.gap <= 1e-5).all()
+    for k in range(3):
+        # liblinear itself does not get there: the gap is the proof
+        ours = objective(X, T[:, k], 1.0, loss, found.coef[k], found.intercept[k])
+        assert ours <= liblinear(X, T[:, k], 1.0, loss) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gap_is_a_bound(loss: str) -> None:
+    """What a loosely solved problem could still lose is at most its gap, and is not nothing."""
+    X, T = made(200, 30, 4)
+    solver = Solver(X)
+    exact = solver.solve(T, 8.0, loss=loss, tol=1e-9)
+    loose = solver.solve(T, 8.0, loss=loss, tol=0.3)
+    assert (loose.objective - exact.objective <= loose.gap * loose.objective).all()
+    assert (loose.objective > exact.objective * 1.001).any()
+    assert (loose.gap <= 0.3).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_both_spaces_give_the_same(loss: str) -> None:
+    X, T = made(90, 40, 3)
+    by_examples, by_features = Solver(X), Solver(X, memory=0)
+    assert isinstance(by_examples.space, Examples)
+    assert isinstance(by_features.space, Features)
+    for C in (0.05, 20.0):
+        a, b = (s.solve(T, C, loss=loss, tol=1e-8) for s in (by_examples, by_features))
+        np.testing.assert_allclose(a.objective, b.objective, rtol=1e-7)
+        np.testing.assert_allclose(a.coef, b.coef, atol=2e-3 * np.abs(a.coef).max())
+
+
+@pytest.mark.parametrize("memory", [2e9, 0])
+def test_conjugate_gradients_and_blocks_and_parts_change_nothing(
+    memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, T = made(150, 60, 5)
+    exact = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)
+    monkeypatch.setattr(solver_module, "EXACT_COST", 0.0)
+    monkeypatch.setattr(solver_module, "BLOCK_VALUES", 61 * 40)
+    monkeypatch.setattr(solver_module, "STATE_VALUES", 300)
+    parts = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)
+    np.testing.assert_allclose(parts.objective, exact.objective, rtol=1e-7)
+    np.testing.assert_allclose(parts.coef, exact.coef, atol=1e-3 * np.abs(exact.coef).max())
+
+
+def test_a_warm_start_takes_fewer_steps_to_the_same_place() -> None:
+    X, T = made(200, 50, 4)
+    solver = Solver(X)
+    before = solver.solve(T, 4.0)
+    cold, warm = solver.solve(T, 8.0), solver.solve(T, 8.0, start=before.state)
+    np.testing.assert_allclose(warm.objective, cold.objective, rtol=2e-5)
+    assert warm.steps.sum() < cold.steps.sum()
+
+
+@pytest.mark.parametrize("memory", [2e9, 0])
+def test_left_out_images_and_weights(memory: float) -> None:
+    X, T = made(120, 30, 3)
+    weights = np.random.default_rng(1).integers(0, 4, 120).astype(float)
+    weighted = Solver(X, memory=memory).solve(T, 2.0, weights_NP=weights[:, None], tol=1e-9)
+    repeated = Solver(np.repeat(X, weights.astype(int), axis=0), memory=memory).solve(
+        np.repeat(T, weights.astype(int), axis=0), 2.0, tol=1e-9
+    )
+    np.testing.assert_allclose(weighted.objective, repeated.objective, rtol=1e-8)
+    for k in range(3):
+        assert weighted.objective[k] == pytest.approx(
+            liblinear(X, T[:, k], 2.0, "squared_hinge", weights), rel=1e-5
+        )
+    wild = X.copy()
+    wild[T[:, 0] == 0] = 50.0
+    a, b = (Solver(x, memory=memory).solve(T[:, :1], 2.0, tol=1e-9) for x in (X, wild))
+    np.testing.assert_allclose(a.coef, b.coef, rtol=1e-6, atol=1e-8)
+
+
+def test_each_problem_has_its_own_C() -> None:
+    X, T = made(120, 30, 3)
+    solver = Solver(X)
+    together = solver.solve(T, [0.1, 1.0, 10.0], tol=1e-9)
+    for k, C in enumerate((0.1, 1.0, 10.0)):
+        alone = solver.solve(T[:, k : k + 1], C, tol=1e-9)
+        assert together.objective[k] == pytest.approx(alone.objective[0], rel=1e-8)
+
+
+@pytest.mark.parametrize("memory", [2e9, 0])
+def test_a_problem_without_images_weighs_nothing(memory: float) -> None:
+    X, T = made(60, 20, 2)
+    T[:, 1] = 0
+    found = Solver(X, memory=memory).solve(T, 4.0)
+    assert not found.coef[1].any() and found.intercept[1] == 0
+    assert found.gap[1] == 0 and (found.gap <= 1e-5).all()
+
+
+def test_twice_the_same() -> None:
+    X, T = made(150, 60, 5)
+    a, b = (Solver(X).solve(T, 2.0) for _ in range(2))
+    np.testing.assert_array_equal(a.coef, b.coef)
+
+
+def test_what_it_could_not_reach_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, T = made(150, 60, 5)
+    monkeypatch.setattr(solver_module, "MAX_STEPS", 1)
+    assert (Solver(X).solve(T, 1e3).gap > 1e-5).any()
+
+
+def test_half_precision_is_read_as_it_is() -> None:
+    X, T = made(80, 30, 2)
+    half = X.astype(np.float16)
+    a, b = (Solver(x).solve(T, 2.0, tol=1e-7) for x in (half, half.astype(np.float64)))
+    np.testing.assert_allclose(a.objective, b.objective, rtol=1e-6)
+    assert (
+        np.abs(a.objective / Solver(X).solve(T, 2.0, tol=1e-7).objective - 1).max() > 1e-6
+    )  # X itself is another
+
+
+def test_products_in_float32_are_taken_again_where_they_are_too_rough() -> None:
+    rng = np.random.default_rng(0)
+    X = (1000 + rng.normal(0, 1, (80, 120))).astype(
+        np.float32
+    )  # 1e6 a product, and 1 that tells two images apart
+    T = np.where(rng.random((80, 1)) < 0.5, 1, -1).astype(np.int8)
+    solver = Solver(X)
+    found = solver.solve(T, 1.0)
+    assert solver.space.precise  # type: ignore[attr-defined]
+    reference = Solver(X.astype(np.float64)).solve(T, 1.0)
+    np.testing.assert_allclose(found.objective, reference.objective, rtol=1e-5)
+
+
+def test_a_start_near_the_solution() -> None:
+    X, T = made(300, 60, 4)
+    part, whole = Solver(X[:150]), Solver(X)
+    before = part.solve(T[:150], 8.0)
+    for loss in LOSSES:
+        cold = whole.solve(T, 8.0, loss=loss)
+        near = whole.solve(T, 8.0, loss=loss, near=(before.coef, before.intercept))
+        np.testing.assert_allclose(near.objective, cold.objective, rtol=2e-5)
+        assert near.steps.sum() < cold.steps.sum()

@@ -1,0 +1,513 @@
+"""Many linear SVMs over the same images, solved together: Newton's method on the examples inside the margin.
+
+N images, D descriptor length, P problems (a class, a fold: each a column). Problem p minimises liblinear's
+
+    0.5 |w, b|^2 + sum_i c_ip loss(s_ip),    s = 1 - t_ip (w x_i + b),    loss = max(0, s)^2 or max(0, s),
+
+with targets t_ip in {1, -1}; t_ip = 0 leaves image i out of problem p (a fold, a difficult object). The bias b is the
+weight of a constant feature 1, so a state (w, b) is one vector and x_i ends in 1.
+
+Where s > 0 the squared hinge is a parabola, elsewhere 0: with H = diag(2 c) over those "active" examples, a Newton
+step d solves (I + X' H X) d = -gradient. The steps of all problems share their products with X, which are therefore as
+wide as there are problems. The system is solved exactly where few examples are active (large C), and by conjugate
+gradients where many are (small C), preconditioned by the system of all examples, factorised once for all problems. The
+hinge is approached by parabolas of growing curvature next to its corner.
+
+States live in one of two spaces, whichever is smaller. `Examples`: (w, b) = X' v with v (N, P), and of X only the Gram
+matrix is needed. `Features`: (w, b) itself, (D + 1, P), with X read in blocks of rows.
+
+With alpha_i = -c loss'(s_i) the difference of primal and dual objective bounds what a problem could still lose; for
+the squared hinge it is 0.5 |gradient|^2. A problem is done when this gap is at most tol times its objective.
+Deterministic: no random numbers are drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LOSSES = ("squared_hinge", "hinge")
+MAX_STEPS = 300  # Newton steps of one solve; the squared hinge takes three to ten, the hinge some dozens
+CG_STEPS = 100  # of one Newton step
+CG_TOLERANCE = 1e-3  # on the residual; the next Newton step mends the rest
+SHARPER = 8.0  # factor on the curvature at the hinge's corner
+EASY = 1000.0  # curvature of the loss from which a solve starts at zero
+CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
+BLOCK_VALUES = 1 << 24  # of X at a time, as float64: 128 MiB
+LOW_CONDITION = 3e5  # largest condition number of a system that is factorised in float32
+REFINEMENTS = 1  # of an exact solve, in float64
+FACTOR_VALUES = 1 << 26  # of the factors held at a time
+EXACT_COST = 120.0  # an exact solve of n examples costs n^3 / 3; CG as much as so many products with K
+STATE_VALUES = 1 << 25  # images times problems at a time
+
+
+@dataclass
+class Solution:
+    """P solved problems.
+
+    coef: (P, D) float64; intercept: (P,). scores: (N, P) of all images, also those that a problem leaves out.
+    gap: (P,) duality gap over objective, converged where it is at most tol. objective: (P,). steps: (P,) Newton steps.
+    state: where another solve, of a larger C, can start.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    scores: np.ndarray
+    gap: np.ndarray
+    objective: np.ndarray
+    steps: np.ndarray
+    state: Tensor
+
+
+class Space(Protocol):
+    """Where states live. V, W: states (…, P); h, beta: (N, P)."""
+
+    size: int
+
+    def scores(self, V: Tensor) -> Tensor:
+        """X V, (N, P)."""
+        ...
+
+    def pull(self, beta: Tensor) -> Tensor:
+        """The states X' beta."""
+        ...
+
+    def dot(self, V: Tensor, W: Tensor, scores_W: Tensor) -> Tensor:
+        """(P,) inner products of states."""
+        ...
+
+    def newton(self, G: Tensor, scores_G: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """d with (I + X' diag(h) X) d = -G, and X d."""
+        ...
+
+    def weights(self, V: Tensor) -> Tensor:
+        """(D + 1, P): w and b."""
+        ...
+
+    def state(self, W: Tensor, T: Tensor, curvature: Tensor, cap: Tensor) -> Tensor:
+        """A state near the (w, b) W."""
+        ...
+
+    def sharpen(self) -> bool:
+        """Compute more precisely from now on, if that can be."""
+        ...
+
+
+class Rows:
+    """X (N, D) of any float kind (an array, a memory map, an HDF5 data set), read in blocks, with a constant feature 1.
+
+    States of (w, b) have b last.
+    """
+
+    def __init__(self, X: Any, device: torch.device) -> None:
+        self.X, self.device = X, device
+        self.N, self.D = X.shape
+        self.block = max(1, BLOCK_VALUES // self.D)
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Float64 blocks (n, D), without the constant."""
+        return self.blocks(np.float64)
+
+    def blocks(self, kind: type) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, self.N, self.block):
+            rows = slice(start, min(start + self.block, self.N))
+            yield rows, torch.as_tensor(np.asarray(self.X[rows], dtype=kind)).to(self.device)
+
+    def products(self, kind: type) -> Tensor:
+        """X X' + 1, (N, N) float64 of products in float32 or float64."""
+        K = torch.empty(self.N, self.N, dtype=torch.float64, device=self.device)
+        for own, x in self.blocks(kind):
+            for other, y in self.blocks(kind):
+                if other.start > own.start:
+                    break
+                product = (x @ y.T).double() + 1
+                K[own, other] = product
+                K[other, own] = product.T
+        return K
+
+    def scores(self, W: Tensor) -> Tensor:
+        """X w + b, (N, P)."""
+        return torch.cat([x @ W[:-1] + W[-1] for _, x in self])
+
+    def pull(self, beta: Tensor) -> Tensor:
+        """X' beta, (D + 1, P)."""
+        total = beta.new_zeros(self.D + 1, beta.shape[1])
+        for rows, x in self:
+            total[:-1] += x.T @ beta[rows]
+        total[-1] = beta.sum(0)
+        return total
+
+
+class Examples:
+    """States are coefficients of the examples. Memory: 16 bytes a pair of examples, and factors of the active ones."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.size = rows, rows.N
+        self.precise = np.dtype(rows.X.dtype).itemsize > 4
+        self._set_products(np.float64 if self.precise else np.float32)
+
+    def _set_products(self, kind: type) -> None:
+        self.K = self.rows.products(kind)
+        self.K32 = self.K.float()
+        self.mean_square = float(self.K.diagonal().mean())
+        self.shared: tuple[float, Tensor] | None = None
+
+    def sharpen(self) -> bool:
+        """Take the products of float32 images in float64; False where they are already."""
+        if self.precise:
+            return False
+        self.precise = True
+        self._set_products(np.float64)
+        return True
+
+    def scores(self, V: Tensor) -> Tensor:
+        return self.K @ V
+
+    def pull(self, beta: Tensor) -> Tensor:
+        return beta
+
+    def dot(self, V: Tensor, W: Tensor, scores_W: Tensor) -> Tensor:
+        return (V * scores_W).sum(0)
+
+    def weights(self, V: Tensor) -> Tensor:
+        return self.rows.pull(V)
+
+    def state(self, W: Tensor, T: Tensor, curvature: Tensor, cap: Tensor) -> Tensor:
+        # the Newton step's end, which depends on where the step begins only by which examples are active there
+        s = (1 - T * self.rows.scores(W)).clamp_min(0)
+        full = torch.where(curvature * s >= cap, T * cap, 0)
+        active = (s > 0) & (curvature * s < cap)
+        return full + self._solve(T - self.K @ full, torch.where(active, curvature, 0))
+
+    def newton(self, G: Tensor, scores_G: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        # d = eta - G with eta = 0 off the active examples; there (K + 1/h) eta = K G
+        eta = self._solve(scores_G, h)
+        return eta - G, self.K @ eta - scores_G
+
+    def _solve(self, b: Tensor, h: Tensor) -> Tensor:
+        """(K + 1/h) eta = b over the active examples, where h > 0; eta is 0 elsewhere."""
+        eta = torch.zeros_like(b)
+        mask = (h > 0).double()
+        ridge = torch.where(h > 0, 1 / h, 0)
+        b = mask * b
+        n = mask.sum(0)
+        exact = n**3 / 3 <= EXACT_COST * self.size**2
+        for of in _parts(exact.nonzero()[:, 0], n):
+            eta[:, of] = self._exact(b[:, of], mask[:, of], ridge[:, of])
+        # problems of about the same C share a factorisation
+        level = (ridge.sum(0) / n).log2().round()
+        for value in level[~exact].unique().tolist():
+            of = (~exact & (level == value)).nonzero()[:, 0]
+            eta[:, of] = self._shared(b[:, of], mask[:, of], ridge[:, of], 2.0**value)
+        return eta
+
+    def _exact(self, b: Tensor, mask: Tensor, ridge: Tensor) -> Tensor:
+        """Each problem's active system by its Cholesky factor: in float32 with refinements, where that is enough."""
+        eta = torch.zeros_like(b)
+        factors: list[tuple[int, Tensor, Tensor]] = []
+        for p in range(b.shape[1]):
+            a = mask[:, p].nonzero()[:, 0]
+            condition = self.mean_square * len(a) / float(ridge[a, p].min()) if len(a) else 0.0
+            K, more = (self.K32 if condition < LOW_CONDITION else self.K), 0.0
+            system = K.index_select(0, a).index_select(1, a)
+            system.diagonal().add_(ridge[a, p].to(K.dtype))
+            factor, info = torch.linalg.cholesky_ex(system)
+            while info:  # not positive by rounding: a larger ridge makes the step shorter, not wrong
+                more = max(2 * more, 1e-14 * self.mean_square * len(a)) if K is self.K else 0.0
+                K, system = self.K, self.K.index_select(0, a).index_select(1, a)
+                system.diagonal().add_(ridge[a, p] + more)
+                factor, info = torch.linalg.cholesky_ex(system)
+            factors.append((p, a, factor))
+        residual = b
+        for refinement in range(REFINEMENTS + 1):
+            for p, a, factor in factors:
+                eta[a, p] += torch.cholesky_solve(residual[a, p, None].to(factor.dtype), factor)[:, 0]
+            if refinement < REFINEMENTS:
+                residual = b - mask * (self.K @ eta) - ridge * eta
+        return eta
+
+    def _shared(self, b: Tensor, mask: Tensor, ridge: Tensor, level: float) -> Tensor:
+        """By conjugate gradients; the preconditioner is the system of all examples, with one ridge."""
+        low = self.mean_square * self.size / level < LOW_CONDITION
+        K = self.K32 if low else self.K
+        if self.shared is None or self.shared[0] != level:
+            self.shared = None  # each is as large as K
+            system = K.clone()
+            system.diagonal().add_(level)
+            self.shared = level, torch.linalg.cholesky(system)
+        factor = self.shared[1]
+        mask, ridge = mask.to(K.dtype), ridge.to(K.dtype)
+        solution = conjugate_gradients(
+            lambda p: mask * (K @ p) + ridge * p,
+            lambda r: mask * torch.cholesky_solve(r, factor),
+            b.to(K.dtype),
+        )
+        return solution.to(b.dtype)
+
+
+def _parts(of: Tensor, n: Tensor) -> Iterator[Tensor]:
+    """Problems, as many at a time as factors of n examples each fit into FACTOR_VALUES."""
+    start = total = 0
+    for i, p in enumerate(of.tolist()):
+        total += int(n[p]) ** 2
+        if total > FACTOR_VALUES and i > start:
+            yield of[start:i]
+            start, total = i, int(n[p]) ** 2
+    if len(of):
+        yield of[start:]
+
+
+class Features:
+    """States are (w, b). Memory: a block of rows, and (D + 1)^2 numbers twice; for an exact solve, of each problem."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.size = rows, rows.D + 1
+        # X'X with the constant feature
+        self.second = torch.zeros(self.size, self.size, dtype=torch.float64, device=rows.device)
+        for _, x in rows:
+            _add_second_moment(self.second, x, x, float(len(x)))
+
+    def scores(self, V: Tensor) -> Tensor:
+        return self.rows.scores(V)
+
+    def pull(self, beta: Tensor) -> Tensor:
+        return self.rows.pull(beta)
+
+    def dot(self, V: Tensor, W: Tensor, scores_W: Tensor) -> Tensor:
+        return (V * W).sum(0)
+
+    def weights(self, V: Tensor) -> Tensor:
+        return V
+
+    def state(self, W: Tensor, T: Tensor, curvature: Tensor, cap: Tensor) -> Tensor:
+        return W
+
+    def sharpen(self) -> bool:
+        return False
+
+    def newton(self, G: Tensor, scores_G: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        d = torch.zeros_like(G)
+        n = (h > 0).sum(0).double()
+        exact = n * self.size**2 + self.size**3 / 3 <= EXACT_COST * self.rows.N * self.size
+        for of in _parts(exact.nonzero()[:, 0], torch.full_like(n, self.size)):
+            d[:, of] = self._exact(-G[:, of], h[:, of])
+        # problems of about the same curvature share a factorisation
+        level = h.mean(0).log2().round()
+        identity = torch.eye(self.size, dtype=G.dtype, device=G.device)
+        for value in level[~exact].unique().tolist():
+            of = (~exact & (level == value)).nonzero()[:, 0]
+            factor = torch.linalg.cholesky(identity + 2.0**value * self.second)
+            d[:, of] = conjugate_gradients(
+                partial(self._system, h[:, of]), partial(_solve_with, factor), -G[:, of]
+            )
+        return d, self.scores(d)
+
+    def _exact(self, b: Tensor, h: Tensor) -> Tensor:
+        systems = torch.eye(self.size, dtype=b.dtype, device=b.device).repeat(b.shape[1], 1, 1)
+        for rows, x in self.rows:
+            for p, system in enumerate(systems):
+                a = h[rows, p].nonzero()[:, 0]
+                active, weight = x[a], h[rows, p][a]
+                _add_second_moment(system, active, active * weight[:, None], float(weight.sum()))
+        return torch.cholesky_solve(b.T[:, :, None], torch.linalg.cholesky(systems))[:, :, 0].T
+
+    def _system(self, h: Tensor, p: Tensor) -> Tensor:
+        q = p.clone()
+        for rows, x in self.rows:
+            pulled = h[rows] * (x @ p[:-1] + p[-1])
+            q[:-1] += x.T @ pulled
+            q[-1] += pulled.sum(0)
+        return q
+
+
+def _solve_with(factor: Tensor, b: Tensor) -> Tensor:
+    return torch.cholesky_solve(b, factor)
+
+
+def _add_second_moment(total: Tensor, x: Tensor, weighted: Tensor, weight: float) -> None:
+    """Add x' diag(weights) x, with the constant feature; weighted: x times its weights, weight: their sum."""
+    total[:-1, :-1] += x.T @ weighted
+    edge = weighted.sum(0)
+    total[-1, :-1] += edge
+    total[:-1, -1] += edge
+    total[-1, -1] += weight
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor
+) -> Tensor:
+    """A x = b for each column, to CG_TOLERANCE of the residual in the preconditioner's norm, in CG_STEPS at most."""
+    x, r = torch.zeros_like(b), b.clone()
+    z = precondition(r)
+    p, rz = z, (r * z).sum(0)
+    enough = CG_TOLERANCE**2 * rz
+    for _ in range(CG_STEPS):
+        q = product(p)
+        step = torch.where(rz > enough, rz / (p * q).sum(0), 0)
+        x += step * p
+        r -= step * q
+        z = precondition(r)
+        before, rz = rz, (r * z).sum(0)
+        if not (rz > enough).any():
+            break
+        p = z + torch.where(before > 0, rz / before, 0) * p
+    return x
+
+
+class Solver:
+    """Linear SVMs over the rows of X. What depends on X alone is computed once, for all that is solved.
+
+    X: (N, D), finite. memory: bytes that the Gram matrix may take; beyond, or where N is over 4 D, states are (w, b).
+    """
+
+    def __init__(self, X: Any, device: str | torch.device = "cpu", memory: float = 2e9) -> None:
+        rows = Rows(X, torch.device(device))
+        gram = 16.0 * rows.N**2
+        by_examples = rows.N <= 4 * rows.D and gram <= memory
+        self.space: Space = Examples(rows) if by_examples else Features(rows)
+        self.rows = rows
+
+    def solve(
+        self, targets_NP: np.ndarray, C_P: Any, *, weights_NP: np.ndarray | None = None, loss: str = "squared_hinge",
+        tol: float = 1e-5, start: Tensor | None = None, near: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Solution:  # fmt: skip
+        """targets: 1, -1 or 0. C: (P,) or one number. weights: (N, P) or (N, 1), factors on C.
+
+        start: the `state` of another solution over the same rows; near: coef (P, D) and intercept (P,) of one over
+        other rows, at about the same C.
+        """
+        N, P = targets_NP.shape
+        C = np.broadcast_to(np.asarray(C_P, dtype=np.float64), (P,))
+        width = max(1, STATE_VALUES // N)
+        parts = []
+        for first in range(0, P, width):
+            of = slice(first, first + width)
+            T = torch.as_tensor(np.ascontiguousarray(targets_NP[:, of])).to(self.rows.device, torch.float64)
+            c = torch.as_tensor(C[of].copy(), device=self.rows.device) * (T != 0)
+            if weights_NP is not None:
+                c *= torch.as_tensor(weights_NP if weights_NP.shape[1] == 1 else weights_NP[:, of]).to(c)
+            first_state = None if start is None else start[:, of]
+            if near is not None:
+                W = torch.as_tensor(np.vstack([near[0][of].T, near[1][of]])).to(T)
+                first_state = self.space.state(W, T, *_parabolas(c, loss))
+            parts.append(self._solve(T, c, loss, tol, first_state))
+        coef, intercept, scores, gap, objective, steps = (
+            np.concatenate([part[i].cpu().numpy() for part in parts], axis=axis)
+            for i, axis in enumerate((0, 0, 1, 0, 0, 0))
+        )
+        return Solution(
+            coef, intercept, scores, gap, objective, steps, torch.cat([part[6] for part in parts], 1)
+        )
+
+    def _solve(self, T: Tensor, c: Tensor, loss: str, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
+        steps = torch.zeros(T.shape[1], dtype=torch.int64)
+        if start is None:
+            start = torch.zeros(self.space.size, T.shape[1], dtype=T.dtype, device=T.device)
+            # From zero straight to a large C the active examples would have to be found among all; so climb there.
+            curvature = 2 * float(c.sum(0).max())  # beside the regulariser's 1, where |x| is 1
+            factor = CLIMB ** -math.ceil(math.log(max(1.0, curvature / EASY), CLIMB))
+            while factor < 1:
+                start, _, _, _, n = newton(self.space, T, c * factor, loss, 1e-2, start)
+                steps += n
+                factor *= CLIMB
+        inner = 0.9 * tol  # the rest is for what rounding adds when it is measured on X
+        V, F, gap, objective, n = newton(self.space, T, c, loss, inner, start)
+        w, scores, gap, objective = self._measured(T, c, loss, V, F, gap, objective)
+        if (gap > tol).any() and self.space.sharpen():
+            V, F, gap, objective, more = newton(self.space, T, c, loss, inner, V)
+            w, scores, gap, objective = self._measured(T, c, loss, V, F, gap, objective)
+            n = n + more
+        return w[:-1].T.contiguous(), w[-1], scores, gap, objective, steps + n, V
+
+    def _measured(
+        self, T: Tensor, c: Tensor, loss: str, V: Tensor, F: Tensor, gap: Tensor, objective: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(w, b), scores, gaps and objectives on X itself: those of a solution carry the rounding of its products."""
+        w = self.space.weights(V)
+        scores = self.rows.scores(w)
+        s = (1 - T * scores).clamp_min(0)
+        measured = 0.5 * (w * w).sum(0) + (c * (s if loss == "hinge" else s * s)).sum(0)
+        dual = objective * (1 - gap)
+        if isinstance(self.space, Examples):
+            dual = dual - 0.5 * (V * (scores - F)).sum(0).abs()  # of its |w, b|^2
+        gap = torch.where(measured > 0, (measured - dual).clamp_min(0) / measured, 0)
+        return w, scores, gap, measured
+
+
+def newton(
+    space: Space, T: Tensor, c: Tensor, loss: str, tol: float, start: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """States, scores, gaps over objectives, objectives and steps of problems with targets T and costs c (N, P)."""
+    hinge = loss == "hinge"
+    V, F = start.clone(), space.scores(start)
+    V_all, F_all = V.clone(), F.clone()
+    gap_all, objective_all = T.new_zeros(T.shape[1]), T.new_zeros(T.shape[1])
+    steps = torch.zeros(T.shape[1], dtype=torch.int64)
+    live = torch.arange(T.shape[1], device=T.device)
+    curvature, cap = _parabolas(c, loss)
+    for step in range(MAX_STEPS + 1):
+        s = (1 - T * F).clamp_min(0)
+        alpha = torch.minimum(curvature * s, cap)
+        G = V - space.pull(T * alpha)
+        scores_G = space.scores(G)
+        half_GG = 0.5 * space.dot(G, G, scores_G)
+        objective = 0.5 * space.dot(V, V, F) + (c * (s if hinge else s * s)).sum(0)
+        gap = half_GG
+        if hinge:
+            dual = alpha.sum(0) - 0.5 * space.dot(V - G, V - G, F - scores_G)
+            gap = objective - dual
+        V_all[:, live], F_all[:, live], objective_all[live] = V, F, objective
+        gap_all[live] = torch.where(objective > 0, gap / objective, 0)  # 0: a problem without images
+        going = ~(gap <= tol * objective)
+        if step == MAX_STEPS or not going.any():
+            break
+        live, V, F, T, c, curvature, cap, s, G, scores_G, half_GG, gap = (
+            part[..., going] for part in (live, V, F, T, c, curvature, cap, s, G, scores_G, half_GG, gap)
+        )
+        if hinge and (blunt := half_GG <= 0.5 * gap).any():
+            # solved up to what the rounded corner costs
+            curvature = torch.where(blunt, SHARPER * curvature, curvature)
+            alpha = torch.minimum(curvature * s, cap)
+            G = V - space.pull(T * alpha)
+            scores_G = space.scores(G)
+        d, scores_d = space.newton(G, scores_G, torch.where((s > 0) & (curvature * s < cap), curvature, 0))
+        length = line_search(space, V, F, T, curvature, cap, d, scores_d)
+        V, F = V + length * d, F + length * scores_d
+        steps[live.cpu()] += 1
+    return V_all, F_all, gap_all, objective_all, steps
+
+
+def _parabolas(c: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    """alpha = min(curvature s, cap): 2 c s; for the hinge, whose corner is rounded by a parabola, at most c."""
+    return (c, c) if loss == "hinge" else (2 * c, torch.full_like(c, torch.inf))
+
+
+def line_search(
+    space: Space, V: Tensor, F: Tensor, T: Tensor, curvature: Tensor, cap: Tensor, d: Tensor, scores_d: Tensor
+) -> Tensor:
+    """(P,) the exact minimum along d: the root of an increasing, piecewise linear slope, by guarded Newton steps."""
+    dd, vd = space.dot(d, d, scores_d), space.dot(V, d, scores_d)
+    margin, slope_s = 1 - T * F, T * scores_d
+    low, high = torch.zeros_like(dd), torch.full_like(dd, torch.inf)
+    length = torch.ones_like(dd)
+    for _ in range(40):
+        s = (margin - length * slope_s).clamp_min(0)
+        alpha = torch.minimum(curvature * s, cap)
+        slope = vd + length * dd - (alpha * slope_s).sum(0)
+        bend = dd + torch.where((s > 0) & (curvature * s < cap), curvature * slope_s**2, 0).sum(0)
+        low, high = torch.where(slope < 0, length, low), torch.where(slope > 0, length, high)
+        guess = length - slope / bend
+        inside = (guess > low) & (guess < high)
+        guess = torch.where(inside, guess, torch.where(high.isinf(), 2 * length, (low + high) / 2))
+        guess = torch.where((slope == 0) | ~guess.isfinite(), length, guess)
+        if ((guess - length).abs() <= 1e-9 * length).all():
+            break
+        length = guess
+    return length

@@ -84,6 +84,8 @@ def evaluate(
         raise VggfeatError(
             "--table takes the paper's Q and modes: no --scales, --submission or --json with it"
         )
+    if table and split == "test":
+        raise VggfeatError("--table needs images with labels: --split val")
     if table not in ("", "3", "4", "5", "6", "all"):
         raise VggfeatError(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if submission is not None and devkit is None:

@@ -83,6 +83,9 @@ def roles(nets: Sequence[Trained]) -> dict[Member, int]:
 
     The smallest fixed S stands for 256, a larger one for 384, a range for [256, 512].
     """
+    recipes = sorted({net.recipe for net in nets})
+    if len(recipes) > 1:
+        raise VggfeatError(f"the nets are of recipes {' and '.join(recipes)}: a ledger compares nets of one")
     fixed = sorted({net.train_scale[0] for net in nets if net.train_scale[0] == net.train_scale[1]})
     role: dict[Member, int] = {}
     for i, net in enumerate(nets):
@@ -156,9 +159,6 @@ def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
         raise VggfeatError("the images have no labels: a table needs the validation set's")
     nets = [Trained.of(net.of) for net in whole.nets]
     role = roles(nets)
-    recipes = sorted({net.recipe for net in nets})
-    if len(recipes) > 1:
-        raise VggfeatError(f"the nets are of recipes {' and '.join(recipes)}: a ledger compares nets of one")
     images, K = len(whole.names), len(np.unique(whole.labels))
     where = f"{whole.data} {whole.split}, {images} images, {K} classes"
     cells = []
@@ -167,12 +167,12 @@ def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
             say(f"table {row.table}, {row.name}: not run, no net for {', '.join(missing)}")
         else:
             cells.append(_cell(row, role, nets, whole, where))
-    standin = "ilsvrc" if recipes == ["paper"] and K == 1000 else f"{recipes[0]}-{whole.data}"
+    standin = "ilsvrc" if nets[0].recipe == "paper" and K == 1000 else f"{nets[0].recipe}-{whole.data}"
     every = update_cells(ledger.with_name(f"ledger-{standin}.json"), cells)
     # the paper's own data come first, also while all their cells are still "not run"
     write_ledger(ledger, "Tables 3 to 6, ILSVRC-2012", read_cells(ledger.with_name("ledger-ilsvrc.json")))
     if standin != "ilsvrc":
-        heading = f"Tables 3 to 6, stand-in: nets of the recipe {recipes[0]} on {whole.data}"
+        heading = f"Tables 3 to 6, stand-in: nets of the recipe {nets[0].recipe} on {whole.data}"
         write_ledger(ledger, heading, every)
     for number in numbers:
         out.print(table_markdown(number, every), soft_wrap=True)

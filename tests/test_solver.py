@@ -170,6 +170,14 @@ def test_a_problem_without_images_weighs_nothing(memory: float) -> None:
     assert found.gap[1] == 0 and (found.gap <= 1e-5).all()
 
 
+@pytest.mark.parametrize("memory", [2e9, 0])
+def test_huge_values_are_refused(memory: float) -> None:
+    X, _ = made(40, 30, 2)
+    for huge in ((X * np.float32(1e25)).astype(np.float32), X.astype(np.float64) * 1e200):
+        with pytest.raises(ValueError, match="scale it"):
+            Solver(huge, memory=memory)
+
+
 def test_twice_the_same() -> None:
     X, T = made(150, 60, 5)
     a, b = (Solver(X).solve(T, 2.0) for _ in range(2))

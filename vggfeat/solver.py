@@ -43,6 +43,7 @@ CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
 BLOCK_VALUES = 1 << 24  # of X at a time, as float64: 128 MiB
 LOW_CONDITION = 3e5  # largest condition number of a system that is factorised in float32
 REFINEMENTS = 1  # of an exact solve, in float64
+LARGEST_SQUARE = 1e30  # of an image or a feature, beside the constant feature 1 in float64
 FACTOR_VALUES = 1 << 26  # of the factors held at a time
 EXACT_COST = 120.0  # an exact solve of n examples costs n^3 / 3; CG as much as so many products with K
 STATE_VALUES = 1 << 25  # images times problems at a time
@@ -54,7 +55,7 @@ class Solution:
 
     coef: (P, D) float64; intercept: (P,). scores: (N, P) of all images, also those that a problem leaves out.
     gap: (P,) duality gap over objective, converged where it is at most tol. objective: (P,). steps: (P,) Newton steps.
-    state: where another solve, of a larger C, can start.
+    state: where another solve, of another C, can start.
     """
 
     coef: np.ndarray
@@ -152,6 +153,9 @@ class Examples:
         self.rows, self.size = rows, rows.N
         self.precise = np.dtype(rows.X.dtype).itemsize > 4
         self._set_products(np.float64 if self.precise else np.float32)
+        if not self.K.diagonal().isfinite().all():
+            self.sharpen()  # squares beyond float32
+        _refuse_huge(self.K.diagonal())
 
     def _set_products(self, kind: type) -> None:
         self.K = self.rows.products(kind)
@@ -273,6 +277,7 @@ class Features:
         self.second = torch.zeros(self.size, self.size, dtype=torch.float64, device=rows.device)
         for _, x in rows:
             _add_second_moment(self.second, x, x, float(len(x)))
+        _refuse_huge(self.second.diagonal())
 
     def scores(self, V: Tensor) -> Tensor:
         return self.rows.scores(V)
@@ -325,6 +330,13 @@ class Features:
             q[:-1] += x.T @ pulled
             q[-1] += pulled.sum(0)
         return q
+
+
+def _refuse_huge(squares: Tensor) -> None:
+    if not (squares < LARGEST_SQUARE).all():
+        raise ValueError(
+            "X holds values of 1e15 and more, beside which the constant feature 1 is lost: scale it"
+        )
 
 
 def _solve_with(factor: Tensor, b: Tensor) -> Tensor:

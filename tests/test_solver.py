@@ -117,6 +117,8 @@ def test_conjugate_gradients_and_blocks_and_parts_change_nothing(
     X, T = made(150, 60, 5)
     exact = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)
     monkeypatch.setattr(solver_module, "EXACT_COST", 0.0)
+    monkeypatch.setattr(solver_module, "GATHER_COST", np.inf)
+    monkeypatch.setattr(solver_module, "RANK", 12)
     monkeypatch.setattr(solver_module, "BLOCK_VALUES", 61 * 40)
     monkeypatch.setattr(solver_module, "STATE_VALUES", 300)
     parts = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)

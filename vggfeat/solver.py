@@ -10,8 +10,8 @@ weight of a constant feature 1, so a state (w, b) is one vector and x_i ends in 
 Where s > 0 the squared hinge is a parabola, elsewhere 0: with H = diag(2 c) over those "active" examples, a Newton
 step d solves (I + X' H X) d = -gradient. The steps of all problems share their products with X, which are therefore as
 wide as there are problems. The system is solved exactly where few examples are active (large C), and by conjugate
-gradients where many are (small C), preconditioned by the system of all examples, factorised once for all problems. The
-hinge is approached by parabolas of growing curvature next to its corner.
+gradients where many are (small C). Their preconditioner is the system of a low-rank X, which is found once for all
+problems and all C. The hinge is approached by parabolas of growing curvature next to its corner.
 
 States live in one of two spaces, whichever is smaller. `Examples`: (w, b) = X' v with v (N, P), and of X only the Gram
 matrix is needed. `Features`: (w, b) itself, (D + 1, P), with X read in blocks of rows.
@@ -35,17 +35,22 @@ from torch import Tensor
 
 LOSSES = ("squared_hinge", "hinge")
 MAX_STEPS = 300  # Newton steps of one solve; the squared hinge takes three to ten, the hinge some dozens
+LINE_TOLERANCE = 1e-9  # on the length of a step
 CG_STEPS = 100  # of one Newton step
 CG_TOLERANCE = 1e-3  # on the residual; the next Newton step mends the rest
 SHARPER = 8.0  # factor on the curvature at the hinge's corner
 EASY = 1000.0  # curvature of the loss from which a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
-BLOCK_VALUES = 1 << 24  # of X at a time, as float64: 128 MiB
+BLOCK_VALUES = 1 << 25  # of X at a time, as float64: 256 MiB
+PRODUCT_ROWS = 1024  # of the Gram matrix at a time
 LOW_CONDITION = 3e5  # largest condition number of a system that is factorised in float32
-REFINEMENTS = 1  # of an exact solve, in float64
+# The same for conjugate gradients, whose preconditioner takes a difference, in float32 and in float64.
+CG_CONDITION = 3e4, 1e9
+RANK = 128  # of the images that the preconditioner goes by
 LARGEST_SQUARE = 1e30  # of an image or a feature, beside the constant feature 1 in float64
 FACTOR_VALUES = 1 << 26  # of the factors held at a time
-EXACT_COST = 120.0  # an exact solve of n examples costs n^3 / 3; CG as much as so many products with K
+EXACT_COST = 120.0  # of (w, b): conjugate gradients cost as much as so many products with X
+GATHER_COST = 120.0  # multiplications in whose time one number of an active system is gathered
 STATE_VALUES = 1 << 25  # images times problems at a time
 
 
@@ -111,21 +116,29 @@ class Rows:
         self.X, self.device = X, device
         self.N, self.D = X.shape
         self.block = max(1, BLOCK_VALUES // self.D)
+        self.whole: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Float64 blocks (n, D), without the constant."""
-        return self.blocks(np.float64)
+        """Float64 blocks (n, D), without the constant; kept where there is one only."""
+        if self.whole is None and self.N <= self.block:
+            self.whole = next(self.blocks(np.float64, self.block))[1]
+        return (
+            self.blocks(np.float64, self.block)
+            if self.whole is None
+            else iter([(slice(0, self.N), self.whole)])
+        )
 
-    def blocks(self, kind: type) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, self.N, self.block):
-            rows = slice(start, min(start + self.block, self.N))
+    def blocks(self, kind: type, size: int) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, self.N, size):
+            rows = slice(start, min(start + size, self.N))
             yield rows, torch.as_tensor(np.asarray(self.X[rows], dtype=kind)).to(self.device)
 
     def products(self, kind: type) -> Tensor:
         """X X' + 1, (N, N) float64 of products in float32 or float64."""
         K = torch.empty(self.N, self.N, dtype=torch.float64, device=self.device)
-        for own, x in self.blocks(kind):
-            for other, y in self.blocks(kind):
+        size = min(self.block, PRODUCT_ROWS)
+        for own, x in self.blocks(kind, size):
+            for other, y in self.blocks(kind, size):
                 if other.start > own.start:
                     break
                 product = (x @ y.T).double() + 1
@@ -161,7 +174,8 @@ class Examples:
         self.K = self.rows.products(kind)
         self.K32 = self.K.float()
         self.mean_square = float(self.K.diagonal().mean())
-        self.shared: tuple[float, Tensor] | None = None
+        self.low_rank = partial_cholesky(self.K, RANK)
+        self.rest = max(0.0, self.mean_square - float((self.low_rank**2).sum()) / self.size)
 
     def sharpen(self) -> bool:
         """Take the products of float32 images in float64; False where they are already."""
@@ -188,72 +202,97 @@ class Examples:
         s = (1 - T * self.rows.scores(W)).clamp_min(0)
         full = torch.where(curvature * s >= cap, T * cap, 0)
         active = (s > 0) & (curvature * s < cap)
-        return full + self._solve(T - self.K @ full, torch.where(active, curvature, 0))
+        return full + self._solve(T - self.K @ full, torch.where(active, curvature, 0))[0]
 
     def newton(self, G: Tensor, scores_G: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         # d = eta - G with eta = 0 off the active examples; there (K + 1/h) eta = K G
-        eta = self._solve(scores_G, h)
-        return eta - G, self.K @ eta - scores_G
+        eta, scores_eta = self._solve(scores_G, h)
+        return eta - G, scores_eta - scores_G
 
-    def _solve(self, b: Tensor, h: Tensor) -> Tensor:
-        """(K + 1/h) eta = b over the active examples, where h > 0; eta is 0 elsewhere."""
-        eta = torch.zeros_like(b)
+    def _solve(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """eta with (K + 1/h) eta = b over the active examples, where h > 0, and 0 elsewhere; and K eta."""
+        eta, scores = torch.zeros_like(b), torch.zeros_like(b)
         mask = (h > 0).double()
         ridge = torch.where(h > 0, 1 / h, 0)
         b = mask * b
         n = mask.sum(0)
-        exact = n**3 / 3 <= EXACT_COST * self.size**2
-        for of in _parts(exact.nonzero()[:, 0], n):
-            eta[:, of] = self._exact(b[:, of], mask[:, of], ridge[:, of])
-        # problems of about the same C share a factorisation
-        level = (ridge.sum(0) / n).log2().round()
-        for value in level[~exact].unique().tolist():
-            of = (~exact & (level == value)).nonzero()[:, 0]
-            eta[:, of] = self._shared(b[:, of], mask[:, of], ridge[:, of], 2.0**value)
-        return eta
+        smallest = torch.where(h > 0, ridge, torch.inf).amin(0)
+        condition = self.mean_square * n / smallest
+        # what conjugate gradients will take, by what the preconditioner leaves out; seen on VGG descriptors
+        steps = 3 + 9 * (self.rest / smallest).sqrt()
+        cheap = (n <= RANK) | (n**3 / 3 + GATHER_COST * n**2 <= steps * self.size**2)
+        exact = cheap | (steps > CG_STEPS) | (condition > CG_CONDITION[1])
+        low = condition < torch.where(exact, LOW_CONDITION, CG_CONDITION[0])
+        for chosen, K in ((low, self.K32), (~low, self.K)):
+            for of in _parts((chosen & exact).nonzero()[:, 0], n):
+                eta[:, of], scores[:, of] = self._exact(K, b[:, of], mask[:, of], ridge[:, of])
+            of = (chosen & ~exact).nonzero()[:, 0]
+            if len(of):
+                eta[:, of] = self._iterative(K, b[:, of], mask[:, of], ridge[:, of])
+                scores[:, of] = self.K @ eta[:, of]
+        return eta, scores
 
-    def _exact(self, b: Tensor, mask: Tensor, ridge: Tensor) -> Tensor:
-        """Each problem's active system by its Cholesky factor: in float32 with refinements, where that is enough."""
+    def _exact(self, K: Tensor, b: Tensor, mask: Tensor, ridge: Tensor) -> tuple[Tensor, Tensor]:
+        """By the Cholesky factor of each problem's active examples, refined once with products in float64."""
         eta = torch.zeros_like(b)
-        factors: list[tuple[int, Tensor, Tensor]] = []
+        factors: list[tuple[Tensor, Tensor]] = []
         for p in range(b.shape[1]):
             a = mask[:, p].nonzero()[:, 0]
-            condition = self.mean_square * len(a) / float(ridge[a, p].min()) if len(a) else 0.0
-            K, more = (self.K32 if condition < LOW_CONDITION else self.K), 0.0
-            system = K.index_select(0, a).index_select(1, a)
-            system.diagonal().add_(ridge[a, p].to(K.dtype))
-            factor, info = torch.linalg.cholesky_ex(system)
-            while info:  # not positive by rounding: a larger ridge makes the step shorter, not wrong
-                more = max(2 * more, 1e-14 * self.mean_square * len(a)) if K is self.K else 0.0
-                K, system = self.K, self.K.index_select(0, a).index_select(1, a)
-                system.diagonal().add_(ridge[a, p] + more)
-                factor, info = torch.linalg.cholesky_ex(system)
-            factors.append((p, a, factor))
-        residual = b
-        for refinement in range(REFINEMENTS + 1):
-            for p, a, factor in factors:
-                eta[a, p] += torch.cholesky_solve(residual[a, p, None].to(factor.dtype), factor)[:, 0]
-            if refinement < REFINEMENTS:
-                residual = b - mask * (self.K @ eta) - ridge * eta
-        return eta
+            factor, singular = self._factor(K, a, ridge[a, p], 0.0)
+            more = 0.0
+            while singular:  # by rounding: a larger ridge makes the step shorter, not wrong
+                more = max(2 * more, 1e-14 * self.mean_square * len(a))
+                factor, singular = self._factor(self.K, a, ridge[a, p], more)
+            factors.append((a, factor))
+            eta[a, p] = torch.cholesky_solve(b[a, p, None].to(factor.dtype), factor)[:, 0].double()
+        scores = self.K @ eta
+        residual = b - mask * scores - ridge * eta
+        change = torch.zeros_like(b, dtype=K.dtype)
+        for p, (a, factor) in enumerate(factors):
+            change[a, p] = torch.cholesky_solve(residual[a, p, None].to(factor.dtype), factor)[:, 0].to(
+                K.dtype
+            )
+        return eta + change, scores + K @ change
 
-    def _shared(self, b: Tensor, mask: Tensor, ridge: Tensor, level: float) -> Tensor:
-        """By conjugate gradients; the preconditioner is the system of all examples, with one ridge."""
-        low = self.mean_square * self.size / level < LOW_CONDITION
-        K = self.K32 if low else self.K
-        if self.shared is None or self.shared[0] != level:
-            self.shared = None  # each is as large as K
-            system = K.clone()
-            system.diagonal().add_(level)
-            self.shared = level, torch.linalg.cholesky(system)
-        factor = self.shared[1]
-        mask, ridge = mask.to(K.dtype), ridge.to(K.dtype)
-        solution = conjugate_gradients(
-            lambda p: mask * (K @ p) + ridge * p,
-            lambda r: mask * torch.cholesky_solve(r, factor),
-            b.to(K.dtype),
+    def _factor(self, K: Tensor, a: Tensor, ridge: Tensor, more: float) -> tuple[Tensor, bool]:
+        system = torch.take(K, a[:, None] * self.size + a)
+        system.diagonal().add_((ridge + more).to(K.dtype))
+        factor, info = torch.linalg.cholesky_ex(system)
+        return factor, bool(info)
+
+    def _iterative(self, K: Tensor, b: Tensor, mask: Tensor, ridge: Tensor) -> Tensor:
+        """By conjugate gradients. The preconditioner is (L L' + ridge)^-1 over the active examples, with K ~ L L'."""
+        L, mask, ridge = self.low_rank.to(K.dtype), mask.to(K.dtype), ridge.to(K.dtype)
+        inverse = torch.where(mask > 0, 1 / ridge, 0)
+        inner = torch.eye(L.shape[1], dtype=K.dtype, device=K.device).repeat(b.shape[1], 1, 1)
+        for p, system in enumerate(inner):
+            a = mask[:, p].nonzero()[:, 0]
+            system += L[a].T @ (L[a] * inverse[a, p, None])
+        factors = torch.linalg.cholesky(inner)
+
+        def precondition(r: Tensor) -> Tensor:
+            r = inverse * r
+            return r - inverse * (L @ torch.cholesky_solve((L.T @ r).T[:, :, None], factors)[:, :, 0].T)
+
+        return conjugate_gradients(lambda p: mask * (K @ p) + ridge * p, precondition, b.to(K.dtype)).to(
+            b.dtype
         )
-        return solution.to(b.dtype)
+
+
+def partial_cholesky(K: Tensor, rank: int) -> Tensor:
+    """L (N, rank or fewer) with K - L L' positive and small: the next column is where most is left on the diagonal."""
+    left = K.diagonal().clone()
+    enough = 1e-10 * float(left.mean())
+    L = K.new_zeros(len(K), rank)
+    for j in range(min(rank, len(K))):
+        i = int(left.argmax())
+        if left[i] <= enough:
+            return L[:, : max(1, j)]
+        column = K[i] - L[:, :j] @ L[i, :j]
+        L[:, j] = column / left[i].sqrt()
+        left = (left - L[:, j] ** 2).clamp_min(0)
+        left[i] = 0
+    return L[:, : len(K)]
 
 
 def _parts(of: Tensor, n: Tensor) -> Iterator[Tensor]:
@@ -519,7 +558,7 @@ def line_search(
         inside = (guess > low) & (guess < high)
         guess = torch.where(inside, guess, torch.where(high.isinf(), 2 * length, (low + high) / 2))
         guess = torch.where((slope == 0) | ~guess.isfinite(), length, guess)
-        if ((guess - length).abs() <= 1e-9 * length).all():
+        if ((guess - length).abs() <= LINE_TOLERANCE * length).all():
             break
         length = guess
     return length

@@ -111,6 +111,58 @@ def test_weights_are_repetitions(blobs: tuple[np.ndarray, np.ndarray]) -> None:
         np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("weight", ["balanced", {0: 5.0, 1: 0.2}])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_class_weights_are_liblinears(
+    blobs: tuple[np.ndarray, np.ndarray], classes: int, weight: Any, solver: str
+) -> None:
+    X, y = blobs[0], blobs[1] % classes
+    keep = np.flatnonzero((y != 1) | (np.arange(len(y)) % 4 == 0))  # classes of unequal size
+    X, y = X[keep], y[keep]
+    ours = LinearSVM(C=2.0, class_weight=weight, solver=solver, tol=1e-9).fit(X, y)
+    theirs = LinearSVC(C=2.0, class_weight=weight, dual=False, tol=1e-9, max_iter=100_000).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-4, atol=1e-5)
+    plain = LinearSVM(C=2.0, tol=1e-9).fit(X, y)
+    assert np.abs(plain.coef_ - ours.coef_).max() > 0.05
+    chosen = LinearSVMCV(Cs=[2.0], cv=2, class_weight=weight, tol=1e-9).fit(X, y)
+    np.testing.assert_allclose(chosen.coef_, theirs.coef_, rtol=1e-4, atol=1e-5)
+
+
+def test_balanced_labels_are_two_class_fits(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    X, Y = blobs[0], columns(blobs[1])
+    Y[np.random.default_rng(0).random(Y.shape) < 0.2] = 0
+    model = LinearSVM(C=2.0, class_weight="balanced", tol=1e-9).fit(X, Y)
+    for k in range(4):
+        known = Y[:, k] != 0
+        alone = LinearSVC(C=2.0, class_weight="balanced", dual=False, tol=1e-9).fit(X[known], Y[known, k])
+        np.testing.assert_allclose(model.coef_[k], alone.coef_[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="None or 'balanced' for several labels"):
+        LinearSVM(class_weight={0: 2.0}).fit(X, Y)
+    with pytest.raises(ValueError, match="class_weight must not be negative"):
+        LinearSVM(class_weight={0: -2.0}).fit(X, blobs[1])
+
+
+@pytest.mark.parametrize("layout", ["columns first", "every second row", "float16", "read only"])
+def test_how_x_lies_in_memory_changes_nothing(blobs: tuple[np.ndarray, np.ndarray], layout: str) -> None:
+    X, y = blobs
+    if layout == "columns first":
+        other = np.asfortranarray(X)
+    elif layout == "every second row":
+        other = np.repeat(X, 2, axis=0)[::2]
+    elif layout == "float16":
+        other = X.astype(np.float16)
+        X = other.astype(np.float64)
+    else:
+        other = X.copy()
+        other.flags.writeable = False
+    for model in (LinearSVM(tol=1e-9), LinearSVMCV(Cs=[1.0], cv=3, tol=1e-9)):
+        expected = clone(model).fit(X, y).coef_
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_allclose(model.fit(other, y).coef_, expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_cross_validation_is_what_single_fits_give(
     blobs: tuple[np.ndarray, np.ndarray], multilabel: bool

@@ -120,7 +120,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Float64 blocks (n, D), without the constant; kept where there is one only."""
-        if self.whole is None and self.N <= self.block:
+        if self.whole is None and self.block >= self.N:
             self.whole = next(self.blocks(np.float64, self.block))[1]
         return (
             self.blocks(np.float64, self.block)
@@ -317,6 +317,7 @@ class Features:
         for _, x in rows:
             _add_second_moment(self.second, x, x, float(len(x)))
         _refuse_huge(self.second.diagonal())
+        self.mean_square = float(self.second.diagonal().mean()) * self.size / rows.N
 
     def scores(self, V: Tensor) -> Tensor:
         return self.rows.scores(V)
@@ -344,13 +345,16 @@ class Features:
             d[:, of] = self._exact(-G[:, of], h[:, of])
         # problems of about the same curvature share a factorisation
         level = h.mean(0).log2().round()
+        low = self.mean_square * h.sum(0) < CG_CONDITION[0]
         identity = torch.eye(self.size, dtype=G.dtype, device=G.device)
         for value in level[~exact].unique().tolist():
-            of = (~exact & (level == value)).nonzero()[:, 0]
             factor = torch.linalg.cholesky(identity + 2.0**value * self.second)
-            d[:, of] = conjugate_gradients(
-                partial(self._system, h[:, of]), partial(_solve_with, factor), -G[:, of]
-            )
+            for chosen, kind in ((low, torch.float32), (~low, torch.float64)):
+                of = (~exact & chosen & (level == value)).nonzero()[:, 0]
+                if len(of):
+                    product = partial(self._system, h[:, of].to(kind))
+                    precondition = partial(_solve_with, factor.to(kind))
+                    d[:, of] = conjugate_gradients(product, precondition, -G[:, of].to(kind)).double()
         return d, self.scores(d)
 
     def _exact(self, b: Tensor, h: Tensor) -> Tensor:
@@ -364,7 +368,8 @@ class Features:
 
     def _system(self, h: Tensor, p: Tensor) -> Tensor:
         q = p.clone()
-        for rows, x in self.rows:
+        blocks = self.rows if h.dtype == torch.float64 else self.rows.blocks(np.float32, self.rows.block)
+        for rows, x in blocks:
             pulled = h[rows] * (x @ p[:-1] + p[-1])
             q[:-1] += x.T @ pulled
             q[-1] += pulled.sum(0)

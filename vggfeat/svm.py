@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.model_selection import check_cv
 from sklearn.svm import LinearSVC
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
@@ -40,14 +41,15 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
     loss: str
     tol: float
     solver: str
+    class_weight: dict[Any, float] | str | None
     coef_: NDArray
     intercept_: NDArray
     classes_: NDArray
 
     def _read(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray, NDArray, NDArray]:
-        """X (N, D), targets (N, P) of 1, -1, 0, and weights (N,); the settings checked."""
+    ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """X (N, D), targets (N, P) of 1, -1, 0, weights (N,) and with the classes' (N, P); the settings checked."""
         for name, allowed in (("loss", LOSSES), ("solver", SOLVERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
@@ -55,7 +57,36 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         X_ND, y_N = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False, multi_output=True)
         _refuse_nan(X_ND)
         weights_N = _check_sample_weight(sample_weight, X_ND, dtype=np.float64, ensure_non_negative=True)
-        return X_ND, self._targets(y_N, weights_N), weights_N
+        targets_NP = self._targets(y_N, weights_N)
+        return (
+            X_ND,
+            targets_NP,
+            weights_N,
+            weights_N[:, None] * self._class_weights(targets_NP, y_N, weights_N),
+        )
+
+    def _class_weights(self, targets_NP: NDArray, y: NDArray, weights_N: NDArray) -> NDArray[np.float64]:
+        """(N, P), or (1, 1) without."""
+        if self.class_weight is None:
+            return np.ones((1, 1))
+        if self.multilabel_:
+            if self.class_weight != "balanced":
+                raise ValueError(
+                    f"class_weight must be None or 'balanced' for several labels an image, not {self.class_weight!r}"
+                )
+            positive, negative = (
+                np.maximum(weights_N @ (targets_NP == sign), np.finfo(float).tiny) for sign in (1, -1)
+            )
+            half = (positive + negative) / 2
+            return np.where(targets_NP == 1, half / positive, half / negative)
+        weight_K = compute_class_weight(
+            self.class_weight, classes=self.classes_, y=y.ravel(), sample_weight=weights_N
+        )
+        if not (np.isfinite(weight_K).all() and (weight_K >= 0).all()):
+            raise ValueError(f"class_weight must not be negative: {self.class_weight!r}")
+        if len(weight_K) == 2:
+            return np.where(targets_NP == 1, weight_K[1], weight_K[0])
+        return np.where(targets_NP == 1, weight_K, 1.0)
 
     def _targets(self, y: NDArray, weights_N: NDArray) -> NDArray[np.int8]:
         self.multilabel_: bool = y.ndim == 2 and not (y.shape[1] == 1 and not np.isin(y, (1, -1, 0)).all())
@@ -143,6 +174,9 @@ class LinearSVM(_OneAgainstTheRest):
     solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear", scikit-learn's, for reference.
     device: where "newton" computes, in PyTorch's words: "cpu", "cuda".
     warm_start: start from what the last `fit` found, where it was of the same classes: as at a like C, on more images.
+    class_weight: a class's factor on the C of its own images, {label: factor}, as in liblinear: in the problem "class k
+        against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples / (n_classes n_k); for
+        several labels an image (where it is the only choice) both sides of a class weigh the same.
 
     Fitted attributes
     -----------------
@@ -168,8 +202,10 @@ class LinearSVM(_OneAgainstTheRest):
         solver: str = "newton",
         device: str = "cpu",
         warm_start: bool = False,
+        class_weight: dict[Any, float] | str | None = None,
     ) -> None:
         self.warm_start = warm_start
+        self.class_weight = class_weight
         self.C = C
         self.loss = loss
         self.tol = tol
@@ -198,10 +234,11 @@ class LinearSVM(_OneAgainstTheRest):
             if self.warm_start and hasattr(self, "coef_")
             else None
         )
-        X_ND, targets_NP, weights_N = self._read(X, y, sample_weight)
+        X_ND, targets_NP, weights_N, costs_NP = self._read(X, y, sample_weight)
         present = weights_N > 0
         possible = _both_signs(targets_NP[present])
         solved = targets_NP[:, possible]
+        costs_NP = costs_NP[:, possible] if costs_NP.shape[1] > 1 else costs_NP
         near = None
         if before and np.array_equal(before[0], self.classes_) and before[1].shape[1] == X_ND.shape[1]:
             near = before[1][possible], before[2][possible]
@@ -210,12 +247,12 @@ class LinearSVM(_OneAgainstTheRest):
         for C in Cs:
             _positive("C", C)
             if solver is None:
-                solution = _liblinear(X_ND, solved, weights_N, C, self.loss, self.tol)
+                solution = _liblinear(X_ND, solved, costs_NP, C, self.loss, self.tol)
             else:
                 solution = solver.solve(
                     solved,
                     C,
-                    weights_NP=weights_N[:, None],
+                    weights_NP=costs_NP,
                     loss=self.loss,
                     tol=self.tol,
                     start=start,
@@ -239,7 +276,7 @@ class LinearSVMCV(_OneAgainstTheRest):
     ----------
     Cs: the values to try.
     cv: number of stratified folds, a scikit-learn splitter (`PredefinedSplit` for a validation part), or the splits.
-    loss, tol, device: as `LinearSVM`.
+    loss, tol, device, class_weight: as `LinearSVM`; "balanced" over all images, not anew for each fold.
 
     Fitted attributes
     -----------------
@@ -256,9 +293,10 @@ class LinearSVMCV(_OneAgainstTheRest):
 
     def __init__(
         self, Cs: Sequence[float] = C_GRID, cv: Any = 5, loss: str = "squared_hinge",
-        tol: float = 1e-5, device: str = "cpu",
+        tol: float = 1e-5, device: str = "cpu", class_weight: dict[Any, float] | str | None = None,
     ) -> None:  # fmt: skip
         self.Cs = Cs
+        self.class_weight = class_weight
         self.cv = cv
         self.loss = loss
         self.tol = tol
@@ -269,7 +307,8 @@ class LinearSVMCV(_OneAgainstTheRest):
         self.Cs_ = np.unique(np.asarray(self.Cs, dtype=float))
         for C in self.Cs_:
             _positive("Cs", C)
-        X_ND, targets_NP, weights_N = self._read(X, y, sample_weight)
+        X_ND, targets_NP, weights_N, costs_NP = self._read(X, y, sample_weight)
+        several = costs_NP.shape[1] > 1
         present = weights_N > 0
         labels = np.asarray(y)
         truth = targets_NP if self.multilabel_ else np.searchsorted(self.classes_, labels.ravel())
@@ -278,7 +317,7 @@ class LinearSVMCV(_OneAgainstTheRest):
                 X_ND, truth
             )
         )
-        folds, problems = [], []
+        folds, problems, costs = [], [], []
         for number, (train, val) in enumerate(splits):
             if not present[train].any() or not present[val].any():
                 raise ValueError(
@@ -288,6 +327,7 @@ class LinearSVMCV(_OneAgainstTheRest):
             targets[train] = targets_NP[train]
             folds.append((val[present[val]], _both_signs(targets[present])))
             problems.append(targets[:, folds[-1][1]])
+            costs.append(costs_NP[:, folds[-1][1]] if several else costs_NP)
         solver = Solver(X_ND, self.device)
         start: Tensor | None = None
         self.scores_ = np.empty((len(self.Cs_), len(splits)))
@@ -295,7 +335,7 @@ class LinearSVMCV(_OneAgainstTheRest):
             solution = solver.solve(
                 np.concatenate(problems, axis=1),
                 C,
-                weights_NP=weights_N[:, None],
+                weights_NP=np.concatenate(costs, axis=1) if several else costs_NP,
                 loss=self.loss,
                 tol=self.tol,
                 start=start,
@@ -307,9 +347,10 @@ class LinearSVMCV(_OneAgainstTheRest):
                 scores[:, solved] = of_fold[f][val]
                 self.scores_[c, f] = self._judge(scores, truth[val], weights_N[val])
         self.C_ = float(self.Cs_[np.nanmean(self.scores_, axis=1).argmax()])
-        final = targets_NP[:, _both_signs(targets_NP[present])]
+        possible = _both_signs(targets_NP[present])
+        final, costs_NP = targets_NP[:, possible], costs_NP[:, possible] if several else costs_NP
         self._set(
-            solver.solve(final, self.C_, weights_NP=weights_N[:, None], loss=self.loss, tol=self.tol),
+            solver.solve(final, self.C_, weights_NP=costs_NP, loss=self.loss, tol=self.tol),
             targets_NP,
             present,
         )
@@ -325,11 +366,13 @@ class LinearSVMCV(_OneAgainstTheRest):
 
 
 def _liblinear(
-    X: NDArray, targets_NP: NDArray, weights_N: NDArray, C: float, loss: str, tol: float
+    X: NDArray, targets_NP: NDArray, weights_NP: NDArray, C: float, loss: str, tol: float
 ) -> Solution:
     """The reference, a problem at a time. liblinear doesn't tell its gap: tol where it stopped by itself."""
     coef, intercept, steps = [], [], []
-    for targets_N in targets_NP.T:
+    for targets_N, weights_N in zip(
+        targets_NP.T, np.broadcast_to(weights_NP, targets_NP.shape).T, strict=True
+    ):
         rows = (targets_N != 0) & (weights_N > 0)
         # The hinge loss has only the dual. For the squared hinge, coordinate descent on the dual is quick while C is
         # small and N <= D, and needs thousands of passes for a large C on classes that overlap.

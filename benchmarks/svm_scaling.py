@@ -95,7 +95,7 @@ def plot(measured: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> 
     figure.savefig(path, metadata={"Date": None})
 
 
-def imagenet(N: int, file: Path, tol: float) -> None:
+def imagenet(N: int, file: Path, tol: float, memory_GB: float) -> None:
     from vggfeat.solver import Solver
 
     D, K, part = 4096, 1000, 4000
@@ -112,7 +112,7 @@ def imagenet(N: int, file: Path, tol: float) -> None:
         T = np.full((N, K), -1, np.int8)
         T[np.arange(N), y] = 1
         before, began = peak(), time.perf_counter()
-        solver = Solver(stored)
+        solver = Solver(stored, memory=memory_GB * 1e9)
         err.print(f"second moments: {time.perf_counter() - began:.0f} s")
         found = solver.solve(T, 0.25, tol=tol)
         seconds = time.perf_counter() - began
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--imagenet", type=int, metavar="N")
     parser.add_argument("--file", type=Path, default=Path("build/imagenet-size.h5"))
     parser.add_argument("--tol", type=float, default=1e-3)
+    parser.add_argument("--memory", type=float, default=8, help="GB for the problems solved at a time.")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -142,7 +143,7 @@ def main() -> None:
         return
     if options.imagenet:
         options.file.parent.mkdir(parents=True, exist_ok=True)
-        imagenet(options.imagenet, options.file, options.tol)
+        imagenet(options.imagenet, options.file, options.tol, options.memory)
         return
     one_core = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     measured: dict[str, dict[str, list[dict[str, float]]]] = {}

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.svm import LinearSVC
 
 from vggfeat import solver as solver_module
-from vggfeat.solver import Examples, Features, Solver
+from vggfeat import spaces
+from vggfeat.solver import Solver
+from vggfeat.spaces import Examples, Features
 
 LOSSES = ["squared_hinge", "hinge"]
 
@@ -86,6 +89,46 @@ def test_badly_scaled_features(loss: str) -> None:
         assert ours <= liblinear(X, T[:, k], 1.0, loss) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("memory", [2e9, 0])
+@pytest.mark.parametrize("iterative", [False, True])
+def test_features_twelve_orders_apart_are_solved_or_said(
+    memory: float, iterative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the gap says whether a solution is one: no error of a factorisation, no NaN."""
+    if iterative:
+        monkeypatch.setattr(spaces, "EXACT_COST", 0.0)
+        monkeypatch.setattr(spaces, "GATHER_COST", np.inf)
+        monkeypatch.setattr(spaces, "RANK", 6)
+    X, T = made(150, 12, 3)
+    X = X * np.logspace(-6, 6, 12).astype(np.float32)
+    found = Solver(X, memory=memory).solve(T, 100.0)
+    assert np.isfinite(found.coef).all()
+    assert np.isfinite(found.gap).all()
+    assert (found.objective <= 100.0 * (T != 0).sum(0)).all()  # no worse than w = 0
+
+
+def test_the_preconditioner_is_below_the_gram_matrix_and_near() -> None:
+    X, _ = made(200, 60, 4)
+    K = torch.as_tensor(X.astype(np.float64) @ X.T + 1)
+    for rank in (5, 30):
+        rest = K - (L := spaces.partial_cholesky(K, rank)) @ L.T
+        assert L.shape == (200, rank)
+        assert torch.linalg.eigvalsh(rest).min() > -1e-9
+        # within twice of what the best low-rank matrix leaves
+        assert rest.trace() < 2 * torch.linalg.eigvalsh(K)[:-rank].sum()
+    assert spaces.partial_cholesky(K, 128).shape[1] == 61  # the rank of X and the constant feature
+
+
+def test_systems_that_rounding_broke_are_factorised() -> None:
+    X = torch.ones(2, 5, 1, dtype=torch.float64)
+    X[1] *= 1e3
+    broken = X @ X.mT - 1e-13 * torch.eye(5, dtype=torch.float64)
+    factors = spaces.cholesky(broken)
+    torch.testing.assert_close(factors @ factors.mT, broken, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="scale its features"):
+        spaces.cholesky(-torch.eye(3))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_gap_is_a_bound(loss: str) -> None:
     """What a loosely solved problem could still lose is at most its gap, and is not nothing."""
@@ -116,11 +159,11 @@ def test_conjugate_gradients_and_blocks_and_parts_change_nothing(
 ) -> None:
     X, T = made(150, 60, 5)
     exact = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)
-    monkeypatch.setattr(solver_module, "EXACT_COST", 0.0)
-    monkeypatch.setattr(solver_module, "GATHER_COST", np.inf)
-    monkeypatch.setattr(solver_module, "RANK", 12)
-    monkeypatch.setattr(solver_module, "BLOCK_VALUES", 61 * 40)
-    monkeypatch.setattr(solver_module, "STATE_VALUES", 300)
+    monkeypatch.setattr(spaces, "EXACT_COST", 0.0)
+    monkeypatch.setattr(spaces, "GATHER_COST", np.inf)
+    monkeypatch.setattr(spaces, "RANK", 12)
+    monkeypatch.setattr(spaces, "BLOCK_VALUES", 61 * 40)
+    monkeypatch.setattr(solver_module, "STATE_BYTES", 2e9 / 300)
     parts = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)
     np.testing.assert_allclose(parts.objective, exact.objective, rtol=1e-7)
     np.testing.assert_allclose(parts.coef, exact.coef, atol=1e-3 * np.abs(exact.coef).max())

@@ -4,7 +4,7 @@
 
 The peer is scikit-learn's LinearSVC at tol 1e-6, a fit a class, in one process a core; ours runs at a gap of 1e-6. A
 difference of d is (ours - theirs) / theirs: at most our gap above it, below it where liblinear itself stopped early
-(an iteration limit of 200,000, or badly scaled features). `--classes`: how many of Caltech's liblinear has to fit; of
+(a limit of 20,000 iterations, or badly scaled features). `--classes`: how many of Caltech's liblinear has to fit; of
 VOC's a quarter as many.
 """
 
@@ -28,7 +28,7 @@ from vggfeat.solver import LOSSES, Solver
 from vggfeat.terminal import columns, err, out
 
 CS = (2.0**-7, 2.0**-3, 1.0, 2.0**3, 2.0**7)
-ITERATIONS = 200_000
+ITERATIONS = 20_000
 
 
 def fit(X: np.ndarray, t: np.ndarray, C: float, loss: str) -> tuple[float, bool]:

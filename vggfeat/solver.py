@@ -63,14 +63,14 @@ class Solution:
 class Solver:
     """Linear SVMs over the rows of X. What depends on X alone is computed once, for all that is solved.
 
-    X: (N, D), finite. memory: bytes that the Gram matrix may take (beyond, or where N is over 4 D, states are (w, b)),
+    X: (N, D), finite. memory: bytes that the Gram matrix may take (beyond, or where N is over 8 D, states are (w, b)),
     and again the problems that are solved at a time.
     """
 
     def __init__(self, X: Any, device: str | torch.device = "cpu", memory: float = 2e9) -> None:
         rows = Rows(X, torch.device(device))
         gram = 16.0 * rows.N**2
-        by_examples = rows.N <= 4 * rows.D and gram <= memory
+        by_examples = rows.N <= 8 * rows.D and gram <= memory
         self.space: Space = Examples(rows) if by_examples else Features(rows)
         self.rows, self.memory = rows, memory
 

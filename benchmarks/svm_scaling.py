@@ -88,7 +88,7 @@ def plot(measured: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> 
                 name = f"{side}, slope {slope(list(SIZES[letter]), values):.1f}" if key == "seconds" else side
                 axis.loglog(SIZES[letter], values, style, label=name)
             axis.set_xlabel(f"{letter}  ({', '.join(f'{k} = {v}' for k, v in BASE.items() if k != letter)})")
-            axis.grid(alpha=0.3, which="both")
+            axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
             if column == 0:
                 axis.set_ylabel(label)

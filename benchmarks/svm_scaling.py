@@ -88,6 +88,8 @@ def plot(measured: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> 
                 name = f"{side}, slope {slope(list(SIZES[letter]), values):.1f}" if key == "seconds" else side
                 axis.loglog(SIZES[letter], values, style, label=name)
             axis.set_xlabel(f"{letter}  ({', '.join(f'{k} = {v}' for k, v in BASE.items() if k != letter)})")
+            axis.set_xticks(SIZES[letter], [str(size) for size in SIZES[letter]])
+            axis.set_xticks([], minor=True)
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
             if column == 0:

@@ -190,8 +190,8 @@ class LinearSVM(_OneAgainstTheRest):
 
     Notes
     -----
-    Deterministic. "newton" copies X in blocks of rows only, and holds N^2 or D^2 numbers in float64, whichever are
-    fewer; liblinear copies X as float64.
+    Deterministic. "newton" copies X in blocks of rows only, and holds 16 N^2 bytes (where N is at most 8 D and they are
+    at most 2 GB), else 16 D^2; liblinear copies X as float64.
     """
 
     def __init__(

@@ -97,11 +97,12 @@ def ours(task: Task) -> Ran:
     else:
         for f, (fit, val) in enumerate(task.folds):
             solver, start = Solver(task.X[fit]), None
+            X_val = task.X[val].astype(np.float64)
             for c, C in enumerate(task.Cs):
                 found = solver.solve(task.targets[fit], C, start=start)
                 start = found.state
                 objectives[c, f] = found.objective
-                curve[c, f] = task.judge(task.X[val] @ found.coef.T + found.intercept, val)
+                curve[c, f] = task.judge(X_val @ found.coef.T + found.intercept, val)
                 if curve[c, f] > curve[:c, f].max(initial=-1):
                     near = found.coef, found.intercept
         solver = Solver(task.X[task.refit])

@@ -328,14 +328,16 @@ class LinearSVMCV(_OneAgainstTheRest):
             folds.append((val[present[val]], _both_signs(targets[present])))
             problems.append(targets[:, folds[-1][1]])
             costs.append(costs_NP[:, folds[-1][1]] if several else costs_NP)
+        all_targets = np.concatenate(problems, axis=1)
+        all_costs = np.concatenate(costs, axis=1) if several else costs_NP
         solver = Solver(X_ND, self.device)
         start: Tensor | None = None
         self.scores_ = np.empty((len(self.Cs_), len(splits)))
         for c, C in enumerate(self.Cs_):
             solution = solver.solve(
-                np.concatenate(problems, axis=1),
+                all_targets,
                 C,
-                weights_NP=np.concatenate(costs, axis=1) if several else costs_NP,
+                weights_NP=all_costs,
                 loss=self.loss,
                 tol=self.tol,
                 start=start,

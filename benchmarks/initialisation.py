@@ -24,10 +24,10 @@ import torch
 from pretrain.colour import Colours, measure
 from pretrain.init import copy_layers, randomise
 from pretrain.loader import Samples, Schedule, TrainingSet, read_training_set, workers_for
-from pretrain.ranks import Ranks
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
 from vggfeat.images import Preprocessing, centre_crop, read_rgb, smallest_side
+from vggfeat.ranks import Ranks
 from vggfeat.terminal import columns, out
 from vggfeat.vgg import VGG
 from vggfeat.weights import load, resolve_precision

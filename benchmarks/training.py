@@ -35,9 +35,9 @@ from pretrain.export import NAMES
 from pretrain.init import randomise
 from pretrain.loader import Samples, Schedule, TrainingSet, read_training_set, workers_for
 from pretrain.plan import forward_gflop, net_of
-from pretrain.ranks import Ranks
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
+from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, columns, out
 from vggfeat.weights import resolve_device, resolve_precision
 

@@ -102,8 +102,8 @@ def evaluate(
     # PyTorch is imported from here on: wrong options are answered at once
     from pretrain.posteriors import Kept, images_of
     from pretrain.posteriors import evaluate as evaluate_all
-    from pretrain.ranks import joined
     from pretrain.runs import measure_tables, write_tables
+    from vggfeat.ranks import joined
     from vggfeat.weights import load
 
     def ending(whole: Kept) -> None:

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.augment import kept_units
 from pretrain.colour import Colours
 from pretrain.loader import Batch, TrainingSet
-from pretrain.ranks import Ranks
 from pretrain.recipe import Recipe
 from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
+from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 
 SPARE = (

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.ranks import Ranks
 from pretrain.tables import paper_scales
 from vggfeat.datasets import Items, folder, imagenet
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape
-from vggfeat.images import grid_crops, mirror
+from vggfeat.images import grid_crops, mirror, read_rgb
 from vggfeat.metrics import top_k_wrong
+from vggfeat.ranks import Ranks
 from vggfeat.store import TEXT, open_hdf5, texts
 from vggfeat.vgg import VGG
 from vggfeat.weights import OXFORD, Network
@@ -133,15 +133,16 @@ def measure(
         done += images
         advance(done, high - low)
 
-    sources = [items.source(i) for i in range(low, high)]
     described = by_shape(
-        sources, scales, compute, network.device, batch_size=batch_size, workers=workers, advance=count
-    )
-    for i, result in described:
+        lambda i: read_rgb(items.source(i)), range(low, high), scales, compute, network.device,
+        batch_size=batch_size, workers=workers, advance=count,
+    )  # fmt: skip
+    for i, s, result in described:
         if isinstance(result, UnreadableImage):
-            failures[low + i] = str(result)
+            failures[i] = str(result)
+            mine_QMNK[:, :, i - low] = np.nan
         else:
-            mine_QMNK[:, :, i] = result
+            mine_QMNK[s, :, i - low] = result
     whole_QMNK = ranks.collect(mine_QMNK, axis=2)
     for others in ranks.gather(failures):
         failures |= others

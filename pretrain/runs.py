@@ -12,7 +12,6 @@ import numpy as np
 import safetensors
 
 from pretrain.posteriors import MODES, Kept, evaluate, how_trained
-from pretrain.ranks import Ranks
 from pretrain.tables import (
     FIXED,
     JITTER,
@@ -32,6 +31,7 @@ from pretrain.trainer import CHECKPOINT
 from pretrain.watch import say
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.ranks import Ranks
 from vggfeat.terminal import command, out, progress
 from vggfeat.weights import load
 

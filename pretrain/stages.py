@@ -17,11 +17,11 @@ from pretrain.colour import Colours, Sums, measure, name_digest
 from pretrain.init import copy_layers, randomise
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
-from pretrain.ranks import Ranks
 from pretrain.recipe import Recipe
 from pretrain.trainer import CHECKPOINT, WEIGHTS, Machine, State, Trainer
 from pretrain.watch import Stop, say
 from vggfeat.errors import VggfeatError
+from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, list_unreadable, progress
 from vggfeat.vgg import VGG
 from vggfeat.weights import Network, load

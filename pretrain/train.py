@@ -72,10 +72,10 @@ def train(
     # PyTorch is imported from here on: wrong options are answered at once
     from pretrain.loader import read_training_set
     from pretrain.plan import plan
-    from pretrain.ranks import joined
     from pretrain.stages import Run, results, train_stages
     from pretrain.trainer import Machine
     from pretrain.watch import stop_on_signals
+    from vggfeat.ranks import joined
     from vggfeat.weights import resolve_precision
 
     with joined(device) as ranks, stop_on_signals() as stop:

@@ -27,11 +27,11 @@ from pretrain.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pretrain.colour import Colours
 from pretrain.init import weight_layers
 from pretrain.loader import Batch, CentreCrops, Samples, Schedule, TrainingSet, workers_for
-from pretrain.ranks import Ranks
 from pretrain.recipe import Recipe
 from pretrain.watch import Log, Stop, say
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
+from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from vggfeat.terminal import (
     columns,
     command,
     duration,
+    ending_well,
     err,
     list_unreadable,
     out,
@@ -63,9 +65,11 @@ Precision = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that decode and rescale.")]
 BatchSize = Annotated[
-    int,
+    int | None,
     typer.Option(
-        min=1, help="Images of 224x224 a forward pass; larger ones in proportionally smaller batches."
+        min=1,
+        help="Images of 224x224 a forward pass; larger ones in proportionally smaller batches; default 8, on a GPU 64.",
+        show_default=False,
     ),
 ]
 
@@ -94,7 +98,7 @@ def extract(
         Literal["float16", "float32"], typer.Option(help="Type of the stored descriptors.")
     ] = "float32",
     out_file: Annotated[Path, typer.Option("--out", help="The feature file.")] = Path("feats.h5"),
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = CORES,
@@ -103,7 +107,9 @@ def extract(
         bool, typer.Option("--download", help="Fetch the dataset into --root first.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the feature file.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the feature file, and one that was begun otherwise.")
+    ] = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -111,51 +117,57 @@ def extract(
     qs = _numbers(scales, int, "--scales")
     from vggfeat import datasets
     from vggfeat import extract as extraction
-    from vggfeat.weights import load, resolve_device
+    from vggfeat.ranks import joined
+    from vggfeat.weights import load
 
     check_writable(None if dry_run else out_file, overwrite)
     check_writable(json_file)
     folder = root or Path(os.environ.get("VGGFEAT_DATA", "data"))
-    items = datasets.load(dataset, folder, download=download)
-    if limit is not None:
-        items = extraction.limited(items, limit)
-    where = resolve_device(device)
-    if net and weights:
-        network = load(net, weights)
-    else:
-        network = load(weights or net or "oxford:D")
-    network.to(where, precision)
-    if max_pool:
-        network.set_pool(max_pool)
-    layer = layer or network.default_layer
-    if dry_run:
-        plan = extraction.plan(items, network, qs, layer, mirror, store)
-        print_table(
-            "plan",
-            [
-                ("images", f"{plan.images:,}"),
-                ("work", f"{plan.gflop:,.0f} GFLOP (sizes of {plan.sampled} images)"),
-                ("expected time", f"{duration(plan.seconds)} on {where} in {network.precision}"),
-                ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
-            ],
-        )
-        write_json(json_file, plan.__dict__)
-        return
-    with progress("extract") as advance:
-        report = extraction.extract(
-            items,
-            network,
-            out_file,
-            scales=qs,
-            layer=layer,
-            mirror=mirror,
-            batch_size=batch_size,
-            workers=workers,
-            store=store,
-            overwrite=overwrite,
-            command=command(),
-            progress=advance,
-        )
+    with ending_well(), joined(device, minutes=60 * 24 * 30) as ranks:
+        if ranks.world != ranks.local_world:
+            raise VggfeatError(
+                "the processes must be on one machine; give each machine its own --dataset and --out"
+            )
+        items = datasets.load(dataset, folder, download=download)
+        if limit is not None:
+            items = extraction.limited(items, limit)
+        network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
+        network.to(ranks.device, precision)
+        if max_pool:
+            network.set_pool(max_pool)
+        layer = layer or network.default_layer
+        if dry_run:
+            plan = extraction.plan(items, network, qs, layer, mirror, store)
+            print_table(
+                "plan",
+                [
+                    ("images", f"{plan.images:,}"),
+                    ("work", f"{plan.gflop:,.0f} GFLOP (sizes of {plan.sampled} images)"),
+                    ("expected time", f"{duration(plan.seconds)} on {ranks.device} in {network.precision}"),
+                    ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
+                ],
+            )
+            write_json(json_file, plan.__dict__)
+            return
+        with progress("extract", quiet=not ranks.first) as advance:
+            report = extraction.extract(
+                items,
+                network,
+                out_file,
+                scales=qs,
+                layer=layer,
+                mirror=mirror,
+                batch_size=batch_size,
+                workers=workers,
+                store=store,
+                overwrite=overwrite,
+                command=command(),
+                ranks=ranks,
+                progress=advance,
+                say=lambda line: print(printable(line), file=sys.stderr, flush=True),
+            )
+        if not ranks.first:
+            raise typer.Exit(3 if report.unreadable else 0)
     bad = report.unreadable
     print_table(
         str(out_file),
@@ -251,7 +263,7 @@ def predict(
         list[str] | None, typer.Option(help="Where the weights lie now, if they moved.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print an image.")] = 5,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     device: Device = "auto",
     workers: Workers = CORES,
     json_file: Json = None,

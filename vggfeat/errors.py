@@ -12,5 +12,9 @@ class UnreadableImage(VggfeatError):  # noqa: N818 - the paper trail's word: a r
     """One image can't be read; the message is the reason. Extraction marks its row and goes on."""
 
 
-class WriteFailed(VggfeatError):  # noqa: N818 - named as what happened
-    """The disk refused a write into an open HDF5 file. HDF5 can't close such a file, and crashes at exit."""
+class Interrupted(VggfeatError):  # noqa: N818 - named as what happened
+    """Ctrl-C, or a signal to end; what was done until then is kept. The command exits with 128 + signal."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -1,17 +1,21 @@
 """Dataset x network x scales -> feature file. N images, Q scales, D descriptor length, H, W height and width.
 
 An image is decoded once, in a thread, and rescaled to every Q. Images wait in buckets of exactly one shape;
-a full bucket goes through the network as one batch, so that batching never pads and never changes a result.
+a full bucket goes through the network as one batch, so that batching never pads and never changes a result. What is
+described is in the file ten seconds later (`writer`), and isn't described again after a kill.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +28,18 @@ from vggfeat import __version__
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
 from vggfeat.describe import describe
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
 from vggfeat.images import read_rgb, smallest_side, smallest_side_shape
-from vggfeat.store import Description, FeatureWriter
+from vggfeat.ranks import Ranks
+from vggfeat.store import Description
 from vggfeat.weights import Network
+from vggfeat.writer import FeatureWriter
 
 FILTER = "bilinear, antialiased"
 WAITING_BYTES = 512 << 20  # pixels that may wait in buckets; beyond it the fullest bucket goes on as it is
 CROP_PIXELS = 224 * 224
+BATCH_SIZE = {"cpu": 8, "cuda": 64, "mps": 16}
+HUGE = 4  # times a batch: an image that may be left out where it doesn't fit the device
 
 
 @dataclass(frozen=True)
@@ -90,97 +98,146 @@ def describe_all(
     sources: Sequence[Any],
     description: Description,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int = 2,
-    advance: Callable[[float], None] = lambda images: None,
 ) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
-    """`by_shape` with `describe`: (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage)."""
+    """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set order.
 
-    def compute(images_NHWC: torch.Tensor) -> torch.Tensor:
-        return describe(network, images_NHWC, description.layer, description.mirror)
-
-    return by_shape(
-        sources, description.scales, compute, network.device,
-        batch_size=batch_size, workers=workers, advance=advance,
-    )  # fmt: skip
+    sources: anything `images.read_rgb` takes. See `by_shape`.
+    """
+    rows: dict[int, dict[int, np.ndarray]] = {}
+    for i, s, result in by_shape(
+        lambda i: read_rgb(sources[i]), range(len(sources)), description.scales,
+        partial(describe, network, layer=description.layer, mirror=description.mirror), network.device,
+        batch_size=batch_size, workers=workers,
+    ):  # fmt: skip
+        if isinstance(result, UnreadableImage):
+            rows.pop(i, None)
+            yield i, result
+            continue
+        row = rows.setdefault(i, {})
+        row[s] = result
+        if len(row) == len(description.scales):
+            yield i, np.stack([row[s] for s in range(len(row))])
+            del rows[i]
 
 
 def by_shape(
-    sources: Sequence[Any],
+    read: Callable[[int], np.ndarray],
+    indices: Iterable[int],
     scales: Sequence[int],
     compute: Callable[[torch.Tensor], torch.Tensor],
     device: torch.device,
     *,
-    batch_size: int = 8,
+    done: np.ndarray | None = None,
+    batch_size: int | None = None,
     workers: int = 2,
     advance: Callable[[float], None] = lambda images: None,
-) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
-    """Yield (i, what `compute` makes of the image at each scale (Q, ...)), or (i, UnreadableImage); in no set order.
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[int, int, np.ndarray | UnreadableImage]]:
+    """Yield (i, s, what `compute` makes of image i at scales[s]), in no set order; (i, 0, error) for an unreadable one.
 
-    sources: anything `images.read_rgb` takes. compute: uint8 RGB (n, H, W, 3) of one shape, on the device -> (n, ...).
-    batch_size: images of 224 x 224 pixels at once; larger images go in proportionally smaller batches, so that
-    memory stays the same. advance: called after each batch with the work done in images, a scale counting as its Q^2
-    (images end late, while their buckets fill).
+    read: i -> (H, W, 3) uint8 RGB, or UnreadableImage; called in threads. compute: uint8 RGB (n, H, W, 3) of one shape,
+    on the device -> (n, ...). done: (N, Q) bool, what is not wanted. batch_size: images of 224 x 224 pixels at once
+    (by default 8 on a CPU, 64 on a GPU); larger images go in proportionally smaller batches, so that memory stays the
+    same. advance: called after each batch with the work done in images, a scale counting as its Q^2 (images end late,
+    while their buckets fill). say: a batch that didn't fit the device was halved, and so are those after it.
     """
     share = np.square(scales) / np.square(scales).sum()
-    rows: dict[int, np.ndarray] = {}
-    left: dict[int, int] = {}
+    most_pixels = (batch_size or BATCH_SIZE[device.type]) * CROP_PIXELS
     buckets: dict[tuple[int, int, int], list[tuple[int, np.ndarray]]] = defaultdict(list)
     waiting = 0
+    # On a GPU the next batch is on its way before the last one's result is asked for.
+    running: deque[tuple[int, list[int], torch.Tensor]] = deque()
+    ahead = 1 if device.type == "cuda" else 0
 
-    def read(source: Any) -> list[np.ndarray]:
-        image_HWC = read_rgb(source)
-        return [smallest_side(image_HWC, q) for q in scales]
+    def prepared(i: int) -> list[tuple[int, np.ndarray]]:
+        image_HWC = read(i)
+        return [
+            (s, smallest_side(image_HWC, q)) for s, q in enumerate(scales) if done is None or not done[i, s]
+        ]
 
-    def run(key: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
-        nonlocal waiting
-        members = buckets.pop(key)
-        waiting -= sum(image.nbytes for _, image in members)
-        batch_NHWC = torch.from_numpy(np.stack([image for _, image in members])).to(device)
-        try:
-            computed = compute(batch_NHWC).cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            raise VggfeatError(
-                f"out of memory on {device} with {tuple(batch_NHWC.shape)}; give a smaller --batch-size"
-            ) from error
-        advance(len(members) * float(share[key[0]]))
-        for (i, _), value in zip(members, computed, strict=True):
-            row = rows.setdefault(i, np.empty((len(scales), *value.shape), value.dtype))
-            row[key[0]] = value
-            left[i] -= 1
-            if not left[i]:
-                del left[i]
-                yield i, rows.pop(i)
+    def start(key: tuple[int, int, int]) -> Iterator[tuple[int, int, np.ndarray | UnreadableImage]]:
+        nonlocal waiting, most_pixels
+        parts = [buckets.pop(key)]
+        waiting -= sum(image.nbytes for _, image in parts[0])
+        s, height, width = key
+        while parts:
+            members = parts.pop()
+            batch_NHWC = torch.from_numpy(np.stack([image for _, image in members]))
+            try:
+                if ahead:
+                    batch_NHWC = batch_NHWC.pin_memory().to(device, non_blocking=True)
+                computed = compute(batch_NHWC)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                computed = None
+            if computed is not None:
+                running.append((s, [i for i, _ in members], computed))
+                continue
+            # what is running holds memory as well
+            yield from finish(0)
+            if ahead:
+                torch.cuda.empty_cache()
+            what = f"out of memory on {device} with {len(members)} x {height}x{width} pixels"
+            if len(members) > 1:
+                half = len(members) // 2
+                parts += [members[half:], members[:half]]
+                if half * height * width < most_pixels:
+                    most_pixels = half * height * width
+                    say(f"{what}: batches are halved from here on")
+            elif height * width > HUGE * (batch_size or BATCH_SIZE[device.type]) * CROP_PIXELS:
+                yield members[0][0], 0, UnreadableImage(f"{what}, at Q={scales[s]}")
+                advance(float(share[s]))
+            else:
+                raise VggfeatError(f"{what}; free some of its memory, or give another --device")
 
-    queue: deque[tuple[int, Future[list[np.ndarray]]]] = deque()
-    upcoming = iter(enumerate(sources))
+    def finish(but: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        while len(running) > but:
+            s, members, computed = running.popleft()
+            values = computed.cpu().numpy()
+            advance(len(members) * float(share[s]))
+            for i, value in zip(members, values, strict=True):
+                yield i, s, value
+
+    queue: deque[tuple[int, Future[list[tuple[int, np.ndarray]]]]] = deque()
+    upcoming = iter(indices)
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
     try:
         while True:
             while len(queue) < 4 * workers and (item := next(upcoming, None)) is not None:
-                queue.append((item[0], pool.submit(read, item[1])))
+                queue.append((item, pool.submit(prepared, item)))
             if not queue:
                 break
             i, future = queue.popleft()
             try:
                 images = future.result()
             except UnreadableImage as error:
-                advance(1.0)
-                yield i, error
+                advance(1.0 if done is None else float(share[~done[i]].sum()))
+                yield i, 0, error
                 continue
-            left[i] = len(scales)
-            for s, image in enumerate(images):
+            for s, image in images:
                 key = (s, *image.shape[:2])
                 buckets[key].append((i, image))
                 waiting += image.nbytes
-                if len(buckets[key]) >= max(1, batch_size * CROP_PIXELS // (image.shape[0] * image.shape[1])):
-                    yield from run(key)
+                if (len(buckets[key]) + 1) * image.shape[0] * image.shape[1] > most_pixels:
+                    yield from start(key)
+                    yield from finish(ahead)
             while waiting > WAITING_BYTES:
-                yield from run(max(buckets, key=lambda k: len(buckets[k]) * k[1] * k[2]))
+                yield from start(max(buckets, key=lambda k: len(buckets[k]) * k[1] * k[2]))
+                yield from finish(ahead)
         for key in list(buckets):
-            yield from run(key)
+            yield from start(key)
+            yield from finish(ahead)
+        yield from finish(0)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # PyTorch's CPU allocator raises a plain RuntimeError
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def extract(
@@ -191,65 +248,92 @@ def extract(
     scales: Sequence[int],
     layer: str | None = None,
     mirror: bool = True,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int = 2,
     store: str = "float32",
     overwrite: bool = False,
     command: str = "",
+    ranks: Ranks | None = None,
     progress: Callable[[float, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Describe every item and write the feature file `out` (contract 3); all rows or no file.
+    """Describe every item and write the feature file `out` (contract 3), or go on with `out`.partial.
 
-    progress: called with (work done in images, images in all). Raises VggfeatError: see `description_of`,
-    `FeatureWriter`; an unreadable image is no error, but a row of the Report.
+    An extraction that ends early, by whatever, leaves `out`.partial; the same call goes on from there. An unreadable
+    image is no error, but a row of the Report; it is tried again by a call that goes on.
+    ranks: of the processes that share the work; all of them call this, each gets the same Report.
+    progress: called with (work done in images, images in all). say: what happened on the way, in a sentence.
+    Raises VggfeatError: see `description_of`, `FeatureWriter`; Interrupted for Ctrl-C.
     """
     if not len(items):
         raise VggfeatError(f"{items.root} has no images to extract")
+    ranks = ranks or Ranks(network.device)
     description = description_of(network, layer, scales, mirror)
     attributes = {
         "weights_metadata": {k: v for k, v in network.metadata.items() if k != "classes"},
         "versions": versions(),
         "command": command,
     }
-    started = time.monotonic()
     dim = network.dim(description.layer)
-    failures: dict[int, str] = {}
-    done = 0.0
+    with _writer(ranks, out, items, description, dim, store, attributes, overwrite) as writer:
+        try:
+            share = np.square(description.scales) / np.square(description.scales).sum()
+            earlier = work = float((writer.described @ share).sum())
+            if earlier and ranks.first:
+                say(f"going on: {writer.kept()}")
+            mine = np.flatnonzero(~writer.described.all(1))[ranks.rank :: ranks.world]
+            ranks.barrier()  # all have seen the same file; from here on it changes
 
-    def advance(images: float) -> None:
-        nonlocal done
-        done += images
-        progress(done, len(items))
+            def read(i: int) -> np.ndarray:
+                source = items.source(i)
+                writer.read(i, source)
+                return read_rgb(source)
 
-    with FeatureWriter(out, items, description, dim, store, attributes, overwrite) as writer:
-        sources = _Sources(items)
-        described = describe_all(
-            network, sources, description, batch_size=batch_size, workers=workers, advance=advance
-        )
-        for i, result in described:
-            if isinstance(result, UnreadableImage):
-                failures[i] = str(result)
-                writer.fail(i, str(result))
-            else:
-                writer.write(i, result)
-        seconds = time.monotonic() - started
-        writer.finish({"seconds": seconds})
+            def advance(images: float) -> None:
+                nonlocal work
+                work += images * ranks.world  # the others are about as far
+                progress(min(work, len(items)), len(items))
+
+            advance(0)
+            compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
+            for i, s, result in by_shape(
+                read, mine.tolist(), description.scales, compute, network.device, done=writer.described,
+                batch_size=batch_size, workers=workers, advance=advance, say=say,
+            ):  # fmt: skip
+                if isinstance(result, UnreadableImage):
+                    writer.fail(i, str(result))
+                else:
+                    writer.write(i, s, result)
+            writer.flush()
+            ranks.barrier()
+            failures, seconds = writer.unreadable, writer.seconds
+            ranks.barrier()  # all have read it; now it may get its name
+            if ranks.first:
+                writer.finish()
+        except (KeyboardInterrupt, VggfeatError) as error:
+            with suppress(VggfeatError):  # a disk that failed fails again
+                writer.flush()
+            kept = f"; {writer.kept()}, and the same command goes on from there" if writer.kept() else ""
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"interrupted{kept}", *(error.args or [signal.SIGINT])) from error
+            raise VggfeatError(f"{error}{kept}") from error
     return Report(len(items), seconds, {items.names[i]: failures[i] for i in sorted(failures)})
 
 
-class _Sources(Sequence[Any]):
-    """Items as a sequence of what `read_rgb` takes, made one by one."""
-
-    def __init__(self, items: Items) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: Any) -> Any:
-        if not 0 <= i < len(self.items):
-            raise IndexError(i)
-        return self.items.source(i)
+def _writer(ranks: Ranks, out: str | Path, *settings: Any) -> FeatureWriter:
+    """The file, made or opened by the first process, then shared with the others."""
+    if ranks.world == 1:
+        return FeatureWriter(out, *settings)
+    writer, refusal = None, None
+    if ranks.first:
+        try:
+            writer = FeatureWriter(out, *settings)
+            writer.share()
+        except VggfeatError as error:
+            refusal = error
+    if ranks.same(refusal is not None):
+        raise refusal or VggfeatError("the first process could not open the file")
+    return writer or FeatureWriter.join(out)
 
 
 def embed(
@@ -260,7 +344,7 @@ def embed(
     layer: str | None = None,
     mirror: bool = True,
     pool: str = "average",
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int = 2,
 ) -> np.ndarray:
     """L2-normalised descriptors (N, D) float32 of images, (N, Q * D) with pool="stack".

@@ -71,7 +71,11 @@ class Model:
         return networks
 
     def predict(
-        self, networks: Sequence[Network], images: Sequence[Any], batch_size: int = 8, workers: int = 2
+        self,
+        networks: Sequence[Network],
+        images: Sequence[Any],
+        batch_size: int | None = None,
+        workers: int = 2,
     ) -> tuple[np.ndarray, dict[int, str]]:
         """Scores (N, K) of images described exactly as the training images were, NaN rows where unreadable.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -29,7 +30,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from vggfeat.errors import VggfeatError, WriteFailed
+from vggfeat.errors import Interrupted, VggfeatError
 
 # names are printed as they are: square brackets in them are no markup
 out = Console(markup=False, emoji=False, highlight=False)
@@ -100,28 +101,53 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def progress(verb: str) -> Iterator[Any]:
-    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""
+def ending_well() -> Iterator[None]:
+    """Inside, SIGTERM (a scheduler's, torchrun's) is what Ctrl-C is: a KeyboardInterrupt, of its own number."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
+    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere.
+
+    What was done before the first report (by an earlier run) doesn't count for the rate.
+    """
+    if quiet:
+        yield lambda done, total: None
+        return
     if err.is_terminal:
         columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
             task = bar.add_task(verb, total=None, rate="")
             started = time.monotonic()
+            earlier: float | None = None
 
             def show(done: float, total: int) -> None:
-                rate = done / max(time.monotonic() - started, 1e-9)
+                nonlocal earlier
+                earlier = done if earlier is None else earlier
+                rate = (done - earlier) / max(time.monotonic() - started, 1e-9)
                 bar.update(task, completed=done, total=total, rate=f"{rate:.1f} images/s")
 
             yield show
         return
     started = last = time.monotonic()
+    before: float | None = None
 
     def line(done: float, total: int) -> None:
-        nonlocal last
+        nonlocal last, before
         now = time.monotonic()
-        if now - last >= 10:
+        before = done if before is None else before
+        if now - last >= 10 and done > before:
             last = now
-            rate = done / (now - started)
+            rate = (done - before) / (now - started)
             left = duration((total - done) / rate)
             print(
                 f"{verb}: {done:.0f}/{total} images, {rate:.1f} images/s, {left} left",
@@ -153,9 +179,10 @@ def run(app: typer.Typer, name: str) -> None:
         if not isinstance(error, VggfeatError):
             text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
         print(f"{name.split()[-1]}: {printable(text)}", file=sys.stderr)
-        if isinstance(error, WriteFailed):
-            _leave(1)  # HDF5 would crash on the file that it can't close
-        sys.exit(1)
+        status = 128 + error.signal if isinstance(error, Interrupted) else 1
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _leave(status)
+        sys.exit(status)
 
 
 def _leave(status: int) -> None:

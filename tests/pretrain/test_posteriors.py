@@ -13,10 +13,10 @@ from PIL import Image
 
 import vggfeat
 from pretrain.posteriors import evaluate
-from pretrain.ranks import Ranks
 from tests.conftest import photograph
 from vggfeat.datasets import Items
 from vggfeat.images import Preprocessing
+from vggfeat.ranks import Ranks
 from vggfeat.weights import Network, save_weights
 
 CROP, CLASSES = 32, ["ant", "bee", "cat", "dog", "eel", "fox"]

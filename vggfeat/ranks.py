@@ -1,4 +1,4 @@
-"""The processes that train one net together: who this one is, and the few words they exchange beside the gradients.
+"""The processes that do one job together: who this one is, and the few words they exchange (gradients are not here).
 
 torchrun starts them and says so in the environment; without it there is one process, and nothing is exchanged.
 """
@@ -78,10 +78,11 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
     """Join the processes that torchrun started, each on a GPU of its own; leave them afterwards.
 
-    device: "auto", "cpu" or "cuda". Raises VggfeatError when a process has no GPU.
+    device: "auto", "cpu" or "cuda". minutes: how long one waits for another. Raises VggfeatError when a process has no
+    GPU.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -99,7 +100,7 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(chosen)
     # Small words go through gloo on the CPU, gradients through NCCL where there are GPUs.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield Ranks(chosen, int(os.environ["RANK"]), world, local_rank, local_world)
     finally:

@@ -141,7 +141,7 @@ def by_shape(
     on the device -> (n, ...). done: (N, Q) bool, what is not wanted. batch_size: images of 224 x 224 pixels at once
     (by default 8 on a CPU, 64 on a GPU); larger images go in proportionally smaller batches, so that memory stays the
     same. advance: called after each batch with the work done in images, a scale counting as its Q^2 (images end late,
-    while their buckets fill). say: a batch that didn't fit the device was halved, and so are those after it.
+    while their buckets fill). say: a batch didn't fit the device; it and those after it are halved.
     """
     share = np.square(scales) / np.square(scales).sum()
     most_pixels = (batch_size or BATCH_SIZE[device.type]) * CROP_PIXELS
@@ -159,12 +159,12 @@ def by_shape(
 
     def start(key: tuple[int, int, int]) -> Iterator[tuple[int, int, np.ndarray | UnreadableImage]]:
         nonlocal waiting, most_pixels
-        parts = [buckets.pop(key)]
-        waiting -= sum(image.nbytes for _, image in parts[0])
+        members = buckets.pop(key)
+        waiting -= sum(image.nbytes for _, image in members)
         s, height, width = key
-        while parts:
-            members = parts.pop()
-            batch_NHWC = torch.from_numpy(np.stack([image for _, image in members]))
+        while members:
+            n = max(1, most_pixels // (height * width))
+            batch_NHWC = torch.from_numpy(np.stack([image for _, image in members[:n]]))
             try:
                 if ahead:
                     batch_NHWC = batch_NHWC.pin_memory().to(device, non_blocking=True)
@@ -174,32 +174,30 @@ def by_shape(
                     raise
                 computed = None
             if computed is not None:
-                running.append((s, [i for i, _ in members], computed))
+                running.append((s, [i for i, _ in members[:n]], computed))
+                members = members[n:]
                 continue
-            # what is running holds memory as well
-            yield from finish(0)
+            yield from finish(0)  # what is running holds memory as well
             if ahead:
                 torch.cuda.empty_cache()
-            what = f"out of memory on {device} with {len(members)} x {height}x{width} pixels"
-            if len(members) > 1:
-                half = len(members) // 2
-                parts += [members[half:], members[:half]]
-                if half * height * width < most_pixels:
-                    most_pixels = half * height * width
-                    say(f"{what}: batches are halved from here on")
+            n = len(batch_NHWC)
+            what = f"out of memory on {device} with {n} x {height}x{width} pixels"
+            if n > 1:
+                most_pixels = n // 2 * height * width
+                say(f"{what}: batches are half as large from here on")
             elif height * width > HUGE * (batch_size or BATCH_SIZE[device.type]) * CROP_PIXELS:
                 yield members[0][0], 0, UnreadableImage(f"{what}, at Q={scales[s]}")
                 advance(float(share[s]))
+                members = members[1:]
             else:
                 raise VggfeatError(f"{what}; free some of its memory, or give another --device")
 
     def finish(but: int) -> Iterator[tuple[int, int, np.ndarray]]:
         while len(running) > but:
             s, members, computed = running.popleft()
-            values = computed.cpu().numpy()
-            advance(len(members) * float(share[s]))
-            for i, value in zip(members, values, strict=True):
+            for i, value in zip(members, computed.cpu().numpy(), strict=True):
                 yield i, s, value
+            advance(len(members) * float(share[s]))
 
     queue: deque[tuple[int, Future[list[tuple[int, np.ndarray]]]]] = deque()
     upcoming = iter(indices)

@@ -45,7 +45,12 @@ class Ranks:
         if self.world == 1:
             return [float(v) for v in values]
         tensor = torch.tensor(values, dtype=torch.float64)  # on the CPU, through gloo: never waits for a GPU
-        dist.all_reduce(tensor)
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            raise VggfeatError(
+                f"another process of this job has ended ({' '.join(str(error).split())[:80]})"
+            ) from error
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:

@@ -151,6 +151,8 @@ def peer(task: Task, cores: int) -> Ran:
 def voc_labels(lists: Path, split: str) -> np.ndarray:
     """(n, 20) of 1, 0 (difficult), -1, in the order of the list files."""
     files = sorted(lists.glob(f"*_{split}.txt"))
+    if len(files) != 20:
+        raise SystemExit(f"{lists} has {len(files)} lists *_{split}.txt, not 20; give VOC2007/ImageSets/Main")
     return np.array(
         [[int(line.split()[1]) for line in file.read_text().splitlines()] for file in files], np.int8
     ).T

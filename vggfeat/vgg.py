@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from vggfeat import fused
 from vggfeat.errors import VggfeatError
 
 # Table 1. A row is a stage, closed by a 2x2 max-pool; a number is a convolution's kernel side, "LRN" the
@@ -182,9 +183,11 @@ class VGG(nn.Module):
         convolutions; fc8's map is the class score map, before softmax. No dropout here: see `crop_scores`.
         """
         self._require(layer)
+        quick = fused.applies(x_NCHW)
+        modules = self.features[: self.ends[layer]] if layer in self.ends else self.features
+        x = fused.layers(modules, x_NCHW) if quick else modules(x_NCHW)
         if layer in self.ends:
-            return self.features[: self.ends[layer]](x_NCHW)
-        x = self.features(x_NCHW)
+            return x
         if min(x.shape[-2:]) < self.fc6_kernel:
             h, w = x_NCHW.shape[-2:]
             raise VggfeatError(
@@ -194,8 +197,10 @@ class VGG(nn.Module):
         for name in FC_LAYERS:
             fc = cast(nn.Linear, self.classifier[3 * FC_LAYERS.index(name)])
             # The rows of fc6 read pool5 as (K, 7, 7) flattened: a convolution's weight by another name.
-            weight = fc.weight.view(fc.out_features, -1, k, k)
-            x = F.conv2d(x, weight, fc.bias)
+            if quick:
+                x = fused.windows(x, fc.weight, fc.bias, k)
+            else:
+                x = F.conv2d(x, fc.weight.view(fc.out_features, -1, k, k), fc.bias)
             if name != "fc8":
                 x = F.relu_(x)
             if name == layer:

@@ -1,0 +1,68 @@
+"""The quick way through the layers on a CPU gives what PyTorch's modules give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from vggfeat import fused
+from vggfeat.vgg import NETS, layer_names
+
+
+def photographs(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = 100 * torch.randn(*shape, generator=generator)
+    return x.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("net", NETS)
+def test_layers_are_the_modules_bit_for_bit(he, net, dtype):
+    module = he(net, width=0.25, crop=32).to(dtype=dtype, memory_format=torch.channels_last)
+    x = photographs(2, 3, 75, 109).to(dtype)
+    for pool in ("floor", "ceil"):
+        module.set_pool(pool)
+        for layer in layer_names(net)[:-3]:
+            modules = module.features[: module.ends[layer]]
+            with torch.inference_mode():
+                assert fused.applies(x)
+                ours, theirs = fused.layers(modules, x), modules(x)
+            assert torch.equal(ours, theirs), layer
+            assert theirs.std() > 0
+
+
+@pytest.mark.parametrize(("size", "ceil", "out"), [(1, True, 1), (2, True, 1), (7, True, 4), (7, False, 3)])
+def test_max_pool(size, ceil, out):
+    x = photographs(2, 5, size, 9)
+    got = fused.max_pool(x, ceil)
+    assert got.shape == (2, 5, out, 5 if ceil else 4)
+    assert torch.equal(got, F.max_pool2d(x, 2, 2, ceil_mode=ceil))
+    x[0, 3, 0, 0] = torch.nan
+    assert torch.equal(fused.max_pool(x, ceil).isnan(), F.max_pool2d(x, 2, 2, ceil_mode=ceil).isnan())
+
+
+@pytest.mark.parametrize(("k", "H", "W"), [(7, 7, 7), (7, 9, 12), (1, 3, 4), (3, 40, 5)])
+def test_windows_are_a_convolution(k, H, W, monkeypatch):
+    monkeypatch.setattr(fused, "WINDOW_BYTES", 40_000)  # some rows of windows at a time
+    x, fc = photographs(2, 6, H, W), nn.Linear(6 * k * k, 11)
+    with torch.inference_mode():
+        got = fused.windows(x, fc.weight, fc.bias, k)
+        expected = F.conv2d(x, fc.weight.view(11, 6, k, k), fc.bias)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+    assert expected.std() > 1
+
+
+def test_gradients_double_precision_and_hooks_take_the_plain_way(he):
+    module = he("A", width=0.25, crop=32)
+    x = photographs(1, 3, 64, 64)
+    assert not fused.applies(x)
+    module(x, "fc8").sum().backward()
+    assert module.features[0].weight.grad.abs().sum() > 0
+    with torch.inference_mode():
+        assert not fused.applies(x.double())
+        seen = []
+        module.features[3].register_forward_hook(lambda _, inputs, out: seen.append(float(out.min())))
+        module(x, "pool3")
+    assert seen and seen[0] < 0  # the convolution's own output, before its ReLU

@@ -33,6 +33,19 @@ def test_layers_are_the_modules_bit_for_bit(he, net, dtype):
             assert theirs.std() > 0
 
 
+@pytest.mark.parametrize("width", [255, 257, 335, 518, 683])
+@pytest.mark.parametrize("net", ["A-LRN", "C"])
+def test_widened_maps_are_the_modules_bit_for_bit(he, net, width):
+    module = he(net, width=0.25, crop=32).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    x = photographs(2, 3, 37, width).bfloat16()
+    for pool in ("floor", "ceil"):
+        module.set_pool(pool)
+        for end in range(1, module.ends["pool3"] + 1):
+            with torch.inference_mode():
+                ours, theirs = fused.layers(module.features[:end], x), module.features[:end](x)
+            assert torch.equal(ours, theirs), end
+
+
 @pytest.mark.parametrize(("size", "ceil", "out"), [(1, True, 1), (2, True, 1), (7, True, 4), (7, False, 3)])
 def test_max_pool(size, ceil, out):
     x = photographs(2, 5, size, 9)

@@ -265,6 +265,13 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial*"))
 
 
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    items = datasets.Items("csv", "unlabelled", tmp_path, ["a.jpg", "b\0.jpg"], None, [])
+    with pytest.raises(VggfeatError, match="holds a zero byte"):
+        extract.extract(items, vggfeat.load(WEIGHTS), tmp_path / "f.h5", scales=(40,))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_with_pending_rows_is_not_finished(folder: Path, tmp_path: Path) -> None:
     items = datasets.load("folder", folder)
     description = description_of(vggfeat.load(WEIGHTS), "fc7", (40,), True)

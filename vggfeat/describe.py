@@ -11,15 +11,23 @@ from torch import Tensor
 from vggfeat.images import mirror as mirrored
 from vggfeat.weights import Network
 
+LARGE = 3 * 4_000_000  # values of an image whose mirror image had better not be in memory beside it
+
 
 @torch.inference_mode()
 def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) -> Tensor:
     """Descriptors (N, D) float32: the layer's map averaged over positions, and with the mirror image's.
 
     images_NHWC: uint8 RGB of one shape, on the network's device. The mirror image goes through in the same
-    batch. The average over positions is taken in float32 whatever the network's precision (Appendix B:
-    global average pooling, average with the mirror image's descriptor; not normalised here).
+    batch, unless it is large. The average over positions is taken in float32 whatever the network's
+    precision (Appendix B: global average pooling, average with the mirror image's descriptor; not normalised
+    here).
     """
+    if mirror and images_NHWC[0].numel() > LARGE:
+        return (
+            describe(network, images_NHWC, layer, False)
+            + describe(network, mirrored(images_NHWC), layer, False)
+        ) / 2
     if mirror:
         images_NHWC = torch.cat([images_NHWC, mirrored(images_NHWC)])
     x_NCHW = network.preprocessing(images_NHWC)

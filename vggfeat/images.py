@@ -37,8 +37,8 @@ from PIL import Image, UnidentifiedImageError
 from vggfeat.errors import UnreadableImage, VggfeatError
 
 MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
-# conv1_1 has 64 channels: 64 Mpixel are 16 GB of float32 in that one layer, more than any photograph needs
-MAX_RESCALED_PIXELS = 64_000_000
+# conv1_1 has 64 channels: 16 Mpixel are 4 GB of float32 in that one layer, and 60:1 at Q = 512, more than a photograph
+MAX_RESCALED_PIXELS = 16_000_000
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # released VGG weights: blue, green, red in 0..255
 
 _EXIF_ORIENTATION = 0x0112

@@ -116,6 +116,8 @@ class FeatureWriter:
         attributes: dict[str, Any] | None = None, overwrite: bool = False,
     ) -> None:  # fmt: skip
         self._name(path)
+        if bad := [name for name in items.names if "\0" in name]:
+            raise VggfeatError(f"the name {bad[0]!r} of an image holds a zero byte, which no file's name can")
         if self.path.exists() and not overwrite:
             raise VggfeatError(f"{self.path} exists; give --overwrite, or another --out")
         if not self.path.parent.is_dir():

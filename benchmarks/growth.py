@@ -83,7 +83,7 @@ def main() -> None:
                 "--scales",
                 "40,64",
             ]
-            words += ["--limit", count, "--out", target, "--overwrite", "--json", told]
+            words += ["--scales", "40,64", "--limit", count, "--out", target, "--overwrite", "--json", told]
             ran = subprocess.run(
                 [sys.executable, "-c", EXTRACT, *map(str, words)], capture_output=True, text=True
             )

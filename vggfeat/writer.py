@@ -14,6 +14,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -195,11 +196,13 @@ class FeatureWriter:
                     if not file["described"][:].any():
                         return False  # nothing is lost
                     difference = next(_differences(file, items, facts, dim, dtype), "")
+                    if not difference:
+                        self._find(file)
+                except VggfeatError:
+                    raise
                 except Exception as error:  # h5py meets damage in many ways
                     raise VggfeatError(f"{self.partial} is damaged: {error}") from error
-                if not difference:
-                    self._find(file)
-                    difference = self._changed_image(items)
+                difference = difference or self._changed_image(items)
             if difference:
                 raise VggfeatError(f"{self.partial} was begun with {difference}")
         except VggfeatError as error:
@@ -218,9 +221,16 @@ class FeatureWriter:
         return ""
 
     def _find(self, file: h5py.File) -> None:
-        stamps = [f"images/{name}" for name in STAMPS]
-        names = ["descriptors", "described", "status", "errors", "seconds", *stamps]
-        self._places = {name: _Place(file[name]) for name in names}
+        stored = file["descriptors"]
+        count, scales, dim = stored.shape
+        parts = _parts(count, scales, dim, stored.dtype)
+        for name, (shape, kind) in parts.items():
+            if not isinstance(file[name], h5py.Dataset) or (file[name].shape, file[name].dtype) != (
+                shape,
+                kind,
+            ):
+                raise VggfeatError(f"{self.partial} is damaged: {name} is not what it was made as")
+        self._places = {name: _Place(file[name]) for name in parts}
         self.described = self._places["described"].read(self._file) == 1
         self._status = self._places["status"].read(self._file)
         self._seconds = float(self._places["seconds"].read(self._file)[0])
@@ -332,6 +342,7 @@ class FeatureWriter:
         except OSError as error:
             raise VggfeatError(f"can't write {self.path}: {error.strerror}") from error
         os.close(self._file)
+        self._file = -1
 
     def _close(self) -> None:
         """Let go of an unfinished file; remove it if it has no row."""
@@ -347,13 +358,10 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            try:
+        if self._file >= 0:  # not finished
+            with suppress(VggfeatError):  # the error that led here is told
                 self.flush()
-            except VggfeatError:
-                pass  # the error that led here is told
-            finally:
-                self._close()
+            self._close()
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -389,25 +397,28 @@ def _cut(reason: str) -> bytes:
     return encode(reason)[:REASON_BYTES].decode("utf-8", "ignore").encode()
 
 
+def _parts(count: int, scales: int, dim: int, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of what is written while an extraction runs."""
+    return {
+        "descriptors": ((count, scales, dim), dtype),
+        "described": ((count, scales), np.dtype(np.uint8)),
+        "status": ((count,), np.dtype(np.uint8)),
+        "errors": ((count,), h5py.string_dtype("utf-8", REASON_BYTES)),
+        "seconds": ((1,), np.dtype(np.float64)),
+        "images/bytes": ((count,), np.dtype(np.int64)),
+        "images/modified": ((count,), np.dtype(np.int64)),
+        "images/crc32": ((count,), np.dtype(np.uint32)),
+    }
+
+
 def _lay_out(file: h5py.File, items: Items, facts: dict[str, Any], dim: int, dtype: str) -> None:
     """Everything that a finished file has, no row described."""
     count, scales = len(items), len(facts["scales"])
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row is written once, its status says when
-    file.create_dataset("descriptors", (count, scales, dim), dtype, dcpl=early)
-    zeros = {
-        "described": ((count, scales), np.uint8),
-        "status": ((count,), np.uint8),
-        "errors": ((count,), h5py.string_dtype("utf-8", REASON_BYTES)),
-        "seconds": ((1,), np.float64),
-        "images/bytes": ((count,), np.int64),
-        "images/modified": ((count,), np.int64),
-        "images/crc32": ((count,), np.uint32),
-    }
-    for name, (shape, kind) in zeros.items():
+    for name, (shape, kind) in _parts(count, scales, dim, np.dtype(dtype)).items():
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        if name == "descriptors":
+            plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row is written once, its status says when
         file.create_dataset(name, shape, kind, dcpl=plist)
     file.create_dataset("names", data=[encode(name) for name in items.names], dtype=TEXT)
     file.create_dataset("classes", data=[encode(name) for name in items.classes], dtype=TEXT)

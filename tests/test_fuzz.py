@@ -1,0 +1,174 @@
+"""Files from strangers: damaged or made up, they are read or refused in one sentence, within a gigabyte."""
+
+from __future__ import annotations
+
+import io
+import resource
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torchvision.datasets.utils import extract_archive
+
+import vggfeat
+from vggfeat import datasets, writer
+from vggfeat.datasets.download import downloading
+from vggfeat.errors import VggfeatError
+from vggfeat.extract import description_of, extract, limited
+from vggfeat.model import load_model, model_from, save_model
+from vggfeat.weights import save_weights
+
+WEIGHTS = "random:A,width=0.125,crop=32,classes=3"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One file of each kind that is read."""
+    folder = tmp_path_factory.mktemp("good")
+    network = vggfeat.load(WEIGHTS)
+    items = limited(datasets.load("digits", None), 6)
+    extract(items, network, folder / "features.h5", scales=(40,), layer="pool1")
+    with pytest.raises(KeyboardInterrupt), begun(folder / "begun.h5") as file:
+        file.read(0, items.source(0))
+        file.write(0, 0, np.zeros(8, np.float32))
+        raise KeyboardInterrupt
+    svm = vggfeat.LinearSVM().fit(np.random.default_rng(0).random((30, 8)), np.arange(30) % 3)
+    part = description_of(network, "pool1", (40,), True)
+    save_model(folder / "model.h5", model_from(svm, ["a", "b", "c"], (part,), "average", {"C": 1.0}))
+    save_weights(
+        folder / "weights.safetensors", network.module, network.preprocessing, classes=["a", "b", "c"]
+    )
+    released = vggfeat.load("random:D,width=0.03125,crop=32").module.state_dict()
+    torch.save(released, folder / "weights.pth")
+    return {path.name: path for path in folder.iterdir()}
+
+
+def begun(path: Path) -> writer.FeatureWriter:
+    items = limited(datasets.load("digits", None), 6)
+    return writer.FeatureWriter(path, items, description_of(vggfeat.load(WEIGHTS), "pool1", (40,), True), 8)
+
+
+def go_on(path: Path) -> None:
+    with begun(path.with_suffix("")):
+        pass
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "features.h5": lambda path: vggfeat.open_features(path).descriptors,
+    "begun.h5.partial": go_on,
+    "model.h5": load_model,
+    "weights.safetensors": lambda path: vggfeat.load(str(path)),
+    "weights.pth": lambda path: vggfeat.load(f"torchvision:vgg16@{path}"),
+}
+
+
+@pytest.fixture
+def a_gigabyte() -> Iterator[None]:
+    """No more than that in addition to what the process has."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def read_or_refused(name: str, path: Path) -> None:
+    try:
+        READERS[name](path)
+    except VggfeatError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the size of the process")
+def test_damage(
+    good: dict[str, Path], tmp_path: Path, a_gigabyte: None, name: str, data: st.DataObject
+) -> None:
+    """A few bytes changed, more of them where the structure is, and sometimes the end cut off."""
+    raw = bytearray(good[name].read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.floats(0, 1, exclude_max=True)) ** data.draw(st.sampled_from([1, 3]))
+        at = min(int(place * len(raw)), len(raw) - 1)
+        width = data.draw(st.sampled_from([1, 1, 4, 8]))
+        value = data.draw(st.sampled_from([0, 1, 0x7F, 0xFF, 0x41]))
+        raw[at : at + width] = bytes([value]) * len(raw[at : at + width])
+    if data.draw(st.booleans()):
+        del raw[data.draw(st.integers(0, len(raw))) :]
+    path = tmp_path / name
+    path.write_bytes(raw)
+    read_or_refused(name, path)
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.binary(max_size=300))
+def test_noise(tmp_path: Path, name: str, raw: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(raw)
+    read_or_refused(name, path)
+
+
+@pytest.mark.parametrize("name", ["features.h5", "model.h5", "begun.h5.partial"])
+def test_every_object_replaced_by_another(
+    good: dict[str, Path], tmp_path: Path, a_gigabyte: None, name: str
+) -> None:
+    """Each data set made huge without data, empty, text, a link out, a group; each attribute taken away or a number."""
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.arange(6)
+    with h5py.File(good[name]) as file:
+        found: list[str] = []
+        file.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
+        attributes = list(file.attrs)
+
+    def huge(file: h5py.File, key: str) -> None:
+        file.create_dataset(key, (1 << 40,), "f8", chunks=(1024,))
+
+    changes: list[Callable[[h5py.File, str], Any]] = [
+        huge,
+        lambda file, key: file.create_dataset(key, data=np.zeros(0)),
+        lambda file, key: file.create_dataset(key, data="a text"),
+        lambda file, key: file.create_dataset(key, data=np.full((6, 3), 77.0)),
+        lambda file, key: file.create_group(key),
+        lambda file, key: file.__setitem__(key, h5py.ExternalLink(secret, "x")),
+        lambda file, key: file.__setitem__(key, h5py.SoftLink("/names")),
+        lambda file, key: file.create_dataset(key, (6,), "i8", external=[(str(secret), 0, 48)]),
+        lambda file, key: None,
+    ]
+    path = tmp_path / name
+    for key in found:
+        for change in changes:
+            path.write_bytes(good[name].read_bytes())
+            with h5py.File(path, "r+") as file:
+                del file[key]
+                change(file, key)
+            read_or_refused(name, path)
+    for key in attributes:
+        for value in (None, 1 << 60, "x" * 1000):
+            path.write_bytes(good[name].read_bytes())
+            with h5py.File(path, "r+") as file:
+                del file.attrs[key]
+                if value is not None:
+                    file.attrs[key] = value
+            read_or_refused(name, path)
+
+
+def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
+    archive = tmp_path / "evil.tar"
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("../outside.txt")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    with pytest.raises(VggfeatError, match="could not download"), downloading("voc2007", tmp_path / "root"):
+        extract_archive(str(archive), str(tmp_path / "root"))
+    assert not (tmp_path / "outside.txt").exists()
+    assert tarfile.TarFile.extraction_filter is None

@@ -175,19 +175,23 @@ def test_each_is_described_or_marked_in_its_own_row(
     print(f"{len(names)} files: {features.readable.sum()} described, {len(report.unreadable)} marked")
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_the_command_ends_with_3_and_memory_stays_bounded(
     cage: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
-    """A bomb that is opened would take 10 GB."""
+    """A bomb that is opened would take 10 GB.
+
+    The peak is /proc's: getrusage's of a new process begins with that of the process which started it.
+    """
     folder, expected = cage
     script = """
-        import resource, sys
+        import sys
         from vggfeat import cli
         sys.argv = ["vggfeat", *sys.argv[1:]]
         try:
             cli.main()
         finally:
-            print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+            print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), end="", file=sys.stderr)
     """
     words = [
         "extract",
@@ -211,7 +215,7 @@ def test_the_command_ends_with_3_and_memory_stays_bounded(
     ran = subprocess.run(command, capture_output=True, timeout=120)
     assert ran.returncode == 3, ran.stderr
     *lines, peak = ran.stderr.decode().splitlines()
-    assert int(peak.split()[1]) * (1024 if sys.platform != "darwin" else 1) < 3e9
+    assert 1024 * int(peak.split()[1]) < 3e9
     features = vggfeat.open_features(tmp_path / "f.h5")
     items = datasets.load("folder", folder.parent)
     assert features.names == items.names and len(items) > 60

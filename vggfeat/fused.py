@@ -1,4 +1,4 @@
-"""A net's layers without gradients on a CPU: the same sums as PyTorch's modules, with less traffic to memory.
+"""A net's layers, on a CPU and without gradients with less traffic to memory than PyTorch's modules have.
 
 On a processor with matrix units a convolution of VGG's takes less time than the ReLU after it, or the pooling of a
 large map, or the rearrangement of fc6's weights for each batch. So a convolution writes its map once, after the ReLU;
@@ -21,7 +21,7 @@ WINDOW_BYTES = 1 << 28  # of windows laid out side by side at a time
 
 
 def applies(x: Tensor) -> bool:
-    """Whether `layers` and `windows` can run x: on a CPU, without gradients, in a type that oneDNN has.
+    """Whether x takes the quick way: on a CPU, without gradients or autocast, in a type that oneDNN has.
 
     Not while a graph is recorded: an exported net keeps to PyTorch's public operations.
     """
@@ -31,19 +31,29 @@ def applies(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
     )
 
 
 def layers(modules: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
-    """What the modules make of x one after the other, bit for bit; a ReLU follows each convolution."""
+    """What the modules make of x one after the other; a ReLU follows each convolution.
+
+    Bit for bit. In bfloat16 only: in float32 the convolutions take nearly all of the time, and oneDNN may sum in
+    another order where a ReLU follows.
+    """
     modules, x = list(modules), x_NCHW
-    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
-        return nn.Sequential(*modules)(x)  # whoever hooked in wants each layer's own output
-    width = x.shape[
-        3
-    ]  # further columns are kept at zero, which is what a convolution finds beyond an image's edge
+    if (
+        x.dtype != torch.bfloat16
+        or not applies(x)
+        or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    ):
+        for module in modules:  # who hooked in wants each layer's own output
+            x = module(x)
+        return x
+    # Further columns are kept at zero, which is what a convolution finds beyond an image's edge.
+    width = x.shape[3]
     before: nn.Conv2d | None = None
     for module in modules:
         if isinstance(module, nn.Conv2d):
@@ -86,6 +96,8 @@ def max_pool(x_NCHW: Tensor, ceil: bool) -> Tensor:
 
 def windows(x_NCHW: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
     """An FC layer at each k x k window of a map, (N, D, H - k + 1, W - k + 1). weight: (D, C * k * k)."""
+    if not applies(x_NCHW):
+        return F.conv2d(x_NCHW, weight.view(len(weight), -1, k, k), bias)
     N, C, H, W = x_NCHW.shape
     h, w = H - k + 1, W - k + 1
     if k == 1:

@@ -183,11 +183,9 @@ class VGG(nn.Module):
         convolutions; fc8's map is the class score map, before softmax. No dropout here: see `crop_scores`.
         """
         self._require(layer)
-        quick = fused.applies(x_NCHW)
-        modules = self.features[: self.ends[layer]] if layer in self.ends else self.features
-        x = fused.layers(modules, x_NCHW) if quick else modules(x_NCHW)
         if layer in self.ends:
-            return x
+            return fused.layers(self.features[: self.ends[layer]], x_NCHW)
+        x = fused.layers(self.features, x_NCHW)
         if min(x.shape[-2:]) < self.fc6_kernel:
             h, w = x_NCHW.shape[-2:]
             raise VggfeatError(
@@ -197,10 +195,7 @@ class VGG(nn.Module):
         for name in FC_LAYERS:
             fc = cast(nn.Linear, self.classifier[3 * FC_LAYERS.index(name)])
             # The rows of fc6 read pool5 as (K, 7, 7) flattened: a convolution's weight by another name.
-            if quick:
-                x = fused.windows(x, fc.weight, fc.bias, k)
-            else:
-                x = F.conv2d(x, fc.weight.view(fc.out_features, -1, k, k), fc.bias)
+            x = fused.windows(x, fc.weight, fc.bias, k)
             if name != "fc8":
                 x = F.relu_(x)
             if name == layer:
@@ -211,4 +206,4 @@ class VGG(nn.Module):
     def crop_scores(self, x_NCHW: Tensor) -> Tensor:
         """Scores (N, num_classes) of crops with H = W = crop, FC layers as matrices; dropout in training mode."""
         self._require("fc8")
-        return self.classifier(torch.flatten(self.features(x_NCHW), 1))
+        return self.classifier(torch.flatten(fused.layers(self.features, x_NCHW), 1))

@@ -1,8 +1,9 @@
-"""A trained net for other programs: torchvision's or timm's state dict, or ONNX.
+"""A trained net for other programs: torchvision's or timm's state dict, or ONNX; or for this one, in half the bytes.
 
     python -m pretrain.export runs/D/weights.safetensors --to torchvision --out vgg16.pth
     python -m pretrain.export runs/D/weights.safetensors --to timm --out vgg16.safetensors
     python -m pretrain.export runs/D/weights.safetensors --to onnx --out vgg16.onnx
+    python -m pretrain.export runs/D/weights.safetensors --to float16 --out small.safetensors
 
 Each result is read back by the program that it is for, and its scores are compared with ours before the file appears.
 The preprocessing is printed, kept in a .safetensors file's metadata, and is part of the graph in ONNX.
@@ -25,20 +26,24 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # Table 1's nets that torchvision and timm have too.
 NAMES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 TIMM_KEYS = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
-TOLERANCE = 1e-4  # of the largest score: another library's convolutions round otherwise
+# Of the largest score: another library's convolutions round otherwise, and half precision keeps 11 bits of a weight.
+TOLERANCE = {"torchvision": 1e-4, "timm": 1e-4, "onnx": 1e-4, "float16": 5e-3}
 
 
 @app.command()
 def export(
     weights: Annotated[str, typer.Argument(help="A weights file, or any name that vggfeat extract takes.")],
-    to: Annotated[Literal["torchvision", "timm", "onnx"], typer.Option(help="Which program it is for.")],
+    to: Annotated[
+        Literal["torchvision", "timm", "onnx", "float16"],
+        typer.Option(help="Which program it is for; float16: this one, in half the bytes."),
+    ],
     out_file: Annotated[Path, typer.Option("--out", help=".pth or .safetensors; .onnx for onnx.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a net for another program, checked by that program."""
     check_writable(out_file, overwrite)
-    endings = (".onnx",) if to == "onnx" else (".pth", ".safetensors")
+    endings = {"onnx": (".onnx",), "float16": (".safetensors",)}.get(to, (".pth", ".safetensors"))
     if out_file.suffix not in endings:
         raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")
     from vggfeat.vgg import VGG
@@ -51,12 +56,13 @@ def export(
         "torchvision": to_torchvision,
         "timm": to_timm,
         "onnx": to_onnx,
+        "float16": to_float16,
     }
     # the ending stays: the checks open the file by it
     partial = out_file.with_name(f"{out_file.stem}.partial{out_file.suffix}")
     try:
         difference = writer[to](network, partial)
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCE[to]:
             raise VggfeatError(
                 f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
             )
@@ -104,6 +110,20 @@ def to_timm(network: Any, path: Path) -> float:
     theirs.load_state_dict(_read(path))
     x = _input(network)
     return _difference(module.crop_scores(x), theirs.eval()(x))
+
+
+def to_float16(network: Any, path: Path) -> float:
+    """This program's own weights file with its metadata, values in half precision; the difference as above."""
+    import torch
+
+    from vggfeat.weights import load, write_tensors
+
+    tensors = {k: v.to(torch.float16) for k, v in network.module.state_dict().items()}
+    if too_large := [k for k, v in tensors.items() if not torch.isfinite(v).all()]:
+        raise VggfeatError(f"{too_large[0]} has values beyond float16's range: not written")
+    write_tensors(path, tensors, network.metadata)
+    x = _input(network)
+    return _difference(network.module.crop_scores(x), load(str(path)).module.crop_scores(x))
 
 
 def to_onnx(network: Any, path: Path) -> float:

@@ -18,6 +18,7 @@ from pretrain.init import copy_layers, randomise
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.recipe import Recipe
+from pretrain.report import REPORT, write_report
 from pretrain.trainer import CHECKPOINT, WEIGHTS, Machine, State, Trainer
 from pretrain.watch import Stop, say
 from vggfeat.errors import VggfeatError
@@ -114,7 +115,10 @@ def _train_stages(run: Run, stop: Stop) -> bool:
             run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number),
             from_random=start.startswith("random"), start=start,
         )  # fmt: skip
-        if not trainer.run(stop):
+        finished = trainer.run(stop)
+        if ranks.first:
+            write_report(run.out, run.out / REPORT)
+        if not finished:
             if ranks.first:
                 say(
                     f"{trainer.stage.name}: stopped and saved at iteration {trainer.state.iteration}; "

@@ -7,6 +7,7 @@ images in the whole batch, so that neither split changes the gradient.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -270,7 +271,14 @@ class Trainer:
         with Log(self.folder if ranks.first else None, self.stage.name, state.iteration, self.stop_at) as log:
             if state.iteration == 0:
                 machine = {**asdict(self.machine), "processes": ranks.world, "device": str(ranks.device)}
-                log("start", 0, stage=self.stage.name, identity=self.identity, machine=machine)
+                log(
+                    "start",
+                    0,
+                    time=time.time(),
+                    stage=self.stage.name,
+                    identity=self.identity,
+                    machine=machine,
+                )
             self._restart_clock()
             for batch in self._batches():
                 due = float(time.monotonic() - saved_at >= self.machine.checkpoint_seconds)
@@ -440,6 +448,7 @@ class Trainer:
 def write_weights(path: Path, trainer: Trainer) -> None:
     """The weights file of contract: the net as it is now, its preprocessing, and how it was made."""
     low, high = trainer.stage.train_scale
+    measured = {"held_out": trainer.state.held_out, "validation": trainer.state.val}
     save_weights(
         path,
         trainer.net,
@@ -449,6 +458,9 @@ def write_weights(path: Path, trainer: Trainer) -> None:
         source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",
         epoch=f"{trainer.state.iteration / trainer.per_epoch:.2f}",
         recipe=trainer.recipe.to_json(),
+        errors=json.dumps(
+            {name: dict(zip(("top1", "top5"), pair, strict=True)) for name, pair in measured.items() if pair}
+        ),
     )
 
 

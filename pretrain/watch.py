@@ -16,6 +16,7 @@ from typing import Any
 from vggfeat.terminal import duration
 
 LINE_SECONDS = 10.0
+LOG = "log.jsonl"
 
 
 def say(text: str) -> None:
@@ -40,11 +41,11 @@ class Log:
         # imported here: it takes a second, and only the process that writes needs it
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "log.jsonl"
+        path = folder / LOG
         kept = (
             [line for line in _lines(path) if json.loads(line)["iteration"] <= iteration] if iteration else []
         )
-        partial = path.with_name("log.jsonl.partial")
+        partial = path.with_name(f"{LOG}.partial")
         partial.write_text("".join(kept))
         os.replace(partial, path)
         self._file = open(path, "a")  # noqa: SIM115 - closed in __exit__
@@ -97,6 +98,11 @@ def _lines(path: Path) -> Iterator[str]:
     if path.exists():
         with open(path) as file:
             yield from (line for line in file if line.endswith("\n"))  # a kill may have cut the last one
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    """All events of a log. Raises ValueError where a line is none."""
+    return [json.loads(line) for line in _lines(path)]
 
 
 class Stop:

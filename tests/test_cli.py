@@ -110,7 +110,7 @@ def test_processes_from_a_folder_to_predictions(folder, tmp_path):
 
     ran = run("predict", "images/red/00.jpg", "--model", "m.h5", "--weights", OTHER, "--json", "q.json")
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1)
-    assert ran.stderr.startswith(f"vggfeat: weights {OTHER} are not those the model was trained with")
+    assert ran.stderr.startswith(f"vggfeat: weights {OTHER} are not those that described the images")
     assert not (tmp_path / "q.json").exists()
 
 
@@ -237,7 +237,7 @@ def test_two_networks_are_fused(command, folder, extracted, tmp_path):
         ["vggfeat: the model needs 2 --weights, in its order; 1 given"],
     )
     ran = command("predict", paths[0], "--model", model, "--weights", OTHER, "--weights", NET)
-    assert ran.status == 1 and "not those the model was trained with" in ran.err
+    assert ran.status == 1 and "not those that described the images" in ran.err
     ran = command("svm", *both, "--scales", "48")
     assert (ran.status, ran.err_lines) == (1, [f"vggfeat: {second} has no scale 48; it has 32"])
 
@@ -644,7 +644,7 @@ FAILURES = {
     ),
     "other weights": (
         f"predict {IN}/images/red/00.jpg --model {IN}/model.h5 --weights {OTHER} --csv {IN}/p.csv",
-        f"weights {OTHER} are not those the model was trained with",
+        f"weights {OTHER} are not those that described the images",
     ),
     "info of nothing": (f"info {IN}/no.h5", f"no feature file at {IN}/no.h5"),
     "info of text": (f"info {IN}/text.safetensors", f"{IN}/text.safetensors is not a feature file"),

@@ -23,6 +23,7 @@ from vggfeat.datasets.download import downloading
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import description_of, extract, limited
 from vggfeat.model import load_model, model_from, save_model
+from vggfeat.protocols import Outcome, Scored
 from vggfeat.weights import save_weights
 
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"
@@ -41,7 +42,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         raise KeyboardInterrupt
     svm = vggfeat.LinearSVM().fit(np.random.default_rng(0).random((30, 8)), np.arange(30) % 3)
     part = description_of(network, "pool1", (40,), True)
-    save_model(folder / "model.h5", model_from(svm, ["a", "b", "c"], (part,), "average", {"C": 1.0}))
+    scored = {"test": Scored(np.arange(4), np.zeros((4, 3)))}
+    outcome = Outcome({"C": 1.0}, svm, scored)
+    save_model(folder / "model.h5", model_from(outcome, ["a", "b", "c"], (part,), "average", outcome.results))
     save_weights(
         folder / "weights.safetensors", network.module, network.preprocessing, classes=["a", "b", "c"]
     )

@@ -74,10 +74,9 @@ def test_official_splits_choose_on_val_refit_and_test() -> None:
     assert results["model_trained_on"] == "train + val"
     recalls = [figures["recall"] for figures in results["per_class"].values()]
     assert np.mean(recalls) == pytest.approx(results["mean_class_recall"])
-    assert outcome.test_scores is not None and outcome.test_scores.shape == (36, 4)
-    np.testing.assert_array_equal(
-        outcome.test_scores, outcome.model.decision_function(problem.X[splits["test"]])
-    )
+    scored = outcome.scored["test"]
+    np.testing.assert_array_equal(scored.rows, splits["test"])
+    np.testing.assert_array_equal(scored.scores, outcome.model.decision_function(problem.X[splits["test"]]))
     assert not {"map_11point", "per_split", "accuracy_std", "test_labels"} & set(results)
 
 
@@ -123,7 +122,12 @@ def test_random_splits_mean_std_and_median_c() -> None:
     everything = LinearSVM(C=results["C"]).fit(problem.X, problem.labels)
     np.testing.assert_array_equal(outcome.model.coef_, everything.coef_)
     assert results["model_trained_on"] == "all labelled images"
-    assert outcome.test_scores is None
+    assert sorted(outcome.scored) == ["split0", "split1", "split2"]
+    recalls = [
+        metrics.mean_class_recall(part.scores.argmax(1), problem.labels[part.rows], 4)
+        for part in outcome.scored.values()
+    ]
+    assert results["mean_class_recall"] == pytest.approx(np.mean(recalls))
 
 
 def test_a_seed_draws_random_splits_anew() -> None:
@@ -163,7 +167,7 @@ def test_without_test_val_is_the_test_part() -> None:
     results = outcome.results
     assert (results["test_split"], results["C_chosen_on"]) == ("val", "20% of train")
     assert (results["n_train"], results["n_test"]) == (60, 24)
-    np.testing.assert_array_equal(outcome.test_rows, problem.splits["val"])
+    np.testing.assert_array_equal(outcome.scored["val"].rows, problem.splits["val"])
 
 
 def test_the_cut_is_a_fifth_of_each_class() -> None:
@@ -205,8 +209,9 @@ def test_without_test_labels_val_is_reported_and_test_scored(C: Any) -> None:
     assert results["validation"]["map_allpoint"] == pytest.approx(figure)
     assert results["validation"]["n"] == len(val)
     assert results["n_train"] == len(train) + len(val)
-    assert outcome.test_scores is not None and outcome.test_scores.shape == (50, 3)
-    np.testing.assert_array_equal(outcome.test_rows, problem.splits["test"])
+    assert outcome.scored["test"].scores.shape == (50, 3)
+    np.testing.assert_array_equal(outcome.scored["test"].rows, problem.splits["test"])
+    np.testing.assert_array_equal(outcome.scored["validation"].rows, val)
 
 
 def test_unknown_single_labels_are_not_scored() -> None:
@@ -215,7 +220,7 @@ def test_unknown_single_labels_are_not_scored() -> None:
     problem.labels[problem.splits["train"][:4]] = -1
     outcome = run(problem, C=1.0)
     assert (outcome.results["n_train"], outcome.results["n_test"]) == (80, 30)
-    assert outcome.test_scores is not None and len(outcome.test_scores) == 36
+    assert len(outcome.scored["test"].scores) == 36
 
 
 @pytest.mark.parametrize("problem", [with_random_splits(single_label(noise=0.6)), multi_label()])
@@ -290,10 +295,9 @@ def test_one_c_needs_no_validation() -> None:
 def test_two_classes_have_two_columns_of_scores() -> None:
     problem = single_label(K=2, noise=0.5)
     outcome = run(problem, C=1.0)
-    assert outcome.test_scores is not None and outcome.test_rows is not None
-    assert outcome.test_scores.shape == (18, 2)
-    predicted = outcome.model.predict(problem.X[outcome.test_rows])
-    np.testing.assert_array_equal(outcome.test_scores.argmax(axis=1), predicted)
+    scored = outcome.scored["test"]
+    assert scored.scores.shape == (18, 2)
+    np.testing.assert_array_equal(scored.scores.argmax(axis=1), outcome.model.predict(problem.X[scored.rows]))
 
 
 def test_voc_class_without_positives_is_named() -> None:

@@ -57,6 +57,11 @@ def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any
     return values
 
 
+def _root(given: Path | None) -> Path:
+    """Where datasets lie."""
+    return given or Path(os.environ.get("VGGFEAT_DATA", "data"))
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -122,7 +127,7 @@ def extract(
 
     check_writable(None if dry_run else out_file, overwrite)
     check_writable(json_file)
-    folder = root or Path(os.environ.get("VGGFEAT_DATA", "data"))
+    folder = _root(root)
     with ending_well(), joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
@@ -247,10 +252,10 @@ def svm(
     )  # fmt: skip
     results = {**outcome.results, **about, "command": command()}
     if submission:
-        assert outcome.test_rows is not None and outcome.test_scores is not None  # one official split
-        write_submission(submission, outcome.test_rows, outcome.test_scores, problem.classes, problem.names)
+        test = outcome.scored["test"]
+        write_submission(submission, test.rows, test.scores, problem.classes, problem.names)
     if out_file:
-        save_model(out_file, model_from(outcome.model, problem.classes, parts, pool, results))
+        save_model(out_file, model_from(outcome, problem.classes, parts, pool, results))
     _print_results(results)
     write_json(json_file, results)
 
@@ -305,6 +310,88 @@ def predict(
     list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
     if bad:
         raise typer.Exit(3)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        Path | None, typer.Option(help="From `vggfeat svm --json`; default: the model's.")
+    ] = None,
+    features: Annotated[
+        list[Path], typer.Option(help="The feature files that the model was trained on, in their order.")
+    ] = [],  # noqa: B006
+    model: Annotated[Path | None, typer.Option(help="From `vggfeat svm --out`.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
+    ] = None,
+    out_file: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    debug: Debug = False,
+) -> None:
+    """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the descriptors."""
+    check_writable(out_file, overwrite)
+    from vggfeat.model import load_model
+    from vggfeat.report import images_of, read_results, write_report
+    from vggfeat.store import open_features
+
+    files = [open_features(path) for path in features]
+    items, why_not = images_of(files, _root(root))
+    page, left_out = write_report(
+        read_results(results) if results else None,
+        files,
+        load_model(model) if model else None,
+        items,
+        why_not,
+    )
+    write_text(out_file, page)
+    for line in left_out:
+        print(f"left out: {printable(line)}", file=sys.stderr)
+    out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
+
+
+@app.command()
+def neighbours(
+    features: Annotated[Path, typer.Option(help="Feature file.")],
+    query: Annotated[str, typer.Option(help="An image, or the name of one in the feature file.")],
+    top: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 10,
+    pool: Annotated[Literal["average", "stack", "max"], typer.Option(help="Over the scales.")] = "average",
+    scales: Annotated[str | None, typer.Option(help="Use only these of the stored scales.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw them: .png, .jpg or .webp.", show_default=False)
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Where the weights lie now, if they moved.")] = None,
+    device: Device = "auto",
+    json_file: Json = None,
+    debug: Debug = False,
+) -> None:
+    """The images that are nearest to a query, by the cosine of their descriptors."""
+    qs = None if scales is None else _numbers(scales, int, "--scales")
+    check_writable(json_file)
+    check_writable(picture)
+    if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise typer.BadParameter(f"{picture} must end in .png, .jpg or .webp", param_hint="--picture")
+    from vggfeat.neighbours import draw, nearest, query_of
+    from vggfeat.store import open_features
+
+    file = open_features(features)
+    described, row = query_of(file, query, pool=pool, scales=qs, spec=weights, device=device)
+    found = nearest(file, described, pool=pool, scales=qs, top=top, without=row)
+    table = columns("", "image", "labels", "cosine")
+    for rank, neighbour in enumerate(found, 1):
+        labels = ", ".join(map(printable, neighbour.labels))
+        table.add_row(str(rank), printable(neighbour.name), labels, f"{neighbour.cosine:.4f}")
+    out.print(table)
+    write_json(json_file, [neighbour.__dict__ for neighbour in found])
+    if picture:
+        missing = draw(picture, file, query, row, found, _root(root))
+        if missing:
+            print(f"left out: {printable(missing)}", file=sys.stderr)
+        out.print(f"picture: {picture}")
 
 
 @app.command()
@@ -388,45 +475,16 @@ def weights() -> None:
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    rows = []
-    for key, name in (
-        ("mean_class_recall", "mean class recall"),
-        ("accuracy", "accuracy"),
-        ("map_11point", "mAP (11-point)"),
-        ("map_allpoint", "mAP (all-point)"),
-    ):
-        if results.get(key) is not None:
-            std = results.get(f"{key}_std")
-            rows.append(
-                (name, f"{100 * results[key]:.2f} %" + (f" +- {100 * std:.2f}" if std is not None else ""))
-            )
-    rows += [("C", _plain(results.get("C")))]
-    if "C_curve" in results:
-        rows += [("C grid", _plain(results["C_grid"])), ("validation score", _plain(results["C_curve"]))]
-    for i, split in enumerate(results.get("per_split", [])):
-        score = split["mean_class_recall"] if "mean_class_recall" in split else split["map_allpoint"]
-        rows.append((f"split {i}", f"{100 * score:.2f} %, C {_plain(split['C'])}"))
-    rows += [
-        (
-            "images",
-            f"{results['n_train']} train, {results['n_test']} test, {results['n_unreadable']} unreadable left out",
-        ),
-        ("protocol", str(results["protocol"])),
-    ]
-    print_table(f"{results['dataset']}: linear SVM", rows)
+    from vggfeat.report import plain, summary
+
+    print_table(f"{results['dataset']}: linear SVM", summary(results))
     per_class = results.get("per_class", {})
     scores_of = sorted({key for scores in per_class.values() for key in scores})
     if per_class and len(per_class) <= 20:
         table = columns("class", *scores_of)
         for name, scores in per_class.items():
-            table.add_row(printable(name), *(_plain(scores.get(column)) for column in scores_of))
+            table.add_row(printable(name), *(plain(scores.get(column)) for column in scores_of))
         out.print(table)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_plain(v) for v in value)
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def main() -> None:

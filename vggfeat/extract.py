@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vggfeat import __version__
+from vggfeat import __version__, weights
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
 from vggfeat.describe import describe
@@ -91,6 +91,23 @@ def description_of(network: Network, layer: str | None, scales: Sequence[int], m
         filter=FILTER,
         precision=network.precision,
     )
+
+
+def network_of(description: Description, spec: str | None = None, device: str = "auto") -> Network:
+    """The network that described images so, in its precision. spec: where its weights lie, if they moved.
+
+    Raises VggfeatError when the weights are missing or are not the same.
+    """
+    spec = spec or description.weights
+    network = weights.load(spec)
+    if network.fingerprint != description.fingerprint:
+        raise VggfeatError(
+            f"weights {spec} are not those that described the images (sha256 {network.fingerprint[:12]}, "
+            f"not {description.fingerprint[:12]}); give the right file with --weights"
+        )
+    if description.pool != network.metadata.get("pool", description.pool):
+        network.set_pool(description.pool)
+    return network.to(weights.resolve_device(device), description.precision)
 
 
 def describe_all(

@@ -9,19 +9,18 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from vggfeat import weights
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.extract import describe_all
+from vggfeat.extract import describe_all, network_of
+from vggfeat.protocols import Outcome, Scored
 from vggfeat.store import TEXT, Description, encode, open_hdf5, texts
-from vggfeat.svm import LinearSVM
 from vggfeat.weights import Network
 
 FORMAT = "vggfeat-model"
@@ -34,6 +33,7 @@ class Model:
 
     parts: how images are described, one a network (several were fused by stacking). pool: over the scales.
     multi_label: several classes an image (VOC), or exactly one. results: of the protocol that trained it.
+    scored: the rows of the feature file that its figures were computed from, with the scores; see `protocols.Outcome`.
     """
 
     classes: list[str]
@@ -43,6 +43,7 @@ class Model:
     pool: str
     multi_label: bool
     results: dict[str, Any]
+    scored: dict[str, Scored] = field(default_factory=dict)
 
     def scores(self, x_ND: np.ndarray) -> np.ndarray:
         """(N, K) scores of aggregated descriptors."""
@@ -57,18 +58,8 @@ class Model:
             raise VggfeatError(
                 f"the model needs {len(self.parts)} --weights, in its order; {len(specs)} given"
             )
-        networks = []
-        for part, spec in zip(self.parts, specs or [p.weights for p in self.parts], strict=True):
-            network = weights.load(spec)
-            if network.fingerprint != part.fingerprint:
-                raise VggfeatError(
-                    f"weights {spec} are not those the model was trained with (sha256 {network.fingerprint[:12]}, "
-                    f"not {part.fingerprint[:12]}); give the right file with --weights"
-                )
-            if part.pool != network.metadata.get("pool", part.pool):
-                network.set_pool(part.pool)
-            networks.append(network.to(weights.resolve_device(device), part.precision))
-        return networks
+        sources = specs or [part.weights for part in self.parts]
+        return [network_of(part, spec, device) for part, spec in zip(self.parts, sources, strict=True)]
 
     def predict(
         self,
@@ -95,9 +86,10 @@ class Model:
 
 
 def model_from(
-    svm: LinearSVM, classes: list[str], parts: tuple[Description, ...], pool: str, results: dict[str, Any]
+    outcome: Outcome, classes: list[str], parts: tuple[Description, ...], pool: str, results: dict[str, Any]
 ) -> Model:
-    """A Model of a fitted SVM whose classes are 0 … K-1."""
+    """A Model of a protocol's classifier, whose classes are 0 … K-1."""
+    svm = outcome.model
     coef_KD, intercept_K = svm.coef_, svm.intercept_
     if len(coef_KD) == 1 and len(classes) == 2:
         # scikit-learn keeps one hyperplane for two classes; here each class has its score
@@ -105,7 +97,7 @@ def model_from(
             np.concatenate([-coef_KD, coef_KD]),
             np.concatenate([-intercept_K, intercept_K]),
         )
-    return Model(classes, coef_KD, intercept_K, parts, pool, svm.multilabel_, results)
+    return Model(classes, coef_KD, intercept_K, parts, pool, svm.multilabel_, results, outcome.scored)
 
 
 def save_model(path: str | os.PathLike[str], model: Model) -> None:
@@ -127,6 +119,9 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
             file.create_dataset("descriptions", data=[p.to_json().encode() for p in model.parts], dtype=TEXT)
             # a dataset, not an attribute: HDF5 bounds attributes at 64 KiB
             file.create_dataset("results", data=json.dumps(model.results), dtype=TEXT)
+            for name, scored in model.scored.items():
+                file.create_dataset(f"scored/{name}/rows", data=scored.rows)
+                file.create_dataset(f"scored/{name}/scores", data=scored.scores.astype(np.float32))
         os.replace(temporary, target)
     except OSError as error:
         raise VggfeatError(f"can't write {target}: {error}") from error
@@ -148,9 +143,22 @@ def load_model(path: str | os.PathLike[str]) -> Model:
                 pool=str(file.attrs["pool"]),
                 multi_label=bool(file.attrs["multi_label"]),
                 results=json.loads(file["results"][()]),
+                scored={
+                    name: Scored(part["rows"][:], part["scores"][:])
+                    for name, part in file.get("scored", {}).items()
+                },
             )
         except Exception as error:  # h5py meets damage in many ways
             raise VggfeatError(f"{path} is damaged: {error}") from error
-    if model.coef_KD.ndim != 2 or model.intercept_K.shape != (len(model.classes),) or not parts:
+    K = len(model.classes)
+    if (
+        model.coef_KD.ndim != 2
+        or model.intercept_K.shape != (K,)
+        or not parts
+        or any(
+            part.scores.shape != (len(part.rows), K) or part.rows.dtype.kind != "i"
+            for part in model.scored.values()
+        )
+    ):
         raise VggfeatError(f"{path} is damaged: its parts have different lengths")
     return model

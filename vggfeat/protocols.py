@@ -94,20 +94,27 @@ class Problem:
         return (self.labels != 0).any(axis=1) if self.multilabel else self.labels >= 0
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Some rows and their scores (n, K), by a classifier that was trained on none of them."""
+
+    rows: Rows
+    scores: NDArray[np.floating]
+
+
 @dataclass
 class Outcome:
     """What a protocol gives.
 
     results: the scores of results.json, plain Python values.
     model: the classifier to keep; results["model_trained_on"] says on what.
-    test_rows, test_scores: the test part's rows and their (n, K) scores, for a submission; None with several
-        splits.
+    scored: what the figures were computed from: "test" (or "val", where that is the part that is scored), or one a
+        split: "split0", "split1", …; and "validation" where the test part has no labels.
     """
 
     results: dict[str, Any]
     model: LinearSVM
-    test_rows: Rows | None
-    test_scores: NDArray[np.float64] | None
+    scored: dict[str, Scored]
 
 
 @dataclass(frozen=True)
@@ -482,11 +489,17 @@ def _choose_and_score(
     scored = [_score_split(problem, split, fitted[i][1]) for i, split in enumerate(splits)]
     results |= {"n_train": len(splits[0].refit), "n_test": scored[0][0]["n_test"]}
     results["n_unreadable"] = int((~problem.readable).sum())
+    kept = {
+        split.name or facts["test_split"]: Scored(split.test, scores)
+        for split, (_, scores) in zip(splits, fitted[: len(splits)], strict=True)
+        if scores is not None
+    }
     if no_truth:
         results["test_labels"] = "none"
         if len(fitted) > len(splits):
             scores = fitted[len(splits)][1]
             assert scores is not None
+            kept["validation"] = Scored(splits[0].val, scores)
             overall, per_class = _figures(problem, scores, splits[0].val)
             results["validation"] = {"n": len(splits[0].val), **overall, "per_class": per_class}
     elif not several:
@@ -498,8 +511,7 @@ def _choose_and_score(
     if broken_off:
         results["not_converged"] = sorted(broken_off)
     results["rules"] = _rules(problem, several, bool(curves))
-    only = fitted[0][1] if len(splits) == 1 else None
-    return Outcome(_plain(results), model, splits[0].test if only is not None else None, only)
+    return Outcome(_plain(results), model, kept)
 
 
 def _score_split(

@@ -95,22 +95,24 @@ class Features:
         """(N, Q, D) as stored: not normalised, not aggregated; NaN rows where an image was unreadable."""
         return self.read()
 
-    def read(self, scales: tuple[int, ...] | None = None) -> np.ndarray:
-        """(N, Q, D) for a subset of the stored scales, in the order given; all by default.
+    def read(
+        self, scales: tuple[int, ...] | None = None, rows: slice | np.ndarray = slice(None)
+    ) -> np.ndarray:
+        """(N, Q, D) for a subset of the stored scales, in the order given, and of the rows; all by default.
 
-        Raises VggfeatError for a scale that the file doesn't have.
+        rows: a slice, or rising indices. Raises VggfeatError for a scale that the file doesn't have.
         """
         with h5py.File(self.path, "r") as file:
             data = file["descriptors"]
             if scales is None or tuple(scales) == self.description.scales:
-                return data[:]
+                return data[rows]
             missing = [q for q in scales if q not in self.description.scales]
             if missing:
                 raise VggfeatError(
                     f"{self.path} has no scale {missing[0]}; it has "
                     f"{', '.join(str(q) for q in self.description.scales)}"
                 )
-            return np.stack([data[:, self.description.scales.index(q)] for q in scales], axis=1)
+            return np.stack([data[rows, self.description.scales.index(q)] for q in scales], axis=1)
 
 
 def open_hdf5(path: Path, kind: str, version: int, *, unfinished: bool = False) -> h5py.File:

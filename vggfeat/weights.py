@@ -2,6 +2,7 @@
 
 | spec | what it is |
 |---|---|
+| `mini`, `mini:D`, `mini:A` | small nets that come with the package, trained on ten classes: for trying things |
 | `oxford:D`, `oxford:E` | the authors' released nets (scale-jittered), downloaded with a checksum |
 | `oxford:D@FILE` | the same from a local file |
 | `torchvision:vgg16`, `torchvision:vgg16.IMAGENET1K_FEATURES` | torchvision's enums; `@FILE` for a local file |
@@ -43,7 +44,9 @@ OXFORD = {
 }
 OXFORD_FC = {"classifier.1": "classifier.0", "classifier.4": "classifier.3", "classifier.6": "classifier.6"}
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+MINI = {net: Path(__file__).parent / "assets" / f"mini-{net}.safetensors" for net in ("A", "D")}
 SOURCES = [
+    ("mini, mini:A", "small nets D and A that come with the package, 5 MB each: for trying things"),
     ("oxford:D", "the authors' released net D (default); BGR 0-255 minus the mean, ceil pooling"),
     ("oxford:E", "the authors' released net E"),
     ("oxford:D@FILE", "the same from a local file (.pth or .safetensors)"),
@@ -186,7 +189,7 @@ def load(name: str, weights: str | os.PathLike[str] | None = None) -> Network:
     Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network.
     """
     if weights is not None:
-        network = load(os.fspath(weights))
+        network = load(f"mini:{name}" if weights == "mini" else os.fspath(weights))
         if name != network.name:
             raise VggfeatError(
                 f"weights {weights} hold net {network.name}, not {name}; leave out --net or correct it"
@@ -198,6 +201,8 @@ def load(name: str, weights: str | os.PathLike[str] | None = None) -> Network:
                 f"no weights were released for net {name}; give --weights FILE (released: D, E)"
             )
         name = f"oxford:{name}"
+    if name == "mini":
+        name = "mini:D"
     source, _, rest = name.partition(":")
     if rest and source in _LOADERS:
         what, _, file = rest.partition("@")
@@ -207,7 +212,7 @@ def load(name: str, weights: str | os.PathLike[str] | None = None) -> Network:
     else:
         raise VggfeatError(
             f"weights {name!r} are not known: give a .safetensors or .pth file, or one of "
-            f"oxford:D, torchvision:vgg16, timm:NAME, random:A (see `vggfeat weights`)"
+            f"mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see `vggfeat weights`)"
         )
     network.module.eval().requires_grad_(False)
     return network.to("cpu", "float32")
@@ -233,6 +238,7 @@ def save_weights(
     source: str = "",
     epoch: str = "",
     recipe: str = "",
+    errors: str = "",
 ) -> None:
     """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at all."""
     metadata = {
@@ -242,9 +248,17 @@ def save_weights(
         "source": source,
         "epoch": epoch,
         "recipe": recipe,
+        "errors": errors,
         "version": __version__,
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    write_tensors(path, module.state_dict(), metadata)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write a .safetensors file; it appears whole or not at all."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
     os.close(handle)
@@ -397,6 +411,16 @@ def _oxford(net: str, file: Path | None) -> Network:
     spec = f"oxford:{net}" + (f"@{file}" if file else "")
     metadata = {"train_scale": "256-512", "source": OXFORD[net]}
     return _vgg_network(spec, net, renamed, CAFFE, "ceil", classes=_imagenet_categories(), metadata=metadata)
+
+
+def _mini(net: str, file: Path | None) -> Network:
+    if net not in MINI or file is not None:
+        raise VggfeatError(
+            f"there are no mini weights {net!r}: give {' or '.join(f'mini:{n}' for n in MINI)}"
+        )
+    network = _load_file(MINI[net])
+    network.spec = f"mini:{net}"  # wherever the package lies
+    return network
 
 
 def _imagenet_categories() -> list[str]:
@@ -568,4 +592,4 @@ def _timm(what: str, file: Path | None) -> Network:
     return Network(spec, TimmBackbone(what, model), preprocessing, fingerprint(model.state_dict()), metadata)
 
 
-_LOADERS = {"oxford": _oxford, "torchvision": _torchvision, "random": _random, "timm": _timm}
+_LOADERS = {"mini": _mini, "oxford": _oxford, "torchvision": _torchvision, "random": _random, "timm": _timm}

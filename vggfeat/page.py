@@ -1,0 +1,313 @@
+"""One HTML page with charts and pictures inside it: opens without a network, on a phone, light and dark.
+
+Charts are SVG whose colours are the page's own; names from data sets and files are escaped by Jinja.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup, escape
+from PIL import Image
+
+from vggfeat import __version__
+
+WIDTH, HEIGHT = 400, 250  # of a chart, in its own units: text of 12 is readable on a phone
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 8, 36
+COLOURS = 8  # of the style sheet
+LEGEND = 30  # groups at most; of more, the names show under a pointer only
+CURVE_POINTS = 300
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page. key: its anchor. about: how to read it. body: HTML."""
+
+    key: str
+    title: str
+    body: Markup
+    about: str = ""
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole page. Nothing in it is loaded from elsewhere, and its policy forbids that."""
+    when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        (ASSETS / "page.html").read_text()
+    )
+    style = Markup((ASSETS / "page.css").read_text())
+    text = template.render(
+        title=title, lead=lead, sections=sections, style=style, version=__version__, when=when
+    )
+    # file names that are no valid Unicode
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def html(template: str, **values: Any) -> Markup:
+    """A piece of HTML: {} or {name} of the template are replaced, escaped unless they are HTML already."""
+    return Markup(template).format(**values)
+
+
+def join(pieces: Sequence[Markup] | Any) -> Markup:
+    """Pieces of HTML, one after the other."""
+    return Markup("\n").join(pieces)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = (1,)) -> Markup:
+    """A table. numbers: columns that hold numbers."""
+
+    def line(cell: str, values: Sequence[Any]) -> Markup:
+        classes = [Markup(' class="number"') if i in numbers else "" for i in range(len(values))]
+        cells = [
+            html("<{cell}{kind}>{x}</{cell}>", cell=cell, kind=kind, x=x)
+            for kind, x in zip(classes, values, strict=True)
+        ]
+        return html("<tr>{cells}</tr>", cells=join(cells))
+
+    top = html("<thead>{head}</thead>", head=line("th", head)) if any(head) else ""
+    return html(
+        '<div class="scroll"><table>{top}<tbody>{rows}</tbody></table></div>',
+        top=top,
+        rows=join(line("td", row) for row in rows),
+    )
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> Markup:
+    """Horizontal bars: (name, fraction of 1, what to print beside it)."""
+    cells = [
+        html(
+            '<span>{name}</span><div><i style="width: {width:.2f}%"></i></div><b>{text}</b>',
+            name=name,
+            width=100 * min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0,
+            text=text,
+        )
+        for name, value, text in rows
+    ]
+    return html('<div class="bars">{cells}</div>', cells=join(cells))
+
+
+def legend(names: Sequence[str]) -> Markup:
+    """The colours of series or groups 0, 1, …"""
+    items = [
+        html("<span {colour}><i></i>{name}</span>", colour=_colour(i, len(names)), name=name)
+        for i, name in enumerate(names)
+    ]
+    return html('<p class="soft legend">{items}</p>', items=join(items))
+
+
+# --- charts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: x and y of its points; with dots on them or not."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    dots: bool = False
+
+
+def chart(
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    caption: Any = "",
+    small: bool = False,
+) -> Markup:
+    """Curves in one figure. Points that are not finite are left out; long curves are thinned to what can be seen."""
+    series = [_finite(s) for s in series]
+    xs, ys = (np.concatenate([getattr(s, axis) for s in series] or [np.zeros(0)]) for axis in "xy")
+    low_x, high_x = x_range or _range(xs, log_x)
+    low_y, high_y = y_range or _range(ys, log_y)
+    width, height = size
+    across = _scale(low_x, high_x, LEFT, width - RIGHT, log_x)
+    up = _scale(low_y, high_y, height - BOTTOM, TOP, log_y)
+    parts = []
+    for value in _ticks(low_x, high_x, log_x, 3 if small else 5):
+        x = across(value)
+        parts.append(
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
+            f'<text x="{x:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{_short(value)}</text>'
+        )
+    for value in _ticks(low_y, high_y, log_y, 3 if small else 5):
+        y = up(value)
+        parts.append(
+            f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>'
+        )
+    for i, s in enumerate(series):
+        points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in _thinned(s))
+        parts.append(f'<g {_colour(i, len(series))}><polyline class="curve" points="{points}"/>')
+        if s.dots:
+            parts += [
+                f'<circle class="dot" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3">'
+                f"<title>{x:g}: {y:g}</title></circle>"
+                for x, y in zip(s.x, s.y, strict=True)
+            ]
+        parts.append("</g>")
+    middle = (LEFT + width - RIGHT) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>')
+    parts.append(
+        f'<text x="11" y="{(TOP + height - BOTTOM) / 2:.0f}" text-anchor="middle" '
+        f'transform="rotate(-90 11 {(TOP + height - BOTTOM) / 2:.0f})">{escape(y_name)}</text>'
+    )
+    return _figure(
+        parts,
+        size,
+        f"{y_name} by {x_name}",
+        "small" if small else "chart",
+        join([html("<figcaption>{x}</figcaption>", x=caption)] if caption else [])
+        + (legend([s.name for s in series]) if len(series) > 1 and not small else Markup("")),
+    )
+
+
+def scatter(
+    xy_N2: np.ndarray, group_N: np.ndarray, titles: Sequence[str], names: Sequence[str], caption: str
+) -> Markup:
+    """Points in the plane, coloured by group; the titles show under a pointer."""
+    size = (WIDTH, WIDTH)
+    low, high = xy_N2.min(0), xy_N2.max(0)
+    at = (xy_N2 - low) / np.where(high > low, high - low, 1) * (WIDTH - 16) + 8
+    parts = [
+        f'<g {_colour(int(g), len(names))}><circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5">'
+        f"<title>{escape(title)}</title></circle></g>"
+        for (x, y), g, title in zip(at, group_N, titles, strict=True)
+    ]
+    body = html("<figcaption>{x}</figcaption>", x=caption)
+    if 1 < len(names) <= LEGEND:
+        body += legend(names)
+    return _figure(parts, size, caption, "chart", body)
+
+
+def _colour(i: int, of: int) -> Markup:
+    """Of the style sheet's colours, or of more groups hues around the circle, each far from the one before it."""
+    if of <= COLOURS:
+        return html('class="s{i}"', i=i)
+    return html('style="--c: hsl({hue:.0f} 65% 52%)"', hue=i * 137.508 % 360)
+
+
+def _figure(parts: Sequence[str], size: tuple[int, int], what: str, kind: str, below: Markup) -> Markup:
+    svg = Markup("".join(parts))
+    return html(
+        '<figure class="{kind}"><svg viewBox="0 0 {w} {h}" role="img" aria-label="{what}">{svg}</svg>{below}</figure>',
+        kind=kind, w=size[0], h=size[1], what=what, svg=svg, below=below,
+    )  # fmt: skip
+
+
+def _finite(s: Series) -> Series:
+    x, y = np.asarray(s.x, float), np.asarray(s.y, float)
+    kept = np.isfinite(x) & np.isfinite(y)
+    return Series(s.name, x[kept], y[kept], s.dots)
+
+
+def _thinned(s: Series) -> list[tuple[float, float]]:
+    """At most CURVE_POINTS points: the lowest and highest y of as many stretches of x as that allows."""
+    n = len(s.x)
+    if n <= CURVE_POINTS:
+        return list(zip(s.x, s.y, strict=True))
+    kept = {0, n - 1}
+    for part in np.array_split(np.arange(n), CURVE_POINTS // 2 - 1):
+        kept |= {int(part[s.y[part].argmin()]), int(part[s.y[part].argmax()])}
+    return [(s.x[i], s.y[i]) for i in sorted(kept)]
+
+
+def _range(values: np.ndarray, log: bool) -> tuple[float, float]:
+    values = values[values > 0] if log else values
+    if not len(values):
+        return (1.0, 10.0) if log else (0.0, 1.0)
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    margin = 0.0 if log else 0.03 * (high - low)
+    return low - margin, high + margin
+
+
+def _scale(low: float, high: float, start: float, end: float, log: bool) -> Callable[[float], float]:
+    if log:
+        a, b = math.log(low), math.log(high)
+        return lambda v: start + (math.log(max(v, 1e-300)) - a) / (b - a) * (end - start)
+    return lambda v: start + (v - low) / (high - low) * (end - start)
+
+
+def _ticks(low: float, high: float, log: bool, about: int) -> list[float]:
+    """Round numbers in a range: powers of ten on a logarithmic axis, if two of them fit, or of two."""
+    if log:
+        for base in (10, 2):
+            first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
+            if last > first:
+                step = max(1, (last - first) // about)
+                return [float(base) ** k for k in range(first, last + 1, step)]
+        return [low, high]
+    raw = (high - low) / about
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _short(value: float) -> str:
+    """A tick's number in few characters."""
+    if value and (abs(value) >= 1e4 or abs(value) < 1e-3):
+        mantissa, _, power = f"{value:.0e}".partition("e")
+        return f"{mantissa}e{int(power)}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    return f"{value:.4g}"
+
+
+# --- pictures ----------------------------------------------------------------------------------------------
+
+
+def thumbnail(pixels_HWC: np.ndarray, side: int = 104) -> str:
+    """An image as a data URI: JPEG, at most side pixels a side."""
+    image = Image.fromarray(pixels_HWC)
+    if max(image.size) > side:
+        image.thumbnail((side, side))
+    # a tiny image would be mostly JPEG's noise, and is smaller as PNG
+    return _data_uri(image, "PNG") if max(image.size) < 32 else _data_uri(image, "JPEG", quality=72)
+
+
+def picture(uri: str | None, title: str, caption: str) -> Markup:
+    """A thumbnail with its caption; without one its place stays, with the title."""
+    shown = (
+        html('<img src="{uri}" alt="{title}" title="{title}">', uri=uri, title=title)
+        if uri
+        else html('<div class="none">{title}</div>', title=title)
+    )
+    return html("<figure>{shown}<figcaption>{caption}</figcaption></figure>", shown=shown, caption=caption)
+
+
+def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
+    """A matrix of fractions of 1 as a picture, a cell a pixel at least; its colour fits light and dark pages."""
+    K = len(share_KK)
+    cell = max(1, 512 // K)
+    alpha = np.round(255 * np.clip(share_KK, 0, 1) ** 0.5).astype(np.uint8)  # the square root shows rare ones
+    rgba = np.empty((K, K, 4), np.uint8)
+    rgba[..., :3] = (59, 130, 246)
+    rgba[..., 3] = alpha
+    image = Image.fromarray(rgba).resize((K * cell, K * cell), Image.Resampling.NEAREST)
+    return html(
+        '<img class="matrix" src="{uri}" alt="{what}">', uri=_data_uri(image, "PNG", optimize=True), what=what
+    )
+
+
+def _data_uri(image: Image.Image, kind: str, **settings: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

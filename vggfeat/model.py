@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +104,7 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     target = Path(path)
     if not target.parent.is_dir():
         raise VggfeatError(f"there is no folder {target.parent} to write {target.name} in")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
-    os.close(handle)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with h5py.File(temporary, "w") as file:
             file.attrs["format"] = FORMAT
@@ -126,7 +124,7 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     except OSError as error:
         raise VggfeatError(f"can't write {target}: {error}") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:

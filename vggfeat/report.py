@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from threadpoolctl import threadpool_limits
 
 from vggfeat import datasets, metrics
@@ -114,9 +115,12 @@ def write_report(
         raise VggfeatError("these are no results of vggfeat svm: they don't name a dataset")
     _refuse_others(results, features, model)
     left_out: list[str] = []
-    sections = [_figures(results)]
-    sections += _per_class(results)
-    sections += _choice_of_c(results)
+    try:
+        lead = _lead(results)
+        sections = [_figures(results), *_per_class(results), *_choice_of_c(results)]
+        made = _how_made(results)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise VggfeatError(f"the results are damaged: {error}") from error
     rankings = {}
     curves = "curves, confusions and mistakes"
     if model is None:
@@ -139,21 +143,25 @@ def write_report(
         sections += _map(features, model)
     else:
         left_out.append("the map of the descriptors: it needs --features")
-    sections.append(_how_made(results, left_out))
+    if left_out:
+        made += html(
+            "<h3>Left out</h3><ul>{items}</ul>", items=join(html("<li>{x}</li>", x=x) for x in left_out)
+        )
+    sections.append(Section("made", "How it was made", made))
+    return page(f"{results['dataset']}: linear SVM", lead, sections), left_out
+
+
+def _lead(results: dict[str, Any]) -> str:
     scores = [
         f"{name} {100 * results[key]:.1f} %"
         for key, name in FIGURES.items()
         if isinstance(results.get(key), float)
     ]
-    lead = f"{', '.join(scores) or 'no figures'}; {_network_names(results)}"
-    return page(f"{results['dataset']}: linear SVM", lead, sections), left_out
-
-
-def _network_names(results: dict[str, Any]) -> str:
-    parts = results.get("features", [])
-    return " and ".join(
-        f"net {part['net']}, {part['layer']}, Q = {', '.join(map(str, part['scales']))}" for part in parts
-    )
+    nets = [
+        f"net {part['net']}, {part['layer']}, Q = {', '.join(map(str, part['scales']))}"
+        for part in results.get("features", [])
+    ]
+    return f"{', '.join(scores) or 'no figures'}; {' and '.join(nets)}"
 
 
 def _refuse_others(results: dict[str, Any], features: Sequence[Features], model: Model | None) -> None:
@@ -331,7 +339,7 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
     images = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, images, out=np.zeros((K, K)), where=images > 0)
     if K <= TABLE_CLASSES:
-        head = join(html('<th scope="col">{name}</th>', name=name) for name in classes)
+        columns = join(html('<th scope="col">{name}</th>', name=name) for name in classes)
         lines = []
         for k, name in enumerate(classes):
             cells = join(
@@ -346,7 +354,7 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
         body = html(
             '<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>'
             "</table></div>",
-            head=head,
+            head=columns,
             rows=join(lines),
         )
     else:
@@ -358,9 +366,8 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
         (classes[k], classes[j], wrong[k, j], plain_percent(share[k, j])) for k, j in often if wrong[k, j]
     ]
     if rows:
-        body += html(
-            "<h3>Most frequent</h3>{t}", t=table(("label", "taken for", "images", "% of the label's"), rows)
-        )
+        head = ("label", "taken for", "images", "% of the label's")
+        body += html("<h3>Most frequent</h3>{t}", t=table(head, rows, numbers=(2, 3)))
     about = f"Rows are labels, columns the best-scored class; images of {', '.join(rankings)} together."
     return [Section("confusions", "Confusions", body, about)]
 
@@ -494,7 +501,7 @@ def _plane(X: np.ndarray) -> tuple[np.ndarray, str]:
         return tsne.fit_transform(components), "t-SNE, from the first principal components,"
 
 
-def _how_made(results: dict[str, Any], left_out: Sequence[str]) -> Section:
+def _how_made(results: dict[str, Any]) -> Markup:
     rows = []
     for part in results.get("features", []):
         rows += [
@@ -508,11 +515,7 @@ def _how_made(results: dict[str, Any], left_out: Sequence[str]) -> Section:
     body = table(("", ""), rows, numbers=())
     if results.get("command"):
         body += html("<p><code>{c}</code></p>", c=results["command"])
-    if left_out:
-        body += html(
-            "<h3>Left out</h3><ul>{items}</ul>", items=join(html("<li>{x}</li>", x=x) for x in left_out)
-        )
-    return Section("made", "How it was made", body)
+    return body
 
 
 def read_results(path: Path) -> dict[str, Any]:

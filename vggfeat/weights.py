@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,13 +259,15 @@ def write_tensors(
     """Write a .safetensors file; it appears whole or not at all."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
-    os.close(handle)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -1,0 +1,119 @@
+"""Nearest images: the same as by comparing all rows at once, whatever the blocks; queries by file and by name."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggfeat
+from vggfeat import cli, neighbours
+from vggfeat.aggregate import aggregate
+from vggfeat.errors import VggfeatError
+from vggfeat.neighbours import contact_sheet, nearest, query_of
+
+from .conftest import Command, photograph
+from .test_report import features_of
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize("pool", ["average", "stack", "max"])
+@pytest.mark.parametrize("scales", [None, (48,)])
+@pytest.mark.parametrize("block", [1, 1000, 1 << 27])
+def test_the_same_as_all_at_once(tmp_path, monkeypatch, pool, scales, block):
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", block)
+    features = features_of(tmp_path / "f.h5", np.arange(40, dtype=np.int32) % 3, CLASSES)
+    features.status[[4, 17]] = 2
+    query, row = query_of(features, "0009.jpg", pool=pool, scales=scales)
+    assert row == 9
+    found = nearest(features, query, pool=pool, scales=scales, top=7, without=row)
+    x = aggregate(features.read(scales), pool)
+    cosine = x.astype(np.float64) @ x[9].astype(np.float64)
+    cosine[[4, 9, 17]] = -2
+    order = np.argsort(-cosine, kind="stable")[:7]
+    assert [n.row for n in found] == list(order)
+    np.testing.assert_allclose([n.cosine for n in found], cosine[order], atol=1e-6)
+    assert [n.labels for n in found] == [[CLASSES[i % 3]] for i in order]
+
+
+def test_of_equals_the_first_and_no_more_than_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 300)
+    features = features_of(tmp_path / "f.h5", None, [])
+    with h5py.File(features.path, "w") as file:
+        file["descriptors"] = np.tile(np.ones((1, 2, 16), np.float32), (12, 1, 1))
+    query, _ = query_of(features, "0003.jpg")
+    assert [n.row for n in nearest(features, query, top=4)] == [0, 1, 2, 3]
+    everything = nearest(features, query, top=100, without=3)
+    assert [n.row for n in everything] == [0, 1, 2, *range(4, 12)]
+    assert everything[0].cosine == pytest.approx(1) and everything[0].labels == []
+
+
+def test_several_labels(tmp_path):
+    labels = np.array([[1, 1, -1], [-1, 0, -1], [1, -1, 1]], np.int8)
+    features = features_of(tmp_path / "f.h5", labels, CLASSES)
+    query, row = query_of(features, "0000.jpg")
+    found = {n.row: n.labels for n in nearest(features, query, without=row)}
+    assert found == {1: [], 2: ["ant", "cat"]}
+
+
+def test_refusals(tmp_path):
+    features = features_of(tmp_path / "f.h5", np.arange(6, dtype=np.int32) % 3, CLASSES)
+    features.status[2] = 2
+    features.errors[2] = "not an image"
+    with pytest.raises(VggfeatError, match=r"no image gone.jpg: neither a file nor a name"):
+        query_of(features, "gone.jpg")
+    with pytest.raises(VggfeatError, match=r"0002.jpg was unreadable .*not an image"):
+        query_of(features, "0002.jpg")
+    with pytest.raises(VggfeatError, match=r"has length 5, those of .* 16"):
+        nearest(features, np.zeros(5, np.float32))
+
+
+def test_the_picture():
+    pixels = {k: np.full((30, 60, 3), v, np.uint8) for k, v in (("a", 50), ("b", 200))}
+    found = [neighbours.Neighbour(i, name, 0.5, ["x"]) for i, name in enumerate("abc")]
+    sheet = np.asarray(contact_sheet(pixels["a"], "q" * 300, found, lambda n: pixels.get(n.name), columns=2))
+    side, gap = neighbours.TILE, neighbours.GAP
+    tile = side + neighbours.LINES * 17 + gap
+    middle = gap + side // 2
+    assert (sheet[middle, middle] == 50).all()  # the query
+    assert (sheet[middle + tile, middle] == 50).all()
+    assert (sheet[middle + tile, middle + side + gap] == 200).all()
+    assert (sheet[middle + 2 * tile, middle] == (0xF3, 0xF4, 0xF6)).all()  # c isn't there
+    assert sheet.shape[1] == gap + 2 * (side + gap)
+
+
+def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
+    command = functools.partial(run_main, cli.main)
+    small = ("--weights", "random:A,width=0.125,crop=32", "--scales", "32,48", "--precision", "float32")
+    f, picture = tmp_path / "f.h5", tmp_path / "n.png"
+    assert command("extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
+    by_file = ("neighbours", "--features", f, "--query", folder / "red" / "03.jpg", "--top", 3)
+    ran = command(
+        *by_file, "--root", folder, "--picture", picture, "--json", tmp_path / "n.json", "--device", "cpu"
+    )
+    assert (ran.status, ran.err) == (0, "")
+    found = json.loads((tmp_path / "n.json").read_text())
+    assert found[0]["name"] == "red/03.jpg" and found[0]["cosine"] == pytest.approx(1, abs=1e-4)
+    assert found[0]["name"] in ran.out and "1.0000" in ran.out and len(found) == 3
+    assert Image.open(picture).size[0] > 900
+    net = vggfeat.load("random:A,width=0.125,crop=32")
+    images = [folder / "red" / "03.jpg", folder / found[1]["name"]]
+    a, b = vggfeat.embed(net, images, scales=(32, 48))
+    assert found[1]["cosine"] == pytest.approx(float(a @ b), abs=1e-4)
+    # by its name in the file, the image isn't its own neighbour
+    ran = command("neighbours", "--features", f, "--query", "red/03.jpg", "--top", 2, "--picture", picture)
+    assert ran.status == 0 and "red/03.jpg" not in ran.out
+    assert ran.err.startswith("left out: the pictures: the images are not at hand (")
+    ran = command(*by_file, "--weights", "random:A,width=0.125,crop=32,seed=1")
+    assert ran.status == 1 and "not those that described the images" in ran.err
+    assert command(*by_file, "--picture", tmp_path / "n.txt").status == 2
+    Image.fromarray(photograph(0, 20, 20)).save(tmp_path / "small.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image at all")
+    ran = command("neighbours", "--features", f, "--query", tmp_path / "broken.jpg")
+    assert ran.status == 1 and "broken.jpg: not an image" in ran.err

@@ -248,13 +248,14 @@ def _scale(low: float, high: float, start: float, end: float, log: bool) -> Call
 
 
 def _ticks(low: float, high: float, log: bool, about: int) -> list[float]:
-    """Round numbers in a range: powers of ten on a logarithmic axis, if two of them fit, or of two."""
+    """Round numbers in a range: of a logarithmic axis powers of ten, or their double and fivefold too."""
     if log:
-        for base in (10, 2):
-            first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
-            if last > first:
-                step = max(1, (last - first) // about)
-                return [float(base) ** k for k in range(first, last + 1, step)]
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        for factors in ((1,), (1, 2, 5)):
+            values = [m * 10.0**k for k in range(first, last + 1) for m in factors]
+            values = [value for value in values if low * 0.999 <= value <= high * 1.001]
+            if len(values) > 1:
+                return values[:: -(-len(values) // (about + 1))]
         return [low, high]
     raw = (high - low) / about
     power = 10 ** math.floor(math.log10(raw))

@@ -6,6 +6,7 @@ that the paper averages (mirror and positions first; then Q, modes, nets) is an 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -160,13 +161,18 @@ def measure(
 
 
 def how_trained(metadata: dict[str, str]) -> dict[str, str]:
-    """Which layers learned last, and the recipe's name; "" unless we or the paper's authors trained the net."""
+    """Which layers learned last, the recipe's name and seed; "" unless we or the paper's authors trained the net."""
     source = metadata.get("source", "")
     if source in OXFORD.values():
-        return {"learn": "all", "recipe": "paper"}
+        return {"learn": "all", "recipe": "paper", "seed": "0"}
     if not source.startswith("pretrain "):
-        return {"learn": "", "recipe": ""}
-    return {"learn": "fc" if source.endswith("-fc") else "all", "recipe": source.split()[1]}
+        return {"learn": "", "recipe": "", "seed": ""}
+    seed = json.loads(metadata.get("recipe") or "{}").get("seed", 0)
+    return {
+        "learn": "fc" if source.endswith("-fc") else "all",
+        "recipe": source.split()[1],
+        "seed": str(seed),
+    }
 
 
 @dataclass

@@ -38,7 +38,7 @@ from vggfeat.weights import load
 
 @dataclass(frozen=True)
 class Trained:
-    """A net of a run: its S and crop in pixels, which layers learned last, the recipe's name, its weights file."""
+    """A net of a run: its S and crop in pixels, which layers learned last, the recipe's name and seed, its file."""
 
     net: str
     train_scale: tuple[int, int]
@@ -46,6 +46,7 @@ class Trained:
     learn: str
     recipe: str
     weights: str
+    seed: int = 0
 
     @classmethod
     def of(cls, of: Mapping[str, str]) -> Trained:
@@ -53,7 +54,8 @@ class Trained:
         try:
             low, _, high = of["train_scale"].partition("-")
             S = int(low), int(high or low)
-            trained = cls(of["net"], S, int(of["crop"]), of["learn"], of["recipe"], of["weights"])
+            seed = int(of.get("seed") or 0)  # posteriors of before there were several have none
+            trained = cls(of["net"], S, int(of["crop"]), of["learn"], of["recipe"], of["weights"], seed)
         except (KeyError, ValueError):
             trained = None
         if trained is None or not trained.learn:
@@ -78,8 +80,9 @@ def trained_nets(runs: Path) -> list[Trained]:
     return found
 
 
-def roles(nets: Sequence[Trained]) -> dict[Member, int]:
-    """Which of the paper's nets each one (by its position) stands for: by S where it is the paper's, else by order.
+def roles(nets: Sequence[Trained]) -> dict[int, dict[Member, int]]:
+    """Seed -> which of the paper's nets each one (by its position) stands for: by S where it is the paper's, else by
+    order.
 
     The smallest fixed S stands for 256, a larger one for 384, a range for [256, 512].
     """
@@ -87,17 +90,18 @@ def roles(nets: Sequence[Trained]) -> dict[Member, int]:
     if len(recipes) > 1:
         raise VggfeatError(f"the nets are of recipes {' and '.join(recipes)}: a ledger compares nets of one")
     fixed = sorted({net.train_scale[0] for net in nets if net.train_scale[0] == net.train_scale[1]})
-    role: dict[Member, int] = {}
+    of_seed: dict[int, dict[Member, int]] = {}
     for i, net in enumerate(nets):
         low, high = net.train_scale
         S = JITTER if low != high else (FIXED if low == fixed[0] else LARGE)
         member = Member(net.net, S, net.learn)
+        role = of_seed.setdefault(net.seed, {})
         if member in role:
             raise VggfeatError(
                 f"{nets[role[member]].weights} and {net.weights} both stand for {net.net} at {S}: keep one of them"
             )
         role[member] = i
-    return role
+    return dict(sorted(of_seed.items()))
 
 
 def rows_of(numbers: Sequence[int]) -> list[PaperRow]:
@@ -119,22 +123,26 @@ def measure_tables(
 ) -> Kept:
     """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants: one pass a net."""
     nets = trained_nets(runs)
-    role = roles(nets)
-    rows = [row for row in rows_of(numbers) if all(member in role for member in row.members)]
-    if not rows:
+    rows = rows_of(numbers)
+    wanted: dict[int, list[PaperRow]] = {}  # of each net, the rows that it is in
+    for role in roles(nets).values():
+        for row in rows:
+            if all(member in role for member in row.members):
+                for member in row.members:
+                    wanted.setdefault(role[member], []).append(row)
+    if not wanted:
         raise VggfeatError(
             f"none of the nets under {runs.absolute()} is in table {', '.join(map(str, numbers))}"
         )
     whole: Kept | None = None
-    for member in dict.fromkeys(member for row in rows for member in row.members):
-        net = nets[role[member]]
-        wanted = [row for row in rows if member in row.members]
+    for i, its_rows in wanted.items():
+        net = nets[i]
         # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same images
-        kinds = {row.multi for row in wanted} | {False}
+        kinds = {row.multi for row in its_rows} | {False}
         scales = sorted({q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)})
-        modes = MODES if any(row.mode != "dense" for row in wanted) else ("dense",)
+        modes = MODES if any(row.mode != "dense" for row in its_rows) else ("dense",)
         network = load(net.weights).to(ranks.device, precision)
-        with progress(f"{member.net} {member.S}") as show:
+        with progress(f"{net.net} {network.metadata['train_scale']}, seed {net.seed}") as show:
 
             def advance(done: float, total: int, show: Any = show) -> None:
                 if ranks.first:
@@ -158,15 +166,19 @@ def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
     if (whole.labels < 0).any():
         raise VggfeatError("the images have no labels: a table needs the validation set's")
     nets = [Trained.of(net.of) for net in whole.nets]
-    role = roles(nets)
     images, K = len(whole.names), len(np.unique(whole.labels))
     where = f"{whole.data} {whole.split}, {images} images, {K} classes"
     cells = []
+    of_seed = roles(nets)
     for row in rows_of(numbers):
-        if missing := [f"{m.net} {m.S}" for m in row.members if m not in role]:
-            say(f"table {row.table}, {row.name}: not run, no net for {', '.join(missing)}")
-        else:
-            cells.append(_cell(row, role, nets, whole, where))
+        complete = [seed for seed, role in of_seed.items() if all(member in role for member in row.members)]
+        cells += [_cell(row, of_seed[seed], nets, whole, where, seed) for seed in complete]
+        if not complete:
+            there = set().union(*of_seed.values())
+            missing = [f"{m.net} {m.S}" for m in row.members if m not in there]
+            say(
+                f"table {row.table}, {row.name}: not run, no net for {', '.join(missing) or 'all of one seed'}"
+            )
     standin = "ilsvrc" if nets[0].recipe == "paper" and K == 1000 else f"{nets[0].recipe}-{whole.data}"
     every = update_cells(ledger.with_name(f"ledger-{standin}.json"), cells)
     # the paper's own data come first, also while all their cells are still "not run"
@@ -179,7 +191,7 @@ def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
 
 
 def _cell(
-    row: PaperRow, role: Mapping[Member, int], nets: Sequence[Trained], whole: Kept, where: str
+    row: PaperRow, role: Mapping[Member, int], nets: Sequence[Trained], whole: Kept, where: str, seed: int
 ) -> Cell:
     parts: list[np.ndarray] = []
     scales: list[str] = []
@@ -195,5 +207,5 @@ def _cell(
     return Cell(
         row.table, row.name, row.mode, " + ".join(of["train_scale"] for of in used),
         " + ".join(dict.fromkeys(scales)), top1, top5, len(wrong), where, [of["fingerprint"] for of in used],
-        command(), date.today().isoformat(), pack(wrong),
+        command(), date.today().isoformat(), pack(wrong), seed,
     )  # fmt: skip

@@ -149,9 +149,12 @@ class Cell:
     command: str
     when: str
     wrong: str
+    seed: int = 0
+    """Of the nets' recipe: a row that was trained with several seeds has a cell for each."""
 
     @property
     def key(self) -> tuple[int, str, str]:
+        """Its place in the paper."""
         return self.table, self.row, self.mode
 
     def wrong_images(self) -> np.ndarray:
@@ -217,16 +220,22 @@ CLAIMS = [
 ]
 
 
-def decide(better: Cell, worse: Cell) -> tuple[str, float, float]:
+def decide(better: Sequence[Cell], worse: Sequence[Cell]) -> tuple[str, float, float]:
     """(verdict, difference of the top-1 errors in points, its standard error), on the images that both have seen.
 
-    "holds" or "does not hold" where the difference is beyond two standard errors of the paired difference, else
-    "not decided".
+    better, worse: the cells of one row each, with the same seeds in the same order. The difference is the mean over
+    seeds; its error has a part from the images (of the paired difference) and, with several seeds, one from the
+    seeds, added as variances. "holds" or "does not hold" beyond two standard errors, else "not decided".
     """
-    a, b = better.wrong_images(), worse.wrong_images()
-    paired = b.astype(float) - a.astype(float)
-    difference = 100 * float(paired.mean())
-    error = 100 * float(paired.std(ddof=1)) / math.sqrt(len(paired))
+    paired_SN = np.array(
+        [b.wrong_images().astype(float) - a.wrong_images() for a, b in zip(better, worse, strict=True)]
+    )
+    seeds, images = paired_SN.shape
+    difference = 100 * float(paired_SN.mean())
+    variance = float(paired_SN.mean(axis=0).var(ddof=1)) / images
+    if seeds > 1:
+        variance += float(paired_SN.mean(axis=1).var(ddof=1)) / seeds
+    error = 100 * math.sqrt(variance)
     if abs(difference) <= 2 * error or difference == 0:
         return "not decided", difference, error
     return ("holds" if difference > 0 else "does not hold"), difference, error
@@ -246,63 +255,84 @@ def read_cells(path: Path) -> list[Cell]:
 
 
 def update_cells(path: Path, cells: Iterable[Cell]) -> list[Cell]:
-    """Put new cells in place of older ones of the same key, write the file, return all in the paper's order."""
-    kept = {cell.key: cell for cell in [*read_cells(path), *cells]}
+    """Put new cells in place of older ones of the same key and seed, write the file, return all in order."""
+    kept = {(cell.key, cell.seed): cell for cell in [*read_cells(path), *cells]}
     order = {(row.table, row.name, row.mode): i for i, row in enumerate(PAPER)}
-    ordered = sorted(kept.values(), key=lambda c: (c.table, order.get(c.key, len(order)), c.row, c.mode))
+    ordered = sorted(
+        kept.values(), key=lambda c: (c.table, order.get(c.key, len(order)), c.row, c.mode, c.seed)
+    )
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps([asdict(cell) for cell in ordered], indent=1) + "\n")
     partial.replace(path)
     return ordered
 
 
+def by_key(cells: Sequence[Cell]) -> dict[tuple[int, str, str], list[Cell]]:
+    """The cells of each place in the paper, one a seed."""
+    rows: dict[tuple[int, str, str], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.key, []).append(cell)
+    return rows
+
+
+def spread(values: Sequence[float]) -> str:
+    """A mean; with several values their standard deviation (ddof 1) too."""
+    mean = f"{np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} +- {np.std(values, ddof=1):.1f}"
+
+
 def table_markdown(number: int, cells: Sequence[Cell]) -> str:
-    """Ours beside the paper's, a row a cell; rows of the paper that nobody ran say so."""
-    ours = {cell.key: cell for cell in cells}
+    """Ours beside the paper's, a row a cell; of several seeds the mean and the spread; what nobody ran says so."""
+    ours = by_key(cells)
     paper = {(row.table, row.name, row.mode): row for row in PAPER if row.table == number}
     lines = [
         f"**Table {number}** (top-1 / top-5 error, %)",
         "",
-        "| nets, the paper's S | mode | ours | S, Q | data | date | paper |",
-        "|---|---|---|---|---|---|---|",
+        "| nets, the paper's S | mode | ours | seeds | S, Q | data | date | paper |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for key in [*paper, *(cell.key for cell in cells if cell.table == number and cell.key not in paper)]:
+    for key in dict.fromkeys([*paper, *(key for key in ours if key[0] == number)]):
         _, name, mode = key
         theirs = f"{paper[key].top1} / {paper[key].top5}" if key in paper else "-"
-        cell = ours.get(key)
-        if cell is None:
-            lines.append(f"| {name} | {mode} | not run | | | | {theirs} |")
-        else:
-            figures = f"{cell.top1:.1f} / {cell.top5:.1f}"
-            lines.append(
-                f"| {name} | {mode} | {figures} | S {cell.S}; Q {cell.Q} | {cell.data} | {cell.when} | {theirs} |"
-            )
+        if key not in ours:
+            lines.append(f"| {name} | {mode} | not run | | | | | {theirs} |")
+            continue
+        seeds = ours[key]
+        figures = f"{spread([c.top1 for c in seeds])} / {spread([c.top5 for c in seeds])}"
+        cell = max(seeds, key=lambda c: c.when)
+        lines.append(
+            f"| {name} | {mode} | {figures} | {len(seeds)} | S {cell.S}; Q {cell.Q} | {cell.data} | {cell.when} "
+            f"| {theirs} |"
+        )
     commands = sorted({cell.command for cell in cells if cell.table == number})
     return "\n".join([*lines, "", *([] if not commands else ["```", *commands, "```", ""])])
 
 
 def claims_markdown(cells: Sequence[Cell]) -> str:
-    """Each of the paper's claims, decided by the pairs of cells that were measured."""
-    ours = {cell.key: cell for cell in cells}
+    """Each of the paper's claims, decided by the pairs of cells that were measured, over the seeds that both have."""
+    ours = by_key(cells)
     lines = [
         "**The paper's claims**, each on cells over the same images; decided beyond two standard errors",
         "",
-        "| claim | the pair | top-1 error, % | difference +- its standard error | verdict | images |",
-        "|---|---|---|---|---|---|",
+        "| claim | the pair | top-1 error, % | difference +- its standard error | verdict | images | seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     header = len(lines)
     for claim in CLAIMS:
         for better, worse in claim.pairs:
-            if better in ours and worse in ours:
-                a, b = ours[better], ours[worse]
-                verdict, difference, error = decide(a, b)
-                # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
-                told = a.table == 3 and b.table == 3
-                pair = " against ".join(cell.row if told else f"{cell.row}, {_how(cell)}" for cell in (a, b))
-                lines.append(
-                    f"| {claim.text} | {pair} | {a.top1:.1f}, {b.top1:.1f} | {difference:+.2f} +- {error:.2f} "
-                    f"| {verdict} | {a.images} |"
-                )
+            shared = {c.seed for c in ours.get(better, [])} & {c.seed for c in ours.get(worse, [])}
+            if not shared:
+                continue
+            a, b = ([c for c in ours[key] if c.seed in shared] for key in (better, worse))
+            verdict, difference, error = decide(a, b)
+            # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
+            told = a[0].table == 3 and b[0].table == 3
+            pair = " against ".join(c.row if told else f"{c.row}, {_how(c)}" for c in (a[0], b[0]))
+            means = ", ".join(f"{np.mean([c.top1 for c in part]):.1f}" for part in (a, b))
+            lines.append(
+                f"| {claim.text} | {pair} | {means} | {difference:+.2f} +- {error:.2f} "
+                f"| {verdict} | {a[0].images} | {len(shared)} |"
+            )
     return "\n".join(lines) + "\n" if len(lines) > header else ""
 
 

@@ -1,0 +1,74 @@
+"""The ledger's arithmetic: verdicts over images and seeds, means and spreads, rows of several seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pretrain.runs import Trained, roles
+from pretrain.tables import Cell, Member, claims_markdown, decide, pack, table_markdown, update_cells
+from vggfeat.errors import VggfeatError
+
+IMAGES = 400
+
+
+def cell(row: str, errors: float, seed: int = 0, key: int = 0, table: int = 3) -> Cell:
+    """A cell with this many per cent of wrong images, drawn by key."""
+    wrong = np.zeros(IMAGES, bool)
+    wrong[np.random.default_rng([key, seed]).permutation(IMAGES)[: round(errors / 100 * IMAGES)]] = True
+    top1 = 100 * float(wrong.mean())
+    return Cell(
+        table, row, "dense", "36", "36", top1, top1 / 4, IMAGES, "images", [], "cmd", "2026-01-01",
+        pack(wrong), seed,
+    )  # fmt: skip
+
+
+def test_one_seed_is_decided_by_the_images_alone():
+    a, b = cell("A 256", 20, key=1), cell("B 256", 30, key=2)
+    paired = b.wrong_images().astype(float) - a.wrong_images()
+    verdict, difference, error = decide([a], [b])
+    assert difference == pytest.approx(10)
+    assert error == pytest.approx(100 * paired.std(ddof=1) / math.sqrt(IMAGES))
+    assert verdict == "holds" and decide([b], [a])[0] == "does not hold"
+    assert decide([a], [a]) == ("not decided", 0.0, 0.0)
+
+
+def test_seeds_that_disagree_undo_what_one_seed_decides():
+    better = [cell("A 256", errors, seed, 1) for seed, errors in enumerate((20, 30, 26))]
+    worse = [cell("B 256", errors, seed, 2) for seed, errors in enumerate((30, 24, 28))]
+    assert decide(better[:1], worse[:1])[0] == "holds"
+    verdict, difference, error = decide(better, worse)
+    assert verdict == "not decided" and difference == pytest.approx((10 - 6 + 2) / 3)
+    paired = np.array(
+        [b.wrong_images() * 100.0 - a.wrong_images() * 100.0 for a, b in zip(better, worse, strict=True)]
+    )
+    of_images, of_seeds = paired.mean(0).var(ddof=1) / IMAGES, np.var([10, -6, 2], ddof=1) / 3
+    assert error == pytest.approx(math.sqrt(of_images + of_seeds))
+
+
+def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have(tmp_path):
+    cells = [cell("A 256", 20 + 2 * seed, seed, 1) for seed in range(3)]
+    cells += [cell("A-LRN 256", 30, seed, 2) for seed in (1, 2, 5)]
+    ordered = update_cells(tmp_path / "cells.json", cells)
+    again = update_cells(tmp_path / "cells.json", [cell("A 256", 40, 1, 3)])
+    assert len(again) == len(ordered) == 6
+    table = table_markdown(3, ordered)
+    assert "| A 256 | dense | 22.0 +- 2.0 / 5.5 +- 0.5 | 3 | S 36; Q 36 |" in table
+    assert "| B 256 | dense | not run |" in table
+    claims = claims_markdown(ordered)
+    line = next(line for line in claims.splitlines() if "LRN" in line)
+    assert "| 23.0, 30.0 |" in line and line.endswith("| holds | 400 | 2 |")  # seeds 1 and 2
+    alone = table_markdown(3, [cell("A 256", 20)])
+    assert "| A 256 | dense | 20.0 / 5.0 | 1 |" in alone
+
+
+def test_roles_of_several_seeds():
+    def net(seed: int, S: int) -> Trained:
+        return Trained("A", (S, S), 32, "all", "mini", f"{seed}-{S}", seed)
+
+    nets = [net(1, 36), net(0, 36), net(1, 48)]
+    assert roles(nets) == {0: {Member("A", "256"): 1}, 1: {Member("A", "256"): 0, Member("A", "384"): 2}}
+    with pytest.raises(VggfeatError, match="both stand for A at 256"):
+        roles([*nets, net(0, 36)])

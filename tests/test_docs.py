@@ -1,0 +1,234 @@
+"""Every command in the README and docs/ runs, on small stand-ins for the data sets and the released weights.
+
+Done in this process, one document after another, each in a folder of its own where its commands follow one another.
+torchrun's part of a line is left out (other tests start processes). Benchmarks, which take minutes, are
+parsed and not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from sklearn.datasets import load_digits
+
+import pretrain.recipe
+from vggfeat import cli, weights
+from vggfeat.datasets.voc import CLASSES
+from vggfeat.terminal import run
+from vggfeat.vgg import VGG
+
+from .conftest import Command, photograph
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WNIDS = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916"]
+WAYS_IN = ("vggfeat ", "python -m pretrain.", "python -m benchmarks.", "torchrun ")
+# What `make` and pip do is what a checkout is tested with.
+ELSEWHERE = re.compile(r"make (demo|test|mini)|pip install|source \.venv|KILLS=100 pytest")
+
+
+def commands(document: Path) -> list[str]:
+    """The commands of a document's code blocks and of its text, in their order, without comments."""
+    text = re.sub(
+        r"<!-- ledger: .*?<!-- end of ledger", "", document.read_text(), flags=re.S
+    )  # a record of what was run
+    found = []
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M):
+        lines = iter(re.sub(r" *(#.*)?\\\n\s+", " ", block).splitlines())
+        for line in lines:
+            line = re.sub(r"\s{2,}#.*", "", line.removeprefix("$ ")).strip()
+            if line.startswith('python -c "'):
+                while line.count('"') % 2:
+                    line += "\n" + next(lines)
+                found.append(line)
+            elif line.startswith(WAYS_IN):
+                found.append(line)
+    return found
+
+
+def test_every_code_block_with_a_prompt_is_known():
+    """A line that looks like a command is one that is run here, or by `make`."""
+    for document in DOCUMENTS:
+        known = commands(document)
+        for block in re.findall(r"^```\w*\n(.*?)^```", document.read_text(), re.S | re.M):
+            for line in block.splitlines():
+                if line.startswith("$ ") or re.match(r"(python|make|pip|source|[A-Z]+=\S+ \w)", line):
+                    line = re.sub(r"\s{2,}#.*", "", line.removeprefix("$ ")).rstrip(" \\")
+                    there = any(command.startswith(line) for command in known) or "ledger" in line
+                    assert there or ELSEWHERE.match(line) or "build/tables" in line, (
+                        f"{document.name}: {line}"
+                    )
+
+
+def write_images(folder: Path, names: list[str], side: int = 40) -> None:
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph(i, side, side + i % 3 * 8)).save(path)
+
+
+def write_voc(folder: Path, parts: dict[str, range], unlabelled: tuple[str, ...] = ()) -> None:
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for part, ids in parts.items():
+        write_images(folder / "JPEGImages", [f"{i:06d}.jpg" for i in ids])
+        (lists / f"{part}.txt").write_text("".join(f"{i:06d}\n" for i in ids))
+        for k, name in enumerate(CLASSES) if part not in unlabelled else ():
+            lines = [f"{i:06d} {1 if (i + k) % 3 == 0 else -1:2d}\n" for i in ids]
+            (lists / f"{name}_{part}.txt").write_text("".join(lines))
+
+
+def stand_in(what: str, file: Path | None) -> weights.Network:
+    """In place of the released D and E: a narrow net of random weights, with their names, classes and S."""
+    network = weights.load(f"random:{what},width=0.03125,crop=32,classes={len(WNIDS)}")
+    network.classes = WNIDS
+    network.spec = f"oxford:{what}"
+    network.metadata |= {"train_scale": "256-512", "source": weights.OXFORD[what]}
+    return network
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all data that the documents speak of; it is the working directory."""
+    write_voc(
+        tmp_path / "data/VOCdevkit/VOC2007", {"train": range(12), "val": range(12, 24), "test": range(24, 36)}
+    )
+    write_voc(
+        tmp_path / "data/VOCdevkit/VOC2012",
+        {"train": range(12), "val": range(12, 24), "test": range(24, 30)},
+        unlabelled=("test",),
+    )
+    for name in ("data/101_ObjectCategories", "DIR/101_ObjectCategories", "HALF/101_ObjectCategories"):
+        write_images(tmp_path / name, [f"{c}/image_{i:04d}.jpg" for c in ("ant", "bee") for i in range(33)])
+    for name in ("imagenet", "imagenette144"):
+        write_images(tmp_path / name, [f"train/{w}/{i}.jpg" for w in WNIDS for i in range(6)])
+        write_images(tmp_path / name, [f"val/{w}/{i}.jpg" for w in WNIDS for i in range(2)])
+    write_images(tmp_path / "imagenet", [f"test/ILSVRC2012_test_{i:08d}.JPEG" for i in range(3)])
+    (tmp_path / "data/train").symlink_to(tmp_path / "imagenet/train")
+    (tmp_path / "data/val").symlink_to(tmp_path / "imagenet/val")
+    synsets = [(i + 1, name, 0) for i, name in enumerate(WNIDS)]
+    record = np.array(synsets, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")])
+    (tmp_path / "ILSVRC2012_devkit_t12/data").mkdir(parents=True)
+    savemat(tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat", {"synsets": record})
+    write_images(tmp_path / "photos", [f"{c}/{i}.jpg" for c in ("cat", "dog", "flower") for i in range(8)])
+    (tmp_path / "photos/flower/broken.jpg").write_bytes(b"no image at all")
+    write_images(tmp_path / "flat", ["1.jpg", "2.jpg"])
+    write_images(tmp_path, ["new1.jpg", "new2.jpg"])
+    rows = [
+        f"photos/{c}/{i}.jpg,{c},{'train' if i < 6 else 'test'}" for c in ("cat", "dog") for i in range(8)
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    for name in ("docs", "build/demo"):
+        (tmp_path / name).mkdir(parents=True)
+    net = stand_in("D", None)
+    convolutions = VGG("D", width=0.03125, crop=32, until="pool5")
+    convolutions.load_state_dict(net.module.state_dict(), strict=False)
+    weights.save_weights(tmp_path / "vgg16_conv_caffe.safetensors", convolutions, net.preprocessing)
+
+    recipes = tmp_path / "recipes"
+    shutil.copytree(pretrain.recipe.RECIPES, recipes)
+    small = {"width": "0.03125", "crop": "32", "batch_size": "8", "held_out": "0.1", "chance_after": "0"}
+    for path in recipes.glob("*.toml"):
+        text = re.sub(r"^(iterations|epochs) = \S+", "iterations = 2", path.read_text(), flags=re.M)
+        for key, value in small.items():
+            text = re.sub(rf"^{key} = \S+", f"{key} = {value}", text, flags=re.M)
+        path.write_text(text)
+    monkeypatch.setattr(pretrain.recipe, "RECIPES", recipes)
+    monkeypatch.setitem(weights._LOADERS, "oxford", stand_in)
+    monkeypatch.setattr(weights, "MINI", {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class ParsedError(Exception):
+    """A benchmark's options are right."""
+
+
+def parsed_only(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(self: argparse.ArgumentParser, *given: Any) -> None:
+        real(self, *given)
+        raise ParsedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(ParsedError):
+            importlib.import_module(words[0]).main()
+
+
+def clear(words: list[str]) -> None:
+    """What a command would find from one before it that stands for another user's."""
+    if words[0] == "pretrain.train" and not {"--stages", "--from", "--dry-run"} & set(words):
+        net = words[words.index("--net") + 1]
+        shutil.rmtree(
+            words[words.index("--out") + 1] if "--out" in words else f"runs/{net}", ignore_errors=True
+        )
+        return
+    outputs = [
+        words[i + 1] for i, word in enumerate(words) if word in ("--out", "--posteriors", "--submission")
+    ]
+    for name in [
+        *outputs,
+        "feats.h5" if words[:2] == ["vggfeat", "extract"] and "--out" not in words else "",
+    ]:
+        if name and Path(name).is_file():
+            Path(name).unlink()
+
+
+def main_of(words: list[str]) -> Callable[[], None]:
+    if words[0] == "vggfeat":
+        return cli.main
+    return functools.partial(run, importlib.import_module(words[0]).app, f"python -m {words[0]}")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_runs(
+    document: Path, here: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = commands(document)
+    digit = load_digits().images[3]
+    Image.fromarray((digit * 15.9375).astype("uint8")).save("digit3.png")
+    for needed in ("c384.h5", "c512.h5"):
+        if any(needed in line for line in found):
+            scale = needed.removeprefix("c").removesuffix(".h5")
+            words = "--dataset caltech101 --root DIR --weights vgg16_conv_caffe.safetensors --layer pool5 --no-mirror"
+            ran = run_main(cli.main, "extract", *words.split(), "--scales", scale, "--out", needed)
+            assert ran.status == 0, ran.err
+    if document.name == "evaluation.md":  # it goes on where training.md ends
+        train = functools.partial(run_main, main_of(["pretrain.train"]), "--workers", "0")
+        assert train("--net", "D", "--data", "imagenet").status == 0
+    if any("voc2012.h5" in line for line in found):
+        ran = run_main(cli.main, "extract", "--dataset", "voc2012", "--scales", "64", "--out", "voc2012.h5")
+        assert ran.status == 0, ran.err
+    for line in found:
+        if line.startswith("python -c"):
+            subprocess.run([sys.executable, "-c", shlex.split(line)[2]], check=True)
+            continue
+        words = shlex.split(line.replace("/imagenet", "imagenet").replace("HOST:", "localhost:"))
+        words = words[words.index("vggfeat") :] if "vggfeat" in words else words[words.index("-m") + 1 :]
+        if words[0].startswith("benchmarks."):
+            parsed_only(monkeypatch, words)
+            continue
+        clear(words)
+        more = ["--workers", "0"] if words[0] == "pretrain.train" else []
+        ran = run_main(main_of(words), *words[1:], *more)
+        damaged = ran.status == 3 and "unreadable: " in ran.err
+        # a stand-in's width; `pretrain/test_export.py` has the real one
+        narrow = "torchvision and timm have this net at width 1 and crop 224 only" in ran.err
+        assert ran.status == 0 or damaged or narrow, f"{document.name}: {line}\n{ran.err[-2000:]}"

@@ -105,7 +105,7 @@ def stand_in(what: str, file: Path | None) -> weights.Network:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all data that the documents speak of; it is the working directory."""
     write_voc(
-        tmp_path / "data/VOCdevkit/VOC2007", {"train": range(12), "val": range(12, 24), "test": range(24, 36)}
+        tmp_path / "data/VOCdevkit/VOC2007", {"train": range(8), "val": range(8, 16), "test": range(16, 24)}
     )
     write_voc(
         tmp_path / "data/VOCdevkit/VOC2012",
@@ -113,10 +113,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         unlabelled=("test",),
     )
     for name in ("data/101_ObjectCategories", "DIR/101_ObjectCategories", "HALF/101_ObjectCategories"):
-        write_images(tmp_path / name, [f"{c}/image_{i:04d}.jpg" for c in ("ant", "bee") for i in range(33)])
+        write_images(tmp_path / name, [f"{c}/image_{i:04d}.jpg" for c in ("ant", "bee") for i in range(8)])
     for name in ("imagenet", "imagenette144"):
-        write_images(tmp_path / name, [f"train/{w}/{i}.jpg" for w in WNIDS for i in range(6)])
-        write_images(tmp_path / name, [f"val/{w}/{i}.jpg" for w in WNIDS for i in range(2)])
+        write_images(tmp_path / name, [f"train/{w}/{i}.jpg" for w in WNIDS for i in range(5)])
+        write_images(tmp_path / name, [f"val/{w}/{i}.jpg" for w in WNIDS for i in range(1)])
     write_images(tmp_path / "imagenet", [f"test/ILSVRC2012_test_{i:08d}.JPEG" for i in range(3)])
     (tmp_path / "data/train").symlink_to(tmp_path / "imagenet/train")
     (tmp_path / "data/val").symlink_to(tmp_path / "imagenet/val")
@@ -149,7 +149,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(text)
     monkeypatch.setattr(pretrain.recipe, "RECIPES", recipes)
     monkeypatch.setitem(weights._LOADERS, "oxford", stand_in)
-    monkeypatch.setattr(weights, "MINI", {})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

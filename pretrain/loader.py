@@ -8,9 +8,11 @@ whatever the number of processes, and each reads its own contiguous part of it.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,11 +231,15 @@ def workers_for(dataset: Dataset, keys: object, workers: int, device: torch.devi
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, os.getpid()),
     )
 
 
-def _quiet_worker(_: int) -> None:
+def _quiet_worker(trainer: int, _: int) -> None:
+    if os.getppid() != trainer:
+        os._exit(
+            1
+        )  # killed while this process began: PyTorch would take its heir for the trainer and wait for ever
     # Ctrl-C reaches the whole group: the trainer decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which a forked worker inherits

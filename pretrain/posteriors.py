@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from vggfeat.extract import by_shape
 from vggfeat.images import grid_crops, mirror, read_rgb
 from vggfeat.metrics import top_k_wrong
 from vggfeat.ranks import Ranks
-from vggfeat.store import TEXT, open_hdf5, texts
+from vggfeat.store import TEXT, create_hdf5, open_hdf5, texts
 from vggfeat.vgg import VGG
 from vggfeat.weights import OXFORD, Network
 
@@ -196,7 +195,7 @@ class Kept:
         """Write as HDF5; the file appears whole. OSError where the disk refuses."""
         partial = path.with_name(path.name + ".partial")
         try:
-            with h5py.File(partial, "w") as file:
+            with create_hdf5(partial) as file:
                 file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION)
                 file.attrs.update(dataset=self.dataset, data=self.data, split=self.split)
                 for key, strings in (("names", self.names), ("classes", self.classes)):

@@ -791,6 +791,8 @@ OPTIONS = {
     "svm": """--features --pool --scales --C --loss --seed --submission --out --solver --device --workers
         --overwrite --json --debug""",
     "predict": "images --model --weights --top --batch-size --device --workers --json --csv --debug",
+    "report": "--results --features --model --root --out --overwrite --debug",
+    "neighbours": """--features --query --top --pool --scales --picture --root --weights --device --json --debug""",
     "info": "file --json --debug",
     "datasets": "",
     "weights": "",

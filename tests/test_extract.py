@@ -243,7 +243,7 @@ def test_readers_refuse_what_is_not_theirs(small_file, tmp_path):
         file.create_dataset("descriptors", (1 << 40, 1, 8), "f4", chunks=(1024, 1, 8))
 
     cases = [
-        (tmp_path / "text.h5", "is not a feature file: HDF5 can't open it"),
+        (tmp_path / "text.h5", "is not a feature file: damaged, another format"),
         (tmp_path / "missing.h5", "no feature file at"),
         (tmp_path / "half.h5.partial", "is half-written"),
         (tmp_path / "half.h5", "its extraction has not finished"),

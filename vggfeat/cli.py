@@ -401,16 +401,11 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Tell all about a feature file or a model."""
-    import h5py
-
     from vggfeat.model import FORMAT, load_model
-    from vggfeat.store import open_features
+    from vggfeat.store import format_of, open_features
 
     facts: dict[str, Any]
-    is_model = False
-    if file.is_file() and h5py.is_hdf5(file):
-        with h5py.File(file, "r") as opened:
-            is_model = opened.attrs.get("format") == FORMAT
+    is_model = format_of(file) == FORMAT
     if is_model:
         m = load_model(file)
         facts = {

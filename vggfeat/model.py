@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
 from vggfeat.protocols import Outcome, Scored
-from vggfeat.store import TEXT, Description, encode, open_hdf5, texts
+from vggfeat.store import TEXT, Description, create_hdf5, encode, open_hdf5, texts
 from vggfeat.weights import Network
 
 FORMAT = "vggfeat-model"
@@ -106,7 +105,7 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
         raise VggfeatError(f"there is no folder {target.parent} to write {target.name} in")
     temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with h5py.File(temporary, "w") as file:
+        with create_hdf5(temporary) as file:
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["pool"] = model.pool

@@ -115,6 +115,31 @@ class Features:
             return np.stack([data[rows, self.description.scales.index(q)] for q in scales], axis=1)
 
 
+def create_hdf5(path: Path) -> h5py.File:
+    """A new file for writing, in the oldest form of HDF5 whose structure carries checksums.
+
+    HDF5 finds damage in it; without them it follows a damaged pointer, for ever or out of its memory.
+    """
+    return h5py.File(path, "w", libver=("v108", "v108"))
+
+
+def format_of(path: Path) -> str | None:
+    """The `format` of an HDF5 file of this program; None for any other file."""
+    if not path.is_file() or not _has_checksums(path):
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("format"))
+    except Exception:  # h5py meets damage in many ways; whoever reads the file says which
+        return None
+
+
+def _has_checksums(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(9)  # the signature, and the version of the superblock
+    return head[:8] == b"\x89HDF\r\n\x1a\n" and len(head) == 9 and head[8] >= 2
+
+
 def open_hdf5(path: Path, kind: str, version: int, *, unfinished: bool = False) -> h5py.File:
     """Open one of our HDF5 files for reading, after checking that it is one.
 
@@ -129,12 +154,15 @@ def open_hdf5(path: Path, kind: str, version: int, *, unfinished: bool = False) 
         partial = path.with_name(path.name + ".partial")
         hint = f" (there is {partial.name}: its extraction has not finished)" if partial.exists() else ""
         raise VggfeatError(f"no {what} file at {path}{hint}")
+    no_such_file = (
+        f"{path} is not a {what} file: damaged, another format, or written before files had checksums"
+    )
+    if not _has_checksums(path):
+        raise VggfeatError(no_such_file)
     try:
         file = h5py.File(path, "r", locking=False) if unfinished else h5py.File(path, "r")
-    except OSError as error:
-        raise VggfeatError(
-            f"{path} is not a {what} file: HDF5 can't open it (damaged, or another format)"
-        ) from error
+    except Exception as error:  # h5py meets damage in many ways
+        raise VggfeatError(no_such_file) from error
     try:
         found = file.attrs.get("format")
         if found != kind:

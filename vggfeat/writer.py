@@ -35,6 +35,7 @@ from vggfeat.store import (
     TEXT,
     UNREADABLE,
     Description,
+    create_hdf5,
     encode,
     open_hdf5,
     texts,
@@ -171,7 +172,7 @@ class FeatureWriter:
             # A full disk is found now, not after hours of work; HDF5 would crash on one.
             with open(new, "wb") as probe:
                 _reserve(probe.fileno(), size)
-            with h5py.File(new, "w") as file:
+            with create_hdf5(new) as file:
                 _lay_out(file, items, facts, dim, dtype)
             taken = _locked(new, 0, fcntl.LOCK_EX)
             _reserve(taken, os.fstat(taken).st_size)

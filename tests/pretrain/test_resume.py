@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from pretrain.checkpoint import read_state
+from pretrain.loader import _quiet_worker
 from tests.pretrain.conftest import SHORT, command, environment
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -198,3 +199,13 @@ def test_a_checkpoint_of_another_run_is_refused(
     done = train(*arguments, *change, "--out", whole, "--stages", "1", status=1)
     assert says in done.stderr
     assert (whole / "A-36" / "last.safetensors").read_bytes() == kept
+
+
+def test_a_worker_that_begins_without_its_trainer_ends() -> None:
+    """Killed while it starts a worker: PyTorch's own watch would take the worker's new parent for the trainer."""
+    child = os.fork()
+    if child == 0:
+        _quiet_worker(os.getppid() + 1, 0)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1

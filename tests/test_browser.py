@@ -47,6 +47,7 @@ FACTS = """() => {
       const a = text.getBoundingClientRect(), b = text.ownerSVGElement.getBoundingClientRect();
       return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
     }).map(text => text.textContent),
+    figures: all('td.number').map(cell => cell.getBoundingClientRect().height),
     titles: all('section h2').map(title => title.textContent),
   };
 }"""
@@ -126,6 +127,7 @@ def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, s
     assert facts["broken"] == 0
     assert facts["charts"] and min(facts["charts"]) > 100
     assert min(facts["letters"]) >= 7 and facts["outside"] == []
+    assert max(facts["figures"], default=0) < 140  # a figure is not broken into a column of digits
     if name == "4 classes":
         assert facts["images"] >= 8
         assert "Confusions" in facts["titles"] and "Map of the descriptors" in facts["titles"]

@@ -77,7 +77,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[
 
     top = html("<thead>{head}</thead>", head=line("th", head)) if any(head) else ""
     return html(
-        '<div class="scroll"><table>{top}<tbody>{rows}</tbody></table></div>',
+        '<div class="scroll"><table{kind}>{top}<tbody>{rows}</tbody></table></div>',
+        kind=Markup(' class="wide"') if len(numbers) > 2 else "",
         top=top,
         rows=join(line("td", row) for row in rows),
     )

@@ -331,12 +331,15 @@ def report(
 ) -> None:
     """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the descriptors."""
     check_writable(out_file, overwrite)
+    from vggfeat.datasets import at_hand
     from vggfeat.model import load_model
-    from vggfeat.report import images_of, read_results, write_report
+    from vggfeat.report import read_results, write_report
     from vggfeat.store import open_features
 
     files = [open_features(path) for path in features]
-    items, why_not = images_of(files, _root(root))
+    items, why_not = None, "the images are known by --features only"
+    if files:
+        items, why_not = at_hand(str(files[0].attributes["dataset"]), files[0].names, _root(root))
     page, left_out = write_report(
         read_results(results) if results else None,
         files,

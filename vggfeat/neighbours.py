@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vggfeat.aggregate import aggregate
+from vggfeat.datasets import at_hand
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
 from vggfeat.images import read_rgb
-from vggfeat.report import images_of
 from vggfeat.store import Description, Features
 
 BLOCK_BYTES = 1 << 27
@@ -128,7 +128,7 @@ def draw(
 
     root: where the feature file's images lie.
     """
-    items, why_not = images_of([features], root)
+    items, why_not = at_hand(str(features.attributes["dataset"]), features.names, root)
     place = {} if items is None else {name: i for i, name in enumerate(items.names)}
     missing = 0
 

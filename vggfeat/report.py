@@ -529,18 +529,3 @@ def read_results(path: Path) -> dict[str, Any]:
     if not isinstance(results, dict) or "dataset" not in results or "protocol" not in results:
         raise VggfeatError(f"{path} holds no results of `vggfeat svm --json`")
     return results
-
-
-def images_of(features: Sequence[Features], root: Path) -> tuple[datasets.Items | None, str]:
-    """The dataset's images under root, or None and why they are not at hand."""
-    if not features:
-        return None, "the images are known by --features only"
-    name = str(features[0].attributes["dataset"])
-    try:
-        items = datasets.load(name, root)
-    except VggfeatError as error:
-        return None, f"the images are not at hand ({error})"
-    there = set(items.names)
-    if not any(name in there for name in features[0].names):
-        return None, f"the images are not at hand ({root} has others)"
-    return items, ""

@@ -9,7 +9,7 @@ Nothing here opens an image; `Items.source(i)` says where image i is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 
-__all__ = ["Items", "describe_datasets", "load", "random_splits"]
+__all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,20 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     if name not in _DATASETS:
         raise VggfeatError(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
     return _DATASETS[name].read(None if root is None else Path(root), download)
+
+
+def at_hand(name: str, names: Sequence[str], root: Path) -> tuple[Items | None, str]:
+    """The images of dataset `name` under root, for looking at some of them; or None, and why they are not there.
+
+    names: of the images that are wanted; there must be one of them.
+    """
+    try:
+        items = load(name, root)
+    except VggfeatError as error:
+        return None, f"the images are not at hand ({error})"
+    if not set(names) & set(items.names):
+        return None, f"the images are not at hand ({root} has others)"
+    return items, ""
 
 
 def describe_datasets() -> list[tuple[str, str, str]]:

@@ -250,6 +250,11 @@ def test_results_that_are_none(three, damage):
         write_report({**three[2], **damage}, [], None, None)
 
 
+def test_results_that_name_no_files(three):
+    with pytest.raises(VggfeatError, match="the results are damaged"):
+        write_report({**three[2], "features": ["a"]}, [three[0]], None, None)
+
+
 def test_curves_are_thinned_but_keep_their_peaks():
     y = np.zeros(100_000)
     y[54_321] = 1.0

@@ -113,9 +113,9 @@ def write_report(
         results = model.results
     if not isinstance(results, dict) or not isinstance(results.get("dataset"), str):
         raise VggfeatError("these are no results of vggfeat svm: they don't name a dataset")
-    _refuse_others(results, features, model)
     left_out: list[str] = []
     try:
+        _refuse_others(results, features, model)
         lead = _lead(results)
         sections = [_figures(results), *_per_class(results), *_choice_of_c(results)]
         made = _how_made(results)

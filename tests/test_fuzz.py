@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import tarfile
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from vggfeat.model import load_model, model_from, save_model
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.weights import save_weights
 
+EXAMPLES = int(os.environ.get("FUZZ", "120"))  # damaged files of each kind; more in a longer check
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"
 
 
@@ -90,7 +92,7 @@ def read_or_refused(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the size of the process")
 def test_damage(

@@ -25,7 +25,6 @@ WIDTH, HEIGHT = 400, 250  # of a chart, in its own units: text of 12 is readable
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 8, 36
 COLOURS = 8  # of the style sheet
 LEGEND = 30  # groups at most; of more, the names show under a pointer only
-CURVE_POINTS = 300
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -155,7 +154,7 @@ def chart(
             f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>'
         )
     for i, s in enumerate(series):
-        points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in _thinned(s))
+        points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in _thinned(s, across))
         parts.append(f'<g {_colour(i, len(series))}><polyline class="curve" points="{points}"/>')
         if s.dots:
             parts += [
@@ -219,14 +218,15 @@ def _finite(s: Series) -> Series:
     return Series(s.name, x[kept], y[kept], s.dots)
 
 
-def _thinned(s: Series) -> list[tuple[float, float]]:
-    """At most CURVE_POINTS points: the lowest and highest y of as many stretches of x as that allows."""
-    n = len(s.x)
-    if n <= CURVE_POINTS:
-        return list(zip(s.x, s.y, strict=True))
-    kept = {0, n - 1}
-    for part in np.array_split(np.arange(n), CURVE_POINTS // 2 - 1):
-        kept |= {int(part[s.y[part].argmin()]), int(part[s.y[part].argmax()])}
+def _thinned(s: Series, across: Callable[[float], float]) -> list[tuple[float, float]]:
+    """What can be seen of a curve: of its points in one column of pixels the first, lowest, highest and last."""
+    columns: dict[int, list[int]] = {}
+    for i, x in enumerate(s.x):
+        columns.setdefault(round(across(x)), []).append(i)
+    kept: set[int] = set()
+    for part in columns.values():
+        y = s.y[part]
+        kept |= {part[0], part[int(y.argmin())], part[int(y.argmax())], part[-1]}
     return [(s.x[i], s.y[i]) for i in sorted(kept)]
 
 

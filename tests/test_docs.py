@@ -226,6 +226,7 @@ def test_every_command_runs(
             continue
         clear(words)
         more = ["--workers", "0"] if words[0] == "pretrain.train" else []
+        more += ["--limit", "300"] if "digits" in words else []  # `make demo` describes them all
         ran = run_main(main_of(words), *words[1:], *more)
         damaged = ran.status == 3 and "unreadable: " in ran.err
         # a stand-in's width; `pretrain/test_export.py` has the real one

@@ -237,9 +237,8 @@ def workers_for(dataset: Dataset, keys: object, workers: int, device: torch.devi
 
 def _quiet_worker(trainer: int, _: int) -> None:
     if os.getppid() != trainer:
-        os._exit(
-            1
-        )  # killed while this process began: PyTorch would take its heir for the trainer and wait for ever
+        # Killed while this process began: PyTorch would take its heir for the trainer and wait for ever.
+        os._exit(1)
     # Ctrl-C reaches the whole group: the trainer decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which a forked worker inherits

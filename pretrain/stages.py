@@ -117,7 +117,10 @@ def _train_stages(run: Run, stop: Stop) -> bool:
         )  # fmt: skip
         finished = trainer.run(stop)
         if ranks.first:
-            write_report(run.out, run.out / REPORT)
+            try:
+                write_report(run.out, run.out / REPORT)
+            except VggfeatError as error:  # a page is no reason to lose the stages that follow
+                say(f"warning: {error}; training goes on")
         if not finished:
             if ranks.first:
                 say(

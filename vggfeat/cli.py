@@ -64,6 +64,10 @@ def _root(given: Path | None) -> Path:
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
+Images = Annotated[
+    Path | None,
+    typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 where it is fast.")
@@ -321,10 +325,7 @@ def report(
         list[Path], typer.Option(help="The feature files that the model was trained on, in their order.")
     ] = [],  # noqa: B006
     model: Annotated[Path | None, typer.Option(help="From `vggfeat svm --out`.")] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
-    ] = None,
+    root: Images = None,
     out_file: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
     debug: Debug = False,
@@ -363,10 +364,7 @@ def neighbours(
     picture: Annotated[
         Path | None, typer.Option(help="Also draw them: .png, .jpg or .webp.", show_default=False)
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
-    ] = None,
+    root: Images = None,
     weights: Annotated[str | None, typer.Option(help="Where the weights lie now, if they moved.")] = None,
     device: Device = "auto",
     json_file: Json = None,

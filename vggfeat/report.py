@@ -85,13 +85,14 @@ def plain(value: Any) -> str:
 class Ranking:
     """The scored images whose labels are known: rows of the feature file, scores (n, K), truth (n, K) of 1, -1, 0.
 
-    right: (n,) whether the best-scored class is the label; None where an image has several labels.
+    predicted: (n,) the best-scored class; None where an image has several labels. aps: (K,) all-point AP.
     """
 
     rows: np.ndarray
     scores: np.ndarray
     truth: np.ndarray
-    right: np.ndarray | None
+    predicted: np.ndarray | None
+    aps: np.ndarray
 
 
 def write_report(
@@ -211,9 +212,9 @@ def _rankings(scored: dict[str, Scored], features: Features) -> dict[str, Rankin
             continue
         own, scores = own[known], np.asarray(part.scores[known], np.float64)
         truth = own if own.ndim == 2 else np.where(np.arange(K) == own[:, None], 1, -1)
-        out[name] = Ranking(
-            part.rows[known], scores, truth, None if own.ndim == 2 else scores.argmax(axis=1) == own
-        )
+        predicted = None if own.ndim == 2 else scores.argmax(axis=1)
+        aps = metrics.mean_average_precision(scores, truth).per_class
+        out[name] = Ranking(part.rows[known], scores, truth, predicted, aps)
     return out
 
 
@@ -299,14 +300,11 @@ def _choice_of_c(results: dict[str, Any]) -> list[Section]:
 
 def _curves(rankings: dict[str, Ranking], classes: list[str]) -> list[Section]:
     name, ranking = next(iter(rankings.items()))
-    aps = np.array(
-        [metrics.average_precision(ranking.scores[:, k], ranking.truth[:, k]) for k in range(len(classes))]
-    )
-    shown, how = _chosen(aps)
+    shown, how = _chosen(ranking.aps)
     figures = []
     for k in shown:
         precision, recall = metrics.precision_recall(ranking.scores[:, k], ranking.truth[:, k])
-        caption = html("{name}<br>AP {ap}", name=classes[k], ap=plain_percent(aps[k]))
+        caption = html("{name}<br>AP {ap}", name=classes[k], ap=plain_percent(ranking.aps[k]))
         figures.append(
             chart(
                 [Series(classes[k], recall, precision)], "recall", "precision", x_range=(0, 1), y_range=(0, 1),
@@ -335,7 +333,8 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
     K = len(classes)
     counts = np.zeros((K, K), np.int64)
     for ranking in rankings.values():
-        np.add.at(counts, (ranking.truth.argmax(axis=1), ranking.scores.argmax(axis=1)), 1)
+        assert ranking.predicted is not None  # one label an image
+        np.add.at(counts, (ranking.truth.argmax(axis=1), ranking.predicted), 1)
     images = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, images, out=np.zeros((K, K)), where=images > 0)
     if K <= TABLE_CLASSES:
@@ -381,19 +380,14 @@ def _mistakes(
 ) -> list[Section]:
     name, ranking = next(iter(rankings.items()))
     classes = features.classes
-    aps = np.array(
-        [metrics.average_precision(ranking.scores[:, k], ranking.truth[:, k]) for k in range(len(classes))]
-    )
-    shown, how = _chosen(aps)
+    shown, how = _chosen(ranking.aps)
     each = max(2, min(6, PICTURES // (2 * len(shown) or 1)))
     picture_of = _pictures(features, items)
     missing = 0
     blocks = []
     for k in shown:
         of_class = ranking.truth[:, k] == 1
-        chosen = (
-            ranking.scores.argmax(axis=1) == k if ranking.right is not None else np.ones(len(of_class), bool)
-        )
+        chosen = np.ones(len(of_class), bool) if ranking.predicted is None else ranking.predicted == k
         lines = []
         for kind, title, wanted in (
             ("right", "best-scored right", of_class & chosen),

@@ -301,3 +301,12 @@ def test_wrong_options_are_one_line(words: list[str], says: str, command: Comman
     assert ran.status in (1, 2)
     assert says in ran.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_training(
+    train: Callable[..., subprocess.CompletedProcess[str]], drawings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    done = train("--net", "A", *SHORT, "--set=*.iterations=1", "--data", drawings, "--out", tmp_path / "run")
+    assert "warning: can't write" in done.stderr and "training goes on" in done.stderr
+    assert (tmp_path / "run" / "weights.safetensors").exists()

@@ -17,9 +17,15 @@ from vggfeat.images import Preprocessing
 from vggfeat.vgg import VGG
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-torch.set_num_threads(
-    1
-)  # nets here are small; a second thread that a busy machine delays costs more than it gives
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Nets here are small: a second thread that a busy machine delays costs more than it gives.
+
+    For each test anew, as a command that takes --workers leaves its number behind.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

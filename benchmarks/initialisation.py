@@ -23,7 +23,7 @@ import torch
 
 from pretrain.colour import Colours, measure
 from pretrain.init import copy_layers, randomise
-from pretrain.loader import Samples, Schedule, TrainingSet, read_training_set, workers_for
+from pretrain.loader import Samples, Schedule, TrainingSet, read_batches, read_training_set
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
 from vggfeat.images import Preprocessing, centre_crop, read_rgb, smallest_side
@@ -142,7 +142,7 @@ def first_iterations(
     schedule = Schedule(data.train, recipe, 0, ranks, 0, recipe.stages[0].iterations)
     losses: list[float] = []
     trainer.running.train()
-    for batch in workers_for(samples, schedule, 1, ranks.device):
+    for batch in read_batches(samples, schedule, 1, ranks.device):
         losses.append(float(trainer.step(batch, float(batch.counts.sum()))))
         if not math.isfinite(losses[-1]):
             break

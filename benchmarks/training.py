@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 from pretrain.colour import Colours
 from pretrain.export import NAMES
 from pretrain.init import randomise
-from pretrain.loader import Samples, Schedule, TrainingSet, read_training_set, workers_for
+from pretrain.loader import Samples, Schedule, TrainingSet, read_batches, read_training_set
 from pretrain.plan import forward_gflop, net_of
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
@@ -118,11 +118,8 @@ def our_rate(recipe: Recipe, data: TrainingSet, machine: Machine, ranks: Ranks, 
     trainer = Trainer(recipe, 0, net, data, COLOURS, ranks, machine, folder)
     samples = Samples(data, recipe, recipe.stages[0], 0, hidden_units(net))
     iterations = recipe.stages[0].iterations
-    batches = iter(
-        workers_for(
-            samples, Schedule(data.train, recipe, 0, ranks, 0, iterations), machine.workers, ranks.device
-        )
-    )
+    schedule = Schedule(data.train, recipe, 0, ranks, 0, iterations)
+    batches = read_batches(samples, schedule, machine.workers, ranks.device)
     trainer.running.train()
 
     def step() -> None:
@@ -147,7 +144,7 @@ def check_same_work(recipe: Recipe, data: TrainingSet, ranks: Ranks, folder: Pat
     randomise(net, "glorot", 0.0, torch.Generator().manual_seed(0))
     trainer = Trainer(calm, 0, net, data, COLOURS, ranks, Machine(micro_batch=calm.batch_size), folder)
     samples = Samples(data, calm, calm.stages[0], 0, hidden_units(net))
-    batch = next(iter(workers_for(samples, Schedule(data.train, calm, 0, ranks, 0, 1), 0, ranks.device)))
+    batch = next(read_batches(samples, Schedule(data.train, calm, 0, ranks, 0, 1), 0, ranks.device))
     ours = float(trainer.step(batch, float(calm.batch_size)))
     peer = peer_net(calm, len(data.classes), ranks.device).eval()  # no dropout
     x = trainer.trainee.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()

@@ -19,6 +19,7 @@ import numpy as np
 
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import read_rgb
+from vggfeat.terminal import write_json
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,7 @@ class Colours:
 
     def save(self, path: Path) -> None:
         """Write as JSON; the file appears whole."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1))
-        partial.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Colours:

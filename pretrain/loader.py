@@ -8,6 +8,7 @@ whatever the number of processes, and each reads its own contiguous part of it.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -222,9 +223,12 @@ class Schedule:
         return self.stop - self.start
 
 
-def workers_for(dataset: Dataset, keys: object, workers: int, device: torch.device) -> DataLoader:
-    """A DataLoader of Batches over lists of keys; workers 0 reads in this process. Order is that of the keys."""
-    return DataLoader(
+def read_batches(dataset: Dataset, keys: object, workers: int, device: torch.device) -> Iterator[Batch]:
+    """The Batches of lists of keys, in their order, read by so many processes; workers 0 reads in this one.
+
+    Raises RuntimeError with PyTorch's words, "DataLoader worker", when one of these processes was killed.
+    """
+    loader = DataLoader(
         dataset,
         batch_sampler=keys,  # type: ignore[arg-type]
         collate_fn=collate,
@@ -233,10 +237,17 @@ def workers_for(dataset: Dataset, keys: object, workers: int, device: torch.devi
         prefetch_factor=4 if workers else None,
         worker_init_fn=partial(_quiet_worker, os.getpid()),
     )
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # killed as it handed over a batch
+        raise RuntimeError("DataLoader worker doesn't answer") from error
 
 
 def _quiet_worker(trainer: int, _: int) -> None:
-    if os.getppid() != trainer:
+    parent = multiprocessing.parent_process()
+    # a fork's brothers hold its line to the parent open, so there the number must tell
+    forked = multiprocessing.get_start_method() == "fork"
+    if (os.getppid() != trainer) if forked else (parent is None or not parent.is_alive()):
         # Killed while this process began: PyTorch would take its heir for the trainer and wait for ever.
         os._exit(1)
     # Ctrl-C reaches the whole group: the trainer decides when its workers stop.

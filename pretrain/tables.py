@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.errors import VggfeatError
+from vggfeat.terminal import write_json, write_text
 
 FIXED, LARGE, JITTER = "256", "384", "256-512"  # the paper's S
 
@@ -261,9 +262,7 @@ def update_cells(path: Path, cells: Iterable[Cell]) -> list[Cell]:
     ordered = sorted(
         kept.values(), key=lambda c: (c.table, order.get(c.key, len(order)), c.row, c.mode, c.seed)
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps([asdict(cell) for cell in ordered], indent=1) + "\n")
-    partial.replace(path)
+    write_json(path, [asdict(cell) for cell in ordered])
     return ordered
 
 
@@ -352,6 +351,4 @@ def write_ledger(path: Path, heading: str, cells: Sequence[Cell]) -> None:
         text = text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
     else:
         text = text.rstrip("\n") + ("\n\n" if text else "") + body + "\n"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, text)

@@ -27,12 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pretrain.colour import Colours
 from pretrain.init import weight_layers
-from pretrain.loader import Batch, CentreCrops, Samples, Schedule, TrainingSet, workers_for
+from pretrain.loader import Batch, CentreCrops, Samples, Schedule, TrainingSet, read_batches
 from pretrain.recipe import Recipe
 from pretrain.watch import Log, Stop, say
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
-from vggfeat.ranks import Ranks
+from vggfeat.ranks import Ranks, out_of_memory
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
 
@@ -260,8 +260,22 @@ class Trainer:
         """Train to the end of the stage, or until a signal; whether it is finished. Writes all of the stage's files.
 
         Raises VggfeatError: the loss is not finite, or is still chance's after `chance_after` iterations; a disk that
-        refuses the last checkpoint (one that it refuses on the way is a warning).
+        refuses the last checkpoint (one that it refuses on the way is a warning); memory ran out, or a process that
+        reads images was killed.
         """
+        try:
+            return self._run(stop)
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                what = f"out of memory on {self.ranks.device}: give a --micro-batch below {self.machine.micro_batch}"
+            elif "DataLoader worker" in str(error):  # PyTorch's words; it raises them wherever the trainer is
+                what = "a process that reads images was killed, often because memory ran out: give fewer --workers"
+            else:
+                raise
+            where = f"{self.stage.name}, iteration {self.state.iteration}"
+            raise VggfeatError(f"{where}: {what}; the run goes on from its last checkpoint") from error
+
+    def _run(self, stop: Stop) -> bool:
         state, ranks = self.state, self.ranks
         if state.finished and (self.folder / WEIGHTS).exists():
             return True
@@ -315,7 +329,7 @@ class Trainer:
         schedule = Schedule(
             self.data.train, self.recipe, self.stage_number, self.ranks, self.state.iteration, self.stop_at
         )
-        batches = iter(workers_for(samples, schedule, self.machine.workers, self.ranks.device))
+        batches = read_batches(samples, schedule, self.machine.workers, self.ranks.device)
         for _ in range(len(schedule)):
             asked = time.monotonic()
             batch = next(batches)
@@ -406,7 +420,7 @@ class Trainer:
         crops = CentreCrops(self.data, self.stage.test_scale, self.recipe.crop)
         self.trainee.eval()
         right1 = right5 = 0.0
-        for batch in workers_for(crops, keys, min(self.machine.workers, len(keys)), self.ranks.device):
+        for batch in read_batches(crops, keys, min(self.machine.workers, len(keys)), self.ranks.device):
             for pixels, alpha, kept, labels, counts in self._pieces(batch):
                 with self.autocast():
                     scores = self.trainee(pixels, alpha, kept)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from vggfeat.terminal import duration
+from vggfeat.terminal import duration, write_text
 
 LINE_SECONDS = 10.0
 LOG = "log.jsonl"
@@ -45,9 +45,7 @@ class Log:
         kept = (
             [line for line in _lines(path) if json.loads(line)["iteration"] <= iteration] if iteration else []
         )
-        partial = path.with_name(f"{LOG}.partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
+        write_text(path, "".join(kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
 

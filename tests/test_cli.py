@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -734,6 +735,24 @@ def test_results_that_can_not_be_written(command, extracted, tmp_path):
     ran = command("info", extracted, "--json", report)
     assert ran.status == 1 and ran.err_lines[0].startswith(f"vggfeat: can't write {report}: ")
     assert len(ran.err_lines) == 1
+
+
+def test_results_appear_whole_or_the_old_ones_stay(command, extracted, tmp_path):
+    (tmp_path / "there").mkdir()
+    kept, link = tmp_path / "there" / "r.json", tmp_path / "r.json"
+    kept.write_text("before")
+    link.symlink_to(kept)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # a disk that fills up
+    try:
+        ran = command("info", extracted, "--json", link)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ran.status == 1 and ran.err_lines[0].startswith(f"vggfeat: can't write {link}: ")
+    assert kept.read_text() == "before" and os.listdir(kept.parent) == ["r.json"]
+    assert command("info", extracted, "--json", link).status == 0
+    assert link.is_symlink() and json.loads(kept.read_text())["images"]
+    assert command("info", extracted, "--json", "/dev/null").status == 0
 
 
 def test_debug_shows_the_traceback(command, tmp_path):

@@ -30,7 +30,7 @@ from vggfeat.datasets import Items
 from vggfeat.describe import describe
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
 from vggfeat.images import read_rgb, smallest_side, smallest_side_shape
-from vggfeat.ranks import Ranks
+from vggfeat.ranks import Ranks, out_of_memory
 from vggfeat.store import Description
 from vggfeat.weights import Network
 from vggfeat.writer import FeatureWriter
@@ -187,7 +187,7 @@ def by_shape(
                     batch_NHWC = batch_NHWC.pin_memory().to(device, non_blocking=True)
                 computed = compute(batch_NHWC)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 computed = None
             if computed is not None:
@@ -248,11 +248,6 @@ def by_shape(
         yield from finish(0)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # PyTorch's CPU allocator raises a plain RuntimeError
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def extract(

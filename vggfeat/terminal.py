@@ -94,10 +94,19 @@ def write_json(path: Path | None, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text to a file; VggfeatError where the disk refuses."""
+    """Write text to a file: it appears whole, or what was there stays; VggfeatError where the disk refuses."""
+    target = path.resolve()  # behind a link
+    if target.exists() and not target.is_file():  # a pipe, /dev/stdout
+        partial = target
+    else:
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        if partial != target:
+            os.replace(partial, target)
     except OSError as error:
+        if partial != target:
+            partial.unlink(missing_ok=True)
         raise VggfeatError(f"can't write {path}: {error}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from pretrain.checkpoint import read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
+from pretrain.loader import Batch, read_batches
 from pretrain.train import app
+from pretrain.trainer import Trainee, Trainer
 from tests.conftest import Command
 from tests.pretrain.conftest import SHORT
 from vggfeat import cli
@@ -263,6 +267,53 @@ def test_a_net_that_stays_at_chance_stops_with_advice(
     assert "chance is 0.693" in line
     assert "--init A" in line
     assert "--init glorot" in line
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+def test_too_little_memory_is_one_line(
+    kind: type[Exception], command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: torch.Tensor) -> torch.Tensor:
+        raise kind("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(Trainee, "forward", forward)
+    ran = command("--net", "A", *FEW, "--micro-batch", "12", "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert "out of memory on cpu: give a --micro-batch below 12; the run goes on" in one_line(ran.err)
+
+
+def test_a_killed_reader_is_one_line_and_the_run_goes_on(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def after_a_kill(self: Trainer, batch: Batch, images: float) -> torch.Tensor:
+        if self.state.iteration == 2:
+            for reader in multiprocessing.active_children():
+                reader.kill()
+        return step(self, batch, images)
+
+    words = ["--net", "A", *FEW, "--workers", "1", "--checkpoint-minutes", "0", "--set=*.iterations=30"]
+    words += ["--data", drawings, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", after_a_kill)
+        ran = command(*words)
+    assert ran.status == 1
+    assert "a process that reads images was killed" in one_line(ran.err)
+    assert "give fewer --workers" in one_line(ran.err)
+    assert (tmp_path / "run" / A_STAGE / "last.safetensors").exists()
+    assert command(*words).status == 0
+
+
+def test_a_reader_killed_as_it_hands_over_a_batch_is_told_apart() -> None:
+    """What PyTorch raises then depends on where the hand-over was."""
+
+    class Broken(Dataset):
+        def __getitem__(self, key: int) -> Batch:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        next(read_batches(Broken(), [[0]], 0, torch.device("cpu")))
 
 
 def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path) -> None:

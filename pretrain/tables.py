@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
 from vggfeat.errors import VggfeatError
 from vggfeat.terminal import write_json, write_text
@@ -222,24 +223,35 @@ CLAIMS = [
 
 
 def decide(better: Sequence[Cell], worse: Sequence[Cell]) -> tuple[str, float, float]:
-    """(verdict, difference of the top-1 errors in points, its standard error), on the images that both have seen.
+    """(verdict, difference of the top-1 errors in points, half of its 95 % interval), on images that both have seen.
 
     better, worse: the cells of one row each, with the same seeds in the same order. The difference is the mean over
-    seeds; its error has a part from the images (of the paired difference) and, with several seeds, one from the
-    seeds, added as variances. "holds" or "does not hold" beyond two standard errors, else "not decided".
+    seeds; its variance has a part from the images (of the paired difference) and, with several seeds, one from the
+    seeds. The interval is Student's, with the degrees of freedom of Welch and Satterthwaite: three seeds that disagree
+    leave two, not a thousand. "holds" or "does not hold" where the interval leaves out 0, else "not decided".
     """
     paired_SN = np.array(
         [b.wrong_images().astype(float) - a.wrong_images() for a, b in zip(better, worse, strict=True)]
     )
     seeds, images = paired_SN.shape
     difference = 100 * float(paired_SN.mean())
-    variance = float(paired_SN.mean(axis=0).var(ddof=1)) / images
+    parts = [
+        (float(paired_SN.mean(axis=0).var(ddof=1)) / images, images - 1)
+    ]  # (variance, degrees of freedom)
     if seeds > 1:
-        variance += float(paired_SN.mean(axis=1).var(ddof=1)) / seeds
-    error = 100 * math.sqrt(variance)
-    if abs(difference) <= 2 * error or difference == 0:
-        return "not decided", difference, error
-    return ("holds" if difference > 0 else "does not hold"), difference, error
+        parts.append((float(paired_SN.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
+    variance = sum(v for v, _ in parts)
+    if not variance:
+        return (
+            ("not decided" if not difference else "holds" if difference > 0 else "does not hold"),
+            difference,
+            0.0,
+        )
+    freedom = variance**2 / sum(v**2 / degrees for v, degrees in parts)
+    half = 100 * math.sqrt(variance) * float(stdtrit(freedom, 0.975))
+    if abs(difference) <= half:
+        return "not decided", difference, half
+    return ("holds" if difference > 0 else "does not hold"), difference, half
 
 
 # --- the ledger --------------------------------------------------------------------------------------------
@@ -311,9 +323,9 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
     """Each of the paper's claims, decided by the pairs of cells that were measured, over the seeds that both have."""
     ours = by_key(cells)
     lines = [
-        "**The paper's claims**, each on cells over the same images; decided beyond two standard errors",
+        "**The paper's claims**, each on cells over the same images; decided where 0 is outside the 95 % interval",
         "",
-        "| claim | the pair | top-1 error, % | difference +- its standard error | verdict | images | seeds |",
+        "| claim | the pair | top-1 error, % | difference +- half of its 95 % interval | verdict | images | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     header = len(lines)
@@ -323,13 +335,13 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
             if not shared:
                 continue
             a, b = ([c for c in ours[key] if c.seed in shared] for key in (better, worse))
-            verdict, difference, error = decide(a, b)
+            verdict, difference, half = decide(a, b)
             # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
             told = a[0].table == 3 and b[0].table == 3
             pair = " against ".join(c.row if told else f"{c.row}, {_how(c)}" for c in (a[0], b[0]))
             means = ", ".join(f"{np.mean([c.top1 for c in part]):.1f}" for part in (a, b))
             lines.append(
-                f"| {claim.text} | {pair} | {means} | {difference:+.2f} +- {error:.2f} "
+                f"| {claim.text} | {pair} | {means} | {difference:+.2f} +- {half:.2f} "
                 f"| {verdict} | {a[0].images} | {len(shared)} |"
             )
     return "\n".join(lines) + "\n" if len(lines) > header else ""

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from pretrain.runs import Trained, roles
 from pretrain.tables import Cell, Member, claims_markdown, decide, pack, table_markdown, update_cells
@@ -28,24 +29,43 @@ def cell(row: str, errors: float, seed: int = 0, key: int = 0, table: int = 3) -
 def test_one_seed_is_decided_by_the_images_alone():
     a, b = cell("A 256", 20, key=1), cell("B 256", 30, key=2)
     paired = b.wrong_images().astype(float) - a.wrong_images()
-    verdict, difference, error = decide([a], [b])
+    verdict, difference, half = decide([a], [b])
     assert difference == pytest.approx(10)
-    assert error == pytest.approx(100 * paired.std(ddof=1) / math.sqrt(IMAGES))
+    interval = scipy.stats.ttest_1samp(100 * paired, 0).confidence_interval(0.95)
+    assert (difference - half, difference + half) == pytest.approx(interval)
     assert verdict == "holds" and decide([b], [a])[0] == "does not hold"
     assert decide([a], [a]) == ("not decided", 0.0, 0.0)
+
+
+def variances(better: list[Cell], worse: list[Cell]) -> tuple[float, float]:
+    """Of the mean difference in points: the images' part and the seeds'."""
+    paired = np.array(
+        [b.wrong_images() * 100.0 - a.wrong_images() * 100.0 for a, b in zip(better, worse, strict=True)]
+    )
+    return paired.mean(0).var(ddof=1) / IMAGES, paired.mean(1).var(ddof=1) / len(better)
 
 
 def test_seeds_that_disagree_undo_what_one_seed_decides():
     better = [cell("A 256", errors, seed, 1) for seed, errors in enumerate((20, 30, 26))]
     worse = [cell("B 256", errors, seed, 2) for seed, errors in enumerate((30, 24, 28))]
     assert decide(better[:1], worse[:1])[0] == "holds"
-    verdict, difference, error = decide(better, worse)
+    verdict, difference, half = decide(better, worse)
     assert verdict == "not decided" and difference == pytest.approx((10 - 6 + 2) / 3)
-    paired = np.array(
-        [b.wrong_images() * 100.0 - a.wrong_images() * 100.0 for a, b in zip(better, worse, strict=True)]
-    )
-    of_images, of_seeds = paired.mean(0).var(ddof=1) / IMAGES, np.var([10, -6, 2], ddof=1) / 3
-    assert error == pytest.approx(math.sqrt(of_images + of_seeds))
+    of_images, of_seeds = variances(better, worse)
+    assert of_seeds == pytest.approx(np.var([10, -6, 2], ddof=1) / 3)
+    freedom = (of_images + of_seeds) ** 2 / (of_images**2 / (IMAGES - 1) + of_seeds**2 / 2)
+    assert half == pytest.approx(math.sqrt(of_images + of_seeds) * scipy.stats.t.ppf(0.975, freedom))
+
+
+def test_three_seeds_that_disagree_are_three_measurements_and_not_a_thousand():
+    """Differences of 18, 8 and 4 points: more than two standard errors, but of few degrees of freedom."""
+    better = [cell("A 256", 20, seed, 1) for seed in range(3)]
+    worse = [cell("B 256", 20 + more, seed, 2) for seed, more in enumerate((18, 8, 4))]
+    verdict, difference, _ = decide(better, worse)
+    assert difference == pytest.approx(10) and difference > 2 * math.sqrt(sum(variances(better, worse)))
+    assert verdict == "not decided"
+    same = [cell("B 256", 30, seed, 2) for seed in range(3)]
+    assert decide(better, same)[0] == "holds"
 
 
 def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have(tmp_path):

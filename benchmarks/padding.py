@@ -52,7 +52,7 @@ def main() -> None:
         network = vggfeat.load(spec).to(resolve_device(options.device), "auto")
         if network.module.crop % STRIDE or network.module.pool != "floor":
             raise SystemExit(
-                f"{spec}: its windows are no crops (crop of {network.module.crop}, ceil pooling)"
+                f"{spec}: its windows are no crops (crop of {network.module.crop}, {network.module.pool} pooling)"
             )
         order = class_order(network, items.classes)
         wrong = np.zeros(2)

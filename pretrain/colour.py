@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.files import write_json
 from vggfeat.images import read_rgb
-from vggfeat.terminal import write_json
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import numpy as np
 import typer
 
 from vggfeat.errors import VggfeatError
+from vggfeat.files import check_writable, write_json, write_text
 from vggfeat.terminal import (
     CORES,
-    check_writable,
     columns,
     command,
     list_unreadable,
@@ -29,8 +29,6 @@ from vggfeat.terminal import (
     printable,
     progress,
     run,
-    write_json,
-    write_text,
 )
 
 if TYPE_CHECKING:

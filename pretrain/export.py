@@ -12,7 +12,6 @@ The preprocessing is printed, kept in a .safetensors file's metadata, and is par
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +19,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.terminal import check_writable, print_table, run
+from vggfeat.files import check_writable, whole
+from vggfeat.terminal import print_table, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # Table 1's nets that torchvision and timm have too.
@@ -58,17 +58,12 @@ def export(
         "onnx": to_onnx,
         "float16": to_float16,
     }
-    # the ending stays: the checks open the file by it
-    partial = out_file.with_name(f"{out_file.stem}.partial{out_file.suffix}")
-    try:
+    with whole(out_file) as partial:
         difference = writer[to](network, partial)
         if not difference <= TOLERANCE[to]:
             raise VggfeatError(
                 f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
             )
-        os.replace(partial, out_file)
-    finally:
-        partial.unlink(missing_ok=True)
     preprocessing = network.preprocessing.to_metadata()
     rows = [
         ("file", str(out_file)),

@@ -7,7 +7,6 @@ that the paper averages (mirror and positions first; then Q, modes, nets) is an 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from vggfeat.datasets import Items, folder, imagenet
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape
+from vggfeat.files import whole
 from vggfeat.images import grid_crops, mirror, read_rgb
 from vggfeat.metrics import top_k_wrong
 from vggfeat.ranks import Ranks
@@ -193,28 +193,23 @@ class Kept:
 
     def save(self, path: Path) -> None:
         """Write as HDF5; the file appears whole. OSError where the disk refuses."""
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with create_hdf5(partial) as file:
-                file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION)
-                file.attrs.update(dataset=self.dataset, data=self.data, split=self.split)
-                for key, strings in (("names", self.names), ("classes", self.classes)):
-                    encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
-                    file.create_dataset(key, data=encoded, dtype=TEXT)
-                file["labels"] = self.labels.astype(np.int32)
-                rows = sorted(self.unreadable)
-                file["unreadable/rows"] = np.array(rows, np.int64)
-                reasons = [self.unreadable[i].encode("utf-8", "replace") for i in rows]
-                file.create_dataset("unreadable/reasons", data=reasons, dtype=TEXT, shape=(len(rows),))
-                for n, net in enumerate(self.nets):
-                    group = file.create_group(f"nets/{n:03d}")
-                    group.attrs.update(net.of)
-                    group.attrs["scales"] = net.scales
-                    for mode, posteriors_QNK in net.modes.items():
-                        group[mode] = posteriors_QNK
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(path) as partial, create_hdf5(partial) as file:
+            file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION)
+            file.attrs.update(dataset=self.dataset, data=self.data, split=self.split)
+            for key, strings in (("names", self.names), ("classes", self.classes)):
+                encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
+                file.create_dataset(key, data=encoded, dtype=TEXT)
+            file["labels"] = self.labels.astype(np.int32)
+            rows = sorted(self.unreadable)
+            file["unreadable/rows"] = np.array(rows, np.int64)
+            reasons = [self.unreadable[i].encode("utf-8", "replace") for i in rows]
+            file.create_dataset("unreadable/reasons", data=reasons, dtype=TEXT, shape=(len(rows),))
+            for n, net in enumerate(self.nets):
+                group = file.create_group(f"nets/{n:03d}")
+                group.attrs.update(net.of)
+                group.attrs["scales"] = net.scales
+                for mode, posteriors_QNK in net.modes.items():
+                    group[mode] = posteriors_QNK
 
     @classmethod
     def read(cls, path: Path) -> Kept:

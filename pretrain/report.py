@@ -18,8 +18,9 @@ import typer
 from pretrain.trainer import WEIGHTS
 from pretrain.watch import LOG, events
 from vggfeat.errors import VggfeatError
+from vggfeat.files import write_text
 from vggfeat.page import Section, Series, chart, html, join, page, table
-from vggfeat.terminal import duration, out, run, write_text
+from vggfeat.terminal import duration, out, run
 
 REPORT = "report.html"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

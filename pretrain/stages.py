@@ -22,6 +22,7 @@ from pretrain.report import REPORT, write_report
 from pretrain.trainer import CHECKPOINT, WEIGHTS, Machine, State, Trainer
 from pretrain.watch import Stop, say
 from vggfeat.errors import VggfeatError
+from vggfeat.files import whole
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, list_unreadable, progress
 from vggfeat.vgg import VGG
@@ -130,9 +131,8 @@ def _train_stages(run: Run, stop: Stop) -> bool:
             return False
         ranks.barrier()  # the next stage starts from what the first process has just written
     if ranks.first:
-        partial = run.out / f"{WEIGHTS}.partial"
-        shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, partial)
-        partial.replace(run.out / WEIGHTS)
+        with whole(run.out / WEIGHTS) as partial:
+            shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, partial)
     return True
 
 

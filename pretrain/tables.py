@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from vggfeat.errors import VggfeatError
-from vggfeat.terminal import write_json, write_text
+from vggfeat.files import write_json, write_text
 
 FIXED, LARGE, JITTER = "256", "384", "256-512"  # the paper's S
 
@@ -241,14 +241,10 @@ def decide(better: Sequence[Cell], worse: Sequence[Cell]) -> tuple[str, float, f
     if seeds > 1:
         parts.append((float(paired_SN.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
     variance = sum(v for v, _ in parts)
-    if not variance:
-        return (
-            ("not decided" if not difference else "holds" if difference > 0 else "does not hold"),
-            difference,
-            0.0,
-        )
-    freedom = variance**2 / sum(v**2 / degrees for v, degrees in parts)
-    half = 100 * math.sqrt(variance) * float(stdtrit(freedom, 0.975))
+    half = 0.0  # the same on every image and seed
+    if variance:
+        freedom = variance**2 / sum(v**2 / degrees for v, degrees in parts)
+        half = 100 * math.sqrt(variance) * float(stdtrit(freedom, 0.975))
     if abs(difference) <= half:
         return "not decided", difference, half
     return ("holds" if difference > 0 else "does not hold"), difference, half

@@ -30,9 +30,9 @@ from pretrain.init import weight_layers
 from pretrain.loader import Batch, CentreCrops, Samples, Schedule, TrainingSet, read_batches
 from pretrain.recipe import Recipe
 from pretrain.watch import Log, Stop, say
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, out_of_memory
 from vggfeat.images import Preprocessing
-from vggfeat.ranks import Ranks, out_of_memory
+from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
 

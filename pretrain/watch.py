@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from vggfeat.terminal import duration, write_text
+from vggfeat.files import write_text
+from vggfeat.terminal import duration
 
 LINE_SECONDS = 10.0
 LOG = "log.jsonl"

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vggfeat.errors import VggfeatError
+from vggfeat.files import check_writable, write_json, write_text
 from vggfeat.terminal import (
     CORES,
-    check_writable,
     columns,
     command,
     duration,
@@ -31,8 +31,6 @@ from vggfeat.terminal import (
     printable,
     progress,
     run,
-    write_json,
-    write_text,
 )
 
 app = typer.Typer(

@@ -18,3 +18,10 @@ class Interrupted(VggfeatError):  # noqa: N818 - named as what happened
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain RuntimeError."""
+    from torch import OutOfMemoryError  # here, as most errors are told without PyTorch
+
+    return isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -28,9 +28,9 @@ from vggfeat import __version__, weights
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
 from vggfeat.describe import describe
-from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
+from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError, out_of_memory
 from vggfeat.images import read_rgb, smallest_side, smallest_side_shape
-from vggfeat.ranks import Ranks, out_of_memory
+from vggfeat.ranks import Ranks
 from vggfeat.store import Description
 from vggfeat.weights import Network
 from vggfeat.writer import FeatureWriter

@@ -17,6 +17,7 @@ import numpy as np
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
+from vggfeat.files import whole
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.store import TEXT, Description, create_hdf5, encode, open_hdf5, texts
 from vggfeat.weights import Network
@@ -103,9 +104,8 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     target = Path(path)
     if not target.parent.is_dir():
         raise VggfeatError(f"there is no folder {target.parent} to write {target.name} in")
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with create_hdf5(temporary) as file:
+        with whole(target) as partial, create_hdf5(partial) as file:
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["pool"] = model.pool
@@ -119,11 +119,8 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
             for name, scored in model.scored.items():
                 file.create_dataset(f"scored/{name}/rows", data=scored.rows)
                 file.create_dataset(f"scored/{name}/scores", data=scored.scores.astype(np.float32))
-        os.replace(temporary, target)
     except OSError as error:
         raise VggfeatError(f"can't write {target}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:

@@ -20,11 +20,6 @@ from vggfeat.errors import VggfeatError
 from vggfeat.weights import resolve_device
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 @dataclass(frozen=True)
 class Ranks:
     """This process among `world` of them."""

@@ -7,7 +7,6 @@ Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it faile
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shlex
 import signal
@@ -16,7 +15,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -73,41 +71,6 @@ def duration(seconds: float) -> str:
 def command() -> str:
     """The command line that this process was started with, as it can be typed again."""
     return f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
-
-
-def check_writable(path: Path | None, overwrite: bool = True) -> None:
-    """Refuse an output file that can't be written, before the work and not after it."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise VggfeatError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise VggfeatError(f"there is no folder {path.parent} to write {path.name} in")
-    if path.exists() and not overwrite:
-        raise VggfeatError(f"{path} exists; give --overwrite, or another --out")
-
-
-def write_json(path: Path | None, value: Any) -> None:
-    """Write value as JSON to path, if there is one; what JSON doesn't know is written as text."""
-    if path is not None:
-        write_text(path, json.dumps(value, indent=1, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text to a file: it appears whole, or what was there stays; VggfeatError where the disk refuses."""
-    target = path.resolve()  # behind a link
-    if target.exists() and not target.is_file():  # a pipe, /dev/stdout
-        partial = target
-    else:
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        if partial != target:
-            os.replace(partial, target)
-    except OSError as error:
-        if partial != target:
-            partial.unlink(missing_ok=True)
-        raise VggfeatError(f"can't write {path}: {error}") from error
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from vggfeat import __version__
 from vggfeat.errors import VggfeatError
+from vggfeat.files import whole
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.vgg import FC_LAYERS, NETS, TABLE_1, VGG
 
@@ -258,17 +259,11 @@ def write_tensors(
 ) -> None:
     """Write a .safetensors file; it appears whole or not at all."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    target = Path(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole(Path(path)) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        safetensors.torch.save_file(tensors, partial, metadata=metadata)
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:

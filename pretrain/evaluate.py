@@ -32,7 +32,7 @@ from vggfeat.terminal import (
 )
 
 if TYPE_CHECKING:
-    from pretrain.posteriors import Kept
+    from pretrain.kept import KeptPosteriors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -98,13 +98,14 @@ def evaluate(
     numbers = devkit_numbers(devkit) if devkit is not None else {}
     modes = ("dense", "crops") if mode == "both" else (mode,)
     # PyTorch is imported from here on: wrong options are answered at once
-    from pretrain.posteriors import Kept, images_of
+    from pretrain.kept import KeptPosteriors
     from pretrain.posteriors import evaluate as evaluate_all
+    from pretrain.posteriors import images_of
     from pretrain.runs import measure_tables, write_tables
     from vggfeat.ranks import joined
     from vggfeat.weights import load
 
-    def ending(whole: Kept) -> None:
+    def ending(whole: KeptPosteriors) -> None:
         """What is made of posteriors, whether measured now or kept."""
         if table:
             write_tables(tables, whole, ledger)
@@ -115,9 +116,7 @@ def evaluate(
 
     tables = (3, 4, 5, 6) if table == "all" else tuple(map(int, table))
     if kept:
-        whole = Kept.read(kept[0])
-        for path in kept[1:]:
-            whole.join(Kept.read(path), path)
+        whole = KeptPosteriors.joined((str(path), KeptPosteriors.read(path)) for path in kept)
         if posteriors is not None:
             save(whole, posteriors)
         ending(whole)
@@ -147,7 +146,7 @@ def evaluate(
         raise typer.Exit(3)
 
 
-def save(whole: Kept, path: Path) -> None:
+def save(whole: KeptPosteriors, path: Path) -> None:
     """Keep posteriors in a file. Raises VggfeatError where the disk refuses."""
     try:
         whole.save(path)
@@ -155,7 +154,9 @@ def save(whole: Kept, path: Path) -> None:
         raise VggfeatError(f"can't write {path}: {error}") from error
 
 
-def report(whole: Kept, modes: tuple[str, ...], scales: tuple[int, ...], json_file: Path | None) -> None:
+def report(
+    whole: KeptPosteriors, modes: tuple[str, ...], scales: tuple[int, ...], json_file: Path | None
+) -> None:
     """Print a line for each net and mode, and for all nets fused; write the same and more as JSON."""
     labelled = int((whole.labels >= 0).sum())
     rows = columns("nets", "S", "Q", "mode", "top-1 error, %", "top-5 error, %")
@@ -191,7 +192,7 @@ def report(whole: Kept, modes: tuple[str, ...], scales: tuple[int, ...], json_fi
                            "command": command()})  # fmt: skip
 
 
-def by_class(whole: Kept, posteriors_NK: np.ndarray) -> dict[str, Any]:
+def by_class(whole: KeptPosteriors, posteriors_NK: np.ndarray) -> dict[str, Any]:
     """Errors of each class that occurs, and the pairs of classes that are confused most."""
     labels = whole.labels[whole.labels >= 0]
     scores = posteriors_NK[whole.labels >= 0]
@@ -226,7 +227,7 @@ def devkit_numbers(devkit: Path) -> dict[str, int]:
 
 
 def write_submission(
-    whole: Kept, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
+    whole: KeptPosteriors, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
 ) -> None:
     """The devkit's format: a line an image, in the order of names, with the numbers of the five likeliest classes.
 

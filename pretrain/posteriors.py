@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.kept import KeptPosteriors, Posteriors
 from pretrain.tables import paper_scales
 from vggfeat.datasets import Items, folder, imagenet
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape
-from vggfeat.files import whole
 from vggfeat.images import grid_crops, mirror, read_rgb
-from vggfeat.metrics import top_k_wrong
 from vggfeat.ranks import Ranks
-from vggfeat.store import TEXT, create_hdf5, open_hdf5, texts
 from vggfeat.vgg import VGG
 from vggfeat.weights import OXFORD, Network
 
-FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 1
-MODES = ("dense", "crops")
 GRID = 5  # a side: 50 crops a scale with their mirror images
 
 
@@ -58,34 +54,6 @@ def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
         for part in views_NHWC.split(batch_size)
     ]
     return torch.cat(posteriors).view(2 * GRID * GRID, len(images_NHWC), -1).mean(0)
-
-
-@dataclass
-class Posteriors:
-    """What one net says of N images.
-
-    of: net, train_scale, crop, learn, recipe, weights, fingerprint, precision, as strings; "" is unknown.
-    scales: Q in pixels.
-    modes: "dense" or "crops" -> (Q, N, K) float32; NaN where the image is unreadable.
-    """
-
-    of: dict[str, str]
-    scales: tuple[int, ...]
-    modes: dict[str, np.ndarray]
-
-    def mean(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
-        """(N, K): the average over test scales, and for "both" over the two modes. VggfeatError: not kept."""
-        chosen = self.scales if scales is None else tuple(scales)
-        wanted = MODES if mode == "both" else (mode,)
-        name = f"net {self.of['net']} ({self.of['weights']})"
-        for m in wanted:
-            if m not in self.modes:
-                raise VggfeatError(f"the posteriors of {name} are {', '.join(self.modes)} only, not {m}")
-        for q in chosen:
-            if q not in self.scales:
-                raise VggfeatError(f"the posteriors of {name} have no Q={q}, only {self.scales}")
-        rows = [self.scales.index(q) for q in chosen]
-        return np.mean([self.modes[m][rows].mean(0, dtype=np.float64) for m in wanted], axis=0)
 
 
 def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
@@ -174,103 +142,6 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
     }
 
 
-@dataclass
-class Kept:
-    """Posteriors of several nets for the same images, and what they are of.
-
-    data: the name of the images' folder. classes: K names, the order of the posteriors.
-    labels: (N,) index into classes, -1 unknown. unreadable: row -> reason.
-    """
-
-    dataset: str
-    data: str
-    split: str
-    names: list[str]
-    labels: np.ndarray
-    classes: list[str]
-    unreadable: dict[int, str]
-    nets: list[Posteriors]
-
-    def save(self, path: Path) -> None:
-        """Write as HDF5; the file appears whole. OSError where the disk refuses."""
-        with whole(path) as partial, create_hdf5(partial) as file:
-            file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION)
-            file.attrs.update(dataset=self.dataset, data=self.data, split=self.split)
-            for key, strings in (("names", self.names), ("classes", self.classes)):
-                encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
-                file.create_dataset(key, data=encoded, dtype=TEXT)
-            file["labels"] = self.labels.astype(np.int32)
-            rows = sorted(self.unreadable)
-            file["unreadable/rows"] = np.array(rows, np.int64)
-            reasons = [self.unreadable[i].encode("utf-8", "replace") for i in rows]
-            file.create_dataset("unreadable/reasons", data=reasons, dtype=TEXT, shape=(len(rows),))
-            for n, net in enumerate(self.nets):
-                group = file.create_group(f"nets/{n:03d}")
-                group.attrs.update(net.of)
-                group.attrs["scales"] = net.scales
-                for mode, posteriors_QNK in net.modes.items():
-                    group[mode] = posteriors_QNK
-
-    @classmethod
-    def read(cls, path: Path) -> Kept:
-        """The inverse of `save`. Raises VggfeatError for a file that is none."""
-        with open_hdf5(path, FORMAT, FORMAT_VERSION) as file:
-            try:
-                nets = []
-                for key in sorted(file["nets"]):
-                    group = file["nets"][key]
-                    of = {k: str(v) for k, v in group.attrs.items() if k != "scales"}
-                    scales = tuple(int(q) for q in group.attrs["scales"])
-                    nets.append(Posteriors(of, scales, {mode: group[mode][:] for mode in group}))
-                reasons = [text.decode("utf-8", "replace") for text in file["unreadable/reasons"][:]]
-                kept = cls(
-                    str(file.attrs["dataset"]), str(file.attrs.get("data", "")), str(file.attrs["split"]),
-                    texts(file["names"]), file["labels"][:], texts(file["classes"]),
-                    dict(zip(map(int, file["unreadable/rows"][:]), reasons, strict=True)),
-                    nets,
-                )  # fmt: skip
-            except Exception as error:  # h5py meets damage in many ways
-                raise VggfeatError(f"{path} is damaged: {error}") from error
-        n, k = len(kept.names), len(kept.classes)
-        shapes = {p.shape[1:] for net in kept.nets for p in net.modes.values()}
-        if shapes != {(n, k)} or kept.labels.shape != (n,):
-            raise VggfeatError(f"{path} is damaged: its parts have different lengths")
-        return kept
-
-    def join(self, other: Kept, path: Path | str) -> None:
-        """Take in the nets of another file. Raises VggfeatError when it is of other images or classes."""
-        if other.names != self.names:
-            raise VggfeatError(
-                f"{path} is of other images ({other.dataset} {other.split}): it can't be fused"
-            )
-        if sorted(other.classes) != sorted(self.classes):
-            raise VggfeatError(f"{path} has other classes than the first: it can't be fused")
-        order = [other.classes.index(name) for name in self.classes]
-        for net in other.nets:
-            net.modes = {mode: posteriors[:, :, order] for mode, posteriors in net.modes.items()}
-            self.nets.append(net)
-        self.unreadable |= other.unreadable
-
-    def fused(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
-        """(N, K): the average over scales, modes and nets; NaN where unreadable."""
-        return np.mean([net.mean(mode, scales) for net in self.nets], axis=0)
-
-    def errors(self, posteriors_NK: np.ndarray) -> tuple[float, float]:
-        """Top-1 and top-5 error over the labelled images, %."""
-        return 100 * float(self.wrong(posteriors_NK, 1).mean()), 100 * float(
-            self.wrong(posteriors_NK, 5).mean()
-        )
-
-    def wrong(self, posteriors_NK: np.ndarray, k: int) -> np.ndarray:
-        """(n,) bool over the labelled images: the true class is not among the k most likely. So are unreadable ones."""
-        labelled = self.labels >= 0
-        readable = labelled & ~np.isnan(posteriors_NK).any(1)
-        wrong = np.ones(len(self.labels), bool)
-        if readable.any():
-            wrong[readable] = top_k_wrong(posteriors_NK[readable], self.labels[readable], k)
-        return wrong[labelled]
-
-
 def images_of(root: Path, split: str, limit: int) -> Items:
     """The images of one split of ImageNet's layout; "test" is a flat folder without labels.
 
@@ -297,29 +168,31 @@ def images_of(root: Path, split: str, limit: int) -> Items:
 def evaluate(
     networks: Iterable[Network], scales: Sequence[int], modes: Sequence[str], items: Items, split: str, ranks: Ranks,
     *, batch_size: int, workers: int, advance: Callable[[float, int], None],
-) -> Kept:  # fmt: skip
+) -> KeptPosteriors:  # fmt: skip
     """`measure` for one net after another, matched by class with the data and with each other.
 
     scales: Q for all nets; none: each net's own (`paper_scales`, several).
     """
-    whole: Kept | None = None
-    for network in networks:
-        of_net = fitting_scales(network, scales)
-        classes = imagenet_synsets(network.classes or [])
-        order = class_order(network, items.classes)
-        labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
-        net, failures = measure(
-            network, items, of_net, modes, ranks, batch_size=batch_size, workers=workers, advance=advance
-        )
-        kept = Kept(
-            items.dataset, items.root.absolute().name, split, items.names, labels, classes, failures, [net]
-        )
-        if whole is None:
-            whole = kept
-        else:
-            whole.join(kept, network.spec)
-    assert whole is not None
-    return whole
+    return KeptPosteriors.joined(
+        (network.spec, _of_one(network, scales, modes, items, split, ranks, batch_size, workers, advance))
+        for network in networks
+    )
+
+
+def _of_one(
+    network: Network, scales: Sequence[int], modes: Sequence[str], items: Items, split: str, ranks: Ranks,
+    batch_size: int, workers: int, advance: Callable[[float, int], None],
+) -> KeptPosteriors:  # fmt: skip
+    of_net = fitting_scales(network, scales)
+    classes = imagenet_synsets(network.classes or [])
+    order = class_order(network, items.classes)
+    labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
+    net, failures = measure(
+        network, items, of_net, modes, ranks, batch_size=batch_size, workers=workers, advance=advance
+    )
+    return KeptPosteriors(
+        items.dataset, items.root.absolute().name, split, items.names, labels, classes, failures, [net]
+    )
 
 
 def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from pretrain.posteriors import MODES, Kept, evaluate, how_trained
+from pretrain.kept import MODES, KeptPosteriors
+from pretrain.posteriors import evaluate, how_trained
 from pretrain.tables import (
     FIXED,
     JITTER,
@@ -120,7 +121,7 @@ def measure_tables(
     ranks: Ranks,
     precision: str,
     how: dict[str, Any],
-) -> Kept:
+) -> KeptPosteriors:
     """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants: one pass a net."""
     nets = trained_nets(runs)
     rows = rows_of(numbers)
@@ -134,7 +135,7 @@ def measure_tables(
         raise VggfeatError(
             f"none of the nets under {runs.absolute()} is in table {', '.join(map(str, numbers))}"
         )
-    whole: Kept | None = None
+    parts: list[tuple[str, KeptPosteriors]] = []
     for i, its_rows in wanted.items():
         net = nets[i]
         # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same images
@@ -149,15 +150,11 @@ def measure_tables(
                     show(done, total)
 
             kept = evaluate([network], scales, modes, items, split, ranks, advance=advance, **how)
-        if whole is None:
-            whole = kept
-        else:
-            whole.join(kept, net.weights)
-    assert whole is not None
-    return whole
+        parts.append((net.weights, kept))
+    return KeptPosteriors.joined(parts)
 
 
-def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
+def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) -> None:
     """The cells of these tables from kept posteriors: printed beside the paper's, and put into the ledger.
 
     The cells are kept as JSON beside the ledger: `ledger-ilsvrc.json` for ImageNet's 1,000 classes and the paper's
@@ -191,7 +188,12 @@ def write_tables(numbers: Sequence[int], whole: Kept, ledger: Path) -> None:
 
 
 def _cell(
-    row: PaperRow, role: Mapping[Member, int], nets: Sequence[Trained], whole: Kept, where: str, seed: int
+    row: PaperRow,
+    role: Mapping[Member, int],
+    nets: Sequence[Trained],
+    whole: KeptPosteriors,
+    where: str,
+    seed: int,
 ) -> Cell:
     parts: list[np.ndarray] = []
     scales: list[str] = []

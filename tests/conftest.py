@@ -98,6 +98,15 @@ def photograph(seed: int, height: int, width: int) -> np.ndarray:
     return np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
 
 
+def assert_same_descriptors(a: np.ndarray, b: np.ndarray) -> None:
+    """Equal to what a batch of another size rounds otherwise: 1e-4 of each descriptor's largest value."""
+    assert a.shape == b.shape and a.dtype == b.dtype
+    np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+    a, b = np.nan_to_num(a).astype(np.float64), np.nan_to_num(b).astype(np.float64)
+    largest = np.abs(b).max(-1, keepdims=True)
+    assert (np.abs(a - b) <= 1e-4 * largest).all(), np.abs(a - b).max()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two classes of 12 JPEGs of three shapes: reddish and bluish."""

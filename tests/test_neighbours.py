@@ -6,7 +6,6 @@ import functools
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +17,7 @@ from vggfeat.errors import VggfeatError
 from vggfeat.neighbours import contact_sheet, nearest, query_of
 
 from .conftest import Command, photograph
-from .test_report import features_of
+from .test_report import features_of, write_features
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -44,9 +43,8 @@ def test_the_same_as_all_at_once(tmp_path, monkeypatch, pool, scales, block):
 
 def test_of_equals_the_first_and_no_more_than_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "BLOCK_BYTES", 300)
-    features = features_of(tmp_path / "f.h5", None, [])
-    with h5py.File(features.path, "w") as file:
-        file["descriptors"] = np.tile(np.ones((1, 2, 16), np.float32), (12, 1, 1))
+    names = [f"{i:04d}.jpg" for i in range(12)]
+    features = write_features(tmp_path / "f.h5", np.ones((12, 2, 16), np.float32), None, [], names)
     query, _ = query_of(features, "0003.jpg")
     assert [n.row for n in nearest(features, query, top=4)] == [0, 1, 2, 3]
     everything = nearest(features, query, top=100, without=3)

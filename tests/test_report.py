@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +20,8 @@ from vggfeat.model import Model
 from vggfeat.page import Series, chart
 from vggfeat.protocols import Scored
 from vggfeat.report import write_report
-from vggfeat.store import Description, Features
+from vggfeat.store import Description, Features, open_features
+from vggfeat.writer import FeatureWriter
 
 from .conftest import Command, photograph
 
@@ -39,21 +39,19 @@ def features_of(
     if labels is not None:
         k = labels if labels.ndim == 1 else labels.argmax(1)
         x += 3 * np.eye(max(len(classes), 1), 16, dtype=np.float32)[k][:, None]
-    with h5py.File(path, "w") as file:
-        file["descriptors"] = x
-    return Features(
-        path=path,
-        names=names or [f"{i:04d}.jpg" for i in range(n)],
-        labels=labels,
-        classes=classes,
-        splits={},
-        status=np.ones(n, np.uint8),
-        errors={},
-        description=PART,
-        attributes={"dataset": "folder"},
-        shape=x.shape,
-        dtype=x.dtype,
-    )
+    return write_features(path, x, labels, classes, names or [f"{i:04d}.jpg" for i in range(n)])
+
+
+def write_features(
+    path: Path, x_NQD: np.ndarray, labels: np.ndarray | None, classes: list[str], names: list[str]
+) -> Features:
+    items = Items("folder", "single-label", path.parent, names, labels, classes)
+    with FeatureWriter(path, items, PART, x_NQD.shape[2], overwrite=True) as file:
+        for i, row_QD in enumerate(x_NQD):
+            for s, descriptor_D in enumerate(row_QD):
+                file.write(i, s, descriptor_D)
+        file.finish()
+    return open_features(path)
 
 
 def results_of(**more: Any) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,11 +20,11 @@ import torch
 from PIL import Image
 
 import vggfeat
-from vggfeat import cli, datasets, extract, store, writer
+from vggfeat import cli, datasets, extract, hdf5, store, writer
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape, description_of
 
-from .conftest import Command, photograph
+from .conftest import Command, assert_same_descriptors, photograph
 
 KILLS = int(os.environ.get("KILLS", "10"))
 WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
@@ -37,6 +40,8 @@ def words(root: Path, out: Path, *more: object) -> list[str]:
         "1",
         "--precision",
         "float32",
+        "--device",
+        "cpu",
         *map(str, more),
     ]
 
@@ -47,23 +52,24 @@ def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
-    """All that a feature file holds, but for how long it took."""
+    """All that a feature file holds, but for how long it took, by which command."""
     found: dict[str, np.ndarray] = {}
     with h5py.File(path) as file:
         file.visititems(
             lambda name, item: found.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None
         )
-        found |= {f"@{key}": np.asarray(value) for key, value in file.attrs.items() if key != "command"}
+    facts = {**json.loads(found.pop("facts").tobytes()), "command": ""}
     del found["seconds"]
-    return found
+    return {**found, "facts": np.array(json.dumps(facts))}
 
 
 def assert_same_file(a: Path, b: Path) -> None:
     one, other = contents(a), contents(b)
     assert one.keys() == other.keys()
+    vggfeat.open_features(a)
     for name in one:
-        if name == "descriptors":  # a batch of another size sums in another order
-            np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+        if name == "descriptors":
+            assert_same_descriptors(one[name], other[name])
         else:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
@@ -84,48 +90,55 @@ def whole(spoilt: Path, tmp_path: Path, run_main: Command) -> Path:
 
 
 # Forked from one process that has imported everything: a start takes milliseconds, and kills fall into the work.
-# What is described is logged as it happens, and a flush is due every 50 ms.
+# What is described is logged as it happens, what is flushed when it is; a flush is due every 50 ms.
 KILLER = """
     import json, os, random, signal, sys, time
     import torch
-    from vggfeat import cli, store, writer
+    from vggfeat import cli, hdf5, store, writer
     import vggfeat.extract
     log, seed, kills, longest, *command = sys.argv[1:]
     torch.set_num_threads(1)
     writer.FLUSH_SECONDS = 0.05
-    write = writer.FeatureWriter.write
+    write, flush = writer.FeatureWriter.write, writer.FeatureWriter.flush
     log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    def say(*words):
+        os.write(log, (" ".join(map(str, words)) + "\\n").encode())
     def logged(self, row, scale, descriptor):
-        os.write(log, f"{time.monotonic()} {row} {scale}\\n".encode())
+        say("described", row, scale)
         time.sleep(0.01)
         write(self, row, scale, descriptor)
-    writer.FeatureWriter.write = logged
+    def flushed(self):
+        cells = list(self._values)
+        flush(self)
+        for row, scale in cells:
+            say("flushed", row, scale)
+    writer.FeatureWriter.write, writer.FeatureWriter.flush = logged, flushed
     sys.argv = ["vggfeat", *command]
     random.seed(int(seed))
-    out = command[command.index("--out") + 1]
-    killed = []
+    out = writer.Path(command[command.index("--out") + 1])
+    partial = out.with_name(out.name + ".partial")
+    killed = 0
     while True:
         child = os.fork()
         if not child:
             cli.main()
-        if len(killed) < int(kills):
+        if killed < int(kills):
             time.sleep(random.uniform(0, float(longest)))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             break
-        killed.append(time.monotonic())
-        os.write(log, f"{killed[-1]} kill -1\\n".encode())
-        if os.path.exists(out):  # it had its name already
+        killed += 1
+        if out.exists():  # it had its name already
             status = 3 << 8
             break
-        if os.path.exists(out + ".partial") and os.path.getsize(out + ".partial"):
-            place = writer._Place
-            with store.open_hdf5(writer.Path(out + ".partial"), store.FORMAT, 1, unfinished=True) as file:
-                there = file["described"][:].nonzero()
-            os.write(log, f"{killed[-1]} there {list(map(list, zip(*map(list, map(lambda a: a.tolist(), there)))))}\\n"
-                     .encode())
-    print(json.dumps({"kills": len(killed), "status": os.WEXITSTATUS(status)}))
+        there = []
+        if hdf5.format_of(partial):
+            with hdf5.open_file(partial, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
+                there = (file.arrays["status"].read(file.descriptor) == store.DONE).nonzero()
+            there = list(zip(*(indices.tolist() for indices in there)))
+        say("there", json.dumps(there))
+    print(json.dumps({"kills": killed, "status": os.WEXITSTATUS(status)}))
 """
 
 
@@ -142,24 +155,18 @@ def test_killed_at_any_moment_it_goes_on(spoilt: Path, whole: Path, tmp_path: Pa
         round_ += 1
         assert_same_file(out, whole)
         assert not list(tmp_path.glob("*.partial*"))
-        described: dict[tuple[int, int], float] = {}
         safe: set[tuple[int, int]] = set()
         for line in log.read_text().splitlines():
-            when, what, rest = line.split(" ", 2)
-            if what == "kill":
-                killed = float(when)
-            elif what == "there":
+            what, rest = line.split(" ", 1)
+            if what == "there":
                 there = {(row, scale) for row, scale in json.loads(rest)}
-                assert safe <= there, "a row that was there is lost"
-                # lost is only what was described since the last flush: 50 ms, and what a busy machine adds
-                lost = [described[cell] for cell in described.keys() - there]
-                assert all(killed - at < 1.0 for at in lost)
+                assert safe <= there, "what had been flushed is lost"
                 safe = there
-                described = {cell: at for cell, at in described.items() if cell in there}
             else:
-                cell = (int(what), int(rest))
-                assert cell not in safe, "described again although it was there"
-                described[cell] = float(when)
+                row, scale = map(int, rest.split())
+                assert what == "flushed" or (row, scale) not in safe, "described again although it was there"
+                if what == "flushed":
+                    safe.add((row, scale))
     print(f"{kills} kills over {round_} extractions")
     assert kills >= KILLS
 
@@ -172,6 +179,7 @@ def test_an_interrupted_extraction_says_what_it_keeps(
         import os, sys
         from vggfeat import cli, writer
         write = writer.FeatureWriter.write
+        writer.FLUSH_SECONDS = float("inf")
         def then_signal(self, row, scale, descriptor):
             write(self, row, scale, descriptor)
             if len(self._values) == 13:
@@ -211,7 +219,7 @@ def test_a_disk_that_fails_later_loses_nothing(
     script = """
         import resource, sys
         from vggfeat import cli, writer
-        writer.FLUSH_ROWS = 4
+        writer.FLUSH_ROWS, writer.FLUSH_SECONDS = 4, float("inf")
         flush, count = writer.FeatureWriter.flush, 0
         def limited(self):
             global count
@@ -299,6 +307,7 @@ def begun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_mai
 
     write = writer.FeatureWriter.write
     with monkeypatch.context() as patch:
+        patch.setattr(writer, "FLUSH_SECONDS", float("inf"))
         patch.setattr(writer.FeatureWriter, "write", stop)
         ran = run_main(cli.main, *words(folder, tmp_path / "f.h5"))
     assert ran.status == 1 and "images are in" in ran.err
@@ -348,8 +357,10 @@ def test_other_images_are_refused(begun: Path, folder: Path, run_main: Command) 
     assert run_main(cli.main, *words(folder, begun)).status == 0
 
 
-def test_other_labels_versions_and_damage_are_refused(begun: Path, folder: Path, tmp_path: Path) -> None:
-    partial = Path(f"{begun}.partial")
+def test_other_labels_versions_and_damage_are_refused(
+    begun: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, extract_versions = Path(f"{begun}.partial"), extract.versions()
     items = datasets.load("folder", folder)
     network = vggfeat.load(WEIGHTS)
 
@@ -364,13 +375,15 @@ def test_other_labels_versions_and_damage_are_refused(begun: Path, folder: Path,
     refused("another split split1/test")
     items = datasets.load("folder", folder)
     good = partial.read_bytes()
-    with h5py.File(partial, "r+") as file:
-        file.attrs["versions"] = json.dumps({**json.loads(file.attrs["versions"]), "torch": "1.0"})
-    refused(r"torch 1.0, not 2")
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "versions", lambda: {**extract_versions, "torch": "3.0"})
+        refused(r"torch 2\S+, not 3.0")
     partial.write_bytes(good[: len(good) // 2])
     refused("give --overwrite")
     partial.write_bytes(b"a text")
-    refused("is not a feature file")
+    refused("is no half-written feature file of this version")
+    partial.write_bytes((Path(__file__).parent / "version1" / "features.h5").read_bytes())
+    refused("is no half-written feature file of this version")
     partial.write_bytes(good)
     extract.extract(items, network, begun, scales=(40, 64), batch_size=1)
 
@@ -381,20 +394,20 @@ def test_an_unreadable_image_is_tried_again(spoilt: Path, tmp_path: Path, run_ma
 
     items, network = datasets.load("folder", spoilt), vggfeat.load(WEIGHTS)
     description = description_of(network, None, (40, 64), True)
-    attributes = {"versions": extract.versions()}
+    facts = {"versions": extract.versions()}
     with (
         pytest.raises(KeyboardInterrupt),
-        writer.FeatureWriter(out, items, description, 512, "float32", attributes) as own,
+        writer.FeatureWriter(out, items, description, 512, "float32", facts) as own,
     ):
         bad = items.names.index("red/03.jpg")
-        own.read(0, items.source(0))
+        own.note_source(0, items.source(0))
         own.write(0, 0, np.zeros(512, np.float32))
         own.write(bad, 0, np.zeros(512, np.float32))
         own.flush()
         own.fail(bad, "a reason of ö" * 40)
         own.flush()
         raise KeyboardInterrupt
-    own_again = writer.FeatureWriter(out, items, description, 512, "float32", attributes)
+    own_again = writer.FeatureWriter(out, items, description, 512, "float32", facts)
     assert own_again.unreadable[bad] == ("a reason of ö" * 40).encode()[:200].decode("utf-8", "ignore")
     assert not own_again.described[bad].any()
     own_again.__exit__(KeyboardInterrupt, None, None)
@@ -405,6 +418,215 @@ def test_an_unreadable_image_is_tried_again(spoilt: Path, tmp_path: Path, run_ma
     assert features.readable[bad] and np.isfinite(features.descriptors[bad]).all()
     with h5py.File(out) as file:
         assert file["errors"][bad] == b""
+
+
+# --- what others do to it ----------------------------------------------------------------------------------
+
+
+def _meanwhile(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[Path], object]) -> None:
+    """Once at descriptors are written, another program does something to the half-written file."""
+    write, count = writer.FeatureWriter.write, 0
+
+    def then(self: writer.FeatureWriter, row: int, scale: int, descriptor: np.ndarray) -> None:
+        nonlocal count
+        write(self, row, scale, descriptor)
+        count += 1
+        if count == at:
+            self.flush()
+            act(self.partial)
+
+    monkeypatch.setattr(writer.FeatureWriter, "write", then)
+
+
+def _another(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"something else")
+
+
+def _lengthen(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b"more")
+
+
+def _write_over(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(bytes(1 << 14))
+
+
+@pytest.mark.parametrize("at", [7, 44])
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (Path.unlink, "removed"),
+        (_another, "replaced"),
+        (lambda path: os.truncate(path, 5000), "cut off"),
+        (_lengthen, "lengthened"),
+        (_write_over, "written over"),
+    ],
+)
+def test_a_file_that_others_spoil_while_it_is_written_is_noticed(
+    spoilt: Path,
+    tmp_path: Path,
+    run_main: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Any,
+    told: str,
+    at: int,
+) -> None:
+    out = tmp_path / "f.h5"
+    _meanwhile(monkeypatch, at, act)
+    ran = run_main(cli.main, *words(spoilt, out))
+    assert ran.status == 1 and not out.exists()
+    assert f"{out}.partial was {told} by another program while it was being written" in ran.err
+    assert "goes on from there" not in ran.err
+
+
+def test_rows_that_others_spoil_while_the_file_is_written_are_noticed(
+    spoilt: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of a descriptor change behind the writer's back: the look at the whole file sees it."""
+
+    def scribble(path: Path) -> None:
+        with hdf5.open_file(path, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
+            done = file.arrays["status"].read(file.descriptor)[:, 0] == store.DONE
+            at = file.arrays["descriptors"].at + int(done.argmax()) * file.arrays["descriptors"].row_bytes
+        with open(path, "r+b") as stream:
+            stream.seek(at)
+            stream.write(b"scribble")
+
+    out = tmp_path / "f.h5"
+    _meanwhile(monkeypatch, 7, scribble)
+    ran = run_main(cli.main, *words(spoilt, out))
+    assert ran.status == 1 and not out.exists()
+    assert "has another checksum" in ran.err
+
+
+def test_a_file_that_appears_meanwhile_stays(
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "f.h5"
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, 7, lambda path: out.write_text("mine"))
+        ran = run_main(cli.main, *words(spoilt, out))
+    assert ran.status == 1 and "has appeared meanwhile" in ran.err and out.read_text() == "mine"
+    out.unlink()
+    again = run_main(cli.main, *words(spoilt, out))
+    assert again.status == 3 and "going on: 24 of 24" in again.err
+    assert_same_file(out, whole)
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "pipe", "folder"])
+def test_what_lies_at_the_half_written_files_name(
+    folder: Path, tmp_path: Path, run_main: Command, what: str
+) -> None:
+    out, partial, precious = tmp_path / "f.h5", tmp_path / "f.h5.partial", tmp_path / "precious"
+    if what == "pipe":
+        os.mkfifo(partial)
+    elif what == "folder":
+        partial.mkdir()
+    else:
+        partial.symlink_to(precious)
+    if what == "link":
+        precious.write_text("mine")
+    for more in ([], ["--overwrite"]):
+        ran = run_main(cli.main, *words(folder, out, *more))
+        assert ran.status == 1 and f"can't write {partial}" in ran.err and ran.err.count("\n") == 1
+    assert not out.exists() and precious.exists() == (what == "link")
+    assert what != "link" or precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_a_warning(
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(writer.fcntl, "flock", no)
+    ran = run_main(cli.main, *words(spoilt, tmp_path / "f.h5"))
+    assert ran.status == 3 and "can't be locked" in ran.err and "start no other extraction" in ran.err
+    assert_same_file(tmp_path / "f.h5", whole)
+
+
+# --- unreadable rows of a finished file --------------------------------------------------------------------
+
+
+def test_what_was_unreadable_is_described_later(spoilt: Path, tmp_path: Path, run_main: Command) -> None:
+    out, away = tmp_path / "f.h5", spoilt / "red" / "03.jpg"
+    assert run_main(cli.main, *words(spoilt, out)).status == 3
+    before = vggfeat.open_features(out)
+    ran = run_main(cli.main, *words(spoilt, out))
+    assert ran.status == 1 and "exists; give --overwrite" in ran.err
+    assert run_main(cli.main, *words(spoilt, out, "--retry", "--overwrite")).status == 2
+
+    ran = run_main(cli.main, *words(spoilt, out, "--retry"))  # nothing is better yet
+    assert ran.status == 3 and "unreadable: red/03.jpg" in ran.err
+    assert_same_file(out, out)
+
+    Image.fromarray(photograph(3, 40, 60)).save(away)
+    ran = run_main(cli.main, *words(spoilt, out, "--retry", "--scales", "40"))
+    assert ran.status == 1 and "was begun with scales 40,64, not 40" in ran.err
+    assert vggfeat.open_features(out).errors == before.errors
+
+    ran = run_main(cli.main, *words(spoilt, out, "--retry"))
+    assert ran.status == 3 and "going on: 24 of 24" in ran.err and "red/03.jpg" not in ran.err
+    after = vggfeat.open_features(out)
+    row = after.names.index("red/03.jpg")
+    assert after.readable[row] and np.isfinite(after.descriptors[row]).all() and len(after.errors) == 1
+    kept = np.delete(np.arange(24), row)
+    np.testing.assert_array_equal(after.descriptors[kept], before.descriptors[kept])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_interrupted_retry_goes_on(
+    spoilt: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "f.h5"
+    assert run_main(cli.main, *words(spoilt, out)).status == 3
+    Image.fromarray(photograph(3, 40, 60)).save(spoilt / "red" / "03.jpg")
+    with monkeypatch.context() as patch:
+
+        def stop(*_: Any) -> None:
+            raise VggfeatError("stop")
+
+        patch.setattr(writer.FeatureWriter, "write", stop)
+        assert run_main(cli.main, *words(spoilt, out, "--retry")).status == 1
+    with pytest.raises(VggfeatError, match="its extraction has not finished"):
+        vggfeat.open_features(out)
+    assert run_main(cli.main, *words(spoilt, out)).status == 3
+    assert len(vggfeat.open_features(out).errors) == 1
+
+
+def test_an_image_changed_in_its_middle_is_noticed(folder: Path, tmp_path: Path, run_main: Command) -> None:
+    """A BMP of 300 kB, a square in its middle painted over: the same length, another time."""
+    out, bmp = tmp_path / "f.h5", folder / "blue" / "00.bmp"
+    Image.fromarray(photograph(1, 300, 340)).save(bmp)
+    items, network = datasets.load("folder", folder), vggfeat.load(WEIGHTS)
+
+    def stop(done: float, total: int) -> None:
+        if done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        extract.extract(items, network, out, scales=(40,), batch_size=1, progress=stop, workers=1)
+    raw = bytearray(bmp.read_bytes())
+    os.utime(bmp)  # only another time: the same image
+    with writer.FeatureWriter(out, *_job(items, network)) as file:
+        assert file.described[items.names.index("blue/00.bmp")].all()
+    raw[len(raw) // 2 : len(raw) // 2 + 300] = bytes(300)
+    bmp.write_bytes(raw)
+    with pytest.raises(VggfeatError, match=r"another image blue/00.bmp: it has changed since"):
+        extract.extract(items, network, out, scales=(40,), batch_size=1)
+    status = bmp.stat()
+    bmp.write_bytes(raw)
+    os.utime(bmp, ns=(status.st_atime_ns, status.st_mtime_ns))  # a time that is put back doesn't hide it
+    with pytest.raises(VggfeatError, match=r"another image blue/00.bmp"):
+        extract.extract(items, network, out, scales=(40,), batch_size=1)
+
+
+def _job(items: datasets.Items, network: Any) -> tuple[Any, ...]:
+    facts = {"versions": extract.versions()}
+    return items, description_of(network, "fc7", (40,), True), 512, "float32", facts
 
 
 # --- the device --------------------------------------------------------------------------------------------
@@ -470,7 +692,7 @@ def test_other_errors_of_the_network_are_not_taken_for_memory() -> None:
 # --- several processes -------------------------------------------------------------------------------------
 
 
-def torchrun(processes: int, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     launcher = [
         sys.executable,
         "-m",
@@ -479,7 +701,7 @@ def torchrun(processes: int, script: str, *arguments: str) -> subprocess.Complet
         "--nproc-per-node",
         str(processes),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(
         [*launcher, script, *arguments], capture_output=True, text=True, timeout=300, env=environment
     )
@@ -490,30 +712,30 @@ def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent("""
-        import os, signal, time
+        import os, signal, sys, time
         from vggfeat import cli, writer
-        writer.FLUSH_ROWS = 1
+        writer.FLUSH_ROWS, writer.FLUSH_SECONDS = 1, float("inf")
         write, count = writer.FeatureWriter.write, 0
         def deadly(self, row, scale, descriptor):
             global count
             count += 1
             write(self, row, scale, descriptor)
             if os.environ.get("DEADLY") and os.environ["RANK"] == "1" and count == 7:
-                time.sleep(2)  # the others get somewhere
-                os.kill(os.getpid(), signal.SIGKILL)
+                while True:  # until the others have got somewhere
+                    described = self._places["status"].read(self._file) == 1
+                    if min(described[rank::3].sum() for rank in (0, 2)) >= 6:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    time.sleep(0.05)
         writer.FeatureWriter.write = deadly
         cli.main()
         """)
     )
     out = tmp_path / "f.h5"
-    os.environ["DEADLY"] = "1"
-    try:
-        died = torchrun(3, str(script), *words(spoilt, out))
-    finally:
-        del os.environ["DEADLY"]
+    died = torchrun(3, str(script), *words(spoilt, out), DEADLY="1")
     assert died.returncode != 0 and not out.exists()
-    with store.open_hdf5(Path(f"{out}.partial"), store.FORMAT, 1, unfinished=True) as file:
-        described = file["described"][:]
+    partial = Path(f"{out}.partial")
+    with hdf5.open_file(partial, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
+        described = file.arrays["status"].read(file.descriptor) == store.DONE
     of_rank = [int(described[rank::3].sum()) for rank in range(3)]
     assert of_rank[1] == 6 and min(of_rank[0], of_rank[2]) >= 6, died.stderr
     again = torchrun(2, str(script), *words(spoilt, out))

@@ -117,6 +117,10 @@ def extract(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the feature file, and one that was begun otherwise.")
     ] = False,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="Describe what is unreadable in the finished feature file once more."),
+    ] = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -127,7 +131,11 @@ def extract(
     from vggfeat.ranks import joined
     from vggfeat.weights import load
 
-    check_writable(None if dry_run else out_file, overwrite)
+    if overwrite and retry:
+        raise typer.BadParameter(
+            "--retry keeps the file, --overwrite doesn't: give one", param_hint="--retry"
+        )
+    check_writable(None if dry_run else out_file, overwrite or retry)
     check_writable(json_file)
     folder = _root(root)
     with ending_well(), joined(device, minutes=60 * 24 * 30) as ranks:
@@ -168,6 +176,7 @@ def extract(
                 workers=workers,
                 store=store,
                 overwrite=overwrite,
+                retry=retry,
                 command=command(),
                 ranks=ranks,
                 progress=advance,
@@ -400,8 +409,9 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Tell all about a feature file or a model."""
+    from vggfeat.hdf5 import format_of
     from vggfeat.model import FORMAT, load_model
-    from vggfeat.store import format_of, open_features
+    from vggfeat.store import open_features
 
     facts: dict[str, Any]
     is_model = format_of(file) == FORMAT
@@ -433,7 +443,8 @@ def info(
             if f.labels is None
             else ("several an image" if f.labels.ndim == 2 else "one an image"),
             "splits": {name: len(rows) for name, rows in f.splits.items()},
-            **{k: v for k, v in f.attributes.items() if k not in ("description", "format")},
+            **f.description.to_dict(),
+            **{k: v for k, v in f.attributes.items() if k != "description"},
         }
     print_table(
         str(file), [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in facts.items()]
@@ -441,6 +452,20 @@ def info(
     if not is_model:
         list_unreadable({f.names[i]: reason for i, reason in f.errors.items()})
     write_json(json_file, facts)
+
+
+@app.command()
+def convert(
+    old: Annotated[Path, typer.Argument(help="A feature, model or posteriors file of version 1.")],
+    new: Annotated[Path, typer.Argument(help="The same of version 2.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the new file.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Rewrite a file that an earlier version of this program made."""
+    check_writable(new, overwrite)
+    from vggfeat.convert import convert as convert_file
+
+    out.print(f"{new}: {convert_file(old, new)}")
 
 
 @app.command()

@@ -31,7 +31,7 @@ from vggfeat.describe import describe
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError, out_of_memory
 from vggfeat.images import read_rgb, smallest_side, smallest_side_shape
 from vggfeat.ranks import Ranks
-from vggfeat.store import Description
+from vggfeat.store import MAX_Q, MAX_SCALES, Description
 from vggfeat.weights import Network
 from vggfeat.writer import FeatureWriter
 
@@ -76,6 +76,8 @@ def description_of(network: Network, layer: str | None, scales: Sequence[int], m
     scales = tuple(int(q) for q in scales)
     if not scales or len(set(scales)) != len(scales):
         raise VggfeatError(f"scales {scales} must be one or more different numbers")
+    if len(scales) > MAX_SCALES or max(scales) > MAX_Q:
+        raise VggfeatError(f"scales {scales} are more than {MAX_SCALES}, or beyond {MAX_Q} pixels")
     if min(scales) < smallest:
         raise VggfeatError(
             f"scale {min(scales)} is too small: {layer} of net {network.name} needs at least {smallest}"
@@ -262,6 +264,7 @@ def extract(
     workers: int = 2,
     store: str = "float32",
     overwrite: bool = False,
+    retry: bool = False,
     command: str = "",
     ranks: Ranks | None = None,
     progress: Callable[[float, int], None] = lambda done, total: None,
@@ -270,7 +273,8 @@ def extract(
     """Describe every item and write the feature file `out` (contract 3), or go on with `out`.partial.
 
     An extraction that ends early, by whatever, leaves `out`.partial; the same call goes on from there. An unreadable
-    image is no error, but a row of the Report; it is tried again by a call that goes on.
+    image is no error, but a row of the Report; it is tried again by a call that goes on, and by one with
+    retry where the file is finished.
     ranks: of the processes that share the work; all of them call this, each gets the same Report.
     progress: called with (work done in images, images in all). say: what happened on the way, in a sentence.
     Raises VggfeatError: see `description_of`, `FeatureWriter`; Interrupted for Ctrl-C.
@@ -279,13 +283,16 @@ def extract(
         raise VggfeatError(f"{items.root} has no images to extract")
     ranks = ranks or Ranks(network.device)
     description = description_of(network, layer, scales, mirror)
-    attributes = {
+    facts = {
         "weights_metadata": {k: v for k, v in network.metadata.items() if k != "classes"},
         "versions": versions(),
         "command": command,
     }
     dim = network.dim(description.layer)
-    with _writer(ranks, out, items, description, dim, store, attributes, overwrite) as writer:
+    make = partial(
+        FeatureWriter, out, items, description, dim, store, facts, overwrite=overwrite, retry=retry, say=say
+    )
+    with _writer(ranks, make, partial(FeatureWriter.join, out, say)) as writer:
         try:
             share = np.square(description.scales) / np.square(description.scales).sum()
             earlier = work = float((writer.described @ share).sum())
@@ -296,7 +303,7 @@ def extract(
 
             def read(i: int) -> np.ndarray:
                 source = items.source(i)
-                writer.read(i, source)
+                writer.note_source(i, source)
                 return read_rgb(source)
 
             def advance(images: float) -> None:
@@ -330,20 +337,22 @@ def extract(
     return Report(len(items), seconds, {items.names[i]: failures[i] for i in sorted(failures)})
 
 
-def _writer(ranks: Ranks, out: str | Path, *settings: Any) -> FeatureWriter:
+def _writer(
+    ranks: Ranks, make: Callable[[], FeatureWriter], join: Callable[[], FeatureWriter]
+) -> FeatureWriter:
     """The file, made or opened by the first process, then shared with the others."""
     if ranks.world == 1:
-        return FeatureWriter(out, *settings)
+        return make()
     writer, refusal = None, None
     if ranks.first:
         try:
-            writer = FeatureWriter(out, *settings)
+            writer = make()
             writer.share()
         except VggfeatError as error:
             refusal = error
     if ranks.same(refusal is not None):
         raise refusal or VggfeatError("the first process could not open the file")
-    return writer or FeatureWriter.join(out)
+    return writer or join()
 
 
 def embed(

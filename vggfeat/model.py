@@ -5,7 +5,6 @@ K classes, D length of the aggregated descriptor, N images. The layout of the fi
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from vggfeat.aggregate import aggregate, fuse
+from vggfeat.aggregate import POOLINGS, aggregate, fuse
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
-from vggfeat.files import whole
+from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
 from vggfeat.protocols import Outcome, Scored
-from vggfeat.store import TEXT, Description, create_hdf5, encode, open_hdf5, texts
+from vggfeat.store import Description
 from vggfeat.weights import Network
 
 FORMAT = "vggfeat-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+MAX_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,16 @@ class Model:
                 f"the model needs {len(self.parts)} --weights, in its order; {len(specs)} given"
             )
         sources = specs or [part.weights for part in self.parts]
-        return [network_of(part, spec, device) for part, spec in zip(self.parts, sources, strict=True)]
+        networks = [network_of(part, spec, device) for part, spec in zip(self.parts, sources, strict=True)]
+        length = sum(
+            network.dim(part.layer) * (len(part.scales) if self.pool == "stack" else 1)
+            for network, part in zip(networks, self.parts, strict=True)
+        )
+        if self.coef_KD.shape[1] != length:
+            raise VggfeatError(
+                f"the model is damaged: it weighs {self.coef_KD.shape[1]} values, its descriptors have {length}"
+            )
+        return networks
 
     def predict(
         self,
@@ -104,55 +113,66 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     target = Path(path)
     if not target.parent.is_dir():
         raise VggfeatError(f"there is no folder {target.parent} to write {target.name} in")
+    facts = {
+        "pool": model.pool,
+        "multi_label": model.multi_label,
+        "descriptions": [part.to_dict() for part in model.parts],
+        "results": model.results,
+    }
+    arrays = {
+        "facts": document(facts),
+        **column("classes", model.classes),
+        "coef": np.asarray(model.coef_KD, np.float64),
+        "intercept": np.asarray(model.intercept_K, np.float64),
+    }
+    for name, scored in model.scored.items():
+        arrays[f"scored/{name}/rows"] = np.asarray(scored.rows, np.int64)
+        arrays[f"scored/{name}/scores"] = np.asarray(scored.scores, np.float32)
     try:
-        with whole(target) as partial, create_hdf5(partial) as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["pool"] = model.pool
-            file.attrs["multi_label"] = model.multi_label
-            file.create_dataset("coef", data=model.coef_KD)
-            file.create_dataset("intercept", data=model.intercept_K)
-            file.create_dataset("classes", data=[encode(c) for c in model.classes], dtype=TEXT)
-            file.create_dataset("descriptions", data=[p.to_json().encode() for p in model.parts], dtype=TEXT)
-            # a dataset, not an attribute: HDF5 bounds attributes at 64 KiB
-            file.create_dataset("results", data=json.dumps(model.results), dtype=TEXT)
-            for name, scored in model.scored.items():
-                file.create_dataset(f"scored/{name}/rows", data=scored.rows)
-                file.create_dataset(f"scored/{name}/scores", data=scored.scores.astype(np.float32))
+        write_file(target, FORMAT, FORMAT_VERSION, arrays)
     except OSError as error:
-        raise VggfeatError(f"can't write {target}: {error}") from error
+        raise VggfeatError(f"can't write {target}: {error.strerror or error}") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
     """Read a model file. Raises VggfeatError when it isn't one, or is damaged."""
     path = Path(path)
-    with open_hdf5(path, FORMAT, FORMAT_VERSION) as file:
-        try:
-            parts = tuple(Description.from_json(text) for text in texts(file["descriptions"]))
-            model = Model(
-                classes=texts(file["classes"]),
-                coef_KD=file["coef"][:],
-                intercept_K=file["intercept"][:],
-                parts=parts,
-                pool=str(file.attrs["pool"]),
-                multi_label=bool(file.attrs["multi_label"]),
-                results=json.loads(file["results"][()]),
-                scored={
-                    name: Scored(part["rows"][:], part["scores"][:])
-                    for name, part in file.get("scored", {}).items()
-                },
-            )
-        except Exception as error:  # h5py meets damage in many ways
-            raise VggfeatError(f"{path} is damaged: {error}") from error
-    K = len(model.classes)
-    if (
-        model.coef_KD.ndim != 2
-        or model.intercept_K.shape != (K,)
-        or not parts
-        or any(
-            part.scores.shape != (len(part.rows), K) or part.rows.dtype.kind != "i"
-            for part in model.scored.values()
+    with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
+        facts = file.document("facts")
+        parts, results = facts.get("descriptions"), facts.get("results")
+        if not isinstance(parts, list) or not 0 < len(parts) <= MAX_PARTS:
+            raise Damaged(f"it doesn't have 1 to {MAX_PARTS} descriptions")
+        if not isinstance(results, dict) or not isinstance(facts.get("multi_label"), bool):
+            raise Damaged("its facts lack results or multi_label")
+        if facts.get("pool") not in POOLINGS:
+            raise Damaged(f"pool is {str(facts.get('pool'))[:40]!r}, none of {', '.join(POOLINGS)}")
+        classes = file.texts("classes")
+        K = len(classes)
+        return Model(
+            classes=classes,
+            coef_KD=_finite(file, "coef", (K, None)),
+            intercept_K=_finite(file, "intercept", (K,)),
+            parts=tuple(Description.from_dict(part) for part in parts),
+            pool=facts["pool"],
+            multi_label=facts["multi_label"],
+            results=results,
+            scored={
+                name.removesuffix("/rows"): _scored(file, f"scored/{name.removesuffix('/rows')}", K)
+                for name in file.under("scored/")
+                if name.endswith("/rows")
+            },
         )
-    ):
-        raise VggfeatError(f"{path} is damaged: its parts have different lengths")
-    return model
+
+
+def _finite(file: File, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    values = file.array(name, "f", shape)
+    if not np.isfinite(values).all():
+        raise Damaged(f"{name} has values that are not finite")
+    return values
+
+
+def _scored(file: File, name: str, K: int) -> Scored:
+    rows = file.array(f"{name}/rows", "i", (None,))
+    if rows.size and rows.min() < 0:
+        raise Damaged(f"{name}/rows has the row {rows.min()}")
+    return Scored(rows, _finite(file, f"{name}/scores", (len(rows), K)))

@@ -1,4 +1,4 @@
-"""The HDF5 feature file: what is in it, and its reader (`writer` writes it). N images, Q scales, D descriptor length.
+"""The feature file: what is in it, and its reader (`writer` writes it). N rows, Q scales, D descriptor length.
 
 Row i is always item i of the dataset: an unreadable image keeps its row (NaN, status 2 and a reason).
 The file has its final name only when it is complete; until then it is `NAME.partial`.
@@ -7,22 +7,23 @@ The file has its final name only when it is complete; until then it is `NAME.par
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from vggfeat.errors import VggfeatError
+from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
 FORMAT = "vggfeat-features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PENDING, DONE, UNREADABLE = 0, 1, 2
 REASON_BYTES = 200  # of why an image is unreadable
-TEXT = h5py.string_dtype("utf-8")
+MAX_SCALES, MAX_Q = 64, 1 << 14  # of a description: what a file may make another image be rescaled to
+MAX_DIM = 1 << 20
+READ_BYTES = 1 << 26  # of descriptors that are checked at a time
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Description:
     net, weights: what `vggfeat.load` takes. fingerprint: of the weights. layer: the paper's name.
     scales: Q in pixels, smallest side, one descriptor each. mirror: averaged with the mirror image's.
     pool: floor | ceil, the net's max-pooling. filter: of the rescale. precision: of the forward pass.
+    decoder: what made pixels of the images' files.
     """
 
     net: str
@@ -43,26 +45,37 @@ class Description:
     pool: str
     filter: str
     precision: str
+    decoder: str = "Pillow"
 
     @classmethod
-    def from_json(cls, text: str) -> Description:
-        """Raises VggfeatError when a field is missing, unknown or of another kind."""
-        try:
-            fields = json.loads(text)
-            made = cls(**{**fields, "scales": tuple(int(q) for q in fields["scales"])})
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise VggfeatError(f"the stored description is damaged: {error}") from error
-        if not made.scales or not all(isinstance(v, str) for v in (made.net, made.weights, made.layer)):
-            raise VggfeatError("the stored description is damaged: empty scales or names")
-        return made
+    def from_dict(cls, fields: Any) -> Description:
+        """The inverse of `to_dict`. Raises Damaged when a field is missing, unknown or impossible."""
+        if not isinstance(fields, dict) or fields.keys() != cls.__dataclass_fields__.keys():
+            odd = sorted(set(cls.__dataclass_fields__) ^ set(fields)) if isinstance(fields, dict) else []
+            raise Damaged(f"the description of its images has other fields: {', '.join(map(repr, odd[:3]))}")
+        for key, value in fields.items():
+            if key not in ("scales", "mirror") and not isinstance(value, str):
+                raise Damaged(f"{key} of its description is {str(value)[:40]}, no text")
+        scales = fields["scales"]
+        if not isinstance(scales, list) or not 0 < len(scales) <= MAX_SCALES:
+            raise Damaged(f"its description doesn't have 1 to {MAX_SCALES} scales")
+        if not all(type(q) is int and 0 < q <= MAX_Q for q in scales) or len(set(scales)) != len(scales):
+            raise Damaged(f"its scales are not different numbers of pixels up to {MAX_Q}")
+        if not isinstance(fields["mirror"], bool):
+            raise Damaged("mirror of its description is neither true nor false")
+        for key, known in (("pool", ("floor", "ceil", "none")), ("precision", ("float32", "bfloat16"))):
+            if fields[key] not in known:
+                raise Damaged(f"{key} of its description is {fields[key][:40]!r}, none of {', '.join(known)}")
+        return cls(**{**fields, "scales": tuple(scales)})
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "scales": list(self.scales)}
 
 
-def encode(text: str) -> bytes:
-    """File names need not be valid Unicode; their bytes are kept."""
-    return text.encode("utf-8", "surrogateescape")
+def of_layer(name: str, number: int, layers: list[str]) -> str:
+    """The array `name` of a layer: the first has the plain name, the others their own behind it."""
+    return f"{name}.{layers[number]}" if number else name
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,9 @@ class Features:
     """A feature file, opened. Descriptors are read when asked for, the rest is here.
 
     names (N), labels as in Items or None, classes (C), splits, status (N,) uint8, errors: row -> reason.
-    description: how the images were described. attributes: all facts in the file.
+    description: how the images were described; its layer is the one that is read, of all `layers` in the file.
+    boxes: (N, 4) int32, left, top, right, bottom in pixels, where rows are of boxes in images; else None.
+    attributes: all facts in the file.
     """
 
     path: Path
@@ -84,6 +99,9 @@ class Features:
     attributes: dict[str, Any]
     shape: tuple[int, int, int]
     dtype: np.dtype
+    layers: tuple[str, ...] = ()
+    boxes: np.ndarray | None = None
+    number: bytes = b""
 
     @property
     def readable(self) -> np.ndarray:
@@ -100,160 +118,163 @@ class Features:
     ) -> np.ndarray:
         """(N, Q, D) for a subset of the stored scales, in the order given, and of the rows; all by default.
 
-        rows: a slice, or rising indices. Raises VggfeatError for a scale that the file doesn't have.
+        rows: a slice, or rising indices. Each row is held against its checksum.
+        Raises VggfeatError for a scale that the file doesn't have, for damage, and when the file was replaced.
         """
-        with h5py.File(self.path, "r") as file:
-            data = file["descriptors"]
-            if scales is None or tuple(scales) == self.description.scales:
-                return data[rows]
-            missing = [q for q in scales if q not in self.description.scales]
-            if missing:
-                raise VggfeatError(
-                    f"{self.path} has no scale {missing[0]}; it has "
-                    f"{', '.join(str(q) for q in self.description.scales)}"
-                )
-            return np.stack([data[rows, self.description.scales.index(q)] for q in scales], axis=1)
-
-
-def create_hdf5(path: Path) -> h5py.File:
-    """A new file for writing, in the oldest form of HDF5 whose structure carries checksums.
-
-    HDF5 finds damage in it; without them it follows a damaged pointer, for ever or out of its memory.
-    """
-    return h5py.File(path, "w", libver=("v108", "v108"))
-
-
-def format_of(path: Path) -> str | None:
-    """The `format` of an HDF5 file of this program; None for any other file."""
-    if not path.is_file() or not _has_checksums(path):
-        return None
-    try:
-        with h5py.File(path, "r") as file:
-            return str(file.attrs.get("format"))
-    except Exception:  # h5py meets damage in many ways; whoever reads the file says which
-        return None
-
-
-def _has_checksums(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(9)  # the signature, and the version of the superblock
-    return head[:8] == b"\x89HDF\r\n\x1a\n" and len(head) == 9 and head[8] >= 2
-
-
-def open_hdf5(path: Path, kind: str, version: int, *, unfinished: bool = False) -> h5py.File:
-    """Open one of our HDF5 files for reading, after checking that it is one.
-
-    kind: the `format` attribute. unfinished: also one that the caller is writing.
-    Raises VggfeatError: missing, half-written, another kind, another version,
-    or links out of the file (a file from a stranger must not make us read other files).
-    """
-    what = kind.removeprefix("vggfeat-").rstrip("s")
-    if path.name.endswith(".partial") and not unfinished:
-        raise VggfeatError(f"{path} is half-written: its extraction has not finished; run it to the end")
-    if not path.is_file():
-        partial = path.with_name(path.name + ".partial")
-        hint = f" (there is {partial.name}: its extraction has not finished)" if partial.exists() else ""
-        raise VggfeatError(f"no {what} file at {path}{hint}")
-    no_such_file = (
-        f"{path} is not a {what} file: damaged, another format, or written before files had checksums"
-    )
-    if not _has_checksums(path):
-        raise VggfeatError(no_such_file)
-    try:
-        file = h5py.File(path, "r", locking=False) if unfinished else h5py.File(path, "r")
-    except Exception as error:  # h5py meets damage in many ways
-        raise VggfeatError(no_such_file) from error
-    try:
-        found = file.attrs.get("format")
-        if found != kind:
-            raise VggfeatError(f"{path} is not a {what} file (its format is {found!r})")
-        if file.attrs.get("format_version") != version:
+        missing = [q for q in scales or () if q not in self.description.scales]
+        if missing:
             raise VggfeatError(
-                f"{path} has version {file.attrs.get('format_version')} of the {what} format; this program "
-                f"reads version {version}: make the file again"
+                f"{self.path} has no scale {missing[0]}; it has "
+                f"{', '.join(str(q) for q in self.description.scales)}"
             )
-        _refuse_links(file, path)
-    except VggfeatError:
-        file.close()
-        raise
-    except Exception as error:  # h5py meets damage in many ways
-        file.close()
-        raise VggfeatError(f"{path} is damaged: {error}") from error
-    return file
+        wanted = np.arange(self.shape[0])[rows]
+        columns = [self.description.scales.index(q) for q in scales or self.description.scales]
+        made = np.empty((len(wanted), len(columns), self.shape[2]), self.dtype)
+        with open_file(self.path, FORMAT, FORMAT_VERSION, unfinished=True) as file, damaged(self.path):
+            if file.number != self.number:
+                raise VggfeatError(f"{self.path} was replaced since it was opened: open it again")
+            number = self.layers.index(self.description.layer)
+            read_rows(file, number, list(self.layers), wanted, columns, self.status, made)
+        return made
 
 
-def _refuse_links(group: h5py.Group, path: Path) -> None:
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise VggfeatError(f"{path} is refused: {name} is a link out of its place")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            _refuse_links(item, path)
-        elif item.external or item.is_virtual:
-            raise VggfeatError(f"{path} is refused: {name} keeps its data in another file")
-        elif item.nbytes > max(item.id.get_storage_size(), 1 << 16):
-            # also what a claimed shape without data looks like: reading it would fill the memory
-            raise VggfeatError(f"{path} is damaged: {name} claims more values than the file holds")
+def read_rows(
+    file: File, number: int, layers: list[str], rows: np.ndarray, columns: list[int], status: np.ndarray,
+    made: np.ndarray | None,
+) -> None:  # fmt: skip
+    """Read descriptors of rows (rising) at some of the scales into made (rows, columns, D), or only check them.
+
+    Raises Damaged: a row has another checksum, or is done and not finite.
+    """
+    place = file.arrays[of_layer("descriptors", number, layers)]
+    sums = file.arrays[of_layer("crc32", number, layers)]
+    for start, low, high in _runs(rows, max(1, READ_BYTES // max(1, place.row_bytes))):
+        block_NQD = place.read(file.descriptor, low, high)
+        sums_NQ = sums.read(file.descriptor, low, high)
+        same = (checksums(block_NQD) == sums_NQ)[:, columns].all(1)
+        if not same.all():
+            raise Damaged(f"the descriptor of row {low + int(same.argmin())} has another checksum")
+        broken = ~np.isfinite(block_NQD[:, columns]).all((1, 2)) & (status[low:high] == DONE)
+        if broken.any():
+            raise Damaged(f"row {low + int(broken.argmax())} is done, and its descriptor is not finite")
+        if made is not None:
+            made[start : start + high - low] = block_NQD[:, columns]
 
 
-def texts(dataset: h5py.Dataset) -> list[str]:
-    """Strings of a dataset, their bytes kept where they are not Unicode."""
-    return [raw.decode("utf-8", "surrogateescape") for raw in dataset[:]]
+def _runs(rows: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """Rising rows as runs (place of the first, low, high) of at most so many neighbours each."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    runs = []
+    for part, start in zip(np.split(rows, breaks), [0, *breaks.tolist()], strict=True):
+        for at in range(0, len(part), most):
+            runs.append((start + at, int(part[at]), int(part[min(at + most, len(part)) - 1]) + 1))
+    return runs
 
 
-def open_features(path: str | os.PathLike[str]) -> Features:
-    """Open a feature file. Raises VggfeatError when it isn't one, or is damaged or half-written."""
+def row_status(status_NQ: np.ndarray) -> np.ndarray:
+    """(N,) of the rows, from that of each scale: unreadable at one is unreadable, done is done at all."""
+    return np.where(
+        (status_NQ == UNREADABLE).any(1), UNREADABLE, np.where((status_NQ == DONE).all(1), DONE, PENDING)
+    ).astype(np.uint8)
+
+
+def open_features(path: str | os.PathLike[str], layer: str | None = None) -> Features:
+    """Open a feature file. layer: which one to read of a file with several.
+
+    Raises VggfeatError when it isn't one, is damaged or half-written, or doesn't have the layer.
+    """
     path = Path(path)
-    with open_hdf5(path, FORMAT, FORMAT_VERSION) as file:
-        try:
-            status = file["status"][:]
-            splits: dict[str, np.ndarray] = {}
-            file["splits"].visititems(
-                lambda name, item: splits.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None
-            )
-            errors = file["errors"]
-            attributes = {
-                k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in file.attrs.items()
-            }
-            if "seconds" in file:
-                attributes["seconds"] = float(file["seconds"][0])
-            features = Features(
-                path=path,
-                names=texts(file["names"]),
-                labels=file["labels"][:] if "labels" in file else None,
-                classes=texts(file["classes"]),
-                splits=splits,
-                status=status,
-                errors={
-                    int(i): errors[int(i)].decode("utf-8", "replace")
-                    for i in np.flatnonzero(status == UNREADABLE)
-                },
-                description=Description.from_json(file.attrs["description"]),
-                attributes=attributes,
-                shape=file["descriptors"].shape,
-                dtype=file["descriptors"].dtype,
-            )
-        except VggfeatError as error:
-            raise VggfeatError(f"{path}: {error}") from error
-        except Exception as error:  # h5py meets damage in many ways
-            raise VggfeatError(f"{path} is damaged: {error}") from error
-    count = len(features.names)
-    labels = features.labels
-    if (
-        len(features.shape) != 3
-        or features.shape[:2] != (count, len(features.description.scales))
-        or features.dtype not in (np.float16, np.float32)
-        or status.shape != (count,)
-        or (labels is not None and (len(labels) != count or labels.ndim > 2 or labels.dtype.kind != "i"))
-        or (labels is not None and labels.ndim == 2 and labels.shape[1] != len(features.classes))
-        or any(
-            i.ndim != 1 or i.dtype.kind != "i" or (i.size and not 0 <= i.min() <= i.max() < count)
-            for i in splits.values()
-        )
-    ):
-        raise VggfeatError(f"{path} is damaged: its parts have different lengths")
+    with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
+        return read_features(file, layer)
+
+
+def read_features(file: File, layer: str | None = None) -> Features:
+    """The features of an open file, everything checked but the descriptors themselves. Raises VggfeatError."""
+    path = file.path
+    facts = file.document("facts")
+    for key in ("dataset", "protocol", "root", "command"):
+        if not isinstance(facts.get(key), str):
+            raise Damaged(f"its facts lack {key}")
+    layers = facts.get("layers")
+    if not isinstance(layers, list) or not layers or not all(isinstance(name, str) for name in layers):
+        raise Damaged("its facts lack the layers")
+    description = Description.from_dict(facts.get("description"))
+    if layer is None and len(layers) > 1:
+        raise VggfeatError(f"{path} has the layers {', '.join(layers)}: say which one")
+    if layer is not None and layer not in layers:
+        raise VggfeatError(f"{path} has no layer {layer!r}; it has {', '.join(layers)}")
+    number = layers.index(layer) if layer is not None else 0
+    description = Description.from_dict({**description.to_dict(), "layer": layers[number]})
+    names, classes = file.texts("names"), file.texts("classes")
+    boxes = None
+    if "rows/image" in file.arrays:
+        image_N = file.array("rows/image", "i", (None,))
+        _check_indices("rows/image", image_N, len(names))
+        names = [names[i] for i in image_N.tolist()]
+        boxes = file.array("rows/box", "i", (len(names), 4))
+    count, scales = len(names), len(description.scales)
+    status = row_status(read_status(file, count, scales))
     if (status == PENDING).any():
         raise VggfeatError(
             f"{path} is half-written: {(status == PENDING).sum()} rows are pending; extract again"
         )
-    return features
+    reasons = file.array("errors", "S", (count,))
+    place = _descriptors(file, number, layers, count, scales)
+    return Features(
+        path=path,
+        names=names,
+        labels=_labels(file, count, len(classes)),
+        classes=classes,
+        splits=_splits(file, count),
+        status=status,
+        errors={int(i): decode(bytes(reasons[i])) for i in np.flatnonzero(status == UNREADABLE)},
+        description=description,
+        attributes={**facts, "seconds": float(file.array("seconds", "f", (1,))[0])},
+        shape=(count, scales, place.shape[2]),
+        dtype=place.dtype,
+        layers=tuple(layers),
+        boxes=boxes,
+        number=file.number,
+    )
+
+
+def read_status(file: File, count: int, scales: int) -> np.ndarray:
+    """(N, Q) uint8. Raises Damaged for anything but the three that there are."""
+    status_NQ = file.array("status", "u", (count, scales))
+    if count and status_NQ.max() > UNREADABLE:
+        raise Damaged(f"it has a row of status {status_NQ.max()}, which there isn't")
+    return status_NQ
+
+
+def _descriptors(file: File, number: int, layers: list[str], count: int, scales: int) -> Place:
+    name = of_layer("descriptors", number, layers)
+    place = file.place(name, "f", (count, scales, None))
+    if place.dtype.itemsize > 4 or not 0 < place.shape[2] <= MAX_DIM:
+        raise Damaged(f"{name} is {place.dtype} of length {place.shape[2]}")
+    if file.checked.get(name) != of_layer("crc32", number, layers):
+        raise Damaged(f"{name} has no checksums")
+    return place
+
+
+def _labels(file: File, count: int, classes: int) -> np.ndarray | None:
+    if "labels" not in file.arrays:
+        return None
+    several = len(file.arrays["labels"].shape) == 2
+    labels = file.array("labels", "i", (count, classes) if several else (count,))
+    low, high = (-1, 1) if several else (-1, classes - 1)
+    if labels.size and not low <= labels.min() <= labels.max() <= high:
+        raise Damaged(f"it has labels outside of {low}..{high}")
+    return labels
+
+
+def _splits(file: File, count: int) -> dict[str, np.ndarray]:
+    splits = {}
+    for name in file.under("splits/"):
+        splits[name] = file.array(f"splits/{name}", "i", (None,))
+        _check_indices(f"split {name}", splits[name], count)
+    return splits
+
+
+def _check_indices(name: str, index: np.ndarray, count: int) -> None:
+    if index.size and not 0 <= index.min() <= index.max() < count:
+        raise Damaged(f"{name} has rows outside of 0..{count - 1}")

@@ -1,112 +1,81 @@
 """Writes the HDF5 feature file so that nothing can break it. N images, Q scales, D descriptor length.
 
-The structure is complete before the first row: every data set has its place on the disk, and HDF5 is done with the
-file. Rows then go to their places by plain writes, first what was computed and later that it was, so that a kill at
-any moment leaves a sound `NAME.partial` that lacks the last rows. The same command opens it again and goes on; the
-last of all is the final name. Several processes (torchrun) write their rows into the same file.
+The structure is complete before the first row: every array has its place on the disk (`hdf5`). Rows then go to their
+places by plain writes, first what was computed and later, in one byte a scale, that it was: a kill at any moment
+leaves a sound `NAME.partial` that lacks the last rows. The same command opens it again and goes on; the last of all are
+a look at the whole file, its seal and its final name. Several processes (torchrun) write into the same file.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import os
+import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import h5py
 import numpy as np
 
+from vggfeat import hdf5
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.hdf5 import Damaged, Layout, Place, Spec, damaged, decode, encode
 from vggfeat.store import (
     DONE,
     FORMAT,
     FORMAT_VERSION,
     PENDING,
     REASON_BYTES,
-    TEXT,
     UNREADABLE,
     Description,
-    create_hdf5,
-    encode,
-    open_hdf5,
-    texts,
+    read_features,
+    read_rows,
+    read_status,
+    row_status,
 )
 
-FLUSH_ROWS, FLUSH_SECONDS = (
-    1000,
-    10.0,
-)  # descriptors kept in memory before they are written, each as of one image
-STAMPED_BYTES = 1 << 16  # at either end of an image's file, of which its checksum is
-SLACK_BYTES = 1 << 20  # for what HDF5 itself needs
-STAMPS = ("bytes", "modified", "crc32")
-VERSIONS = ("vggfeat", "torch", "timm", "PIL")  # that take part in what a descriptor is
+FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0
+"""Descriptors kept in memory before they are written, each as of one image."""
+STAMPS = ("bytes", "modified", "changed", "crc32")
+VERSIONS = ("vggfeat", "torch", "timm", "PIL")
+"""Packages that take part in what a descriptor is."""
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""What a file system without locks answers."""
+Stamp = tuple[int, int, int, int]
 
 
-def stamp(source: Any) -> tuple[int, int, int]:
-    """Bytes, time of change in ns and CRC-32 of an image, to notice that another lies in its place; zeros if none does.
+def stamp(source: Any) -> Stamp:
+    """Bytes, times of change (content, entry) in ns and CRC-32 of an image: to notice that another is in its place.
 
-    The checksum is of the first and last 64 KiB. A path, or an array (whose time is 0).
+    A path, or an array (whose times are 0); zeros if there is none.
     """
     if isinstance(source, np.ndarray):
-        return source.nbytes, 0, zlib.crc32(np.ascontiguousarray(source).data)
+        return source.nbytes, 0, 0, zlib.crc32(np.ascontiguousarray(source).data)
     try:
         if not os.path.isfile(source):
-            return 0, 0, 0
+            return 0, 0, 0, 0
         with open(source, "rb") as file:
-            status = os.fstat(file.fileno())
-            checksum = zlib.crc32(file.read(STAMPED_BYTES))
-            if status.st_size > STAMPED_BYTES:
-                file.seek(max(STAMPED_BYTES, status.st_size - STAMPED_BYTES))
-                checksum = zlib.crc32(file.read(STAMPED_BYTES), checksum)
-        return status.st_size, status.st_mtime_ns, checksum
+            status, checksum = os.fstat(file.fileno()), 0
+            while block := file.read(1 << 20):
+                checksum = zlib.crc32(block, checksum)
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, checksum
     except (OSError, ValueError):
-        return 0, 0, 0
-
-
-class _Place:
-    """A data set's values in the file, one row after another, written and read without HDF5."""
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        offset = dataset.id.get_offset()
-        if offset is None:
-            raise VggfeatError(f"{dataset.name} is not in one piece")
-        self.offset, self.dtype, self.shape = int(offset), dataset.dtype, dataset.shape
-        self.row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-
-    def write(self, descriptor: int, row: int, value: Any, position: int = 0) -> None:
-        """value into a row, from its position-th value on."""
-        data = np.asarray(value, self.dtype).tobytes()
-        at = self.offset + row * self.row_bytes + position * self.dtype.itemsize
-        while data:
-            written = os.pwrite(descriptor, data, at)
-            data, at = data[written:], at + written
-
-    def read(self, descriptor: int) -> np.ndarray:
-        values = bytearray(int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize)
-        left, at = memoryview(values), self.offset
-        while left:
-            got = os.preadv(descriptor, [left], at)
-            if not got:
-                raise VggfeatError("the file ends too early")
-            left, at = left[got:], at + got
-        return np.frombuffer(values, self.dtype).reshape(self.shape)
+        return 0, 0, 0, 0
 
 
 class FeatureWriter:
     """Writes `path`.partial, or goes on where an earlier one stopped; `finish` gives it its name.
 
-    items: the rows. dim: D. dtype: "float16" or "float32". attributes: further facts (strings or JSON-able).
+    items: the rows. dim: D. dtype: "float16" or "float32". facts: further ones, JSON-able.
     overwrite: `path` may exist, and a `path`.partial of other images, weights or options is begun anew.
-    `described` (N, Q) bool: what is there.
+    retry: `path` may exist; its unreadable rows are to be described once more (it is `path`.partial until then).
+    say: what is odd and no reason to stop, in a sentence. `described` (N, Q) bool: what is there.
 
     Leaving the `with` block early keeps what is there (`kept` says how much); a file without any row is removed.
     Raises VggfeatError when `path` exists, another process writes it, the disk refuses, or `path`.partial is of other
@@ -115,128 +84,177 @@ class FeatureWriter:
 
     def __init__(
         self, path: str | os.PathLike[str], items: Items, description: Description, dim: int, dtype: str = "float32",
-        attributes: dict[str, Any] | None = None, overwrite: bool = False,
+        facts: dict[str, Any] | None = None, overwrite: bool = False, retry: bool = False,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
-        self._name(path)
+        self._name(path, say)
         if bad := [name for name in items.names if "\0" in name]:
             raise VggfeatError(f"the name {bad[0]!r} of an image holds a zero byte, which no file's name can")
-        if self.path.exists() and not overwrite:
-            raise VggfeatError(f"{self.path} exists; give --overwrite, or another --out")
+        finished = os.path.lexists(self.path)
+        if finished and not (overwrite or retry):
+            raise VggfeatError(
+                f"{self.path} exists; give --overwrite, or another --out (--retry describes what was unreadable in it)"
+            )
         if not self.path.parent.is_dir():
             raise VggfeatError(f"there is no folder {self.path.parent} to write {self.path.name} in")
+        self.replaces = overwrite
+        job = _Job(items, description, dim, np.dtype(dtype), facts or {})
+        if finished and retry:
+            self._take_back(job)
+        else:
+            self._file = self._locked(self.partial, os.O_CREAT, fcntl.LOCK_EX)
+            try:
+                self._open(job, overwrite)
+            except BaseException:
+                os.close(self._file)
+                raise
         self.first = True
-        self._file = _locked(self.partial, os.O_CREAT, fcntl.LOCK_EX)
-        facts = {**asdict(description), "description": description.to_json(), **(attributes or {})}
-        try:
-            begun = os.fstat(self._file).st_size > 0
-            if not (begun and self._continues(items, facts, dim, dtype, overwrite)):
-                self._begin(items, facts, dim, dtype)
-        except BaseException:
-            self._close()
-            raise
 
     @classmethod
-    def join(cls, path: str | os.PathLike[str]) -> FeatureWriter:
+    def join(
+        cls, path: str | os.PathLike[str], say: Callable[[str], None] = lambda line: None
+    ) -> FeatureWriter:
         """A writer of some of the rows of a file that another process of the same extraction has made and shares."""
         writer = cls.__new__(cls)
-        writer._name(path)
+        writer._name(path, say)
         writer.first = False
-        writer._file = _locked(writer.partial, 0, fcntl.LOCK_SH)
-        with _opened(writer.partial) as file:
-            writer._find(file)
+        writer._file = writer._locked(writer.partial, 0, fcntl.LOCK_SH)
+        try:
+            writer._find()
+        except BaseException:
+            os.close(writer._file)
+            raise
         return writer
 
     def share(self) -> None:
         """Let other processes of this extraction `join`."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise VggfeatError(f"another process is writing {self.partial}") from error
+        self._lock(self._file, fcntl.LOCK_SH, self.partial)
 
-    def _name(self, path: str | os.PathLike[str]) -> None:
+    def _name(self, path: str | os.PathLike[str], say: Callable[[str], None]) -> None:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
+        self.say = say
+        self._lost = ""  # what happened to the file while it was written
         self._values: dict[tuple[int, int], np.ndarray] = {}
         self._failures: dict[int, str] = {}
-        self._stamps: dict[int, tuple[int, int, int]] = {}
+        self._stamps: dict[int, Stamp] = {}
         self._started = self._last_flush = time.monotonic()
 
-    def _begin(self, items: Items, facts: dict[str, Any], dim: int, dtype: str) -> None:
-        """Lay the file out beside its place, take the room for it, and put it there."""
-        new = self.partial.with_name(self.partial.name + ".new")
-        row_bytes = len(facts["scales"]) * (dim * np.dtype(dtype).itemsize + 1) + REASON_BYTES + 64
-        size = len(items) * row_bytes + SLACK_BYTES + sum(len(encode(name)) for name in items.names)
-        size += 0 if items.labels is None else items.labels.nbytes
-        size += sum(rows.nbytes for rows in items.splits.values())
-        try:
-            # A full disk is found now, not after hours of work; HDF5 would crash on one.
-            with open(new, "wb") as probe:
-                _reserve(probe.fileno(), size)
-            with create_hdf5(new) as file:
-                _lay_out(file, items, facts, dim, dtype)
-            taken = _locked(new, 0, fcntl.LOCK_EX)
-            _reserve(taken, os.fstat(taken).st_size)
-            os.fsync(taken)
-            os.replace(new, self.partial)
-        except OSError as error:
-            raise VggfeatError(
-                f"can't write {self.path} ({size / 1e6:,.1f} MB): {error.strerror or error}"
-            ) from error
-        finally:
-            new.unlink(missing_ok=True)
-        os.close(self._file)
-        self._file = taken
-        with _opened(self.partial) as file:
-            self._find(file)
+    # --- opening ----------------------------------------------------------------------------------------
 
-    def _continues(self, items: Items, facts: dict[str, Any], dim: int, dtype: str, overwrite: bool) -> bool:
-        """Whether the file that is there is of this extraction; VggfeatError if it isn't and may not be replaced."""
+    def _open(self, job: _Job, overwrite: bool) -> None:
+        """Go on with the open file where it is of this job, else begin it; VggfeatError where that would lose rows."""
         try:
-            with _opened(self.partial) as file:
-                try:
-                    if not file["described"][:].any():
-                        return False  # nothing is lost
-                    difference = next(_differences(file, items, facts, dim, dtype), "")
-                    if not difference:
+            begun = hdf5.begun(self._file)
+            if begun is None:
+                raise VggfeatError(
+                    f"{self.partial} is no half-written feature file of this version of the program"
+                )
+            if begun:
+                with damaged(self.partial), hdf5.File(self.partial, self._file, unfinished=True) as file:
+                    self._refuse_others(file, job)
+                    if self._has_rows(file):
                         self._find(file)
-                except VggfeatError:
-                    raise
-                except Exception as error:  # h5py meets damage in many ways
-                    raise VggfeatError(f"{self.partial} is damaged: {error}") from error
-                difference = difference or self._changed_image(items)
-            if difference:
-                raise VggfeatError(f"{self.partial} was begun with {difference}")
+                        return
         except VggfeatError as error:
-            if overwrite:
-                return False
-            raise VggfeatError(f"{error}; give --overwrite to begin anew, or another --out") from error
-        return True
+            if not overwrite:
+                raise VggfeatError(f"{error}; give --overwrite to begin anew, or another --out") from error
+        self._begin(job)
 
-    def _changed_image(self, items: Items) -> str:
-        stamps = zip(
-            *(self._places[f"images/{name}"].read(self._file).tolist() for name in STAMPS), strict=True
-        )
-        for i, (there, described) in enumerate(zip(stamps, self.described.any(1), strict=True)):
-            if described and not _same(items.source(i), there):
-                return f"another image {items.names[i]}: it has changed since"
-        return ""
+    def _begin(self, job: _Job) -> None:
+        """Lay the file out. A full disk is found here, not after hours of work."""
+        arrays = job.arrays()
+        specs = {name: (values.shape, values.dtype) for name, values in arrays.items()} | job.row_specs()
+        layout = Layout.of(FORMAT, FORMAT_VERSION, specs, {"descriptors": "crc32"})
+        try:
+            os.ftruncate(self._file, 0)
+            layout.write(self._file)
+            for name, values in arrays.items():
+                layout.places[name].write(self._file, values)
+            os.fsync(self._file)
+        except OSError as error:
+            with suppress(OSError):
+                self.partial.unlink()
+            raise VggfeatError(
+                f"can't write {self.path} ({layout.size / 1e6:,.1f} MB): {error.strerror or error}"
+            ) from error
+        self._find()
 
-    def _find(self, file: h5py.File) -> None:
-        stored = file["descriptors"]
-        count, scales, dim = stored.shape
-        parts = _parts(count, scales, dim, stored.dtype)
-        for name, (shape, kind) in parts.items():
-            if not isinstance(file[name], h5py.Dataset) or (file[name].shape, file[name].dtype) != (
-                shape,
-                kind,
-            ):
-                raise VggfeatError(f"{self.partial} is damaged: {name} is not what it was made as")
-        self._places = {name: _Place(file[name]) for name in parts}
-        self.described = self._places["described"].read(self._file) == 1
-        self._status = self._places["status"].read(self._file)
-        self._seconds = float(self._places["seconds"].read(self._file)[0])
+    def _take_back(self, job: _Job) -> None:
+        """A finished file becomes a half-written one, whose unreadable rows are described again."""
+        if os.path.lexists(self.partial):
+            raise VggfeatError(
+                f"{self.path} and {self.partial} are both there: move one away, then give --retry again"
+            )
+        with hdf5.open_file(self.path, FORMAT, FORMAT_VERSION) as file, damaged(self.path):
+            self._refuse_others(file, job)
+        self._file = self._locked(self.path, 0, fcntl.LOCK_EX)
+        try:
+            os.rename(self.path, self.partial)
+            hdf5.unseal(self._file)
+            self._find()
+        except OSError as error:
+            os.close(self._file)
+            raise VggfeatError(f"can't write {self.path}: {error.strerror}") from error
 
-    def read(self, row: int, source: Any) -> None:
+    def _refuse_others(self, file: hdf5.File, job: _Job) -> None:
+        """Raise VggfeatError when a file that has rows is of another job, or an image has changed since."""
+        if (file.format, file.version) != (FORMAT, FORMAT_VERSION):
+            raise VggfeatError(f"{file.path} is no feature file of version {FORMAT_VERSION}")
+        if not self._has_rows(file):
+            return
+        difference = next(_differences(file, job), "") or _changed_image(file, job)
+        if difference:
+            raise VggfeatError(f"{file.path} was begun with {difference}")
+
+    def _has_rows(self, file: hdf5.File) -> bool:
+        place = file.place("status", "u", (None, None))
+        return bool((read_status(file, *place.shape) == DONE).any())
+
+    def _find(self, file: hdf5.File | None = None) -> None:
+        """Where everything goes, and what is there."""
+        with damaged(self.partial):
+            file = file or hdf5.File(self.partial, self._file, unfinished=True)
+            self._places: dict[str, Place] = file.arrays
+            self._number, self._size = file.number, os.fstat(self._file).st_size
+            self._status_NQ = read_status(file, *file.place("status", "u", (None, None)).shape)
+            self.described = (self._status_NQ == DONE) & (row_status(self._status_NQ) != UNREADABLE)[:, None]
+            self._seconds = float(file.array("seconds", "f", (1,))[0])
+
+    def _locked(self, path: Path, flags: int, kind: int) -> int:
+        """A file descriptor that holds a lock on path until it is closed, which a kill does too."""
+        while True:
+            try:
+                # not through a link, which may lead anywhere, and not to wait for a pipe's reader
+                mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                descriptor = os.open(path, mode | flags, 0o666)
+            except OSError as error:
+                what = "is a link" if error.errno == errno.ELOOP else error.strerror
+                raise VggfeatError(f"can't write {path}: {what}") from error
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise VggfeatError(f"can't write {path}: it is no file")
+                self._lock(descriptor, kind, path)
+                if _is_at(descriptor, path):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # its writer has just given it its name
+
+    def _lock(self, descriptor: int, kind: int, path: Path) -> None:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise VggfeatError(f"another process is writing {path}") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise VggfeatError(f"can't lock {path}: {error.strerror}") from error
+            self.say(f"warning: {path} can't be locked ({error.strerror}): start no other extraction into it")
+
+    # --- rows -------------------------------------------------------------------------------------------
+
+    def note_source(self, row: int, source: Any) -> None:
         """Note which image is about to be described, so that a later run can tell whether it is still the same."""
         self._stamps[row] = stamp(source)
 
@@ -271,34 +289,9 @@ class FeatureWriter:
 
     def flush(self) -> None:
         """Bring what was written so far to the disk: first descriptors, and when they are there, that they are."""
-        put = partial(self._put, self._file)
+        self._refuse_loss()
         try:
-            for (row, scale), value in self._values.items():
-                put("descriptors", row, value, scale * len(value))
-            for row, reason in self._failures.items():
-                put("descriptors", row, np.full(self._places["descriptors"].shape[1:], np.nan))
-                put("errors", row, _cut(reason))
-                put("described", row, np.zeros(self.described.shape[1]))
-                self.described[row] = False
-            for row in {row for row, _ in self._values}:
-                for name, fact in zip(STAMPS, self._stamps.get(row, (0, 0, 0)), strict=True):
-                    put(f"images/{name}", row, fact)
-                if self._status[row] == UNREADABLE:  # in an earlier run
-                    put("errors", row, b"")
-            os.fsync(self._file)
-            for row, scale in self._values:
-                put("described", row, 1, scale)
-                self.described[row, scale] = True
-            for row in sorted({row for row, _ in self._values} | self._failures.keys()):
-                status = (
-                    UNREADABLE if row in self._failures else DONE if self.described[row].all() else PENDING
-                )
-                self._status[row] = status
-                put("status", row, status)
-                if status != PENDING:
-                    self._stamps.pop(row, None)
-            if self.first:
-                put("seconds", 0, self.seconds)
+            self._flush()
         except OSError as error:
             raise VggfeatError(
                 f"can't write {self.partial}: {error.strerror}; mend it, and the same command goes on"
@@ -307,8 +300,66 @@ class FeatureWriter:
         self._failures.clear()
         self._last_flush = time.monotonic()
 
-    def _put(self, file: int, name: str, row: int, value: Any, position: int = 0) -> None:
-        self._places[name].write(file, row, value, position)
+    def _flush(self) -> None:
+        rows = sorted({row for row, _ in self._values} | self._failures.keys())
+        # what is about to be replaced must not count as there meanwhile
+        stale = [row for row in rows if row in self._failures or UNREADABLE in self._status_NQ[row]]
+        if stale := [row for row in stale if self._status_NQ[row].any()]:
+            for row in stale:
+                self._set_status(row, np.full(self.described.shape[1], PENDING))
+            os.fsync(self._file)
+        nothing = np.full(self._places["descriptors"].shape[2], np.nan, self._places["descriptors"].dtype)
+        for row, reason in self._failures.items():
+            for scale in range(self.described.shape[1]):
+                self._put_descriptor(row, scale, nothing)
+            self._put("errors", row, _cut(reason))
+        for (row, scale), value in self._values.items():
+            self._put_descriptor(row, scale, value)
+        for row in {row for row, _ in self._values}:
+            for name, fact in zip(STAMPS, self._stamps.get(row, (0, 0, 0, 0)), strict=True):
+                self._put(f"images/{name}", row, fact)
+            if row in stale:
+                self._put("errors", row, b"")
+        if self.first:
+            self._put("seconds", 0, self.seconds)
+        os.fsync(self._file)
+        for row in rows:
+            status_Q = self._status_NQ[row].copy()
+            for scale in range(len(status_Q)):
+                if row in self._failures:
+                    status_Q[scale] = UNREADABLE
+                elif (row, scale) in self._values:
+                    status_Q[scale] = DONE
+            self._set_status(row, status_Q)
+            if PENDING not in status_Q:
+                self._stamps.pop(row, None)
+
+    def _put(self, name: str, row: int, value: Any, position: int = 0) -> None:
+        self._places[name].write(self._file, value, row, position)
+
+    def _put_descriptor(self, row: int, scale: int, value_D: np.ndarray) -> None:
+        self._put("descriptors", row, value_D, scale * len(value_D))
+        self._put("crc32", row, hdf5.checksums(value_D), scale)
+
+    def _set_status(self, row: int, status_Q: np.ndarray) -> None:
+        self._put("status", row, status_Q)
+        self._status_NQ[row] = status_Q
+        self.described[row] = (status_Q == DONE) & (UNREADABLE not in status_Q)
+
+    def _refuse_loss(self) -> None:
+        """Raise VggfeatError when the file that is being written was removed, replaced, cut off or written over."""
+        if not self._lost:
+            status = os.fstat(self._file)
+            if not _is_at(self._file, self.partial):
+                self._lost = "replaced" if os.path.lexists(self.partial) else "removed"
+            elif status.st_size != self._size:
+                self._lost = "cut off" if status.st_size < self._size else "lengthened"
+            elif os.pread(self._file, 16, 16) != self._number:
+                self._lost = "written over"
+        if self._lost:
+            raise VggfeatError(
+                f"{self.partial} was {self._lost} by another program while it was being written: what was in it is lost"
+            )
 
     @property
     def seconds(self) -> float:
@@ -318,28 +369,50 @@ class FeatureWriter:
     @property
     def unreadable(self) -> dict[int, str]:
         """Row -> reason, by what is in the file."""
-        status, reasons = (self._places[name].read(self._file) for name in ("status", "errors"))
-        return {
-            int(i): reasons[i].decode("utf-8", "surrogateescape")
-            for i in np.flatnonzero(status == UNREADABLE)
-        }
+        status_NQ, reasons = (self._places[name].read(self._file) for name in ("status", "errors"))
+        rows = np.flatnonzero(row_status(status_NQ) == UNREADABLE)
+        return {int(i): decode(bytes(reasons[i])) for i in rows}
 
     def kept(self) -> str:
         """What is in the file, as part of a sentence; empty if that is nothing."""
-        count = int((self._status != PENDING).sum())
-        if not self.described.any():
+        if not self._rows_there():
             return ""
-        return f"{count:,} of {len(self._status):,} images are in {self.partial}"
+        status = row_status(self._places["status"].read(self._file))
+        return f"{int((status != PENDING).sum()):,} of {len(status):,} images are in {self.partial}"
+
+    def _rows_there(self) -> bool:
+        """Whether a descriptor of any process is in the file."""
+        try:
+            return not self._lost and bool((self._places["status"].read(self._file) == DONE).any())
+        except (OSError, Damaged):
+            return False
+
+    # --- the end ----------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Flush, check that no row of any process is pending, and give the file its name."""
+        """Flush, look at the whole file once, and give it its name. Every process must have flushed.
+
+        Raises VggfeatError: rows that no process has described; damage that came while it was written.
+        """
         self.flush()
-        pending = int((self._places["status"].read(self._file) == PENDING).sum())
-        if pending:
-            raise VggfeatError(f"{pending} rows of {self.partial} were never described")
+        if not self.replaces and os.path.lexists(self.path):
+            raise VggfeatError(
+                f"{self.path} has appeared meanwhile: move it away, and the same command goes on"
+            )
         try:
+            with damaged(self.partial):
+                file = hdf5.File(self.partial, self._file, unfinished=True)
+                status = row_status(self._places["status"].read(self._file))
+                if pending := int((status == PENDING).sum()):
+                    raise VggfeatError(f"{pending} rows of {self.partial} were never described")
+                features = read_features(file)
+                every = np.arange(features.shape[0])
+                read_rows(file, 0, list(features.layers), every, list(range(features.shape[1])), status, None)
+                file.seal()
             os.fsync(self._file)
+            self._refuse_loss()
             os.replace(self.partial, self.path)
+            _sync_folder(self.path.parent)
         except OSError as error:
             raise VggfeatError(f"can't write {self.path}: {error.strerror}") from error
         os.close(self._file)
@@ -347,11 +420,10 @@ class FeatureWriter:
 
     def _close(self) -> None:
         """Let go of an unfinished file; remove it if it has no row."""
-        if self.first:
-            refused = os.fstat(self._file).st_size > 0 and not hasattr(self, "described")
-            if not refused and not (hasattr(self, "described") and self.described.any()):
-                self.partial.unlink(missing_ok=True)
+        if self.first and not self._lost and not self._rows_there():
+            self.partial.unlink(missing_ok=True)
         os.close(self._file)
+        self._file = -1
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -365,128 +437,135 @@ class FeatureWriter:
             self._close()
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Take size bytes of the disk for an open file; OSError when it doesn't have them."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
+class _Job:
+    """What a file is to be of: the images, how they are described, and what else is to be known of them."""
+
+    def __init__(
+        self, items: Items, description: Description, dim: int, dtype: np.dtype, facts: dict[str, Any]
+    ) -> None:
+        self.items, self.description, self.dim, self.dtype = items, description, dim, dtype
+        self.facts = {
+            "dataset": items.dataset,
+            "protocol": items.protocol,
+            "root": str(items.root),
+            "command": "",
+            "layers": [description.layer],
+            "description": description.to_dict(),
+            **facts,
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is known before the first row."""
+        items = self.items
+        labels = {} if items.labels is None else {"labels": items.labels}
+        splits = {f"splits/{name}": np.asarray(index, np.int64) for name, index in items.splits.items()}
+        names = hdf5.column("names", items.names) | hdf5.column("classes", items.classes)
+        return {"facts": hdf5.document(self.facts), **names, **labels, **splits}
+
+    def row_specs(self) -> dict[str, Spec]:
+        """What is written while an extraction runs; its zeros say that no row is there."""
+        count, scales = len(self.items), len(self.description.scales)
+        return {
+            "status": ((count, scales), np.dtype("u1")),
+            "errors": ((count,), np.dtype(f"S{REASON_BYTES}")),
+            "images/bytes": ((count,), np.dtype("<i8")),
+            "images/modified": ((count,), np.dtype("<i8")),
+            "images/changed": ((count,), np.dtype("<i8")),
+            "images/crc32": ((count,), np.dtype("<u4")),
+            "seconds": ((1,), np.dtype("<f8")),
+            "crc32": ((count, scales), np.dtype("<u4")),
+            "descriptors": ((count, scales, self.dim), self.dtype),
+        }
 
 
-def _locked(path: Path, flags: int, kind: int) -> int:
-    """A file descriptor that holds a lock on path until it is closed, which a kill does too."""
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
-        except OSError as error:
-            raise VggfeatError(f"can't write {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-            os.close(descriptor)  # its writer has just given it its name
-        except OSError as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                raise VggfeatError(f"another process is writing {path}") from error
-            raise VggfeatError(f"can't lock {path}: {error.strerror}") from error
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except OSError:
+        return False
 
 
-def _opened(path: Path) -> h5py.File:
-    return open_hdf5(path, FORMAT, FORMAT_VERSION, unfinished=True)
+def _sync_folder(folder: Path) -> None:
+    """Bring a new name to the disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _cut(reason: str) -> bytes:
     return encode(reason)[:REASON_BYTES].decode("utf-8", "ignore").encode()
 
 
-def _parts(count: int, scales: int, dim: int, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of what is written while an extraction runs."""
-    return {
-        "descriptors": ((count, scales, dim), dtype),
-        "described": ((count, scales), np.dtype(np.uint8)),
-        "status": ((count,), np.dtype(np.uint8)),
-        "errors": ((count,), h5py.string_dtype("utf-8", REASON_BYTES)),
-        "seconds": ((1,), np.dtype(np.float64)),
-        "images/bytes": ((count,), np.dtype(np.int64)),
-        "images/modified": ((count,), np.dtype(np.int64)),
-        "images/crc32": ((count,), np.dtype(np.uint32)),
-    }
-
-
-def _lay_out(file: h5py.File, items: Items, facts: dict[str, Any], dim: int, dtype: str) -> None:
-    """Everything that a finished file has, no row described."""
-    count, scales = len(items), len(facts["scales"])
-    for name, (shape, kind) in _parts(count, scales, dim, np.dtype(dtype)).items():
-        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        if name == "descriptors":
-            plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every row is written once, its status says when
-        file.create_dataset(name, shape, kind, dcpl=plist)
-    file.create_dataset("names", data=[encode(name) for name in items.names], dtype=TEXT)
-    file.create_dataset("classes", data=[encode(name) for name in items.classes], dtype=TEXT)
-    if items.labels is not None:
-        file.create_dataset("labels", data=items.labels)
-    splits = file.create_group("splits")
-    for name, index in items.splits.items():
-        splits.create_dataset(name, data=np.asarray(index, np.int64))
-    file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["dataset"] = items.dataset
-    file.attrs["protocol"] = items.protocol
-    file.attrs["root"] = encode(str(items.root))
-    for key, value in facts.items():
-        file.attrs[key] = value if isinstance(value, str | int | float | bool | tuple) else json.dumps(value)
-
-
-def _differences(file: h5py.File, items: Items, facts: dict[str, Any], dim: int, dtype: str) -> Iterator[str]:
-    """What an unfinished file has otherwise than an extraction that would go on with it, each in a few words."""
-    there = asdict(Description.from_json(file.attrs["description"]))
+def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
+    """What an unfinished file has otherwise than the job that would go on with it, each in a few words."""
+    facts, items = file.document("facts"), job.items
+    there, here = Description.from_dict(facts.get("description")).to_dict(), job.description.to_dict()
     names = {"fingerprint": "other weights, sha256", "pool": "max-pooling"}
-    for key in ("net", "fingerprint", "layer", "scales", "mirror", "pool", "filter", "precision"):
-        if there[key] != facts[key]:
-            yield f"{names.get(key, key)} {_short(there[key])}, not {_short(facts[key])}"
-    stored = file["descriptors"]
-    if stored.dtype != np.dtype(dtype):
-        yield f"--store {stored.dtype}, not {dtype}"
-    before, now = json.loads(file.attrs.get("versions", "{}")), facts.get("versions", {})
+    for key in here:
+        if key != "weights" and there[key] != here[key]:  # the same weights may have moved
+            yield f"{names.get(key, key)} {_short(there[key])}, not {_short(here[key])}"
+    stored = file.arrays["descriptors"]
+    if stored.dtype != job.dtype:
+        yield f"--store {stored.dtype}, not {job.dtype}"
+    before, now = facts.get("versions", {}), job.facts.get("versions", {})
     for package in VERSIONS:
         if before.get(package) != now.get(package):
             yield f"{package} {before.get(package)}, not {now.get(package)}"
-    if file.attrs["dataset"] != items.dataset:
-        yield f"dataset {file.attrs['dataset']}, not {items.dataset}"
-    listed = texts(file["names"])
+    if facts.get("dataset") != items.dataset:
+        yield f"dataset {facts.get('dataset')}, not {items.dataset}"
+    listed = file.texts("names")
     if len(listed) != len(items):
         yield f"{len(listed):,} images, not {len(items):,}"
     for a, b in zip(listed, items.names, strict=False):
         if encode(a) != encode(b):
             yield f"an image {a} where there is {b} now"
-    if stored.shape != (len(items), len(facts["scales"]), dim):
-        yield f"descriptors of shape {stored.shape}"
-    if texts(file["classes"]) != list(items.classes):
-        yield "other classes"
-    before_rows: dict[str, Any] = {"labels": file["labels"][:]} if "labels" in file else {}
-    file["splits"].visititems(
-        lambda name, item: before_rows.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None
+    known = {name: values for name, values in job.arrays().items() if name != "facts"}
+    specs = job.row_specs() | {name: (values.shape, values.dtype) for name, values in known.items()}
+    for name in sorted((file.arrays.keys() | specs.keys()) - {"facts"}):
+        place = file.arrays.get(name)
+        if place is None or (place.shape, place.dtype) != specs.get(name):
+            yield _what(name)
+    for name, values in known.items():
+        if not np.array_equal(file.arrays[name].read(file.descriptor), values):
+            yield _what(name)
+
+
+def _what(name: str) -> str:
+    kind, _, rest = name.partition("/")
+    return {"labels": "other labels", "classes": "other classes", "splits": f"another split {rest}"}.get(
+        kind, f"{name} of another shape"
     )
-    rows = ({} if items.labels is None else {"labels": items.labels}) | items.splits
-    for name in sorted(before_rows.keys() | rows.keys()):
-        if not (name in before_rows and name in rows and np.array_equal(before_rows[name], rows[name])):
-            yield "other labels" if name == "labels" else f"another split {name}"
+
+
+def _changed_image(file: hdf5.File, job: _Job) -> str:
+    described = (file.arrays["status"].read(file.descriptor) == DONE).any(1)
+    columns = (file.arrays[f"images/{name}"].read(file.descriptor).tolist() for name in STAMPS)
+    for i, there in enumerate(zip(*columns, strict=True)):
+        if described[i] and not _same(job.items.source(i), there):
+            return f"another image {job.items.names[i]}: it has changed since"
+    return ""
 
 
 def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:
         return value[:12]
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _same(source: Any, there: tuple[int, int, int]) -> bool:
-    """Whether an image is the one that was stamped; a new time of change alone does not make it another."""
+def _same(source: Any, there: Stamp) -> bool:
+    """Whether an image is the one that was stamped; new times alone don't make it another, a new checksum does."""
+    if not any(there):  # of a converted file, which knows nothing of its images
+        return True
     if not isinstance(source, np.ndarray):
         try:
             status = os.stat(source)
         except OSError:
             return False
-        if (status.st_size, status.st_mtime_ns) == there[:2]:
+        if (status.st_size, status.st_mtime_ns, status.st_ctime_ns) == there[:3]:
             return True
-    size, _, checksum = stamp(source)
-    return (size, checksum) == (there[0], there[2])
+        if status.st_size != there[0]:
+            return False
+    size, _, _, checksum = stamp(source)
+    return (size, checksum) == (there[0], there[3])

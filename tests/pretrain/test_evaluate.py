@@ -19,7 +19,8 @@ from scipy.io import savemat
 
 import vggfeat
 from pretrain.evaluate import app
-from pretrain.posteriors import Kept, how_trained
+from pretrain.kept import KeptPosteriors
+from pretrain.posteriors import how_trained
 from pretrain.runs import Trained, roles
 from pretrain.tables import PAPER, Member, read_cells
 from tests.conftest import Command, photograph
@@ -99,7 +100,7 @@ def test_figures_kept_and_fused(
     assert len(rows) == 9  # D, E and both nets fused, each dense, crops and both
     assert rows[2, "D", "both"]["images"] == 42
     fused = rows[2, "D", "both"]
-    kept = Kept.read(tmp_path / "de.h5")
+    kept = KeptPosteriors.read(tmp_path / "de.h5")
     posteriors = kept.fused("both")
     truth = np.repeat(np.arange(7), 6)
     assert fused["top1_error"] == pytest.approx(100 * np.mean(posteriors.argmax(1) != truth))
@@ -156,7 +157,7 @@ def test_two_processes_give_the_same_table(images: Path, weights: dict[str, Path
         assert done.returncode == 0, done.stderr[-3000:]
         tables.append(done.stdout)
     assert tables[0] == tables[1]
-    one, two = (Kept.read(tmp_path / f"{n}.h5") for n in (1, 2))
+    one, two = (KeptPosteriors.read(tmp_path / f"{n}.h5") for n in (1, 2))
     for mode in ("dense", "crops"):
         assert np.abs(one.nets[0].modes[mode] - two.nets[0].modes[mode]).max() < 1e-6
 
@@ -232,7 +233,7 @@ def test_submission(command: Command, images: Path, weights: dict[str, Path], tm
     lines = [list(map(int, line.split())) for line in (tmp_path / "s.txt").read_text().splitlines()]
     assert len(lines) == 4
     assert lines[2] == [0] * 5
-    best = np.argsort(-Kept.read(tmp_path / "p.h5").fused("dense"), 1)[:, :5]
+    best = np.argsort(-KeptPosteriors.read(tmp_path / "p.h5").fused("dense"), 1)[:, :5]
     for i in (0, 1, 3):
         assert lines[i] == [numbers[CLASSES[k]] for k in best[i]]
     assert "--devkit" in command(*words, "--overwrite").err

@@ -1,0 +1,183 @@
+"""Posteriors that are kept: what nets say of images, in a file that every average of the paper is made from.
+
+N images, Q test scales, K classes. `posteriors` computes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vggfeat.errors import VggfeatError
+from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
+from vggfeat.metrics import top_k_wrong
+
+FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 2
+MODES = ("dense", "crops")
+FACTS = ("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint", "precision")
+"""Of a net, as strings; "" is unknown."""
+MAX_NETS = 1000
+
+
+@dataclass
+class Posteriors:
+    """What one net says of N images.
+
+    of: `FACTS`.
+    scales: Q in pixels.
+    modes: "dense" or "crops" -> (Q, N, K) float32; NaN where the image is unreadable.
+    """
+
+    of: dict[str, str]
+    scales: tuple[int, ...]
+    modes: dict[str, np.ndarray]
+
+    def mean(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
+        """(N, K): the average over test scales, and for "both" over the two modes. VggfeatError: not kept."""
+        chosen = self.scales if scales is None else tuple(scales)
+        wanted = MODES if mode == "both" else (mode,)
+        name = f"net {self.of['net']} ({self.of['weights']})"
+        for m in wanted:
+            if m not in self.modes:
+                raise VggfeatError(f"the posteriors of {name} are {', '.join(self.modes)} only, not {m}")
+        for q in chosen:
+            if q not in self.scales:
+                raise VggfeatError(f"the posteriors of {name} have no Q={q}, only {self.scales}")
+        rows = [self.scales.index(q) for q in chosen]
+        return np.mean([self.modes[m][rows].mean(0, dtype=np.float64) for m in wanted], axis=0)
+
+
+@dataclass
+class KeptPosteriors:
+    """Posteriors of several nets for the same images, and what they are of.
+
+    data: the name of the images' folder. classes: K names, the order of the posteriors.
+    labels: (N,) index into classes, -1 unknown. unreadable: row -> reason.
+    """
+
+    dataset: str
+    data: str
+    split: str
+    names: list[str]
+    labels: np.ndarray
+    classes: list[str]
+    unreadable: dict[int, str]
+    nets: list[Posteriors]
+
+    def save(self, path: Path) -> None:
+        """Write as HDF5; the file appears whole. OSError where the disk refuses."""
+        rows = sorted(self.unreadable)
+        facts = {
+            "dataset": self.dataset,
+            "data": self.data,
+            "split": self.split,
+            "nets": [{"of": net.of, "scales": net.scales, "modes": list(net.modes)} for net in self.nets],
+        }
+        arrays = {
+            "facts": document(facts),
+            **column("names", self.names),
+            **column("classes", self.classes),
+            "labels": self.labels.astype(np.int32),
+            "unreadable/rows": np.array(rows, np.int64),
+            **column("unreadable/reasons", [self.unreadable[i] for i in rows]),
+        }
+        for n, net in enumerate(self.nets):
+            for mode, posteriors_QNK in net.modes.items():
+                arrays[f"nets/{n:03d}/{mode}"] = np.asarray(posteriors_QNK, np.float32)
+        write_file(path, FORMAT, FORMAT_VERSION, arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> KeptPosteriors:
+        """The inverse of `save`. Raises VggfeatError for a file that is none, or damaged."""
+        with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
+            facts = file.document("facts")
+            for key in ("dataset", "data", "split"):
+                if not isinstance(facts.get(key), str):
+                    raise Damaged(f"its facts lack {key}")
+            names, classes = file.texts("names"), file.texts("classes")
+            labels = file.array("labels", "i", (len(names),))
+            if labels.size and not -1 <= labels.min() <= labels.max() < len(classes):
+                raise Damaged(f"it has labels outside of -1..{len(classes) - 1}")
+            rows = file.array("unreadable/rows", "i", (None,))
+            if (np.diff(rows) <= 0).any() or (rows.size and not 0 <= rows[0] <= rows[-1] < len(names)):
+                raise Damaged(f"its unreadable rows don't rise within 0..{len(names) - 1}")
+            unreadable = dict(zip(rows.tolist(), file.texts("unreadable/reasons"), strict=True))
+            nets = facts.get("nets")
+            if not isinstance(nets, list) or not 0 < len(nets) <= MAX_NETS:
+                raise Damaged(f"it doesn't have 1 to {MAX_NETS} nets")
+            readable = np.ones(len(names), bool)
+            readable[rows] = False
+            return cls(
+                facts["dataset"], facts["data"], facts["split"], names, labels, classes, unreadable,
+                [_net(file, n, net, readable, len(classes)) for n, net in enumerate(nets)],
+            )  # fmt: skip
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[str, KeptPosteriors]]) -> KeptPosteriors:
+        """One of all the nets of several, each with the name of where it is from.
+
+        Raises VggfeatError when one is of other images or classes than the first.
+        """
+        (_, first), *others = parts
+        for name, other in others:
+            first._take_in(other, name)
+        return first
+
+    def _take_in(self, other: KeptPosteriors, path: str) -> None:
+        if other.names != self.names:
+            raise VggfeatError(
+                f"{path} is of other images ({other.dataset} {other.split}): it can't be fused"
+            )
+        if sorted(other.classes) != sorted(self.classes):
+            raise VggfeatError(f"{path} has other classes than the first: it can't be fused")
+        order = [other.classes.index(name) for name in self.classes]
+        for net in other.nets:
+            net.modes = {mode: posteriors[:, :, order] for mode, posteriors in net.modes.items()}
+            self.nets.append(net)
+        self.unreadable |= other.unreadable
+
+    def fused(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
+        """(N, K): the average over scales, modes and nets; NaN where unreadable."""
+        return np.mean([net.mean(mode, scales) for net in self.nets], axis=0)
+
+    def errors(self, posteriors_NK: np.ndarray) -> tuple[float, float]:
+        """Top-1 and top-5 error over the labelled images, %."""
+        return 100 * float(self.wrong(posteriors_NK, 1).mean()), 100 * float(
+            self.wrong(posteriors_NK, 5).mean()
+        )
+
+    def wrong(self, posteriors_NK: np.ndarray, k: int) -> np.ndarray:
+        """(n,) bool over the labelled images: the true class is not among the k most likely. So are unreadable ones."""
+        labelled = self.labels >= 0
+        readable = labelled & ~np.isnan(posteriors_NK).any(1)
+        wrong = np.ones(len(self.labels), bool)
+        if readable.any():
+            wrong[readable] = top_k_wrong(posteriors_NK[readable], self.labels[readable], k)
+        return wrong[labelled]
+
+
+def _net(file: File, n: int, facts: Any, readable: np.ndarray, K: int) -> Posteriors:
+    """The n-th net of a file. Raises Damaged."""
+    of, scales, modes = facts["of"], facts["scales"], facts["modes"]
+    if (
+        not isinstance(of, dict)
+        or of.keys() != set(FACTS)
+        or not all(isinstance(v, str) for v in of.values())
+    ):
+        raise Damaged(f"net {n} has other facts than {', '.join(FACTS)}")
+    if not all(type(q) is int and q > 0 for q in scales) or len(set(scales)) != len(scales) or not scales:
+        raise Damaged(f"net {n} has scales that are no different numbers of pixels")
+    if not modes or not set(modes) <= set(MODES):
+        raise Damaged(f"net {n} has other modes than {' and '.join(MODES)}")
+    kept = {}
+    for mode in modes:
+        name = f"nets/{n:03d}/{mode}"
+        kept[mode] = posteriors_QNK = file.array(name, "f", (len(scales), len(readable), K))
+        sound = (posteriors_QNK >= 0) & (posteriors_QNK <= 1 + 1e-5)  # NaN is neither
+        if not sound[:, readable].all():
+            raise Damaged(f"{name} has values that are no probabilities")
+    return Posteriors(of, tuple(scales), kept)

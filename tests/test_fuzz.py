@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from torchvision.datasets.utils import extract_archive
 
 import vggfeat
+from pretrain.kept import KeptPosteriors
 from vggfeat import datasets, writer
 from vggfeat.datasets.download import downloading
 from vggfeat.errors import VggfeatError
@@ -26,6 +26,8 @@ from vggfeat.extract import description_of, extract, limited
 from vggfeat.model import load_model, model_from, save_model
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.weights import save_weights
+
+from .test_hdf5 import posteriors_at, reseal
 
 EXAMPLES = int(os.environ.get("FUZZ", "120"))  # damaged files of each kind; more in a longer check
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"
@@ -39,7 +41,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     items = limited(datasets.load("digits", None), 6)
     extract(items, network, folder / "features.h5", scales=(40,), layer="pool1")
     with pytest.raises(KeyboardInterrupt), begun(folder / "begun.h5") as file:
-        file.read(0, items.source(0))
+        file.note_source(0, items.source(0))
         file.write(0, 0, np.zeros(8, np.float32))
         raise KeyboardInterrupt
     svm = vggfeat.LinearSVM().fit(np.random.default_rng(0).random((30, 8)), np.arange(30) % 3)
@@ -50,6 +52,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_weights(
         folder / "weights.safetensors", network.module, network.preprocessing, classes=["a", "b", "c"]
     )
+    posteriors_at(folder / "posteriors.h5")
     released = vggfeat.load("random:D,width=0.03125,crop=32").module.state_dict()
     torch.save(released, folder / "weights.pth")
     return {path.name: path for path in folder.iterdir()}
@@ -69,6 +72,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "features.h5": lambda path: vggfeat.open_features(path).descriptors,
     "begun.h5.partial": go_on,
     "model.h5": load_model,
+    "posteriors.h5": KeptPosteriors.read,
     "weights.safetensors": lambda path: vggfeat.load(str(path)),
     "weights.pth": lambda path: vggfeat.load(f"torchvision:vgg16@{path}"),
 }
@@ -110,6 +114,8 @@ def test_damage(
         del raw[data.draw(st.integers(0, len(raw))) :]
     path = tmp_path / name
     path.write_bytes(raw)
+    if ".h5" in name and data.draw(st.booleans()):
+        reseal(path)  # a stranger's, not the disk's: what reads the values meets it
     read_or_refused(name, path)
 
 
@@ -120,51 +126,6 @@ def test_noise(tmp_path: Path, name: str, raw: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(raw)
     read_or_refused(name, path)
-
-
-@pytest.mark.parametrize("name", ["features.h5", "model.h5", "begun.h5.partial"])
-def test_every_object_replaced_by_another(
-    good: dict[str, Path], tmp_path: Path, a_gigabyte: None, name: str
-) -> None:
-    """Each data set made huge without data, empty, text, a link out, a group; each attribute taken away or a number."""
-    secret = tmp_path / "secret.h5"
-    with h5py.File(secret, "w") as file:
-        file["x"] = np.arange(6)
-    with h5py.File(good[name]) as file:
-        found: list[str] = []
-        file.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
-        attributes = list(file.attrs)
-
-    def huge(file: h5py.File, key: str) -> None:
-        file.create_dataset(key, (1 << 40,), "f8", chunks=(1024,))
-
-    changes: list[Callable[[h5py.File, str], Any]] = [
-        huge,
-        lambda file, key: file.create_dataset(key, data=np.zeros(0)),
-        lambda file, key: file.create_dataset(key, data="a text"),
-        lambda file, key: file.create_dataset(key, data=np.full((6, 3), 77.0)),
-        lambda file, key: file.create_group(key),
-        lambda file, key: file.__setitem__(key, h5py.ExternalLink(secret, "x")),
-        lambda file, key: file.__setitem__(key, h5py.SoftLink("/names")),
-        lambda file, key: file.create_dataset(key, (6,), "i8", external=[(str(secret), 0, 48)]),
-        lambda file, key: None,
-    ]
-    path = tmp_path / name
-    for key in found:
-        for change in changes:
-            path.write_bytes(good[name].read_bytes())
-            with h5py.File(path, "r+") as file:
-                del file[key]
-                change(file, key)
-            read_or_refused(name, path)
-    for key in attributes:
-        for value in (None, 1 << 60, "x" * 1000):
-            path.write_bytes(good[name].read_bytes())
-            with h5py.File(path, "r+") as file:
-                del file.attrs[key]
-                if value is not None:
-                    file.attrs[key] = value
-            read_or_refused(name, path)
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def model_at(path: Path) -> Path:
 
 
 def posteriors_at(path: Path) -> Path:
-    of = dict.fromkeys(("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint"), "x")
+    of = dict.fromkeys(
+        ("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint"), "x"
+    )
     values = np.full((1, 3, 2), 0.5, np.float32)
     values[0, 1] = np.nan
     nets = [Posteriors({**of, "precision": "float32"}, (256,), {"dense": values})]
@@ -80,32 +82,40 @@ kinds = pytest.mark.parametrize("kind", MAKERS)
 
 def crafted(path: Path, table: Callable[[dict[str, Any]], Any] = lambda table: None, **values: Any) -> None:
     """What a stranger can make of a file: another table, other values of arrays, and right checksums for both."""
+    raw = bytearray(path.read_bytes())
+    length = struct.unpack_from("<I", raw, 8)[0]
+    held = json.loads(raw[64 : 64 + length])
+    for name, value in values.items():
+        kind, _, at = held["arrays"][name.replace("__", "/")]
+        data = np.ascontiguousarray(value, kind).tobytes()
+        raw[at : at + len(data)] = data
+    changed = table(held)
+    text = json.dumps(held if changed is None else changed).encode()
+    assert len(text) <= 4096 - 64
+    raw[8:12] = struct.pack("<I", len(text))
+    raw[64 : 64 + len(text)] = text
+    path.write_bytes(raw)
+    reseal(path)
+
+
+def reseal(path: Path) -> None:
+    """Right checksums for whatever is in a file."""
     with open(path, "r+b") as file:
-        raw = file.read()
-        length = struct.unpack_from("<I", raw, 8)[0]
-        held = json.loads(raw[64 : 64 + length])
-        room = held["block"] - 64
-        changed = table(held)
-        text = json.dumps(held if changed is None else changed).encode()
-        assert len(text) <= room
-        file.seek(8)
-        file.write(struct.pack("<II", len(text), zlib.crc32(text)))
+        head = file.read(12)
+        length = struct.unpack("<I", head[8:])[0] if len(head) == 12 else 0
         file.seek(64)
-        file.write(text)
-        for name, value in values.items():
-            kind, _, at = held["arrays"][name.replace("__", "/")]
-            file.seek(at)
-            file.write(np.ascontiguousarray(value, kind).tobytes())
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        with hdf5.File(path, descriptor, unfinished=True) as made:
-            if "descriptors" in values:
-                sums = hdf5.checksums(made.arrays["descriptors"].read(descriptor))
-                made.arrays["crc32"].write(descriptor, sums)
-            made.seal()
-    except VggfeatError:
-        pass  # so broken that it has no seal
-    os.close(descriptor)
+        checksum = zlib.crc32(file.read(min(length, 1 << 20)))
+        file.seek(12)
+        file.write(struct.pack("<I", checksum))
+        file.flush()
+        try:
+            with hdf5.File(path, file.fileno(), unfinished=True) as made:
+                for name, sums in made.checked.items():
+                    values = made.arrays[name].read(made.descriptor)
+                    made.arrays[sums].write(made.descriptor, hdf5.checksums(values))
+                made.seal()
+        except (VggfeatError, MemoryError):
+            pass  # so broken that it has no seal
 
 
 def refused(kind: str, path: Path) -> str:

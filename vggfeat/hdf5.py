@@ -322,8 +322,10 @@ class File:
     number: its own; another file in its place has another. Raises VggfeatError: see `open_file`.
     """
 
-    def __init__(self, path: Path, descriptor: int, *, unfinished: bool = False) -> None:
-        self.path, self.descriptor = path, descriptor
+    def __init__(
+        self, path: Path, descriptor: int, what: str = "file of this program", *, unfinished: bool = False
+    ) -> None:
+        self.path, self.descriptor, self._what = path, descriptor, what
         self._owned = False
         with damaged(path):
             self._read_table()
@@ -342,7 +344,7 @@ class File:
                 f"`vggfeat convert {self.path} NEW` reads the latter"
             )
         if len(head) < _HEAD.size or not head.startswith(MAGIC):
-            raise VggfeatError(f"{self.path} is not a file of this program: damaged, or another format")
+            raise VggfeatError(f"{self.path} is not a {self._what}: damaged, or another format")
         _, length, checksum, self.number, self.seal_there = _HEAD.unpack(head)
         if not length:
             raise VggfeatError(f"{self.path} is half-written: nothing is in it yet")
@@ -459,7 +461,7 @@ def open_file(path: Path, format: str, version: int, *, unfinished: bool = False
     unfinished: also one that is being written. Raises VggfeatError: missing, unreadable just now, half-written, another
     format or version, damaged.
     """
-    what = format.removeprefix("vggfeat-").rstrip("s")
+    what = format.removeprefix("vggfeat-").rstrip("s") + " file"
     if path.name.endswith(".partial") and not unfinished:
         raise VggfeatError(f"{path} is half-written: its extraction has not finished; run it to the end")
     try:
@@ -468,18 +470,18 @@ def open_file(path: Path, format: str, version: int, *, unfinished: bool = False
     except FileNotFoundError:
         partial = path.with_name(path.name + ".partial")
         hint = f" (there is {partial.name}: its extraction has not finished)" if partial.exists() else ""
-        raise VggfeatError(f"no {what} file at {path}{hint}") from None
+        raise VggfeatError(f"no {what} at {path}{hint}") from None
     except (OSError, ValueError) as error:
         raise VggfeatError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise VggfeatError(f"{path} is not a {what} file: a folder, a pipe or a device")
-        file = File(path, descriptor, unfinished=unfinished)
+            raise VggfeatError(f"{path} is not a {what}: a folder, a pipe or a device")
+        file = File(path, descriptor, what, unfinished=unfinished)
         if file.format != format:
-            raise VggfeatError(f"{path} is not a {what} file (its format is {file.format[:40]!r})")
+            raise VggfeatError(f"{path} is not a {what} (its format is {file.format[:40]!r})")
         if file.version != version:
             raise VggfeatError(
-                f"{path} has version {file.version} of the {what} format; this program reads version {version}: "
+                f"{path} has version {file.version} of the format of a {what}; this program reads version {version}: "
                 "take the program that wrote it, or make the file again"
             )
     except BaseException:

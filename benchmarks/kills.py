@@ -13,6 +13,7 @@ import ctypes
 import json
 import mmap
 import os
+import random
 import re
 import select
 import shutil
@@ -22,10 +23,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ BEFORE, AFTER, HALF = range(3)
 HOW = ("before", "after", "half of")
 BOUND = 300.0
 """Seconds after which a process counts as one that hangs; a thousand times what one takes."""
-WEIGHTS = "random:B,width=0.0625,crop=32,classes=3"
 TIMES = {"seconds", "command", "time", "images_per_second", "data_wait"}
 """Of JSON: what differs from run to run."""
 _HEAD, _CALL = struct.Struct("4q"), struct.Struct("q248s")
@@ -93,6 +92,10 @@ class Ended:
     def of(cls, status: int | None, log: Path) -> Ended:
         text, _, modules = log.read_text().partition("\0")
         return cls(status, text, modules.split())
+
+    def __str__(self) -> str:
+        last = (self.text.strip().splitlines() or [""])[-1]
+        return f"hangs: {last}" if self.status is None else f"ended with {self.status}: {last}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,6 @@ class Room:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.inputs = Inputs(self, folder / "inputs")
         PR_SET_CHILD_SUBREAPER = 36
         ctypes.CDLL(None).prctl(
             PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
@@ -324,15 +326,19 @@ class Sweep:
         self.before = {name: content(self.whole / name) for name in names(self.whole) if not growing(name)}
         ended = room.run(job, self.whole)
         if any(part.status != job.status for part in ended):
-            raise AssertionError(f"{job.name}: {', '.join(map(_told, ended))}")
+            raise AssertionError(f"{job.name}: {', '.join(map(str, ended))}")
         self.calls = [room.page(rank).calls for rank in range(job.ranks)]
+        if not all(self.calls):
+            raise AssertionError(
+                f"{job.name}: no call was counted: kills.c doesn't see what changes files here"
+            )
         for name in {name for part in ended for name in part.modules} - sys.modules.keys():
             with suppress(Exception):
                 import_module(name)  # so that the runs that follow needn't: half of their time
         self.after = {name: content(self.whole / name) for name in names(self.whole)}
 
     def points(self, most: int | None, halves: bool) -> list[tuple[int, int, int]]:
-        """(rank, n, how) of all kills, or of so many, spread over them. halves: amidst each write, too."""
+        """(rank, n, how) of all kills, or of so many of them. halves: amidst each write, too."""
         every = []
         for rank, calls in enumerate(self.calls):
             for n, (call, size) in enumerate(calls, 1):
@@ -344,7 +350,7 @@ class Sweep:
                     every.append((rank, n, AFTER))
         if most is None or most >= len(every):
             return every
-        return [every[(2 * i + 1) * len(every) // (2 * most)] for i in range(most)]
+        return sorted(random.Random(self.job.name).sample(every, most))  # the same ones each time
 
     def fault(self, rank: int, n: int, how: int) -> str | None:
         """What is wrong after a kill; "" is nothing; None: the run came to its end before that call."""
@@ -356,10 +362,10 @@ class Sweep:
         if first[rank].status != -signal.SIGKILL:
             if not where and first[rank].status == job.status:
                 return None
-            return f"{where}: not killed, but {_told(first[rank])}"
+            return f"{where}: not killed, but {first[rank]}"
         for other, ended in enumerate(first):
             if other != rank and (ended.status is None or ended.status < 0 or "unexpected" in ended.text):
-                return f"{where}: then rank {other} {_told(ended)}"
+                return f"{where}: then rank {other} {ended}"
         try:
             self._look(folder, "after the kill")
             second = room.run(job, folder)
@@ -376,7 +382,7 @@ class Sweep:
                 more = set()
             for part in second:
                 if part.status != job.status:
-                    return f"{where}: then {_told(part)}"
+                    return f"{where}: then {part}"
             self._compare(folder)
         except _Fault as error:
             return f"{where}: {error}"
@@ -413,348 +419,7 @@ class _Fault(Exception):  # noqa: N818 - it ends a trial
     pass
 
 
-def _told(ended: Ended) -> str:
-    last = (ended.text.strip().splitlines() or [""])[-1]
-    return "hangs: " + last if ended.status is None else f"ended with {ended.status}: {last}"
-
-
-# --- the commands ----------------------------------------------------------------------------------------------
-
-FAST = ("--device", "cpu", "--precision", "float32")
-CLASSES = ["n0", "n1"]
-_Make = Callable[["Inputs"], Job]
-JOBS: dict[str, _Make] = {}
-"""Name -> what makes the command; its inputs are made when they are asked for."""
-
-
-def picture(seed: int, height: int, width: int, channel: int) -> Image.Image:
-    """Noise that is weak in one colour, so that there is something to learn."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    pixels[..., channel] //= 4
-    return Image.fromarray(pixels)
-
-
-class Inputs:
-    """What the commands read, made once."""
-
-    def __init__(self, room: Room, folder: Path) -> None:
-        self.room, self.folder = room, folder
-        folder.mkdir(parents=True)
-
-    def made(self, job: Job, *files: str) -> list[Path]:
-        """Outputs of a command that has run well."""
-        folder = self.room.fresh(job, f"inputs/{job.name}")
-        (ended,) = self.room.run(job, folder)
-        if ended.status != job.status:
-            raise AssertionError(f"{job.name}: {_told(ended)}")
-        return [folder / name for name in files]
-
-    def _photographs(self, name: str) -> Path:
-        root = self.folder / name
-        for c, kind in enumerate(("blue", "red")):
-            (root / kind).mkdir(parents=True)
-            for i in range(6):
-                picture(10 * c + i, 40, 40 + 20 * (i % 2), 2 * c).save(root / kind / f"{i}.png")
-        return root
-
-    @cached_property
-    def images(self) -> Path:
-        return self._photographs("images")
-
-    @cached_property
-    def spoilt(self) -> Path:
-        """The same, and one that can't be read."""
-        root = self._photographs("spoilt")
-        (root / "red" / "9.png").write_bytes(b"")
-        return root
-
-    @cached_property
-    def mended(self) -> tuple[Path, Path]:
-        """Images of which one couldn't be read when the feature file was made; the file."""
-        root = self._photographs("mended")
-        (root / "red" / "9.png").write_bytes(b"")
-        job = Job("unreadable", vggfeat_main, extract_words(root), status=3)
-        (features,) = self.made(job, "f.h5")
-        picture(9, 40, 40, 2).save(root / "red" / "9.png")
-        return root, features
-
-    @cached_property
-    def other_features(self) -> Path:
-        job = Job("other", vggfeat_main, [*extract_words(self.images), "--no-mirror"])
-        return self.made(job, "f.h5")[0]
-
-    @cached_property
-    def features(self) -> Path:
-        return self.made(Job("features", vggfeat_main, extract_words(self.images)), "f.h5")[0]
-
-    @cached_property
-    def model(self) -> tuple[Path, Path]:
-        """The model and its results."""
-        model, results = self.made(Job("model", vggfeat_main, svm_words(self.features)), "m.h5", "r.json")
-        return model, results
-
-    @cached_property
-    def voc(self) -> Path:
-        """Descriptors with VOC's protocol."""
-        from vggfeat.datasets import Items
-        from vggfeat.datasets.voc import CLASSES
-        from vggfeat.store import Description
-        from vggfeat.writer import FeatureWriter
-
-        count, rng = 60, np.random.default_rng(0)
-        labels = np.where(np.arange(count)[:, None] % 20 == np.arange(20), 1, -1).astype(np.int8)
-        parts = {name: np.arange(i, count, 3) for i, name in enumerate(("train", "val", "test"))}
-        labels = np.roll(labels, 0, 0)
-        listed = [f"JPEGImages/{i:06d}.jpg" for i in range(count)]
-        items = Items("voc2007", "voc2007", Path("/nowhere"), listed, labels, list(CLASSES), parts)
-        how = Description("A", "random:A", "ab" * 32, "fc7", (32,), True, "floor", "bilinear", "float32")
-        path = self.folder / "voc.h5"
-        with FeatureWriter(path, items, how, 24) as file:
-            for i in range(count):
-                file.write(i, 0, (rng.random(24) + np.pad(labels[i] == 1, (0, 4))).astype(np.float32))
-            file.finish()
-        return path
-
-    @cached_property
-    def training(self) -> Path:
-        """Training and validation images."""
-        root = self.folder / "training"
-        for split, count in (("train", 9), ("val", 2)):
-            for c, kind in enumerate(CLASSES):
-                (root / split / kind).mkdir(parents=True)
-                for i in range(count):
-                    picture(100 * c + 10 * count + i, 40, 44, 2 * c).save(root / split / kind / f"{i}.png")
-        return root
-
-    @cached_property
-    def stopped(self) -> Path:
-        """The folder of a training that was killed on its way."""
-        job = training(self)
-        folder = self.room.fresh(job, "inputs/counted")
-        self.room.run(job, folder)
-        calls = [call for call, _ in self.room.page().calls]
-        saved = [
-            n for n, call in enumerate(calls, 1) if call.startswith("rename") and "last.safetensors" in call
-        ]
-        folder = self.room.fresh(job, "inputs/stopped")
-        self.room.run(job, folder, saved[len(saved) // 2], AFTER)
-        return folder / "run"
-
-    @cached_property
-    def runs(self) -> Path:
-        """Nets as trainings leave them."""
-        import vggfeat
-        from vggfeat.weights import save_weights
-
-        for net in ("A", "B"):
-            network = vggfeat.load(f"random:{net},width=0.05,crop=32,classes=2")
-            stage = self.folder / "runs" / net / f"{net}-36"
-            stage.mkdir(parents=True)
-            save_weights(
-                stage / "weights.safetensors", network.module, network.preprocessing, classes=CLASSES,
-                train_scale="36", source=f"pretrain mini {net}-36", recipe='{"name": "mini"}',
-            )  # fmt: skip
-            (stage / "last.safetensors").write_bytes(b"")
-        return self.folder / "runs"
-
-
-def vggfeat_main() -> None:
-    from vggfeat import cli
-
-    cli.main()
-
-
-def pretrain_main(name: str) -> None:
-    from vggfeat.terminal import run
-
-    run(import_module(f"pretrain.{name}").app, f"python -m pretrain.{name}")
-
-
-def extract_words(root: Path) -> list[object]:
-    fixed = ["extract", "--dataset", "folder", "--root", root, "--weights", WEIGHTS, "--scales", "40,48"]
-    return [*fixed, "--out", "f.h5", "--json", "f.json", "--workers", 1, *FAST]
-
-
-def svm_words(features: Path) -> list[object]:
-    return [
-        "svm",
-        "--features",
-        features,
-        "--out",
-        "m.h5",
-        "--json",
-        "r.json",
-        "--workers",
-        1,
-        "--device",
-        "cpu",
-    ]
-
-
-def _job(make: _Make) -> _Make:
-    JOBS[make.__name__.strip("_").replace("_", "-")] = make
-    return make
-
-
-@_job
-def extract(inputs: Inputs) -> Job:
-    return Job("extract", vggfeat_main, extract_words(inputs.images))
-
-
-@_job
-def extract_unreadable(inputs: Inputs) -> Job:
-    return Job("extract-unreadable", vggfeat_main, extract_words(inputs.spoilt), status=3)
-
-
-@_job
-def extract_retry(inputs: Inputs) -> Job:
-    root, features = inputs.mended
-    words = [*extract_words(root), "--retry"]
-    return Job("extract-retry", vggfeat_main, words, {"f.h5": features}, overwrite=False)
-
-
-@_job
-def extract_overwrite(inputs: Inputs) -> Job:
-    words = [*extract_words(inputs.images), "--overwrite"]
-    return Job("extract-overwrite", vggfeat_main, words, {"f.h5": inputs.other_features}, overwrite=False)
-
-
-@_job
-def extract_two(inputs: Inputs) -> Job:
-    return Job("extract-two", vggfeat_main, extract_words(inputs.spoilt), status=3, ranks=2)
-
-
-@_job
-def svm(inputs: Inputs) -> Job:
-    return Job("svm", vggfeat_main, svm_words(inputs.features))
-
-
-@_job
-def svm_submission(inputs: Inputs) -> Job:
-    words = [*svm_words(inputs.voc), "--submission", "comp2", "--C", "1,10"]
-    return Job("svm-submission", vggfeat_main, words)
-
-
-@_job
-def predict(inputs: Inputs) -> Job:
-    image = inputs.images / "red" / "0.png"
-    words = [
-        "predict",
-        image,
-        "--model",
-        inputs.model[0],
-        "--csv",
-        "p.csv",
-        "--json",
-        "p.json",
-        "--device",
-        "cpu",
-    ]
-    return Job("predict", vggfeat_main, [*words, "--workers", 1])
-
-
-@_job
-def report(inputs: Inputs) -> Job:
-    words = [
-        "report",
-        "--features",
-        inputs.features,
-        "--model",
-        inputs.model[0],
-        "--results",
-        inputs.model[1],
-    ]
-    return Job("report", vggfeat_main, [*words, "--root", inputs.images, "--out", "page.html"])
-
-
-@_job
-def neighbours(inputs: Inputs) -> Job:
-    words = ["neighbours", "--features", inputs.features, "--query", "red/0.png", "--picture", "n.png"]
-    return Job("neighbours", vggfeat_main, [*words, "--json", "n.json", "--root", inputs.images])
-
-
-@_job
-def convert(inputs: Inputs) -> Job:
-    old = SOURCE.parents[1] / "tests" / "version1" / "features.h5"
-    return Job("convert", vggfeat_main, ["convert", old, "new.h5"])
-
-
-def _train_words(inputs: Inputs) -> list[object]:
-    numbers = ("width=0.05", "crop=32", "batch_size=8", "held_out=0.1", "chance_after=0", "*.epochs=1.5")
-    words = ["--net", "A", "--recipe", "mini", "--data", inputs.training, "--out", "run", "--device", "cpu"]
-    words += ["--precision", "float32", "--workers", 0, "--micro-batch", 8]
-    words += [f"--set={number}" for number in numbers]
-    return [*words, "--set=A-112.train_scale=[36,36]", "--checkpoint-minutes", 0, "--log-every", 1]
-
-
-@_job
-def training(inputs: Inputs) -> Job:
-    main = partial(pretrain_main, "train")
-    return Job("training", main, _train_words(inputs), steps=True, overwrite=False)
-
-
-@_job
-def training_resumed(inputs: Inputs) -> Job:
-    return Job(
-        "training-resumed", partial(pretrain_main, "train"), _train_words(inputs), {"run": inputs.stopped},
-        steps=True, overwrite=False,
-    )  # fmt: skip
-
-
-@_job
-def evaluate(inputs: Inputs) -> Job:
-    weights = [f"--weights={inputs.runs / net / f'{net}-36' / 'weights.safetensors'}" for net in ("A", "B")]
-    words = [*weights, "--data", inputs.training, "--scales", "36,40", "--workers", 1, *FAST]
-    words = [*words, "--posteriors", "p.h5", "--json", "p.json"]
-    return Job("evaluate", partial(pretrain_main, "evaluate"), words)
-
-
-@_job
-def ledger(inputs: Inputs) -> Job:
-    text = inputs.folder / "results.md"
-    text.write_text("# Results\n\nWhat was there before.\n")
-    words = ["--table", "3", "--runs", inputs.runs, "--data", inputs.training, "--workers", 1, *FAST]
-    words = [*words, "--ledger", "results.md", "--posteriors", "p.h5"]
-    return Job("ledger", partial(pretrain_main, "evaluate"), words, {"results.md": text}, steps=True)
-
-
-@_job
-def export(inputs: Inputs) -> Job:
-    words = [inputs.runs / "A" / "A-36" / "weights.safetensors", "--to", "float16", "--out", "a.safetensors"]
-    return Job("export", partial(pretrain_main, "export"), words)
-
-
-# --- the sweep -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Swept:
-    """What a command's sweep found. missed: kills that a run ended before."""
-
-    name: str
-    calls: int
-    kills: int
-    missed: int
-    faults: list[str]
-
-
-def sweep(
-    chosen: Sequence[str], most: int | None, halves: bool, listed: bool, folder: Path
-) -> Iterator[Swept]:
-    """Sweep commands, one after another; only in a preloaded process.
-
-    most: kills of each, spread over its calls; None: all. halves: see `Sweep.points`. listed: print the calls.
-    """
-    room = Room(folder)
-    for name in chosen:
-        made = Sweep(room, JOBS[name](room.inputs))
-        for rank, calls in enumerate(made.calls if listed else []):
-            for n, (call, size) in enumerate(calls, 1):
-                print(rank, n, call.replace(str(made.whole), "."), size, flush=True)
-        found = [made.fault(*point) for point in made.points(most, halves)]
-        hit = [fault for fault in found if fault is not None]
-        missed = len(found) - len(hit)
-        yield Swept(name, sum(map(len, made.calls)), len(hit), missed, [fault for fault in hit if fault])
+# --- the process that all this takes place in ------------------------------------------------------------------
 
 
 def prepare() -> None:

@@ -43,6 +43,8 @@ BEFORE, AFTER, HALF = range(3)
 HOW = ("before", "after", "half of")
 BOUND = 300.0
 """Seconds after which a process counts as one that hangs; a thousand times what one takes."""
+PATIENCE = 5.0
+"""Seconds that a process has to notice that another of its job was killed, before it is asked to leave."""
 TIMES = {"seconds", "command", "time", "images_per_second", "data_wait"}
 """Of JSON: what differs from run to run."""
 _HEAD, _CALL = struct.Struct("4q"), struct.Struct("q248s")
@@ -145,9 +147,14 @@ def start(
     os._exit(status)
 
 
-def wait(pid: int) -> int | None:
-    """How a process ended; None where it had to be killed. All that it has started is gone then, too."""
+def wait(pid: int, patience: float | None = None) -> int | None:
+    """How a process ended; None where it had to be killed. All that it has started is gone then, too.
+
+    patience: seconds after which it gets a SIGTERM.
+    """
     handle = os.pidfd_open(pid)
+    if patience is not None and not select.select([handle], [], [], patience)[0]:
+        os.kill(pid, signal.SIGTERM)
     ended = bool(select.select([handle], [], [], BOUND)[0])
     os.close(handle)
     if not ended:
@@ -220,11 +227,13 @@ class Room:
                 }
             log = self.folder / f"log{r}"
             pids.append(start(job, words, folder, self.page(r), log, environment))
-        statuses = [wait(pid) for pid in pids]
+        # the one that dies first; torchrun, too, asks the others to leave then, if a little sooner
+        order = sorted(range(job.ranks), key=lambda r: r != rank)
+        statuses = {r: wait(pids[r], PATIENCE if at and r != rank else None) for r in order}
         if kept:
             os.kill(kept[0], signal.SIGKILL)
             os.waitpid(kept[0], 0)
-        return [Ended.of(status, self.folder / f"log{r}") for r, status in enumerate(statuses)]
+        return [Ended.of(status, self.folder / f"log{r}") for r, status in sorted(statuses.items())]
 
 
 # --- what is left ----------------------------------------------------------------------------------------------

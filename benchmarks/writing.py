@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 from benchmarks.kills import AFTER, HALF, Job, Room
 
@@ -211,6 +212,11 @@ def extract_unreadable(inputs: Inputs) -> Job:
 
 
 @_job
+def extract_begun(inputs: Inputs) -> Job:
+    return Job("extract-begun", vggfeat_main, extract_words(inputs.images), {"f.h5.partial": inputs.begun})
+
+
+@_job
 def extract_retry(inputs: Inputs) -> Job:
     root, features = inputs.mended
     words = [*extract_words(root), "--retry"]
@@ -278,6 +284,11 @@ def neighbours(inputs: Inputs) -> Job:
 
 
 @_job
+def info(inputs: Inputs) -> Job:
+    return Job("info", vggfeat_main, ["info", inputs.features, "--json", "i.json"])
+
+
+@_job
 def convert(inputs: Inputs) -> Job:
     old = Path(__file__).parents[1] / "tests" / "version1" / "features.h5"
     return Job("convert", vggfeat_main, ["convert", old, "new.h5"])
@@ -306,6 +317,18 @@ def training_resumed(inputs: Inputs) -> Job:
 
 
 @_job
+def training_two(inputs: Inputs) -> Job:
+    main = partial(pretrain_main, "train")
+    return Job("training-two", main, _train_words(inputs), ranks=2, steps=True, overwrite=False)
+
+
+@_job
+def training_report(inputs: Inputs) -> Job:
+    words = [inputs.stopped, "--out", "page.html"]
+    return Job("training-report", partial(pretrain_main, "report"), words)
+
+
+@_job
 def evaluate(inputs: Inputs) -> Job:
     weights = [f"--weights={inputs.runs / net / f'{net}-36' / 'weights.safetensors'}" for net in ("A", "B")]
     words = [*weights, "--data", inputs.training, "--scales", "36,40", "--workers", 1, *FAST]
@@ -320,6 +343,19 @@ def ledger(inputs: Inputs) -> Job:
     words = ["--table", "3", "--runs", inputs.runs, "--data", inputs.training, "--workers", 1, *FAST]
     words = [*words, "--ledger", "results.md", "--posteriors", "p.h5"]
     return Job("ledger", partial(pretrain_main, "evaluate"), words, {"results.md": text}, steps=True)
+
+
+@_job
+def submission(inputs: Inputs) -> Job:
+    synsets = np.array(
+        [(i, name, 0) for i, name in enumerate(CLASSES, 1)],
+        [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")],
+    )
+    savemat(inputs.folder / "meta.mat", {"synsets": synsets})
+    weights = inputs.runs / "A" / "A-36" / "weights.safetensors"
+    words = ["--weights", weights, "--data", inputs.training, "--scales", "36", "--workers", 1, *FAST]
+    words = [*words, "--submission", "s.txt", "--devkit", inputs.folder / "meta.mat"]
+    return Job("submission", partial(pretrain_main, "evaluate"), words)
 
 
 @_job

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from PIL import Image
 from safetensors import safe_open
@@ -274,8 +273,6 @@ def content(path: Path) -> Any:
         with safe_open(path, "np") as file:
             metadata = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
             return {**{key: file.get_tensor(key) for key in file.keys()}, "metadata": metadata}  # noqa: SIM118
-    if path.suffix == ".pth":
-        return {key: value.numpy() for key, value in torch.load(path, weights_only=True).items()}
     if path.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".json":
@@ -452,7 +449,7 @@ def preloaded(words: Sequence[str]) -> int:
         compiler = shutil.which(os.environ.get("CC", "cc"))
         if compiler is None:
             raise VggfeatError("there is no C compiler (cc, or $CC)")
-        subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
         environment = {
             **os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "", "KILLS_FOLDER": folder, "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": folder,

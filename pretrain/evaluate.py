@@ -19,7 +19,7 @@ import numpy as np
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_writable, write_json, write_text
+from vggfeat.files import check_outputs, write_json, write_text
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -88,9 +88,12 @@ def evaluate(
         raise VggfeatError(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if submission is not None and devkit is None:
         raise VggfeatError("--submission needs --devkit: its meta.mat has the numbers of the classes")
-    for path in (posteriors, submission):
-        check_writable(path, overwrite)
-    check_writable(json_file)
+    check_outputs(
+        {"--posteriors": posteriors},
+        texts={"--submission": submission, "--json": json_file},
+        inputs=[*kept, *map(Path, weights), data, devkit],
+        overwrite=overwrite,
+    )
     try:
         wanted = tuple(int(q) for q in scales.split(",") if q)
     except ValueError:

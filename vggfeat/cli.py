@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_writable, write_json, write_text
+from vggfeat.files import check_outputs, write_json, write_text
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -55,6 +55,11 @@ def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any
     return values
 
 
+def _file_of(weights: str | None) -> Path | None:
+    """The file that a source of weights may name: FILE, or oxford:D@FILE."""
+    return Path(weights.partition("@")[2] or weights) if weights else None
+
+
 def _root(given: Path | None) -> Path:
     """Where datasets lie."""
     return given or Path(os.environ.get("VGGFEAT_DATA", "data"))
@@ -62,6 +67,7 @@ def _root(given: Path | None) -> Path:
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
 Images = Annotated[
     Path | None,
     typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
@@ -115,7 +121,7 @@ def extract(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the feature file, and one that was begun otherwise.")
+        bool, typer.Option("--overwrite", help="Replace output files, and a feature file begun otherwise.")
     ] = False,
     json_file: Json = None,
     debug: Debug = False,
@@ -127,9 +133,14 @@ def extract(
     from vggfeat.ranks import joined
     from vggfeat.weights import load
 
-    check_writable(None if dry_run else out_file, overwrite)
-    check_writable(json_file)
     folder = _root(root)
+    partial = out_file.with_name(out_file.name + ".partial")
+    check_outputs(
+        {} if dry_run else {"--out": out_file},
+        texts={"--json": json_file},
+        inputs=[folder, _file_of(weights), partial],
+        overwrite=overwrite,
+    )
     with ending_well(), joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
@@ -225,28 +236,31 @@ def svm(
     ] = "newton",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = CORES,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model file.")] = False,
+    overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
     """Train and score a linear SVM by the dataset's protocol."""
     qs = None if scales is None else _numbers(scales, int, "--scales")
     cs = "auto" if C == "auto" else list(_numbers(C, float, "--C"))
-    check_writable(out_file, overwrite)
-    check_writable(json_file)
+    check_outputs(
+        {"--out": out_file},
+        texts={"--json": json_file},
+        folders={"--submission": submission},
+        inputs=features,
+        overwrite=overwrite,
+    )
     import torch
 
     from vggfeat import protocols
     from vggfeat.classify import problem_from
-    from vggfeat.datasets.voc import refuse_filled, write_submission
+    from vggfeat.datasets.voc import write_submission
     from vggfeat.model import model_from, save_model
     from vggfeat.weights import resolve_device
 
     problem, parts, about = problem_from(features, pool, qs)
-    if submission:
-        if "test" not in problem.splits:
-            raise VggfeatError("--submission needs an official test part, as VOC has")
-        refuse_filled(submission)
+    if submission and "test" not in problem.splits:
+        raise VggfeatError("--submission needs an official test part, as VOC has")
     torch.set_num_threads(workers)
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
@@ -277,13 +291,18 @@ def predict(
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Write all scores as CSV to this file.")
     ] = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Score new images with a saved classifier."""
     from vggfeat.model import load_model
 
-    check_writable(json_file)
-    check_writable(csv_file)
+    check_outputs(
+        {},
+        texts={"--json": json_file, "--csv": csv_file},
+        inputs=[*images, model, *map(_file_of, weights or [])],
+        overwrite=overwrite,
+    )
     classifier = load_model(model)
     networks = classifier.load_networks(weights or [], device)
     scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
@@ -325,11 +344,11 @@ def report(
     model: Annotated[Path | None, typer.Option(help="From `vggfeat svm --out`.")] = None,
     root: Images = None,
     out_file: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the descriptors."""
-    check_writable(out_file, overwrite)
+    check_outputs({"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite)
     from vggfeat.datasets import at_hand
     from vggfeat.model import load_model
     from vggfeat.report import read_results, write_report
@@ -365,13 +384,18 @@ def neighbours(
     root: Images = None,
     weights: Annotated[str | None, typer.Option(help="Where the weights lie now, if they moved.")] = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
     """The images that are nearest to a query, by the cosine of their descriptors."""
     qs = None if scales is None else _numbers(scales, int, "--scales")
-    check_writable(json_file)
-    check_writable(picture)
+    check_outputs(
+        {"--picture": picture},
+        texts={"--json": json_file},
+        inputs=[features, Path(query), _file_of(weights), root],
+        overwrite=overwrite,
+    )
     if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(f"{picture} must end in .png, .jpg or .webp", param_hint="--picture")
     from vggfeat.neighbours import draw, nearest, query_of
@@ -396,10 +420,12 @@ def neighbours(
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="A feature file or a model.")],
+    overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
     """Tell all about a feature file or a model."""
+    check_outputs({}, texts={"--json": json_file}, inputs=[file], overwrite=overwrite)
     from vggfeat.model import FORMAT, load_model
     from vggfeat.store import format_of, open_features
 

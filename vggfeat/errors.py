@@ -8,6 +8,10 @@ class VggfeatError(Exception):
     """
 
 
+class CantWrite(VggfeatError, OSError):  # noqa: N818 - named as what happened
+    """A path that refuses to be written, or the disk under it; the message is the whole line."""
+
+
 class UnreadableImage(VggfeatError):  # noqa: N818 - the paper trail's word: a row is unreadable
     """One image can't be read; the message is the reason. Extraction marks its row and goes on."""
 

@@ -7,6 +7,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 import json
 import math
 from pathlib import Path

@@ -6,31 +6,33 @@ Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it faile
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 import csv
 import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_outputs, write_json, write_text
+from vggfeat.files import check_outputs, plain, try_each, weights_file, write_json, write_text
 from vggfeat.terminal import (
     CORES,
     columns,
     command,
     duration,
-    ending_well,
-    err,
     list_unreadable,
     out,
     print_table,
-    printable,
     progress,
     run,
+    say,
 )
 
 app = typer.Typer(
@@ -53,11 +55,6 @@ def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any
     if len(set(values)) != len(values):
         raise typer.BadParameter(f"{text!r} has a number twice", param_hint=option)
     return values
-
-
-def _file_of(weights: str | None) -> Path | None:
-    """The file that a source of weights may name: FILE, or oxford:D@FILE."""
-    return Path(weights.partition("@")[2] or weights) if weights else None
 
 
 def _root(given: Path | None) -> Path:
@@ -138,10 +135,10 @@ def extract(
     check_outputs(
         {} if dry_run else {"--out": out_file},
         texts={"--json": json_file},
-        inputs=[folder, _file_of(weights), partial],
+        inputs=[folder, weights_file(weights), partial],
         overwrite=overwrite,
     )
-    with ending_well(), joined(device, minutes=60 * 24 * 30) as ranks:
+    with joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
                 "the processes must be on one machine; give each machine its own --dataset and --out"
@@ -156,6 +153,7 @@ def extract(
         layer = layer or network.default_layer
         if dry_run:
             plan = extraction.plan(items, network, qs, layer, mirror, store)
+            write_json(json_file, plan.__dict__)
             print_table(
                 "plan",
                 [
@@ -165,7 +163,6 @@ def extract(
                     ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
                 ],
             )
-            write_json(json_file, plan.__dict__)
             return
         with progress("extract", quiet=not ranks.first) as advance:
             report = extraction.extract(
@@ -182,32 +179,27 @@ def extract(
                 command=command(),
                 ranks=ranks,
                 progress=advance,
-                say=lambda line: print(printable(line), file=sys.stderr, flush=True),
+                say=say,
             )
         if not ranks.first:
             raise typer.Exit(3 if report.unreadable else 0)
     bad = report.unreadable
-    print_table(
-        str(out_file),
-        [
-            ("images", f"{report.images:,}" + (f" ({len(bad)} unreadable)" if bad else "")),
-            (
-                "descriptor",
-                f"{layer}, {len(qs)} x {network.dim(layer)}",
-            ),
-            ("time", f"{duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
-        ],
-    )
-    list_unreadable(bad)
-    write_json(
-        json_file,
-        {
-            "out": str(out_file),
-            "images": report.images,
-            "seconds": report.seconds,
-            "unreadable": bad,
-            "command": command(),
-        },
+    facts = {
+        "out": str(out_file),
+        "images": report.images,
+        "seconds": report.seconds,
+        "unreadable": bad,
+        "command": command(),
+    }
+    rows = [
+        ("images", f"{report.images:,}" + (f" ({len(bad)} unreadable)" if bad else "")),
+        ("descriptor", f"{layer}, {len(qs)} x {network.dim(layer)}"),
+        ("time", f"{duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
+    ]
+    try_each(
+        lambda: write_json(json_file, facts),
+        lambda: print_table(str(out_file), rows),
+        lambda: list_unreadable(bad),
     )
     if bad:
         raise typer.Exit(3)
@@ -264,16 +256,20 @@ def svm(
     torch.set_num_threads(workers)
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
-        progress=lambda line: err.print(line),
+        progress=say,
     )  # fmt: skip
     results = {**outcome.results, **about, "command": command()}
-    if submission:
-        test = outcome.scored["test"]
-        write_submission(submission, test.rows, test.scores, problem.classes, problem.names)
-    if out_file:
-        save_model(out_file, model_from(outcome, problem.classes, parts, pool, results))
-    _print_results(results)
-    write_json(json_file, results)
+
+    def submit() -> None:
+        if submission:
+            test = outcome.scored["test"]
+            write_submission(submission, test.rows, test.scores, problem.classes, problem.names)
+
+    def save() -> None:
+        if out_file:
+            save_model(out_file, model_from(outcome, problem.classes, parts, pool, results))
+
+    try_each(lambda: write_json(json_file, results), save, submit, lambda: _print_results(results))
 
 
 @app.command()
@@ -300,7 +296,7 @@ def predict(
     check_outputs(
         {},
         texts={"--json": json_file, "--csv": csv_file},
-        inputs=[*images, model, *map(_file_of, weights or [])],
+        inputs=[*images, model, *map(weights_file, weights or [])],
         overwrite=overwrite,
     )
     classifier = load_model(model)
@@ -315,19 +311,20 @@ def predict(
         order = (-scores_NK[i]).argsort(kind="stable")[:top]
         best = [(classifier.classes[k], float(scores_NK[i, k])) for k in order]
         for rank, (name, score) in enumerate(best):
-            table.add_row("" if rank else printable(str(path)), printable(name), f"{score:+.3f}")
+            table.add_row("" if rank else str(path), name, f"{score:+.3f}")
         records.append({"image": str(path), "top": [{"class": name, "score": score} for name, score in best]})
-    out.print(table)
-    if csv_file:
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["image", *classifier.classes])
-        for i, path in enumerate(images):
-            writer.writerow(
-                [path, *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist()))]
-            )
-        write_text(csv_file, text.getvalue())
-    write_json(json_file, records)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", *classifier.classes])
+    for i, path in enumerate(images):
+        writer.writerow(
+            [path, *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist()))]
+        )
+    try_each(
+        lambda: write_json(json_file, records),
+        lambda: write_text(csv_file, text.getvalue()),
+        lambda: out.print(table),
+    )
     list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
     if bad:
         raise typer.Exit(3)
@@ -367,7 +364,7 @@ def report(
     )
     write_text(out_file, page)
     for line in left_out:
-        print(f"left out: {printable(line)}", file=sys.stderr)
+        say(f"left out: {line}")
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
 
 
@@ -393,7 +390,7 @@ def neighbours(
     check_outputs(
         {"--picture": picture},
         texts={"--json": json_file},
-        inputs=[features, Path(query), _file_of(weights), root],
+        inputs=[features, Path(query), weights_file(weights), root],
         overwrite=overwrite,
     )
     if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -406,14 +403,23 @@ def neighbours(
     found = nearest(file, described, pool=pool, scales=qs, top=top, without=row)
     table = columns("", "image", "labels", "cosine")
     for rank, neighbour in enumerate(found, 1):
-        labels = ", ".join(map(printable, neighbour.labels))
-        table.add_row(str(rank), printable(neighbour.name), labels, f"{neighbour.cosine:.4f}")
-    out.print(table)
-    write_json(json_file, [neighbour.__dict__ for neighbour in found])
+        labels = ", ".join(neighbour.labels)
+        table.add_row(str(rank), neighbour.name, labels, f"{neighbour.cosine:.4f}")
+    missing = ""
+
+    def picture_them() -> None:
+        nonlocal missing
+        if picture:
+            missing = draw(picture, file, query, row, found, _root(root))
+
+    try_each(
+        lambda: write_json(json_file, [neighbour.__dict__ for neighbour in found]),
+        picture_them,
+        lambda: out.print(table),
+    )
+    if missing:
+        say(f"left out: {missing}")
     if picture:
-        missing = draw(picture, file, query, row, found, _root(root))
-        if missing:
-            print(f"left out: {printable(missing)}", file=sys.stderr)
         out.print(f"picture: {picture}")
 
 
@@ -461,12 +467,10 @@ def info(
             "splits": {name: len(rows) for name, rows in f.splits.items()},
             **{k: v for k, v in f.attributes.items() if k not in ("description", "format")},
         }
-    print_table(
-        str(file), [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in facts.items()]
-    )
+    write_json(json_file, facts)
+    print_table(str(file), [(k, v if isinstance(v, str) else json.dumps(plain(v))) for k, v in facts.items()])
     if not is_model:
         list_unreadable({f.names[i]: reason for i, reason in f.errors.items()})
-    write_json(json_file, facts)
 
 
 @app.command()
@@ -495,7 +499,8 @@ def weights() -> None:
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    from vggfeat.report import plain, summary
+    from vggfeat.report import plain as figure
+    from vggfeat.report import summary
 
     print_table(f"{results['dataset']}: linear SVM", summary(results))
     per_class = results.get("per_class", {})
@@ -503,7 +508,7 @@ def _print_results(results: dict[str, Any]) -> None:
     if per_class and len(per_class) <= 20:
         table = columns("class", *scores_of)
         for name, scores in per_class.items():
-            table.add_row(printable(name), *(plain(scores.get(column)) for column in scores_of))
+            table.add_row(name, *(figure(scores.get(column)) for column in scores_of))
         out.print(table)
 
 

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -217,12 +217,17 @@ def check_outputs(
         seen[option] = path
         if option in (folders or {}):
             refuse_filled(path)
-            _try(path)
+            _try(path, path)
             continue
         target, there = _regular(path)
         if there is not None and not overwrite:
             raise VggfeatError(f"{path} exists; give --overwrite, or another {option}")
-        _try(target)
+        _try(target, path)
+
+
+def weights_file(spec: str | None) -> Path | None:
+    """The file, for `inputs`, that a source of weights may name: FILE, or oxford:D@FILE."""
+    return Path(spec.partition("@")[2] or spec) if spec else None
 
 
 def refuse_filled(folder: Path) -> None:
@@ -231,7 +236,7 @@ def refuse_filled(folder: Path) -> None:
         raise VggfeatError(f"{folder} already exists and isn't an empty folder: give another one")
 
 
-def _try(target: Path) -> None:
+def _try(target: Path, asked: Path) -> None:
     """Write where target will be, under its name, and leave nothing; of missing folders, the first."""
     while not target.parent.is_dir() and target.parent != target:
         target = target.parent
@@ -239,7 +244,7 @@ def _try(target: Path) -> None:
         with scratch(target.parent) as folder:
             (folder / target.name).write_bytes(bytes(4096))
     except OSError as error:
-        raise CantWrite(f"can't write {target}: {_reason(error)}") from error
+        raise CantWrite(f"can't write {asked}: {_reason(error)}") from error
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -250,13 +255,24 @@ def _same(a: Path, b: Path) -> bool:
         return os.path.realpath(a) == os.path.realpath(b)
 
 
+def try_each(*writes: Callable[[], object]) -> None:
+    """Make each output of hours of work, though another failed; then raise the first error."""
+    errors: list[Exception] = []
+    for write in writes:
+        try:
+            write()
+        except Exception as error:  # whatever a library makes of a full disk
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
 # --- texts -----------------------------------------------------------------------------------------------------
 
 
 def write_json(path: Path | None, value: Any) -> None:
     """Write value as JSON to path, if there is one; see `plain` for what JSON doesn't know."""
-    if path is not None:
-        write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
@@ -280,8 +296,10 @@ def _word(key: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text to a file, or into a pipe or a device. Raises CantWrite where the disk refuses."""
+def write_text(path: Path | None, text: str) -> None:
+    """Write text to path, if there is one, a file, a pipe or a device. Raises CantWrite where the disk refuses."""
+    if path is None:
+        return
     content = text.encode("utf-8", "backslashreplace")
     there = _stat(path)
     if not _is_stream(there):

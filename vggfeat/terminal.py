@@ -42,6 +42,7 @@ from rich.text import Text
 
 from vggfeat.errors import VggfeatError
 
+NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
 CORES = os.cpu_count() or 1
 SIGNALS = signal.SIGINT, signal.SIGTERM
 SAME_SECONDS = (
@@ -54,6 +55,8 @@ class Screen(Console):
 
     def __init__(self, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        if self.width < NARROWEST:
+            self.width = NARROWEST
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """All that rich is given as a string comes through here, cells and titles of tables, too."""

@@ -26,7 +26,7 @@ import typer
 from rich.table import Table
 
 from vggfeat.errors import VggfeatError, WrongUsage
-from vggfeat.files import check_outputs, try_each, weights_file, write_json, write_text
+from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_file, write_json, write_text
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -139,6 +139,7 @@ def evaluate(
         return
     with joined(device) as ranks:
         items = images_of(data, split, limit)
+        refuse_inputs({"--posteriors": posteriors, **texts}, items.paths())
         threads = workers or max(1, CORES // ranks.local_world)
         how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
         if table:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_outputs, plain, try_each, weights_file, write_json, write_text
+from vggfeat.files import check_outputs, plain, refuse_inputs, try_each, weights_file, write_json, write_text
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -144,6 +144,7 @@ def extract(
                 "the processes must be on one machine; give each machine its own --dataset and --out"
             )
         items = datasets.load(dataset, folder, download=download)
+        refuse_inputs({"--out": out_file, "--json": json_file}, items.paths())
         if limit is not None:
             items = extraction.limited(items, limit)
         network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
@@ -355,6 +356,8 @@ def report(
     items, why_not = None, "the images are known by --features only"
     if files:
         items, why_not = at_hand(str(files[0].attributes["dataset"]), files[0].names, _root(root))
+        if items is not None:
+            refuse_inputs({"--out": out_file}, items.paths())
     page, left_out = write_report(
         read_results(results) if results else None,
         files,

@@ -203,19 +203,17 @@ def check_outputs(
     or empty, and may lack its parents. inputs: what the command reads, files or folders, there or not.
     Raises VggfeatError.
     """
-    sources = [path for path in inputs if path is not None]
+    texts, folders = texts or {}, folders or {}
+    refuse_inputs({**files, **texts, **folders}, inputs)
     seen: dict[str, Path] = {}
-    for option, path in [*files.items(), *(texts or {}).items(), *(folders or {}).items()]:
-        if path is None or (option in (texts or {}) and _is_stream(_stat(path))):
+    for option, path in [*files.items(), *texts.items(), *folders.items()]:
+        if path is None or (option in texts and _is_stream(_stat(path))):
             continue
-        there = _stat(path)
-        if any(_same(path, source) for source in sources):
-            raise VggfeatError(f"{option} {path} is what the command reads: give another name")
         for other, taken in seen.items():
             if _same(path, taken):
                 raise VggfeatError(f"{other} and {option} are one file, {path}: give two names")
         seen[option] = path
-        if option in (folders or {}):
+        if option in folders:
             refuse_filled(path)
             _try(path, path)
             continue
@@ -223,6 +221,26 @@ def check_outputs(
         if there is not None and not overwrite:
             raise VggfeatError(f"{path} exists; give --overwrite, or another {option}")
         _try(target, path)
+
+
+def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
+    """Refuse to write what the command reads: by another name, by links, or what isn't there yet."""
+    wanted: dict[Any, str] = {}
+    for option, path in outputs.items():
+        there = None if path is None else _stat(path)
+        if path is not None and not stat.S_ISCHR(there.st_mode if there else 0):
+            wanted[os.path.realpath(path)] = f"{option} {path}"
+            if there is not None:
+                wanted[there.st_dev, there.st_ino] = f"{option} {path}"
+    for source in inputs if wanted else ():
+        if source is not None:
+            try:
+                there = os.stat(source)
+                found = wanted.get((there.st_dev, there.st_ino))
+            except OSError:
+                found = wanted.get(os.path.realpath(source))
+            if found:
+                raise VggfeatError(f"{found} is what the command reads: give another name")
 
 
 def weights_file(spec: str | None) -> Path | None:
@@ -237,12 +255,15 @@ def refuse_filled(folder: Path) -> None:
 
 
 def _try(target: Path, asked: Path) -> None:
-    """Write where target will be, under its name, and leave nothing; of missing folders, the first."""
-    while not target.parent.is_dir() and target.parent != target:
-        target = target.parent
+    """Write where target will be, under its name and those of the folders that it lacks, and leave nothing."""
+    there = target.parent
+    while not os.path.lexists(there):
+        there = there.parent
     try:
-        with scratch(target.parent) as folder:
-            (folder / target.name).write_bytes(bytes(4096))
+        with scratch(there) as folder:
+            trial = folder / target.relative_to(there)
+            trial.parent.mkdir(parents=True, exist_ok=True)
+            trial.write_bytes(bytes(4096))
     except OSError as error:
         raise CantWrite(f"can't write {asked}: {_reason(error)}") from error
 

@@ -277,6 +277,18 @@ def _sturdy(stream: Any, original: Any, fd: int) -> Any:
     )
 
 
+def _ignored(what: Any) -> None:
+    """Of errors that Python ignores, as in destructors, one line each kind; h5py has twenty of a full disk."""
+    if issubclass(what.exc_type, KeyboardInterrupt):
+        os._exit(128 + int((what.exc_value.args or SIGNALS)[0]))  # else Ctrl-C would be forgotten
+    if what.exc_type not in _told:
+        _told.add(what.exc_type)
+        say(f"warning: {what.exc_type.__name__}: {' '.join(str(what.exc_value).split())}")
+
+
+_told: set[type] = set()
+
+
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -288,6 +300,7 @@ def _prepare(name: str) -> None:
     keep_memory()
     sys.stdout = _sturdy(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _sturdy(sys.stderr, sys.__stderr__, 2)
+    sys.unraisablehook = _ignored
     warnings.showwarning = lambda message, *where, **more: say(f"warning: {message}")
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_OneLine())

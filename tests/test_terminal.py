@@ -233,7 +233,8 @@ def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
 def test_ctrl_c_at_the_start_leaves_no_traceback(words: str) -> None:
     for import_ in (1, 5, 25, 100, 200):
         status, errors = interrupted_at(import_, "-m", *words.split())
-        assert status == 130 and "Traceback" not in errors, (import_, errors[-2000:])
+        # where the signal meets an exec() of a library's, Python ends itself by it: a shell's 130, too
+        assert status in (130, -signal.SIGINT) and "Traceback" not in errors, (import_, errors[-2000:])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

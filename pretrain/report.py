@@ -7,6 +7,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 import json
 import math
 from pathlib import Path
@@ -18,7 +23,7 @@ import typer
 from pretrain.trainer import WEIGHTS
 from pretrain.watch import LOG, events
 from vggfeat.errors import VggfeatError
-from vggfeat.files import write_text
+from vggfeat.files import check_outputs, write_text
 from vggfeat.page import Section, Series, chart, html, join, page, table
 from vggfeat.terminal import duration, out, run
 
@@ -32,10 +37,12 @@ def report(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The page; RUN/report.html if not given.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a page of a run's curves."""
-    target = out_file or folder / REPORT
+    check_outputs({"--out": out_file}, inputs=[folder], overwrite=overwrite)
+    target = out_file or folder / REPORT  # the run's own page is written anew whenever a stage ends
     write_report(folder, target)
     out.print(str(target))
 

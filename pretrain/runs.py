@@ -29,11 +29,10 @@ from pretrain.tables import (
     write_ledger,
 )
 from pretrain.trainer import CHECKPOINT
-from pretrain.watch import say
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
-from vggfeat.terminal import command, out, progress
+from vggfeat.terminal import command, out, progress, say
 from vggfeat.weights import load
 
 
@@ -184,7 +183,8 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
         heading = f"Tables 3 to 6, stand-in: nets of the recipe {nets[0].recipe} on {whole.data}"
         write_ledger(ledger, heading, every)
     for number in numbers:
-        out.print(table_markdown(number, every), soft_wrap=True)
+        for line in table_markdown(number, every).splitlines():
+            out.print(line, soft_wrap=True)
 
 
 def _cell(

@@ -12,6 +12,11 @@ left on Ctrl-C or SIGTERM, saved.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +13,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from vggfeat.files import write_text
-from vggfeat.terminal import duration
+from vggfeat.terminal import duration, live, rewrite, say
 
 LINE_SECONDS = 10.0
 LOG = "log.jsonl"
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Log:
@@ -36,7 +30,7 @@ class Log:
     def __init__(self, folder: Path | None, name: str, iteration: int, stop_at: int) -> None:
         self.folder, self.name, self.start, self.stop_at = folder, name, iteration, stop_at
         self._began = self._shown = time.monotonic()
-        self._live = sys.stderr.isatty()
+        self._live = live()
         if folder is None:
             return
         # imported here: it takes a second, and only the process that writes needs it
@@ -63,7 +57,7 @@ class Log:
     def say(self, text: str) -> None:
         """A line about this stage."""
         if self.folder is not None:
-            say(f"\r\x1b[K{self.name}: {text}" if self._live else f"{self.name}: {text}")
+            say(f"{self.name}: {text}")
 
     def progress(
         self, iteration: int, loss: float, rate: float, images_per_second: float, data_wait: float
@@ -80,7 +74,7 @@ class Log:
             f"{images_per_second:.0f} images/s, {100 * data_wait:.0f} % waiting for data, {duration(left)} left"
         )
         if self._live:
-            print(f"\r\x1b[K{self.name}: {text}", end="", file=sys.stderr, flush=True)
+            rewrite(f"{self.name}: {text}")
         else:
             self.say(text)
 

@@ -59,10 +59,10 @@ def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except Damaged as error:
         raise Damaged(f"{path} is damaged: {error}") from error
-    except OSError as error:
-        raise VggfeatError(f"can't read {path}: {error.strerror or error}") from error
     except VggfeatError:
         raise
+    except OSError as error:
+        raise VggfeatError(f"can't read {path}: {error.strerror or error}") from error
     except (
         ValueError,
         TypeError,
@@ -291,19 +291,18 @@ def write_file(
     arrays: Mapping[str, np.ndarray],
     checked: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a whole file; it appears when it is on the disk. OSError where the disk refuses."""
+    """Write a whole file; it appears when it is on the disk. Raises CantWrite where the disk refuses."""
     arrays = {name: _stored(values) for name, values in arrays.items()}
     specs = {name: (values.shape, values.dtype) for name, values in arrays.items()}
     layout = Layout.of(format, version, specs, checked)
-    with whole(path) as partial:
-        file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with whole(path, durable=True) as partial:
+        file = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         try:
             layout.write(file)
             for name, values in arrays.items():
                 layout.places[name].write(file, values)
             with File(partial, file, unfinished=True) as made:
                 made.seal()
-            os.fsync(file)
         finally:
             os.close(file)
 

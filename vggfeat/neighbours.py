@@ -17,6 +17,7 @@ from vggfeat.aggregate import aggregate
 from vggfeat.datasets import at_hand
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
+from vggfeat.files import refuse_inputs, whole
 from vggfeat.images import read_rgb
 from vggfeat.store import Description, Features
 
@@ -129,6 +130,8 @@ def draw(
     root: where the feature file's images lie.
     """
     items, why_not = at_hand(str(features.attributes["dataset"]), features.names, root)
+    if items is not None:
+        refuse_inputs({"--picture": path}, items.paths())
     place = {} if items is None else {name: i for i, name in enumerate(items.names)}
     missing = 0
 
@@ -145,10 +148,8 @@ def draw(
 
     asked = Path(query) if row is None else source(query)
     sheet = contact_sheet(pixels(asked), query, found, lambda neighbour: pixels(source(neighbour.name)))
-    try:
-        sheet.save(path)
-    except OSError as error:
-        raise VggfeatError(f"can't write {path}: {error}") from error
+    with whole(path) as partial:
+        sheet.save(partial)
     if items is None:
         return f"the pictures: {why_not}"
     return f"{missing} pictures: the images can't be read any more" if missing else ""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +20,7 @@ import numpy as np
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.items import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.files import refuse_filled, scratch
 
 # Alphabetical, as in the devkit's VOCinit.m.
 CLASSES = [
@@ -168,12 +168,6 @@ def _download(root: Path, year: int) -> None:
             VOCDetection(base, year=str(year), image_set=image_set, download=True)
 
 
-def refuse_filled(directory: Path) -> None:
-    """Raise VggfeatError unless directory is free for a submission: absent, or an empty folder."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise VggfeatError(f"{directory} already exists and isn't an empty folder: give another one")
-
-
 def write_submission(
     directory: str | Path,
     rows: Sequence[int] | np.ndarray,
@@ -203,8 +197,8 @@ def write_submission(
         raise VggfeatError("two test images have the same name without folder and suffix")
     refuse_filled(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        complete = Path(temporary) / "complete"  # the temporary folder itself is private to the user
+    with scratch(target.parent) as private:
+        complete = private / "complete"
         complete.mkdir()
         files = [Path(f"comp2_cls_test_{name}.txt") for name in classes]
         for k, file in enumerate(files):
@@ -213,7 +207,5 @@ def write_submission(
                 for identifier, score in zip(identifiers, scores[:, k], strict=True)
             ]
             (complete / file).write_text("".join(lines), encoding="ascii")
-        if target.exists():
-            target.rmdir()
-        os.rename(complete, target)
+        os.rename(complete, target)  # in place of an empty folder, too
     return [target / file for file in files]

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from pretrain.tables import paper_scales
 from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape
 from vggfeat.files import whole
-from vggfeat.images import grid_crops, mirror, read_rgb
+from vggfeat.images import grid_crops, mirror
 from vggfeat.metrics import top_k_wrong
 from vggfeat.ranks import Ranks
 from vggfeat.store import TEXT, create_hdf5, open_hdf5, texts

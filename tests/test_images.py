@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, features
 from torchvision.transforms import functional as tv
 
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import (
     CAFFE_MEAN_BGR,
@@ -26,7 +27,6 @@ from vggfeat.images import (
     centre_crop,
     grid_crops,
     mirror,
-    read_rgb,
     smallest_side,
     smallest_side_shape,
 )
@@ -667,7 +667,7 @@ def test_files_are_closed_and_nothing_is_printed(tmp_path: Path) -> None:
     (tmp_path / "cut.lzw.tiff").write_bytes(FILES["TIFF, compressed"][:-400])
     (tmp_path / "good.png").write_bytes(FILES["PNG"])
     program = (
-        "import os, sys; from vggfeat.images import read_rgb, UnreadableImage\n"
+        "import os, sys; from vggfeat.decode import read_rgb; from vggfeat.errors import UnreadableImage\n"
         "before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0\n"
         "for path in sys.argv[1:]:\n"
         "    try: read_rgb(path)\n"

@@ -17,8 +17,8 @@ from PIL import Image
 import vggfeat
 from vggfeat import datasets
 from vggfeat.datasets import Items
+from vggfeat.decode import read_rgb
 from vggfeat.extract import describe_all, extract
-from vggfeat.images import read_rgb
 
 from .conftest import photograph
 from .test_images import FILES, chunk, encoded, png, tiff

@@ -55,6 +55,11 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 # All decoders are registered here, once, so that threads never meet a half-filled registry.
 Image.init()
+# The most frequent is asked first; those that can't tell by a file's first bytes, and parse for it, last.
+_FORMATS = sorted(
+    filter(headers.FORMATS.__contains__, Image.ID),
+    key=lambda name: (name != "JPEG", Image.OPEN[name][1] is None),
+)
 # Pillow warns of odd metadata; here an image's outcome is an array or UnreadableImage, and nothing else.
 # `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last in the list, and
 # any filter that the user sets comes before it. Pillow also logs; with no handler, Python would print that.
@@ -133,14 +138,14 @@ def _without_waiting(path: str, flags: int) -> int:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     # Image.open is this loop and a check for bombs, which either warns or raises without saying the width and
     # height, comes after formats that decode as they are opened, and whose limit is one global for all threads.
-    file = headers.Metered(data)
-    for name in [name for name in Image.ID if name in headers.FORMATS]:
+    prefix = data[:16]
+    for name in _FORMATS:
         factory, accept = Image.OPEN[name]
-        accepted = accept(data[:16]) if accept else True
+        accepted = accept(prefix) if accept else True
         if not accepted or isinstance(accepted, str):  # a string says why this Pillow can't
             continue
         headers.refuse_above_bound(headers.before_opening(name, data), max_pixels)
-        file.seek(0)
+        file = headers.in_memory(name, data)
         try:
             image = factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
@@ -148,7 +153,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         _check_size(image, max_pixels)
         need = headers.of_pixels(image, name, len(data))
         headers.refuse_above_bound(need, max_pixels)
-        file.allow(need.steps)
+        if isinstance(file, headers.Metered):
+            file.allow(need.steps)
         return image
     raise UnidentifiedImageError
 

@@ -37,6 +37,7 @@ FORMATS: dict[str, int] = {
 _PYTHON_BYTES, _PYTHON_STEPS = 12, 100
 _ROW = 3  # bytes a pixel of the array that is returned
 _CALLS = 1_000_000
+_TOO_MANY_PARTS = "its header has too many parts, or parts that overlap"
 _PER_STRIP = 1000  # steps to begin a strip or tile: a decoder is set up
 
 
@@ -45,6 +46,8 @@ class Need(NamedTuple):
 
     n_bytes: int
     steps: int
+    calls: int = 0
+    """Of Python, to parse it, where the format is parsed without `Metered`."""
 
 
 def refuse_above_bound(need: Need, max_pixels: int) -> None:
@@ -57,6 +60,13 @@ def refuse_above_bound(need: Need, max_pixels: int) -> None:
             raise UnreadableImage(
                 f"decoding would take {value / 1e6:.0f} {unit}; the limit is {limit / 1e6:.0f}"
             )
+    if need.calls > _CALLS:
+        raise UnreadableImage(_TOO_MANY_PARTS)
+
+
+def in_memory(name: str, data: bytes) -> io.BytesIO:
+    """The file for the plug-in `name`. A JPEG's calls are counted by `before_opening`: most images are JPEGs."""
+    return io.BytesIO(data) if name == "JPEG" else Metered(data)
 
 
 class Metered(io.BytesIO):
@@ -76,17 +86,20 @@ class Metered(io.BytesIO):
         self._calls += n_calls
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return self._count(super().read(size))
+        return self._count(_read(self, size))
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        return self._count(super().readline(size))
+        return self._count(_readline(self, size))
 
     def _count(self, data: bytes) -> bytes:
         self._calls -= 1
         self._bytes -= len(data)
         if self._calls < 0 or self._bytes < 0:
-            raise UnreadableImage("its header has too many parts, or parts that overlap")
+            raise UnreadableImage(_TOO_MANY_PARTS)
         return data
+
+
+_read, _readline = io.BytesIO.read, io.BytesIO.readline
 
 
 def of_pixels(image: Image.Image, name: str, n_bytes: int) -> Need:
@@ -100,13 +113,13 @@ def of_pixels(image: Image.Image, name: str, n_bytes: int) -> Need:
 
 
 def before_opening(name: str, data: bytes) -> Need:
-    """For a file that the plug-in `name` accepts. Never raises: what can't be parsed here is Pillow's to refuse."""
+    """For a file that the plug-in `name` accepts. What can't be parsed here is Pillow's to refuse."""
     parse = _PARSERS.get(name)
     try:
         need = parse(data) if parse else Need(0, 0)
     except (IndexError, struct.error):  # the header ends too soon, for Pillow's parser as well
         need = Need(0, 0)
-    return Need(len(data) + need.n_bytes, need.steps)
+    return Need(len(data) + need.n_bytes, need.steps, need.calls)
 
 
 # ---- JPEG
@@ -121,30 +134,35 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 def _jpeg(data: bytes) -> Need:
     # Markers are looked for as libjpeg does: in entropy-coded data 0xFF is followed by 0 or by a restart marker.
     # A baseline file whose first scan has all components is finished by it, and what follows isn't looked at.
-    pixels = layers = scans = 0
+    pixels = layers = scans = calls = 0
     progressive = False
     exif = []
     at = 0
-    while found := _MARKER.search(data, at):
-        kind, at = data[found.end() - 1], found.end()
-        if kind == _EOI and scans:
-            break
-        if kind in (_SOI, _EOI):
+    while (found := _MARKER.search(data, at)) and calls <= _CALLS:
+        if not scans:
+            calls += 5 + found.start() - at  # Pillow reads what lies between segments byte by byte
+        at = found.end()
+        kind = data[at - 1]
+        if kind == _SOI or kind == _EOI:
+            if kind == _EOI and scans:
+                break
             continue
-        (length,) = struct.unpack_from(">H", data, at)
-        if kind in _SOF and length >= 8:
+        if at + 10 > len(data):  # no scan begins so near the end
+            break
+        length = data[at] << 8 | data[at + 1]
+        if kind in _SOF:
             height, width, layers = struct.unpack_from(">HHB", data, at + 3)
             pixels = max(pixels, (width + 32) * (height + 32))  # in whole blocks
             progressive = progressive or kind in _PROGRESSIVE
-        elif kind == _APP1 and not scans and data[at + 2 : at + 8] == b"Exif\0\0":
-            exif.append(data[at + 8 : at + length])
         elif kind == _SOS:
             scans += 1
             if not progressive and scans == 1 and data[at + 2] == layers:
                 break
-        at += max(length, 2)
-    n_bytes = exif_bytes(b"".join(exif)) + pixels * (4 + FORMATS["JPEG"] // 4 * min(layers, 4))
-    return Need(n_bytes, pixels * max(scans, 1))
+        elif kind == _APP1 and not scans and data[at + 2 : at + 8] == b"Exif\0\0":
+            exif.append(data[at + 8 : at + length])
+        at += length
+    n_bytes = pixels * (4 + FORMATS["JPEG"] // 4 * min(layers, 4)) + exif_bytes(b"".join(exif))
+    return Need(n_bytes, pixels * max(scans, 1), calls)
 
 
 # ---- TIFF, and the EXIF of others, which is one without pixels
@@ -199,12 +217,11 @@ class _Entry(NamedTuple):
 
 def _directory(data: bytes, order: str, big: bool, place: int) -> Iterator[_Entry]:
     head, entry, inline = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
-    if place > len(data):
+    if place + struct.calcsize(order + head) > len(data):
         return
     (n,) = struct.unpack_from(order + head, data, place)
     if n > 0xFFFF:  # BigTIFF has room for 2^64; no image has use for so many
-        yield _Entry(0, 0, 1 << 62, ())
-        return
+        raise UnreadableImage(_TOO_MANY_PARTS)
     first = place + struct.calcsize(order + head)
     step = struct.calcsize(order + entry) + inline
     for at in range(first, min(first + n * step, len(data) - step + 1), step):
@@ -246,7 +263,7 @@ def _tiff(data: bytes) -> Need:
     places = [at]
     for at in places:
         if len(places) > 10:
-            return Need(1 << 62, 0)
+            raise UnreadableImage(_TOO_MANY_PARTS)
         for entry in _directory(data, order, big, at):
             n_bytes += entry.n_bytes
             if entry.tag in _SUBDIRECTORIES:

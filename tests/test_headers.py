@@ -23,7 +23,11 @@ from vggfeat.errors import UnreadableImage
 from .test_images import FILES, chunk, encoded, png
 
 SMALL = Image.new("RGB", (8, 6), (200, 100, 50))
-MEMORY, STEPS, PARTS = "decoding would take .* MB of memory", "decoding would take .* million steps", "too many parts"
+MEMORY, STEPS, PARTS = (
+    "decoding would take .* MB of memory",
+    "decoding would take .* million steps",
+    "too many parts",
+)
 
 
 def tiff(entries: dict[int, tuple[int, int, int]], data: bytes, big: bool = False) -> bytes:
@@ -81,7 +85,8 @@ def jpeg(width: int, height: int, kind: int, scans: int, components: int = 3) ->
     frame = struct.pack(">BHHB", 8, height, width, components)
     frame += b"".join(bytes([i + 1, 0x11, 0]) for i in range(components))
     progressive = kind == 0xC2
-    first = bytes([components, *sum(([i + 1, 0] for i in range(components)), []), 0, 0 if progressive else 63, 0])
+    selectors = b"".join(bytes([i + 1, 0]) for i in range(components))
+    first = bytes([components, *selectors, 0, 0 if progressive else 63, 0])
     later = LATER if progressive else bytes([1, 1, 0, 0, 63, 0])
     body = segment(0xDA, first if progressive else later) + segment(0xDA, later) * (scans - 1)
     return b"\xff\xd8" + tables + segment(kind, frame) + body + b"\xff\xd9"

@@ -8,21 +8,26 @@ What the paper leaves open, and what is done here:
   keeps the high byte (at most one level away from dividing by 257).
 - ICC profiles are ignored: the nets were trained on pixel values as stored. A broken profile does no harm.
 - Of an animation or a file of several pages, the first frame.
-- A format is read if what its decoder takes is bounded by its header: `headers.FORMATS`. EPS and WMF, which
-  Pillow hands to other programs, are not, nor AVIF, JPEG 2000, and those that hold files of other formats
-  (ICNS, BLP, IPTC, compressed FITS): their decoders believe what lies deeper in the file.
+- EPS and WMF are not read: Pillow hands them to other programs, and a drawing has no pixels of its own. Nor is
+  what isn't listed here and in `headers`: a format that another package adds to Pillow.
 
-Memory and time of a file are bounded, by arithmetic, before a pixel is decoded: see `headers`. A file is read
-whole first, so that it can't change, nor a map of it vanish, under a decoder.
+Memory and time of a file are bounded, by arithmetic, before a pixel is decoded: see `headers`. Where a header
+doesn't tell them, since the decoder believes what lies deeper in the file (AVIF, JPEG 2000, and those that hold
+pictures of other formats: BLP, FITS, ICNS), a process of its own decodes, about 0.3 s an image, within the same
+limits of memory and 30 s of processor time. A file is read whole first, so that it can't change, nor a map of it
+vanish, under a decoder.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import stat
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -35,6 +40,9 @@ from vggfeat.errors import UnreadableImage, VggfeatError
 
 MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
 
+_IN_CHILD = ("AVIF", "JPEG2000", "BLP", "FITS", "ICNS")
+_CHILD_SECONDS, _CHILD_WAIT = 30, 120  # of processor time; until it is killed, on a machine that is busy
+_CHILD_OWN_BYTES = 1 << 29  # of addresses, for Python and its libraries
 _EXIF_ORIENTATION = 0x0112
 _MAX_EXIF_BYTES = 64_000_000  # as Pillow unpacks it; a camera's takes less than one
 _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC = 258, 262
@@ -101,6 +109,8 @@ def read_rgb(
         )
     if not data:
         raise UnreadableImage("empty file (0 bytes)")
+    if next(_accepting(_IN_CHILD, data), None):
+        return _decode_in_child(data, max_pixels)
     return _decode(lambda: _open(data, max_pixels), max_pixels)
 
 
@@ -135,15 +145,19 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe waits for its other end to be opened
 
 
+def _accepting(names: Iterable[str], data: bytes) -> Iterator[tuple[str, Callable[..., Image.Image]]]:
+    prefix = data[:16]
+    for name in names:
+        if name in Image.OPEN:
+            factory, accept = Image.OPEN[name]
+            if (accept(prefix) if accept else True) is True:  # a string says why this Pillow can't
+                yield name, factory
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     # Image.open is this loop and a check for bombs, which either warns or raises without saying the width and
     # height, comes after formats that decode as they are opened, and whose limit is one global for all threads.
-    prefix = data[:16]
-    for name in _FORMATS:
-        factory, accept = Image.OPEN[name]
-        accepted = accept(prefix) if accept else True
-        if not accepted or isinstance(accepted, str):  # a string says why this Pillow can't
-            continue
+    for name, factory in _accepting(_FORMATS, data):
         headers.refuse_above_bound(headers.before_opening(name, data), max_pixels)
         file = headers.in_memory(name, data)
         try:
@@ -319,3 +333,64 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
 def _one_line(reason: str) -> str:
     # Reasons quote what stands in files: no escape sequence, and nothing that turns the text round, may pass.
     return " ".join("".join(c if c.isprintable() else " " for c in reason).split())[:200]
+
+
+def _decode_in_child(data: bytes, max_pixels: int) -> np.ndarray:
+    command = [sys.executable, "-m", "vggfeat.decode", str(max_pixels)]
+    # one thread, whose memory is one arena: else the limit on addresses would depend on the number of processors
+    alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, **alone, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        # a session of its own: a signal to this process's group ends the run, which waits for this image
+        ran = subprocess.run(
+            command, input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_CHILD_WAIT,
+            env=environment, start_new_session=True, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UnreadableImage(f"decoding took more than {_CHILD_WAIT} s") from None
+    except OSError as error:
+        raise UnreadableImage(_one_line(f"can't start a process to decode it: {error.strerror}")) from error
+    kind, _, rest = ran.stdout.partition(b" ")
+    if kind == b"unreadable":
+        raise UnreadableImage(_one_line(rest.decode(errors="replace")))
+    shape, _, pixels = rest.partition(b"\n")
+    if ran.returncode != 0 or kind != b"rgb":
+        raise UnreadableImage(
+            f"its decoder crashed, or took more than {_CHILD_SECONDS} s of processor time (status {ran.returncode})"
+        )
+    height, width = map(int, shape.split())
+    return np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
+
+
+def _child(max_pixels: int) -> None:
+    """Decode standard input to standard output: "rgb", height, width, pixels; or "unreadable", the reason."""
+    import resource  # not everywhere; without it nothing is decoded
+
+    resource.setrlimit(resource.RLIMIT_CPU, (_CHILD_SECONDS, _CHILD_SECONDS))
+    limit = headers.bytes_limit(max_pixels) + _CHILD_OWN_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if "AVIF" in Image.OPEN:
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    data = sys.stdin.buffer.read()
+
+    def open_image() -> Image.Image:
+        for _, factory in _accepting(_IN_CHILD, data):
+            try:
+                return factory(io.BytesIO(data), "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+        raise UnidentifiedImageError
+
+    try:
+        rgb = _decode(open_image, max_pixels)
+    except UnreadableImage as error:
+        sys.stdout.buffer.write(f"unreadable {error}".encode())
+    else:
+        sys.stdout.buffer.write(b"rgb %d %d\n" % rgb.shape[:2])
+        sys.stdout.buffer.write(rgb.data)
+
+
+if __name__ == "__main__":
+    _child(int(sys.argv[1]))

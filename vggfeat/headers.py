@@ -9,7 +9,7 @@ A few hundred bytes can ask for terabytes or for hours. The bound, for each thre
   Python takes 100 steps for a pixel. What is parsed by Python calls `Metered` at most a million times.
 
 `before_opening` is for formats that take much where they are opened, or for reasons that only their headers
-tell; `of_pixels` for all, once Pillow knows the size. What isn't in `FORMATS` has no bound and is not read.
+tell; `of_pixels` for all, once Pillow knows the size. What isn't in `FORMATS` has no such bound; see `decode`.
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ class Need(NamedTuple):
     """Of Python, to parse it, where the format is parsed without `Metered`."""
 
 
+def bytes_limit(max_pixels: int) -> int:
+    return max(16 * max_pixels, 1 << 29)
+
+
 def refuse_above_bound(need: Need, max_pixels: int) -> None:
     """Raises UnreadableImage if that is more than a thread may take; see the top of this file."""
     for value, limit, unit in (
-        (need.n_bytes, max(16 * max_pixels, 1 << 29), "MB of memory"),
+        (need.n_bytes, bytes_limit(max_pixels), "MB of memory"),
         (need.steps, max(16 * max_pixels, 1 << 28), "million steps"),
     ):
         if value > limit:
@@ -143,7 +147,7 @@ def _jpeg(data: bytes) -> Need:
             calls += 5 + found.start() - at  # Pillow reads what lies between segments byte by byte
         at = found.end()
         kind = data[at - 1]
-        if kind == _SOI or kind == _EOI:
+        if kind in (_SOI, _EOI):
             if kind == _EOI and scans:
                 break
             continue

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from vggfeat import headers
-from vggfeat.decode import MAX_PIXELS, read_rgb
+from vggfeat import decode, headers
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage
 
-from .test_images import FILES, chunk, encoded, png
+from .test_images import FILES, SMOOTH, can_read, chunk, encoded, png
 
 SMALL = Image.new("RGB", (8, 6), (200, 100, 50))
 MEMORY, STEPS, PARTS = (
@@ -170,3 +170,183 @@ def test_a_bomb_is_refused_by_its_header(name: str, bombs: Path) -> None:
     with pytest.raises(UnreadableImage, match=BOMBS[name][1]) as caught:
         read_rgb(bombs / name)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_no_bomb_takes_memory(bombs: Path) -> None:
+    """All of them in one process: 20 MB, where the second alone would take 3.6 GB."""
+    assert peak_above_start(*bombs.iterdir()) < 100e6
+
+
+def peak_above_start(*paths: Path) -> int:
+    """Bytes that the reading of the files, good or bad, takes at most, in a process that does nothing else."""
+    script = """
+        import sys
+        from vggfeat.decode import read_rgb
+        from vggfeat.errors import UnreadableImage
+
+        def peak():
+            line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+            return 1024 * int(line.split()[1])
+
+        start = peak()
+        for path in sys.argv[1:]:
+            try:
+                read_rgb(path)
+            except UnreadableImage:
+                pass
+        print(peak() - start)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, paths)], stdout=subprocess.PIPE, check=True
+    )
+    return int(ran.stdout)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+@pytest.mark.parametrize(
+    "name", ["alpha.png", "palette.png", "float.tif", "deep.png", "turned.jpg", "progressive.jpg"]
+)
+def test_what_is_decoded_stays_within_the_bound(name: str, tmp_path: Path) -> None:
+    """16 bytes a pixel of 9 Mpixel, and what is converted at a time; alpha took 29 for each of all pixels."""
+    width, height = 3500, 2600
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, options = {
+        "alpha.png": (Image.new("RGBA", (width, height), (1, 2, 3, 4)), {"compress_level": 1}),
+        "palette.png": (Image.new("P", (width, height), 1), {"compress_level": 1, "transparency": 1}),
+        "float.tif": (Image.new("F", (width, height), 0.5), {}),
+        "deep.png": (Image.fromarray(np.full((height, width), 777, np.uint16)), {"compress_level": 1}),
+        "turned.jpg": (Image.new("RGB", (width, height), (1, 2, 3)), {"exif": exif}),
+        "progressive.jpg": (
+            Image.new("RGB", (width, height), (1, 2, 3)),
+            {"progressive": True, "subsampling": 0},
+        ),
+    }[name]
+    image.save(tmp_path / name, **options)
+    slack = 38 * decode._BLOCK // 2 if name in ("alpha.png", "float.tif", "deep.png", "palette.png") else 0
+    assert peak_above_start(tmp_path / name) < 16 * width * height + slack
+
+
+# Small parts, many of them, for each kind of header that is a list: each was read to its end.
+PARTS_OF_HEADERS = {
+    "PNG": lambda n: FILES["PNG"][:33] + chunk(b"tEXt", b"a\0b") * n + FILES["PNG"][33:],
+    "PNG, behind": lambda n: FILES["PNG"][:-12] + chunk(b"tEXt", b"a\0b") * n + FILES["PNG"][-12:],
+    "GIF": lambda n: FILES["GIF"][:13] + bytes(768)[: 3 << (FILES["GIF"][10] & 7) + 1] + b"!\xfe" + b"\1a" * n,
+    "PPM": lambda n: b"P6 #" + b"c" * n + b"\n2 2 255 " + bytes(12),
+    "XPM": lambda n: b"/* XPM */\n" + b"\n" * n,
+    "IM": lambda n: b"Image type: L\n" * n + b"\x1a",
+    "JPEG": lambda n: FILES["baseline"][:2] + segment(0xFE, b"") * n + FILES["baseline"][2:],
+    "PSD": lambda n: struct.pack(">4sH6sHIIHH", b"8BPS", 1, bytes(6), 3, 5, 6, 8, 3)
+    + struct.pack(">II", 0, 12 * n) + b"8BIM\0\0\0\0\0\0\0\0" * n + bytes(200),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS_OF_HEADERS)
+def test_headers_of_many_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "_CALLS", 2000)  # for a million, files of some MB each
+    with pytest.raises(UnreadableImage, match=PARTS):
+        read_rgb(PARTS_OF_HEADERS[name](3000))
+
+
+def test_a_part_that_is_read_again_and_again() -> None:
+    file = headers.Metered(bytes(1 << 20))
+    with pytest.raises(UnreadableImage, match=PARTS):
+        for _ in range(30):
+            file.seek(0)
+            file.read()
+
+
+def test_steps_of_a_baseline_file_are_its_first_scan() -> None:
+    """A thumbnail before it and another picture, or a film, behind it hold scans that are not decoded."""
+    data = FILES["baseline"]
+    more = segment(0xE2, FILES["progressive"][:60000]) * 3
+    need = headers.before_opening("JPEG", data[:2] + more + data[2:] + FILES["progressive"] * 20)
+    assert need.steps == headers.before_opening("JPEG", data).steps == (120 + 32) * (90 + 32)
+    scans = FILES["progressive"].count(b"\xff\xda")
+    assert headers.before_opening("JPEG", FILES["progressive"]).steps == scans * (120 + 32) * (90 + 32)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiffs_need_is_its_pixels_and_strips(compression: str | None, big: bool) -> None:
+    if compression and not features.check("libtiff"):
+        pytest.skip("this Pillow has no libtiff")
+    data = encoded(SMOOTH, "TIFF", compression=compression, big_tiff=big)
+    need = headers.before_opening("TIFF", data)
+    assert 120 * 90 * 4 <= need.n_bytes - len(data) <= 120 * 90 * 20
+    assert 120 * 90 <= need.steps <= 120 * 90 + 91 * 1000
+
+
+@pytest.mark.parametrize("block", [64, 1000])
+def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.asarray(SMOOTH.convert("L"))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    images = {mode: SMOOTH.convert(mode) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")}
+    images["RGBA"].putalpha(Image.fromarray(grey))
+    files = [encoded(image, "TIFF") for image in images.values()]
+    files += [encoded(deep, name) for name in ("PNG", "TIFF")]
+    files += [encoded(Image.fromarray(grey / np.float32(255)), "TIFF")]
+    files += [
+        encoded(images["P"], "PNG", transparency=3),
+        encoded(deep, "PNG", transparency=int(grey[5, 5]) * 257),
+    ]
+    for k in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = k
+        files.append(encoded(SMOOTH, "PNG", exif=exif))
+    readable = [data for data in files if can_read(data)]
+    whole = [read_rgb(data) for data in readable]
+    monkeypatch.setattr(decode, "_BLOCK", block)
+    for data, expected in zip(readable, whole, strict=True):
+        np.testing.assert_array_equal(read_rgb(data), expected)
+    floats = encoded(Image.fromarray(grey.astype(np.float32)), "TIFF")
+    with pytest.raises(UnreadableImage, match=rf"span {grey.min()}..{grey.max()}; floats"):
+        read_rgb(floats)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature"), [("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("ICNS", None), ("BLP", None)]
+)
+def test_formats_that_a_process_of_its_own_decodes(name: str, feature: str | None) -> None:
+    if feature and feature not in features.get_supported():
+        pytest.skip(f"this Pillow has no {name}")
+    image = SMOOTH.quantize() if name == "BLP" else SMOOTH
+    data = encoded(image, name)
+    with Image.open(io.BytesIO(data)) as theirs:
+        expected = np.asarray(theirs.convert("RGB"))
+    np.testing.assert_array_equal(read_rgb(data), expected)
+    with pytest.raises(UnreadableImage, match=r"pixels is over the limit of 99 pixels"):
+        read_rgb(data, max_pixels=99)
+    with pytest.raises(UnreadableImage):
+        read_rgb(data[: len(data) // 2])
+
+
+@pytest.mark.skipif("jpg_2000" not in features.get_supported(), reason="this Pillow has no JPEG 2000")
+def test_the_kernel_holds_the_limits_of_that_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """65,025 tiles, of which each takes 10 kB before it is decoded; and 169 Mpixel, which take ten seconds."""
+
+    def sized(side: int, tile: int) -> bytes:
+        data = bytearray(encoded(SMOOTH, "JPEG2000", no_jp2=True))
+        at = data.index(b"\xff\x51") + 6
+        data[at : at + 32] = struct.pack(">8I", side, side, 0, 0, tile, tile, 0, 0)
+        return bytes(data)
+
+    monkeypatch.setattr(headers, "bytes_limit", lambda max_pixels: 0)
+    with pytest.raises(UnreadableImage, match=r"memory|damaged|crashed"):
+        read_rgb(sized(2040, 8))
+    monkeypatch.undo()
+    assert read_rgb(sized(2040, 8)).shape == (2040, 2040, 3)
+    monkeypatch.setattr(decode, "_CHILD_SECONDS", 1)
+    with pytest.raises(UnreadableImage, match="more than 1 s of processor time"):
+        read_rgb(sized(13000, 13000))
+
+
+def test_that_process_may_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"SIMPLE  = " + bytes(200)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(UnreadableImage, match=r"^can't start a process to decode it: "):
+        read_rgb(data)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(UnreadableImage, match=r"^its decoder crashed, or took more than 30 s"):
+        read_rgb(data)

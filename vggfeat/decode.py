@@ -85,7 +85,7 @@ def read_rgb(
     (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 (0..65535) or floats (0..1).
     A uint8 RGB array is not copied if it already is what is returned.
     max_pixels: H x W above this is refused from the header, before any pixel is decoded; so is a file whose
-    decoding would take more than 16 bytes or 16 steps for each of them, see `headers`. It stands in place of
+    decoding would take more than 16 bytes or 24 steps for each of them, see `headers`. It stands in place of
     `PIL.Image.MAX_IMAGE_PIXELS`, which is left alone. Arrays are not limited: they are in memory already. Of
     a PIL image only the size is checked, as its file has been opened by another.
 
@@ -165,10 +165,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
             continue
         _check_size(image, max_pixels)
-        need = headers.of_pixels(image, name, len(data))
-        headers.refuse_above_bound(need, max_pixels)
+        headers.refuse_above_bound(headers.of_pixels(image, name, len(data)), max_pixels)
         if isinstance(file, headers.Metered):
-            file.allow(need.steps)
+            file.allow_pixels(image)
         return image
     raise UnidentifiedImageError
 
@@ -336,7 +335,8 @@ def _one_line(reason: str) -> str:
 
 
 def _decode_in_child(data: bytes, max_pixels: int) -> np.ndarray:
-    command = [sys.executable, "-m", "vggfeat.decode", str(max_pixels)]
+    limits = (max_pixels, headers.bytes_limit(max_pixels) + _CHILD_OWN_BYTES, _CHILD_SECONDS)
+    command = [sys.executable, "-m", "vggfeat.decode", *map(str, limits)]
     # one thread, whose memory is one arena: else the limit on addresses would depend on the number of processors
     alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     environment = {**os.environ, **alone, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -362,13 +362,12 @@ def _decode_in_child(data: bytes, max_pixels: int) -> np.ndarray:
     return np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
 
 
-def _child(max_pixels: int) -> None:
+def _child(max_pixels: int, n_bytes: int, seconds: int) -> None:
     """Decode standard input to standard output: "rgb", height, width, pixels; or "unreadable", the reason."""
     import resource  # not everywhere; without it nothing is decoded
 
-    resource.setrlimit(resource.RLIMIT_CPU, (_CHILD_SECONDS, _CHILD_SECONDS))
-    limit = headers.bytes_limit(max_pixels) + _CHILD_OWN_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
     if "AVIF" in Image.OPEN:
         from PIL import AvifImagePlugin
 
@@ -393,4 +392,4 @@ def _child(max_pixels: int) -> None:
 
 
 if __name__ == "__main__":
-    _child(int(sys.argv[1]))
+    _child(*map(int, sys.argv[1:]))

@@ -4,9 +4,10 @@ A few hundred bytes can ask for terabytes or for hours. The bound, for each thre
 
 - memory: 16 bytes for each of `max_pixels` (2.9 GB for the default), or 512 MiB where that is more. It holds
   the file, what the decoder keeps, Pillow's image and the array that is returned.
-- time: 16 `max_pixels` steps, or 2^28. A step is one pass of a compiled decoder over one pixel, about 10 ns, so
-  that this is half a minute. A progressive JPEG takes a pass for each scan; a decoder that is written in
-  Python takes 100 steps for a pixel. What is parsed by Python calls `Metered` at most a million times.
+- time: 24 steps for each of `max_pixels`, or 2^28. A step is one pass of a compiled decoder over one pixel, some
+  5 to 10 ns, so that this is less than a minute. A progressive JPEG takes a pass for each scan, of which libjpeg
+  writes up to 18; a decoder that is written in Python takes 100 steps for a pixel. What parses headers in Python
+  reads at most a million times.
 
 `before_opening` is for formats that take much where they are opened, or for reasons that only their headers
 tell; `of_pixels` for all, once Pillow knows the size. What isn't in `FORMATS` has no such bound; see `decode`.
@@ -58,7 +59,7 @@ def refuse_above_bound(need: Need, max_pixels: int) -> None:
     """Raises UnreadableImage if that is more than a thread may take; see the top of this file."""
     for value, limit, unit in (
         (need.n_bytes, bytes_limit(max_pixels), "MB of memory"),
-        (need.steps, max(16 * max_pixels, 1 << 28), "million steps"),
+        (need.steps, max(24 * max_pixels, 1 << 28), "million steps"),
     ):
         if value > limit:
             raise UnreadableImage(
@@ -85,9 +86,10 @@ class Metered(io.BytesIO):
         self._calls = _CALLS
         self._bytes = 8 * len(data) + (1 << 24)
 
-    def allow(self, n_calls: int) -> None:
-        """Further calls, for a decoder that reads pixel by pixel."""
-        self._calls += n_calls
+    def allow_pixels(self, image: Image.Image) -> None:
+        """Decoders that are written in Python read their pixels one by one."""
+        if _in_python(image):
+            self._calls += 4 * image.width * image.height
 
     def read(self, size: int | None = -1, /) -> bytes:
         return self._count(_read(self, size))
@@ -109,11 +111,14 @@ _read, _readline = io.BytesIO.read, io.BytesIO.readline
 def of_pixels(image: Image.Image, name: str, n_bytes: int) -> Need:
     """For an opened file of `n_bytes` bytes, that the plug-in `name` has opened: by its size, mode and decoder."""
     pixels = image.width * image.height
-    tiles = getattr(image, "tile", ())
-    python = any(tile[0] in Image.DECODERS for tile in tiles)
+    python = _in_python(image)
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
     extra = max(FORMATS[name], _PYTHON_BYTES if python else 0, _ROW)
     return Need(n_bytes + pixels * (stored + extra), pixels * (_PYTHON_STEPS if python else 1))
+
+
+def _in_python(image: Image.Image) -> bool:
+    return any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
 
 
 def before_opening(name: str, data: bytes) -> Need:

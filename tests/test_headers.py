@@ -124,6 +124,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: tiled(12000, 12000, 7, jpeg(12000, 12000, 0xC2, 90, 1)), STEPS
     ),
     "TIFF: tags that share their data": (lambda: shared_tags(25000, 1_000_000), MEMORY),
+    "TIFF: a tile of 3.6 Gpixel, high byte first": (
+        lambda: b"MM\0\x2b\0\x08\0\0" + struct.pack(">QQ", 16, 5) + b"".join(
+            struct.pack(">HHQQ", tag, 4, 1, value << 32)
+            for tag, value in [(256, 64), (257, 64), (259, 8), (322, 60000), (323, 60000)]
+        ), MEMORY
+    ),
     "TIFF: 2^40 tags": (
         lambda: b"II\x2b\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 40) + bytes(1000), PARTS
     ),
@@ -151,6 +157,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "PPM: text, decoded by Python": (lambda: b"P2 13000 13000 255 " + b"1 " * 1000, STEPS),
     "PPM: white is 15, by Python": (lambda: b"P5 13000 13000 15 " + bytes(1000), STEPS),
     "PNG: 1 bit": (lambda: png(1 << 30, 1 << 30, 1, 0, b""), "pixels is over the limit"),
+    "PNG: one row of 16 bits and alpha": (lambda: png(170_000_000, 1, 16, 6, b"\0" * 1000), MEMORY),
     "GIF: a large screen": (
         lambda: encoded(SMALL, "GIF").replace(struct.pack("<HH", 8, 6), b"\xff" * 4, 1), "pixels is over the limit"
     ),
@@ -255,6 +262,26 @@ def test_a_part_that_is_read_again_and_again() -> None:
         for _ in range(30):
             file.seek(0)
             file.read()
+
+
+def test_numbers_of_a_tag_are_counted_as_pythons() -> None:
+    """A strip's place takes 4 bytes in a file, and 500 as Pillow keeps it; a letter one; what isn't there, none."""
+    data = zlib.compress(bytes(48)).ljust(400_000, b"\0")
+    few = headers.before_opening("TIFF", strip(8, 6, 8, data)).n_bytes
+    for tag, kind, count, at_least, at_most in [
+        (273, 4, 100_000, 50e6, 60e6), (50000, 4, 100_000, 4e6, 5e6), (50000, 5, 50_000, 20e6, 21e6),
+        (50000, 2, 400_000, 0.4e6, 0.5e6), (50000, 5, 60_000, 0, 1000),
+    ]:  # fmt: skip
+        more = headers.before_opening("TIFF", strip(8, 6, 8, data, **{f"t{tag}": (kind, count, 8)})).n_bytes
+        assert at_least <= more - few <= at_most, tag
+
+
+def test_exif_that_unpacks_to_gigabytes_is_left_alone() -> None:
+    turned = {0x0112: (3, 1, 3)}
+    bomb = tiff(turned | {36000 + i: (7, 60_000, 8) for i in range(5000)}, bytes(60_000))
+    picture = lambda blob: FILES["PNG"][:33] + chunk(b"eXIf", blob) + FILES["PNG"][33:]  # noqa: E731
+    np.testing.assert_array_equal(read_rgb(picture(tiff(turned, b""))), np.asarray(SMOOTH)[::-1, ::-1])
+    np.testing.assert_array_equal(read_rgb(picture(bomb)), np.asarray(SMOOTH))
 
 
 def test_steps_of_a_baseline_file_are_its_first_scan() -> None:

@@ -36,7 +36,8 @@ FORMATS: dict[str, int] = {
     "IMT": 1, "MCIDAS": 1, "MSP": 1, "PCD": 4, "PIXAR": 1, "SPIDER": 1, "XBM": 1, "XPM": 8, "XVTHUMB": 1,
 }  # fmt: skip
 _PYTHON_BYTES, _PYTHON_STEPS = 12, 100
-_ROW = 3  # bytes a pixel of the array that is returned
+_RETURNED = 3  # bytes a pixel of the array that is returned
+_ENCODED_ROWS = 16  # bytes a column: a decoder's last two rows, of up to four times 16 bits
 _CALLS = 1_000_000
 _TOO_MANY_PARTS = "its header has too many parts, or parts that overlap"
 _PER_STRIP = 1000  # steps to begin a strip or tile: a decoder is set up
@@ -113,8 +114,9 @@ def of_pixels(image: Image.Image, name: str, n_bytes: int) -> Need:
     pixels = image.width * image.height
     python = _in_python(image)
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    extra = max(FORMATS[name], _PYTHON_BYTES if python else 0, _ROW)
-    return Need(n_bytes + pixels * (stored + extra), pixels * (_PYTHON_STEPS if python else 1))
+    extra = max(FORMATS[name], _PYTHON_BYTES if python else 0, _RETURNED)
+    n_bytes += pixels * (stored + extra) + image.width * _ENCODED_ROWS
+    return Need(n_bytes, pixels * (_PYTHON_STEPS if python else 1))
 
 
 def _in_python(image: Image.Image) -> bool:
@@ -240,32 +242,39 @@ def _directory(data: bytes, order: str, big: bool, place: int) -> Iterator[_Entr
         unit, place = _UNITS[kind], at + step - inline
         if count * unit > inline:
             (place,) = struct.unpack_from(order + head.replace("H", "I"), data, place)
-        count = min(count, len(data) // unit)  # there can't be more
+        count = count if place + count * unit <= len(data) else 0  # what isn't there is not read
         values: tuple[int, ...] = ()
-        if kind in _INTEGERS and place < len(data):
-            held = min(count, 16, (len(data) - place) // unit)
-            values = struct.unpack_from(f"{order}{held}{_INTEGERS[kind]}", data, place)
+        if kind in _INTEGERS and count:
+            values = struct.unpack_from(f"{order}{min(count, 16)}{_INTEGERS[kind]}", data, place)
         yield _Entry(tag, count, count * (unit + _BYTES_OF_VALUE.get(kind, 40)), values)
 
 
-def _open_directory(data: bytes) -> tuple[str, bool, int]:
+def _open_directory(data: bytes, big: bool) -> tuple[str, int]:
     order = "<" if data[:2] == b"II" else ">"
-    big = data[2] == 43 or data[3] == 43
-    return order, big, struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+    return order, struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
 
 
 def exif_bytes(blob: bytes) -> int:
     """What Pillow takes, at most, to read the EXIF `blob`, with or without "Exif" in front of it."""
     blob = re.sub(rb"^(Exif\0\0){1,2}", b"", blob)
     try:
-        order, big, at = _open_directory(blob)
+        big = blob[2] == 43
+        order, at = _open_directory(blob, big)
         return sum(entry.n_bytes for entry in _directory(blob, order, big, at))
     except (IndexError, struct.error):
         return 0
 
 
 def _tiff(data: bytes) -> Need:
-    order, big, at = _open_directory(data)
+    if data[:4] != b"MM\0\x2b":
+        return _tiff_of(data, *_open_directory(data, data[2] == 43), data[2] == 43)
+    # Pillow takes BigTIFF with the high byte first for a TIFF, and gives libtiff, which doesn't, the place found so
+    (order, at), (_, big_at) = _open_directory(data, False), _open_directory(data, True)
+    readings = [_tiff_of(data, order, *reading) for reading in ((at, False), (at, True), (big_at, True))]
+    return Need(max(need.n_bytes for need in readings), max(need.steps for need in readings))
+
+
+def _tiff_of(data: bytes, order: str, at: int, big: bool) -> Need:
     # Of a tag that is there twice, one reader takes the first and another the last: the worst is counted.
     worst: dict[int, int] = {}
     n_bytes = 0

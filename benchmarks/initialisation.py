@@ -26,7 +26,8 @@ from pretrain.init import copy_layers, randomise
 from pretrain.loader import Samples, Schedule, TrainingSet, read_batches, read_training_set
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
-from vggfeat.images import Preprocessing, centre_crop, read_rgb, smallest_side
+from vggfeat.decode import read_rgb
+from vggfeat.images import Preprocessing, centre_crop, smallest_side
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import columns, out
 from vggfeat.vgg import VGG

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.files import write_json
-from vggfeat.images import read_rgb
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from pretrain.augment import ORDER, SAMPLE, augmented_crop, draw, kept_units, keyed
 from pretrain.recipe import Recipe, Stage
 from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.images import read_rgb, rescaled_crop, smallest_side_shape
+from vggfeat.images import rescaled_crop, smallest_side_shape
 from vggfeat.ranks import Ranks
 
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from pretrain.kept import KeptPosteriors, Posteriors
 from pretrain.tables import paper_scales
 from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape
-from vggfeat.images import grid_crops, mirror, read_rgb
+from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 from vggfeat.weights import OXFORD, Network

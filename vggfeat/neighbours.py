@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import at_hand
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
 from vggfeat.files import refuse_inputs, whole
-from vggfeat.images import read_rgb
 from vggfeat.store import Description, Features
 
 BLOCK_BYTES = 1 << 27

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from vggfeat import datasets, metrics
 from vggfeat.aggregate import aggregate, fuse
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.images import read_rgb
 from vggfeat.model import Model
 from vggfeat.page import (
     Section,

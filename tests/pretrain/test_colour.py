@@ -11,8 +11,9 @@ import torch
 from pretrain.augment import SAMPLE, draw, keyed
 from pretrain.colour import Colours, Sums, measure, name_digest
 from pretrain.trainer import Trainee
+from vggfeat.decode import read_rgb
 from vggfeat.errors import VggfeatError
-from vggfeat.images import read_rgb, smallest_side
+from vggfeat.images import smallest_side
 from vggfeat.vgg import VGG
 
 

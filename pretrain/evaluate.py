@@ -144,6 +144,9 @@ def evaluate(
         if table:
             whole = measure_tables(tables, runs, items, split, ranks, precision, how)
         else:
+            if submission is not None:  # as it would end, before hours of work
+                for spec in weights:
+                    refuse_unknown(load(spec).classes or [], numbers)
             networks = (load(spec).to(ranks.device, precision) for spec in weights)
             with progress("evaluate") as show:
 
@@ -248,6 +251,15 @@ def devkit_numbers(devkit: Path) -> dict[str, int]:
         raise VggfeatError(f"{path} is not the ILSVRC-2012 devkit's meta.mat: {error}") from error
 
 
+def refuse_unknown(classes: list[str], numbers: dict[str, int]) -> None:
+    """Refuse classes that the devkit has no number for."""
+    missing = [name for name in classes if name not in numbers]
+    if missing:
+        raise VggfeatError(
+            f"the devkit has no class {missing[0]!r}: a submission needs nets of ILSVRC's classes"
+        )
+
+
 def write_submission(
     whole: KeptPosteriors, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
 ) -> None:
@@ -255,11 +267,7 @@ def write_submission(
 
     An unreadable image has no prediction, and its line is five zeros.
     """
-    missing = [name for name in whole.classes if name not in numbers]
-    if missing:
-        raise VggfeatError(
-            f"the devkit has no class {missing[0]!r}: a submission needs nets of ILSVRC's classes"
-        )
+    refuse_unknown(whole.classes, numbers)
     posteriors_NK = whole.fused(mode, scales or None)
     best = (-posteriors_NK).argsort(1, kind="stable")[:, :5]
     lines = []

@@ -193,7 +193,8 @@ def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
     import torch
 
     if path.suffix == ".pth":
-        torch.save(tensors, path)
+        with open(path, "wb") as file:  # PyTorch's own writing makes a RuntimeError of a full disk
+            torch.save(tensors, file)
         return
     metadata = {**network.preprocessing.to_metadata(), "net": network.name}
     metadata["classes"] = json.dumps(network.classes or [])

@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 import typer
 
 from pretrain.recipe import chain, read_recipe, select
+from vggfeat.files import refuse_inputs
 from vggfeat.terminal import CORES, columns, duration, out, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -74,6 +75,11 @@ def train(
     numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
     whole = chain(read_recipe(recipe, numbers, net), net, init)
     chosen = select(whole, stages)
+    run_folder = folder or Path("runs") / net
+    # what the run writes; all else in its folder is its own, and goes on where it stopped
+    folders = [run_folder, *(run_folder / whole.stages[i].name for i in chosen)]
+    for made in folders:
+        refuse_inputs({"the run's own": made / "weights.safetensors"}, [start])
     # PyTorch is imported from here on: wrong options are answered at once
     from pretrain.loader import read_training_set
     from pretrain.plan import plan
@@ -93,9 +99,7 @@ def train(
             log_every=log_every,
         )
         images = read_training_set(data, whole)
-        asked = Run(
-            whole, chosen, images, folder or Path("runs") / net, start, colours, ranks, machine
-        ).fitted()
+        asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
         if dry_run:
             if ranks.first:
                 table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")

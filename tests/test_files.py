@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pretrain import train
 from vggfeat import cli, files
 from vggfeat.errors import CantWrite, VggfeatError
 from vggfeat.files import check_outputs, plain, try_each, whole, write_json, write_text
+from vggfeat.terminal import run
 
 from .conftest import Command, photograph
 
@@ -428,6 +430,17 @@ def test_no_command_overwrites_what_it_reads(
         ran = run_main(cli.main, *line.split())
         assert (line, ran.status, ran.out, len(ran.err_lines)) == (line, 1, "", 1), ran.err
         assert "exists; give --overwrite, or another --" in ran.err and listing(tmp_path) == before, line
+
+
+def test_training_does_not_replace_the_weights_that_it_starts_from(run_main: Command, tmp_path: Path) -> None:
+    for place in ("", "A-256"):
+        start = tmp_path / "A" / place / "weights.safetensors"
+        start.parent.mkdir(exist_ok=True)
+        start.write_bytes(b"mine")
+        main = functools.partial(run, train.app, "python -m pretrain.train")
+        ran = run_main(main, "--net", "A", "--from", start, "--out", tmp_path / "A", "--data", tmp_path)
+        assert (ran.status, ran.out) == (1, "") and "is what the command reads" in ran.err
+        assert start.read_bytes() == b"mine"
 
 
 def test_results_are_written_and_printed_though_one_file_fails(

@@ -382,3 +382,13 @@ def test_what_cannot_be_evaluated(
         "--table", "3", "--from", tmp_path / "a.h5", "--from", tmp_path / "a.h5"
     )
     assert "no trained nets under" in says("--table", "3", "--runs", tmp_path / "devkit", "--data", images)
+    # --table updates its ledger in place, and that only
+    picture = next((images / "val").rglob("*.png"))
+    before = picture.read_bytes()
+    for ledger, why in (
+        (picture, "is no Markdown file"),
+        (tmp_path / "a.h5", "is what the command reads"),
+        (tmp_path / "no" / "results.md", "there is no folder"),
+    ):
+        assert why in says("--table", "3", "--from", tmp_path / "a.h5", "--ledger", ledger)
+    assert picture.read_bytes() == before

@@ -19,7 +19,7 @@ import numpy as np
 
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.items import Items
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import CantWrite, VggfeatError
 from vggfeat.files import refuse_filled, scratch
 
 # Alphabetical, as in the devkit's VOCinit.m.
@@ -196,16 +196,21 @@ def write_submission(
     if len(set(identifiers)) != len(identifiers):
         raise VggfeatError("two test images have the same name without folder and suffix")
     refuse_filled(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with scratch(target.parent) as private:
-        complete = private / "complete"
-        complete.mkdir()
-        files = [Path(f"comp2_cls_test_{name}.txt") for name in classes]
-        for k, file in enumerate(files):
-            lines = [
-                f"{identifier} {score:.6f}\n"
-                for identifier, score in zip(identifiers, scores[:, k], strict=True)
-            ]
-            (complete / file).write_text("".join(lines), encoding="ascii")
-        os.rename(complete, target)  # in place of an empty folder, too
+    files = [Path(f"comp2_cls_test_{name}.txt") for name in classes]
+    if strange := [name for name in classes if "/" in name or "\0" in name]:
+        raise VggfeatError(f"the class {strange[0]!r} can't be part of a file's name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(target.parent) as private:
+            complete = private / "complete"
+            complete.mkdir()
+            for k, file in enumerate(files):
+                lines = [
+                    f"{identifier} {score:.6f}\n"
+                    for identifier, score in zip(identifiers, scores[:, k], strict=True)
+                ]
+                (complete / file).write_bytes(os.fsencode("".join(lines)))
+            os.rename(complete, target)  # in place of an empty folder, too
+    except OSError as error:
+        raise CantWrite(f"can't write {directory}: {error.strerror or error}") from error
     return [target / file for file in files]

@@ -319,8 +319,7 @@ class FeatureWriter:
         for row in {row for row, _ in self._values}:
             for name, fact in zip(STAMPS, self._stamps.get(row, (0, 0, 0, 0)), strict=True):
                 self._put(f"images/{name}", row, fact)
-            if row in stale:
-                self._put("errors", row, b"")
+            self._put("errors", row, b"")  # an earlier run may have been killed after it put one
         if self.first:
             self._put("seconds", 0, self.seconds)
         os.fsync(self._file)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import typer
 
+from pretrain.submission import devkit_numbers, write_submission
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_writable, write_json, write_text
+from vggfeat.files import check_writable, write_json
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -95,6 +96,11 @@ def evaluate(
         wanted = tuple(int(q) for q in scales.split(",") if q)
     except ValueError:
         raise VggfeatError(f"--scales {scales}: give numbers of pixels, as 256,384,512") from None
+    if table:
+        from pretrain.tables import check_ledger
+
+        check_writable(ledger)
+        check_ledger(ledger)
     numbers = devkit_numbers(devkit) if devkit is not None else {}
     modes = ("dense", "crops") if mode == "both" else (mode,)
     # PyTorch is imported from here on: wrong options are answered at once
@@ -211,39 +217,6 @@ def by_class(whole: Kept, posteriors_NK: np.ndarray) -> dict[str, Any]:
     ]
     mistakes.sort(key=lambda pair: -pair["images"])
     return {"per_class": per_class, "confusions": mistakes[:CONFUSIONS]}
-
-
-def devkit_numbers(devkit: Path) -> dict[str, int]:
-    """Synset id -> ILSVRC2012_ID, from the devkit's data/meta.mat. Raises VggfeatError where it isn't."""
-    from scipy.io import loadmat
-
-    path = devkit / "data" / "meta.mat" if devkit.is_dir() else devkit
-    try:
-        synsets = loadmat(str(path), squeeze_me=True, struct_as_record=True)["synsets"]
-        return {str(s["WNID"]): int(s["ILSVRC2012_ID"]) for s in synsets if int(s["num_children"]) == 0}
-    except Exception as error:  # scipy meets damage in many ways
-        raise VggfeatError(f"{path} is not the ILSVRC-2012 devkit's meta.mat: {error}") from error
-
-
-def write_submission(
-    whole: Kept, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
-) -> None:
-    """The devkit's format: a line an image, in the order of names, with the numbers of the five likeliest classes.
-
-    An unreadable image has no prediction, and its line is five zeros.
-    """
-    missing = [name for name in whole.classes if name not in numbers]
-    if missing:
-        raise VggfeatError(
-            f"the devkit has no class {missing[0]!r}: a submission needs nets of ILSVRC's classes"
-        )
-    posteriors_NK = whole.fused(mode, scales or None)
-    best = (-posteriors_NK).argsort(1, kind="stable")[:, :5]
-    lines = []
-    for i in sorted(range(len(whole.names)), key=whole.names.__getitem__):
-        guesses = [0] * 5 if i in whole.unreadable else [numbers[whole.classes[k]] for k in best[i]]
-        lines.append(" ".join(map(str, guesses)))
-    write_text(path, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

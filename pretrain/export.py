@@ -184,15 +184,16 @@ def _whole(network: Any) -> Any:
 
 def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
     """Plain tensors by name: .safetensors with the preprocessing as metadata, or .pth (loads with weights_only)."""
-    import safetensors.torch
     import torch
+
+    from vggfeat.weights import write_tensors
 
     if path.suffix == ".pth":
         torch.save(tensors, path)
         return
     metadata = {**network.preprocessing.to_metadata(), "net": network.name}
     metadata["classes"] = json.dumps(network.classes or [])
-    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vggfeat.store import Description, Features
 
 BLOCK_BYTES = 1 << 27
 TILE, GAP, LINES = 180, 10, 3  # of a picture, in pixels; lines of a caption
+TILES = 500  # of a picture: 70 MB of pixels
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,16 @@ def draw(
         return None if items is None or name not in place else items.source(place[name])
 
     asked = Path(query) if row is None else source(query)
-    sheet = contact_sheet(pixels(asked), query, found, lambda neighbour: pixels(source(neighbour.name)))
+    shown = found[:TILES]
+    sheet = contact_sheet(pixels(asked), query, shown, lambda neighbour: pixels(source(neighbour.name)))
     try:
         sheet.save(path)
     except OSError as error:
         raise VggfeatError(f"can't write {path}: {error}") from error
     if items is None:
         return f"the pictures: {why_not}"
+    if len(found) > len(shown):
+        return f"the pictures of the neighbours after the first {TILES}"
     return f"{missing} pictures: the images can't be read any more" if missing else ""
 
 

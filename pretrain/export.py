@@ -46,6 +46,8 @@ def export(
     endings = {"onnx": (".onnx",), "float16": (".safetensors",)}.get(to, (".pth", ".safetensors"))
     if out_file.suffix not in endings:
         raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")
+    from safetensors import SafetensorError
+
     from vggfeat.vgg import VGG
     from vggfeat.weights import load
 
@@ -58,12 +60,15 @@ def export(
         "onnx": to_onnx,
         "float16": to_float16,
     }
-    with whole(out_file) as partial:
-        difference = writer[to](network, partial)
-        if not difference <= TOLERANCE[to]:
-            raise VggfeatError(
-                f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
-            )
+    try:
+        with whole(out_file) as partial:
+            difference = writer[to](network, partial)
+            if not difference <= TOLERANCE[to]:
+                raise VggfeatError(
+                    f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
+                )
+    except (OSError, SafetensorError) as error:  # the library's own word for a disk that refuses
+        raise VggfeatError(f"can't write {out_file}: {error}") from error
     preprocessing = network.preprocessing.to_metadata()
     rows = [
         ("file", str(out_file)),

@@ -30,10 +30,9 @@ SECONDS = 60
 def devkit_numbers(devkit: Path) -> dict[str, int]:
     """Synset id -> ILSVRC2012_ID, from the devkit's data/meta.mat. Raises VggfeatError where it isn't."""
     path = devkit / "data" / "meta.mat" if devkit.is_dir() else devkit
+    other = f"{path} is not the ILSVRC-2012 devkit's meta.mat"
     if regular(path, "meta.mat of the ILSVRC-2012 devkit") > MOST_BYTES:
-        raise VggfeatError(
-            f"{path} is not the ILSVRC-2012 devkit's meta.mat: it is longer than {MOST_BYTES:,} bytes"
-        )
+        raise VggfeatError(f"{other}: it is longer than {MOST_BYTES:,} bytes")
     root = os.fspath(Path(__file__).parents[1])
     try:
         reader = subprocess.run(
@@ -43,19 +42,14 @@ def devkit_numbers(devkit: Path) -> dict[str, int]:
             timeout=SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise VggfeatError(
-            f"{path} is not the ILSVRC-2012 devkit's meta.mat: reading it doesn't end"
-        ) from None
+        raise VggfeatError(f"{other}: reading it doesn't end") from None
     if reader.returncode:
         said = reader.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"its reader ended with {reader.returncode}"
-        raise VggfeatError(f"{path} is not the ILSVRC-2012 devkit's meta.mat: {reason}")
-    pairs = fitted(parse_json(reader.stdout, path), list[tuple[str, int]], path)
+        raise VggfeatError(f"{other}: {said[-1] if said else f'its reader ended with {reader.returncode}'}")
+    pairs = fitted(parse_json(reader.stdout, other), list[tuple[str, int]], other)
     numbers = dict(pairs)
     if len(numbers) != len(pairs) or sorted(numbers.values()) != list(range(1, len(pairs) + 1)):
-        raise VggfeatError(
-            f"{path} is not the ILSVRC-2012 devkit's meta.mat: its classes aren't numbered 1, 2, …"
-        )
+        raise VggfeatError(f"{other}: its classes aren't numbered 1, 2, …")
     return numbers
 
 

@@ -25,8 +25,9 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from vggfeat.errors import VggfeatError, WrongUsage
-from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_file, write_json, write_text
+from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
+from vggfeat.errors import WrongUsage
+from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_file, write_json
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -96,7 +97,12 @@ def evaluate(
     texts = {"--submission": submission, "--json": json_file}
     check_outputs({"--posteriors": posteriors}, texts=texts, inputs=inputs, overwrite=overwrite)
     if table:
-        check_ledger(ledger, [*inputs, posteriors])
+        from pretrain.tables import check_ledger
+
+        cells = ledger.with_name("ledger-ilsvrc.json")
+        updated = {"--ledger": ledger, "the cells beside it": cells}  # in place, by design
+        check_outputs(updated, inputs=[*inputs, posteriors], overwrite=True)
+        check_ledger(ledger)
     try:
         wanted = tuple(int(q) for q in scales.split(",") if q)
     except ValueError:
@@ -165,21 +171,6 @@ def evaluate(
         raise typer.Exit(3)
 
 
-def check_ledger(ledger: Path, inputs: list[Path | None]) -> None:
-    """Refuse, before the work, what isn't a ledger that --table may update: it is written in place."""
-    from pretrain.tables import read_cells
-
-    cells = ledger.with_name("ledger-ilsvrc.json")
-    check_outputs({"--ledger": ledger, "the cells beside it": cells}, inputs=inputs, overwrite=True)
-    read_cells(cells)
-    try:
-        text = ledger.read_text(encoding="utf-8") if ledger.exists() else ""
-    except (OSError, ValueError) as error:
-        raise VggfeatError(f"--ledger {ledger} is no Markdown file: {error}") from error
-    if text and "<!-- ledger: " not in text and ledger.suffix != ".md":
-        raise VggfeatError(f"--ledger {ledger} is no Markdown file: give the name of one, or of none")
-
-
 def report(
     whole: KeptPosteriors, modes: tuple[str, ...], scales: tuple[int, ...]
 ) -> tuple[dict[str, Any], Table, str]:
@@ -237,44 +228,6 @@ def by_class(whole: KeptPosteriors, posteriors_NK: np.ndarray) -> dict[str, Any]
     ]
     mistakes.sort(key=lambda pair: -pair["images"])
     return {"per_class": per_class, "confusions": mistakes[:CONFUSIONS]}
-
-
-def devkit_numbers(devkit: Path) -> dict[str, int]:
-    """Synset id -> ILSVRC2012_ID, from the devkit's data/meta.mat. Raises VggfeatError where it isn't."""
-    from scipy.io import loadmat
-
-    path = devkit / "data" / "meta.mat" if devkit.is_dir() else devkit
-    try:
-        synsets = loadmat(str(path), squeeze_me=True, struct_as_record=True)["synsets"]
-        return {str(s["WNID"]): int(s["ILSVRC2012_ID"]) for s in synsets if int(s["num_children"]) == 0}
-    except Exception as error:  # scipy meets damage in many ways
-        raise VggfeatError(f"{path} is not the ILSVRC-2012 devkit's meta.mat: {error}") from error
-
-
-def refuse_unknown(classes: list[str], numbers: dict[str, int]) -> None:
-    """Refuse classes that the devkit has no number for."""
-    missing = [name for name in classes if name not in numbers]
-    if missing:
-        raise VggfeatError(
-            f"the devkit has no class {missing[0]!r}: a submission needs nets of ILSVRC's classes"
-        )
-
-
-def write_submission(
-    whole: KeptPosteriors, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
-) -> None:
-    """The devkit's format: a line an image, in the order of names, with the numbers of the five likeliest classes.
-
-    An unreadable image has no prediction, and its line is five zeros.
-    """
-    refuse_unknown(whole.classes, numbers)
-    posteriors_NK = whole.fused(mode, scales or None)
-    best = (-posteriors_NK).argsort(1, kind="stable")[:, :5]
-    lines = []
-    for i in sorted(range(len(whole.names)), key=whole.names.__getitem__):
-        guesses = [0] * 5 if i in whole.unreadable else [numbers[whole.classes[k]] for k in best[i]]
-        lines.append(" ".join(map(str, guesses)))
-    write_text(path, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def export(
     endings = {"onnx": (".onnx",), "float16": (".safetensors",)}.get(to, (".pth", ".safetensors"))
     if out_file.suffix not in endings:
         raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")
+    from safetensors import SafetensorError
+
     from vggfeat.vgg import VGG
     from vggfeat.weights import load
 
@@ -63,12 +65,15 @@ def export(
         "onnx": to_onnx,
         "float16": to_float16,
     }
-    with whole(out_file) as partial:
-        difference = writer[to](network, partial)
-        if not difference <= TOLERANCE[to]:
-            raise VggfeatError(
-                f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
-            )
+    try:
+        with whole(out_file) as partial:
+            difference = writer[to](network, partial)
+            if not difference <= TOLERANCE[to]:
+                raise VggfeatError(
+                    f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
+                )
+    except (OSError, SafetensorError) as error:  # the library's own word for a disk that refuses
+        raise VggfeatError(f"can't write {out_file}: {error}") from error
     preprocessing = network.preprocessing.to_metadata()
     rows = [
         ("file", str(out_file)),
@@ -189,8 +194,9 @@ def _whole(network: Any) -> Any:
 
 def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
     """Plain tensors by name: .safetensors with the preprocessing as metadata, or .pth (loads with weights_only)."""
-    import safetensors.torch
     import torch
+
+    from vggfeat.weights import write_tensors
 
     if path.suffix == ".pth":
         with open(path, "wb") as file:  # PyTorch's own writing makes a RuntimeError of a full disk
@@ -198,7 +204,7 @@ def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
         return
     metadata = {**network.preprocessing.to_metadata(), "net": network.name}
     metadata["classes"] = json.dumps(network.classes or [])
-    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def _read(path: Path) -> dict[str, Any]:

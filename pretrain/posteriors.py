@@ -133,12 +133,13 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
     source = metadata.get("source", "")
     if source in OXFORD.values():
         return {"learn": "all", "recipe": "paper", "seed": "0"}
-    if not source.startswith("pretrain "):
+    program, *words = source.split()[:2] or [""]
+    if program != "pretrain" or not words:
         return {"learn": "", "recipe": "", "seed": ""}
-    seed = json.loads(metadata.get("recipe") or "{}").get("seed", 0)
+    seed = json.loads(metadata.get("recipe") or "{}").get("seed", 0)  # `weights` has checked it
     return {
         "learn": "fc" if source.endswith("-fc") else "all",
-        "recipe": source.split()[1],
+        "recipe": words[0],
         "seed": str(seed),
     }
 

@@ -15,19 +15,42 @@ if __name__ == "__main__":  # before all that takes time
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import typer
 
 from pretrain.trainer import WEIGHTS
 from pretrain.watch import LOG, events
+from vggfeat.checked import Range, fitted, regular
 from vggfeat.errors import VggfeatError
 from vggfeat.files import check_outputs, write_text
 from vggfeat.page import Section, Series, chart, html, join, page, table
 from vggfeat.terminal import duration, out, run
 
 REPORT = "report.html"
+MOST_BYTES = 1 << 28  # of a log: a week of training at its default pace is 4 MB
+
+
+class _Event(TypedDict):
+    event: str
+    iteration: Annotated[int, Range(0, 2**53)]
+
+
+class Event(_Event, total=False):
+    """A line of a log, as far as the page shows it. None: not finite."""
+
+    time: float
+    identity: dict[str, Any]
+    loss: float | None
+    learning_rate: float | None
+    images_per_second: float | None
+    epoch: float | None
+    seconds: float | None
+    top1_error: float | None
+    top5_error: float | None
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -66,8 +89,8 @@ def write_report(folder: Path, target: Path) -> None:
         ended = "done" if val or (folder / name / WEIGHTS).exists() else ""
         rows.append(
             (
-                name, last["iteration"], f"{last.get('epoch', 0):.1f}", *_errors(held_out[-1] if held_out else None),
-                *_errors(val), duration(float(last.get("seconds", 0.0))), ended,
+                name, last["iteration"], f"{last.get('epoch') or 0:.1f}", *_errors(held_out[-1] if held_out else None),
+                *_errors(val), duration(last.get("seconds") or 0.0), ended,
             )
         )  # fmt: skip
         done += int(last["iteration"])
@@ -86,11 +109,13 @@ def write_report(folder: Path, target: Path) -> None:
         ),
     ]
     identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity", {})
+    classes = identity.get("classes")
     shown = {k: v for k, v in identity.items() if not isinstance(v, list | dict) or len(str(v)) < 60}
     recipe = [(key, json.dumps(value)) for key, value in shown.items()]
     text = page(
         f"Training: {', '.join(name for name, _ in stages)}",
-        f"{identity.get('training images', '?')} training images of {len(identity.get('classes', []))} classes",
+        f"{identity.get('training images', '?')} training images of "
+        f"{len(classes) if isinstance(classes, list) else 0} classes",
         [
             Section("stages", "Stages", table(head, rows, numbers=range(1, 8))),
             Section(
@@ -111,14 +136,24 @@ def _stages(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
         raise VggfeatError(f"no stage with a {LOG} under {folder}: give the folder of a run")
     found = []
     for path in logs:
+        if regular(path, "log") > MOST_BYTES:
+            raise VggfeatError(f"{path} is no log of a stage: it is longer than {MOST_BYTES:,} bytes")
         try:
-            log = events(path)
-            start = next((event for event in log if event["event"] == "start"), {})
-            began = float(start.get("time", path.stat().st_mtime))  # older logs have none
-        except (ValueError, KeyError, TypeError) as error:
+            lines = events(path)
+        except (OSError, ValueError, RecursionError) as error:
             raise VggfeatError(f"{path} is no log of a stage: {error}") from error
+        log = fitted([_without_nan(line) for line in lines], list[Event], path)
+        start: dict[str, Any] = next((event for event in log if event["event"] == "start"), {})
+        began = start.get("time", path.stat().st_mtime)  # older logs have none
         found.append((began, path.parent.name, log))
     return [(name, log) for _, name, log in sorted(found, key=lambda stage: stage[0])]
+
+
+def _without_nan(event: Any) -> Any:
+    """An event whose figures that are not finite, as a loss may be, are None."""
+    if not isinstance(event, dict):
+        return event
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
 
 
 def _curve(name: str, log: list[dict[str, Any]], key: str, start: int) -> Series:
@@ -136,8 +171,7 @@ def _errors(event: dict[str, Any] | None) -> tuple[str, str]:
     if event is None:
         return "-", "-"
     return tuple(  # type: ignore[return-value]
-        "-" if event.get(key) is None or math.isnan(event[key]) else f"{event[key]:.2f}"
-        for key in ("top1_error", "top5_error")
+        "-" if event.get(key) is None else f"{event[key]:.2f}" for key in ("top1_error", "top5_error")
     )
 
 

@@ -596,11 +596,19 @@ def test_an_interrupted_retry_goes_on(
     assert len(vggfeat.open_features(out).errors) == 1
 
 
-def test_a_reason_that_a_killed_run_has_left_is_gone_when_the_row_is_done(folder: Path, tmp_path: Path) -> None:
+def test_a_reason_that_a_killed_run_has_left_is_gone_when_the_row_is_done(
+    folder: Path, tmp_path: Path
+) -> None:
     """It was written, its row's status not yet; `errors` is empty for each row that is done."""
     out = tmp_path / "f.h5"
     items, network = datasets.load("folder", folder), vggfeat.load(WEIGHTS)
-    job = (items, description_of(network, None, (40, 64), True), 512, "float32", {"versions": extract.versions()})
+    job = (
+        items,
+        description_of(network, None, (40, 64), True),
+        512,
+        "float32",
+        {"versions": extract.versions()},
+    )
     with pytest.raises(KeyboardInterrupt), writer.FeatureWriter(out, *job) as file:
         file.note_source(0, items.source(0))
         file.write(0, 0, np.zeros(512, np.float32))

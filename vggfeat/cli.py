@@ -255,13 +255,15 @@ def svm(
 
     from vggfeat import protocols
     from vggfeat.classify import problem_from
-    from vggfeat.datasets.voc import write_submission
+    from vggfeat.datasets.voc import check_submission, write_submission
     from vggfeat.model import model_from, save_model
     from vggfeat.weights import resolve_device
 
     problem, parts, about = problem_from(features, pool, qs)
-    if submission and "test" not in problem.splits:
-        raise VggfeatError("--submission needs an official test part, as VOC has")
+    if submission:
+        if "test" not in problem.splits:
+            raise VggfeatError("--submission needs an official test part, as VOC has")
+        check_submission(submission, problem.splits["test"], problem.classes, problem.names)
     torch.set_num_threads(workers)
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),

@@ -23,6 +23,7 @@ from vggfeat.store import Description, Features
 
 BLOCK_BYTES = 1 << 27
 TILE, GAP, LINES = 180, 10, 3  # of a picture, in pixels; lines of a caption
+TILES = 500  # of a picture: 70 MB of pixels
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,14 @@ def draw(
         return None if items is None or name not in place else items.source(place[name])
 
     asked = Path(query) if row is None else source(query)
-    sheet = contact_sheet(pixels(asked), query, found, lambda neighbour: pixels(source(neighbour.name)))
+    shown = found[:TILES]
+    sheet = contact_sheet(pixels(asked), query, shown, lambda neighbour: pixels(source(neighbour.name)))
     with whole(path) as partial:
         sheet.save(partial)
     if items is None:
         return f"the pictures: {why_not}"
+    if len(found) > len(shown):
+        return f"the pictures of the neighbours after the first {TILES}"
     return f"{missing} pictures: the images can't be read any more" if missing else ""
 
 

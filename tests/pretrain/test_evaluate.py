@@ -386,7 +386,7 @@ def test_what_cannot_be_evaluated(
     picture = next((images / "val").rglob("*.png"))
     before = picture.read_bytes()
     for ledger, why in (
-        (picture, "is no Markdown file"),
+        (picture, "is not UTF-8 text"),
         (tmp_path / "a.h5", "is what the command reads"),
         (tmp_path / "no" / "results.md", "there is no folder"),
     ):

@@ -113,11 +113,17 @@ def measure(
     with ThreadPoolExecutor(workers) as pool:
         done = 0
         # In slices: the queue of a million futures would cost more memory than the images.
-        while part := list(islice(waiting, 64 * workers)):
-            for sums in pool.map(lambda name: _sums_of(root, name), part):
-                total.add(sums)
-                done += 1
-                advance(done)
+        try:
+            while part := list(islice(waiting, 64 * workers)):
+                for sums in pool.map(lambda name: _sums_of(root, name), part):
+                    total.add(sums)
+                    done += 1
+                    advance(done)
+        except BaseException:
+            pool.shutdown(
+                wait=False, cancel_futures=True
+            )  # Ctrl-C doesn't wait for images that are still to come
+            raise
     return total
 
 

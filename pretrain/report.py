@@ -16,7 +16,7 @@ import numpy as np
 import typer
 
 from pretrain.trainer import WEIGHTS
-from pretrain.watch import LOG, events
+from pretrain.watch import LOG, events, reason, say
 from vggfeat.errors import VggfeatError
 from vggfeat.files import write_text
 from vggfeat.page import Section, Series, chart, html, join, page, table
@@ -78,12 +78,15 @@ def write_report(folder: Path, target: Path) -> None:
             y_range=_from_zero(series["images_per_second"]),
         ),
     ]
-    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity", {})
+    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity")
+    identity = identity if isinstance(identity, dict) else {}
+    classes = identity.get("classes")
     shown = {k: v for k, v in identity.items() if not isinstance(v, list | dict) or len(str(v)) < 60}
     recipe = [(key, json.dumps(value)) for key, value in shown.items()]
     text = page(
         f"Training: {', '.join(name for name, _ in stages)}",
-        f"{identity.get('training images', '?')} training images of {len(identity.get('classes', []))} classes",
+        f"{identity.get('training images', '?')} training images of "
+        f"{len(classes) if isinstance(classes, list) else '?'} classes",
         [
             Section("stages", "Stages", table(head, rows, numbers=range(1, 8))),
             Section(
@@ -105,11 +108,15 @@ def _stages(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     found = []
     for path in logs:
         try:
-            log = events(path)
+            log, dropped = events(path)
             start = next((event for event in log if event["event"] == "start"), {})
-            began = float(start.get("time", path.stat().st_mtime))  # older logs have none
-        except (ValueError, KeyError, TypeError) as error:
-            raise VggfeatError(f"{path} is no log of a stage: {error}") from error
+            began = float(start.get("time") or path.stat().st_mtime)  # older logs have none
+        except OSError as error:
+            raise VggfeatError(f"{path} can't be read: {reason(error)}") from error
+        if dropped and log:
+            say(f"warning: {path}: {dropped} lines are no events of a stage and are left out")
+        elif dropped:
+            raise VggfeatError(f"{path} is no log of a stage: none of its lines is an event")
         found.append((began, path.parent.name, log))
     return [(name, log) for _, name, log in sorted(found, key=lambda stage: stage[0])]
 

@@ -16,7 +16,6 @@ import pytest
 from safetensors import safe_open
 
 from pretrain.checkpoint import read_state
-from pretrain.loader import _quiet_worker
 from tests.pretrain.conftest import SHORT, command, environment
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -73,7 +72,7 @@ def assert_same(out: Path, whole: Path) -> None:
     assert content(out / "weights.safetensors") == content(whole / "weights.safetensors")
     for stage in ("A-36", "D-36"):
         assert losses(out / stage) == losses(whole / stage)
-        iterations = read_state(out / stage / "last.safetensors")["progress"]["iteration"]
+        iterations = read_state(out / stage / "last.safetensors")[0].iteration
         assert len(losses(out / stage)) == iterations > 10
         for name in ("weights.safetensors", "best.safetensors"):
             assert content(out / stage / name) == content(whole / stage / name)
@@ -145,7 +144,7 @@ def test_another_number_of_processes_goes_on(
         time.sleep(0.01)
     process.terminate()  # torchrun passes it on
     process.communicate(timeout=60)
-    assert read_state(out / "A-36" / "last.safetensors")["progress"]["iteration"] > 0
+    assert read_state(out / "A-36" / "last.safetensors")[0].iteration > 0
     assert not (out / "weights.safetensors").exists()
     train(*arguments, "--out", out)
     for stage in ("A-36", "D-36"):
@@ -162,8 +161,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     train(*arguments, "--out", out, "--stages", "1")
     before = (out / "A-36" / "last.safetensors").read_bytes()
     (out / "A-36" / "weights.safetensors").unlink()  # the stage's end is to be written again
-    state = read_state(out / "A-36" / "last.safetensors")
-    assert state["progress"]["finished"]
+    assert read_state(out / "A-36" / "last.safetensors")[0].finished
     limit = len(before) // 2  # as a full disk, this refuses to let a file grow
 
     def small_files() -> None:
@@ -199,13 +197,3 @@ def test_a_checkpoint_of_another_run_is_refused(
     done = train(*arguments, *change, "--out", whole, "--stages", "1", status=1)
     assert says in done.stderr
     assert (whole / "A-36" / "last.safetensors").read_bytes() == kept
-
-
-def test_a_worker_that_begins_without_its_trainer_ends() -> None:
-    """Killed while it starts a worker: PyTorch's own watch would take the worker's new parent for the trainer."""
-    child = os.fork()
-    if child == 0:
-        _quiet_worker(os.getppid() + 1, 0)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -14,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from pretrain.checkpoint import read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
-from pretrain.loader import Batch, read_batches
+from pretrain.readers import Batch
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
 from tests.conftest import Command
@@ -87,9 +85,9 @@ def test_the_chain_and_what_it_leaves(
     assert network.classes == ["blue", "red"]
     measured = Colours.read(out / "colours.json")
     assert network.preprocessing.mean == pytest.approx(measured.mean, abs=1e-4)
-    state = read_state(out / JITTER / "last.safetensors")
-    assert state["progress"]["finished"]
-    assert state["progress"]["learning_rate"] < 5e-3  # drop_by of the mini recipe
+    state, _ = read_state(out / JITTER / "last.safetensors")
+    assert state.finished
+    assert state.learning_rate < 5e-3  # drop_by of the mini recipe
 
     # what came out is what `vggfeat extract` takes
     features, hidden = tmp_path / "feats.h5", len(layers(out / "weights.safetensors")["fc7"])
@@ -289,8 +287,8 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
 
     def after_a_kill(self: Trainer, batch: Batch, images: float) -> torch.Tensor:
         if self.state.iteration == 2:
-            for reader in multiprocessing.active_children():
-                reader.kill()
+            for reader in self.readers.processes:
+                reader.process.kill()
         return step(self, batch, images)
 
     words = ["--net", "A", *FEW, "--workers", "1", "--checkpoint-minutes", "0", "--set=*.iterations=30"]
@@ -303,17 +301,6 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
     assert "give fewer --workers" in one_line(ran.err)
     assert (tmp_path / "run" / A_STAGE / "last.safetensors").exists()
     assert command(*words).status == 0
-
-
-def test_a_reader_killed_as_it_hands_over_a_batch_is_told_apart() -> None:
-    """What PyTorch raises then depends on where the hand-over was."""
-
-    class Broken(Dataset):
-        def __getitem__(self, key: int) -> Batch:
-            raise ConnectionResetError(104, "Connection reset by peer")
-
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
-        next(read_batches(Broken(), [[0]], 0, torch.device("cpu")))
 
 
 def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path) -> None:

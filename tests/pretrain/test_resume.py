@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 from safetensors import safe_open
 
 from pretrain.checkpoint import read_state
-from tests.pretrain.conftest import SHORT, command, environment
+from tests.pretrain.conftest import SHORT, command, environment, processes_of
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 KILLS = int(os.environ.get("KILLS", "3"))  # 20 for the figure in docs/results.md
+TERMS = int(os.environ.get("TERMS", "3"))  # signals to a group; 200 for the figure in the docs
 # A and then D from A, each ending in the middle of an epoch, a checkpoint after every iteration
 RUN = [
     "--net",
@@ -129,6 +131,128 @@ def test_signals_save_and_leave(
     assert "Traceback" not in stderr
     train(*arguments, "--out", out)
     assert_same(out, whole)
+
+
+def gone(folder: Path, seconds: float = 60) -> bool:
+    """Whether no process of a run in this folder is left, readers included, after at most so long."""
+    until = time.monotonic() + seconds
+    while (left := processes_of(f"RUN={folder}")) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not left
+
+
+def begun(
+    arguments: list[object], out: Path, processes: int = 1, script: Path | None = None
+) -> subprocess.Popen[str]:
+    """A run in a process group of its own, as a scheduler starts it."""
+    return subprocess.Popen(
+        command([*arguments, "--out", out], processes, script), env={**environment(), "RUN": str(out)},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def signalled(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """What a run says that its whole group gets a signal."""
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate(timeout=120)
+    assert "reads images" not in stderr, stderr
+    return stderr
+
+
+def test_signals_to_the_group_save_and_leave(run: tuple[list[object], Path], tmp_path: Path) -> None:
+    """As torchrun, slurm, systemd and a terminal send them: readers get them, too, and torchrun sends its own besides."""
+    out, rng, before = tmp_path / "run", random.Random(3), 0
+    arguments = [
+        *run[0],
+        "--stages",
+        "1",
+        "--workers",
+        "2",
+        "--set=*.epochs=100000",
+        "--set=patience=1000000",
+    ]
+    arguments += ["--set=held_out=0.2", "--checkpoint-minutes", "5"]
+    for i in range(TERMS):
+        processes, number = ((1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT))[i % 3]
+        process = begun(arguments, out, processes)
+        log = out / "A-36" / "log.jsonl"
+        size = log.stat().st_size if log.exists() else 0
+        while process.poll() is None and (not log.exists() or log.stat().st_size <= size):
+            time.sleep(0.01)
+        time.sleep(rng.random())  # in an iteration, or in one of the checks, of which each sixth has one
+        stderr = signalled(process, number)
+        assert process.returncode == 128 + number if processes == 1 else process.returncode, (i, stderr)
+        said = re.search(r"stopped and saved at iteration (\d+)", stderr)
+        assert said, (i, stderr)
+        state, _ = read_state(out / "A-36" / "last.safetensors")
+        assert state.iteration == int(said[1]) > before, (i, stderr)
+        assert all(len(tensor) for tensor in content(out / "A-36" / "last.safetensors")[1].values())
+        assert gone(out), i
+        before = state.iteration
+
+
+@pytest.mark.parametrize(
+    ("slow", "number", "says"),
+    [
+        ("loader.read_training_set", signal.SIGINT, "stopped; what is finished is kept"),
+        ("stages.measure", signal.SIGTERM, "stopped; what is finished is kept"),
+        ("trainer.Trainer.errors", signal.SIGTERM, "stopped and saved at iteration 5"),
+        ("stages.set_weights", signal.SIGTERM, "stopped; what is finished is kept"),
+    ],
+)
+def test_signals_at_any_time_leave_well(
+    slow: str, number: signal.Signals, says: str, run: tuple[list[object], Path], tmp_path: Path
+) -> None:
+    marker, out = tmp_path / "there", tmp_path / "run"
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import pathlib, time\nfrom pretrain import loader, stages, train, trainer\nfrom vggfeat import terminal\n"
+        f"real = {slow}\n"
+        "def slow(*arguments):\n"
+        f"    pathlib.Path({str(marker)!r}).touch()\n    time.sleep(2)\n    return real(*arguments)\n"
+        f"{slow} = slow\nterminal.run(train.app, 'pretrain.train')\n"
+    )
+    colours = run[0].index("--colours")
+    arguments = [*run[0][:colours], *run[0][colours + 2 :], "--set=held_out=0.1"]
+    process = begun(arguments, out, script=script)
+    while process.poll() is None and not marker.exists():
+        time.sleep(0.01)
+    stderr = signalled(process, number)
+    assert process.returncode == 128 + number, stderr
+    assert says in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert gone(out)
+    assert not [path for path in out.rglob("*") if "partial" in path.name]
+
+
+def test_torchrun_trainings_of_many_epochs_never_hang(run: tuple[list[object], Path], tmp_path: Path) -> None:
+    """A reader that was forked beside gloo's threads deadlocked in two of five such runs."""
+    arguments = [
+        *run[0],
+        "--stages",
+        "1",
+        "--workers",
+        "2",
+        "--set=held_out=0.2",
+        "--checkpoint-minutes",
+        "5",
+    ]
+    arguments += ["--set=patience=1000000", f"--set=*.epochs={80 if 'HANGS' in os.environ else 8}"]
+    for i in range(int(os.environ.get("HANGS", "1"))):
+        out = tmp_path / str(i)
+        process = begun(arguments, out, 2)
+        log, size, since = out / "A-36" / "log.jsonl", 0, time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.1)
+            if log.exists() and log.stat().st_size != size:
+                size, since = log.stat().st_size, time.monotonic()
+            if time.monotonic() - since > 120:  # a line of this log takes some 30 ms
+                os.killpg(process.pid, signal.SIGKILL)
+                raise AssertionError(f"run {i} hangs after {size} bytes of its log")
+        assert process.returncode == 0, process.communicate()[1]
+        assert process.stderr is not None
+        process.stderr.close()
+        assert gone(out), i
 
 
 def test_another_number_of_processes_goes_on(

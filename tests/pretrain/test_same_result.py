@@ -96,7 +96,7 @@ def test_the_same_in_float32(photos: Path, train: Train, start: Path, tmp_path: 
 
 UNKEYED = {
     "dropout": "readers.kept_units = lambda rng, units, p: np.packbits(own.random(units) >= p)",
-    "order": "loader.keyed = lambda seed, purpose, *key: own if purpose == 0 else augment.keyed(seed, purpose, *key)",
+    "order": "loader.keyed = lambda seed, purpose, *key: own",
 }
 
 
@@ -106,7 +106,7 @@ def test_the_comparison_notices_what_is_not_keyed(
 ) -> None:
     script = tmp_path / "unkeyed.py"
     script.write_text(
-        "import os\nimport numpy as np\nfrom pretrain import augment, loader, readers, train\nfrom vggfeat import terminal\n"
+        "import os\nimport numpy as np\nfrom pretrain import loader, readers, train\nfrom vggfeat import terminal\n"
         "own = np.random.default_rng(int(os.environ.get('RANK', '0')))\n"  # as if each process were seeded by its rank
         f"{UNKEYED[what]}\nterminal.run(train.app, 'pretrain.train')\n"
     )

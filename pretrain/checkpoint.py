@@ -32,6 +32,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "checks_since_best": (int, 0, 2**53),
     "pending_loss": (float, 0, 1e308),
     "finished": (bool, False, True),
+    "check_due": (bool, False, True),
     "seconds": (float, 0, 1e308),
 }
 
@@ -52,6 +53,8 @@ class State:
     finished: bool = False
     seconds: float = 0.0
     """Spent in this stage, in all its runs."""
+    check_due: bool = False
+    """Whether a signal came before the held-out check that is due after this iteration had ended."""
     held_out: list[float] | None = None
     """The last check's top-1 and top-5 error, per cent."""
     val: list[float] | None = None
@@ -62,6 +65,7 @@ class State:
         """From JSON. Raises ValueError that names what is missing, unknown, of another type or out of range."""
         if not isinstance(record, dict):
             raise ValueError("its progress is no JSON object")
+        record = {"check_due": False, **record}  # not in checkpoints from before a check could be left
         names = [field.name for field in fields(cls)]
         if odd := [name for name in names if name not in record]:
             raise ValueError(f"its progress lacks {odd[0]}")

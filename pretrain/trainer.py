@@ -232,9 +232,10 @@ class Trainer:
         refuses the last checkpoint (one that it refuses on the way is a warning); memory ran out, or a process that
         reads images was killed.
         """
+        self.stop = stop
         try:
             with telling_of_others():
-                return self._run(stop)
+                return self._run()
         except (RuntimeError, MemoryError, ReadingFailed) as error:
             if isinstance(error, ReadingFailed):
                 what = str(error)
@@ -245,7 +246,7 @@ class Trainer:
             where = f"{self.stage.name}, iteration {self.state.iteration}"
             raise VggfeatError(f"{where}: {what}; the run goes on from its last checkpoint") from error
 
-    def _run(self, stop: Stop) -> bool:
+    def _run(self) -> bool:
         state, ranks = self.state, self.ranks
         if state.finished and (self.folder / WEIGHTS).exists():
             return True
@@ -264,11 +265,15 @@ class Trainer:
                     machine=machine,
                 )
             self._restart_clock()
+            if state.check_due:
+                self._check(log)
+                if state.check_due:  # left again; the checkpoint is as it was
+                    return False
             for batch in self._batches():
                 due = float(time.monotonic() - saved_at >= self.machine.checkpoint_seconds)
                 # one exchange an iteration, so that all processes count, leave and save together
                 images, leave, save = ranks.sum(
-                    [float(batch.counts.sum()), float(stop.signal > 0), due if ranks.first else 0.0]
+                    [float(batch.counts.sum()), float(self.stop.signal > 0), due if ranks.first else 0.0]
                 )
                 self._report(batch.unreadable)
                 if images:
@@ -277,6 +282,7 @@ class Trainer:
                 state.seconds = before + time.monotonic() - began
                 self._log_loss(log)
                 self._check(log)
+                leave = leave or state.check_due
                 if save or leave:
                     self._collect_loss()
                     self._save(must=bool(leave))
@@ -289,6 +295,9 @@ class Trainer:
             self._refuse_broken()
             if len(self.data.val):
                 state.val = self.errors(self.data.val)
+                if state.val is None:
+                    self._save(must=True)
+                    return False
                 self._tell(log, "val", state.val, len(self.data.val))
             self._write_weights(WEIGHTS, must=True)
             self._save(must=True)
@@ -301,7 +310,7 @@ class Trainer:
             self.data.train, self.recipe, self.stage_number, self.ranks, self.state.iteration, self.stop_at
         )
         batches = self.readers.read(samples, self.data.items, schedule)
-        for _ in range(len(schedule)):
+        for _ in range(0 if self.state.finished else len(schedule)):
             asked = time.monotonic()
             batch = next(batches)
             self.waited += time.monotonic() - asked
@@ -340,13 +349,17 @@ class Trainer:
         drops = state.drops
         while state.drops < len(recipe.drop_by) and iteration >= recipe.drop_by[state.drops] * self.stop_at:
             state.drop(recipe)
-        if len(self.data.held_out) and (iteration % self.per_epoch == 0 or iteration == self.stop_at):
+        due = iteration % self.per_epoch == 0 or iteration == self.stop_at
+        if len(self.data.held_out) and due:
             began = time.monotonic()
-            state.held_out = self.errors(self.data.held_out)
-            best = state.judge(state.held_out[0], recipe)
-            self._tell(log, "held_out", state.held_out, len(self.data.held_out))
-            if best:
-                self._write_weights(BEST, must=False)
+            errors = self.errors(self.data.held_out)
+            state.check_due = errors is None
+            if errors is not None:
+                state.held_out = errors
+                best = state.judge(errors[0], recipe)
+                self._tell(log, "held_out", errors, len(self.data.held_out))
+                if best:
+                    self._write_weights(BEST, must=False)
             self.clock += time.monotonic() - began  # images/s are those of training
         if state.drops > drops:
             log("drop", iteration, learning_rate=state.learning_rate)
@@ -383,8 +396,11 @@ class Trainer:
                 say(f"unreadable, left out: {name}: {why}")
 
     @torch.inference_mode()
-    def errors(self, rows: np.ndarray) -> list[float]:
-        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error."""
+    def errors(self, rows: np.ndarray) -> list[float] | None:
+        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error.
+
+        None when a signal came before the end: who sent it may kill after some seconds.
+        """
         low, high = self.ranks.share(0, len(rows))
         size = min(self.machine.micro_batch, 128)
         keys = [[(0, int(r)) for r in rows[i : min(i + size, high)]] for i in range(low, high, size)]
@@ -399,9 +415,11 @@ class Trainer:
                 hits = (guesses == labels[:, None]) & (counts[:, None] > 0)
                 right1 += float(hits[:, 0].sum())
                 right5 += float(hits.sum())
+            if self.stop.signal:
+                break
         self.trainee.train()
-        right1, right5 = self.ranks.sum([right1, right5])
-        return [100 * (1 - right / len(rows)) for right in (right1, right5)]
+        right1, right5, left = self.ranks.sum([right1, right5, float(self.stop.signal > 0)])
+        return None if left else [100 * (1 - right / len(rows)) for right in (right1, right5)]
 
     # --- files -------------------------------------------------------------------------------------------
 

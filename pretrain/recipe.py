@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pretrain.colour import checked
 from vggfeat.errors import VggfeatError
 from vggfeat.vgg import NETS
 
@@ -41,17 +42,21 @@ class Stage:
     """Nets whose chain has this stage (Table 3 has A, A-LRN and B at S=256 only)."""
 
     def __post_init__(self) -> None:
+        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 1 << 16:
+            raise VggfeatError(f"train_scale must be [smallest, largest] S, not {list(self.train_scale)}")
         where = f"stage {self.name}"
         if self.net != "NET" and self.net not in NETS:
             raise VggfeatError(
                 f"{where}: there is no net {self.net!r}; Table 1 has {', '.join(NETS)}, or NET"
             )
-        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1]:
-            raise VggfeatError(f"{where}: train_scale must be [smallest, largest] S, not {self.train_scale}")
         if not 0 < self.learning_rate < float("inf"):
             raise VggfeatError(f"{where}: learning_rate must be positive, not {self.learning_rate}")
         if (self.iterations > 0) == (self.epochs > 0) or min(self.iterations, self.epochs) < 0:
             raise VggfeatError(f"{where}: give either iterations or epochs, a positive number")
+        if max(self.iterations, self.epochs) > 1 << 40:
+            raise VggfeatError(
+                f"{where}: {max(self.iterations, self.epochs):g} iterations or epochs never end"
+            )
         if self.learn not in ("all", "fc"):
             raise VggfeatError(f"{where}: learn must be all or fc, not {self.learn!r}")
         if unknown := sorted(set(self.nets) - set(NETS)):
@@ -142,12 +147,16 @@ class Recipe:
             raise VggfeatError(f"crop {self.crop} is not a multiple of 32, the stride of pool5")
         if self.random_layers not in ("normal", "glorot"):
             raise VggfeatError(f"random_layers must be normal or glorot, not {self.random_layers!r}")
-        if len(self.drop_by) > self.rate_drops or list(self.drop_by) != sorted(self.drop_by):
+        if (
+            len(self.drop_by) > self.rate_drops
+            or list(self.drop_by) != sorted(self.drop_by)
+            or not all(0 <= share <= 1 for share in self.drop_by)
+        ):
             raise VggfeatError(f"drop_by must be at most rate_drops rising shares, not {self.drop_by}")
-        if self.mean and len(self.mean) != 3:
-            raise VggfeatError(f"mean must be three numbers, not {self.mean}")
-        if self.covariance and [len(row) for row in self.covariance] != [3, 3, 3]:
-            raise VggfeatError("covariance must be three rows of three numbers")
+        try:  # one that isn't given stands for a possible one
+            checked(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
+        except ValueError as error:
+            raise VggfeatError(str(error)) from error
         for stage in self.stages:
             if stage.train_scale[0] < self.crop:
                 raise VggfeatError(
@@ -173,12 +182,13 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
         raise VggfeatError(f"there is no recipe {name!r}; give {known}, or a .toml file")
     try:
         record = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise VggfeatError(f"{path} is not TOML: {error}") from error
     record.setdefault("name", path.stem)
-    stages = [_build(Stage, stage, str(path)) for stage in record.pop("stages", [])]
-    if not stages:
-        raise VggfeatError(f"{path} has no [[stages]]")
+    chain = record.pop("stages", [])
+    if not isinstance(chain, list) or not chain or not all(isinstance(stage, dict) for stage in chain):
+        raise VggfeatError(f"{path} has no [[stages]], each a table")
+    stages = [_build(Stage, stage, str(path)) for stage in chain]
     return _overridden(_build(Recipe, {**record, "stages": stages}, str(path)), overrides, net)
 
 
@@ -196,8 +206,17 @@ def _typed(record: type, key: str, value: Any, where: str) -> Any:
     if key not in known:
         raise VggfeatError(f"{where}: there is no {key!r} in a {record.__name__}; it has {', '.join(known)}")
     kind = known[key]
-    if kind.startswith("tuple") and isinstance(value, list | tuple):
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if kind == "tuple[Stage, ...]":
+        return tuple(value)
+    if kind.startswith("tuple") and isinstance(value, list):
+        of = kind.removeprefix("tuple[").split(",")[0].removeprefix("tuple[")
+        nested = kind.startswith("tuple[tuple")
+        rows = [row if isinstance(row, list) else None for row in value] if nested else [value]
+        if not all(row is not None and all(_is_a(of, v) for v in row) for row in rows):
+            raise VggfeatError(
+                f"{where}: {key} must be a list of {'lists of ' if nested else ''}{of}, not {value!r}"
+            )
+        return tuple(map(tuple, value)) if nested else tuple(value)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in ("int", "float", "str", "bool") and type(value).__name__ != kind:
@@ -205,6 +224,10 @@ def _typed(record: type, key: str, value: Any, where: str) -> Any:
     if kind.startswith("tuple"):
         raise VggfeatError(f"{where}: {key} must be a list, not {value!r}")
     return value
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    return type(value).__name__ == kind or (kind == "float" and type(value) is int)
 
 
 def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
@@ -283,7 +306,7 @@ def select(recipe: Recipe, stages: str) -> range:
     def position(text: str) -> int:
         if text in names:
             return names.index(text)
-        if text.isdigit() and 1 <= int(text) <= len(names):
+        if text.isdecimal() and text.isascii() and 1 <= int(text) <= len(names):
             return int(text) - 1
         numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
         raise VggfeatError(f"--stages {stages}: there is no stage {text!r} in the chain {numbered}")

@@ -76,6 +76,14 @@ def test_every_number_can_be_overridden() -> None:
         ("dropout", "write KEY=VALUE"),
         ("stages=3", "write STAGE.KEY=VALUE"),
         ("momentum=nan", "momentum must lie in"),
+        ("*.train_scale=[256]", "train_scale must be"),
+        ('*.train_scale=["a", "b"]', "train_scale must be a list of int"),
+        ("*.iterations=99999999999999999999", "never end"),
+        ("*.epochs=1e308", "never end"),
+        ("drop_by=[nan]", "drop_by must be"),
+        ("mean=[1e400, 0, 0]", "mean must be three numbers in 0..255"),
+        ("covariance=[1, 2, 3]", "covariance must be a list of lists"),
+        ("covariance=[[1, 2, 0], [0, 1, 0], [0, 0, 1]]", "covariance must be symmetric"),
     ],
 )
 def test_a_bad_override_is_refused(override: str, says: str) -> None:

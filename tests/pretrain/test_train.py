@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from pretrain.checkpoint import read_state
@@ -21,7 +23,8 @@ from pretrain.readers import Batch
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
 from tests.conftest import Command
-from tests.pretrain.conftest import SHORT
+from tests.pretrain.conftest import SHORT, environment
+from tests.pretrain.conftest import command as subprocess_command
 from vggfeat import cli
 from vggfeat.store import open_features
 from vggfeat.terminal import run
@@ -348,3 +351,80 @@ def test_a_page_that_cannot_be_written_does_not_end_the_training(
     done = train("--net", "A", *SHORT, "--set=*.iterations=1", "--data", drawings, "--out", tmp_path / "run")
     assert "warning: can't write" in done.stderr and "training goes on" in done.stderr
     assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"iteration": 7}, "its iteration is 7, and 6 is the last"),
+        ({"drops": 50}, "its drops is 50, and 2 is"),
+    ],
+)
+def test_a_checkpoint_beyond_the_end_is_refused(
+    change: dict[str, int], says: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    words = ["--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run"]
+    assert command(*words).status == 0
+    path = tmp_path / "run" / A_STAGE / "last.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+    state["progress"].update(change)
+    safetensors.torch.save_file(tensors, path, metadata={"state": json.dumps(state)})
+    ran = command(*words)
+    assert ran.status == 1
+    assert says in one_line(ran.err)
+
+
+def test_a_broken_log_does_not_block_a_checkpoint(command: Command, drawings: Path, tmp_path: Path) -> None:
+    words = ["--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run"]
+    assert command(*words).status == 0
+    log = tmp_path / "run" / A_STAGE / "log.jsonl"
+    (tmp_path / "run" / A_STAGE / "weights.safetensors").unlink()  # its end is made again
+    whole = log.read_bytes()
+    odd = [
+        b"no json",
+        b"[1]",
+        b'{"event": "train"}',
+        b"\xff\xfe",
+        bytes(4096),
+        b'{"event": "train", "iteration": -1}',
+    ]
+    log.write_bytes(b"\n".join(odd) + b"\n" + whole + b'{"event": "tra')
+    ran = command(*words)
+    assert ran.status == 0, ran.err
+    assert f"warning: {log}: {len(odd)} lines are no events of a stage and are dropped" in ran.err
+    kept = log.read_bytes().splitlines()
+    assert kept[: len(whole.splitlines())] == whole.splitlines()
+    assert all(json.loads(line)["event"] for line in kept)
+
+
+def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path: Path) -> None:
+    """A limit of no bytes a file, which refuses what a full disk does: every file but the last is only missing."""
+
+    def no_bytes() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    words = ["--net", "A", *FEW, "--checkpoint-minutes", "0", "--data", drawings, "--out", tmp_path / "run"]
+    done = subprocess.run(
+        subprocess_command(words), env=environment(), text=True, capture_output=True, preexec_fn=no_bytes, timeout=300
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = f"could not write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"
+    assert last in one_line(done.stderr)
+    for name in ("colours.json", "log.jsonl", "events.out", "last.safetensors", "best.safetensors"):
+        lines = [line for line in done.stderr.splitlines() if name in line]
+        assert len(lines) == 1, done.stderr
+        assert "warning: " in lines[0] and "training goes on" in lines[0]
+    assert "held-out error" in done.stderr and "validation error" in done.stderr  # it did go on
+    left = {path.name: path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {"lock": 0, "log.jsonl": 0}
+
+
+def test_a_lock_that_is_a_link_is_refused(command: Command, drawings: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "other")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert "its file lock is a link" in one_line(ran.err)
+    assert not (tmp_path / "other").exists()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pretrain.colour import checked
 from vggfeat.checked import fitted, fitted_field, parse_toml, read_text
 from vggfeat.errors import VggfeatError
 from vggfeat.vgg import NETS, parameter_count
@@ -42,6 +43,8 @@ class Stage:
     """Nets whose chain has this stage (Table 3 has A, A-LRN and B at S=256 only)."""
 
     def __post_init__(self) -> None:
+        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 1 << 16:
+            raise VggfeatError(f"train_scale must be [smallest, largest] S, not {list(self.train_scale)}")
         where = f"stage {self.name}"
         if self.net != "NET" and self.net not in NETS:
             raise VggfeatError(
@@ -150,10 +153,10 @@ class Recipe:
         rising = list(self.drop_by) == sorted(self.drop_by) and all(0 < share <= 1 for share in self.drop_by)
         if len(self.drop_by) > self.rate_drops or not rising:
             raise VggfeatError(f"drop_by must be at most rate_drops rising shares, not {self.drop_by}")
-        if self.mean and (len(self.mean) != 3 or not all(0 <= value <= 255 for value in self.mean)):
-            raise VggfeatError(f"mean must be three numbers in 0..255, not {self.mean}")
-        if self.covariance and [len(row) for row in self.covariance] != [3, 3, 3]:
-            raise VggfeatError("covariance must be three rows of three numbers")
+        try:  # one that isn't given stands for a possible one
+            checked(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
+        except ValueError as error:
+            raise VggfeatError(str(error)) from error
         for stage in self.stages:
             if stage.train_scale[0] < self.crop:
                 raise VggfeatError(
@@ -261,7 +264,7 @@ def select(recipe: Recipe, stages: str) -> range:
     def position(text: str) -> int:
         if text in names:
             return names.index(text)
-        if text.isdigit() and 1 <= int(text) <= len(names):
+        if text.isdecimal() and text.isascii() and 1 <= int(text) <= len(names):
             return int(text) - 1
         numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
         raise VggfeatError(f"--stages {stages}: there is no stage {text!r} in the chain {numbered}")

@@ -15,40 +15,21 @@ if __name__ == "__main__":  # before all that takes time
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from pretrain.trainer import WEIGHTS
-from pretrain.watch import LOG, events
-from vggfeat.checked import Range, fitted, regular
+from pretrain.watch import LOG, events, reason
+from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError
 from vggfeat.files import check_outputs, write_text
 from vggfeat.page import Section, Series, chart, html, join, page, table
-from vggfeat.terminal import duration, out, run
+from vggfeat.terminal import duration, out, run, say
 
 REPORT = "report.html"
 MOST_BYTES = 1 << 28  # of a log: a week of training at its default pace is 4 MB
-
-
-class _Event(TypedDict):
-    event: str
-    iteration: Annotated[int, Range(0, 2**53)]
-
-
-class Event(_Event, total=False):
-    """A line of a log, as far as the page shows it. None: not finite."""
-
-    time: float
-    identity: dict[str, Any]
-    loss: float | None
-    learning_rate: float | None
-    images_per_second: float | None
-    epoch: float | None
-    seconds: float | None
-    top1_error: float | None
-    top5_error: float | None
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -108,14 +89,15 @@ def write_report(folder: Path, target: Path) -> None:
             y_range=_from_zero(series["images_per_second"]),
         ),
     ]
-    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity", {})
+    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity")
+    identity = identity if isinstance(identity, dict) else {}
     classes = identity.get("classes")
     shown = {k: v for k, v in identity.items() if not isinstance(v, list | dict) or len(str(v)) < 60}
     recipe = [(key, json.dumps(value)) for key, value in shown.items()]
     text = page(
         f"Training: {', '.join(name for name, _ in stages)}",
         f"{identity.get('training images', '?')} training images of "
-        f"{len(classes) if isinstance(classes, list) else 0} classes",
+        f"{len(classes) if isinstance(classes, list) else '?'} classes",
         [
             Section("stages", "Stages", table(head, rows, numbers=range(1, 8))),
             Section(
@@ -139,20 +121,22 @@ def _stages(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
         if regular(path, "log") > MOST_BYTES:
             raise VggfeatError(f"{path} is no log of a stage: it is longer than {MOST_BYTES:,} bytes")
         try:
-            lines = events(path)
-        except (OSError, ValueError, RecursionError) as error:
-            raise VggfeatError(f"{path} is no log of a stage: {error}") from error
-        log = fitted([_without_nan(line) for line in lines], list[Event], path)
-        start: dict[str, Any] = next((event for event in log if event["event"] == "start"), {})
-        began = start.get("time", path.stat().st_mtime)  # older logs have none
+            lines, dropped = events(path)
+            log = [_without_nan(event) for event in lines]
+            start = next((event for event in log if event["event"] == "start"), {})
+            began = float(start.get("time") or path.stat().st_mtime)  # older logs have none
+        except OSError as error:
+            raise VggfeatError(f"{path} can't be read: {reason(error)}") from error
+        if dropped and log:
+            say(f"warning: {path}: {dropped} lines are no events of a stage and are left out")
+        elif dropped:
+            raise VggfeatError(f"{path} is no log of a stage: none of its lines is an event")
         found.append((began, path.parent.name, log))
     return [(name, log) for _, name, log in sorted(found, key=lambda stage: stage[0])]
 
 
-def _without_nan(event: Any) -> Any:
+def _without_nan(event: dict[str, Any]) -> dict[str, Any]:
     """An event whose figures that are not finite, as a loss may be, are None."""
-    if not isinstance(event, dict):
-        return event
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
 
 

@@ -11,13 +11,15 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vggfeat.errors import UnreadableImage, VggfeatError
+
+if TYPE_CHECKING:  # a process that only reads images does without PyTorch's two seconds and 600 MB
+    import torch
 
 # conv1_1 has 64 channels: 16 Mpixel are 4 GB of float32 in that one layer, and 60:1 at Q = 512, more than a photograph
 MAX_RESCALED_PIXELS = 16_000_000
@@ -109,7 +111,11 @@ def grid_crops(images: Batch, size: int, n: int = 5) -> Batch:
         for top in _grid_positions(height - size, n)
         for left in _grid_positions(width - size, n)
     ]
-    return torch.stack(crops) if isinstance(images, torch.Tensor) else np.stack(crops)
+    if isinstance(images, np.ndarray):
+        return np.stack(crops)
+    import torch
+
+    return torch.stack(crops)
 
 
 def _grid_positions(margin: int, n: int) -> list[int]:
@@ -123,7 +129,7 @@ def mirror(images_NHWC: Batch) -> Batch:
 
     The width is the last axis but one; a channels-first batch (N, C, H, W) needs `x.flip(-1)` instead.
     """
-    if isinstance(images_NHWC, torch.Tensor):
+    if not isinstance(images_NHWC, np.ndarray):
         return images_NHWC.flip(-2)
     return np.ascontiguousarray(images_NHWC[..., ::-1, :])  # torch.from_numpy takes no negative strides
 
@@ -165,6 +171,8 @@ class Preprocessing:
         Bit for bit torchvision's ToTensor and Normalize where input_range is 1. The batch is left as it is.
         Raises VggfeatError for another shape or type.
         """
+        import torch
+
         if batch_NHWC.ndim != 4 or batch_NHWC.shape[3] != 3 or batch_NHWC.dtype != torch.uint8:
             got = f"{tuple(batch_NHWC.shape)} {batch_NHWC.dtype}"
             raise VggfeatError(f"a batch must be (N, H, W, 3) uint8, not {got}")
@@ -232,4 +240,6 @@ def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
 @lru_cache(maxsize=64)
 def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     # kept: copying three floats to a GPU in each batch would wait for the batch before it
+    import torch
+
     return torch.tensor(values, dtype=torch.float32, device=device)

@@ -91,6 +91,7 @@ def test_every_number_can_be_overridden() -> None:
         ("*.train_scale=[256, 1000000000]", "at most 8192"),
         ("*.epochs=1e300", "iterations and epochs are at most 1e9"),
         ("*.nets=[1]", r"nets\[0\] must be text, not 1"),
+        ("covariance=[[1, 2, 0], [0, 1, 0], [0, 0, 1]]", "covariance must be symmetric"),
     ],
 )
 def test_a_bad_override_is_refused(override: str, says: str) -> None:

@@ -57,25 +57,6 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"event": 3}, r"\[1\].event must be text, not 3"),
-        ({"iteration": "x"}, r"\[1\].iteration must be a whole number, not 'x'"),
-        ({"iteration": -1}, r"\[1\].iteration must lie in"),
-        ({"loss": [1]}, r"\[1\].loss must be a finite number, not a list of 1"),
-        ({"seconds": "x"}, r"\[1\].seconds must be a finite number"),
-    ],
-)
-def test_an_event_that_cant_be_is_named(tmp_path: Path, change: dict[str, object], says: str) -> None:
-    write_log(tmp_path, "A-1", 1, 1.0, True)
-    lines = [json.loads(line) for line in (tmp_path / "A-1" / "log.jsonl").read_text().splitlines()]
-    lines[1] |= change
-    (tmp_path / "A-1" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(VggfeatError, match=f"log.jsonl: {says}"):
-        report.write_report(tmp_path, tmp_path / "r.html")
-
-
-@pytest.mark.parametrize(
     "text", [b"[1]\n", b"null\n", b"[" * 100_000 + b"\n", b"\xff\n", b"9" * 5000 + b"\n"]
 )
 def test_a_line_that_is_no_event_is_refused(tmp_path: Path, text: bytes) -> None:

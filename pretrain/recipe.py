@@ -43,16 +43,14 @@ class Stage:
     """Nets whose chain has this stage (Table 3 has A, A-LRN and B at S=256 only)."""
 
     def __post_init__(self) -> None:
-        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 1 << 16:
-            raise VggfeatError(f"train_scale must be [smallest, largest] S, not {list(self.train_scale)}")
+        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 8192:
+            raise VggfeatError(
+                f"train_scale must be [smallest, largest] S, at most 8192, not {list(self.train_scale)}"
+            )
         where = f"stage {self.name}"
         if self.net != "NET" and self.net not in NETS:
             raise VggfeatError(
                 f"{where}: there is no net {self.net!r}; Table 1 has {', '.join(NETS)}, or NET"
-            )
-        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 8192:
-            raise VggfeatError(
-                f"{where}: train_scale must be [smallest, largest] S, at most 8192, not {self.train_scale}"
             )
         if not 0 < self.learning_rate < float("inf"):
             raise VggfeatError(f"{where}: learning_rate must be positive, not {self.learning_rate}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # a process that only reads images does without PyTorch's two
 MAX_RESCALED_PIXELS = 16_000_000
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # released VGG weights: blue, green, red in 0..255
 
-Batch = TypeVar("Batch", np.ndarray, torch.Tensor)
+Batch = TypeVar("Batch", np.ndarray, "torch.Tensor")
 
 
 def smallest_side_shape(height: int, width: int, Q: int) -> tuple[int, int]:

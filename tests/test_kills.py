@@ -1,4 +1,4 @@
-"""Commands that write, killed at some of the calls by which they change files; `benchmarks.reliability` has them all."""
+"""Commands that write, killed at some of the calls that change files; `benchmarks.reliability` has them all."""
 
 from __future__ import annotations
 

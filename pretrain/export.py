@@ -72,7 +72,7 @@ def export(
                 raise VggfeatError(
                     f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
                 )
-    except (OSError, SafetensorError) as error:  # the library's own word for a disk that refuses
+    except SafetensorError as error:  # the library's own word for a disk that refuses
         raise VggfeatError(f"can't write {out_file}: {error}") from error
     preprocessing = network.preprocessing.to_metadata()
     rows = [

@@ -31,7 +31,7 @@ from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import Recipe
 from pretrain.watch import Log, Stop, reason, say
-from vggfeat.errors import VggfeatError, out_of_memory
+from vggfeat.errors import CantWrite, VggfeatError, out_of_memory
 from vggfeat.images import Preprocessing
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.vgg import VGG
@@ -458,7 +458,8 @@ class Trainer:
         try:
             write()
         except (OSError, SafetensorError, VggfeatError) as error:
-            what = f"could not write {path}: {reason(error)}; free some space there"
+            why = str(error) if isinstance(error, CantWrite) else f"can't write {path}: {reason(error)}"
+            what = f"{why}; free some space there"
             if must:
                 raise VggfeatError(f"{what}, then give the same command again") from error
             if path.name not in self.refused:

@@ -48,7 +48,7 @@ class Log:
             except (OSError, VggfeatError) as error:
                 if writer not in self._refused:
                     self._refused.add(writer)
-                    self.say(f"warning: could not write {writer.path}: {reason(error)}; training goes on")
+                    self.say(f"warning: can't write {writer.path}: {reason(error)}; training goes on")
 
     def say(self, text: str) -> None:
         """A line about this stage."""

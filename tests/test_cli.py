@@ -843,7 +843,7 @@ OPTIONS = {
     "report": "--results --features --model --root --out --overwrite --debug",
     "neighbours": """--features --query --top --pool --scales --picture --root --weights --device
         --overwrite --json --debug""",
-    "info": "file --overwrite --json --debug",
+    "info": "file --verify --overwrite --json --debug",
     "convert": "old new --overwrite --debug",
     "datasets": "",
     "weights": "",

@@ -439,6 +439,9 @@ def neighbours(
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="A feature file or a model.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold every descriptor against its checksum, too.")
+    ] = False,
     overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
@@ -469,6 +472,8 @@ def info(
         }
     else:
         f = open_features(file)
+        if verify:
+            f.verify()
         facts = {
             "kind": "features",
             "images": f.shape[0],

@@ -271,10 +271,7 @@ def write_tensors(
     # a path in them need not be Unicode, and JSON must be
     metadata = {k: v.encode("utf-8", "backslashreplace").decode() for k, v in metadata.items()}
     with whole(Path(path)) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
         safetensors.torch.save_file(tensors, partial, metadata=metadata)
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:

@@ -312,7 +312,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
         preexec_fn=small_files, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("pretrain.train: could not write")
+    assert done.stderr.strip().splitlines()[-1].startswith("pretrain.train: can't write")
     assert "Traceback" not in done.stderr
     assert (out / "A-36" / "last.safetensors").read_bytes() == before
     assert not list((out / "A-36").glob("*.partial"))

@@ -411,7 +411,7 @@ def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path
         subprocess_command(words), env=environment(), text=True, capture_output=True, preexec_fn=no_bytes, timeout=300
     )  # fmt: skip
     assert done.returncode == 1
-    last = f"could not write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"
+    last = f"can't write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"
     assert last in one_line(done.stderr)
     for name in ("colours.json", "log.jsonl", "events.out", "last.safetensors", "best.safetensors"):
         lines = [line for line in done.stderr.splitlines() if name in line]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -113,7 +112,7 @@ def save_checkpoint(
 ) -> None:
     """Write the model, its momentum, where it is and what it is, replacing the file only when all is on the disk.
 
-    Raises OSError, SafetensorError or VggfeatError when the disk refuses, and then leaves the file that was there.
+    Raises SafetensorError or CantWrite when the disk refuses, and then leaves the file that was there.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _learning(model).items():
@@ -122,23 +121,13 @@ def save_checkpoint(
         tensors[f"momentum.{name}"] = torch.zeros_like(parameter) if momentum is None else momentum
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"state": json.dumps({"progress": asdict(state), "identity": dict(identity)})}
-    with whole(path) as partial:
+    # after a power cut, either the old checkpoint or the new one is there
+    with whole(path, durable=True) as partial:
         safetensors.torch.save_file(plain, partial, metadata=metadata)
-        _to_disk(partial)
-    _to_disk(path.parent)
 
 
 def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _to_disk(path: Path) -> None:
-    """A file's bytes, or a folder's names: after a power cut, either the old checkpoint or the new one is there."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_state(path: Path) -> tuple[State, dict[str, Any]]:

@@ -18,8 +18,9 @@ import torch
 
 import vggfeat
 from pretrain.posteriors import crops, dense
+from vggfeat.decode import read_rgb
 from vggfeat.extract import forward_flop
-from vggfeat.images import read_rgb, smallest_side
+from vggfeat.images import smallest_side
 from vggfeat.terminal import columns, out
 from vggfeat.weights import resolve_device
 

@@ -39,9 +39,10 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
+from vggfeat.decode import read_rgb  # noqa: E402
 from vggfeat.describe import describe  # noqa: E402
 from vggfeat.extract import by_shape, describe_all, description_of, extract  # noqa: E402
-from vggfeat.images import centre_crop, read_rgb, smallest_side  # noqa: E402
+from vggfeat.images import centre_crop, smallest_side  # noqa: E402
 from vggfeat.weights import Network  # noqa: E402
 
 Sides = dict[str, Callable[[], np.ndarray]]

@@ -23,10 +23,12 @@ import torch
 
 from pretrain.colour import Colours, measure
 from pretrain.init import copy_layers, randomise
-from pretrain.loader import Samples, Schedule, TrainingSet, read_batches, read_training_set
+from pretrain.loader import Schedule, TrainingSet, read_training_set
+from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
-from vggfeat.images import Preprocessing, centre_crop, read_rgb, smallest_side
+from vggfeat.decode import read_rgb
+from vggfeat.images import Preprocessing, centre_crop, smallest_side
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import columns, out
 from vggfeat.vgg import VGG
@@ -137,15 +139,16 @@ def first_iterations(
     folder: Path,
 ) -> list[float]:
     """The loss of each iteration, until it is not finite."""
-    trainer = Trainer(recipe, 0, net, data, colours, ranks, machine, folder)
-    samples = Samples(data, recipe, recipe.stages[0], 0, hidden_units(net))
+    samples = Samples.of(recipe, 0, hidden_units(net))
     schedule = Schedule(data.train, recipe, 0, ranks, 0, recipe.stages[0].iterations)
     losses: list[float] = []
-    trainer.running.train()
-    for batch in read_batches(samples, schedule, 1, ranks.device):
-        losses.append(float(trainer.step(batch, float(batch.counts.sum()))))
-        if not math.isfinite(losses[-1]):
-            break
+    with Readers(1, ranks.device) as readers:
+        trainer = Trainer(recipe, 0, net, data, colours, ranks, machine, folder, readers)
+        trainer.running.train()
+        for batch in readers.read(samples, data.items, schedule):
+            losses.append(float(trainer.step(batch, float(batch.counts.sum()))))
+            if not math.isfinite(losses[-1]):
+                break
     return losses
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 import vggfeat
 from pretrain.posteriors import class_order, dense, images_of
-from vggfeat.images import mirror, read_rgb, smallest_side
+from vggfeat.decode import read_rgb
+from vggfeat.images import mirror, smallest_side
 from vggfeat.terminal import columns, out
 from vggfeat.weights import Network, resolve_device
 

@@ -14,6 +14,7 @@ On a GPU also: ours as a share of the rate of a large bfloat16 matrix product th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -33,8 +34,9 @@ from torchvision.transforms import v2
 from pretrain.colour import Colours
 from pretrain.export import NAMES
 from pretrain.init import randomise
-from pretrain.loader import Samples, Schedule, TrainingSet, read_batches, read_training_set
+from pretrain.loader import Schedule, TrainingSet, read_training_set
 from pretrain.plan import forward_gflop, net_of
+from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
 from vggfeat.ranks import Ranks
@@ -102,7 +104,8 @@ def peer_rate(recipe: Recipe, data: TrainingSet, workers: int, device: torch.dev
         Photographs(data, recipe.stages[0], recipe.crop), recipe.batch_size, shuffle=True, num_workers=workers,
         pin_memory=device.type == "cuda", drop_last=True,
     )  # fmt: skip
-    batches = iter(loader)
+    # epoch after epoch, as ours
+    batches = (batch for _ in itertools.count() for batch in loader)
 
     def step() -> None:
         x, y = next(batches)
@@ -115,18 +118,17 @@ def our_rate(recipe: Recipe, data: TrainingSet, machine: Machine, ranks: Ranks, 
     """Images/s of pretrain, after one iteration to warm up."""
     net = net_of(recipe, 0, len(data.classes))
     randomise(net, "glorot", 0.0, torch.Generator().manual_seed(0))
-    trainer = Trainer(recipe, 0, net, data, COLOURS, ranks, machine, folder)
-    samples = Samples(data, recipe, recipe.stages[0], 0, hidden_units(net))
-    iterations = recipe.stages[0].iterations
-    schedule = Schedule(data.train, recipe, 0, ranks, 0, iterations)
-    batches = read_batches(samples, schedule, machine.workers, ranks.device)
-    trainer.running.train()
+    schedule = Schedule(data.train, recipe, 0, ranks, 0, recipe.stages[0].iterations)
+    with Readers(machine.workers, ranks.device) as readers:
+        trainer = Trainer(recipe, 0, net, data, COLOURS, ranks, machine, folder, readers)
+        batches = readers.read(Samples.of(recipe, 0, hidden_units(net)), data.items, schedule)
+        trainer.running.train()
 
-    def step() -> None:
-        batch = next(batches)
-        float(trainer.step(batch, float(batch.counts.sum())))
+        def step() -> None:
+            batch = next(batches)
+            float(trainer.step(batch, float(batch.counts.sum())))
 
-    return timed(step, recipe)
+        return timed(step, recipe)
 
 
 def timed(step: Callable[[], None], recipe: Recipe) -> float:
@@ -142,9 +144,12 @@ def check_same_work(recipe: Recipe, data: TrainingSet, ranks: Ranks, folder: Pat
     calm = replace(recipe, dropout=0.0, colour_std=0.0)
     net = net_of(calm, 0, len(data.classes))
     randomise(net, "glorot", 0.0, torch.Generator().manual_seed(0))
-    trainer = Trainer(calm, 0, net, data, COLOURS, ranks, Machine(micro_batch=calm.batch_size), folder)
-    samples = Samples(data, calm, calm.stages[0], 0, hidden_units(net))
-    batch = next(read_batches(samples, Schedule(data.train, calm, 0, ranks, 0, 1), 0, ranks.device))
+    reader = Readers(0, ranks.device)
+    trainer = Trainer(
+        calm, 0, net, data, COLOURS, ranks, Machine(micro_batch=calm.batch_size), folder, reader
+    )
+    samples = Samples.of(calm, 0, hidden_units(net))
+    batch = next(reader.read(samples, data.items, Schedule(data.train, calm, 0, ranks, 0, 1)))
     ours = float(trainer.step(batch, float(calm.batch_size)))
     peer = peer_net(calm, len(data.classes), ranks.device).eval()  # no dropout
     x = trainer.trainee.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()

@@ -22,9 +22,9 @@ import vggfeat
 from vggfeat import datasets, protocols
 from vggfeat.aggregate import l2_normalise
 from vggfeat.classify import problem_from
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage
 from vggfeat.extract import extract
-from vggfeat.images import read_rgb
 from vggfeat.terminal import columns, duration, out, progress
 
 SIDE = 32  # of raw pixels

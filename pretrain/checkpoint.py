@@ -1,13 +1,15 @@
 """The state of a stage in one file: what exact resume needs, and no pickle. The file appears whole or not at all.
 
-`last.safetensors` holds the tensors `model.*` and `momentum.*`; its metadata hold the rest as JSON.
+`last.safetensors` holds the tensors `model.*` and `momentum.*`; its metadata hold a `State` and an identity as JSON.
+Whatever is read is checked here: a file that something else wrote, or damaged, is refused by name.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,80 +18,175 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from pretrain.recipe import Recipe
 from vggfeat.errors import VggfeatError
+from vggfeat.files import whole
+
+# of each value of a State: its type, and the smallest and largest that it can have
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "iteration": (int, 0, 2**53),
+    "learning_rate": (float, math.ulp(0.0), 1e308),
+    "drops": (int, 0, 2**53),
+    "best_top1": (float, 0, math.inf),
+    "checks_since_best": (int, 0, 2**53),
+    "pending_loss": (float, 0, 1e308),
+    "finished": (bool, False, True),
+    "check_due": (bool, False, True),
+    "seconds": (float, 0, 1e308),
+}
+
+
+@dataclass
+class State:
+    """Where a stage is. What is not a tensor and must survive a kill."""
+
+    iteration: int = 0
+    learning_rate: float = 0.0
+    drops: int = 0
+    """Divisions of the learning rate so far."""
+    best_top1: float = math.inf
+    """Lowest held-out top-1 error, per cent."""
+    checks_since_best: int = 0
+    pending_loss: float = 0.0
+    """Sum of the losses of the iterations since the last line of the log."""
+    finished: bool = False
+    seconds: float = 0.0
+    """Spent in this stage, in all its runs."""
+    check_due: bool = False
+    """Whether a signal came before the held-out check that is due after this iteration had ended."""
+    held_out: list[float] | None = None
+    """The last check's top-1 and top-5 error, per cent."""
+    val: list[float] | None = None
+    """The same on the validation set, once the stage is finished."""
+
+    @classmethod
+    def of(cls, record: Any) -> State:
+        """From JSON. Raises ValueError that names what is missing, unknown, of another type or out of range."""
+        if not isinstance(record, dict):
+            raise ValueError("its progress is no JSON object")
+        record = {"check_due": False, **record}  # not in checkpoints from before a check could be left
+        names = [field.name for field in fields(cls)]
+        if odd := [name for name in names if name not in record]:
+            raise ValueError(f"its progress lacks {odd[0]}")
+        if odd := [name for name in record if name not in names]:
+            raise ValueError(f"its progress has {odd[0]!r}, which is not known")
+        for name, (kind, low, high) in _RANGES.items():
+            if not _is_number(record[name], kind) or not low <= record[name] <= high:
+                raise ValueError(f"its {name} is {record[name]!r}")
+        for name in ("held_out", "val"):
+            pair = record[name]
+            if pair is not None and not (
+                isinstance(pair, list)
+                and len(pair) == 2
+                and all(_is_number(v, float) and 0 <= v <= 100 for v in pair)
+            ):
+                raise ValueError(f"its {name} is {pair!r}")
+        return cls(**record)
+
+    def judge(self, top1: float, recipe: Recipe) -> bool:
+        """Take in a held-out error: divide the rate or finish when it has stopped falling; whether it is the best."""
+        if top1 < self.best_top1:
+            self.best_top1, self.checks_since_best = top1, 0
+            return True
+        self.checks_since_best += 1
+        if self.checks_since_best >= recipe.patience:
+            if self.drops == recipe.rate_drops:
+                self.finished = True
+            else:
+                self.drop(recipe)
+        return False
+
+    def drop(self, recipe: Recipe) -> None:
+        """Divide the learning rate once."""
+        self.learning_rate /= recipe.rate_divisor
+        self.drops += 1
+        self.checks_since_best = 0
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any]
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: State, identity: Mapping[str, Any]
 ) -> None:
-    """Write the model, its momentum and `state` (JSON values), replacing the file only when all is on the disk.
+    """Write the model, its momentum, where it is and what it is, replacing the file only when all is on the disk.
 
-    Raises OSError or SafetensorError when the disk refuses, and then leaves the file that was there.
+    Raises SafetensorError or CantWrite when the disk refuses, and then leaves the file that was there.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        if (momentum := optimiser.state.get(parameter, {}).get("momentum_buffer")) is not None:
-            tensors[f"momentum.{name}"] = momentum
+    for name, parameter in _learning(model).items():
+        momentum = optimiser.state.get(parameter, {}).get("momentum_buffer")
+        # none before the first step, which is what zeros are
+        tensors[f"momentum.{name}"] = torch.zeros_like(parameter) if momentum is None else momentum
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = path.with_name(path.name + ".partial")
+    metadata = {"state": json.dumps({"progress": asdict(state), "identity": dict(identity)})}
+    # after a power cut, either the old checkpoint or the new one is there
+    with whole(path, durable=True) as partial:
+        safetensors.torch.save_file(plain, partial, metadata=metadata)
+
+
+def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def read_state(path: Path) -> tuple[State, dict[str, Any]]:
+    """A checkpoint's state and identity, without its tensors. Raises VggfeatError for a file that is none."""
     try:
-        safetensors.torch.save_file(plain, partial, metadata={"state": json.dumps(dict(state))})
-        _to_disk(partial)
-        os.replace(partial, path)
-        _to_disk(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _to_disk(path: Path) -> None:
-    """A file's bytes, or a folder's names: after a power cut, either the old checkpoint or the new one is there."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, without its tensors. Raises VggfeatError for a file that is none."""
-    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         with safetensors.safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            metadata = file.metadata() or {}
+        if "state" not in metadata:
+            raise ValueError("its metadata have no state")
+        record = json.loads(metadata["state"])
+        if not isinstance(record, dict):
+            raise ValueError("its state is no JSON object")
+        if not isinstance(record.get("identity"), dict):
+            raise ValueError("it doesn't say what it was made of (identity)")
+        return State.of(record.get("progress")), record["identity"]
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise VggfeatError(
             f"{path} is no checkpoint of a training run: {error}; move it away to start anew"
         ) from error
-    if not isinstance(state, dict):
-        raise VggfeatError(f"{path} is no checkpoint of a training run; move it away to start anew")
-    return state
 
 
 @torch.no_grad()
-def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's tensors into model and optimiser, in their own memory layout; return its state.
+def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's tensors into model and optimiser, in their own memory layout.
 
-    Raises VggfeatError for a checkpoint of another net: a tensor too many, too few, or of another shape or type.
+    Raises VggfeatError, and changes nothing, for a checkpoint of another net: a tensor too many, too few, or of another
+    shape or type; and for one with values that are not finite.
     """
-    state = read_state(path)
-    parameters = dict(model.named_parameters())
-    with safetensors.safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-        if missing := sorted({f"model.{name}" for name in parameters} - names):
-            raise VggfeatError(f"{path} is a checkpoint of another net: it lacks {missing[0]}")
-        for name in sorted(names):
-            kind, _, of = name.partition(".")
-            if kind not in ("model", "momentum") or of not in parameters:
-                raise VggfeatError(f"{path} is a checkpoint of another net: it has {name}")
-            value: Tensor = file.get_tensor(name)
-            parameter = parameters[of]
-            if value.shape != parameter.shape or value.dtype != parameter.dtype:
-                raise VggfeatError(
-                    f"{path} is a checkpoint of another net: {name} is {tuple(value.shape)} {value.dtype}, "
-                    f"here {tuple(parameter.shape)} {parameter.dtype}"
-                )
-            if kind == "model":
-                parameter.copy_(value)
-            else:
-                optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
-    return state
+    parameters, learning = dict(model.named_parameters()), _learning(model)
+    due = {
+        **{f"model.{n}": p for n, p in parameters.items()},
+        **{f"momentum.{n}": p for n, p in learning.items()},
+    }
+    values: dict[str, Tensor] = {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if missing := sorted(due.keys() - names):
+                raise VggfeatError(f"{path} is a checkpoint of another net: it lacks {missing[0]}")
+            if surplus := sorted(names - due.keys()):
+                raise VggfeatError(f"{path} is a checkpoint of another net: it has {surplus[0]}")
+            for name, parameter in due.items():
+                value = file.get_tensor(name)
+                if value.shape != parameter.shape or value.dtype != parameter.dtype:
+                    raise VggfeatError(
+                        f"{path} is a checkpoint of another net: {name} is {tuple(value.shape)} {value.dtype}, "
+                        f"here {tuple(parameter.shape)} {parameter.dtype}"
+                    )
+                if not value.isfinite().all():
+                    raise VggfeatError(
+                        f"{path} is damaged: {name} has values that are not finite; move it away"
+                    )
+                values[name] = value
+    except (OSError, safetensors.SafetensorError) as error:
+        raise VggfeatError(f"{path} is damaged: {error}; move it away to start anew") from error
+    for name, parameter in parameters.items():
+        parameter.copy_(values[f"model.{name}"])
+        if name in learning:
+            momentum = torch.empty_like(parameter).copy_(values[f"momentum.{name}"])
+            optimiser.state[parameter]["momentum_buffer"] = momentum

@@ -11,15 +11,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.files import write_json
-from vggfeat.images import read_rgb
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,49 @@ class Colours:
         """The inverse of `save`. Raises VggfeatError for a missing or unfit file."""
         try:
             record = json.loads(path.read_text())
-            mean = tuple(float(v) for v in record["mean"])
-            covariance = tuple(tuple(float(v) for v in row) for row in record["covariance"])
-            if len(mean) != 3 or [len(row) for row in covariance] != [3, 3, 3]:
-                raise ValueError("mean or covariance has the wrong size")
-            return cls(
-                mean,
-                covariance,
-                int(record["images"]),
-                dict(record["unreadable"]),
-                str(record["training_set"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not isinstance(record, dict):
+                raise ValueError("it is no JSON object")
+            if lacking := [field.name for field in fields(cls) if field.name not in record]:
+                raise ValueError(f"it lacks {lacking[0]}")
+            mean, covariance = checked(record["mean"], record["covariance"])
+            images, unreadable, digest = (record[name] for name in ("images", "unreadable", "training_set"))
+            if type(images) is not int or images < 0:
+                raise ValueError(f"its images are {images!r}")
+            if not isinstance(unreadable, dict) or not all(isinstance(v, str) for v in unreadable.values()):
+                raise ValueError("its unreadable are not names and reasons")
+            if not isinstance(digest, str):
+                raise ValueError("its training_set is no text")
+            return cls(mean, covariance, images, unreadable, digest)
+        except (OSError, ValueError, RecursionError) as error:
             raise VggfeatError(
                 f"{path} can't be read as colour statistics: {error}; delete it to measure anew"
             ) from error
+
+
+def checked(mean: Any, covariance: Any) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """A mean and a covariance as they may be; raises ValueError for what can't be one."""
+    if not _three_numbers(mean) or not all(0 <= v <= 255 for v in mean):
+        raise ValueError(f"mean must be three numbers in 0..255, not {str(mean)[:80]}")
+    if (
+        not isinstance(covariance, list | tuple)
+        or len(covariance) != 3
+        or not all(map(_three_numbers, covariance))
+    ):
+        raise ValueError(f"covariance must be three rows of three numbers, not {str(covariance)[:80]}")
+    matrix = np.array(covariance, float)
+    if not np.allclose(matrix, matrix.T, rtol=1e-6) or np.linalg.eigvalsh(matrix).min() < -1e-6:
+        raise ValueError(
+            f"covariance must be symmetric and have no negative variances, not {str(covariance)[:80]}"
+        )
+    return tuple(map(float, mean)), tuple(tuple(map(float, row)) for row in covariance)
+
+
+def _three_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
+    )
 
 
 def name_digest(names: Sequence[str]) -> str:
@@ -113,11 +142,17 @@ def measure(
     with ThreadPoolExecutor(workers) as pool:
         done = 0
         # In slices: the queue of a million futures would cost more memory than the images.
-        while part := list(islice(waiting, 64 * workers)):
-            for sums in pool.map(lambda name: _sums_of(root, name), part):
-                total.add(sums)
-                done += 1
-                advance(done)
+        try:
+            while part := list(islice(waiting, 64 * workers)):
+                for sums in pool.map(lambda name: _sums_of(root, name), part):
+                    total.add(sums)
+                    done += 1
+                    advance(done)
+        except BaseException:
+            pool.shutdown(
+                wait=False, cancel_futures=True
+            )  # Ctrl-C doesn't wait for images that are still to come
+            raise
     return total
 
 

@@ -12,21 +12,28 @@ errors and are listed (0 under torchrun, which takes any other status for a cras
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
+from rich.table import Table
 
-from vggfeat.errors import VggfeatError
-from vggfeat.files import check_writable, write_json, write_text
+from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
+from vggfeat.errors import WrongUsage
+from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_file, write_json
 from vggfeat.terminal import (
     CORES,
     columns,
     command,
     list_unreadable,
     out,
-    printable,
     progress,
     run,
 )
@@ -77,24 +84,29 @@ def evaluate(
 ) -> None:
     """Print top-1 and top-5 errors as the paper does."""
     if bool(weights) + bool(kept) + (bool(table) and not kept) != 1:
-        raise VggfeatError("give one of --weights, --from and --table (or --from and --table)")
+        raise WrongUsage("give one of --weights, --from and --table (or --from and --table)")
     if table and (scales or submission is not None or json_file is not None):
-        raise VggfeatError(
-            "--table takes the paper's Q and modes: no --scales, --submission or --json with it"
-        )
+        raise WrongUsage("--table takes the paper's Q and modes: no --scales, --submission or --json with it")
     if table and split == "test":
-        raise VggfeatError("--table needs images with labels: --split val")
+        raise WrongUsage("--table needs images with labels: --split val")
     if table not in ("", "3", "4", "5", "6", "all"):
-        raise VggfeatError(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
+        raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if submission is not None and devkit is None:
-        raise VggfeatError("--submission needs --devkit: its meta.mat has the numbers of the classes")
-    for path in (posteriors, submission):
-        check_writable(path, overwrite)
-    check_writable(json_file)
+        raise WrongUsage("--submission needs --devkit: its meta.mat has the numbers of the classes")
+    inputs = [*kept, *map(weights_file, weights), data, devkit]
+    texts = {"--submission": submission, "--json": json_file}
+    check_outputs({"--posteriors": posteriors}, texts=texts, inputs=inputs, overwrite=overwrite)
+    if table:
+        from pretrain.tables import check_ledger
+
+        cells = ledger.with_name("ledger-ilsvrc.json")
+        updated = {"--ledger": ledger, "the cells beside it": cells}  # in place, by design
+        check_outputs(updated, inputs=[*inputs, posteriors], overwrite=True)
+        check_ledger(ledger)
     try:
         wanted = tuple(int(q) for q in scales.split(",") if q)
     except ValueError:
-        raise VggfeatError(f"--scales {scales}: give numbers of pixels, as 256,384,512") from None
+        raise WrongUsage(f"--scales {scales}: give numbers of pixels, as 256,384,512") from None
     numbers = devkit_numbers(devkit) if devkit is not None else {}
     modes = ("dense", "crops") if mode == "both" else (mode,)
     # PyTorch is imported from here on: wrong options are answered at once
@@ -106,28 +118,41 @@ def evaluate(
     from vggfeat.weights import load
 
     def ending(whole: KeptPosteriors) -> None:
-        """What is made of posteriors, whether measured now or kept."""
-        if table:
-            write_tables(tables, whole, ledger)
-        else:
-            report(whole, modes, wanted, json_file)
-        if submission is not None:
-            write_submission(whole, mode, wanted, numbers, submission)
+        """What is made of posteriors, whether measured now or kept: each file, and then what is printed."""
+
+        def keep() -> None:
+            if posteriors is not None:
+                whole.save(posteriors)
+
+        def submit() -> None:
+            if submission is not None:
+                write_submission(whole, mode, wanted, numbers, submission)
+
+        def figures() -> None:
+            if table:
+                write_tables(tables, whole, ledger)
+                return
+            content, *shown = report(whole, modes, wanted)
+            try_each(lambda: write_json(json_file, content), *(partial(out.print, part) for part in shown))
+
+        try_each(keep, submit, figures)
 
     tables = (3, 4, 5, 6) if table == "all" else tuple(map(int, table))
     if kept:
         whole = KeptPosteriors.joined((str(path), KeptPosteriors.read(path)) for path in kept)
-        if posteriors is not None:
-            save(whole, posteriors)
         ending(whole)
         return
     with joined(device) as ranks:
         items = images_of(data, split, limit)
+        refuse_inputs({"--posteriors": posteriors, **texts}, items.paths())
         threads = workers or max(1, CORES // ranks.local_world)
         how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
         if table:
             whole = measure_tables(tables, runs, items, split, ranks, precision, how)
         else:
+            if submission is not None:  # as it would end, before hours of work
+                for spec in weights:
+                    refuse_unknown(load(spec).classes or [], numbers)
             networks = (load(spec).to(ranks.device, precision) for spec in weights)
             with progress("evaluate") as show:
 
@@ -138,26 +163,18 @@ def evaluate(
                 whole = evaluate_all(networks, wanted, modes, items, split, ranks, advance=advance, **how)
         if not ranks.first:
             return
-        if posteriors is not None:
-            save(whole, posteriors)
-    ending(whole)
-    list_unreadable({whole.names[i]: reason for i, reason in whole.unreadable.items()})
+    try_each(
+        lambda: ending(whole),
+        lambda: list_unreadable({whole.names[i]: reason for i, reason in whole.unreadable.items()}),
+    )
     if whole.unreadable and ranks.world == 1:
         raise typer.Exit(3)
 
 
-def save(whole: KeptPosteriors, path: Path) -> None:
-    """Keep posteriors in a file. Raises VggfeatError where the disk refuses."""
-    try:
-        whole.save(path)
-    except OSError as error:
-        raise VggfeatError(f"can't write {path}: {error}") from error
-
-
 def report(
-    whole: KeptPosteriors, modes: tuple[str, ...], scales: tuple[int, ...], json_file: Path | None
-) -> None:
-    """Print a line for each net and mode, and for all nets fused; write the same and more as JSON."""
+    whole: KeptPosteriors, modes: tuple[str, ...], scales: tuple[int, ...]
+) -> tuple[dict[str, Any], Table, str]:
+    """The content of the JSON file; and what is printed, a line for each net and mode, and for all nets fused."""
     labelled = int((whole.labels >= 0).sum())
     rows = columns("nets", "S", "Q", "mode", "top-1 error, %", "top-5 error, %")
     figures: list[dict[str, Any]] = []
@@ -184,12 +201,11 @@ def report(
                 " + ".join(net.of["net"] for net in nets), " + ".join(net.of["train_scale"] or "?" for net in nets),
                 " + ".join(dict.fromkeys(used)), kind, *shown,
             )  # fmt: skip
-    out.print(rows)
     bad = f", {len(whole.unreadable)} of them unreadable, counted as errors" if whole.unreadable else ""
-    out.print(printable(f"{whole.dataset} {whole.split}: {len(whole.names)} images{bad}"))
     unreadable = {whole.names[i]: reason for i, reason in whole.unreadable.items()}
-    write_json(json_file, {"rows": figures, "dataset": whole.dataset, "split": whole.split, "unreadable": unreadable,
-                           "command": command()})  # fmt: skip
+    content = {"rows": figures, "dataset": whole.dataset, "split": whole.split, "unreadable": unreadable}
+    line = f"{whole.dataset} {whole.split}: {len(whole.names)} images{bad}"
+    return {**content, "command": command()}, rows, line
 
 
 def by_class(whole: KeptPosteriors, posteriors_NK: np.ndarray) -> dict[str, Any]:
@@ -212,39 +228,6 @@ def by_class(whole: KeptPosteriors, posteriors_NK: np.ndarray) -> dict[str, Any]
     ]
     mistakes.sort(key=lambda pair: -pair["images"])
     return {"per_class": per_class, "confusions": mistakes[:CONFUSIONS]}
-
-
-def devkit_numbers(devkit: Path) -> dict[str, int]:
-    """Synset id -> ILSVRC2012_ID, from the devkit's data/meta.mat. Raises VggfeatError where it isn't."""
-    from scipy.io import loadmat
-
-    path = devkit / "data" / "meta.mat" if devkit.is_dir() else devkit
-    try:
-        synsets = loadmat(str(path), squeeze_me=True, struct_as_record=True)["synsets"]
-        return {str(s["WNID"]): int(s["ILSVRC2012_ID"]) for s in synsets if int(s["num_children"]) == 0}
-    except Exception as error:  # scipy meets damage in many ways
-        raise VggfeatError(f"{path} is not the ILSVRC-2012 devkit's meta.mat: {error}") from error
-
-
-def write_submission(
-    whole: KeptPosteriors, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
-) -> None:
-    """The devkit's format: a line an image, in the order of names, with the numbers of the five likeliest classes.
-
-    An unreadable image has no prediction, and its line is five zeros.
-    """
-    missing = [name for name in whole.classes if name not in numbers]
-    if missing:
-        raise VggfeatError(
-            f"the devkit has no class {missing[0]!r}: a submission needs nets of ILSVRC's classes"
-        )
-    posteriors_NK = whole.fused(mode, scales or None)
-    best = (-posteriors_NK).argsort(1, kind="stable")[:, :5]
-    lines = []
-    for i in sorted(range(len(whole.names)), key=whole.names.__getitem__):
-        guesses = [0] * 5 if i in whole.unreadable else [numbers[whole.classes[k]] for k in best[i]]
-        lines.append(" ".join(map(str, guesses)))
-    write_text(path, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ The preprocessing is printed, kept in a .safetensors file's metadata, and is par
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +24,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_writable, whole
+from vggfeat.files import check_outputs, weights_file, whole
 from vggfeat.terminal import print_table, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -42,10 +47,12 @@ def export(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a net for another program, checked by that program."""
-    check_writable(out_file, overwrite)
+    check_outputs({"--out": out_file}, inputs=[weights_file(weights)], overwrite=overwrite)
     endings = {"onnx": (".onnx",), "float16": (".safetensors",)}.get(to, (".pth", ".safetensors"))
     if out_file.suffix not in endings:
         raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")
+    from safetensors import SafetensorError
+
     from vggfeat.vgg import VGG
     from vggfeat.weights import load
 
@@ -58,12 +65,15 @@ def export(
         "onnx": to_onnx,
         "float16": to_float16,
     }
-    with whole(out_file) as partial:
-        difference = writer[to](network, partial)
-        if not difference <= TOLERANCE[to]:
-            raise VggfeatError(
-                f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
-            )
+    try:
+        with whole(out_file) as partial:
+            difference = writer[to](network, partial)
+            if not difference <= TOLERANCE[to]:
+                raise VggfeatError(
+                    f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
+                )
+    except SafetensorError as error:  # the library's own word for a disk that refuses
+        raise VggfeatError(f"can't write {out_file}: {error}") from error
     preprocessing = network.preprocessing.to_metadata()
     rows = [
         ("file", str(out_file)),
@@ -184,15 +194,17 @@ def _whole(network: Any) -> Any:
 
 def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
     """Plain tensors by name: .safetensors with the preprocessing as metadata, or .pth (loads with weights_only)."""
-    import safetensors.torch
     import torch
 
+    from vggfeat.weights import write_tensors
+
     if path.suffix == ".pth":
-        torch.save(tensors, path)
+        with open(path, "wb") as file:  # PyTorch's own writing makes a RuntimeError of a full disk
+            torch.save(tensors, file)
         return
     metadata = {**network.preprocessing.to_metadata(), "net": network.name}
     metadata["classes"] = json.dumps(network.classes or [])
-    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class KeptPosteriors:
     nets: list[Posteriors]
 
     def save(self, path: Path) -> None:
-        """Write as HDF5; the file appears whole. OSError where the disk refuses."""
+        """Write as HDF5; the file appears whole. Raises CantWrite where the disk refuses."""
         rows = sorted(self.unreadable)
         facts = {
             "dataset": self.dataset,

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.augment import kept_units
 from pretrain.colour import Colours
-from pretrain.loader import Batch, TrainingSet
+from pretrain.loader import TrainingSet
+from pretrain.readers import Batch, Readers
 from pretrain.recipe import Recipe
 from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
 from vggfeat.ranks import Ranks
@@ -140,7 +141,9 @@ def trial_seconds(
     colours = Colours(
         (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
     )
-    trainer = Trainer(recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull))
+    trainer = Trainer(
+        recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull), Readers(0, device)
+    )
     rng = np.random.default_rng(0)
     kept = np.stack([kept_units(rng, hidden_units(net), recipe.dropout) for _ in range(n)])
     batch = Batch(

@@ -18,10 +18,11 @@ from torch import Tensor
 from pretrain.kept import KeptPosteriors, Posteriors
 from pretrain.tables import paper_scales
 from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape
-from vggfeat.images import grid_crops, mirror, read_rgb
+from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 from vggfeat.weights import OXFORD, Network
@@ -132,12 +133,13 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
     source = metadata.get("source", "")
     if source in OXFORD.values():
         return {"learn": "all", "recipe": "paper", "seed": "0"}
-    if not source.startswith("pretrain "):
+    program, *words = source.split()[:2] or [""]
+    if program != "pretrain" or not words:
         return {"learn": "", "recipe": "", "seed": ""}
-    seed = json.loads(metadata.get("recipe") or "{}").get("seed", 0)
+    seed = json.loads(metadata.get("recipe") or "{}").get("seed", 0)  # `weights` has checked it
     return {
         "learn": "fc" if source.endswith("-fc") else "all",
-        "recipe": source.split()[1],
+        "recipe": words[0],
         "seed": str(seed),
     }
 

@@ -6,19 +6,21 @@ A recipe is a TOML file, each number with its reason: `recipes/paper.toml`, `rec
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pretrain.colour import checked
+from vggfeat.checked import fitted, fitted_field, parse_toml, read_text
 from vggfeat.errors import VggfeatError
-from vggfeat.vgg import NETS
+from vggfeat.vgg import NETS, parameter_count
 
 RECIPES = Path(__file__).parent / "recipes"
 # Eleven weight layers and fewer start from random weights, as A does; deeper nets start from a trained A.
 SHALLOW = ("A", "A-LRN", "B-5x5")
 INITS = ("A", "normal", "glorot")
+MOST_BYTES = 1 << 16  # of a recipe file: both of ours have two thousand
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,21 @@ class Stage:
     """Nets whose chain has this stage (Table 3 has A, A-LRN and B at S=256 only)."""
 
     def __post_init__(self) -> None:
+        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 8192:
+            raise VggfeatError(
+                f"train_scale must be [smallest, largest] S, at most 8192, not {list(self.train_scale)}"
+            )
         where = f"stage {self.name}"
         if self.net != "NET" and self.net not in NETS:
             raise VggfeatError(
                 f"{where}: there is no net {self.net!r}; Table 1 has {', '.join(NETS)}, or NET"
             )
-        if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1]:
-            raise VggfeatError(f"{where}: train_scale must be [smallest, largest] S, not {self.train_scale}")
         if not 0 < self.learning_rate < float("inf"):
             raise VggfeatError(f"{where}: learning_rate must be positive, not {self.learning_rate}")
         if (self.iterations > 0) == (self.epochs > 0) or min(self.iterations, self.epochs) < 0:
             raise VggfeatError(f"{where}: give either iterations or epochs, a positive number")
+        if not max(self.iterations, self.epochs) <= 1e9:
+            raise VggfeatError(f"{where}: iterations and epochs are at most 1e9")
         if self.learn not in ("all", "fc"):
             raise VggfeatError(f"{where}: learn must be all or fc, not {self.learn!r}")
         if unknown := sorted(set(self.nets) - set(NETS)):
@@ -142,12 +148,13 @@ class Recipe:
             raise VggfeatError(f"crop {self.crop} is not a multiple of 32, the stride of pool5")
         if self.random_layers not in ("normal", "glorot"):
             raise VggfeatError(f"random_layers must be normal or glorot, not {self.random_layers!r}")
-        if len(self.drop_by) > self.rate_drops or list(self.drop_by) != sorted(self.drop_by):
+        rising = list(self.drop_by) == sorted(self.drop_by) and all(0 < share <= 1 for share in self.drop_by)
+        if len(self.drop_by) > self.rate_drops or not rising:
             raise VggfeatError(f"drop_by must be at most rate_drops rising shares, not {self.drop_by}")
-        if self.mean and len(self.mean) != 3:
-            raise VggfeatError(f"mean must be three numbers, not {self.mean}")
-        if self.covariance and [len(row) for row in self.covariance] != [3, 3, 3]:
-            raise VggfeatError("covariance must be three rows of three numbers")
+        try:  # one that isn't given stands for a possible one
+            checked(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
+        except ValueError as error:
+            raise VggfeatError(str(error)) from error
         for stage in self.stages:
             if stage.train_scale[0] < self.crop:
                 raise VggfeatError(
@@ -167,63 +174,33 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     in TOML. They hold together: their order doesn't matter, and names are those before any of them.
     Raises VggfeatError: no such recipe, a key that there isn't, a value that can't be.
     """
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise VggfeatError(f"there is no recipe {name!r}; give {known}, or a .toml file")
-    try:
-        record = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise VggfeatError(f"{path} is not TOML: {error}") from error
-    record.setdefault("name", path.stem)
-    stages = [_build(Stage, stage, str(path)) for stage in record.pop("stages", [])]
-    if not stages:
+    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    if name not in known and not name.endswith(".toml"):
+        raise VggfeatError(f"there is no recipe {name!r}; give {', '.join(known)}, or a .toml file")
+    path = RECIPES / f"{name}.toml" if name in known else Path(name)
+    record = parse_toml(read_text(path, "recipe", most=MOST_BYTES), path)
+    if not record.get("stages"):
         raise VggfeatError(f"{path} has no [[stages]]")
-    return _overridden(_build(Recipe, {**record, "stages": stages}, str(path)), overrides, net)
-
-
-def _build(kind: type, record: dict[str, Any], where: str) -> Any:
-    typed = {key: _typed(kind, key, value, where) for key, value in record.items()}
-    try:
-        return kind(**typed)
-    except TypeError as error:
-        raise VggfeatError(f"{where}: {str(error).partition(') ')[2] or error}") from error
-
-
-def _typed(record: type, key: str, value: Any, where: str) -> Any:
-    """value as the field's type; a tuple for each TOML array."""
-    known = {field.name: str(field.type) for field in fields(record)}
-    if key not in known:
-        raise VggfeatError(f"{where}: there is no {key!r} in a {record.__name__}; it has {', '.join(known)}")
-    kind = known[key]
-    if kind.startswith("tuple") and isinstance(value, list | tuple):
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in ("int", "float", "str", "bool") and type(value).__name__ != kind:
-        raise VggfeatError(f"{where}: {key} must be {kind}, not {value!r}")
-    if kind.startswith("tuple"):
-        raise VggfeatError(f"{where}: {key} must be a list, not {value!r}")
-    return value
+    return _overridden(fitted({"name": path.stem, **record}, Recipe, path), overrides, net)
 
 
 def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
     whole = _shallow(recipe)
     stages = [_shallow(stage) for stage in recipe.stages]
     for override in overrides:
-        where = f"--set {override}"
+        where = f"--set {override[:60]}"
         key, equals, text = override.partition("=")
         if not equals:
             raise VggfeatError(f"{where}: write KEY=VALUE or STAGE.KEY=VALUE")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            value = parse_toml(f"value = {text}", where)["value"]
+        except VggfeatError:
             value = text  # a word needs no quotes
         stage_name, dot, key = key.strip().rpartition(".")
         if not dot:
             if key == "stages":
                 raise VggfeatError(f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *")
-            whole[key] = _typed(Recipe, key, value, where)
+            whole[key] = fitted_field(value, Recipe, key, where)
             continue
         meant = [
             record
@@ -235,7 +212,7 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
                 f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *"
             )
         for record in meant:
-            record[key] = _typed(Stage, key, value, where)
+            record[key] = fitted_field(value, Stage, key, where)
             if key in ("epochs", "iterations"):  # one length replaces the other
                 record["iterations" if key == "epochs" else "epochs"] = 0
     return Recipe(**{**whole, "stages": tuple(Stage(**record) for record in stages)})
@@ -253,7 +230,7 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
     """The recipe whose stages are net's whole chain.
 
     init: "A" trains A first, for a net deeper than A; "normal" or "glorot" skips it, and is how random layers are made.
-    Raises VggfeatError: no such net or init, no stage left.
+    Raises VggfeatError: no such net or init, no stage left, a net that is too large (`vgg.parameter_count`).
     """
     if net not in NETS:
         raise VggfeatError(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
@@ -265,6 +242,8 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
     ]
     if not stages:
         raise VggfeatError(f"recipe {recipe.name} has no stage for net {net}")
+    for stage in stages:
+        parameter_count(stage.net, 1, recipe.width, recipe.crop)
     names = [stage.name for stage in stages]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VggfeatError(
@@ -283,7 +262,7 @@ def select(recipe: Recipe, stages: str) -> range:
     def position(text: str) -> int:
         if text in names:
             return names.index(text)
-        if text.isdigit() and 1 <= int(text) <= len(names):
+        if text.isdecimal() and text.isascii() and 1 <= int(text) <= len(names):
             return int(text) - 1
         numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
         raise VggfeatError(f"--stages {stages}: there is no stage {text!r} in the chain {numbered}")

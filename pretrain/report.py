@@ -7,6 +7,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 import json
 import math
 from pathlib import Path
@@ -16,13 +21,17 @@ import numpy as np
 import typer
 
 from pretrain.trainer import WEIGHTS
-from pretrain.watch import LOG, events
+from pretrain.watch import LOG, events, reason
+from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError
-from vggfeat.files import write_text
+from vggfeat.files import check_outputs, write_text
 from vggfeat.page import Section, Series, chart, html, join, page, table
-from vggfeat.terminal import duration, out, run
+from vggfeat.terminal import duration, out, run, say
 
 REPORT = "report.html"
+MOST_BYTES = 1 << 28  # of a log: a week of training at its default pace is 4 MB
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -32,10 +41,12 @@ def report(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The page; RUN/report.html if not given.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a page of a run's curves."""
-    target = out_file or folder / REPORT
+    check_outputs({"--out": out_file}, inputs=[folder], overwrite=overwrite)
+    target = out_file or folder / REPORT  # the run's own page is written anew whenever a stage ends
     write_report(folder, target)
     out.print(str(target))
 
@@ -59,8 +70,8 @@ def write_report(folder: Path, target: Path) -> None:
         ended = "done" if val or (folder / name / WEIGHTS).exists() else ""
         rows.append(
             (
-                name, last["iteration"], f"{last.get('epoch', 0):.1f}", *_errors(held_out[-1] if held_out else None),
-                *_errors(val), duration(float(last.get("seconds", 0.0))), ended,
+                name, last["iteration"], f"{last.get('epoch') or 0:.1f}", *_errors(held_out[-1] if held_out else None),
+                *_errors(val), duration(last.get("seconds") or 0.0), ended,
             )
         )  # fmt: skip
         done += int(last["iteration"])
@@ -78,12 +89,15 @@ def write_report(folder: Path, target: Path) -> None:
             y_range=_from_zero(series["images_per_second"]),
         ),
     ]
-    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity", {})
+    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity")
+    identity = identity if isinstance(identity, dict) else {}
+    classes = identity.get("classes")
     shown = {k: v for k, v in identity.items() if not isinstance(v, list | dict) or len(str(v)) < 60}
     recipe = [(key, json.dumps(value)) for key, value in shown.items()]
     text = page(
         f"Training: {', '.join(name for name, _ in stages)}",
-        f"{identity.get('training images', '?')} training images of {len(identity.get('classes', []))} classes",
+        f"{identity.get('training images', '?')} training images of "
+        f"{len(classes) if isinstance(classes, list) else '?'} classes",
         [
             Section("stages", "Stages", table(head, rows, numbers=range(1, 8))),
             Section(
@@ -104,14 +118,26 @@ def _stages(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
         raise VggfeatError(f"no stage with a {LOG} under {folder}: give the folder of a run")
     found = []
     for path in logs:
+        if regular(path, "log") > MOST_BYTES:
+            raise VggfeatError(f"{path} is no log of a stage: it is longer than {MOST_BYTES:,} bytes")
         try:
-            log = events(path)
+            lines, dropped = events(path)
+            log = [_without_nan(event) for event in lines]
             start = next((event for event in log if event["event"] == "start"), {})
-            began = float(start.get("time", path.stat().st_mtime))  # older logs have none
-        except (ValueError, KeyError, TypeError) as error:
-            raise VggfeatError(f"{path} is no log of a stage: {error}") from error
+            began = float(start.get("time") or path.stat().st_mtime)  # older logs have none
+        except OSError as error:
+            raise VggfeatError(f"{path} can't be read: {reason(error)}") from error
+        if dropped and log:
+            say(f"warning: {path}: {dropped} lines are no events of a stage and are left out")
+        elif dropped:
+            raise VggfeatError(f"{path} is no log of a stage: none of its lines is an event")
         found.append((began, path.parent.name, log))
     return [(name, log) for _, name, log in sorted(found, key=lambda stage: stage[0])]
+
+
+def _without_nan(event: dict[str, Any]) -> dict[str, Any]:
+    """An event whose figures that are not finite, as a loss may be, are None."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
 
 
 def _curve(name: str, log: list[dict[str, Any]], key: str, start: int) -> Series:
@@ -129,8 +155,7 @@ def _errors(event: dict[str, Any] | None) -> tuple[str, str]:
     if event is None:
         return "-", "-"
     return tuple(  # type: ignore[return-value]
-        "-" if event.get(key) is None or math.isnan(event[key]) else f"{event[key]:.2f}"
-        for key in ("top1_error", "top5_error")
+        "-" if event.get(key) is None else f"{event[key]:.2f}" for key in ("top1_error", "top5_error")
     )
 
 

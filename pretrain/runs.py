@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from pretrain.kept import MODES, KeptPosteriors
 from pretrain.posteriors import evaluate, how_trained
@@ -21,6 +20,7 @@ from pretrain.tables import (
     Cell,
     Member,
     PaperRow,
+    check_ledger,
     pack,
     paper_scales,
     read_cells,
@@ -29,12 +29,11 @@ from pretrain.tables import (
     write_ledger,
 )
 from pretrain.trainer import CHECKPOINT
-from pretrain.watch import say
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
-from vggfeat.terminal import command, out, progress
-from vggfeat.weights import load
+from vggfeat.terminal import command, out, progress, say
+from vggfeat.weights import load, metadata_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Trained:
             trained = None
         if trained is None or not trained.learn:
             raise VggfeatError(
-                f"net {of['net']} ({of['weights']}) is neither one of pretrain.train nor the authors', or its "
+                f"net {of.get('net')} ({of.get('weights')}) is neither one of pretrain.train nor the authors', or its "
                 "posteriors were kept by an older version: a table needs to know how it was trained"
             )
         return trained
@@ -71,8 +70,7 @@ def trained_nets(runs: Path) -> list[Trained]:
     """Every stage's weights file under a folder. Raises VggfeatError where there are none."""
     found = []
     for path in sorted(runs.rglob("weights.safetensors")):
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
+        metadata = metadata_of(path)
         # a run's own copy of its last stage has no checkpoint beside it
         if how_trained(metadata)["learn"] and (path.parent / CHECKPOINT).exists():
             found.append(Trained.of({**metadata, **how_trained(metadata), "weights": str(path)}))
@@ -162,6 +160,7 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
     """
     if (whole.labels < 0).any():
         raise VggfeatError("the images have no labels: a table needs the validation set's")
+    check_ledger(ledger)  # all of it can be read, or none of it is changed
     nets = [Trained.of(net.of) for net in whole.nets]
     images, K = len(whole.names), len(np.unique(whole.labels))
     where = f"{whole.data} {whole.split}, {images} images, {K} classes"
@@ -184,7 +183,8 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
         heading = f"Tables 3 to 6, stand-in: nets of the recipe {nets[0].recipe} on {whole.data}"
         write_ledger(ledger, heading, every)
     for number in numbers:
-        out.print(table_markdown(number, every), soft_wrap=True)
+        for line in table_markdown(number, every).splitlines():
+            out.print(line, soft_wrap=True)
 
 
 def _cell(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain.checkpoint import read_state
+from pretrain.checkpoint import State
 from pretrain.colour import Colours, Sums, measure, name_digest
 from pretrain.init import copy_layers, randomise
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
+from pretrain.readers import Readers
 from pretrain.recipe import Recipe
 from pretrain.report import REPORT, write_report
-from pretrain.trainer import CHECKPOINT, WEIGHTS, Machine, State, Trainer
+from pretrain.trainer import WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
@@ -60,19 +63,28 @@ class Run:
         """Where a stage of the chain keeps its files."""
         return self.out / self.recipe.stages[number].name
 
-    def unreadable(self) -> dict[str, str]:
-        """Name -> reason of the training images that were left out."""
-        path = self.colours_from or self.out / COLOURS
-        return Colours.read(path).unreadable if path.exists() else {}
+
+@dataclass
+class Ended:
+    """How a run ended. unreadable: name -> reason of the training images that were left out."""
+
+    finished: bool
+    unreadable: dict[str, str]
+    stages: list[tuple[str, State]]
+    """Name of each stage that was trained or found, and where it is."""
 
 
-def train_stages(run: Run, stop: Stop) -> bool:
-    """Train the chosen stages one after another; whether all are finished. The last one's weights go to `run.out`.
+def train_stages(run: Run, stop: Stop) -> Ended:
+    """Train the chosen stages one after another, or until a signal. The last one's weights go to `run.out`.
 
     Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that is.
     """
-    with _alone(run) if run.ranks.first else nullcontext():
-        return _train_stages(run, stop)
+    with (
+        _alone(run) if run.ranks.first else nullcontext(),
+        # from here on, so that they start while the colours are measured
+        Readers(run.machine.workers, run.ranks.device) as readers,
+    ):
+        return _train_stages(run, stop, readers)
 
 
 @contextmanager
@@ -81,13 +93,17 @@ def _alone(run: Run) -> Iterator[None]:
     try:
         for number in run.chosen:
             run.folder(number).mkdir(parents=True, exist_ok=True)
-        lock = open(run.out / "lock", "w")  # noqa: SIM115 - closed below
+        # not through a link, nor waiting for what reads a pipe
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.open(run.out / "lock", flags, 0o666)
     except OSError as error:
-        raise VggfeatError(f"can't write in the folder {run.out}: {error.strerror}") from error
-    with lock:
+        what = "its file lock is a link" if error.errno == errno.ELOOP else error.strerror
+        raise VggfeatError(f"can't write in the folder {run.out}: {what}") from error
+    try:
         try:
-            # lockf, not flock: the reading workers of a killed run live on for seconds and would inherit that one
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # lockf, not flock: NFS has it between machines, too
         except (BlockingIOError, PermissionError):
             raise VggfeatError(
                 f"another run is at work in {run.out}: wait for it, or give another --out"
@@ -95,48 +111,53 @@ def _alone(run: Run) -> Iterator[None]:
         except OSError as error:
             say(f"warning: {run.out} can't be locked ({error.strerror}): start no other run there")
         yield
+    finally:
+        os.close(lock)
 
 
-def _train_stages(run: Run, stop: Stop) -> bool:
+def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     ranks = run.ranks
     ranks.barrier()
     first = run.chosen[0]
     if first > 0 and run.start is None:
         _trained(run, first - 1)  # said before the colours are measured
-    colours = training_colours(run, stop)
+    colours = training_colours(run)
     data = run.data.without(set(colours.unreadable))
     if len(data.train) < run.recipe.batch_size:
         raise VggfeatError(
             f"only {len(data.train)} training images can be read, fewer than a batch of {run.recipe.batch_size}"
         )
+    ended = Ended(False, colours.unreadable, [])
     for number in run.chosen:
         net = net_of(run.recipe, number, len(data.classes))
         start = set_weights(run, number, net)
         trainer = Trainer(
-            run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number),
+            run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number), readers,
             from_random=start.startswith("random"), start=start,
         )  # fmt: skip
-        finished = trainer.run(stop)
-        if ranks.first:
-            try:
-                write_report(run.out, run.out / REPORT)
-            except VggfeatError as error:  # a page is no reason to lose the stages that follow
-                say(f"warning: {error}; training goes on")
-        if not finished:
+        with stop.saving():
+            finished = trainer.run(stop)
+            ended.stages.append((trainer.stage.name, trainer.state))
             if ranks.first:
-                say(
-                    f"{trainer.stage.name}: stopped and saved at iteration {trainer.state.iteration}; "
-                    "the same command goes on from there"
-                )
-            return False
-        ranks.barrier()  # the next stage starts from what the first process has just written
+                try:
+                    write_report(run.out, run.out / REPORT)
+                except VggfeatError as error:  # a page is no reason to lose the stages that follow
+                    say(f"warning: {error}; training goes on")
+            # all leave together, if one does; and the next stage starts from what the first process has just written
+            stop.signal = max(ranks.gather(stop.signal))
+        if stop.signal:
+            if ranks.first:
+                what = "finished" if finished else f"stopped and saved at iteration {trainer.state.iteration}"
+                say(f"{trainer.stage.name}: {what}; the same command goes on from there")
+            return ended
     if ranks.first:
         with whole(run.out / WEIGHTS) as partial:
             shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, partial)
-    return True
+    ended.finished = True
+    return ended
 
 
-def training_colours(run: Run, stop: Stop) -> Colours:
+def training_colours(run: Run) -> Colours:
     """The mean and covariance: given by the recipe or a file, read from the run's folder, or measured and kept there.
 
     Measuring reads every training image, held-out ones too, and so finds the unreadable ones before training does.
@@ -166,8 +187,6 @@ def training_colours(run: Run, stop: Stop) -> Colours:
             def show(done: int) -> None:
                 if ranks.first:
                     advance(done, high - low)
-                if stop.signal:
-                    raise SystemExit(128 + stop.signal)  # nothing to save yet
 
             mine = measure(items.root, names[low:high], max(1, CORES // ranks.local_world), show)
         total = Sums()
@@ -175,7 +194,10 @@ def training_colours(run: Run, stop: Stop) -> Colours:
             total.add(sums)
         colours = total.colours(names)
         if ranks.first:
-            colours.save(cache)
+            try:
+                colours.save(cache)
+            except VggfeatError as error:
+                say(f"warning: {error}; training goes on, and the next run measures them again")
             list_unreadable(colours.unreadable)
     if ranks.first and colours.unreadable:
         say(f"{len(colours.unreadable)} training images can't be read and are left out (named in {cache})")
@@ -229,11 +251,3 @@ def _same_classes(source: Network, classes: list[str]) -> None:
             f"{source.spec} was trained on {len(source.classes)} classes, here are {len(classes)}: {what}; "
             "stages of a chain need the same classes"
         )
-
-
-def results(run: Run) -> list[tuple[str, State]]:
-    """(stage, where it ended) of the chosen stages, from their checkpoints."""
-    return [
-        (run.recipe.stages[number].name, State(**read_state(run.folder(number) / CHECKPOINT)["progress"]))
-        for number in run.chosen
-    ]

@@ -6,19 +6,24 @@ set than ImageNet, by nets of another recipe, go into a ledger of their own: S a
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from scipy.special import stdtrit
 
+from vggfeat.checked import Range, fitted, parse_json, read_text
 from vggfeat.errors import VggfeatError
 from vggfeat.files import write_json, write_text
 
 FIXED, LARGE, JITTER = "256", "384", "256-512"  # the paper's S
+Percent = Annotated[float, Range(0, 100)]
+
+MARK = "<!-- ledger: "
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ class Cell:
     """A measured row. top1, top5: errors, %. wrong: which of the images were top-1 errors, packed bits in hex.
 
     data: what it was measured on, with the number of images. nets: fingerprints. when: ISO date.
+    Raises VggfeatError where `wrong` isn't of so many images.
     """
 
     table: int
@@ -143,16 +149,24 @@ class Cell:
     mode: str
     S: str
     Q: str
-    top1: float
-    top5: float
-    images: int
+    top1: Percent
+    top5: Percent
+    images: Annotated[int, Range(1, 10**8)]
     data: str
     nets: list[str]
     command: str
     when: str
     wrong: str
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63)] = 0
     """Of the nets' recipe: a row that was trained with several seeds has a cell for each."""
+
+    def __post_init__(self) -> None:
+        try:
+            known = 8 * len(bytes.fromhex(self.wrong))
+        except ValueError:
+            known = -1
+        if not self.images <= known < self.images + 8:
+            raise VggfeatError(f"cell {self.row}, {self.mode}: `wrong` is not of {self.images} images")
 
     @property
     def key(self) -> tuple[int, str, str]:
@@ -234,6 +248,8 @@ def decide(better: Sequence[Cell], worse: Sequence[Cell]) -> tuple[str, float, f
         [b.wrong_images().astype(float) - a.wrong_images() for a, b in zip(better, worse, strict=True)]
     )
     seeds, images = paired_SN.shape
+    if images < 2:
+        return "not decided", 100 * float(paired_SN.mean()), float("inf")
     difference = 100 * float(paired_SN.mean())
     parts = [
         (float(paired_SN.mean(axis=0).var(ddof=1)) / images, images - 1)
@@ -257,10 +273,16 @@ def read_cells(path: Path) -> list[Cell]:
     """The cells kept in a JSON file; none if there is no file. Raises VggfeatError for another file."""
     if not path.exists():
         return []
-    try:
-        return [Cell(**record) for record in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError) as error:
-        raise VggfeatError(f"{path} is no ledger of cells: {error}") from error
+    return fitted(parse_json(read_text(path, "ledger of cells"), path), list[Cell], path)
+
+
+def check_ledger(path: Path) -> None:
+    """Refuse what is no ledger, or cells beside it that can't be read, before work that would be put into it."""
+    text = read_text(path, "ledger") if path.exists() else ""
+    if text and MARK not in text and path.suffix != ".md":
+        raise VggfeatError(f"--ledger {path} is no Markdown file: give the name of one, or of none")
+    for cells in path.parent.glob("ledger-*.json"):
+        read_cells(cells)
 
 
 def update_cells(path: Path, cells: Iterable[Cell]) -> list[Cell]:
@@ -316,7 +338,9 @@ def table_markdown(number: int, cells: Sequence[Cell]) -> str:
 
 
 def claims_markdown(cells: Sequence[Cell]) -> str:
-    """Each of the paper's claims, decided by the pairs of cells that were measured, over the seeds that both have."""
+    """Each of the paper's claims, decided by the pairs of cells that were measured on the same images, over the seeds
+    that both have.
+    """
     ours = by_key(cells)
     lines = [
         "**The paper's claims**, each on cells over the same images; decided where 0 is outside the 95 % interval",
@@ -327,10 +351,13 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
     header = len(lines)
     for claim in CLAIMS:
         for better, worse in claim.pairs:
-            shared = {c.seed for c in ours.get(better, [])} & {c.seed for c in ours.get(worse, [])}
+            places = [{_measured(c): c for c in ours.get(key, [])} for key in (better, worse)]
+            shared = sorted(places[0].keys() & places[1].keys())
             if not shared:
                 continue
-            a, b = ([c for c in ours[key] if c.seed in shared] for key in (better, worse))
+            # the images of the most seeds, where there were several
+            (images, _), *_ = Counter(images for images, _ in shared).most_common(1)
+            a, b = ([place[key] for key in shared if key[0] == images] for place in places)
             verdict, difference, half = decide(a, b)
             # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
             told = a[0].table == 3 and b[0].table == 3
@@ -338,9 +365,14 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
             means = ", ".join(f"{np.mean([c.top1 for c in part]):.1f}" for part in (a, b))
             lines.append(
                 f"| {claim.text} | {pair} | {means} | {difference:+.2f} +- {half:.2f} "
-                f"| {verdict} | {a[0].images} | {len(shared)} |"
+                f"| {verdict} | {a[0].images} | {len(a)} |"
             )
     return "\n".join(lines) + "\n" if len(lines) > header else ""
+
+
+def _measured(cell: Cell) -> tuple[tuple[str, int], int]:
+    """The images, and the seed of the nets."""
+    return (cell.data, cell.images), cell.seed
 
 
 def _how(cell: Cell) -> str:
@@ -349,12 +381,12 @@ def _how(cell: Cell) -> str:
 
 def write_ledger(path: Path, heading: str, cells: Sequence[Cell]) -> None:
     """Put the tables and claims between this heading's marks in a Markdown file; append them where there are none."""
-    begin, end = f"<!-- ledger: {heading} -->", f"<!-- end of ledger: {heading} -->"
+    begin, end = f"{MARK}{heading} -->", f"<!-- end of ledger: {heading} -->"
     parts = [begin, f"## {heading}", ""]
     parts += [table_markdown(number, cells) for number in (3, 4, 5, 6)]
     parts += [claims_markdown(cells), end]
     body = "\n".join(parts)
-    text = path.read_text() if path.exists() else ""
+    text = read_text(path, "ledger") if path.exists() else ""
     if begin in text and end in text:
         text = text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
     else:

@@ -12,12 +12,19 @@ left on Ctrl-C or SIGTERM, saved.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from pretrain.recipe import chain, read_recipe, select
+from pretrain.watch import stop_on_signals
+from vggfeat.files import refuse_inputs
 from vggfeat.terminal import CORES, columns, duration, out, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -66,56 +73,64 @@ def train(
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
-    numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
-    whole = chain(read_recipe(recipe, numbers, net), net, init)
-    chosen = select(whole, stages)
-    # PyTorch is imported from here on: wrong options are answered at once
-    from pretrain.loader import read_training_set
-    from pretrain.plan import plan
-    from pretrain.stages import Run, results, train_stages
-    from pretrain.trainer import Machine
-    from pretrain.watch import stop_on_signals
-    from vggfeat.ranks import joined
-    from vggfeat.weights import resolve_precision
+    with stop_on_signals() as stop:
+        numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
+        whole = chain(read_recipe(recipe, numbers, net), net, init)
+        chosen = select(whole, stages)
+        run_folder = folder or Path("runs") / net
+        # what the run writes; all else in its folder is its own, and goes on where it stopped
+        for made in (run_folder, *(run_folder / whole.stages[i].name for i in chosen)):
+            refuse_inputs({"the run's own": made / "weights.safetensors"}, [start])
+        # the rest is imported from here on: wrong options are answered at once
+        from pretrain.loader import read_training_set
+        from pretrain.plan import plan
+        from pretrain.stages import Run, train_stages
+        from pretrain.trainer import Machine
+        from vggfeat.ranks import joined
+        from vggfeat.weights import resolve_precision
 
-    with joined(device) as ranks, stop_on_signals() as stop:
-        machine = Machine(
-            precision=precision if precision == "float64" else resolve_precision(precision, ranks.device),
-            micro_batch=micro_batch,
-            workers=min(16, max(1, CORES // ranks.local_world)) if workers is None else workers,
-            compile=compiled,
-            checkpoint_seconds=60 * checkpoint_minutes,
-            log_every=log_every,
-        )
-        images = read_training_set(data, whole)
-        asked = Run(
-            whole, chosen, images, folder or Path("runs") / net, start, colours, ranks, machine
-        ).fitted()
-        if dry_run:
-            if ranks.first:
-                table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")
-                for stage in plan(whole, chosen, images, ranks, asked.machine):
-                    cells = f"{stage.gflop / 1e6:.3g}", f"{stage.memory / 1e9:.2f}", duration(stage.seconds)
-                    table.add_row(stage.name, str(stage.iterations), *cells)
+        with joined(device) as ranks:
+            machine = Machine(
+                precision=precision if precision == "float64" else resolve_precision(precision, ranks.device),
+                micro_batch=micro_batch,
+                workers=min(16, max(1, CORES // ranks.local_world)) if workers is None else workers,
+                compile=compiled,
+                checkpoint_seconds=60 * checkpoint_minutes,
+                log_every=log_every,
+            )
+            images = read_training_set(data, whole)
+            asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
+            if dry_run:
+                if ranks.first:
+                    table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")
+                    for stage in plan(whole, chosen, images, ranks, asked.machine):
+                        cells = (
+                            f"{stage.gflop / 1e6:.3g}",
+                            f"{stage.memory / 1e9:.2f}",
+                            duration(stage.seconds),
+                        )
+                        table.add_row(stage.name, str(stage.iterations), *cells)
+                    out.print(table)
+                    how = f"{machine.precision} on {ranks.world} x {ranks.device.type}"
+                    out.print(
+                        f"{len(images.train)} images, at most; {asked.machine.micro_batch} a pass, {how}"
+                    )
+                return
+            ended = train_stages(asked, stop)
+            if ended.finished and ranks.first:
+                table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation", "time")
+                for name, state in ended.stages:
+                    errors = [
+                        "-" if pair is None else "{:.2f}, {:.2f}".format(*pair)
+                        for pair in (state.held_out, state.val)
+                    ]
+                    table.add_row(name, str(state.iteration), *errors, duration(state.seconds))
                 out.print(table)
-                how = f"{machine.precision} on {ranks.world} x {ranks.device.type}"
-                out.print(f"{len(images.train)} images, at most; {asked.machine.micro_batch} a pass, {how}")
-            return
-        finished = train_stages(asked, stop)
-        if finished and ranks.first:
-            table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation", "time")
-            for name, state in results(asked):
-                errors = [
-                    "-" if pair is None else "{:.2f}, {:.2f}".format(*pair)
-                    for pair in (state.held_out, state.val)
-                ]
-                table.add_row(name, str(state.iteration), *errors, duration(state.seconds))
-            out.print(table)
-            out.print(f"weights: {asked.out / 'weights.safetensors'}")
-    if not finished:
-        raise typer.Exit(128 + stop.signal)
-    if asked.unreadable() and ranks.world == 1:
-        raise typer.Exit(3)
+                out.print(f"weights: {asked.out / 'weights.safetensors'}")
+        if not ended.finished:
+            raise typer.Exit(128 + stop.signal)
+        if ended.unreadable and ranks.world == 1:
+            raise typer.Exit(3)
 
 
 if __name__ == "__main__":

@@ -24,15 +24,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.checkpoint import load_checkpoint, read_state, save_checkpoint
+from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpoint
 from pretrain.colour import Colours
 from pretrain.init import weight_layers
-from pretrain.loader import Batch, CentreCrops, Samples, Schedule, TrainingSet, read_batches
+from pretrain.loader import Schedule, TrainingSet
+from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import Recipe
-from pretrain.watch import Log, Stop, say
-from vggfeat.errors import VggfeatError, out_of_memory
+from pretrain.watch import Log, Stop, reason, say
+from vggfeat.errors import CantWrite, VggfeatError, out_of_memory
 from vggfeat.images import Preprocessing
-from vggfeat.ranks import Ranks
+from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
 
@@ -56,47 +57,6 @@ class Machine:
     """Seconds between checkpoints."""
     log_every: int = 20
     """Iterations between lines of the log."""
-
-
-@dataclass
-class State:
-    """Where a stage is. What is not a tensor and must survive a kill."""
-
-    iteration: int = 0
-    learning_rate: float = 0.0
-    drops: int = 0
-    """Divisions of the learning rate so far."""
-    best_top1: float = math.inf
-    """Lowest held-out top-1 error, per cent."""
-    checks_since_best: int = 0
-    pending_loss: float = 0.0
-    """Sum of the losses of the iterations since the last line of the log."""
-    finished: bool = False
-    seconds: float = 0.0
-    """Spent in this stage, in all its runs."""
-    held_out: list[float] | None = None
-    """The last check's top-1 and top-5 error, per cent."""
-    val: list[float] | None = None
-    """The same on the validation set, once the stage is finished."""
-
-    def judge(self, top1: float, recipe: Recipe) -> bool:
-        """Take in a held-out error: divide the rate or finish when it has stopped falling; whether it is the best."""
-        if top1 < self.best_top1:
-            self.best_top1, self.checks_since_best = top1, 0
-            return True
-        self.checks_since_best += 1
-        if self.checks_since_best >= recipe.patience:
-            if self.drops == recipe.rate_drops:
-                self.finished = True
-            else:
-                self.drop(recipe)
-        return False
-
-    def drop(self, recipe: Recipe) -> None:
-        """Divide the learning rate once."""
-        self.learning_rate /= recipe.rate_divisor
-        self.drops += 1
-        self.checks_since_best = 0
 
 
 class Trainee(nn.Module):
@@ -143,19 +103,19 @@ class Trainer:
 
     net: its starting weights, on any device. stage_number: its place in the chain, part of the samples' keys.
     from_random: whether the weights are untrained, for the watch on chance. start: where from, for the record.
-    folder: where its files go. An interrupted stage of the same identity goes on from `folder / last.safetensors`.
-    Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
+    folder: where its files go. readers: who reads its images. An interrupted stage of the same identity goes on from
+    `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
     """
 
     def __init__(
         self, recipe: Recipe, stage_number: int, net: VGG, data: TrainingSet, colours: Colours, ranks: Ranks,
-        machine: Machine, folder: Path, *, from_random: bool = False, start: str = "",
+        machine: Machine, folder: Path, readers: Readers, *, from_random: bool = False, start: str = "",
     ) -> None:  # fmt: skip
         if ranks.world > recipe.batch_size:
             raise VggfeatError(f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer")
         self.recipe, self.stage, self.stage_number = recipe, recipe.stages[stage_number], stage_number
         self.data, self.colours, self.ranks, self.machine, self.folder = data, colours, ranks, machine, folder
-        self.from_random = from_random
+        self.readers, self.from_random = readers, from_random
         self.per_epoch = len(data.train) // recipe.batch_size
         self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
         dtype = torch.float64 if machine.precision == "float64" else torch.float32
@@ -178,6 +138,7 @@ class Trainer:
                 )
         self.running = running
         self.reported: set[str] = set()
+        self.refused: set[str] = set()  # files that a disk has refused, told already
         self.pending = torch.zeros(
             (), dtype=torch.float64, device=ranks.device
         )  # this process's losses, not yet summed
@@ -202,10 +163,12 @@ class Trainer:
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
-        made_with = read_state(path).get("identity", {})
+        state, made_with = read_state(path)
         for key, ours in self.identity.items():
-            if made_with.get(key) != ours:
-                theirs = made_with.get(key)
+            if key not in made_with:
+                raise VggfeatError(f"{path} doesn't say with which {key} it was made: give another --out")
+            if made_with[key] != ours:
+                theirs = made_with[key]
                 if isinstance(ours, list) and len(str(ours)) > 60:
                     what = (
                         f"was made with another list of {key}" if key == "classes" else f"has another {key}"
@@ -213,8 +176,14 @@ class Trainer:
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
                 raise VggfeatError(f"{path} {what}: give the same, or another --out")
-        state = load_checkpoint(path, self.net, self.optimiser)
-        self.state = State(**state["progress"])
+        ends = {"iteration": self.stop_at, "drops": self.recipe.rate_drops}
+        for name, most in ends.items():
+            if (value := getattr(state, name)) > most:
+                raise VggfeatError(
+                    f"{path}: its {name} is {value}, and {most} is the last: move it away to start anew"
+                )
+        load_checkpoint(path, self.net, self.optimiser)
+        self.state = state
 
     # --- one step ----------------------------------------------------------------------------------------
 
@@ -263,19 +232,21 @@ class Trainer:
         refuses the last checkpoint (one that it refuses on the way is a warning); memory ran out, or a process that
         reads images was killed.
         """
+        self.stop = stop
         try:
-            return self._run(stop)
-        except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error):
+            with telling_of_others():
+                return self._run()
+        except (RuntimeError, MemoryError, ReadingFailed) as error:
+            if isinstance(error, ReadingFailed):
+                what = str(error)
+            elif out_of_memory(error):
                 what = f"out of memory on {self.ranks.device}: give a --micro-batch below {self.machine.micro_batch}"
-            elif "DataLoader worker" in str(error):  # PyTorch's words; it raises them wherever the trainer is
-                what = "a process that reads images was killed, often because memory ran out: give fewer --workers"
             else:
                 raise
             where = f"{self.stage.name}, iteration {self.state.iteration}"
             raise VggfeatError(f"{where}: {what}; the run goes on from its last checkpoint") from error
 
-    def _run(self, stop: Stop) -> bool:
+    def _run(self) -> bool:
         state, ranks = self.state, self.ranks
         if state.finished and (self.folder / WEIGHTS).exists():
             return True
@@ -294,11 +265,15 @@ class Trainer:
                     machine=machine,
                 )
             self._restart_clock()
+            if state.check_due:
+                self._check(log)
+                if state.check_due:  # left again; the checkpoint is as it was
+                    return False
             for batch in self._batches():
                 due = float(time.monotonic() - saved_at >= self.machine.checkpoint_seconds)
                 # one exchange an iteration, so that all processes count, leave and save together
                 images, leave, save = ranks.sum(
-                    [float(batch.counts.sum()), float(stop.signal > 0), due if ranks.first else 0.0]
+                    [float(batch.counts.sum()), float(self.stop.signal > 0), due if ranks.first else 0.0]
                 )
                 self._report(batch.unreadable)
                 if images:
@@ -307,6 +282,7 @@ class Trainer:
                 state.seconds = before + time.monotonic() - began
                 self._log_loss(log)
                 self._check(log)
+                leave = leave or state.check_due
                 if save or leave:
                     self._collect_loss()
                     self._save(must=bool(leave))
@@ -316,8 +292,12 @@ class Trainer:
                 if state.finished:
                     break
             state.finished = True
+            self._refuse_broken()
             if len(self.data.val):
                 state.val = self.errors(self.data.val)
+                if state.val is None:
+                    self._save(must=True)
+                    return False
                 self._tell(log, "val", state.val, len(self.data.val))
             self._write_weights(WEIGHTS, must=True)
             self._save(must=True)
@@ -325,12 +305,12 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """This process's part of each batch, from the state's iteration to the end; counts the time spent waiting."""
-        samples = Samples(self.data, self.recipe, self.stage, self.stage_number, hidden_units(self.net))
+        samples = Samples.of(self.recipe, self.stage_number, hidden_units(self.net))
         schedule = Schedule(
             self.data.train, self.recipe, self.stage_number, self.ranks, self.state.iteration, self.stop_at
         )
-        batches = read_batches(samples, schedule, self.machine.workers, self.ranks.device)
-        for _ in range(len(schedule)):
+        batches = self.readers.read(samples, self.data.items, schedule)
+        for _ in range(0 if self.state.finished else len(schedule)):
             asked = time.monotonic()
             batch = next(batches)
             self.waited += time.monotonic() - asked
@@ -369,13 +349,17 @@ class Trainer:
         drops = state.drops
         while state.drops < len(recipe.drop_by) and iteration >= recipe.drop_by[state.drops] * self.stop_at:
             state.drop(recipe)
-        if len(self.data.held_out) and (iteration % self.per_epoch == 0 or iteration == self.stop_at):
+        due = iteration % self.per_epoch == 0 or iteration == self.stop_at
+        if len(self.data.held_out) and due:
             began = time.monotonic()
-            state.held_out = self.errors(self.data.held_out)
-            best = state.judge(state.held_out[0], recipe)
-            self._tell(log, "held_out", state.held_out, len(self.data.held_out))
-            if best:
-                self._write_weights(BEST, must=False)
+            errors = self.errors(self.data.held_out)
+            state.check_due = errors is None
+            if errors is not None:
+                state.held_out = errors
+                best = state.judge(errors[0], recipe)
+                self._tell(log, "held_out", errors, len(self.data.held_out))
+                if best:
+                    self._write_weights(BEST, must=False)
             self.clock += time.monotonic() - began  # images/s are those of training
         if state.drops > drops:
             log("drop", iteration, learning_rate=state.learning_rate)
@@ -406,21 +390,24 @@ class Trainer:
             )
 
     def _report(self, unreadable: list[tuple[str, str]]) -> None:
-        for name, reason in unreadable:
+        for name, why in unreadable:
             if name not in self.reported:
                 self.reported.add(name)
-                say(f"unreadable, left out: {name}: {reason}")
+                say(f"unreadable, left out: {name}: {why}")
 
     @torch.inference_mode()
-    def errors(self, rows: np.ndarray) -> list[float]:
-        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error."""
+    def errors(self, rows: np.ndarray) -> list[float] | None:
+        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error.
+
+        None when a signal came before the end: who sent it may kill after some seconds.
+        """
         low, high = self.ranks.share(0, len(rows))
         size = min(self.machine.micro_batch, 128)
-        keys = [[int(r) for r in rows[i : min(i + size, high)]] for i in range(low, high, size)]
-        crops = CentreCrops(self.data, self.stage.test_scale, self.recipe.crop)
+        keys = [[(0, int(r)) for r in rows[i : min(i + size, high)]] for i in range(low, high, size)]
+        crops = CentreCrops(self.stage.test_scale, self.recipe.crop)
         self.trainee.eval()
         right1 = right5 = 0.0
-        for batch in read_batches(crops, keys, min(self.machine.workers, len(keys)), self.ranks.device):
+        for batch in self.readers.read(crops, self.data.items, keys):
             for pixels, alpha, kept, labels, counts in self._pieces(batch):
                 with self.autocast():
                     scores = self.trainee(pixels, alpha, kept)
@@ -428,35 +415,58 @@ class Trainer:
                 hits = (guesses == labels[:, None]) & (counts[:, None] > 0)
                 right1 += float(hits[:, 0].sum())
                 right5 += float(hits.sum())
+            if self.stop.signal:
+                break
         self.trainee.train()
-        right1, right5 = self.ranks.sum([right1, right5])
-        return [100 * (1 - right / len(rows)) for right in (right1, right5)]
+        right1, right5, left = self.ranks.sum([right1, right5, float(self.stop.signal > 0)])
+        return None if left else [100 * (1 - right / len(rows)) for right in (right1, right5)]
 
     # --- files -------------------------------------------------------------------------------------------
 
     def _save(self, must: bool) -> None:
-        """Write the checkpoint, in the first process."""
-        if not math.isfinite(self.state.pending_loss):
-            return  # a broken net doesn't replace a sound one; the next line of the log says what happened
-        content = {"progress": asdict(self.state), "identity": self.identity}
+        """Write the checkpoint, in the first process. A broken net doesn't replace a sound one."""
+        if must:
+            self._refuse_broken()
+        elif self._broken():
+            return  # the next line of the log says what happened
         path = self.folder / CHECKPOINT
-        self._write(path, lambda: save_checkpoint(path, self.net, self.optimiser, content), must)
+        self._write(
+            path, lambda: save_checkpoint(path, self.net, self.optimiser, self.state, self.identity), must
+        )
+
+    def _broken(self) -> bool:
+        """Whether the net, or its loss, has values that are not finite."""
+        sound = math.isfinite(self.state.pending_loss)
+        return not (sound and all(bool(parameter.isfinite().all()) for parameter in self.net.parameters()))
+
+    def _refuse_broken(self) -> None:
+        if self._broken():
+            raise VggfeatError(
+                f"{self.stage.name}, iteration {self.state.iteration}: the net has weights that are not finite; the "
+                "last checkpoint is from before it: start anew (another --out) with a lower rate, as in "
+                "--set *.learning_rate=1e-3"
+            )
 
     def _write_weights(self, name: str, must: bool) -> None:
         path = self.folder / name
         self._write(path, lambda: write_weights(path, self), must)
 
     def _write(self, path: Path, write: Callable[[], None], must: bool) -> None:
-        """Call write in the first process. A disk that refuses is a warning, unless the file is a must."""
+        """Call write in the first process. A disk that refuses is a warning, once a file, unless it is a must."""
         if not self.ranks.first:
             return
         try:
             write()
-        except (OSError, SafetensorError) as error:
-            what = f"could not write {path}: {error}; free some space there"
+        except (OSError, SafetensorError, VggfeatError) as error:
+            why = str(error) if isinstance(error, CantWrite) else f"can't write {path}: {reason(error)}"
+            what = f"{why}; free some space there"
             if must:
                 raise VggfeatError(f"{what}, then give the same command again") from error
-            say(f"warning: {what}; training goes on, and what was there before is kept")
+            if path.name not in self.refused:
+                self.refused.add(path.name)
+                say(f"warning: {what}; training goes on, and what was there before is kept")
+        else:
+            self.refused.discard(path.name)
 
 
 def write_weights(path: Path, trainer: Trainer) -> None:

@@ -2,68 +2,58 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
-import sys
+import socket
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.files import write_text
-from vggfeat.terminal import duration
+from vggfeat.terminal import duration, live, rewrite, say
 
 LINE_SECONDS = 10.0
+AGAIN_SECONDS = 1.0  # a second Ctrl-C within it is the first one's echo
 LOG = "log.jsonl"
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Log:
     """What a stage tells: `log.jsonl` and TensorBoard events in its folder, lines or a live one on stderr.
 
     A line of the file is an event; `event` names it, `iteration` places it. Events of iterations that a resumed run
-    repeats are dropped first, so that each happens once in the file. folder None: says and writes nothing, as all
-    processes but the first do.
+    repeats are dropped first, so that each happens once in the file. A disk that refuses is a warning; what was to be
+    written then is missing. folder None: says and writes nothing, as all processes but the first do.
     """
 
     def __init__(self, folder: Path | None, name: str, iteration: int, stop_at: int) -> None:
         self.folder, self.name, self.start, self.stop_at = folder, name, iteration, stop_at
         self._began = self._shown = time.monotonic()
-        self._live = sys.stderr.isatty()
-        if folder is None:
-            return
-        # imported here: it takes a second, and only the process that writes needs it
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = folder / LOG
-        kept = (
-            [line for line in _lines(path) if json.loads(line)["iteration"] <= iteration] if iteration else []
-        )
-        write_text(path, "".join(kept))
-        self._file = open(path, "a")  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
+        self._live = live()
+        self._writers = [] if folder is None else [_Lines(folder / LOG, iteration), _Board(folder, iteration)]
+        self._refused: set[_Records] = set()
 
     def __call__(self, event: str, iteration: int, **values: Any) -> None:
         """Append one event."""
-        if self.folder is None:
-            return
-        self._file.write(json.dumps({"event": event, "iteration": iteration, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"{event}/{name}", value, iteration)
+        for writer in self._writers:
+            try:
+                writer.add(event, iteration, values)
+            except (OSError, VggfeatError) as error:
+                if writer not in self._refused:
+                    self._refused.add(writer)
+                    self.say(f"warning: can't write {writer.path}: {reason(error)}; training goes on")
 
     def say(self, text: str) -> None:
         """A line about this stage."""
         if self.folder is not None:
-            say(f"\r\x1b[K{self.name}: {text}" if self._live else f"{self.name}: {text}")
+            say(f"{self.name}: {text}")
 
     def progress(
         self, iteration: int, loss: float, rate: float, images_per_second: float, data_wait: float
@@ -80,7 +70,7 @@ class Log:
             f"{images_per_second:.0f} images/s, {100 * data_wait:.0f} % waiting for data, {duration(left)} left"
         )
         if self._live:
-            print(f"\r\x1b[K{self.name}: {text}", end="", file=sys.stderr, flush=True)
+            rewrite(f"{self.name}: {text}")
         else:
             self.say(text)
 
@@ -88,41 +78,213 @@ class Log:
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self.folder is not None:
-            self._file.close()
-            self._board.close()
+        for writer in self._writers:
+            writer.close()
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        with open(path) as file:
-            yield from (line for line in file if line.endswith("\n"))  # a kill may have cut the last one
+class _Records(ABC):
+    """A file that grows record by record; of one that the disk refuses, nothing stays."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        self.path, self.iteration = path, iteration
+        self._file: int | None = None
+
+    @abstractmethod
+    def begin(self) -> int:
+        """Bring the file to where `iteration` is, and open it; tried again with each event until it succeeds."""
+
+    @abstractmethod
+    def records(self, event: str, iteration: int, values: Mapping[str, Any]) -> Iterator[bytes]:
+        """An event's records."""
+
+    def add(self, event: str, iteration: int, values: Mapping[str, Any]) -> None:
+        """Append an event. Raises OSError or VggfeatError."""
+        if self._file is None:
+            self._file = self.begin()
+        for record in self.records(event, iteration, values):
+            _append(self._file, record)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
-def events(path: Path) -> list[dict[str, Any]]:
-    """All events of a log. Raises ValueError where a line is none."""
-    return [json.loads(line) for line in _lines(path)]
+class _Lines(_Records):
+    def begin(self) -> int:
+        kept: list[dict[str, Any]] = []
+        if self.iteration:
+            kept, dropped = events(self.path)
+            if dropped:
+                say(f"warning: {self.path}: {dropped} lines are no events of a stage and are dropped")
+        write_text(self.path, "".join(_line(event) for event in kept if event["iteration"] <= self.iteration))
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def records(self, event: str, iteration: int, values: Mapping[str, Any]) -> Iterator[bytes]:
+        yield _line({"event": event, "iteration": iteration, **values}).encode()
+
+
+class _Board(_Records):
+    """TensorBoard's file, by its record writer; not by its thread, which prints a traceback when a disk is full."""
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        super().__init__(folder / name, iteration)
+
+    def begin(self) -> int:
+        # imported here, as only the process that writes needs it
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            _append(file, _framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
+            if self.iteration:  # what an earlier file has after this is repeated
+                start = SessionLog(status=SessionLog.START)
+                _append(
+                    file, _framed(Event(wall_time=time.time(), step=self.iteration + 1, session_log=start))
+                )
+        except OSError:
+            os.close(file)
+            self.path.unlink(missing_ok=True)
+            raise
+        return file
+
+    def records(self, event: str, iteration: int, values: Mapping[str, Any]) -> Iterator[bytes]:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [
+            Summary.Value(tag=f"{event}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        if scalars:
+            yield _framed(Event(wall_time=time.time(), step=iteration, summary=Summary(value=scalars)))
+
+
+def _framed(event: Any) -> bytes:
+    """An event as TensorBoard's files have it: with its length and checksums."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()
+
+
+def _append(file: int, record: bytes) -> None:
+    end = os.fstat(file).st_size
+    try:
+        while record:
+            record = record[os.write(file, record) :]
+    except OSError:
+        os.ftruncate(file, end)
+        raise
+
+
+def reason(error: Exception) -> str:
+    """Why a file couldn't be written, in a few words."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    return json.dumps(event) + "\n"
+
+
+def events(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All events of a log, and how many lines are none: cut off, damaged, or something else's. Raises OSError.
+
+    An event is a JSON object with a name, `event`, and an `iteration`; `time` and what `FIGURES` names are numbers, or
+    not there.
+    """
+    if not path.exists():
+        return [], 0
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file")
+    found, dropped = [], 0
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break  # a kill has cut it
+            event = _event(line)
+            if event is None:
+                dropped += 1
+            else:
+                found.append(event)
+    return found, dropped
+
+
+FIGURES = (
+    "time", "epoch", "loss", "learning_rate", "images_per_second", "data_wait", "seconds", "top1_error", "top5_error",
+    "images",
+)  # fmt: skip
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    iteration = event.get("iteration")
+    if type(iteration) is not int or not 0 <= iteration <= 2**53:
+        return None
+    if any(event.get(name) is not None and not is_number(event[name]) for name in FIGURES):
+        return None
+    return event
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is one that a float can hold."""
+    return type(value) in (int, float) and (type(value) is float or abs(value) <= 2**53)
 
 
 class Stop:
-    """Whether SIGTERM or Ctrl-C asked to leave; `signal` is its number, 0 until then."""
+    """Whether SIGTERM or Ctrl-C asked to leave; `signal` is its number, 0 until then.
 
-    def __init__(self) -> None:
+    While there is something to save it is only noted, and who saves looks here; elsewhere it is a KeyboardInterrupt.
+    alone: this is the job's only process.
+    """
+
+    def __init__(self, alone: bool) -> None:
         self.signal = 0
+        self._alone, self._saving, self._asked = alone, False, 0.0
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Inside, a signal is only noted."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:  # asked twice: at once
-            os._exit(128 + number)
-        self.signal = number
+        now = time.monotonic()
+        if self.signal:
+            # A scheduler, torchrun and a terminal may each send theirs, to the same end. Only somebody who sees nothing
+            # happen and types Ctrl-C again wants to leave at once; under torchrun it does that itself after a while.
+            if self._alone and number == signal.SIGINT and now - self._asked > AGAIN_SECONDS:
+                os._exit(128 + number)
+            return
+        self.signal, self._asked = number, now
+        if not self._saving:
+            raise KeyboardInterrupt(number)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Inside, SIGTERM and Ctrl-C only set a flag, so that an iteration ends and is saved; twice leaves at once."""
-    stop = Stop()
+    """Inside, SIGTERM and Ctrl-C end the run well; see `Stop`. Raises Interrupted where nothing was to be saved."""
+    stop = Stop(alone=os.environ.get("WORLD_SIZE", "1") == "1")
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
+    except KeyboardInterrupt as error:
+        number = stop.signal or signal.SIGINT
+        raise Interrupted(
+            "stopped; what is finished is kept, and the same command goes on", number
+        ) from error
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not stop.signal:  # otherwise its twin may be on its way
+            for number, handler in before.items():
+                signal.signal(number, handler)

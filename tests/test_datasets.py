@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vggfeat.datasets import Items, describe_datasets, load, random_splits
-from vggfeat.datasets.voc import CLASSES, write_submission
+from vggfeat.datasets.voc import CLASSES, check_submission, write_submission
 from vggfeat.errors import VggfeatError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -613,8 +613,94 @@ def test_a_refused_submission_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_submission_leaves_nothing(tmp_path: Path) -> None:
-    # The second file can't be written (its folder is missing): the first must not appear either.
-    with pytest.raises(OSError):
-        write_submission(tmp_path / "out", [0], np.ones((1, 2)), ["cat", "no/dog"], ["a.jpg"])
+@pytest.mark.parametrize(
+    ("classes", "names", "says"),
+    [
+        (["cat", "no/dog"], ["a.jpg"], "'no/dog' can't be a file's name"),
+        (["../../cat", "dog"], ["a.jpg"], "can't be a file's name"),
+        (["cat", "d" * 250], ["a.jpg"], "can't be a file's name"),
+        (["cat", "dog"], ["x/a b.jpg"], "'a b' has a space in it"),
+        (["cat", "dog"], ["a\nb.jpg"], "has a space in it"),
+    ],
+)
+def test_names_that_a_submission_cant_hold(
+    classes: list[str], names: list[str], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(VggfeatError, match=says):
+        check_submission(tmp_path / "in" / "out", [0], classes, names)
+    with pytest.raises(VggfeatError, match=says):
+        write_submission(tmp_path / "in" / "out", [0], np.ones((1, 2)), classes, names)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_submission_keeps_names_that_are_not_unicode(tmp_path: Path) -> None:
+    (file,) = write_submission(tmp_path / "out", [0], np.ones((1, 1)), ["k\udcff"], ["ü\udcfe.jpg"])
+    assert file.read_bytes() == "ü".encode() + b"\xfe 1.000000\n"
+    assert os.fsencode(file).endswith(b"comp2_cls_test_k\xff.txt")
+
+
+def test_a_failed_submission_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "rename", full_disk)
+    with pytest.raises(VggfeatError, match=r"can't write .*No space left"):
+        write_submission(tmp_path / "out", [0], np.ones((1, 1)), ["cat"], ["a.jpg"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# --- files and folders from strangers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder"), [("folder", ""), ("caltech101", "101_ObjectCategories"), ("imagenet", "train")]
+)
+@pytest.mark.parametrize("target", [".", ".."])
+def test_a_class_that_links_upwards_is_refused(
+    tmp_path: Path, dataset: str, folder: str, target: str
+) -> None:
+    """It would hold the images of all the others, under a second label."""
+    root = tmp_path / "root" / folder
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(3):
+            (root / name / f"{i}.jpg").touch()
+    load(dataset, tmp_path / "root")
+    (root / "c").symlink_to(target)
+    fails(dataset, tmp_path / "root", str(root / "c"), "is a link to a folder that holds it")
+
+
+def test_a_short_csv_file_doesnt_fill_the_memory(tmp_path: Path) -> None:
+    """A class of its own for each image: 1.6 MB of text would be a table of 10 GB."""
+    (tmp_path / "a.csv").write_text("path,labels\n" + "".join(f"{i}.jpg,c{i}\n" for i in range(100_000)))
+    fails("csv", tmp_path / "a.csv", "100,000 images of 100,000 classes are too many")
+
+
+def test_lists_are_regular_files_of_a_sane_length(tmp_path: Path) -> None:
+    lists = tmp_path / "VOC2007" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    os.mkfifo(lists / "train.txt")
+    fails("voc2007", tmp_path, "train.txt is no regular file")
+    (lists / "train.txt").unlink()
+    (lists / "train.txt").symlink_to("/dev/zero")
+    fails("voc2007", tmp_path, "train.txt is no regular file")
+    (lists / "train.txt").unlink()
+    (lists / "train.txt").symlink_to("train.txt")
+    fails("voc2007", tmp_path, "can't read", "train.txt")
+    (lists / "train.txt").unlink()
+    with open(lists / "train.txt", "wb") as file:
+        file.truncate(1 << 40)
+    fails("voc2007", tmp_path, "train.txt is longer than")
+    os.mkfifo(tmp_path / "a.csv")
+    fails("csv", tmp_path / "a.csv", "a.csv is no regular file")
+
+
+@pytest.mark.parametrize("line", ["../../etc/passwd", "a\0b", "x" * 1_000_000 + " y", "a b"])
+def test_a_line_that_is_no_image_id_is_told_in_short(tmp_path: Path, line: str) -> None:
+    lists = tmp_path / "VOC2007" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f"000012\n{line}\n")
+    with pytest.raises(VggfeatError, match=r"train.txt, line 2: expected one image id, found '") as refused:
+        load("voc2007", tmp_path)
+    assert len(str(refused.value)) < len(str(tmp_path)) + 200

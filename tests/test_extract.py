@@ -13,9 +13,10 @@ from PIL import Image
 
 import vggfeat
 from vggfeat import datasets
+from vggfeat.decode import read_rgb
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, description_of, extract, limited, plan
-from vggfeat.images import read_rgb, smallest_side
+from vggfeat.images import smallest_side
 
 from .conftest import assert_same_descriptors, photograph
 

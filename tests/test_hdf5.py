@@ -390,6 +390,23 @@ def test_a_file_that_is_replaced_after_it_was_opened_is_not_mixed_up(tmp_path: P
         features.read()
 
 
+def test_a_descriptor_that_changed_on_the_disk_is_found(tmp_path: Path, run_main: Command) -> None:
+    """Descriptors have checksums of their own, which opening a file doesn't read."""
+    features = open_features(features_at(tmp_path / "f.h5"))
+    assert run_main(cli.main, "info", features.path, "--verify").status == 0
+    with open_file(features.path, "vggfeat-features", 2) as file:
+        at = file.arrays["descriptors"].at + 2 * file.arrays["descriptors"].row_bytes
+    raw = bytearray(features.path.read_bytes())
+    raw[at] ^= 1
+    features.path.write_bytes(raw)
+    assert run_main(cli.main, "info", features.path).status == 0
+    ran = run_main(cli.main, "info", features.path, "--verify")
+    assert ran.status == 1 and "the descriptor of row 2 has another checksum" in ran.err
+    assert features.read(rows=slice(0, 2)).shape == (2, 2, 8)
+    with pytest.raises(VggfeatError, match="row 2 has another checksum"):
+        features.read()
+
+
 def test_rows_are_read_as_numpy_would(tmp_path: Path) -> None:
     features = open_features(features_at(tmp_path / "f.h5"))
     every = features.descriptors

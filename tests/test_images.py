@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, features
 from torchvision.transforms import functional as tv
 
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import (
     CAFFE_MEAN_BGR,
@@ -26,7 +28,6 @@ from vggfeat.images import (
     centre_crop,
     grid_crops,
     mirror,
-    read_rgb,
     smallest_side,
     smallest_side_shape,
 )
@@ -40,6 +41,16 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
+
+
+def can_read(data: bytes) -> bool:
+    """Whether this Pillow decodes what it wrote: libtiff, WebP and others are parts of some builds only."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except OSError:
+        return False
+    return True
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -102,6 +113,8 @@ ORIENTED = {
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "JPEG", "WEBP"])
 def test_exif_orientation(orientation: int, file_format: str) -> None:
+    if file_format == "WEBP" and not features.check("webp"):
+        pytest.skip("this Pillow has no WebP")
     # blocks of 16 pixels, 40 grey levels apart: lossy formats keep them apart
     stored = np.kron(np.array(ORIENTED[1], np.uint8) * 40, np.ones((16, 16), np.uint8))
     exif = Image.Exif()
@@ -247,7 +260,10 @@ def test_cmyk_tiff_and_adobe_jpeg() -> None:
 def test_other_colour_spaces(mode: str) -> None:
     flat = Image.new("RGB", (8, 8), (200, 100, 50))
     image = flat.convert(mode)
-    for source in [image] if mode in ("HSV", "RGBX") else [image, encoded(image, "TIFF")]:
+    sources = [image]
+    if mode not in ("HSV", "RGBX") and can_read(data := encoded(image, "TIFF")):
+        sources.append(data)
+    for source in sources:
         assert np.abs(read_rgb(source).astype(int) - (200, 100, 50)).max() <= 3
 
 
@@ -520,11 +536,11 @@ def test_paths_that_hold_no_image(tmp_path: Path) -> None:
         "empty.jpg": r"empty file \(0 bytes\)",
         "text.jpg": "not an image that Pillow can read",
         "figure.eps": "not an image that Pillow can read",
-        "loop.jpg": "symbolic links",
+        "loop.jpg": os.strerror(errno.ELOOP)[1:],
         "pipe.jpg": "not a regular file",
         ".": "is a directory",
-        "text.jpg/x.jpg": "not a directory",
-        "n" * 300: "too long",
+        "text.jpg/x.jpg": os.strerror(errno.ENOTDIR)[1:],
+        "n" * 300: os.strerror(errno.ENAMETOOLONG)[1:],
         "zero\0byte": "null",
     }
     for name, reason in reasons.items():
@@ -575,6 +591,66 @@ def test_the_limit_is_the_callers() -> None:
             read_rgb(source, max_pixels=959)
 
 
+def test_a_reason_is_one_printable_line() -> None:
+    """A file's own words stand in reasons, and the terminal and files that take them obey escape sequences."""
+    with pytest.raises(UnreadableImage, match=r"^damaged: ") as caught:
+        read_rgb(b"P6 2\x1b]0;t\x07 2 255 " + bytes(12))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "reason", ["a\x1b[31mb", "a\nunreadable: b", "a\rb", "a\x9bb", "a\u202eb", "a\udcffb", "a\0b", "a\x7fb"]
+)
+def test_reasons_are_cleaned(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object) -> None:
+        raise ValueError(reason)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(UnreadableImage) as caught:
+        read_rgb(FILES["PNG"])
+    assert str(caught.value).isprintable() and str(caught.value).startswith("damaged: a ")
+
+
+def test_a_file_that_shrinks_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(FILES["PNG"])
+    stat_of_open = os.fstat
+
+    def cut(descriptor: int) -> os.stat_result:
+        status = stat_of_open(descriptor)
+        os.truncate(path, 100)
+        return status
+
+    monkeypatch.setattr(os, "fstat", cut)
+    with pytest.raises(UnreadableImage, match=rf"^truncated: .* from {len(FILES['PNG'])} bytes to 100 "):
+        read_rgb(path)
+
+
+def test_a_file_that_grows_is_read_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(FILES["PNG"])
+    stat_of_open = os.fstat
+
+    def grow(descriptor: int) -> os.stat_result:
+        status = stat_of_open(descriptor)
+        os.truncate(path, 1 << 30)
+        return status
+
+    monkeypatch.setattr(os, "fstat", grow)
+    np.testing.assert_array_equal(read_rgb(path), np.asarray(SMOOTH))
+
+
+def test_a_pipe_that_takes_a_files_name_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picture.png").write_bytes(FILES["PNG"])
+    was = os.stat(tmp_path / "picture.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(os, "stat", lambda path: was)
+    with pytest.raises(UnreadableImage, match=r"^not a regular file$"):
+        read_rgb(tmp_path / "pipe.png")
+
+
 def test_a_closed_image_is_unreadable(tmp_path: Path) -> None:
     image = Image.fromarray(PICTURE)
     image.close()
@@ -595,28 +671,29 @@ def test_whatever_a_decoder_raises(error: Exception, monkeypatch: pytest.MonkeyP
 
 
 SMOOTH = Image.fromarray(PICTURE).resize((120, 90), Image.Resampling.BICUBIC)
-FILES = {
-    "baseline": encoded(SMOOTH, "JPEG"),
-    "progressive": encoded(SMOOTH, "JPEG", progressive=True),
-    "PNG": encoded(SMOOTH, "PNG"),
-    "GIF": encoded(SMOOTH, "GIF"),
-    "BMP": encoded(SMOOTH, "BMP"),
-    "TIFF": encoded(SMOOTH, "TIFF"),
-    "TIFF, compressed": encoded(SMOOTH, "TIFF", compression="tiff_lzw"),
-    "WEBP": encoded(SMOOTH, "WEBP"),
-    "PPM": encoded(SMOOTH, "PPM"),
-    "ICO": encoded(SMOOTH, "ICO"),
-    "TGA": encoded(SMOOTH, "TGA", compression="tga_rle"),
-    "PCX": encoded(SMOOTH, "PCX"),
-    "grey 16": encoded(Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)), "PNG"),
+_WRITTEN: dict[str, tuple[str, dict[str, object]]] = {
+    "baseline": ("JPEG", {}),
+    "progressive": ("JPEG", {"progressive": True}),
+    "PNG": ("PNG", {}),
+    "GIF": ("GIF", {}),
+    "BMP": ("BMP", {}),
+    "TIFF": ("TIFF", {}),
+    "TIFF, compressed": ("TIFF", {"compression": "tiff_lzw"}) if features.check("libtiff") else ("TIFF", {}),
+    "WEBP": ("WEBP", {}) if features.check("webp") else ("PNG", {}),
+    "PPM": ("PPM", {}),
+    "ICO": ("ICO", {}),
+    "TGA": ("TGA", {"compression": "tga_rle"}),
+    "PCX": ("PCX", {}),
 }
+FILES = {name: encoded(SMOOTH, file_format, **options) for name, (file_format, options) in _WRITTEN.items()}
+FILES["grey 16"] = encoded(Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)), "PNG")
 
 
 def outcome(data: bytes) -> str:
     try:
         rgb = read_rgb(data, max_pixels=1_000_000)
     except UnreadableImage as error:
-        assert "\n" not in str(error) and 0 < len(str(error)) <= 200
+        assert str(error).isprintable() and 0 < len(str(error)) <= 200
         return str(error)
     assert rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.dtype == np.uint8 and rgb.flags.c_contiguous
     return "read"
@@ -667,7 +744,7 @@ def test_files_are_closed_and_nothing_is_printed(tmp_path: Path) -> None:
     (tmp_path / "cut.lzw.tiff").write_bytes(FILES["TIFF, compressed"][:-400])
     (tmp_path / "good.png").write_bytes(FILES["PNG"])
     program = (
-        "import os, sys; from vggfeat.images import read_rgb, UnreadableImage\n"
+        "import os, sys; from vggfeat.decode import read_rgb; from vggfeat.errors import UnreadableImage\n"
         "before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0\n"
         "for path in sys.argv[1:]:\n"
         "    try: read_rgb(path)\n"

@@ -11,7 +11,8 @@ import torch
 
 import vggfeat
 from vggfeat import datasets
-from vggfeat.images import read_rgb, smallest_side
+from vggfeat.decode import read_rgb
+from vggfeat.images import smallest_side
 from vggfeat.vgg import NETS
 from vggfeat.weights import MINI
 

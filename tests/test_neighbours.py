@@ -105,7 +105,18 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     a, b = vggfeat.embed(net, images, scales=(32, 48))
     assert found[1]["cosine"] == pytest.approx(float(a @ b), abs=1e-4)
     # by its name in the file, the image isn't its own neighbour
-    ran = command("neighbours", "--features", f, "--query", "red/03.jpg", "--top", 2, "--picture", picture)
+    ran = command(
+        "neighbours",
+        "--features",
+        f,
+        "--query",
+        "red/03.jpg",
+        "--top",
+        2,
+        "--picture",
+        picture,
+        "--overwrite",
+    )
     assert ran.status == 0 and "red/03.jpg" not in ran.out
     assert ran.err.startswith("left out: the pictures: the images are not at hand (")
     ran = command(*by_file, "--weights", "random:A,width=0.125,crop=32,seed=1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 from PIL import Image
 
 from vggfeat import cli, metrics
+from vggfeat.checked import MOST_BYTES
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.model import Model
 from vggfeat.page import Series, chart
 from vggfeat.protocols import Scored
-from vggfeat.report import write_report
+from vggfeat.report import read_results, write_report
 from vggfeat.store import Description, Features, open_features
 from vggfeat.writer import FeatureWriter
 
@@ -233,24 +235,58 @@ def test_another_run_is_refused(three, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "says"),
     [
-        {"per_class": 3},
-        {"per_split": ["a"]},
-        {"C_curve": "x", "C_grid": None},
-        {"features": 7},
-        {"rules": 4},
-        {"per_class": {"ant": []}},
+        ({"dataset": None}, "dataset must be text, not None"),
+        ({"per_class": 3}, "per_class must be a record of names, not 3"),
+        ({"per_class": {"ant": []}}, "per_class.ant must be a record, not a list of 0"),
+        ({"per_class": {"ant": {"recall": 1.5}}}, r"per_class.ant.recall must lie in 0..1, not 1.5"),
+        ({"per_split": ["a"]}, r"per_split\[0\] must be a record, not 'a'"),
+        ({"per_split": [{"C": -1.0}]}, r"per_split\[0\].C must lie in 1e-300..1e\+300, not -1.0"),
+        ({"C_curve": "x", "C_grid": None}, "C_grid must be a list, not None"),
+        ({"C_grid": [1.0], "C_curve": []}, "C_grid and C_curve have different lengths"),
+        ({"C": float("nan")}, "C must be a finite number, not nan"),
+        ({"C": True}, "C must be a finite number, not True"),
+        ({"n_test": 10**400}, r"n_test must be less than 2\^63, not a huge number"),
+        ({"features": 7}, "features must be a list, not 7"),
+        ({"features": ["a"]}, r"features\[0\] must be a record, not 'a'"),
+        ({"features": [{"net": "A", "layer": "fc7"}]}, r"features\[0\].scales is missing"),
+        ({"rules": 4}, "rules must be a list, not 4"),
+        ({"validation": {"per_class": {"ant": None}}}, "validation.per_class.ant must be a record, not None"),
     ],
 )
-def test_results_that_are_none(three, damage):
-    with pytest.raises(VggfeatError, match="the results are damaged"):
-        write_report({**three[2], **damage}, [], None, None)
+def test_results_that_are_none(three, damage, says):
+    with pytest.raises(VggfeatError, match=f"^these results: {says}$"):
+        write_report({**three[2], **damage}, [three[0]], None, None)
 
 
-def test_results_that_name_no_files(three):
-    with pytest.raises(VggfeatError, match="the results are damaged"):
-        write_report({**three[2], "features": ["a"]}, [three[0]], None, None)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"dataset": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b'{"dataset": "\xff"}', "is not UTF-8 text"),
+        (b"[1]", "must be a record, not a list of 1"),
+        (b" " * (MOST_BYTES + 1), "is longer than the 16,384 KiB that results may have"),
+    ],
+)
+def test_a_file_that_holds_no_results(tmp_path, text, says):
+    (tmp_path / "r.json").write_bytes(text)
+    with pytest.raises(VggfeatError, match=says) as refused:
+        read_results(tmp_path / "r.json")
+    assert str(refused.value).startswith(str(tmp_path / "r.json")) and len(str(refused.value)) < 300
+
+
+def test_results_are_a_regular_file(tmp_path):
+    """A pipe without a writer would be waited for, /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(VggfeatError, match="is no regular file"):
+            read_results(path)
+    with pytest.raises(VggfeatError, match="is a folder"):
+        read_results(tmp_path)
+    with pytest.raises(VggfeatError, match=r"no results at .*: write them with `vggfeat svm --json`"):
+        read_results(tmp_path / "none.json")
 
 
 def test_curves_are_thinned_but_keep_their_shape():
@@ -267,6 +303,15 @@ def test_curves_are_thinned_but_keep_their_shape():
     drawn = [tuple(map(float, point.split(","))) for point in points[1].split()] if points else []
     right = max(x for x, _ in drawn)
     assert {y for x, y in drawn if x < right} == {8.0} and (right, 8.0) in drawn
+
+
+@pytest.mark.parametrize("value", [1e308, -1e300, 1e-320, 1e300, 5e-324])
+@pytest.mark.parametrize("log", [False, True])
+def test_no_value_breaks_a_chart(value, log):
+    svg = str(
+        chart([Series("s", np.array([value, value]), np.array([1.0, value]))], "x", "y", log_x=log, log_y=log)
+    )
+    assert "nan" not in svg and "inf" not in svg
 
 
 def test_values_that_are_not_finite_draw_nothing():
@@ -294,4 +339,4 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     assert ran.status == 1 and ran.err == "vggfeat: a report needs --results or --model\n"
     (tmp_path / "bad.json").write_text(json.dumps([1]))
     ran = command("report", "--results", tmp_path / "bad.json", "--out", tmp_path / "n.html")
-    assert ran.status == 1 and "holds no results" in ran.err and not (tmp_path / "n.html").exists()
+    assert ran.status == 1 and "must be a record" in ran.err and not (tmp_path / "n.html").exists()

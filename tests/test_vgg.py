@@ -8,7 +8,7 @@ import torchvision
 from torch.nn import functional
 
 from vggfeat.errors import VggfeatError
-from vggfeat.vgg import NETS, VGG, layer_names
+from vggfeat.vgg import NETS, VGG, layer_names, parameter_count
 
 PARAMETERS = {  # Table 2 counts millions; these are the exact counts
     "A": 132_863_336,
@@ -203,3 +203,19 @@ def test_bad_requests_say_what_is_wrong(he):
         he("A", width=0.125, until="pool5")(torch.zeros(1, 3, 64, 64), "fc7")
     with pytest.raises(VggfeatError, match="60x90 image is smaller than the net's crop of 64"):
         he("A", width=0.125, crop=64)(torch.zeros(1, 3, 60, 90), "fc8")
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(("classes", "width", "crop"), [(1000, 1.0, 224), (3, 0.21875, 96), (10, 1.9, 256)])
+def test_parameters_are_counted_without_building(net, classes, width, crop):
+    with torch.device("meta"):
+        built = sum(p.numel() for p in VGG(net, classes, width, crop).parameters())
+    assert parameter_count(net, classes, width, crop) == built
+
+
+def test_a_net_that_is_too_large_is_never_built():
+    with pytest.raises(VggfeatError, match="has 116,002 million parameters; at most 700 million are built"):
+        VGG("A", width=30)
+    for wrong in ({"width": float("nan")}, {"width": float("inf")}, {"width": -1.0}, {"num_classes": 0}):
+        with pytest.raises(VggfeatError, match="must be positive and finite"):
+            VGG("A", **wrong)

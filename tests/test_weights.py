@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -227,6 +230,223 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, ours, he):
         with pytest.raises(VggfeatError, match=message) as caught:
             vggfeat.load(spec)
         assert "\n" not in str(caught.value)
+
+
+def resaved(path, tensors=None, **metadata):
+    """The file again, some of its tensors or metadata replaced; None drops one."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        kept = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
+        strings = file.metadata()
+    kept = {k: v for k, v in {**kept, **(tensors or {})}.items() if v is not None}
+    strings = {k: v for k, v in {**strings, **metadata}.items() if v is not None}
+    safetensors.torch.save_file(kept, path, metadata=strings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("net", "Z", "there is no net 'Z'"),
+        ("width", "wide", "unusable metadata: could not convert"),
+        ("width", "nan", "can't be a net: width nan and num_classes 3 must be positive and finite"),
+        ("width", "-1", "must be positive"),
+        ("width", "1e300", "million parameters; at most 700 million are built"),
+        ("crop", "33", "not a positive multiple of 32"),
+        ("crop", "9" * 5000, "unusable metadata: Exceeds the limit"),
+        ("crop", "32000000", "million parameters; at most 700 million are built"),
+        ("num_classes", "4", "3 names for 4 classes"),
+        ("classes", "[" * 100_000, "unusable metadata: classes is not JSON"),
+        ("classes", '{"x": 1}', "classes must be a list, not a record of 1"),
+        ("classes", '["x", 2, "z"]', r"classes: \[1\] must be text, not 2"),
+        ("classes", '["x"]', "1 names for 3 classes"),
+        ("pool", "x", "pool 'x' is neither 'floor' nor 'ceil'"),
+        ("mean", "1,2", "unusable metadata: mean must be three numbers"),
+        ("std", "0,1,1", "unusable metadata: std must be positive"),
+        ("channel_order", None, "unusable metadata: .* lacks channel_order"),
+        ("recipe", "[" * 100_000, "the metadata's recipe is not JSON"),
+        ("recipe", '{"seed": "x"}', "the metadata's recipe's seed must be a whole number, not 'x'"),
+        ("errors", "[]", "the metadata's errors must be a record of names, not a list of 0"),
+        ("train_scale", "36-x", "train_scale must be as 256 or 256-512, not '36-x'"),
+        ("train_scale", "\u00b2", "train_scale must be as"),
+    ],
+)
+def test_metadata_that_cant_be(ours, key, value, says):
+    path, _ = ours
+    resaved(path, **{key: value})
+    with pytest.raises(VggfeatError, match=says) as refused:
+        vggfeat.load(str(path))
+    assert str(refused.value).startswith(str(path)) and len(str(refused.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize("key", ["features.0.weight", "features.0.bias", "classifier.6.weight"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.to(torch.int64), "is int64, not float32"),
+        (lambda t: t > 0, "is bool, not float32"),
+        (lambda t: t.to(torch.float8_e4m3fn), "is float8_e4m3fn, not float32"),
+        (lambda t: t.to(torch.complex64), "is complex64, not float32"),
+        (lambda t: torch.tensor(1.0), r"has shape \(\), the net's is"),
+        (lambda t: torch.zeros(0), r"has shape \(0,\), the net's is"),
+        (lambda t: torch.cat([t, t]), "has shape .*, the net's is"),
+    ],
+)
+def test_tensors_that_dont_fit(ours, key, change, says):
+    path, module = ours
+    resaved(path, {key: change(module.state_dict()[key])})
+    with pytest.raises(VggfeatError, match=f"{key} {says}"):
+        vggfeat.load(str(path))
+
+
+def test_nothing_is_read_before_it_fits(tmp_path, ours):
+    """A header of a few hundred bytes claims 20 GB, and the (sparse) file has them."""
+    with safetensors.safe_open(ours[0], framework="pt") as file:
+        metadata = file.metadata()
+    for name in ("unknown", "features.0.weight"):
+        n = 20_000_000_000
+        tensor = {"dtype": "F32", "shape": [n // 4], "data_offsets": [0, n]}
+        header = json.dumps({"__metadata__": metadata, name: tensor}).encode()
+        path = tmp_path / "large.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        os.truncate(path, 8 + len(header) + n)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for spec in (str(path), f"torchvision:vgg11@{path}", f"timm:resnet18@{path}"):
+            with pytest.raises(VggfeatError, match=r"doesn't fit|is missing"):
+                vggfeat.load(spec)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KiB; 20 GB are 2e7
+
+
+def test_headers_that_claim_too_much(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for length, header in ((2**63, b"{}"), (17 << 20, b" " * (17 << 20)), (100_000, b"[" * 100_000)):
+        path.write_bytes(length.to_bytes(8, "little") + header)
+        with pytest.raises(VggfeatError, match="can't be read as weights"):
+            vggfeat.load(str(path))
+
+
+class Bytes:
+    """What weights_only lets a pickle make, of any size."""
+
+    def __reduce__(self):
+        return (bytearray, (1 << 40,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: {"a": Bytes()}, "it names (__builtin__|builtins) bytearray, not only tensors"),
+        (lambda state: {**state, "a": state["features.0.weight"].to_sparse()}, "it names torch.* _"),
+        (lambda state: {**state, "a": torch.empty(10**6, 10**6, device="meta")}, "it names torch"),
+        (lambda state: {"state_dict": state}, "holds no plain state dict"),
+        (lambda state: {1: state["features.0.weight"]}, "holds no plain state dict"),
+        (lambda state: [state["features.0.weight"]], "holds no plain state dict"),
+        (lambda state: {**state, "features.0.weight": torch.zeros(1).expand(10**6, 10**6)}, "has shape"),
+        (
+            lambda state: {**state, "features.0.weight": torch.zeros(64, 3, 3, 3, dtype=torch.int32)},
+            "is int32",
+        ),
+    ],
+)
+def test_a_pth_file_holds_dense_tensors_by_name(tmp_path, zipped, change, says):
+    with torch.device("meta"):
+        shapes = VGG("A").state_dict()
+    state = {k: torch.zeros(1).expand(v.shape) for k, v in shapes.items()}
+    state["features.0.weight"] = torch.zeros(64, 3, 3, 3)
+    path = tmp_path / "w.pth"
+    torch.save(change(state), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(VggfeatError, match=says):
+        vggfeat.load(f"torchvision:vgg11@{path}")
+
+
+def test_a_compressed_pth_file_is_refused(tmp_path, he):
+    """PyTorch doesn't compress; what does could grow a thousandfold."""
+    torch.save(he("A", width=0.125, crop=32).state_dict(), tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(VggfeatError, match=r"w\.pth is compressed"):
+        vggfeat.load(f"oxford:D@{tmp_path / 'w.pth'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t * float("nan"), "has values of conv1.weight that are not finite"),
+        (lambda t: t.to(torch.int32), "conv1.weight is int32, not float32"),
+        (lambda t: t[:1], r"conv1.weight has shape \(1, 3, 7, 7\), the net's is"),
+    ],
+)
+def test_a_timm_file_is_checked_before_it_is_loaded(tmp_path, change, says):
+    import timm
+
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    state["conv1.weight"] = change(state["conv1.weight"]).contiguous()
+    safetensors.torch.save_file(state, tmp_path / "t.safetensors")
+    with pytest.raises(VggfeatError, match=says):
+        vggfeat.load(f"timm:resnet18@{tmp_path / 't.safetensors'}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("random:A,width=30", "has 116,002 million parameters; at most 700 million are built"),
+        ("random:A,width=nan", "must be positive and finite"),
+        ("random:A,width=1e308", "million parameters"),
+        ("random:A,crop=100000000000000000000000000000032", "million parameters"),
+        ("random:A,width=0.1,crop=32,classes=100000000000", "million parameters"),
+        ("random:A,width=0.1,crop=32,seed=-1", "has a setting 'seed=-1'"),
+        (f"random:A,width=0.1,crop=32,seed={2**64}", "has a setting 'seed="),
+        ("timm:vit_giant_patch14_clip_224", "million parameters; at most 700 million are loaded"),
+        ("timm:hf-hub:somebody/something", "timm has no model 'hf-hub:somebody/something'"),
+        ("timm:local-dir:/tmp", "timm has no model"),
+        ("oxford:D@a\0b", "no name has a zero byte"),
+        ("x" * 5000 + ".pth", "File name too long"),
+        ("/dev/zero.pth", "no weights file at"),
+    ],
+)
+def test_specs_from_strangers(spec, says):
+    """A feature file or a model names one; nothing is allocated for what can't be."""
+    with pytest.raises(VggfeatError, match=says):
+        vggfeat.load(spec)
+
+
+def test_pipes_devices_and_loops_are_no_weights(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    (tmp_path / "loop.pth").symlink_to("loop.pth")
+    for name, says in (
+        ("pipe.safetensors", "no regular file"),
+        ("zero.pth", "no regular file"),
+        ("loop.pth", "can't read"),
+    ):
+        for spec in (str(tmp_path / name), f"oxford:D@{tmp_path / name}"):
+            with pytest.raises(VggfeatError, match=says):
+                vggfeat.load(spec)
+
+
+def test_weights_in_a_folder_whose_name_is_not_unicode(tmp_path, he, plain):
+    folder = tmp_path / os.fsdecode(b"\xff\xfe")
+    folder.mkdir()
+    module = he("A", width=0.125, crop=32)
+    for name in ("a.safetensors", "b.safetensors"):
+        weights.save_weights(folder / name, module, plain, source=str(folder))
+    torch.save(module.state_dict(), folder / "c.pth")
+    loaded = vggfeat.load(str(folder / "a.safetensors"))
+    assert torch.equal(loaded.module.features[0].weight, module.features[0].weight)
+    assert loaded.spec == str(folder / "a.safetensors")
+    with pytest.raises(VggfeatError, match="doesn't say which preprocessing"):
+        vggfeat.load(str(folder / "c.pth"))
+
+
+def test_a_loaded_net_outlives_its_file(ours):
+    """The file is only mapped while it is compared: one that shrinks afterwards would kill the process."""
+    path, module = ours
+    network = vggfeat.load(str(path))
+    os.truncate(path, 0)
+    assert torch.equal(network.module.classifier[6].weight, module.classifier[6].weight)
 
 
 def test_a_half_written_weights_file_is_never_left(tmp_path, he, plain, monkeypatch):

@@ -235,7 +235,7 @@ def test_a_disk_that_fails_later_loses_nothing(
     assert ran.returncode == 1, ran.stderr
     line = ran.stderr.splitlines()[-1]
     assert line.startswith("vggfeat: can't write") and "File too large" in line and "goes on" in line
-    assert ran.stderr.count("\n") == 1
+    assert [text for text in ran.stderr.splitlines() if not text.startswith("extract: ")] == [line]
     again = run_main(cli.main, *words(spoilt, out))
     assert again.status == 3 and "going on: " in again.err
     assert_same_file(out, whole)
@@ -557,7 +557,6 @@ def test_what_was_unreadable_is_described_later(spoilt: Path, tmp_path: Path, ru
     before = vggfeat.open_features(out)
     ran = run_main(cli.main, *words(spoilt, out))
     assert ran.status == 1 and "exists; give --overwrite" in ran.err
-    assert run_main(cli.main, *words(spoilt, out, "--retry", "--overwrite")).status == 2
 
     ran = run_main(cli.main, *words(spoilt, out, "--retry"))  # nothing is better yet
     assert ran.status == 3 and "unreadable: red/03.jpg" in ran.err

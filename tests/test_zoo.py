@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -12,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import vggfeat
 from vggfeat import datasets
 from vggfeat.datasets import Items
+from vggfeat.decode import read_rgb
 from vggfeat.extract import describe_all, extract
-from vggfeat.images import read_rgb
 
 from .conftest import photograph
 from .test_images import FILES, chunk, encoded, png, tiff
@@ -94,7 +95,6 @@ def zoo() -> dict[str, tuple[bytes, str]]:
         "bomb.png": (png(60000, 60000, 8, 2, b"\0" * 1000), "60000x60000 pixels is over"),
         "bomb.bmp": (bitmap, "50000x50000 pixels is over"),
         "animated.gif": (encoded(PHOTO.quantize(), "GIF", save_all=True, append_images=frames), "read"),
-        "animated.webp": (encoded(PHOTO, "WEBP", save_all=True, append_images=frames), "read"),
         "animated.png": (encoded(PHOTO, "PNG", save_all=True, append_images=[PHOTO.rotate(180)]), "read"),
         "interlaced.png": (interlaced(np.asarray(PHOTO)), "read"),
         "profile.png": (encoded(PHOTO, "PNG", icc_profile=b"not a profile"), "read"),
@@ -110,6 +110,8 @@ def zoo() -> dict[str, tuple[bytes, str]]:
         "[red]markup.jpg": (oriented(1), "read"),
         f"{'long' * 60}.jpg": (oriented(1), "read"),
     }  # fmt: skip
+    if features.check("webp"):
+        animals["animated.webp"] = (encoded(PHOTO, "WEBP", save_all=True, append_images=frames), "read")
     return animals
 
 
@@ -123,9 +125,10 @@ def special(folder: Path) -> dict[str, str]:
     (folder / "link.jpg").symlink_to("orientation 1.jpg")
     (folder / "forbidden.jpg").write_bytes(oriented(1))
     (folder / "forbidden.jpg").chmod(0)
+    loop = os.strerror(errno.ELOOP).lower()
     reasons = {
-        "a folder.jpg": "is a directory", "nowhere.jpg": "no such file", "loop a.jpg": "too many levels",
-        "loop b.jpg": "too many levels", "pipe.jpg": "not a regular file", "link.jpg": "read",
+        "a folder.jpg": "is a directory", "nowhere.jpg": "no such file", "loop a.jpg": loop,
+        "loop b.jpg": loop, "pipe.jpg": "not a regular file", "link.jpg": "read",
         "forbidden.jpg": "read" if os.access(folder / "forbidden.jpg", os.R_OK) else "permission denied",
         "gone.jpg": "no such file",
     }  # fmt: skip
@@ -212,7 +215,7 @@ def test_the_command_ends_with_3_and_memory_stays_bounded(
         "--out",
         str(tmp_path / "f.h5"),
     ]
-    ran = subprocess.run(command, capture_output=True, timeout=120)
+    ran = subprocess.run(command, capture_output=True)
     assert ran.returncode == 3, ran.stderr
     *lines, peak = ran.stderr.decode().splitlines()
     assert 1024 * int(peak.split()[1]) < 3e9

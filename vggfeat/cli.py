@@ -6,31 +6,33 @@ Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it faile
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all that takes time
+    from vggfeat.__main__ import begin
+
+    begin()
+
 import csv
 import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_writable, write_json, write_text
+from vggfeat.files import check_outputs, plain, refuse_inputs, try_each, weights_file, write_json, write_text
 from vggfeat.terminal import (
     CORES,
     columns,
     command,
     duration,
-    ending_well,
-    err,
     list_unreadable,
     out,
     print_table,
-    printable,
     progress,
     run,
+    say,
 )
 
 app = typer.Typer(
@@ -62,6 +64,7 @@ def _root(given: Path | None) -> Path:
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
 Images = Annotated[
     Path | None,
     typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
@@ -115,11 +118,13 @@ def extract(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the feature file, and one that was begun otherwise.")
+        bool, typer.Option("--overwrite", help="Replace output files, and a feature file begun otherwise.")
     ] = False,
     retry: Annotated[
         bool,
-        typer.Option("--retry", help="Describe what is unreadable in the finished feature file once more."),
+        typer.Option(
+            "--retry", help="Keep the feature file, and describe what is unreadable in it once more."
+        ),
     ] = False,
     json_file: Json = None,
     debug: Debug = False,
@@ -131,19 +136,21 @@ def extract(
     from vggfeat.ranks import joined
     from vggfeat.weights import load
 
-    if overwrite and retry:
-        raise typer.BadParameter(
-            "--retry keeps the file, --overwrite doesn't: give one", param_hint="--retry"
-        )
-    check_writable(None if dry_run else out_file, overwrite or retry)
-    check_writable(json_file)
     folder = _root(root)
-    with ending_well(), joined(device, minutes=60 * 24 * 30) as ranks:
+    partial = out_file.with_name(out_file.name + ".partial")
+    check_outputs(
+        {} if dry_run or retry else {"--out": out_file},
+        texts={"--json": json_file},
+        inputs=[folder, weights_file(weights), partial, out_file if retry else None],
+        overwrite=overwrite,
+    )
+    with joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
                 "the processes must be on one machine; give each machine its own --dataset and --out"
             )
         items = datasets.load(dataset, folder, download=download)
+        refuse_inputs({"--out": out_file, "--json": json_file}, items.paths())
         if limit is not None:
             items = extraction.limited(items, limit)
         network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
@@ -153,6 +160,7 @@ def extract(
         layer = layer or network.default_layer
         if dry_run:
             plan = extraction.plan(items, network, qs, layer, mirror, store)
+            write_json(json_file, plan.__dict__)
             print_table(
                 "plan",
                 [
@@ -162,7 +170,6 @@ def extract(
                     ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
                 ],
             )
-            write_json(json_file, plan.__dict__)
             return
         with progress("extract", quiet=not ranks.first) as advance:
             report = extraction.extract(
@@ -175,39 +182,35 @@ def extract(
                 batch_size=batch_size,
                 workers=workers,
                 store=store,
-                overwrite=overwrite,
+                overwrite=overwrite and not retry,
                 retry=retry,
                 command=command(),
                 ranks=ranks,
                 progress=advance,
-                say=lambda line: print(printable(line), file=sys.stderr, flush=True),
+                say=say,
             )
         if not ranks.first:
             raise typer.Exit(3 if report.unreadable else 0)
     bad = report.unreadable
-    print_table(
-        str(out_file),
-        [
-            ("images", f"{report.images:,}" + (f" ({len(bad)} unreadable)" if bad else "")),
-            (
-                "descriptor",
-                f"{layer}, {len(qs)} x {network.dim(layer)}",
-            ),
-            ("time", f"{duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
-        ],
-    )
-    list_unreadable(bad)
-    write_json(
-        json_file,
-        {
-            "out": str(out_file),
-            "images": report.images,
-            "seconds": report.seconds,
-            "unreadable": bad,
-            "command": command(),
-        },
+    facts = {
+        "out": str(out_file),
+        "images": report.images,
+        "seconds": report.seconds,
+        "unreadable": bad,
+        "command": command(),
+    }
+    rows = [
+        ("images", f"{report.images:,}" + (f" ({len(bad)} unreadable)" if bad else "")),
+        ("descriptor", f"{layer}, {len(qs)} x {network.dim(layer)}"),
+        ("time", f"{duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
+    ]
+    try_each(
+        lambda: write_json(json_file, facts),
+        lambda: print_table(str(out_file), rows),
+        lambda: list_unreadable(bad),
     )
     if bad:
+        say("the same command with --retry describes just these again")
         raise typer.Exit(3)
 
 
@@ -234,20 +237,25 @@ def svm(
     ] = "newton",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = CORES,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model file.")] = False,
+    overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
     """Train and score a linear SVM by the dataset's protocol."""
     qs = None if scales is None else _numbers(scales, int, "--scales")
     cs = "auto" if C == "auto" else list(_numbers(C, float, "--C"))
-    check_writable(out_file, overwrite)
-    check_writable(json_file)
+    check_outputs(
+        {"--out": out_file},
+        texts={"--json": json_file},
+        folders={"--submission": submission},
+        inputs=features,
+        overwrite=overwrite,
+    )
     import torch
 
     from vggfeat import protocols
     from vggfeat.classify import problem_from
-    from vggfeat.datasets.voc import refuse_filled, write_submission
+    from vggfeat.datasets.voc import check_submission, write_submission
     from vggfeat.model import model_from, save_model
     from vggfeat.weights import resolve_device
 
@@ -255,20 +263,24 @@ def svm(
     if submission:
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
-        refuse_filled(submission)
+        check_submission(submission, problem.splits["test"], problem.classes, problem.names)
     torch.set_num_threads(workers)
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
-        progress=lambda line: err.print(line),
+        progress=say,
     )  # fmt: skip
     results = {**outcome.results, **about, "command": command()}
-    if submission:
-        test = outcome.scored["test"]
-        write_submission(submission, test.rows, test.scores, problem.classes, problem.names)
-    if out_file:
-        save_model(out_file, model_from(outcome, problem.classes, parts, pool, results))
-    _print_results(results)
-    write_json(json_file, results)
+
+    def submit() -> None:
+        if submission:
+            test = outcome.scored["test"]
+            write_submission(submission, test.rows, test.scores, problem.classes, problem.names)
+
+    def save() -> None:
+        if out_file:
+            save_model(out_file, model_from(outcome, problem.classes, parts, pool, results))
+
+    try_each(lambda: write_json(json_file, results), save, submit, lambda: _print_results(results))
 
 
 @app.command()
@@ -286,13 +298,18 @@ def predict(
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Write all scores as CSV to this file.")
     ] = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Score new images with a saved classifier."""
     from vggfeat.model import load_model
 
-    check_writable(json_file)
-    check_writable(csv_file)
+    check_outputs(
+        {},
+        texts={"--json": json_file, "--csv": csv_file},
+        inputs=[*images, model, *map(weights_file, weights or [])],
+        overwrite=overwrite,
+    )
     classifier = load_model(model)
     networks = classifier.load_networks(weights or [], device)
     scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
@@ -305,19 +322,20 @@ def predict(
         order = (-scores_NK[i]).argsort(kind="stable")[:top]
         best = [(classifier.classes[k], float(scores_NK[i, k])) for k in order]
         for rank, (name, score) in enumerate(best):
-            table.add_row("" if rank else printable(str(path)), printable(name), f"{score:+.3f}")
+            table.add_row("" if rank else str(path), name, f"{score:+.3f}")
         records.append({"image": str(path), "top": [{"class": name, "score": score} for name, score in best]})
-    out.print(table)
-    if csv_file:
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["image", *classifier.classes])
-        for i, path in enumerate(images):
-            writer.writerow(
-                [path, *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist()))]
-            )
-        write_text(csv_file, text.getvalue())
-    write_json(json_file, records)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", *classifier.classes])
+    for i, path in enumerate(images):
+        writer.writerow(
+            [path, *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist()))]
+        )
+    try_each(
+        lambda: write_json(json_file, records),
+        lambda: write_text(csv_file, text.getvalue()),
+        lambda: out.print(table),
+    )
     list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
     if bad:
         raise typer.Exit(3)
@@ -334,11 +352,11 @@ def report(
     model: Annotated[Path | None, typer.Option(help="From `vggfeat svm --out`.")] = None,
     root: Images = None,
     out_file: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the descriptors."""
-    check_writable(out_file, overwrite)
+    check_outputs({"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite)
     from vggfeat.datasets import at_hand
     from vggfeat.model import load_model
     from vggfeat.report import read_results, write_report
@@ -348,6 +366,8 @@ def report(
     items, why_not = None, "the images are known by --features only"
     if files:
         items, why_not = at_hand(str(files[0].attributes["dataset"]), files[0].names, _root(root))
+        if items is not None:
+            refuse_inputs({"--out": out_file}, items.paths())
     page, left_out = write_report(
         read_results(results) if results else None,
         files,
@@ -357,7 +377,7 @@ def report(
     )
     write_text(out_file, page)
     for line in left_out:
-        print(f"left out: {printable(line)}", file=sys.stderr)
+        say(f"left out: {line}")
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
 
 
@@ -374,13 +394,18 @@ def neighbours(
     root: Images = None,
     weights: Annotated[str | None, typer.Option(help="Where the weights lie now, if they moved.")] = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
     """The images that are nearest to a query, by the cosine of their descriptors."""
     qs = None if scales is None else _numbers(scales, int, "--scales")
-    check_writable(json_file)
-    check_writable(picture)
+    check_outputs(
+        {"--picture": picture},
+        texts={"--json": json_file},
+        inputs=[features, Path(query), weights_file(weights), root],
+        overwrite=overwrite,
+    )
     if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(f"{picture} must end in .png, .jpg or .webp", param_hint="--picture")
     from vggfeat.neighbours import draw, nearest, query_of
@@ -391,24 +416,38 @@ def neighbours(
     found = nearest(file, described, pool=pool, scales=qs, top=top, without=row)
     table = columns("", "image", "labels", "cosine")
     for rank, neighbour in enumerate(found, 1):
-        labels = ", ".join(map(printable, neighbour.labels))
-        table.add_row(str(rank), printable(neighbour.name), labels, f"{neighbour.cosine:.4f}")
-    out.print(table)
-    write_json(json_file, [neighbour.__dict__ for neighbour in found])
+        labels = ", ".join(neighbour.labels)
+        table.add_row(str(rank), neighbour.name, labels, f"{neighbour.cosine:.4f}")
+    missing = ""
+
+    def picture_them() -> None:
+        nonlocal missing
+        if picture:
+            missing = draw(picture, file, query, row, found, _root(root))
+
+    try_each(
+        lambda: write_json(json_file, [neighbour.__dict__ for neighbour in found]),
+        picture_them,
+        lambda: out.print(table),
+    )
+    if missing:
+        say(f"left out: {missing}")
     if picture:
-        missing = draw(picture, file, query, row, found, _root(root))
-        if missing:
-            print(f"left out: {printable(missing)}", file=sys.stderr)
         out.print(f"picture: {picture}")
 
 
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="A feature file or a model.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold every descriptor against its checksum, too.")
+    ] = False,
+    overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
     """Tell all about a feature file or a model."""
+    check_outputs({}, texts={"--json": json_file}, inputs=[file], overwrite=overwrite)
     from vggfeat.hdf5 import format_of
     from vggfeat.model import FORMAT, load_model
     from vggfeat.store import open_features
@@ -433,6 +472,8 @@ def info(
         }
     else:
         f = open_features(file)
+        if verify:
+            f.verify()
         facts = {
             "kind": "features",
             "images": f.shape[0],
@@ -446,12 +487,10 @@ def info(
             **f.description.to_dict(),
             **{k: v for k, v in f.attributes.items() if k != "description"},
         }
-    print_table(
-        str(file), [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in facts.items()]
-    )
+    write_json(json_file, facts)
+    print_table(str(file), [(k, v if isinstance(v, str) else json.dumps(plain(v))) for k, v in facts.items()])
     if not is_model:
         list_unreadable({f.names[i]: reason for i, reason in f.errors.items()})
-    write_json(json_file, facts)
 
 
 @app.command()
@@ -462,7 +501,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Rewrite a file that an earlier version of this program made."""
-    check_writable(new, overwrite)
+    check_outputs({"NEW": new}, inputs=[old], overwrite=overwrite)
     from vggfeat.convert import convert as convert_file
 
     out.print(f"{new}: {convert_file(old, new)}")
@@ -494,7 +533,8 @@ def weights() -> None:
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    from vggfeat.report import plain, summary
+    from vggfeat.report import plain as figure
+    from vggfeat.report import summary
 
     print_table(f"{results['dataset']}: linear SVM", summary(results))
     per_class = results.get("per_class", {})
@@ -502,7 +542,7 @@ def _print_results(results: dict[str, Any]) -> None:
     if per_class and len(per_class) <= 20:
         table = columns("class", *scores_of)
         for name, scores in per_class.items():
-            table.add_row(printable(name), *(plain(scores.get(column)) for column in scores_of))
+            table.add_row(name, *(figure(scores.get(column)) for column in scores_of))
         out.print(table)
 
 

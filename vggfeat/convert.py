@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -44,7 +44,7 @@ def convert(old: Path, new: Path) -> str:
     if not old.is_file():
         raise VggfeatError(f"{old} is no file")
     seconds = SECONDS + size // 10_000_000
-    with whole(new) as partial:
+    with whole(new, durable=True) as partial:
         command = [sys.executable, "-m", "vggfeat.convert", os.fspath(old), os.fspath(partial)]
         limits = [str(MEMORY + 2 * size), str(seconds)]
         try:
@@ -88,15 +88,18 @@ def _main(old: str, new: str, memory: str, seconds: str) -> None:
     try:
         _convert(Path(old), Path(new))
     except _Refused as error:
-        print(error, file=sys.stderr)
-        os._exit(REFUSED)  # without libhdf5's own end, which a damaged file can make hang
+        _end(str(error))
     except OSError as error:
-        print("is damaged:" if error.errno is None else "can't be converted:", error, file=sys.stderr)
-        os._exit(REFUSED)
+        _end(f"{'is damaged' if error.errno is None else 'cannot be converted'}: {error}")
     except BaseException as error:  # h5py meets damage in many ways
-        print("is damaged:", type(error).__name__, " ".join(str(error).split()), file=sys.stderr)
-        os._exit(REFUSED)
+        _end(f"is damaged: {type(error).__name__} {error}")
     os._exit(0)
+
+
+def _end(reason: str) -> NoReturn:
+    """Tell the parent why, and end without libhdf5's own end, which damage can make hang."""
+    os.write(2, hdf5.encode(" ".join(reason.split())))
+    os._exit(REFUSED)
 
 
 def _convert(old: Path, new: Path) -> None:
@@ -190,7 +193,7 @@ def _features(file: h5py.File, new: Path) -> None:
         "descriptors": ((count, scales, dim), stored.dtype),
     }
     layout = Layout.of("vggfeat-features", 2, specs, {"descriptors": "crc32"})
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(new, os.O_RDWR | os.O_CLOEXEC)
     layout.write(descriptor)
     for name, values in arrays.items():
         layout.places[name].write(descriptor, values)
@@ -201,7 +204,6 @@ def _features(file: h5py.File, new: Path) -> None:
         layout.places["crc32"].write(descriptor, hdf5.checksums(block_NQD), low)
     with hdf5.File(new, descriptor, unfinished=True) as made:
         made.seal()
-    os.fsync(descriptor)
 
 
 def _model(file: h5py.File) -> dict[str, np.ndarray]:

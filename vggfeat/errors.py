@@ -4,8 +4,20 @@
 class VggfeatError(Exception):
     """A request that can't be done. The message is one line: what is wrong, with which input, what to do.
 
-    The command line prints it and exits with 1; `--debug` shows the traceback as well.
+    The command line prints it and exits with `status`; `--debug` shows the traceback as well.
     """
+
+    status = 1
+
+
+class WrongUsage(VggfeatError):  # noqa: N818 - named as what happened
+    """Options that contradict each other, or miss one."""
+
+    status = 2
+
+
+class CantWrite(VggfeatError, OSError):  # noqa: N818 - named as what happened
+    """A path that refuses to be written, or the disk under it; the message is the whole line."""
 
 
 class UnreadableImage(VggfeatError):  # noqa: N818 - the paper trail's word: a row is unreadable
@@ -18,6 +30,7 @@ class Interrupted(VggfeatError):  # noqa: N818 - named as what happened
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+        self.status = 128 + signal
 
 
 def out_of_memory(error: BaseException) -> bool:

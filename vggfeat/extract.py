@@ -27,9 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from vggfeat import __version__, weights
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
+from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError, out_of_memory
-from vggfeat.images import read_rgb, smallest_side, smallest_side_shape
+from vggfeat.images import smallest_side, smallest_side_shape
 from vggfeat.ranks import Ranks
 from vggfeat.store import MAX_Q, MAX_SCALES, Description
 from vggfeat.weights import Network
@@ -122,7 +123,7 @@ def describe_all(
 ) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
     """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set order.
 
-    sources: anything `images.read_rgb` takes. See `by_shape`.
+    sources: anything `decode.read_rgb` takes. See `by_shape`.
     """
     rows: dict[int, dict[int, np.ndarray]] = {}
     for i, s, result in by_shape(

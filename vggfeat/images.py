@@ -1,254 +1,31 @@
-"""Decode once; rescale so that the smallest side is Q; crops; mean; mirror.
+"""Images in memory, (H, W, 3) uint8 RGB: rescale so that the smallest side is Q; crops; mirror; mean.
 
 N images, H, W height and width, C = 3 colour channels, Q length of the smallest side in pixels (Sect. 3.2,
-test scale). Up to `Preprocessing` an image is (H, W, 3) uint8 RGB, where 0 is black and 255 is white.
-
-What the paper leaves open, and what is done here:
-- Transparent pixels are composited over white. Dropping alpha (Pillow's `convert("RGB")`) would show the
-  colours hidden under it, which are whatever the drawing program left there; white is what a page shows.
-- Sixteen-bit grey is divided by 257, which takes 65535 to 255; clipping at 255, as Pillow's `convert` does
-  with integer modes, turns nearly every such image white. Sixteen-bit colour is decoded by Pillow, which
-  keeps the high byte (at most one level away from dividing by 257).
-- ICC profiles are ignored: the nets were trained on pixel values as stored. A broken profile does no harm.
-- Of an animation or a file of several pages, the first frame.
-- EPS and WMF are not read: Pillow hands them to other programs, and a drawing has no pixels of its own.
+test scale). `decode.read_rgb` reads them from files.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 import operator
-import os
-import re
-import stat
-import struct
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vggfeat.errors import UnreadableImage, VggfeatError
 
-MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
+if TYPE_CHECKING:  # a process that only reads images does without PyTorch's two seconds and 600 MB
+    import torch
+
 # conv1_1 has 64 channels: 16 Mpixel are 4 GB of float32 in that one layer, and 60:1 at Q = 512, more than a photograph
 MAX_RESCALED_PIXELS = 16_000_000
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # released VGG weights: blue, green, red in 0..255
 
-_EXIF_ORIENTATION = 0x0112
-_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC = 258, 262
-# EPS, WMF: see above. The others are stubs that recognise a file and can't decode it.
-_NOT_DECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
-_WITH_ALPHA = {
-    "1",
-    "L",
-    "P",
-    "RGB",
-    "LA",
-    "La",
-    "PA",
-    "RGBA",
-    "RGBa",
-}  # in themselves, or by a transparent colour
-
-# From an image stored with EXIF orientation k to the upright one (EXIF 2.32, tag 274).
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
-
-Batch = TypeVar("Batch", np.ndarray, torch.Tensor)
-
-# All decoders are registered here, once, so that threads never meet a half-filled registry.
-Image.init()
-# Pillow warns of odd metadata; here an image's outcome is an array or UnreadableImage, and nothing else.
-# `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last in the list, and
-# any filter that the user sets comes before it. Pillow also logs; with no handler, Python would print that.
-# What libtiff itself prints of a damaged compressed TIFF can't be silenced from here.
-warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-def read_rgb(
-    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """One image as (H, W, 3) uint8 RGB, C-contiguous, writeable, upright.
-
-    source: a path; the bytes of a file; a PIL image (its current frame; it is not closed); or an array,
-    (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 (0..65535) or floats (0..1).
-    A uint8 RGB array is not copied if it already is what is returned.
-    max_pixels: H x W above this is refused from the header, before any pixel is decoded. It stands in place
-    of `PIL.Image.MAX_IMAGE_PIXELS`, which is left alone. Arrays are not limited: they are in memory already.
-
-    EXIF orientation is honoured. Alpha, 16 bits, profiles, animations: see the top of this file. Float images
-    must lie in 0..1; 32-bit integer ones are taken as 16 bits wide and must lie in 0..65535.
-    Safe to call from many threads. Only regular files are opened, so that a pipe or device can't hang it.
-
-    Raises UnreadableImage for whatever is wrong with the image; its message is the reason, without the path.
-    """
-    if isinstance(source, np.ndarray):
-        return _rgb_of_array(source)
-    if isinstance(source, Image.Image):
-        return _decode(lambda: source, max_pixels)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _decode_file(io.BytesIO(source), len(source), max_pixels)
-    if not isinstance(source, str | os.PathLike):
-        raise VggfeatError(
-            f"an image is a path, bytes, a PIL image or a NumPy array, not {type(source).__name__}"
-        )
-    try:
-        status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage("is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        file = open(source, "rb")  # noqa: SIM115 - closed by the `with` below; only opening is tried here
-    except FileNotFoundError:
-        raise UnreadableImage("no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UnreadableImage(_one_line(reason[:1].lower() + reason[1:])) from error
-    with file:
-        return _decode_file(file, status.st_size, max_pixels)
-
-
-def _decode_file(file: IO[bytes], n_bytes: int, max_pixels: int) -> np.ndarray:
-    if n_bytes == 0:
-        raise UnreadableImage("empty file (0 bytes)")
-    return _decode(lambda: _open_header(file), max_pixels)
-
-
-def _open_header(file: IO[bytes]) -> Image.Image:
-    # Image.open is this loop and a check for bombs, which either warns or raises without saying the width and
-    # height, and whose limit is one global for all threads. Ours is in `_check_size`.
-    prefix = file.read(16)
-    for name in [name for name in Image.ID if name not in _NOT_DECODED]:
-        factory, accept = Image.OPEN[name]
-        accepted = accept(prefix) if accept else True
-        if not accepted or isinstance(accepted, str):  # a string says why this Pillow can't
-            continue
-        file.seek(0)
-        try:
-            return factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
-            continue
-    raise UnidentifiedImageError
-
-
-def _decode(open_image: Callable[[], Image.Image], max_pixels: int) -> np.ndarray:
-    try:
-        image = open_image()
-        _check_size(image, max_pixels)
-        image.load()
-        _check_size(image, max_pixels)  # an icon's header can disagree with the picture inside
-        rgb = _rgb_of_pixels(image)
-        upright = _UPRIGHT.get(_orientation(image), lambda a: a)(rgb)
-        return np.require(upright, np.uint8, ["C", "W"])
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImage("not an image that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(_one_line(f"a picture inside is too large: {error}")) from error
-    except MemoryError as error:
-        raise UnreadableImage("not enough memory to decode it") from error
-    except Exception as error:
-        # Decoders of damaged files raise SyntaxError, struct.error, zlib.error, IndexError, and others too
-        # many to list: one bad image must not stop a run over a million.
-        reason = str(error) or type(error).__name__
-        cut = isinstance(error, EOFError) or re.search("truncated|unexpected end|eof", reason, re.IGNORECASE)
-        raise UnreadableImage(_one_line(f"{'truncated' if cut else 'damaged'}: {reason}")) from error
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise UnreadableImage(f"{width}x{height} pixels: there is nothing in it")
-    if width * height > max_pixels:
-        raise UnreadableImage(f"{width}x{height} pixels is over the limit of {max_pixels} pixels")
-
-
-def _orientation(image: Image.Image) -> int:
-    # Asked after load(): a PNG may keep EXIF behind its pixels, and Pillow turns a TIFF upright as it loads.
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # broken metadata; the pixels are good
-        return 1
-
-
-def _rgb_of_pixels(image: Image.Image) -> np.ndarray:
-    mode = image.mode
-    if mode == "F":
-        return _rgb_of_array(np.asarray(image))
-    if mode == "I" or mode.startswith("I;16"):
-        return _rgb_of_deep_grey(image)
-    if mode in _WITH_ALPHA and image.has_transparency_data:
-        return _over_white(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
-
-
-def _rgb_of_deep_grey(image: Image.Image) -> np.ndarray:
-    stored = np.asarray(image)
-    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # TIFF only
-    # Pillow unpacks 12-bit TIFF as 0..4095, and leaves "0 is white" uninverted, in 16-bit modes only
-    white = 4095 if image.mode != "I" and tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0] == 12 else 65535
-    low, high = int(stored.min()), int(stored.max())
-    if low < 0 or high > white:
-        raise UnreadableImage(f"integers span {low}..{high}; white is known only for 0..{white}")
-    values = stored.astype(np.int32)  # 511 * 65535 below still fits
-    if image.mode != "I" and tags.get(_TIFF_PHOTOMETRIC) == 0:
-        values = white - values
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # PNG's tRNS: the one grey that is transparent
-        values[values == transparent] = white
-    grey = ((2 * 255 * values + white) // (2 * white)).astype(np.uint8)  # rounded
-    return np.stack([grey] * 3, axis=-1)
-
-
-def _rgb_of_array(array: np.ndarray) -> np.ndarray:
-    described = f"array of shape {array.shape} and dtype {array.dtype}"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise UnreadableImage(f"{described}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    if array.size == 0:
-        raise UnreadableImage(f"{described}: there is nothing in it")
-    if array.dtype.newbyteorder("=") == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 x 257; rounded
-    elif np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise UnreadableImage("float values that are not finite (NaN or infinity)")
-        low, high = float(array.min()), float(array.max())
-        if low < 0 or high > 1:
-            raise UnreadableImage(f"float values span {low:g}..{high:g}; floats must lie in 0..1")
-        array = (array.astype(np.float64) * 255 + 0.5).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise UnreadableImage(f"{described}: expected uint8, uint16 or floats in 0..1")
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.shape[2] == 1:
-        array = np.repeat(array, 3, axis=2)
-    elif array.shape[2] == 4:
-        array = _over_white(array)
-    return np.require(array, np.uint8, ["C", "W"])
-
-
-def _over_white(rgba: np.ndarray) -> np.ndarray:
-    colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(
-        np.uint8
-    )  # at most 65152: fits 16 bits
-
-
-def _one_line(reason: str) -> str:
-    return " ".join(reason.split())[:200]
+Batch = TypeVar("Batch", np.ndarray, "torch.Tensor")
 
 
 def smallest_side_shape(height: int, width: int, Q: int) -> tuple[int, int]:
@@ -334,7 +111,11 @@ def grid_crops(images: Batch, size: int, n: int = 5) -> Batch:
         for top in _grid_positions(height - size, n)
         for left in _grid_positions(width - size, n)
     ]
-    return torch.stack(crops) if isinstance(images, torch.Tensor) else np.stack(crops)
+    if isinstance(images, np.ndarray):
+        return np.stack(crops)
+    import torch
+
+    return torch.stack(crops)
 
 
 def _grid_positions(margin: int, n: int) -> list[int]:
@@ -348,7 +129,7 @@ def mirror(images_NHWC: Batch) -> Batch:
 
     The width is the last axis but one; a channels-first batch (N, C, H, W) needs `x.flip(-1)` instead.
     """
-    if isinstance(images_NHWC, torch.Tensor):
+    if not isinstance(images_NHWC, np.ndarray):
         return images_NHWC.flip(-2)
     return np.ascontiguousarray(images_NHWC[..., ::-1, :])  # torch.from_numpy takes no negative strides
 
@@ -390,6 +171,8 @@ class Preprocessing:
         Bit for bit torchvision's ToTensor and Normalize where input_range is 1. The batch is left as it is.
         Raises VggfeatError for another shape or type.
         """
+        import torch
+
         if batch_NHWC.ndim != 4 or batch_NHWC.shape[3] != 3 or batch_NHWC.dtype != torch.uint8:
             got = f"{tuple(batch_NHWC.shape)} {batch_NHWC.dtype}"
             raise VggfeatError(f"a batch must be (N, H, W, 3) uint8, not {got}")
@@ -457,4 +240,6 @@ def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
 @lru_cache(maxsize=64)
 def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     # kept: copying three floats to a GPU in each batch would wait for the batch before it
+    import torch
+
     return torch.tensor(values, dtype=torch.float32, device=device)

@@ -109,10 +109,7 @@ def model_from(
 
 
 def save_model(path: str | os.PathLike[str], model: Model) -> None:
-    """Write model as one HDF5 file; it appears whole or not at all."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise VggfeatError(f"there is no folder {target.parent} to write {target.name} in")
+    """Write model as one HDF5 file; it appears whole or not at all. VggfeatError where it can't be written."""
     facts = {
         "pool": model.pool,
         "multi_label": model.multi_label,
@@ -128,10 +125,7 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     for name, scored in model.scored.items():
         arrays[f"scored/{name}/rows"] = np.asarray(scored.rows, np.int64)
         arrays[f"scored/{name}/scores"] = np.asarray(scored.scores, np.float32)
-    try:
-        write_file(target, FORMAT, FORMAT_VERSION, arrays)
-    except OSError as error:
-        raise VggfeatError(f"can't write {target}: {error.strerror or error}") from error
+    write_file(Path(path), FORMAT, FORMAT_VERSION, arrays)
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:

@@ -15,13 +15,15 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import at_hand
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
-from vggfeat.images import read_rgb
+from vggfeat.files import refuse_inputs, whole
 from vggfeat.store import Description, Features
 
 BLOCK_BYTES = 1 << 27
 TILE, GAP, LINES = 180, 10, 3  # of a picture, in pixels; lines of a caption
+TILES = 500  # of a picture: 70 MB of pixels
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def draw(
     root: where the feature file's images lie.
     """
     items, why_not = at_hand(str(features.attributes["dataset"]), features.names, root)
+    if items is not None:
+        refuse_inputs({"--picture": path}, items.paths())
     place = {} if items is None else {name: i for i, name in enumerate(items.names)}
     missing = 0
 
@@ -144,13 +148,14 @@ def draw(
         return None if items is None or name not in place else items.source(place[name])
 
     asked = Path(query) if row is None else source(query)
-    sheet = contact_sheet(pixels(asked), query, found, lambda neighbour: pixels(source(neighbour.name)))
-    try:
-        sheet.save(path)
-    except OSError as error:
-        raise VggfeatError(f"can't write {path}: {error}") from error
+    shown = found[:TILES]
+    sheet = contact_sheet(pixels(asked), query, shown, lambda neighbour: pixels(source(neighbour.name)))
+    with whole(path) as partial:
+        sheet.save(partial)
     if items is None:
         return f"the pictures: {why_not}"
+    if len(found) > len(shown):
+        return f"the pictures of the neighbours after the first {TILES}"
     return f"{missing} pictures: the images can't be read any more" if missing else ""
 
 

@@ -24,6 +24,7 @@ from vggfeat import __version__
 WIDTH, HEIGHT = 400, 250  # of a chart, in its own units: text of 12 is readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 8, 36
 COLOURS = 8  # of the style sheet
+LARGEST = 1e300  # of a chart's values, so that no range overflows
 LEGEND = 30  # groups at most; of more, the names show under a pointer only
 
 ASSETS = Path(__file__).parent / "assets"
@@ -132,7 +133,10 @@ def chart(
     caption: Any = "",
     small: bool = False,
 ) -> Markup:
-    """Curves in one figure. Points that are not finite are left out; long curves are thinned to what can be seen."""
+    """Curves in one figure. Points that are not finite, or beyond 1e300, are left out.
+
+    Long curves are thinned to what can be seen.
+    """
     series = [_finite(s) for s in series]
     xs, ys = (np.concatenate([getattr(s, axis) for s in series] or [np.zeros(0)]) for axis in "xy")
     low_x, high_x = x_range or _range(xs, log_x)
@@ -214,7 +218,7 @@ def _figure(parts: Sequence[str], size: tuple[int, int], what: str, kind: str, b
 
 def _finite(s: Series) -> Series:
     x, y = np.asarray(s.x, float), np.asarray(s.y, float)
-    kept = np.isfinite(x) & np.isfinite(y)
+    kept = (np.abs(x) <= LARGEST) & (np.abs(y) <= LARGEST)
     return Series(s.name, x[kept], y[kept], s.dots)
 
 
@@ -231,12 +235,13 @@ def _thinned(s: Series, across: Callable[[float], float]) -> list[tuple[float, f
 
 
 def _range(values: np.ndarray, log: bool) -> tuple[float, float]:
-    values = values[values > 0] if log else values
+    values = values[values >= 1 / LARGEST] if log else values
     if not len(values):
         return (1.0, 10.0) if log else (0.0, 1.0)
     low, high = float(values.min()), float(values.max())
     if low == high:
-        return (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+        around = max(0.5, abs(low) / 100)
+        return (low / 2, high * 2) if log else (low - around, high + around)
     margin = 0.0 if log else 0.03 * (high - low)
     return low - margin, high + margin
 

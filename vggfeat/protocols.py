@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from vggfeat import metrics
+from vggfeat.checked import Range
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
@@ -40,6 +41,91 @@ SPLIT_SIZES: dict[str, tuple[int | float, int | None]] = {"caltech101": (30, 50)
 OTHER_SPLIT_SIZES: tuple[int | float, int | None] = (0.8, None)
 
 Rows = NDArray[np.int64]
+
+# What results.json may hold: `run` and `classify.problem_from` say what each key is.
+Fraction = Annotated[float, Range(0, 1)]
+Count = Annotated[int, Range(0, 2**53)]
+Cost = Annotated[float, Range(1e-300, 1e300)]
+
+
+class ClassFigures(TypedDict, total=False):
+    """Of one class. None: no such figure."""
+
+    recall: Fraction | None
+    ap_11point: Fraction | None
+    ap_allpoint: Fraction | None
+    n_positive: Count
+
+
+class Figures(TypedDict, total=False):
+    """Of some scored images."""
+
+    accuracy: Fraction | None
+    accuracy_std: Fraction | None
+    mean_class_recall: Fraction | None
+    mean_class_recall_std: Fraction | None
+    map_11point: Fraction | None
+    map_11point_std: Fraction | None
+    map_allpoint: Fraction | None
+    map_allpoint_std: Fraction | None
+    per_class: dict[str, ClassFigures]
+
+
+class Choice(Figures, total=False):
+    """Figures, and how their C was chosen."""
+
+    name: str
+    C: Cost
+    C_grid: list[Cost]
+    C_curve: list[Fraction]
+    n_train: Count
+    n_test: Count
+
+
+class _Part(TypedDict):
+    net: str
+    layer: str
+    scales: list[Annotated[int, Range(1, 2**31)]]
+
+
+class Part(_Part, total=False):
+    """How the images were described, by one network."""
+
+    weights: str
+    fingerprint: str
+    mirror: bool
+
+
+class _Results(TypedDict):
+    dataset: str
+    protocol: str
+
+
+class Results(_Results, Choice, total=False):
+    """results.json."""
+
+    C_grid_extended_by: list[Cost]
+    selected_by: str
+    C_chosen_on: str
+    validated_on: str
+    solver: str
+    splits: str
+    test_split: str
+    n_unreadable: Count
+    model_trained_on: str
+    rules: list[str]
+    seconds: float
+    per_split: list[Choice]
+    test_labels: str
+    validation: Figures
+    degenerate_classes: list[str]
+    classes_without_ap: list[str]
+    not_converged: list[str]
+    features: list[Part]
+    pool: str
+    scales: list[int]
+    versions: dict[str, str]
+    command: str
 
 
 @dataclass(frozen=True)
@@ -319,8 +405,8 @@ def _grid(C: str | float | Sequence[float]) -> list[float]:
             raise VggfeatError(f"C must be auto or positive numbers, not {C}")
         return list(C_GRID)
     values = sorted({float(value) for value in np.atleast_1d(np.asarray(C, dtype=float))})
-    if not values or not all(np.isfinite(value) and value > 0 for value in values):
-        raise VggfeatError(f"C must be auto or positive numbers, not {C}")
+    if not values or not all(1e-300 <= value <= 1e300 for value in values):
+        raise VggfeatError(f"C must be auto or positive numbers (1e-300 to 1e300), not {C}")
     return values
 
 

@@ -1,12 +1,15 @@
 """The processes that do one job together: who this one is, and the few words they exchange (gradients are not here).
 
-torchrun starts them and says so in the environment; without it there is one process, and nothing is exchanged.
+torchrun starts them and says so in the environment; without it there is one process, and nothing is exchanged. No wait
+is silent: who waits for another says for which, from `WARN_SECONDS` on, and a limit ends it with a sentence.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +22,8 @@ import torch.distributed as dist
 from vggfeat.errors import VggfeatError
 from vggfeat.weights import resolve_device
 
+WARN_SECONDS = 30.0  # until the first line about a wait; the next ones come after twice as long each
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -29,6 +34,8 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    meeting: Meeting | None = None
+    """Where they wait for each other; None for one process."""
 
     @property
     def first(self) -> bool:
@@ -41,40 +48,43 @@ class Ranks:
         return start + n * self.rank // self.world, start + n * (self.rank + 1) // self.world
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over the processes, in float64; exact for integers below 2^53."""
-        if self.world == 1:
+        """Each value summed over the processes, in float64; exact for integers below 2^53.
+
+        Raises VggfeatError, as all of these do: another process has ended, or hasn't come in `joined`'s minutes.
+        """
+        if self.meeting is None:
             return [float(v) for v in values]
         tensor = torch.tensor(values, dtype=torch.float64)  # on the CPU, through gloo: never waits for a GPU
-        try:
-            dist.all_reduce(tensor)
-        except RuntimeError as error:
-            raise VggfeatError(
-                f"another process of this job has ended ({' '.join(str(error).split())[:80]})"
-            ) from error
+        with telling_of_others():
+            self.meeting.wait(dist.all_reduce(tensor, async_op=True))
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in the order of ranks, in every process."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        values: list[Any] = [value] * self.world
+        if self.meeting is not None:
+            self.barrier()  # once all are here, the exchange itself takes no time
+            with telling_of_others():
+                dist.all_gather_object(values, value)
         return values
 
     def collect(self, part: np.ndarray, axis: int) -> np.ndarray:
         """In the first process all processes' parts, one after another along axis; in the others their own."""
-        if self.world == 1:
+        if self.meeting is None:
             return part
         parts: list[Any] | None = [None] * self.world if self.first else None
-        dist.gather_object(part, parts, dst=0)
+        self.barrier()
+        with telling_of_others():
+            dist.gather_object(part, parts, dst=0)
         return part if parts is None else np.concatenate(parts, axis)
 
     def same(self, value: Any) -> Any:
         """The first process's value, in every process."""
-        if self.world == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        if self.meeting is not None:
+            self.barrier()
+            with telling_of_others():
+                dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
@@ -83,11 +93,81 @@ class Ranks:
 
 
 @contextmanager
+def telling_of_others() -> Iterator[None]:
+    """Inside, an exchange that fails as another process has ended is a VggfeatError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, dist.DistError) or "/gloo/" in text:  # gloo's own are plain, and name its source
+            raise VggfeatError(f"another process of this job has ended ({text[:80]})") from error
+        raise
+
+
+class Meeting:
+    """Where the processes of a job wait for each other, and can ask for whom. minutes: how long they do."""
+
+    def __init__(self, store: dist.Store, rank: int, world: int, minutes: float) -> None:
+        self.store, self.rank, self.world, self.minutes = store, rank, world, minutes
+        self.waits = 0  # so far: a wait's name, as all processes have the same ones
+
+    def join(self) -> None:
+        """Wait until all processes have started."""
+        self.store.set(self._key(self.rank), "here")
+
+        def started(seconds: float) -> bool:
+            keys = [self._key(rank) for rank in range(self.world)]
+            try:
+                self.store.wait(keys, timedelta(seconds=seconds))
+            except RuntimeError:
+                return self.store.check(keys)
+            return True
+
+        self._until(started)
+
+    def wait(self, work: dist.Work) -> None:
+        """Wait until an exchange that has begun is done."""
+
+        def done(seconds: float) -> bool:
+            try:
+                work.wait(timedelta(seconds=seconds))
+            except RuntimeError:
+                if work.is_completed():  # not this wait's end, but the exchange's
+                    raise
+                return False
+            return True
+
+        self._until(done)
+
+    def _key(self, rank: int) -> str:
+        return f"vggfeat/wait {self.waits}/{rank}"
+
+    def _until(self, done: Callable[[float], bool]) -> None:
+        began, pause = time.monotonic(), WARN_SECONDS
+        while not done(1.0):  # short ones, as a signal is heard between them
+            self.store.set(self._key(self.rank), "here")
+            waited = time.monotonic() - began
+            if waited < min(pause, 60 * self.minutes):
+                continue
+            here = [self.store.check([self._key(rank)]) for rank in range(self.world)]
+            missing = ", ".join(str(rank) for rank in range(self.world) if not here[rank])
+            whom = f"process {missing} of this job" if missing else "the network: all processes are here"
+            if waited >= 60 * self.minutes:
+                raise VggfeatError(
+                    f"waited {waited / 60:.0f} minutes for {whom}; is it stuck, or what it reads from?"
+                )
+            pause *= 2
+            if here.index(True) == self.rank:  # one line, not one of each
+                print(f"waiting for {whom} ({waited:.0f} s)", file=sys.stderr, flush=True)
+        self.waits += 1
+
+
+@contextmanager
 def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
     """Join the processes that torchrun started, each on a GPU of its own; leave them afterwards.
 
-    device: "auto", "cpu" or "cuda". minutes: how long one waits for another. Raises VggfeatError when a process has no
-    GPU.
+    device: "auto", "cpu" or "cuda". minutes: how long one waits for another. Raises VggfeatError: a process has no GPU,
+    or hasn't come.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -103,10 +183,17 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
             )
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
-    # Small words go through gloo on the CPU, gradients through NCCL where there are GPUs.
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    rank = int(os.environ["RANK"])
+    with telling_of_others():
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=minutes)))
+        meeting = Meeting(store, rank, world, minutes)
+        meeting.join()
+        # Small words go through gloo on the CPU, gradients through NCCL where there are GPUs. Their own limit is
+        # later than ours, which has the better words.
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        limit = timedelta(minutes=minutes + 1)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
     try:
-        yield Ranks(chosen, int(os.environ["RANK"]), world, local_rank, local_world)
+        yield Ranks(chosen, rank, world, local_rank, local_world, meeting)
     finally:
         dist.destroy_process_group()

@@ -6,7 +6,6 @@ and the feature file's labels, thumbnails need the images, the map needs the des
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from vggfeat import datasets, metrics
 from vggfeat.aggregate import aggregate, fuse
+from vggfeat.checked import fitted, parse_json, read_text
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.images import read_rgb
 from vggfeat.model import Model
 from vggfeat.page import (
     Section,
@@ -35,7 +35,7 @@ from vggfeat.page import (
     table,
     thumbnail,
 )
-from vggfeat.protocols import Scored
+from vggfeat.protocols import Results, Scored
 from vggfeat.store import Features
 
 MANY = 40  # classes; of more, the best and the worst are shown
@@ -65,11 +65,13 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
     if "C_curve" in results:
         rows += [("C grid", plain(results["C_grid"])), ("validation score", plain(results["C_curve"]))]
     for i, split in enumerate(results.get("per_split", [])):
-        score = split["mean_class_recall"] if "mean_class_recall" in split else split["map_allpoint"]
-        rows.append((f"split {i}", f"{100 * score:.2f} %, C {plain(split['C'])}"))
-    if "n_train" in results:
-        counts = f"{results['n_train']} train, {results['n_test']} test"
-        rows.append(("images", f"{counts}, {results['n_unreadable']} unreadable left out"))
+        score = split.get("mean_class_recall", split.get("map_allpoint"))
+        shown = "-" if score is None else f"{100 * score:.2f} %"
+        rows.append((f"split {i}", f"{shown}, C {plain(split.get('C'))}"))
+    counts = [("n_train", "train"), ("n_test", "test"), ("n_unreadable", "unreadable left out")]
+    known = [f"{results[key]} {what}" for key, what in counts if key in results]
+    if known:
+        rows.append(("images", ", ".join(known)))
     rows.append(("protocol", str(results.get("protocol"))))
     return rows
 
@@ -112,16 +114,12 @@ def write_report(
         if model is None:
             raise VggfeatError("a report needs --results or --model")
         results = model.results
-    if not isinstance(results, dict) or not isinstance(results.get("dataset"), str):
-        raise VggfeatError("these are no results of vggfeat svm: they don't name a dataset")
+    results = checked_results(results, "these results")
     left_out: list[str] = []
-    try:
-        _refuse_others(results, features, model)
-        lead = _lead(results)
-        sections = [_figures(results), *_per_class(results), *_choice_of_c(results)]
-        made = _how_made(results)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise VggfeatError(f"the results are damaged: {error}") from error
+    _refuse_others(results, features, model)
+    lead = _lead(results)
+    sections = [_figures(results), *_per_class(results), *_choice_of_c(results)]
+    made = _how_made(results)
     rankings = {}
     curves = "curves, confusions and mistakes"
     if model is None:
@@ -179,8 +177,8 @@ def _refuse_others(results: dict[str, Any], features: Sequence[Features], model:
             )
         if len(file.names) != len(features[0].names) or file.names != features[0].names:
             raise VggfeatError(f"{features[0].path} and {file.path} are not of the same images")
-    parts = results.get("features")
-    if not features or not isinstance(parts, list):
+    parts = results.get("features", [])
+    if not features or not parts:
         return
     if len(parts) != len(features):
         raise VggfeatError(f"the results are of {len(parts)} feature files; {len(features)} given")
@@ -231,10 +229,8 @@ def _figures(results: dict[str, Any]) -> Section:
         ("classes_without_ap", "Without a positive image, so without AP: "),
     ):
         if key in results:
-            names = results[key] if isinstance(results[key], list) else []
-            shown = ", ".join(map(str, names[:20])) + (
-                f" and {len(names) - 20} more" if len(names) > 20 else ""
-            )
+            names = results[key] if key != "test_labels" else []
+            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             notes.append(html("<p>{text}{shown}</p>", text=text, shown=shown))
     rules = "; ".join(results.get("rules", []))
     return Section("figures", "Figures", body + join(notes), rules)
@@ -514,12 +510,14 @@ def _how_made(results: dict[str, Any]) -> Markup:
 
 def read_results(path: Path) -> dict[str, Any]:
     """results.json of `vggfeat svm --json`. Raises VggfeatError when it isn't one."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VggfeatError(f"no results at {path}: write them with `vggfeat svm --json`") from None
-    except (OSError, ValueError) as error:
-        raise VggfeatError(f"{path} can't be read as results: {error}") from error
-    if not isinstance(results, dict) or "dataset" not in results or "protocol" not in results:
-        raise VggfeatError(f"{path} holds no results of `vggfeat svm --json`")
+    text = read_text(path, "results", "write them with `vggfeat svm --json`")
+    return checked_results(parse_json(text, path), path)
+
+
+def checked_results(results: Any, where: Any) -> dict[str, Any]:
+    """The results, where they are what `vggfeat svm` writes. Raises VggfeatError, which begins with `where`."""
+    results = fitted(results, Results, where)
+    for choice in (results, *results.get("per_split", [])):
+        if len(choice.get("C_grid", [])) != len(choice.get("C_curve", [])):
+            raise VggfeatError(f"{where}: C_grid and C_curve have different lengths")
     return results

@@ -130,12 +130,19 @@ class Features:
         wanted = np.arange(self.shape[0])[rows]
         columns = [self.description.scales.index(q) for q in scales or self.description.scales]
         made = np.empty((len(wanted), len(columns), self.shape[2]), self.dtype)
+        self._read(wanted, columns, made)
+        return made
+
+    def verify(self) -> None:
+        """Hold every descriptor against its checksum, in little memory. Raises VggfeatError."""
+        self._read(np.arange(self.shape[0]), list(range(self.shape[1])), None)
+
+    def _read(self, rows: np.ndarray, columns: list[int], made: np.ndarray | None) -> None:
         with open_file(self.path, FORMAT, FORMAT_VERSION, unfinished=True) as file, damaged(self.path):
             if file.number != self.number:
                 raise VggfeatError(f"{self.path} was replaced since it was opened: open it again")
             number = self.layers.index(self.description.layer)
-            read_rows(file, number, list(self.layers), wanted, columns, self.status, made)
-        return made
+            read_rows(file, number, list(self.layers), rows, columns, self.status, made)
 
 
 def read_rows(

@@ -1,20 +1,30 @@
-"""What every command of the project has in common: tables, progress, output files, and errors in one line.
+"""What every command of the project has in common: the only way to the terminal, progress, and errors in one line.
 
 Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says why;
-2 usage; 3 done, but some inputs were unreadable.
+2 usage; 3 done, but some inputs were unreadable; 130, 143 left on Ctrl-C, SIGTERM.
+
+Names and attributes come from strangers' files: no text reaches the terminal but through `printable`. And a terminal
+that is closed, full or gone ends no work: what can't be written there is dropped, and `run` says so at the end.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import io
+import logging
 import os
+import select
 import shlex
 import signal
 import sys
 import time
 import traceback
+import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -28,13 +38,73 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
-from vggfeat.errors import Interrupted, VggfeatError
+from vggfeat.errors import VggfeatError
 
-# names are printed as they are: square brackets in them are no markup
-out = Console(markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
 CORES = os.cpu_count() or 1
+SIGNALS = signal.SIGINT, signal.SIGTERM
+SAME_SECONDS = (
+    2.0  # signals so near to the first are the same wish: torchrun sends on what the terminal sent to all
+)
+
+
+class Screen(Console):
+    """rich's console, to which a text is one line: controls in it are shown, and square brackets are no markup."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        if self.width < NARROWEST:
+            self.width = NARROWEST
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """All that rich is given as a string comes through here, cells and titles of tables, too."""
+        return super().render_str(printable(text), **settings)
+
+
+out = Screen()
+err = Screen(stderr=True)
+
+
+def printable(text: str) -> str:
+    """text as a terminal may have it: what can't be seen or could steer the terminal, as escapes like \\x1b.
+
+    Those are controls (line ends, too), separators of lines, marks of writing direction, what has no width, and the
+    halves of characters that file names can hold.
+    """
+    if text.isprintable():
+        return text
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c for c in text
+    )
+
+
+_rewriting = False
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    _write_line(text, "\n")
+
+
+def rewrite(text: str) -> None:
+    """A line on stderr that the next one takes the place of; for a `live` terminal."""
+    _write_line(text, "")
+
+
+def _write_line(text: str, end: str) -> None:
+    global _rewriting
+    print(
+        ("\r\x1b[K" if _rewriting or not end else "") + printable(text), end=end, file=sys.stderr, flush=True
+    )
+    _rewriting = not end
+
+
+def live() -> bool:
+    """Whether stderr is a terminal on which a line can be rewritten."""
+    return err.is_terminal and not err.is_dumb_terminal
 
 
 def columns(*headers: str, **settings: Any) -> Table:
@@ -44,21 +114,16 @@ def columns(*headers: str, **settings: Any) -> Table:
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print rows of (name, value) on stdout."""
-    table = columns("", "", title=printable(title), show_header=False, title_justify="left")
-    for name, value in rows:
-        table.add_row(name, printable(value))
+    table = columns("", "", title=title, show_header=False, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
     out.print(table)
 
 
 def list_unreadable(bad: dict[str, str]) -> None:
     """Print each unreadable image's name and reason on stderr."""
     for name, reason in bad.items():
-        print(f"unreadable: {printable(name)}: {printable(reason)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """text without the half characters that a file name can hold and no terminal can print."""
-    return text.encode("utf-8", "backslashreplace").decode()
+        say(f"unreadable: {name}: {reason}")
 
 
 def duration(seconds: float) -> str:
@@ -73,18 +138,39 @@ def command() -> str:
     return f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
 
 
+@dataclass
+class Caught:
+    """The number of the signal that asked to end, 0 until one did, and when."""
+
+    signal: int = 0
+    at: float = 0.0
+
+
 @contextmanager
-def ending_well() -> Iterator[None]:
-    """Inside, SIGTERM (a scheduler's, torchrun's) is what Ctrl-C is: a KeyboardInterrupt, of its own number."""
+def ending_well() -> Iterator[Caught]:
+    """Inside, Ctrl-C and SIGTERM (a scheduler's, torchrun's) raise KeyboardInterrupt, of their number; once.
+
+    Later than SAME_SECONDS after the first, one ends the process at once. What is ignored stays so (nohup's, `&`'s).
+    """
+    caught = Caught()
 
     def end(number: int, frame: Any) -> None:
+        if caught.signal:
+            if time.monotonic() - caught.at > SAME_SECONDS:
+                os._exit(128 + number)
+            return
+        caught.signal, caught.at = number, time.monotonic()
         raise KeyboardInterrupt(number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     try:
-        yield
+        for number in before:
+            signal.signal(number, end)
+        yield caught
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager
@@ -96,10 +182,13 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
     if quiet:
         yield lambda done, total: None
         return
-    if err.is_terminal:
-        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
-            task = bar.add_task(verb, total=None, rate="")
+    if live():
+        what, rate_ = (
+            TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[rate]")
+        )
+        parts = (what, BarColumn(), MofNCompleteColumn(), rate_, TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*parts, console=err) as bar:
+            task = bar.add_task(printable(verb), total=None, rate="")
             started = time.monotonic()
             earlier: float | None = None
 
@@ -122,11 +211,7 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
             last = now
             rate = (done - before) / (now - started)
             left = duration((total - done) / rate)
-            print(
-                f"{verb}: {done:.0f}/{total} images, {rate:.1f} images/s, {left} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{verb}: {done:.0f}/{total} images, {rate:.1f} images/s, {left} left")
 
     yield line
 
@@ -146,33 +231,134 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def run(app: typer.Typer, name: str) -> None:
-    """Run a command; turn errors into one line and an exit status. name: what a user types to start it."""
+class Sturdy(io.RawIOBase):
+    """A descriptor that swallows what it can't write: `failure` says why, the first time."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self.failure = fd, None
+
+    failure: OSError | None
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self._fd)
+
+    def write(self, data: Any) -> int:
+        """Never raises; waits where a pipe that doesn't block is full."""
+        while self.failure is None:
+            try:
+                return os.write(self._fd, data)
+            except BlockingIOError:
+                select.select([], [self._fd], [])
+            except OSError as error:
+                self.failure = error
+        return len(data)
+
+
+def _sturdy(stream: Any, original: Any, fd: int) -> Any:
+    """stream, if it is the process's own and not a test's, as one that never fails and knows every character."""
+    if stream is not original:
+        return stream
+    with suppress(OSError, AttributeError):  # None, where it was closed
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(Sturdy(fd)),
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=fd == 2 or os.isatty(fd),
+    )
+
+
+def _ignored(what: Any) -> None:
+    """Of errors that Python ignores, as in destructors, one line each kind; h5py has twenty of a full disk."""
+    if issubclass(what.exc_type, KeyboardInterrupt):
+        os._exit(128 + int((what.exc_value.args or SIGNALS)[0]))  # else Ctrl-C would be forgotten
+    if what.exc_type not in _told:
+        _told.add(what.exc_type)
+        say(f"warning: {what.exc_type.__name__}: {' '.join(str(what.exc_value).split())}")
+
+
+_told: set[type] = set()
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _prepare(name: str) -> None:
+    """Take over what the libraries would print, and the streams that they would print it on."""
     sys.argv[0] = name
     keep_memory()
+    sys.stdout = _sturdy(sys.stdout, sys.__stdout__, 1)
+    sys.stderr = _sturdy(sys.stderr, sys.__stderr__, 2)
+    sys.unraisablehook = _ignored
+    warnings.showwarning = lambda message, *where, **more: say(f"warning: {message}")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_OneLine())
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a command; turn errors into one line and an exit status. name: what a user types to start it."""
+    _prepare(name)
+    program = name.split()[-1]
     try:
-        app(prog_name=name)
-    except SystemExit as ended:
-        if os.environ.get("WORLD_SIZE", "1") == "1":
-            raise
+        with ending_well() as caught:
+            status = _status(app, name, caught)
+    except KeyboardInterrupt as error:  # between two lines of this file
+        status = 128 + int((error.args or SIGNALS)[0])
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, Sturdy) and raw.failure is not None and raw.failure.errno != errno.EPIPE:
+        say(f"{program}: can't write to stdout: {raw.failure.strerror}")
+        status = status if status not in (0, 3) else 1
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         # gloo's threads outlive the process group (DDP holds it); one that frees its last tensor while the
         # interpreter ends aborts a run that went well
-        _leave(int(ended.code or 0))
-    except Exception as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        text = " ".join(str(error).split())
-        if not isinstance(error, VggfeatError):
-            text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
-        print(f"{name.split()[-1]}: {printable(text)}", file=sys.stderr)
-        status = 128 + error.signal if isinstance(error, Interrupted) else 1
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            _leave(status)
-        sys.exit(status)
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
-def _leave(status: int) -> None:
-    """Exit without Python's own end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def _status(app: typer.Typer, name: str, caught: Caught) -> int:
+    """Run a command; say what went wrong in one line; the exit status."""
+    program = name.split()[-1]
+    try:
+        status = int(app(prog_name=name, standalone_mode=False) or 0)
+        if not (caught.signal and status == 130):  # Typer's, of a KeyboardInterrupt
+            return status
+        error: BaseException = KeyboardInterrupt()
+    except (Exception, SystemExit) as raised:
+        error = raised
+    if isinstance(error, SystemExit) and isinstance(error.__context__, OSError):
+        error = error.__context__  # Typer leaves without a word where a pipe has broken, whichever it was
+    if "--debug" in sys.argv:
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            say(line)
+    if caught.signal and not isinstance(error, VggfeatError):  # a library can make another error of it
+        say(f"{program}: interrupted")
+        return 128 + caught.signal
+    if hasattr(error, "format_message"):  # Typer's errors of usage
+        return _wrong_usage(error, program)
+    text = " ".join(str(error).split())
+    if not isinstance(error, VggfeatError):
+        text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    say(f"{program}: {text}")
+    return getattr(error, "status", 1)
+
+
+def _wrong_usage(error: Any, program: str) -> int:
+    """Say what is wrong with the command line, and where its help is."""
+    typed = error.ctx.command_path if getattr(error, "ctx", None) else program
+    text = " ".join(str(error.format_message()).split())
+    if text:  # none where nothing was typed: the help has been printed
+        say(f"{typed.removeprefix('python -m ')}: {text.rstrip('.')}; see {typed} --help")
+    return int(error.exit_code)

@@ -37,6 +37,8 @@ NETS = tuple(TABLE_1)
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
 FC_CHANNELS = 4096
 FC_LAYERS = ("fc6", "fc7", "fc8")
+# Of a whole net, 2.8 GB in float32: E at twice its width has 567 million, D as published 138.
+MOST_PARAMETERS = 700_000_000
 
 
 def layer_names(net: str) -> list[str]:
@@ -54,6 +56,36 @@ def layer_names(net: str) -> list[str]:
         names += [f"lrn{s}"] * (len(stage) - len(convs))
         names.append(f"pool{s}")
     return [*names, *FC_LAYERS]
+
+
+def parameter_count(net: str, num_classes: int, width: float, crop: int) -> int:
+    """Weights and biases of a whole net, by arithmetic: nothing is built. Arguments as of VGG.
+
+    Raises VggfeatError where VGG does: values that can't be, or more than MOST_PARAMETERS.
+    """
+    layer_names(net)
+    if crop < 32 or crop % 32:
+        raise VggfeatError(f"crop {crop} is not a positive multiple of 32, the stride of pool5")
+    if not 0 < width < float("inf") or num_classes < 1:
+        raise VggfeatError(f"width {width} and num_classes {num_classes} must be positive and finite")
+    count, channels = 0, 3
+    for stage, stage_channels in zip(TABLE_1[net], STAGE_CHANNELS, strict=True):
+        out = max(1, round(stage_channels * min(width, 1e6)))
+        for kernel in stage:
+            if not isinstance(kernel, str):
+                count += (channels * kernel**2 + 1) * out
+                channels = out
+    fc = max(1, round(FC_CHANNELS * min(width, 1e6)))
+    inputs = channels * (crop // 32) ** 2
+    for out in (fc, fc, num_classes):
+        count += (inputs + 1) * out
+        inputs = out
+    if count > MOST_PARAMETERS:
+        raise VggfeatError(
+            f"net {net} of width {width:g}, crop {crop} and {num_classes} classes has {count / 1e6:,.0f} million "
+            f"parameters; at most {MOST_PARAMETERS // 10**6} million are built"
+        )
+    return count
 
 
 class LocalResponseNorm(nn.Module):
@@ -83,6 +115,7 @@ class VGG(nn.Module):
     crop: side in pixels of the training crop, a multiple of 32; fc6 covers crop / 32 positions a side of pool5.
     pool: "floor" (PyTorch) or "ceil" (Caffe): what max-pooling makes of an odd side. Equal on a 224 crop.
     until: the last layer that is built; weights of later layers are not needed.
+    Raises VggfeatError: values that can't be, or more than MOST_PARAMETERS, before anything is allocated.
     """
 
     def __init__(
@@ -98,10 +131,7 @@ class VGG(nn.Module):
         self.layers = layer_names(net)
         if until not in self.layers:
             raise VggfeatError(f"net {net} has no layer {until!r}; it has {', '.join(self.layers)}")
-        if crop < 32 or crop % 32:
-            raise VggfeatError(f"crop {crop} is not a positive multiple of 32, the stride of pool5")
-        if width <= 0 or num_classes < 1:
-            raise VggfeatError(f"width {width} and num_classes {num_classes} must be positive")
+        parameter_count(net, num_classes, width, crop)
         self.layers = self.layers[: self.layers.index(until) + 1]
         self.net, self.num_classes, self.width, self.crop = net, num_classes, width, crop
         self.fc6_kernel = crop // 32

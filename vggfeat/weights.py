@@ -11,18 +11,24 @@
 | `FILE.safetensors` | a file whose metadata name the net and its preprocessing |
 | `FILE.pth` | a released-net conversion (keys `classifier.1|4|6`), recognised by its keys |
 
-No pickle is ever run: safetensors, or `torch.load(weights_only=True)`.
+No code of a file is ever run: safetensors, or a pickle that names nothing but plain tensors. Names, types and shapes
+are compared with the net's before a value is read, and a net has at most `vgg.MOST_PARAMETERS` parameters.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.error import URLError
 
 import safetensors
@@ -31,10 +37,11 @@ import torch
 from torch import Tensor, nn
 
 from vggfeat import __version__
+from vggfeat.checked import fitted, parse_json, regular, shown
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
-from vggfeat.vgg import FC_LAYERS, NETS, TABLE_1, VGG
+from vggfeat.vgg import FC_LAYERS, MOST_PARAMETERS, NETS, TABLE_1, VGG
 
 CAFFE = Preprocessing(mean=CAFFE_MEAN_BGR, std=(1.0, 1.0, 1.0), channel_order="BGR", input_range=255.0)
 # Conversions of the authors' Caffe files; the digits in a name are the first of its sha256.
@@ -203,15 +210,17 @@ def load(name: str, weights: str | os.PathLike[str] | None = None) -> Network:
         name = f"oxford:{name}"
     if name == "mini":
         name = "mini:D"
+    if "\0" in name:
+        raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
     source, _, rest = name.partition(":")
     if rest and source in _LOADERS:
         what, _, file = rest.partition("@")
-        network = _LOADERS[source](what, Path(file).resolve() if file else None)
+        network = _LOADERS[source](what, Path(os.path.realpath(file)) if file else None)
     elif Path(name).suffix in (".safetensors", ".pth", ".pt"):
         network = _load_file(Path(name))
     else:
         raise VggfeatError(
-            f"weights {name!r} are not known: give a .safetensors or .pth file, or one of "
+            f"weights {shown(name)} are not known: give a .safetensors or .pth file, or one of "
             f"mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see `vggfeat weights`)"
         )
     network.module.eval().requires_grad_(False)
@@ -259,11 +268,10 @@ def write_tensors(
 ) -> None:
     """Write a .safetensors file; it appears whole or not at all."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    # a path in them need not be Unicode, and JSON must be
+    metadata = {k: v.encode("utf-8", "backslashreplace").decode() for k, v in metadata.items()}
     with whole(Path(path)) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
         safetensors.torch.save_file(tensors, partial, metadata=metadata)
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:
@@ -279,28 +287,132 @@ def _vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:
 
 # --- reading files -----------------------------------------------------------------------------------------
 
+MOST_HEADER = 16 << 20  # bytes of the names, shapes and metadata in a file
+MOST_STEPS = 1_000_000  # of the pickle in a .pth file; a state dict takes about twenty a tensor
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What the pickle of a state dict names, and nothing else: weights_only allows much that takes memory or isn't dense.
+_PLAIN = {
+    "collections OrderedDict",
+    *(f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")),
+    *(
+        f"torch {name}Storage"
+        for name in ("Half", "BFloat16", "Float", "Double", "Byte", "Int", "Long", "Bool")
+    ),
+}
+
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors or .pth file."""
-    if not path.is_file():
-        raise VggfeatError(f"no weights file at {path}")
-    try:
+    """Tensors and metadata of a .safetensors or .pth file; of most files the values are only mapped, not yet read.
+
+    Raises VggfeatError: no such file; a header that is damaged or unsound; anything but dense tensors by name.
+    """
+    size = regular(path, "weights file")
+    with _unreadable(path):
         if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt") as file:
-                return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise whatever a broken file makes them raise
+            with _opened(path) as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, _metadata(file, path)  # noqa: SIM118
+        with open(path, "rb") as pickled:
+            mapped = _check_pickle(pickled, path, size)
+            pickled.seek(0)
+            place = _unicode_name(path, pickled) if mapped else pickled
+            tensors = torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
+    ):
+        raise VggfeatError(f"{path} holds no plain state dict (names to tensors)")
+    return {key: tensor.detach() for key, tensor in tensors.items()}, {}
+
+
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except VggfeatError:
+        raise
+    except Exception as error:  # the readers raise whatever a broken file makes them raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VggfeatError(f"{path} can't be read as weights: {reason}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
-        raise VggfeatError(f"{path} holds no plain state dict (names to tensors)")
-    return {str(k): v for k, v in tensors.items()}, {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file whose header is of a sane length; the library compares it with the file's own length."""
+    with open(path, "rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        if length > MOST_HEADER:
+            raise VggfeatError(f"{path} can't be read as weights: its header claims {length:,} bytes")
+        with safetensors.safe_open(_unicode_name(path, raw), framework="pt") as file:
+            yield file
+
+
+def _unicode_name(path: Path, file: IO[bytes]) -> str:
+    """A name of an open file that libraries take, which want Unicode."""
+    try:
+        return os.fspath(path) if os.fspath(path).encode() else ""
+    except UnicodeEncodeError:
+        return f"/dev/fd/{file.fileno()}"
+
+
+def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
+    """Refuse a .pth file that is more than tensors by name, before it is loaded; whether its values can be mapped."""
+    if zipfile.is_zipfile(file):
+        archive = zipfile.ZipFile(file)
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise VggfeatError(f"{path} is compressed, as PyTorch's files never are: save it again")
+        (pickled,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+        if pickled.file_size > MOST_HEADER:
+            raise VggfeatError(f"{path} can't be read as weights: its pickle has {pickled.file_size:,} bytes")
+        _check_names(io.BytesIO(archive.read(pickled)), 1, path)
+        return True
+    if size > 4 * MOST_PARAMETERS:
+        raise VggfeatError(
+            f"{path} has {size / 1e9:.1f} GB in PyTorch's old format, which is read whole: save it again"
+        )
+    file.seek(0)
+    _check_names(file, 4, path)  # a magic number, a version, facts about the machine, the tensors
+    return False
+
+
+def _check_names(file: IO[bytes], pickles: int, path: Path) -> None:
+    steps = 0
+    for _ in range(pickles):
+        for step, argument, _ in pickletools.genops(file):
+            steps += 1
+            if steps > MOST_STEPS:
+                raise VggfeatError(f"{path} can't be read as weights: its pickle is too long")
+            if "GLOBAL" in step.name and argument not in _PLAIN:
+                what = argument or "a function"
+                raise VggfeatError(
+                    f"{path} can't be read as weights: it names {what}, not only tensors by their names"
+                )
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file. Raises VggfeatError: no such file, a damaged one, metadata that can't be."""
+    regular(path, "weights file")
+    with _unreadable(path), _opened(path) as file:
+        return _metadata(file, path)
+
+
+def _metadata(file: Any, path: Path) -> dict[str, str]:
+    """The strings of an open file, those that are kept for the record checked; a net's own are by `_load_file`."""
+    metadata = dict(file.metadata() or {})
+    for key in ("recipe", "errors"):
+        where = f"{path}: the metadata's {key}"
+        record = fitted(parse_json(metadata.get(key) or "{}", where), dict[str, Any], where)
+        fitted(record.get("seed", 0), int, f"{where}'s seed")
+    scale = metadata.get("train_scale", "")
+    if not re.fullmatch(r"([0-9]{1,5}(-[0-9]{1,5})?)?", scale):
+        raise VggfeatError(f"{path}: the metadata's train_scale must be as 256 or 256-512, not {scale!r:.60}")
+    return metadata
 
 
 def _load_file(path: Path) -> Network:
     tensors, metadata = _read(path)
+    place = os.path.realpath(path)  # kept in feature files and models, which are used from other folders
     if "classifier.1.weight" in tensors and "net" not in metadata:
-        return _oxford(_net_by_convolutions(tensors, path), path.resolve())
+        return _oxford(_net_by_convolutions(tensors, path), Path(place))
     if "net" not in metadata or ("mean" not in metadata and "mean_bgr" not in metadata):
         raise VggfeatError(
             f"{path} doesn't say which preprocessing its weights need; name the source, "
@@ -309,14 +421,19 @@ def _load_file(path: Path) -> Network:
     try:
         preprocessing = Preprocessing.from_metadata(metadata)
         width, crop = float(metadata.get("width", "1")), int(metadata.get("crop", "224"))
-        num_classes = int(metadata["num_classes"]) if "num_classes" in metadata else None
-        classes = json.loads(metadata.get("classes") or "[]") or None
-    except (ValueError, KeyError) as error:
+        names = metadata.get("classes") or "[]"
+        classes = fitted(parse_json(names, "classes"), list[str], "classes") or None
+        num_classes = len(classes) if classes else None
+        if "num_classes" in metadata:
+            num_classes = int(metadata["num_classes"])
+    except (ValueError, VggfeatError) as error:
         raise VggfeatError(f"{path} has unusable metadata: {error}") from error
+    if classes and len(classes) != num_classes:
+        raise VggfeatError(f"{path} has unusable metadata: {len(classes)} names for {num_classes} classes")
     # Weights that subtract Caffe's BGR mean came through Caffe, whose pooling rounds up.
     pool = metadata.get("pool") or ("ceil" if "mean_bgr" in metadata else "floor")
     return _vgg_network(
-        str(path.resolve()),  # kept in feature files and models, which are used from other folders
+        place,
         metadata["net"],
         tensors,
         preprocessing,
@@ -349,16 +466,23 @@ def _vgg_network(
     classes: list[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Network:
-    """A Network from a state dict in torchvision's keys; it reaches as far as the weights do."""
+    """A Network from a state dict in torchvision's keys; it reaches as far as the weights do. Empties `tensors`.
+
+    classes: of another number than fc8's outputs they are not its names.
+    """
     if num_classes is None:
         fc8 = tensors.get("classifier.6.weight")
-        num_classes = 1000 if fc8 is None else fc8.shape[0]
+        num_classes = len(fc8) if fc8 is not None and fc8.ndim == 2 else 1000
     with torch.device("meta"):
-        whole = VGG(net, num_classes, width, crop, pool)
+        try:
+            whole = VGG(net, num_classes, width, crop, pool)
+        except VggfeatError as error:
+            raise VggfeatError(f"{spec} can't be a net: {error}") from error
     expected = whole.state_dict()
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise VggfeatError(f"{spec} doesn't fit net {net}: it has {unknown[0]}, which the net doesn't")
+    _refuse_unfit(tensors, expected, f"{spec} doesn't fit net {net} (width {width:g}, crop {crop})")
     reach = None
     start = 0
     for layer in whole.layers:
@@ -369,25 +493,43 @@ def _vgg_network(
             start = whole.ends[layer]
         keys = [k for k in expected if k.startswith(tuple(prefixes))]
         # Also ends here: torchvision's IMAGENET1K_FEATURES fills the FC layers with NaN.
-        if any(k not in tensors or not torch.isfinite(tensors[k]).all() for k in keys):
+        if any(k not in tensors or not _finite(tensors[k]) for k in keys):
             break
-        for k in keys:
-            if tensors[k].shape != expected[k].shape:
-                raise VggfeatError(
-                    f"{spec} doesn't fit net {net} (width {width}, crop {crop}): {k} has shape "
-                    f"{tuple(tensors[k].shape)}, the net's is {tuple(expected[k].shape)}"
-                )
         reach = layer
     if reach is None:
         raise VggfeatError(f"{spec} has no usable weights of net {net}: conv1_1 is missing or not finite")
     with torch.device("meta"):
         module = VGG(net, num_classes, width, crop, pool, until=reach)
-    kept = {k: tensors[k].to(torch.float32) for k in module.state_dict()}
-    module.load_state_dict(kept, assign=True)
     own = {**(metadata or {}), **_vgg_metadata(module, preprocessing), "source": spec}
     if metadata and metadata.get("source"):
         own["source"] = metadata["source"]
-    return Network(spec, module, preprocessing, fingerprint(tensors), own, classes)
+    sha256 = fingerprint(tensors)
+    # copied, as a file that is only mapped may change, or shrink under the process; one by one, as they may be large
+    kept = {k: tensors.pop(k).to(torch.float32, copy=True).contiguous() for k in module.state_dict()}
+    module.load_state_dict(kept, assign=True)
+    names = classes if classes and len(classes) == num_classes else None
+    return Network(spec, module, preprocessing, sha256, own, names)
+
+
+def _refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Raise VggfeatError where a tensor that is expected has another shape or kind of number; no value is read."""
+    for key, wanted in expected.items():
+        if key not in tensors:
+            continue
+        tensor = tensors[key]
+        if tensor.shape != wanted.shape:
+            raise VggfeatError(
+                f"{what}: {key} has shape {tuple(tensor.shape)}, the net's is {tuple(wanted.shape)}"
+            )
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not dense or tensor.dtype not in (FLOATS if wanted.is_floating_point() else (wanted.dtype,)):
+            kind = str(tensor.dtype).removeprefix("torch.") if dense else "not dense"
+            raise VggfeatError(f"{what}: {key} is {kind}, not {str(wanted.dtype).removeprefix('torch.')}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are; without a mask of them, which may be large."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
 # --- sources -----------------------------------------------------------------------------------------------
@@ -486,6 +628,8 @@ def _random(what: str, file: Path | None) -> Network:
             if key not in values:
                 raise ValueError(key)
             values[key] = float(value) if key == "width" else int(value)
+            if key == "seed" and not 0 <= values[key] < 2**63:
+                raise ValueError(value)
         except ValueError as error:
             raise VggfeatError(
                 f"random:{what} has a setting {setting!r}; write random:NET,width=0.25,crop=64,seed=0,classes=10"
@@ -493,7 +637,7 @@ def _random(what: str, file: Path | None) -> Network:
     if file is not None:
         raise VggfeatError("random: weights come from a seed, not from a file")
     with torch.device("meta"):
-        module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
+        module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))  # nothing too large
     generator = torch.Generator().manual_seed(int(values["seed"]))
     tensors = {}
     for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):
@@ -556,36 +700,49 @@ class TimmBackbone(nn.Module):
 def _timm(what: str, file: Path | None) -> Network:
     import timm
 
-    if not timm.is_model(what.partition(".")[0]):
+    if not timm.is_model(what.partition(".")[0]):  # its own names only: no other repository, no folder
         raise VggfeatError(
-            f"timm has no model {what!r}; `python -c 'import timm; print(timm.list_models())'`"
+            f"timm has no model {shown(what)}; `python -c 'import timm; print(timm.list_models())'`"
         )
     spec = f"timm:{what}" + (f"@{file}" if file else "")
-    try:
-        model = timm.create_model(what, pretrained=file is None, num_classes=0).eval()
-    except Exception as error:  # hub clients raise their own kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    with _timm_says(spec), torch.device("meta"):  # shapes only
+        wanted = timm.create_model(what, pretrained=False, num_classes=0).state_dict()
+    count = sum(tensor.numel() for tensor in wanted.values())
+    if count > MOST_PARAMETERS:
         raise VggfeatError(
-            f"could not get {spec}: {reason}; fetch it by hand and give {spec}@FILE"
-        ) from error
+            f"{spec} has {count / 1e6:,.0f} million parameters; at most {MOST_PARAMETERS // 10**6} million are loaded"
+        )
+    tensors: dict[str, Tensor] = {}
     if file is not None:
         tensors, _ = _read(file)
-        wanted = model.state_dict()
         missing = sorted(wanted.keys() - tensors.keys())
         if missing:
             raise VggfeatError(f"{file} doesn't fit timm:{what}: {missing[0]} is missing")
-        try:
-            model.load_state_dict({k: tensors[k] for k in wanted})
-        except RuntimeError as error:
-            raise VggfeatError(
-                f"{file} doesn't fit timm:{what}: {str(error).splitlines()[-1].strip()}"
-            ) from error
+        _refuse_unfit(tensors, wanted, f"{file} doesn't fit timm:{what}")
+    with _timm_says(spec):
+        model = timm.create_model(what, pretrained=file is None, num_classes=0).eval()
+    if file is not None:
+        model.load_state_dict({k: tensors[k] for k in wanted})
+    for key, tensor in model.state_dict().items():
+        if not _finite(tensor):
+            raise VggfeatError(f"{spec} has values of {key} that are not finite")
     config: Any = model.pretrained_cfg
     preprocessing = Preprocessing(
         mean=tuple(config["mean"]), std=tuple(config["std"]), channel_order="RGB", input_range=1.0
     )
     metadata = {"net": what, **preprocessing.to_metadata(), "source": spec}
     return Network(spec, TimmBackbone(what, model), preprocessing, fingerprint(model.state_dict()), metadata)
+
+
+@contextmanager
+def _timm_says(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # hub clients raise their own kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise VggfeatError(
+            f"could not get {spec}: {reason}; fetch it by hand and give {spec}@FILE"
+        ) from error
 
 
 _LOADERS = {"mini": _mini, "oxford": _oxford, "torchvision": _torchvision, "random": _random, "timm": _timm}

@@ -25,6 +25,7 @@ import numpy as np
 from vggfeat import hdf5
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.files import sync
 from vggfeat.hdf5 import Damaged, Layout, Place, Spec, damaged, decode, encode
 from vggfeat.store import (
     DONE,
@@ -411,7 +412,8 @@ class FeatureWriter:
             os.fsync(self._file)
             self._refuse_loss()
             os.replace(self.partial, self.path)
-            _sync_folder(self.path.parent)
+            with suppress(OSError):  # not every file system can sync a folder
+                sync(self.path.parent)
         except OSError as error:
             raise VggfeatError(f"can't write {self.path}: {error.strerror}") from error
         os.close(self._file)
@@ -483,14 +485,6 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except OSError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a new name to the disk, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    with suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _cut(reason: str) -> bytes:

@@ -67,6 +67,18 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
 
 
+def processes_of(mark: str) -> list[int]:
+    """Those whose environment has the mark."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
 @pytest.fixture(scope="session")
 def train() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run pretrain.train in processes of its own."""

@@ -8,7 +8,8 @@ import pytest
 from pretrain.augment import SAMPLE, Augmentation, augmented_crop, draw, kept_units, keyed
 from pretrain.colour import Colours
 from tests.conftest import photograph
-from vggfeat.images import read_rgb, rescaled_crop, smallest_side
+from vggfeat.decode import read_rgb
+from vggfeat.images import rescaled_crop, smallest_side
 
 
 def test_a_key_gives_the_same_numbers_and_another_key_others() -> None:

@@ -11,8 +11,9 @@ import torch
 from pretrain.augment import SAMPLE, draw, keyed
 from pretrain.colour import Colours, Sums, measure, name_digest
 from pretrain.trainer import Trainee
+from vggfeat.decode import read_rgb
 from vggfeat.errors import VggfeatError
-from vggfeat.images import read_rgb, smallest_side
+from vggfeat.images import smallest_side
 from vggfeat.vgg import VGG
 
 
@@ -73,12 +74,28 @@ def test_unreadable_images_are_named_and_left_out(photos: Path, tmp_path: Path) 
     assert name_digest(["a", "b"]) != name_digest(["a\nb"])
 
 
+SOUND = (
+    '{"mean": [1, 2, 3], "covariance": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],'
+    ' "images": 4, "unreadable": {}, "training_set": ""}'
+)
+
+
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "colours.json"
+    path.write_text(SOUND)
+    assert Colours.read(path).images == 4
     for text in (
         "",
         "{}",
         '{"mean": [1], "covariance": [], "images": 0, "unreadable": {}, "training_set": ""}',
+        *("[1]", "null", "[" * 100_000),
+        SOUND.replace("[1, 2, 3]", "[NaN, 2, 3]"),
+        SOUND.replace("[1, 2, 3]", "[1e9, 2, 3]"),
+        SOUND.replace("[1, 0, 0]", "[-1, 0, 0]"),
+        SOUND.replace("[1, 0, 0]", "[1, 5, 0]"),
+        SOUND.replace("0, 1]", "0, Infinity]"),
+        SOUND.replace(": 4", ": Infinity"),
+        SOUND.replace("{}", '{"a": 3}'),
     ):
         path.write_text(text)
         with pytest.raises(VggfeatError, match="delete it to measure anew"):

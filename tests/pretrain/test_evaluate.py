@@ -340,17 +340,17 @@ def test_the_released_nets_stand_in_the_papers_own_table() -> None:
 def test_what_cannot_be_evaluated(
     command: Command, images: Path, weights: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
-    def says(*words: object) -> str:
+    def says(*words: object, status: int = 1) -> str:
         ran = command(*words, *FAST)
-        assert ran.status == 1
+        assert ran.status == status
         assert len(ran.err_lines) == 1, ran.err
         return ran.err
 
     a = weights["A-36"]
     assert "smaller than the crop of 32" in says("--weights", a, "--data", images, "--scales", "31")
-    assert "give one of --weights, --from and --table" in says("--data", images)
+    assert "give one of --weights, --from and --table" in says("--data", images, status=2)
     assert "no folder" in says("--weights", a, "--data", tmp_path / "nowhere")
-    assert "--scales 3x" in says("--weights", a, "--data", images, "--scales", "3x")
+    assert "--scales 3x" in says("--weights", a, "--data", images, "--scales", "3x", status=2)
     assert "reach pool5" in says("--weights", data / "vgg16_conv_caffe.safetensors", "--data", images)
     backbone = timm.create_model("resnet10t")
     safetensors.torch.save_file(backbone.state_dict(), tmp_path / "backbone.safetensors")
@@ -364,7 +364,7 @@ def test_what_cannot_be_evaluated(
     assert "no usable class scores" in says("--weights", tmp_path / "nan.safetensors", "--data", images)
     (tmp_path / "x.h5").write_bytes(b"no")
     assert "x.h5" in says("--from", tmp_path / "x.h5")
-    assert "no --scales" in says("--table", "3", "--scales", "36", "--data", images)
+    assert "no --scales" in says("--table", "3", "--scales", "36", "--data", images, status=2)
     command("--weights", a, "--data", images, *FAST, "--posteriors", tmp_path / "a.h5")
     command("--weights", a, "--data", images, *FAST, "--split", "test", "--posteriors", tmp_path / "t.h5")
     assert "have no labels" in says("--table", "3", "--from", tmp_path / "t.h5")
@@ -382,3 +382,13 @@ def test_what_cannot_be_evaluated(
         "--table", "3", "--from", tmp_path / "a.h5", "--from", tmp_path / "a.h5"
     )
     assert "no trained nets under" in says("--table", "3", "--runs", tmp_path / "devkit", "--data", images)
+    # --table updates its ledger in place, and that only
+    picture = next((images / "val").rglob("*.png"))
+    before = picture.read_bytes()
+    for ledger, why in (
+        (picture, "is not UTF-8 text"),
+        (tmp_path / "a.h5", "is what the command reads"),
+        (tmp_path / "no" / "results.md", "there is no folder"),
+    ):
+        assert why in says("--table", "3", "--from", tmp_path / "a.h5", "--ledger", ledger)
+    assert picture.read_bytes() == before

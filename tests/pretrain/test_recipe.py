@@ -67,7 +67,9 @@ def test_every_number_can_be_overridden() -> None:
         ("batch_sise=3", "there is no 'batch_sise'"),
         ("NET-385.learning_rate=1e-3", "there is no stage 'NET-385'"),
         ("batch_size=0", "batch_size must lie in"),
-        ("batch_size=big", "batch_size must be int"),
+        ("batch_size=big", "batch_size must be a whole number, not 'big'"),
+        ("batch_size=true", "batch_size must be a whole number, not True"),
+        ("batch_size=0x" + "f" * 5000, r"batch_size must be less than 2\^63, not a huge number"),
         ("crop=225", "not a multiple of 32"),
         ("crop=288", "smaller than the crop"),
         ("*.learning_rate=-1", "learning_rate must be positive"),
@@ -75,7 +77,21 @@ def test_every_number_can_be_overridden() -> None:
         ("drop_by=[0.9, 0.5]", "drop_by must be"),
         ("dropout", "write KEY=VALUE"),
         ("stages=3", "write STAGE.KEY=VALUE"),
-        ("momentum=nan", "momentum must lie in"),
+        ("momentum=nan", "momentum must be a finite number, not nan"),
+        ("momentum=2", "momentum must lie in"),
+        ("width=" + "[" * 100_000, "width must be a finite number"),
+        ("drop_by=[0.5, 'a']", r"drop_by\[1\] must be a finite number, not 'a'"),
+        ("drop_by=[0.5, 2]", "drop_by must be"),
+        ("mean=[1, 2]", "mean must be three numbers in 0..255"),
+        ("covariance=[1, 2, 3]", r"covariance\[0\] must be a list, not 1"),
+        ("name=2020-01-01", "name must be text"),
+        ("*.train_scale=3", "train_scale must be a list, not 3"),
+        ("*.train_scale=[256]", "train_scale must be a list of 2, not a list of 1"),
+        ("*.train_scale=[256.5, 256.5]", r"train_scale\[0\] must be a whole number, not 256.5"),
+        ("*.train_scale=[256, 1000000000]", "at most 8192"),
+        ("*.epochs=1e300", "iterations and epochs are at most 1e9"),
+        ("*.nets=[1]", r"nets\[0\] must be text, not 1"),
+        ("covariance=[[1, 2, 0], [0, 1, 0], [0, 0, 1]]", "covariance must be symmetric"),
     ],
 )
 def test_a_bad_override_is_refused(override: str, says: str) -> None:
@@ -92,8 +108,14 @@ def test_recipe_files(tmp_path: Path) -> None:
     assert chain(read_recipe(str(path)), "A").stages[0].epochs == 1.0
     for text, says in (
         ("x = ", "is not TOML"),
+        ("x = " + "[" * 50_000, "is not TOML"),
+        ("x = " + "9" * 5000, "is not TOML"),
+        ("#" * (1 << 16) + "\n", "is longer than the 64 KiB"),
+        ("stages = 3", "stages must be a list, not 3"),
+        ("stages = [3]", r"stages\[0\] must be a record, not 3"),
         ("width = 1.0", "has no \\[\\[stages\\]\\]"),
-        ("[[stages]]\nnet = 'NET'", "missing"),
+        ("[[stages]]\nnet = 'NET'", r"own.toml: stages\[0\].train_scale is missing"),
+        ("depth = 3\n[[stages]]", "there is no 'depth' in a Recipe; it has name, stages"),
         (
             "[[stages]]\nnet = 'F'\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1",
             "there is no net 'F'",
@@ -120,3 +142,10 @@ def test_stages_are_chosen_by_name_or_number() -> None:
 def test_two_stages_of_one_name_are_refused() -> None:
     with pytest.raises(VggfeatError, match="two stages D-256"):
         chain(read_recipe("paper", ["NET-384.train_scale=[256, 256]"]), "D")
+
+
+@pytest.mark.parametrize("override", ["width=16", "crop=4096"])
+def test_a_net_that_is_too_large_is_refused_before_anything_is_read(override: str) -> None:
+    scales = [f"*.train_scale=[{4096}, {4096}]"]
+    with pytest.raises(VggfeatError, match="million parameters; at most 700 million are built"):
+        chain(read_recipe("paper", [override, *scales]), "D", "normal")

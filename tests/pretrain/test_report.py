@@ -54,3 +54,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VggfeatError, match="is no log of a stage"):
         report.write_report(tmp_path, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1]\n", b"null\n", b"[" * 100_000 + b"\n", b"\xff\n", b"9" * 5000 + b"\n"]
+)
+def test_a_line_that_is_no_event_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "A-1").mkdir()
+    (tmp_path / "A-1" / "log.jsonl").write_bytes(text)
+    with pytest.raises(VggfeatError, match=r"log\.jsonl"):
+        report.write_report(tmp_path, tmp_path / "r.html")
+
+
+def test_a_loss_that_left_the_numbers_is_shown_as_none(tmp_path: Path) -> None:
+    write_log(tmp_path, "A-1", 1, 1.0, False)
+    with open(tmp_path / "A-1" / "log.jsonl", "a") as log:
+        log.write('{"event": "train", "iteration": 2, "loss": NaN, "seconds": Infinity}\n')
+    report.write_report(tmp_path, tmp_path / "r.html")
+    assert "nan" not in (tmp_path / "r.html").read_text().lower().partition("<body")[2]

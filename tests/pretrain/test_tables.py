@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from pretrain.runs import Trained, roles
-from pretrain.tables import Cell, Member, claims_markdown, decide, pack, table_markdown, update_cells
+from pretrain.tables import (
+    Cell,
+    Member,
+    check_ledger,
+    claims_markdown,
+    decide,
+    pack,
+    table_markdown,
+    update_cells,
+)
 from vggfeat.errors import VggfeatError
 
 IMAGES = 400
@@ -92,3 +103,46 @@ def test_roles_of_several_seeds():
     assert roles(nets) == {0: {Member("A", "256"): 1}, 1: {Member("A", "256"): 0, Member("A", "384"): 2}}
     with pytest.raises(VggfeatError, match="both stand for A at 256"):
         roles([*nets, net(0, 36)])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"row": None}, r"\[0\].row must be text, not None"),
+        ({"depth": 3}, r"\[0\] there is no 'depth' in a Cell"),
+        ({"top1": "x"}, r"\[0\].top1 must be a finite number, not 'x'"),
+        ({"top1": 101}, r"\[0\].top1 must lie in 0..100, not 101"),
+        ({"images": 0}, r"\[0\].images must lie in 1..1e\+08, not 0"),
+        ({"nets": [1]}, r"\[0\].nets\[0\] must be text, not 1"),
+        ({"wrong": "abc"}, "`wrong` is not of 400 images"),
+        ({"wrong": "00"}, "`wrong` is not of 400 images"),
+        ({"seed": -1}, r"\[0\].seed must lie in"),
+    ],
+)
+def test_a_damaged_ledger_is_refused_and_left_as_it_is(tmp_path, change, says):
+    path = tmp_path / "ledger-x.json"
+    path.write_text(json.dumps([asdict(cell("A 256", 20)) | change]))
+    before = path.read_bytes()
+    with pytest.raises(VggfeatError, match=says):
+        update_cells(path, [cell("B 256", 20)])
+    with pytest.raises(VggfeatError, match=says):
+        check_ledger(tmp_path / "results.md")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, b"[" + b"9" * 5000 + b"]"])
+def test_what_is_no_ledger_is_refused(tmp_path, text):
+    (tmp_path / "ledger-x.json").write_bytes(text)
+    with pytest.raises(VggfeatError, match=r"ledger-x.json(:| is not| must be)"):
+        check_ledger(tmp_path / "results.md")
+
+
+def test_claims_are_decided_on_the_same_images():
+    """Cells of two data sets, or of two numbers of images, were compared bit by bit."""
+    better = [cell("A 256", 20, seed, 1) for seed in range(3)]
+    worse = [cell("A-LRN 256", 30, seed, 2) for seed in range(3)]
+    few = replace(worse[2], images=8, wrong="00", data="8 images")
+    assert "| 400 | 2 |" in claims_markdown([*better, *worse[:2], few])
+    assert claims_markdown([better[2], few]) == ""
+    one = replace(better[0], images=1, wrong="00"), replace(worse[0], images=1, wrong="80")
+    assert decide(*([c] for c in one)) == ("not decided", 100.0, math.inf)

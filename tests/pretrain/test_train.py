@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import multiprocessing
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,17 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from torch.utils.data import Dataset
 
 from pretrain.checkpoint import read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
-from pretrain.loader import Batch, read_batches
+from pretrain.readers import Batch
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
 from tests.conftest import Command
-from tests.pretrain.conftest import SHORT
+from tests.pretrain.conftest import SHORT, environment
+from tests.pretrain.conftest import command as subprocess_command
 from vggfeat import cli
 from vggfeat.store import open_features
 from vggfeat.terminal import run
@@ -87,9 +88,9 @@ def test_the_chain_and_what_it_leaves(
     assert network.classes == ["blue", "red"]
     measured = Colours.read(out / "colours.json")
     assert network.preprocessing.mean == pytest.approx(measured.mean, abs=1e-4)
-    state = read_state(out / JITTER / "last.safetensors")
-    assert state["progress"]["finished"]
-    assert state["progress"]["learning_rate"] < 5e-3  # drop_by of the mini recipe
+    state, _ = read_state(out / JITTER / "last.safetensors")
+    assert state.finished
+    assert state.learning_rate < 5e-3  # drop_by of the mini recipe
 
     # what came out is what `vggfeat extract` takes
     features, hidden = tmp_path / "feats.h5", len(layers(out / "weights.safetensors")["fc7"])
@@ -289,8 +290,8 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
 
     def after_a_kill(self: Trainer, batch: Batch, images: float) -> torch.Tensor:
         if self.state.iteration == 2:
-            for reader in multiprocessing.active_children():
-                reader.kill()
+            for reader in self.readers.processes:
+                reader.process.kill()
         return step(self, batch, images)
 
     words = ["--net", "A", *FEW, "--workers", "1", "--checkpoint-minutes", "0", "--set=*.iterations=30"]
@@ -303,17 +304,6 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
     assert "give fewer --workers" in one_line(ran.err)
     assert (tmp_path / "run" / A_STAGE / "last.safetensors").exists()
     assert command(*words).status == 0
-
-
-def test_a_reader_killed_as_it_hands_over_a_batch_is_told_apart() -> None:
-    """What PyTorch raises then depends on where the hand-over was."""
-
-    class Broken(Dataset):
-        def __getitem__(self, key: int) -> Batch:
-            raise ConnectionResetError(104, "Connection reset by peer")
-
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
-        next(read_batches(Broken(), [[0]], 0, torch.device("cpu")))
 
 
 def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path) -> None:
@@ -359,5 +349,83 @@ def test_a_page_that_cannot_be_written_does_not_end_the_training(
 ) -> None:
     (tmp_path / "run" / "report.html").mkdir(parents=True)
     done = train("--net", "A", *SHORT, "--set=*.iterations=1", "--data", drawings, "--out", tmp_path / "run")
-    assert "warning: can't write" in done.stderr and "training goes on" in done.stderr
+    assert "warning: " in done.stderr and "report.html is a folder" in done.stderr
+    assert "training goes on" in done.stderr
     assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"iteration": 7}, "its iteration is 7, and 6 is the last"),
+        ({"drops": 50}, "its drops is 50, and 2 is"),
+    ],
+)
+def test_a_checkpoint_beyond_the_end_is_refused(
+    change: dict[str, int], says: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    words = ["--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run"]
+    assert command(*words).status == 0
+    path = tmp_path / "run" / A_STAGE / "last.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+    state["progress"].update(change)
+    safetensors.torch.save_file(tensors, path, metadata={"state": json.dumps(state)})
+    ran = command(*words)
+    assert ran.status == 1
+    assert says in one_line(ran.err)
+
+
+def test_a_broken_log_does_not_block_a_checkpoint(command: Command, drawings: Path, tmp_path: Path) -> None:
+    words = ["--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run"]
+    assert command(*words).status == 0
+    log = tmp_path / "run" / A_STAGE / "log.jsonl"
+    (tmp_path / "run" / A_STAGE / "weights.safetensors").unlink()  # its end is made again
+    whole = log.read_bytes()
+    odd = [
+        b"no json",
+        b"[1]",
+        b'{"event": "train"}',
+        b"\xff\xfe",
+        bytes(4096),
+        b'{"event": "train", "iteration": -1}',
+    ]
+    log.write_bytes(b"\n".join(odd) + b"\n" + whole + b'{"event": "tra')
+    ran = command(*words)
+    assert ran.status == 0, ran.err
+    assert f"warning: {log}: {len(odd)} lines are no events of a stage and are dropped" in ran.err
+    kept = log.read_bytes().splitlines()
+    assert kept[: len(whole.splitlines())] == whole.splitlines()
+    assert all(json.loads(line)["event"] for line in kept)
+
+
+def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path: Path) -> None:
+    """A limit of no bytes a file, which refuses what a full disk does: every file but the last is only missing."""
+
+    def no_bytes() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    words = ["--net", "A", *FEW, "--checkpoint-minutes", "0", "--data", drawings, "--out", tmp_path / "run"]
+    done = subprocess.run(
+        subprocess_command(words), env=environment(), text=True, capture_output=True, preexec_fn=no_bytes, timeout=300
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = f"can't write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"
+    assert last in one_line(done.stderr)
+    for name in ("colours.json", "log.jsonl", "events.out", "last.safetensors", "best.safetensors"):
+        lines = [line for line in done.stderr.splitlines() if name in line]
+        assert len(lines) == 1, done.stderr
+        assert "warning: " in lines[0] and "training goes on" in lines[0]
+    assert "held-out error" in done.stderr and "validation error" in done.stderr  # it did go on
+    left = {path.name: path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {"lock": 0, "log.jsonl": 0}
+
+
+def test_a_lock_that_is_a_link_is_refused(command: Command, drawings: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "other")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert "its file lock is a link" in one_line(ran.err)
+    assert not (tmp_path / "other").exists()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.datasets.download import downloading, need_root
-from vggfeat.datasets.folder import children
+from vggfeat.datasets.folder import children, refuse_upwards
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
@@ -39,6 +39,7 @@ def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
         _download(root, dataset)
     folder = _find(root, dataset)
     classes, _ = children(folder)
+    refuse_upwards(folder, classes)
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

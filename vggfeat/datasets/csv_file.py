@@ -20,12 +20,14 @@ from typing import TextIO
 
 import numpy as np
 
+from vggfeat.checked import regular, shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import TRAIN_FRACTION
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 
+MOST_LABELS = 1 << 30  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 _HEADERS = [["path", kind, *split] for kind in ("label", "labels") for split in ([], ["split"])]
 
 
@@ -78,6 +80,11 @@ def _many(cells: list[str], path: Path) -> tuple[np.ndarray, list[str]]:
         raise VggfeatError(
             f"{path.absolute()}: {'a lone ? is no label' if classes else 'no row has a label'}"
         )
+    if len(cells) * len(classes) > MOST_LABELS:
+        raise VggfeatError(
+            f"{path.absolute()}: {len(cells):,} images of {len(classes):,} classes are too many: "
+            f"at most {MOST_LABELS:,} labels"
+        )
     column_of = {name: column for column, name in enumerate(classes)}
     labels = np.full((len(cells), len(classes)), -1, np.int8)
     for row, (cell, words) in enumerate(zip(cells, words_of, strict=True)):
@@ -90,14 +97,11 @@ def _many(cells: list[str], path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _read(path: Path) -> _Table:
+    regular(path.absolute(), "CSV file", "give it with --root")
     try:
         # utf-8-sig: spreadsheets write a byte-order mark. surrogateescape: a path need not be valid UTF-8.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             return _parse(file, path)
-    except FileNotFoundError:
-        raise VggfeatError(f"no file {path.absolute()}: give --root the CSV file") from None
-    except IsADirectoryError:
-        raise VggfeatError(f"{path.absolute()} is a folder: give --root the CSV file") from None
     except OSError as error:
         raise VggfeatError(f"can't read {path.absolute()}: {error.strerror}") from error
 
@@ -118,7 +122,7 @@ def _parse(file: TextIO, path: Path) -> _Table:
                 header = [cell.lower() for cell in cells]
                 if header not in _HEADERS:
                     expected = "path,label[,split] or path,labels[,split]"
-                    raise VggfeatError(f"{at}: the header must be {expected}, not {','.join(cells)!r}")
+                    raise VggfeatError(f"{at}: the header must be {expected}, not {shown(','.join(cells))}")
                 table.several = header[1] == "labels"
                 continue
             if len(cells) != len(header):
@@ -127,11 +131,13 @@ def _parse(file: TextIO, path: Path) -> _Table:
             if not cells[0] or "\0" in name:
                 raise VggfeatError(f"{at}: no valid path in the first column")
             if name in line_of:
-                raise VggfeatError(f"{at}: {name} is listed twice, first in line {line_of[name]}")
+                raise VggfeatError(f"{at}: {shown(name)} is listed twice, first in line {line_of[name]}")
             line_of[name] = reader.line_num
             split = cells[2].lower() if len(cells) == 3 else ""
             if split not in ("", "train", "val", "test"):
-                raise VggfeatError(f"{at}: the split must be train, val, test or empty, not {cells[2]!r}")
+                raise VggfeatError(
+                    f"{at}: the split must be train, val, test or empty, not {shown(cells[2])}"
+                )
             table.names.append(name)
             table.labels.append(cells[1])
             table.splits.append(split)

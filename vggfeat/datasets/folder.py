@@ -11,6 +11,7 @@ Hidden files and folders are skipped. Folders inside a class folder belong to th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def read_splits(dataset: str, root: Path, folder_of: dict[str, str]) -> Items:
 def class_images(root: Path, inside: str = "") -> dict[str, list[str]]:
     """Class -> its sorted image names, relative to `root`, from one folder a class in `root / inside`.
 
-    Raises VggfeatError when there are no class folders, images lie beside them, or one has no images.
+    Raises VggfeatError when there are no class folders, images lie beside them, one has no images or links upwards.
     """
     where = root / inside
     folders, images = children(where)
@@ -109,6 +110,7 @@ def class_images(root: Path, inside: str = "") -> dict[str, list[str]]:
             "move the images into a class folder or elsewhere"
         )
     images_of: dict[str, list[str]] = {}
+    refuse_upwards(where, folders)
     for name in folders:
         prefix = f"{inside}/{name}" if inside else name
         images_of[name] = _images_under(where / name, prefix)
@@ -117,6 +119,17 @@ def class_images(root: Path, inside: str = "") -> dict[str, list[str]]:
                 f"no images in the class folder {(where / name).absolute()}: add some or remove it"
             )
     return images_of
+
+
+def refuse_upwards(where: Path, folders: Sequence[str]) -> None:
+    """Raise VggfeatError where one of the folders in `where` is a link to a folder that holds it.
+
+    As a class it would have the images of all the others.
+    """
+    above = Path(os.path.realpath(where))
+    for name in folders:
+        if above.is_relative_to(os.path.realpath(where / name)):
+            raise VggfeatError(f"{(where / name).absolute()} is a link to a folder that holds it: remove it")
 
 
 def children(folder: Path) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,10 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def paths(self) -> Iterator[Path]:
+        """The images' files; none of a dataset that lives in memory."""
+        return iter(()) if self.images is not None else map(self.root.joinpath, self.names)
 
     def source(self, i: int) -> Path | np.ndarray:
         """Where image i is: a path, or its pixels."""

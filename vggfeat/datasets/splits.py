@@ -43,7 +43,8 @@ def random_splits(
     for split in range(n_splits):
         parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
         for c, rows in rows_of_class.items():
-            drawn = np.random.default_rng([seed, split, c]).permutation(rows)
+            # a file may name a class for each of its images: there is nothing to draw from one, and a generator is slow
+            drawn = rows if len(rows) == 1 else np.random.default_rng([seed, split, c]).permutation(rows)
             n_fit, n_val = _sizes(len(rows), n_train, val_fraction)
             end = None if max_test is None else n_fit + max_test
             parts["val"].append(drawn[:n_val])

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vggfeat.checked import read_text, shown
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.items import Items
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import CantWrite, VggfeatError
+from vggfeat.files import refuse_filled, scratch
 
 # Alphabetical, as in the devkit's VOCinit.m.
 CLASSES = [
@@ -100,25 +101,18 @@ def _read(folder: Path, year: int) -> Items:
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Line number and words of each line that isn't blank."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
-        message = (
-            f"no file {path.absolute()}: the copy is incomplete; unpack the archive again, or add --download"
-        )
-        raise VggfeatError(message) from None
-    except OSError as error:
-        raise VggfeatError(f"can't read {path.absolute()}: {error.strerror}") from error
+    hint = "the copy is incomplete; unpack the archive again, or add --download"
+    text = read_text(path.absolute(), "file", hint, errors="surrogateescape")
     return [(n, words) for n, line in enumerate(text.split("\n"), 1) if (words := line.split())]
 
 
 def _read_ids(path: Path) -> set[str]:
     ids: set[str] = set()
     for n, words in _lines(path):
-        if len(words) != 1:
-            raise VggfeatError(f"{path}, line {n}: expected one image id, found {' '.join(words)!r}")
+        if len(words) != 1 or "/" in words[0] or "\0" in words[0]:
+            raise VggfeatError(f"{path}, line {n}: expected one image id, found {shown(' '.join(words))}")
         if words[0] in ids:
-            raise VggfeatError(f"{path}, line {n}: image {words[0]} is listed twice")
+            raise VggfeatError(f"{path}, line {n}: image {shown(words[0])} is listed twice")
         ids.add(words[0])
     return ids
 
@@ -128,12 +122,12 @@ def _read_labels(path: Path, ids: set[str]) -> dict[str, int]:
     value_of: dict[str, int] = {}
     for n, words in _lines(path):
         if len(words) != 2 or words[1] not in ("1", "0", "-1"):
-            found = " ".join(words)
-            raise VggfeatError(f"{path}, line {n}: expected an image id and 1, 0 or -1, found {found!r}")
+            found = shown(" ".join(words))
+            raise VggfeatError(f"{path}, line {n}: expected an image id and 1, 0 or -1, found {found}")
         image = words[0]
         if image in value_of or image not in ids:
             wrong = "is listed twice" if image in value_of else f"is not in {path.name.rsplit('_', 1)[1]}"
-            raise VggfeatError(f"{path}, line {n}: image {image} {wrong}")
+            raise VggfeatError(f"{path}, line {n}: image {shown(image)} {wrong}")
         value_of[image] = int(words[1])
     if len(value_of) < len(ids):
         raise VggfeatError(
@@ -168,10 +162,32 @@ def _download(root: Path, year: int) -> None:
             VOCDetection(base, year=str(year), image_set=image_set, download=True)
 
 
-def refuse_filled(directory: Path) -> None:
-    """Raise VggfeatError unless directory is free for a submission: absent, or an empty folder."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise VggfeatError(f"{directory} already exists and isn't an empty folder: give another one")
+def check_submission(
+    directory: Path, rows: Sequence[int] | np.ndarray, classes: Sequence[str], names: Sequence[str]
+) -> None:
+    """Raise VggfeatError unless a submission can be written there: a free folder, names that the format can hold.
+
+    Arguments as of `write_submission`.
+    """
+    refuse_filled(directory)
+    for name in classes:
+        if "/" in name or "\0" in name or len(_file(name)) > 255:
+            raise VggfeatError(
+                f"a submission has a file of each class, and {shown(name)} can't be a file's name"
+            )
+    identifiers = [PurePosixPath(names[row]).stem for row in rows]
+    if len(set(identifiers)) != len(identifiers):
+        raise VggfeatError("two test images have the same name without folder and suffix")
+    for identifier in identifiers:
+        if identifier.split() != [identifier]:
+            raise VggfeatError(
+                f"a line of a submission is a name and a score: the image {shown(identifier)} has a space in it"
+            )
+
+
+def _file(name: str) -> bytes:
+    """The name of a class's file."""
+    return os.fsencode(f"comp2_cls_test_{name}.txt")
 
 
 def write_submission(
@@ -190,30 +206,28 @@ def write_submission(
 
     directory: must not exist or be empty; it appears only when all files are complete.
     rows, scores_NK: n rows of the dataset and their (n, K) scores. names: of all the dataset's images.
-    Returns the files. Raises VggfeatError for a directory with files in it, wrong shapes, NaN, or two
-    images with the same identifier.
+    Returns the files. Raises VggfeatError: see `check_submission`; wrong shapes, NaN, a disk that refuses.
     """
     target, scores = Path(directory).resolve(), np.asarray(scores_NK)
     if scores.shape != (len(rows), len(classes)):
         raise VggfeatError(f"scores {scores.shape} don't match {len(rows)} images and {len(classes)} classes")
     if not np.isfinite(scores).all():
         raise VggfeatError("scores hold NaN or infinity, which the evaluation server can't read")
+    check_submission(target, rows, classes, names)
     identifiers = [PurePosixPath(names[row]).stem for row in rows]
-    if len(set(identifiers)) != len(identifiers):
-        raise VggfeatError("two test images have the same name without folder and suffix")
-    refuse_filled(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        complete = Path(temporary) / "complete"  # the temporary folder itself is private to the user
-        complete.mkdir()
-        files = [Path(f"comp2_cls_test_{name}.txt") for name in classes]
-        for k, file in enumerate(files):
-            lines = [
-                f"{identifier} {score:.6f}\n"
-                for identifier, score in zip(identifiers, scores[:, k], strict=True)
-            ]
-            (complete / file).write_text("".join(lines), encoding="ascii")
-        if target.exists():
-            target.rmdir()
-        os.rename(complete, target)
+    files = [Path(os.fsdecode(_file(name))) for name in classes]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(target.parent) as private:
+            complete = private / "complete"
+            complete.mkdir()
+            for k, file in enumerate(files):
+                lines = [
+                    f"{identifier} {score:.6f}\n"
+                    for identifier, score in zip(identifiers, scores[:, k], strict=True)
+                ]
+                (complete / file).write_bytes(os.fsencode("".join(lines)))
+            os.rename(complete, target)  # in place of an empty folder, too
+    except OSError as error:
+        raise CantWrite(f"can't write {directory}: {error.strerror or error}") from error
     return [target / file for file in files]

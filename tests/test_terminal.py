@@ -1,0 +1,317 @@
+"""What reaches the terminal, what its troubles do to a command, and how a process begins and ends."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vggfeat import cli, terminal
+from vggfeat.terminal import columns, list_unreadable, out, print_table, printable, progress, say
+
+from .conftest import Command
+
+ROOT = Path(__file__).parents[1]
+EVIL = "a\x1b[2J\r\nvggfeat: forged\x07\x9b31m\u202egnp.exe\u2066\u200b\u2028\x7f\udcff\U000e0041[bold]{0} b"
+SHOWN = EVIL.encode("unicode_escape").decode()  # the halves of characters, too
+
+
+def run_code(code: str, *words: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    settings = {"capture_output": True, "text": True, "timeout": 120, **settings}
+    return subprocess.run([sys.executable, "-c", code, *words], **settings)  # type: ignore[call-overload,no-any-return]
+
+
+# --- nothing of a stranger's reaches the terminal as it is ------------------------------------------------------
+
+
+def test_controls_are_shown() -> None:
+    assert printable(EVIL) == SHOWN
+    for plain in ("", "a b", "[bold]:smile:", "Ωµ 日本 é", "1\u00a0000", "\U0001f600", "back\\slash"):
+        assert printable(plain) == plain
+    shown = printable("".join(map(chr, range(sys.maxunicode + 1))))
+    assert not re.search(
+        "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]",
+        shown,
+    )
+
+
+def test_every_way_to_the_terminal_shows_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "width", 400)
+    out.print(EVIL)
+    print_table(EVIL, [(EVIL, EVIL)])
+    table = columns(EVIL, title=EVIL)
+    table.add_row(EVIL)
+    out.print(table)
+    say(EVIL)
+    list_unreadable({EVIL: EVIL})
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 0.0, 60.0]).__next__)
+    with progress(EVIL) as show:
+        show(1, 9)
+        show(2, 9)
+    printed = capsys.readouterr()
+    assert (printed.out.count(SHOWN), printed.err.count(SHOWN)) == (7, 4)
+    assert not re.search("[^\n -~─-╿]", printed.out + printed.err)
+
+
+def test_the_live_bar_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = terminal.Screen()
+    bar.file, bar.width = io.StringIO(), 400
+    bar._force_terminal = True
+    monkeypatch.setattr(terminal, "err", bar)
+    monkeypatch.delenv("TERM", raising=False)
+    with progress(EVIL) as show:
+        show(1, 9)
+    text = bar.file.getvalue()
+    assert SHOWN in text and "\x1b[2J" not in text and "\u202e" not in text
+
+
+def test_a_commands_errors_and_usage_show_them(run_main: Command, tmp_path: Path) -> None:
+    evil = EVIL.replace("\r\n", "")  # line ends become spaces in an error
+    for words, status in (
+        (["svm", "--features", tmp_path / evil], 1),
+        (["svm", "--features", "x.h5", "--pool", evil], 2),
+        (["svm", "--" + evil], 2),
+        ([evil], 2),
+        (["info", "x.h5", evil], 2),
+    ):
+        ran = run_main(cli.main, *words)
+        assert (ran.status, ran.out, len(ran.err_lines)) == (status, "", 1), words
+        assert "\\x1b[2J" in ran.err and "\\u202e" in ran.err and not re.search("[^ -~\n]", ran.err)
+    ran = run_main(cli.main, "svm", "--nonsense")
+    assert ran.err.startswith("vggfeat svm: No such option: --nonsense")
+    assert ran.err.endswith("; see vggfeat svm --help\n")
+    ran = run_main(cli.main, "svm", "--features", tmp_path / evil, "--debug")
+    assert "Traceback" in ran.err and not re.search("[^ -~\n]", ran.err)
+
+
+COMMAND = """
+import os, sys, time, typer
+from pathlib import Path
+from vggfeat import terminal
+from vggfeat.__main__ import begin
+
+app = typer.Typer()
+
+@app.command()
+def work(kind: str = "", file: Path | None = None) -> None:
+    if kind == "warn":
+        import logging, warnings
+        warnings.warn(sys.argv[-1] + "\\x1b[2J\\nforged")
+        logging.getLogger("x").warning("log \\x1b[2J")
+    if kind == "wait":
+        print("ready", flush=True)
+        time.sleep(60)
+    if kind == "end":
+        import atexit
+        atexit.register(lambda: (print("ready", flush=True), time.sleep(60)))
+    for _ in range(40):
+        terminal.say("progress")
+    for _ in range(4000):
+        terminal.out.print("\\xe9 \\u2502 a line of a table")
+    if file:
+        with open(file, "w") as opened:
+            opened.write(str(opened.fileno()))
+    raise typer.Exit(3)
+
+begin()
+terminal.run(app, "python -m some.work")
+"""
+
+
+def test_warnings_of_libraries_are_lines(tmp_path: Path) -> None:
+    ran = run_code(
+        COMMAND, "--kind", "warn", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, capture_output=False
+    )
+    assert ran.stderr.splitlines()[:2] == ["warning: warn\\x1b[2J\\nforged", "log \\x1b[2J"]
+
+
+def test_only_terminal_speaks_to_the_terminal() -> None:
+    """Any other way would print names as they are, and fail where the terminal does."""
+    allowed = {("vggfeat/datasets/download.py", "sys.stderr")}  # where torchvision's own lines are sent
+    found = set()
+    for path in sorted([*ROOT.glob("vggfeat/**/*.py"), *ROOT.glob("pretrain/**/*.py")]):
+        if path.name == "terminal.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+            if re.fullmatch(
+                r"print|input|Console|Progress|Text|sys\.(__)?std(out|err)(__)?|(typer|click)\.s?echo", name
+            ):
+                found.add((str(path.relative_to(ROOT)), name))
+    assert found == allowed
+
+
+# --- a terminal that is closed, full or gone --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("redirect", "status", "errors"),
+    [
+        (">&-", 3, 40),
+        ("2>&-", 3, 0),
+        ("<&- >&- 2>&-", 3, 0),
+        (">/dev/full", 1, 41),
+        ("2>/dev/full", 3, 0),
+        (">/dev/full 2>/dev/full", 1, 0),
+        ("| true", 3, 40),
+    ],
+)
+def test_the_terminals_troubles_lose_nothing(tmp_path: Path, redirect: str, status: int, errors: int) -> None:
+    script, file, told = tmp_path / "work.py", tmp_path / "result", tmp_path / "status"
+    script.write_text(COMMAND)
+    line = f"{{ {sys.executable} {script} --file {file}; echo $? > {told}; }} {redirect}"
+    if "|" not in redirect:
+        line = f"{sys.executable} {script} --file {file} {redirect}; echo $? > {told}"
+    ran = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=120)
+    assert int(told.read_text()) == status, ran.stderr
+    assert int(file.read_text()) > 2  # a file with number 2 would hold what libraries say on stderr
+    lines = ran.stderr.splitlines()
+    assert len(lines) == errors and lines[:40] == ["progress"] * min(errors, 40)
+    assert lines[40:] == ["some.work: can't write to stdout: No space left on device"] * (errors > 40)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"TERM": "dumb"},
+        {"COLUMNS": "0"},
+        {"COLUMNS": "1"},
+    ],
+)
+def test_any_character_set_and_width(environment: dict[str, str]) -> None:
+    ran = run_code(COMMAND, env={**os.environ, **environment})
+    assert ran.returncode == 3 and ran.stderr == "progress\n" * 40
+    assert len(ran.stdout.splitlines()) >= 4000 and "line" in ran.stdout
+
+
+def test_a_pipe_that_does_not_block_is_waited_for() -> None:
+    """Other programs leave a shared pipe so: a write that finds it full says EAGAIN."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    process = subprocess.Popen([sys.executable, "-c", COMMAND], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        lines = pipe.read().decode().splitlines()
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, len(lines)) == (3, 4000) and errors.count(b"\n") == 40
+
+
+# --- how a process begins and ends -------------------------------------------------------------------------------
+
+
+def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
+    """SIGINT after so many imports that follow the process's own beginning: a moment that no load can move."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines, began = [], None
+    for line in process.stderr:
+        lines.append(line)
+        if began is None and line.rstrip().endswith(("| signal", "| vggfeat.__main__")):
+            began = len(lines) + (0 if "vggfeat.__main__" in line else 1)
+        if began is not None and len(lines) == began + import_:
+            process.send_signal(signal.SIGINT)
+    return process.wait(timeout=120), "".join(lines)
+
+
+@pytest.mark.parametrize("words", ["vggfeat datasets", "vggfeat.cli datasets", "pretrain.report nowhere"])
+def test_ctrl_c_at_the_start_leaves_no_traceback(words: str) -> None:
+    for import_ in (1, 5, 25, 100, 200):
+        status, errors = interrupted_at(import_, "-m", *words.split())
+        # where the signal meets an exec() of a library's, Python ends itself by it: a shell's 130, too
+        assert status in (130, -signal.SIGINT) and "Traceback" not in errors, (import_, errors[-2000:])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("kind", "says"), [("wait", "some.work: interrupted\n"), ("end", "progress\n" * 40)])
+def test_ctrl_c_at_work_and_at_the_end(number: signal.Signals, kind: str, says: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "--kind", kind],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    process.send_signal(number)  # once: a line can come twice where a signal meets it
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (128 + number, says)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As a shell starts what it runs in the background."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND.replace("time.sleep(60)", "sys.stdin.read()"), "--kind", "wait"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate("", timeout=120)
+    assert process.returncode == 3
+
+
+def test_a_second_signal_at_once_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun sends its processes what the terminal has sent them already; later, it is an order."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(KeyboardInterrupt), terminal.ending_well() as caught:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            assert (caught.signal, left) == (signal.SIGTERM, [])
+            caught.at -= terminal.SAME_SECONDS + 1
+            signal.raise_signal(signal.SIGINT)
+    assert left == [130] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# --- names in bytes ----------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_utf8(
+    run_main: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux's names are bytes: of images, outputs and the folder where the command is given."""
+    small = ("--weights", "random:A,width=0.125,crop=32", "--scales", "32", "--device", "cpu")
+    f, m = tmp_path / "f.h5", tmp_path / "m.h5"
+    assert (
+        run_main(cli.main, "extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
+    )
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    place.mkdir()
+    monkeypatch.chdir(place)
+    name = os.fsdecode(b"\xfcber.jpg")
+    Path(name).write_bytes((folder / "red" / "00.jpg").read_bytes())
+    endings = (b".h5", b".json", b".csv", b".html", b".png")
+    model, result, table, page, picture = (os.fsdecode(b"x\xff" + ending) for ending in endings)
+    for words in (
+        ["svm", "--features", f, "--C", 1, "--out", model, "--json", result],
+        ["info", model, "--json", f"2{result}"],
+        ["predict", name, "--model", model, "--csv", table, "--json", f"3{result}"],
+        ["report", "--features", f, "--model", model, "--root", folder, "--out", page],
+        ["neighbours", "--features", f, "--query", name, "--root", folder, "--picture", picture],
+    ):
+        ran = run_main(cli.main, *words)
+        assert (ran.status, "unexpected" in ran.err) == (0, False), ran.err
+        assert not re.search("[\ud800-\udfff]", ran.out + ran.err)
+    [record] = json.loads(Path(f"3{result}").read_text())
+    assert os.fsencode(record["image"]) == b"\xfcber.jpg"
+    assert model in json.loads(Path(result).read_text())["command"]
+    assert all(Path(made).stat().st_size for made in (model, table, page, picture)) and not m.exists()

@@ -1,0 +1,43 @@
+"""Where every command's process begins: `vggfeat`, `python -m vggfeat`, and, by `begin`, `python -m pretrain.X`.
+
+It imports next to nothing, so that Ctrl-C finds this in place while PyTorch is being imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def begin() -> None:
+    """Until `terminal.run` takes over, and after it, Ctrl-C and SIGTERM end the process without a traceback.
+
+    Descriptors 0 to 2 that are closed are opened on nothing: else the next file would get such a number, and what a
+    library says on stderr would be written into a result.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+
+
+def _leave(number: int, frame: FrameType | None, leave: object = os._exit) -> None:
+    """leave: as the interpreter's own end takes a module's names away."""
+    leave(128 + number)  # type: ignore[operator]
+
+
+def main() -> None:
+    """The `vggfeat` command."""
+    begin()
+    from vggfeat.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()

@@ -117,7 +117,9 @@ class _Lines(_Records):
             kept, dropped = events(self.path)
             if dropped:
                 say(f"warning: {self.path}: {dropped} lines are no events of a stage and are dropped")
-        write_text(self.path, "".join(_line(event) for event in kept if event["iteration"] <= self.iteration))
+        # a stage that goes on is not finished: what was said of its end is said again
+        kept = [e for e in kept if e["iteration"] <= self.iteration and e["event"] != "val"]
+        write_text(self.path, "".join(map(_line, kept)))
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def records(self, event: str, iteration: int, values: Mapping[str, Any]) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from pretrain.report import REPORT, write_report
 from pretrain.trainer import WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
 from vggfeat.errors import VggfeatError
-from vggfeat.files import whole
+from vggfeat.files import sweep, whole
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, list_unreadable, progress
 from vggfeat.vgg import VGG
@@ -93,6 +93,7 @@ def _alone(run: Run) -> Iterator[None]:
     try:
         for number in run.chosen:
             run.folder(number).mkdir(parents=True, exist_ok=True)
+            sweep(run.folder(number))  # a stage that is finished writes nothing any more
         # not through a link, nor waiting for what reads a pipe
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         lock = os.open(run.out / "lock", flags, 0o666)

@@ -65,7 +65,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     others are making there stays. Folders of another machine are never touched, nor any where there are no locks.
     Raises OSError.
     """
-    _sweep(parent)
+    sweep(parent)
     folder, held = _make(parent)
     try:
         yield folder
@@ -98,7 +98,7 @@ def _make(parent: Path) -> tuple[Path, int | None]:
             os.close(fd)
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
     """Remove the folders that dead processes of this machine and user left."""
     own = f"{_PREFIX}{_machine()}-"
     with suppress(OSError), os.scandir(parent) as entries:

@@ -596,6 +596,31 @@ def test_an_interrupted_retry_goes_on(
     assert len(vggfeat.open_features(out).errors) == 1
 
 
+def test_a_finished_file_without_any_row_is_only_retried_as_it_was_made(
+    folder: Path, tmp_path: Path, run_main: Command
+) -> None:
+    """Descriptors of other weights would stand under the old description."""
+    out, away = tmp_path / "f.h5", tmp_path / "away"
+    away.mkdir()
+    for path in folder.glob("*/*.jpg"):
+        path.rename(away / f"{path.parent.name}-{path.name}")
+        path.write_bytes(b"")
+    assert run_main(cli.main, *words(folder, out)).status == 3
+    before = out.read_bytes()
+    for option, value, what in (
+        ("--scales", "64", "scales"),
+        ("--weights", WEIGHTS + ",seed=7", "other weights"),
+    ):
+        ran = run_main(cli.main, *words(folder, out, "--retry", option, value))
+        assert ran.status == 1 and f"{out} was begun with {what}" in ran.err
+        assert out.read_bytes() == before
+    for path in away.iterdir():
+        kind, _, name = path.name.partition("-")
+        path.rename(folder / kind / name)
+    assert run_main(cli.main, *words(folder, out, "--retry")).status == 0
+    assert not vggfeat.open_features(out).errors
+
+
 def test_a_reason_that_a_killed_run_has_left_is_gone_when_the_row_is_done(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ class FeatureWriter:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.say = say
         self._lost = ""  # what happened to the file while it was written
+        self._taken_back = False
         self._values: dict[tuple[int, int], np.ndarray] = {}
         self._failures: dict[int, str] = {}
         self._stamps: dict[int, Stamp] = {}
@@ -153,8 +154,9 @@ class FeatureWriter:
                 )
             if begun:
                 with damaged(self.partial), hdf5.File(self.partial, self._file, unfinished=True) as file:
-                    self._refuse_others(file, job)
+                    _refuse_version(file)
                     if self._has_rows(file):
+                        self._refuse_others(file, job)
                         self._find(file)
                         return
         except VggfeatError as error:
@@ -183,27 +185,28 @@ class FeatureWriter:
 
     def _take_back(self, job: _Job) -> None:
         """A finished file becomes a half-written one, whose unreadable rows are described again."""
-        if os.path.lexists(self.partial):
-            raise VggfeatError(
-                f"{self.path} and {self.partial} are both there: move one away, then give --retry again"
-            )
-        with hdf5.open_file(self.path, FORMAT, FORMAT_VERSION) as file, damaged(self.path):
-            self._refuse_others(file, job)
         self._file = self._locked(self.path, 0, fcntl.LOCK_EX)
         try:
+            if os.path.lexists(self.partial):
+                raise VggfeatError(
+                    f"{self.path} and {self.partial} are both there: move one away, then give --retry again"
+                )
+            with damaged(self.path), hdf5.File(self.path, self._file, "feature file") as file:
+                self._refuse_others(file, job)
             os.rename(self.path, self.partial)
+            self._taken_back = True
             hdf5.unseal(self._file)
             self._find()
         except OSError as error:
             os.close(self._file)
             raise VggfeatError(f"can't write {self.path}: {error.strerror}") from error
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def _refuse_others(self, file: hdf5.File, job: _Job) -> None:
-        """Raise VggfeatError when a file that has rows is of another job, or an image has changed since."""
-        if (file.format, file.version) != (FORMAT, FORMAT_VERSION):
-            raise VggfeatError(f"{file.path} is no feature file of version {FORMAT_VERSION}")
-        if not self._has_rows(file):
-            return
+        """Raise VggfeatError when a file is of another job, or an image has changed since."""
+        _refuse_version(file)
         difference = next(_differences(file, job), "") or _changed_image(file, job)
         if difference:
             raise VggfeatError(f"{file.path} was begun with {difference}")
@@ -420,8 +423,8 @@ class FeatureWriter:
         self._file = -1
 
     def _close(self) -> None:
-        """Let go of an unfinished file; remove it if it has no row."""
-        if self.first and not self._lost and not self._rows_there():
+        """Let go of an unfinished file; remove it if it has no row, and was no finished one before."""
+        if self.first and not self._lost and not self._taken_back and not self._rows_there():
             self.partial.unlink(missing_ok=True)
         os.close(self._file)
         self._file = -1
@@ -485,6 +488,11 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except OSError:
         return False
+
+
+def _refuse_version(file: hdf5.File) -> None:
+    if (file.format, file.version) != (FORMAT, FORMAT_VERSION):
+        raise VggfeatError(f"{file.path} is no feature file of version {FORMAT_VERSION}")
 
 
 def _cut(reason: str) -> bytes:

@@ -138,7 +138,11 @@ def test_warnings_of_libraries_are_lines(tmp_path: Path) -> None:
 
 def test_only_terminal_speaks_to_the_terminal() -> None:
     """Any other way would print names as they are, and fail where the terminal does."""
-    allowed = {("vggfeat/datasets/download.py", "sys.stderr")}  # where torchvision's own lines are sent
+    allowed = {
+        ("vggfeat/datasets/download.py", "sys.stderr"),  # where torchvision's own lines are sent
+        ("vggfeat/decode.py", "sys.stdout"),  # a child's, which is a pipe to its parent
+        ("pretrain/submission.py", "print"),  # the same
+    }
     found = set()
     for path in sorted([*ROOT.glob("vggfeat/**/*.py"), *ROOT.glob("pretrain/**/*.py")]):
         if path.name == "terminal.py":

@@ -375,17 +375,18 @@ class Sweep:
         try:
             self._look(folder, "after the kill")
             second = room.run(job, folder)
-            more = {"--overwrite"} if job.overwrite else set()
+            more: list[str] = []
             while any(part.status == 1 and "exists" in part.text for part in second):
                 # the first run got as far as this output, which must be whole; it is replaced or moved away
                 self._look(folder, "where the output is said to exist")
                 filled = re.search(r"(\S+) already exists and isn't an empty folder", second[0].text)
                 if filled:
                     shutil.rmtree(folder / filled[1])
-                elif not more:
+                elif job.overwrite and not more:
+                    more = ["--overwrite"]
+                else:
                     break
                 second = room.run(job, folder, 0, BEFORE, 0, *more)
-                more = set()
             for part in second:
                 if part.status != job.status:
                     return f"{where}: then {part}"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.watch import LOG, Log, events
+
 KILLS = os.environ.get("KILLS", "1")  # of each command
 COMMANDS = [
     *("extract-unreadable", "extract-retry", "extract-two", "svm-submission", "predict", "report"),
@@ -29,3 +31,14 @@ def test_what_a_killed_command_leaves_is_whole_and_the_same_command_ends_as_ever
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert [line.split()[0] for line in ran.stdout.splitlines()[1:]] == COMMANDS
+
+
+def test_a_stage_that_was_killed_after_its_validation_says_its_end_once(tmp_path: Path) -> None:
+    """The checkpoint that calls it finished is written after the line of the log."""
+    for iteration in (0, 3):
+        with Log(tmp_path, "A-36", iteration, 3) as log:
+            if not iteration:
+                log("train", 3, loss=1.0)
+            log("val", 3, top1_error=50.0)
+    kept, dropped = events(tmp_path / LOG)
+    assert [event["event"] for event in kept] == ["train", "val"] and not dropped

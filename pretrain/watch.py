@@ -278,7 +278,12 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Inside, SIGTERM and Ctrl-C end the run well; see `Stop`. Raises Interrupted where nothing was to be saved."""
     stop = Stop(alone=os.environ.get("WORLD_SIZE", "1") == "1")
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: handler for number, handler in before.items() if handler is not signal.SIG_IGN
+    }  # nohup's, `&`'s
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield stop
     except KeyboardInterrupt as error:

@@ -624,6 +624,17 @@ FAILURES = {
         f"extract --dataset voc2007 --root {IN}/images --weights {NET} --out {IN}/new.h5",
         f"{IN}/images/VOCdevkit/VOC2007/ImageSets/Main",
     ),
+    "voc in a name too long": (
+        f"extract --dataset voc2007 --root {IN}/{'n' * 300} --weights {NET} --out {IN}/new.h5",
+        f"{'n' * 300}/VOCdevkit/VOC2007/ImageSets/Main: File name too long",
+    ),
+    "out is the folder": (f"extract --dataset digits --weights {NET} --out .", " is a folder"),
+    "out is the root": (f"extract --dataset digits --weights {NET} --out /", "/ is a folder"),
+    "query too long": (
+        f"neighbours --features {IN}/feats.h5 --query {'n' * 300}",
+        f"there is no image {'n' * 300}: neither a file nor a name in {IN}/feats.h5",
+    ),
+    "features almost too long": (f"info {IN}/{'n' * 250}", f"no feature file at {IN}/{'n' * 250}"),
     "dataset": (
         f"extract --dataset flickr --root {IN}",
         "there is no dataset 'flickr'; choose one of voc2007",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -15,7 +16,7 @@ import vggfeat
 from vggfeat import datasets
 from vggfeat.decode import read_rgb
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
-from vggfeat.extract import describe_all, description_of, extract, limited, plan
+from vggfeat.extract import describe_all, description_of, extract, limited, network_of, plan
 from vggfeat.images import smallest_side
 
 from .conftest import assert_same_descriptors, photograph
@@ -126,6 +127,14 @@ def test_bad_settings_are_refused(network):
     ]:
         with pytest.raises(VggfeatError, match=message):
             description_of(network, layer, scales, True)
+
+
+def test_a_description_in_a_file_that_no_network_can_follow_is_refused() -> None:
+    network = vggfeat.load("random:A,width=0.0625,crop=32,classes=4")
+    description = description_of(network, "fc7", (40,), True)
+    for wrong, match in (({"scales": (1,)}, "scale 1 is too small"), ({"layer": "fc9"}, "no layer 'fc9'")):
+        with pytest.raises(VggfeatError, match=match):
+            network_of(replace(description, **wrong))
 
 
 # --- the file ----------------------------------------------------------------------------------------------

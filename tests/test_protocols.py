@@ -341,6 +341,11 @@ def test_refusals() -> None:
         (broken(problem, test=train[:0]), {"C": 1.0}, "no readable test images"),
         (broken(problem, test=np.append(test, train[0])), {"C": 1.0}, "both trained and tested on.*0000.jpg"),
         (broken(problem, train=no_b), {}, "no readable training image of: b$"),
+        (
+            replace(problem, classes=[*problem.classes, *map(str, range(50))]),
+            {},
+            "no readable training image of: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 40 more$",
+        ),
         (broken(problem, val=train[:0]), {}, "no readable validation images"),
         (replace(problem, splits={"split0/train": train}), {}, "split0 has no test part"),
         (problem, {"C": "best"}, "C must be auto or positive"),

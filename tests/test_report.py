@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -230,8 +231,12 @@ def test_another_run_is_refused(three, tmp_path):
     with pytest.raises(VggfeatError, match="is not the feature file of these results"):
         write_report(wrong, [features], None, None)
     short = features_of(tmp_path / "s.h5", features.labels[:9], features.classes)
-    with pytest.raises(VggfeatError, match="has rows that"):
-        write_report(results, [short], model, None)
+    for known in (results, {key: value for key, value in results.items() if key != "features"}):
+        with pytest.raises(VggfeatError, match="has rows that"):
+            write_report(known, [short], model, None)
+    fused = dataclasses.replace(model, parts=model.parts * 3)
+    with pytest.raises(VggfeatError, match="the model is of 3 feature files; 1 given"):
+        write_report(results, [features], fused, None)
 
 
 @pytest.mark.parametrize(

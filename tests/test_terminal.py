@@ -241,6 +241,22 @@ def test_ctrl_c_at_the_start_leaves_no_traceback(words: str) -> None:
         assert status in (130, -signal.SIGINT) and "Traceback" not in errors, (import_, errors[-2000:])
 
 
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    """PyTorch's libraries end the process there, with a sentence of theirs."""
+    script = """
+import os, sys
+from vggfeat.__main__ import main
+os.chdir(sys.argv.pop(1))
+os.rmdir(os.getcwd())
+main()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, tmp_path, "datasets"], capture_output=True, text=True, timeout=120
+    )
+    told = "vggfeat: the working folder is gone: change to one that is there\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("kind", "says"), [("wait", "some.work: interrupted\n"), ("end", "progress\n" * 40)])
 def test_ctrl_c_at_work_and_at_the_end(number: signal.Signals, kind: str, says: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 
@@ -14,7 +15,8 @@ def begin() -> None:
     """Until `terminal.run` takes over, and after it, Ctrl-C and SIGTERM end the process without a traceback.
 
     Descriptors 0 to 2 that are closed are opened on nothing: else the next file would get such a number, and what a
-    library says on stderr would be written into a result.
+    library says on stderr would be written into a result. A working folder that is gone is told: PyTorch's libraries
+    can't be loaded there.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -24,6 +26,12 @@ def begin() -> None:
             os.fstat(fd)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    try:
+        os.getcwd()
+    except OSError:
+        with suppress(OSError):
+            os.write(2, b"vggfeat: the working folder is gone: change to one that is there\n")
+        os._exit(1)
 
 
 def _leave(number: int, frame: FrameType | None, leave: object = os._exit) -> None:

@@ -137,7 +137,7 @@ def extract(
     from vggfeat.weights import load
 
     folder = _root(root)
-    partial = out_file.with_name(out_file.name + ".partial")
+    partial = Path(f"{out_file}.partial")
     check_outputs(
         {} if dry_run or retry else {"--out": out_file},
         texts={"--json": json_file},

@@ -73,16 +73,13 @@ def description_of(network: Network, layer: str | None, scales: Sequence[int], m
     Raises VggfeatError: a layer that the weights don't reach, a repeated scale, a Q that is too small for it.
     """
     layer = layer or network.default_layer
-    smallest = network.min_side(layer)
+    network.require(layer)
     scales = tuple(int(q) for q in scales)
     if not scales or len(set(scales)) != len(scales):
         raise VggfeatError(f"scales {scales} must be one or more different numbers")
     if len(scales) > MAX_SCALES or max(scales) > MAX_Q:
         raise VggfeatError(f"scales {scales} are more than {MAX_SCALES}, or beyond {MAX_Q} pixels")
-    if min(scales) < smallest:
-        raise VggfeatError(
-            f"scale {min(scales)} is too small: {layer} of net {network.name} needs at least {smallest}"
-        )
+    _refuse_small(network, layer, scales)
     return Description(
         net=network.name,
         weights=network.spec,
@@ -99,7 +96,7 @@ def description_of(network: Network, layer: str | None, scales: Sequence[int], m
 def network_of(description: Description, spec: str | None = None, device: str = "auto") -> Network:
     """The network that described images so, in its precision. spec: where its weights lie, if they moved.
 
-    Raises VggfeatError when the weights are missing or are not the same.
+    Raises VggfeatError when the weights are missing or are not the same, or no network can describe images so.
     """
     spec = spec or description.weights
     network = weights.load(spec)
@@ -110,7 +107,16 @@ def network_of(description: Description, spec: str | None = None, device: str = 
         )
     if description.pool != network.metadata.get("pool", description.pool):
         network.set_pool(description.pool)
+    _refuse_small(network, description.layer, description.scales)
     return network.to(weights.resolve_device(device), description.precision)
+
+
+def _refuse_small(network: Network, layer: str, scales: Sequence[int]) -> None:
+    smallest = network.min_side(layer)
+    if min(scales) < smallest:
+        raise VggfeatError(
+            f"scale {min(scales)} is too small: {layer} of net {network.name} needs at least {smallest}"
+        )
 
 
 def describe_all(

@@ -467,8 +467,10 @@ def open_file(path: Path, format: str, version: int, *, unfinished: bool = False
         # not to wait for a pipe's writer
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        partial = path.with_name(path.name + ".partial")
-        hint = f" (there is {partial.name}: its extraction has not finished)" if partial.exists() else ""
+        partial = Path(f"{path}.partial")
+        hint = (
+            f" (there is {partial.name}: its extraction has not finished)" if os.path.exists(partial) else ""
+        )
         raise VggfeatError(f"no {what} at {path}{hint}") from None
     except (OSError, ValueError) as error:
         raise VggfeatError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -5,6 +5,7 @@ N images, Q scales, D descriptor length. The file is read block by block: memory
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def query_of(
     Raises VggfeatError: neither a file nor a name; weights that are missing or others; an image that can't be read.
     """
     description = features.description if scales is None else replace(features.description, scales=scales)
-    if Path(query).is_file():
+    if os.path.isfile(query):  # a name in the file may be none that a file can have
         raw_QD = _described(description, Path(query), spec, device)
         return aggregate(raw_QD[None], pool)[0], None
     if query not in features.names:

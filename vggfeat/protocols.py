@@ -388,7 +388,8 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
             counts = np.bincount(problem.labels[split.fit], minlength=len(problem.classes))
             missing = [problem.classes[k] for k in np.flatnonzero(counts == 0)]
             if missing:
-                raise VggfeatError(f"no readable training image{where} of: {', '.join(missing)}")
+                more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
+                raise VggfeatError(f"no readable training image{where} of: {', '.join(missing[:10])}{more}")
             continue
         truth = problem.labels[split.fit]
         if not ((truth == 1).any(axis=0) & (truth == -1).any(axis=0)).any():

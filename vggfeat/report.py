@@ -177,12 +177,12 @@ def _refuse_others(results: dict[str, Any], features: Sequence[Features], model:
             )
         if len(file.names) != len(features[0].names) or file.names != features[0].names:
             raise VggfeatError(f"{features[0].path} and {file.path} are not of the same images")
-    parts = results.get("features", [])
-    if not features or not parts:
+    if not features:
         return
-    if len(parts) != len(features):
+    parts = results.get("features", [])
+    if parts and len(parts) != len(features):
         raise VggfeatError(f"the results are of {len(parts)} feature files; {len(features)} given")
-    for file, part in zip(features, parts, strict=True):
+    for file, part in zip(features, parts, strict=False):  # results may lack them
         of = file.description
         if (of.fingerprint, of.layer) != (part.get("fingerprint"), part.get("layer")):
             raise VggfeatError(
@@ -190,6 +190,8 @@ def _refuse_others(results: dict[str, Any], features: Sequence[Features], model:
                 f"({of.fingerprint[:12]}), they are of {part.get('layer')} of net {part.get('net')} "
                 f"({str(part.get('fingerprint'))[:12]})"
             )
+    if model is not None and len(model.parts) != len(features):
+        raise VggfeatError(f"the model is of {len(model.parts)} feature files; {len(features)} given")
     if model is not None and model.classes != features[0].classes:
         raise VggfeatError(f"{features[0].path} has other classes than the model")
     for name, scored in (model.scored if model else {}).items():

@@ -349,7 +349,9 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
     if hasattr(error, "format_message"):  # Typer's errors of usage
         return _wrong_usage(error, program)
     text = " ".join(str(error).split())
-    if not isinstance(error, VggfeatError):
+    if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
+        text = f"{error.filename}: {error.strerror}"  # a share that is away, a name that is too long
+    elif not isinstance(error, VggfeatError):
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     say(f"{program}: {text}")
     return getattr(error, "status", 1)

@@ -133,7 +133,7 @@ class FeatureWriter:
 
     def _name(self, path: str | os.PathLike[str], say: Callable[[str], None]) -> None:
         self.path = Path(path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.partial = Path(f"{self.path}.partial")  # also of ".", which with_name refuses
         self.say = say
         self._lost = ""  # what happened to the file while it was written
         self._taken_back = False

@@ -17,6 +17,7 @@ import pytest
 from safetensors import safe_open
 
 from pretrain.checkpoint import read_state
+from pretrain.watch import stop_on_signals
 from tests.pretrain.conftest import SHORT, command, environment, processes_of
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -336,3 +337,14 @@ def test_a_checkpoint_of_another_run_is_refused(
     done = train(*arguments, *change, "--out", whole, "--stages", "1", status=1)
     assert says in done.stderr
     assert (whole / "A-36" / "last.safetensors").read_bytes() == kept
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As a shell starts what it runs in the background: another command's Ctrl-C is not meant for it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not stop.signal and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -18,9 +18,8 @@ from typing import Any
 
 from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.files import write_text
-from vggfeat.terminal import duration, live, rewrite, say
+from vggfeat.terminal import LINE_SECONDS, duration, live, rewrite, say
 
-LINE_SECONDS = 10.0
 AGAIN_SECONDS = 1.0  # a second Ctrl-C within it is the first one's echo
 LOG = "log.jsonl"
 

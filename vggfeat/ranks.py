@@ -7,7 +7,6 @@ is silent: who waits for another says for which, from `WARN_SECONDS` on, and a l
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from vggfeat.errors import VggfeatError
+from vggfeat.terminal import say
 from vggfeat.weights import resolve_device
 
 WARN_SECONDS = 30.0  # until the first line about a wait; the next ones come after twice as long each
@@ -158,7 +158,7 @@ class Meeting:
                 )
             pause *= 2
             if here.index(True) == self.rank:  # one line, not one of each
-                print(f"waiting for {whom} ({waited:.0f} s)", file=sys.stderr, flush=True)
+                say(f"waiting for {whom} ({waited:.0f} s)")
         self.waits += 1
 
 

@@ -18,9 +18,8 @@ from typing import Any
 
 from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.files import write_text
-from vggfeat.terminal import duration, live, rewrite, say
+from vggfeat.terminal import LINE_SECONDS, duration, live, rewrite, say
 
-LINE_SECONDS = 10.0
 AGAIN_SECONDS = 1.0  # a second Ctrl-C within it is the first one's echo
 LOG = "log.jsonl"
 
@@ -278,12 +277,11 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Inside, SIGTERM and Ctrl-C end the run well; see `Stop`. Raises Interrupted where nothing was to be saved."""
     stop = Stop(alone=os.environ.get("WORLD_SIZE", "1") == "1")
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    before = {
-        number: handler for number, handler in before.items() if handler is not signal.SIG_IGN
-    }  # nohup's, `&`'s
-    for number in before:
-        signal.signal(number, stop)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # what nohup or a shell's `&` has switched off stays so
+    before = {signum: handler for signum, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for signum in before:
+        signal.signal(signum, stop)
     try:
         yield stop
     except KeyboardInterrupt as error:
@@ -293,5 +291,5 @@ def stop_on_signals() -> Iterator[Stop]:
         ) from error
     finally:
         if not stop.signal:  # otherwise its twin may be on its way
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)

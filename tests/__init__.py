@@ -1,0 +1,16 @@
+"""No test depends on where it runs, nor does a process that one starts.
+
+No GPU, which `--device auto` would take; one thread, as nets here are small and a thread more changes the order of
+sums; none of the user's settings. Here, as NumPy and PyTorch look only once.
+"""
+
+import os
+
+os.environ |= {
+    "CUDA_VISIBLE_DEVICES": "",
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it warns of processors
+    "no_proxy": "*",
+}
+for name in ("VGGFEAT_DATA", "COLUMNS", "TERMINAL_WIDTH", "FORCE_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
+    os.environ.pop(name, None)

@@ -1,7 +1,9 @@
-"""What several tests need: the real data (skipped where it is missing), small nets, small photographs."""
+"""What several tests need: any machine made equal, the real data (skipped where it is missing), small nets."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,22 +12,59 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from vggfeat import terminal
+from vggfeat import terminal, writer
 from vggfeat.images import Preprocessing
 from vggfeat.vgg import VGG
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+HANG = 600  # seconds after which a process that a test waits for counts as one that hangs; none takes a tenth of them
+
+# The same examples each time, however long they take: what fails, fails for everybody. FUZZ asks for others.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize="FUZZ" not in os.environ,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Nets here are small: a second thread that a busy machine delays costs more than it gives.
+def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command does by the clock or by the processor, it does not in this process.
 
-    For each test anew, as a command that takes --workers leaves its number behind.
+    One thread for each test anew, as a command that takes --workers leaves its number behind. A slow machine would
+    flush and tell how far it is every ten seconds; `--precision auto` is float32 where bfloat16 would be emulated.
     """
     torch.set_num_threads(1)
+    monkeypatch.setattr(writer, "FLUSH_SECONDS", float("inf"))
+    monkeypatch.setattr(terminal, "LINE_SECONDS", float("inf"))
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+
+
+# What a process says of itself by this: the most memory that it has had, in bytes.
+PEAK = "1024 * int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+STATUS = Path("/proc/self/status")
+needs_peak = pytest.mark.skipif(
+    not STATUS.exists() or "VmHWM" not in STATUS.read_text(),
+    reason="the system doesn't tell the peak of memory",
+)
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> None:
+    """For what needs a file system with locks."""
+    with open(tmp_path / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pytest.skip(f"no locks in {tmp_path}: {error.strerror}")
+    (tmp_path / "lock").unlink()
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +135,12 @@ def photograph(seed: int, height: int, width: int) -> np.ndarray:
     coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
     return np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def torchrun(processes: int) -> list[str]:
+    """The words before a script or `-m module`; on this machine alone, whatever its name resolves to."""
+    alone = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
+    return [sys.executable, "-m", "torch.distributed.run", *alone]
 
 
 def assert_same_descriptors(a: np.ndarray, b: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from vggfeat.datasets import Items
 from vggfeat.protocols import Scored
 from vggfeat.report import write_report
 
-from .conftest import photograph
+from .conftest import HANG, photograph
 from .pretrain.test_report import write_log
 from .test_report import NASTY, features_of, model_of, results_of
 
@@ -61,7 +61,7 @@ def browser() -> Iterator[Any]:
         if path is None and not Path(playwright.chromium.executable_path).exists():
             pytest.skip("there is no Chromium here")
         # its sandbox doesn't work for root, as in containers; the pages are our own
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * HANG)
         yield opened
         opened.close()
 
@@ -69,6 +69,7 @@ def browser() -> Iterator[Any]:
 def looked_at(browser: Any, path: Path, width: int, scheme: str) -> dict[str, Any]:
     """What a page is like, after checking that it asks for nothing and complains of nothing."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+    context.set_default_timeout(1000 * HANG)
     page = context.new_page()
     asked: list[str] = []
     said: list[str] = []

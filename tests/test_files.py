@@ -160,7 +160,7 @@ def hold(path: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_what_a_killed_process_left_goes_and_what_lives_stays(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_goes_and_what_lives_stays(tmp_path: Path, locks: None) -> None:
     killed, left = hold(tmp_path / "x.h5")
     killed.send_signal(signal.SIGKILL)
     killed.communicate()

@@ -159,7 +159,7 @@ def test_texts_come_back(tmp_path: Path, values: list[str]) -> None:
         assert file.texts("t") == values
 
 
-def test_reading_needs_no_lock_and_no_writing(tmp_path: Path) -> None:
+def test_reading_needs_no_lock_and_no_writing(tmp_path: Path, locks: None) -> None:
     import fcntl
 
     path = features_at(tmp_path / "f.h5")

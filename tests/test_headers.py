@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from vggfeat import decode, headers
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage
 
+from .conftest import PEAK, needs_peak
 from .test_images import FILES, SMOOTH, can_read, chunk, encoded, png
 
 SMALL = Image.new("RGB", (8, 6), (200, 100, 50))
@@ -179,7 +179,7 @@ def test_a_bomb_is_refused_by_its_header(name: str, bombs: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+@needs_peak
 def test_no_bomb_takes_memory(bombs: Path) -> None:
     """All of them in one process: 20 MB, where the second alone would take 3.6 GB."""
     assert peak_above_start(*bombs.iterdir()) < 100e6
@@ -187,22 +187,18 @@ def test_no_bomb_takes_memory(bombs: Path) -> None:
 
 def peak_above_start(*paths: Path) -> int:
     """Bytes that the reading of the files, good or bad, takes at most, in a process that does nothing else."""
-    script = """
+    script = f"""
         import sys
         from vggfeat.decode import read_rgb
         from vggfeat.errors import UnreadableImage
 
-        def peak():
-            line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-            return 1024 * int(line.split()[1])
-
-        start = peak()
+        start = {PEAK}
         for path in sys.argv[1:]:
             try:
                 read_rgb(path)
             except UnreadableImage:
                 pass
-        print(peak() - start)
+        print({PEAK} - start)
     """
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, paths)], stdout=subprocess.PIPE, check=True
@@ -210,7 +206,7 @@ def peak_above_start(*paths: Path) -> int:
     return int(ran.stdout)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+@needs_peak
 @pytest.mark.parametrize(
     "name", ["alpha.png", "palette.png", "float.tif", "deep.png", "turned.jpg", "progressive.jpg"]
 )

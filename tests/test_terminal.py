@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from vggfeat import cli, terminal
 from vggfeat.terminal import columns, list_unreadable, out, print_table, printable, progress, say
 
-from .conftest import Command
+from .conftest import HANG, Command
 
 ROOT = Path(__file__).parents[1]
 EVIL = "a\x1b[2J\r\nvggfeat: forged\x07\x9b31m\u202egnp.exe\u2066\u200b\u2028\x7f\udcff\U000e0041[bold]{0} b"
@@ -26,7 +25,7 @@ SHOWN = EVIL.encode("unicode_escape").decode()  # the halves of characters, too
 
 
 def run_code(code: str, *words: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    settings = {"capture_output": True, "text": True, "timeout": 120, **settings}
+    settings = {"capture_output": True, "text": True, "timeout": HANG, **settings}
     return subprocess.run([sys.executable, "-c", code, *words], **settings)  # type: ignore[call-overload,no-any-return]
 
 
@@ -55,7 +54,7 @@ def test_every_way_to_the_terminal_shows_them(
     out.print(table)
     say(EVIL)
     list_unreadable({EVIL: EVIL})
-    monkeypatch.setattr(time, "monotonic", iter([0.0, 0.0, 60.0]).__next__)
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
     with progress(EVIL) as show:
         show(1, 9)
         show(2, 9)
@@ -89,7 +88,7 @@ def test_a_commands_errors_and_usage_show_them(run_main: Command, tmp_path: Path
         assert (ran.status, ran.out, len(ran.err_lines)) == (status, "", 1), words
         assert "\\x1b[2J" in ran.err and "\\u202e" in ran.err and not re.search("[^ -~\n]", ran.err)
     ran = run_main(cli.main, "svm", "--nonsense")
-    assert ran.err.startswith("vggfeat svm: No such option: --nonsense")
+    assert ran.err.startswith("vggfeat svm: ") and "--nonsense" in ran.err
     assert ran.err.endswith("; see vggfeat svm --help\n")
     ran = run_main(cli.main, "svm", "--features", tmp_path / evil, "--debug")
     assert "Traceback" in ran.err and not re.search("[^ -~\n]", ran.err)
@@ -111,10 +110,10 @@ def work(kind: str = "", file: Path | None = None) -> None:
         logging.getLogger("x").warning("log \\x1b[2J")
     if kind == "wait":
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     if kind == "end":
         import atexit
-        atexit.register(lambda: (print("ready", flush=True), time.sleep(60)))
+        atexit.register(lambda: (print("ready", flush=True), time.sleep(600)))
     for _ in range(40):
         terminal.say("progress")
     for _ in range(4000):
@@ -177,7 +176,7 @@ def test_the_terminals_troubles_lose_nothing(tmp_path: Path, redirect: str, stat
     line = f"{{ {sys.executable} {script} --file {file}; echo $? > {told}; }} {redirect}"
     if "|" not in redirect:
         line = f"{sys.executable} {script} --file {file} {redirect}; echo $? > {told}"
-    ran = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=HANG)
     assert int(told.read_text()) == status, ran.stderr
     assert int(file.read_text()) > 2  # a file with number 2 would hold what libraries say on stderr
     lines = ran.stderr.splitlines()
@@ -209,7 +208,7 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
     os.close(write)
     with open(read, "rb") as pipe:
         lines = pipe.read().decode().splitlines()
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=HANG)
     assert (process.returncode, len(lines)) == (3, 4000) and errors.count(b"\n") == 40
 
 
@@ -217,10 +216,13 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
 
 
 def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
-    """SIGINT after so many imports that follow the process's own beginning: a moment that no load can move."""
+    """SIGINT after so many imports that follow the process's own beginning: a moment that no load can move.
+
+    The process is at most two pages, of some sixty imports each, ahead of who reads of them.
+    """
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, pipesize=4096,
     )  # fmt: skip
     assert process.stderr is not None
     lines, began = [], None
@@ -230,12 +232,12 @@ def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
             began = len(lines) + (0 if "vggfeat.__main__" in line else 1)
         if began is not None and len(lines) == began + import_:
             process.send_signal(signal.SIGINT)
-    return process.wait(timeout=120), "".join(lines)
+    return process.wait(timeout=HANG), "".join(lines)
 
 
 @pytest.mark.parametrize("words", ["vggfeat datasets", "vggfeat.cli datasets", "pretrain.report nowhere"])
 def test_ctrl_c_at_the_start_leaves_no_traceback(words: str) -> None:
-    for import_ in (1, 5, 25, 100, 200):
+    for import_ in (1, 5, 25, 75, 150):
         status, errors = interrupted_at(import_, "-m", *words.split())
         # where the signal meets an exec() of a library's, Python ends itself by it: a shell's 130, too
         assert status in (130, -signal.SIGINT) and "Traceback" not in errors, (import_, errors[-2000:])
@@ -270,20 +272,20 @@ def test_ctrl_c_at_work_and_at_the_end(number: signal.Signals, kind: str, says: 
     while process.stdout.readline() != "ready\n":
         assert process.poll() is None
     process.send_signal(number)  # once: a line can come twice where a signal meets it
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=HANG)
     assert (process.returncode, errors) == (128 + number, says)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """As a shell starts what it runs in the background."""
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND.replace("time.sleep(60)", "sys.stdin.read()"), "--kind", "wait"],
+        [sys.executable, "-c", COMMAND.replace("time.sleep(600)", "sys.stdin.read()"), "--kind", "wait"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    process.communicate("", timeout=120)
+    process.communicate("", timeout=HANG)
     assert process.returncode == 3
 
 
@@ -291,6 +293,7 @@ def test_a_second_signal_at_once_is_the_same_wish(monkeypatch: pytest.MonkeyPatc
     """torchrun sends its processes what the terminal has sent them already; later, it is an order."""
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(terminal, "SAME_SECONDS", 3600.0)
     with pytest.raises(KeyboardInterrupt), terminal.ending_well() as caught:
         try:
             signal.raise_signal(signal.SIGTERM)

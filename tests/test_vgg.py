@@ -77,7 +77,7 @@ def test_dense_map_equals_timms_dense_head():
         mine = ours(x, "fc7")
     assert mine.shape == (2, 4096, 2, 4)
     assert dense.std() > 0
-    torch.testing.assert_close(mine, dense, rtol=1e-5, atol=1e-5 * dense.abs().max().item())
+    torch.testing.assert_close(mine, dense, rtol=0, atol=1e-4 * dense.abs().max().item())
 
 
 @pytest.mark.parametrize("net", NETS)

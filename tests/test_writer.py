@@ -24,7 +24,7 @@ from vggfeat import cli, datasets, extract, hdf5, store, writer
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape, description_of
 
-from .conftest import Command, assert_same_descriptors, photograph
+from .conftest import HANG, Command, assert_same_descriptors, photograph, torchrun
 
 KILLS = int(os.environ.get("KILLS", "10"))
 WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
@@ -48,7 +48,7 @@ def words(root: Path, out: Path, *more: object) -> list[str]:
 
 def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
@@ -241,7 +241,7 @@ def test_a_disk_that_fails_later_loses_nothing(
     assert_same_file(out, whole)
 
 
-def test_two_writers_on_one_file(folder: Path, tmp_path: Path) -> None:
+def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> None:
     items = datasets.load("folder", folder)
     description = description_of(vggfeat.load(WEIGHTS), "fc7", (40,), True)
     script = """
@@ -349,7 +349,7 @@ def test_other_images_are_refused(begun: Path, folder: Path, run_main: Command) 
     first.unlink()
     assert run_main(cli.main, *words(folder, begun)).status == 1
     first.write_bytes(kept)  # a copy, later; the same picture
-    assert first.stat().st_mtime_ns != times.st_mtime_ns
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns + 10**10))
     (folder / "red" / "11.jpg").rename(folder / "red" / "12.jpg")
     ran = run_main(cli.main, *words(folder, begun))
     assert ran.status == 1 and "an image red/11.jpg where there is red/12.jpg now" in ran.err
@@ -657,11 +657,13 @@ def test_an_image_changed_in_its_middle_is_noticed(folder: Path, tmp_path: Path,
     with pytest.raises(Interrupted):
         extract.extract(items, network, out, scales=(40,), batch_size=1, progress=stop, workers=1)
     raw = bytearray(bmp.read_bytes())
-    os.utime(bmp)  # only another time: the same image
+    later = bmp.stat().st_mtime_ns + 10**10
+    os.utime(bmp, ns=(later, later))  # only another time: the same image
     with writer.FeatureWriter(out, *_job(items, network)) as file:
         assert file.described[items.names.index("blue/00.bmp")].all()
     raw[len(raw) // 2 : len(raw) // 2 + 300] = bytes(300)
     bmp.write_bytes(raw)
+    os.utime(bmp, ns=(later, later + 10**10))
     with pytest.raises(VggfeatError, match=r"another image blue/00.bmp: it has changed since"):
         extract.extract(items, network, out, scales=(40,), batch_size=1)
     status = bmp.stat()
@@ -739,19 +741,9 @@ def test_other_errors_of_the_network_are_not_taken_for_memory() -> None:
 # --- several processes -------------------------------------------------------------------------------------
 
 
-def torchrun(processes: int, script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
-    return subprocess.run(
-        [*launcher, script, *arguments], capture_output=True, text=True, timeout=300, env=environment
-    )
+def run_ranks(processes: int, script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [*torchrun(processes), script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG, env={**os.environ, **more})
 
 
 def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path: Path) -> None:
@@ -778,14 +770,14 @@ def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path
         """)
     )
     out = tmp_path / "f.h5"
-    died = torchrun(3, str(script), *words(spoilt, out), DEADLY="1")
+    died = run_ranks(3, str(script), *words(spoilt, out), DEADLY="1")
     assert died.returncode != 0 and not out.exists()
     partial = Path(f"{out}.partial")
     with hdf5.open_file(partial, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
         described = file.arrays["status"].read(file.descriptor) == store.DONE
     of_rank = [int(described[rank::3].sum()) for rank in range(3)]
     assert of_rank[1] == 6 and min(of_rank[0], of_rank[2]) >= 6, died.stderr
-    again = torchrun(2, str(script), *words(spoilt, out))
+    again = run_ranks(2, str(script), *words(spoilt, out))
     assert again.stderr.count("going on: ") == 1, again.stderr
     assert again.stdout.count("descriptor") == 1 and "(2 unreadable)" in again.stdout
     assert again.stderr.count("unreadable: red/03.jpg: empty file") == 1

@@ -21,16 +21,20 @@ WINDOW_BYTES = 1 << 28  # of windows laid out side by side at a time
 
 
 def applies(x: Tensor) -> bool:
-    """Whether x takes the quick way: on a CPU, without gradients or autocast, in a type that oneDNN has.
+    """Whether x takes the quick way: on a CPU, without gradients or autocast, in a type that oneDNN has on this one.
 
     Not while a graph is recorded: an exported net keeps to PyTorch's public operations.
     """
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
         and not torch.is_grad_enabled()
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
+        # without AVX-512, PyTorch's modules compute in bfloat16 all the same
+        and (
+            x.dtype == torch.float32
+            or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()

@@ -44,10 +44,10 @@ from vggfeat.errors import VggfeatError
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
 CORES = os.cpu_count() or 1
+LINE_SECONDS = 10.0  # between lines of progress, where there is no terminal
 SIGNALS = signal.SIGINT, signal.SIGTERM
-SAME_SECONDS = (
-    2.0  # signals so near to the first are the same wish: torchrun sends on what the terminal sent to all
-)
+# signals so near to the first are the same wish: torchrun sends on what the terminal sent to all
+SAME_SECONDS = 2.0
 
 
 class Screen(Console):
@@ -207,7 +207,7 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
         nonlocal last, before
         now = time.monotonic()
         before = done if before is None else before
-        if now - last >= 10 and done > before:
+        if now - last >= LINE_SECONDS and done > before:
             last = now
             rate = (done - before) / (now - started)
             left = duration((total - done) / rate)

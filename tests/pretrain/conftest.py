@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import photograph
+from tests.conftest import HANG, photograph, torchrun
 
 # A net of a tenth of the width on crops of 32 pixels, every augmentation on.
 SHORT = [
@@ -57,22 +57,21 @@ def command(arguments: Sequence[object], processes: int = 1, script: Path | None
     """The command line of pretrain.train, or of a script in its place, under torchrun for several processes."""
     what = ["-m", "pretrain.train"] if script is None else [str(script)]
     if processes > 1:
-        what = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *what]
+        return [*torchrun(processes), *what, *map(str, arguments)]
     return [sys.executable, *what, *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: the machine's cores are few, and a thread more changes the order of sums."""
-    root = Path(__file__).parents[2]
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    """Of a process that is started in any folder."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def processes_of(mark: str) -> list[int]:
-    """Those whose environment has the mark."""
+    """Those whose environment has the mark, NAME=VALUE."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -91,7 +90,7 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
             env=environment(),
             text=True,
             capture_output=True,
-            timeout=300,
+            timeout=HANG,
         )
         assert done.returncode == status, done.stderr[-3000:]
         return done

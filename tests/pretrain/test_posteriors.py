@@ -110,17 +110,17 @@ def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
                 rows = [reference(network, items.root / name, Q, mode) for name in items.names]
                 expected[n, mode, Q] = np.stack(rows)[:, order]
                 ours = kept.nets[n].modes[mode][s]
-                assert np.abs(ours - expected[n, mode, Q]).max() < 1e-5
+                assert np.abs(ours - expected[n, mode, Q]).max() < 1e-4
                 assert expected[n, mode, Q].max() < 0.99  # else any scores would agree
     for n in (0, 1):
         multi = {m: np.mean([expected[n, m, Q] for Q in scales], axis=0) for m in ("dense", "crops")}
         for mode, posteriors in multi.items():
-            assert np.abs(kept.nets[n].mean(mode) - posteriors).max() < 1e-5
+            assert np.abs(kept.nets[n].mean(mode) - posteriors).max() < 1e-4
         both = (multi["dense"] + multi["crops"]) / 2
-        assert np.abs(kept.nets[n].mean("both") - both).max() < 1e-5
-        assert np.abs(kept.nets[n].mean("dense", [45]) - expected[n, "dense", 45]).max() < 1e-5
+        assert np.abs(kept.nets[n].mean("both") - both).max() < 1e-4
+        assert np.abs(kept.nets[n].mean("dense", [45]) - expected[n, "dense", 45]).max() < 1e-4
     fused = np.mean([expected[n, m, Q] for n in (0, 1) for m in ("dense", "crops") for Q in scales], axis=0)
-    assert np.abs(kept.fused("both") - fused).max() < 1e-5
+    assert np.abs(kept.fused("both") - fused).max() < 1e-4
     # the errors, by counting
     guess = fused.argmax(1)
     truth = np.arange(len(items))

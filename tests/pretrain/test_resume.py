@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -17,8 +19,11 @@ import pytest
 from safetensors import safe_open
 
 from pretrain.checkpoint import read_state
+from pretrain.train import app
 from pretrain.watch import stop_on_signals
+from tests.conftest import HANG, Command
 from tests.pretrain.conftest import SHORT, command, environment, processes_of
+from vggfeat import terminal
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 KILLS = int(os.environ.get("KILLS", "3"))  # 20 for the figure in docs/results.md
@@ -86,13 +91,11 @@ def assert_same(out: Path, whole: Path) -> None:
 
 def test_sigkill_at_random_moments(run: tuple[list[object], Path], tmp_path: Path) -> None:
     arguments, whole = run
-    out = tmp_path / "killed"
-    rng = random.Random(5)
-    killed = 0
+    rng, killed, round_ = random.Random(5), 0, 0
     while True:
-        process = subprocess.Popen(
-            command([*arguments, "--out", out]), env=environment(), stderr=subprocess.PIPE
-        )
+        out = tmp_path / str(round_)
+        with open(tmp_path / "stderr", "w") as told:
+            process = subprocess.Popen(command([*arguments, "--out", out]), env=environment(), stderr=told)
         if killed < KILLS:
             written = _checkpoints(out)
             while process.poll() is None and _checkpoints(out) == written:
@@ -103,39 +106,57 @@ def test_sigkill_at_random_moments(run: tuple[list[object], Path], tmp_path: Pat
             process.wait()
             killed += 1
             continue
-        _, stderr = process.communicate(timeout=300)
-        assert process.returncode == 0, stderr.decode()[-2000:]
-        break
-    assert killed == KILLS
-    assert_same(out, whole)
+        assert process.wait(HANG) == 0, (tmp_path / "stderr").read_text()[-2000:]
+        assert_same(out, whole)
+        if killed == KILLS:
+            break
+        round_ += 1  # a run that was faster than this process
 
 
 def _checkpoints(out: Path) -> list[int]:
     return [path.stat().st_mtime_ns for path in sorted(out.glob("*/last.safetensors"))]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_leave(
-    number: signal.Signals, run: tuple[list[object], Path], tmp_path: Path, train: Train
-) -> None:
+SIGNALLED = """
+import os, time
+from pretrain import train, trainer
+from vggfeat import terminal
+stage, iteration, number, whom = os.environ["AT"].split()
+step = trainer.Trainer.step
+def signalled(self, batch, images):
+    if (self.stage.name, self.state.iteration, self.ranks.rank) == (stage, int(iteration), 0):
+        os.kill(os.getpid() if whom == "itself" else os.getppid(), int(number))
+        while not self.stop.signal:  # until torchrun has passed it on
+            time.sleep(0.01)
+    return step(self, batch, images)
+trainer.Trainer.step = signalled
+terminal.run(train.app, "pretrain.train")
+"""
+
+
+def signalled_at(
+    arguments: list[object], at: str, tmp_path: Path, processes: int = 1
+) -> subprocess.CompletedProcess[str]:
+    """A run that gets a signal in the midst of an iteration. at: the stage, the iteration, which signal, whom."""
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    line = command(arguments, processes, tmp_path / "signalled.py")
+    return subprocess.run(line, env={**environment(), "AT": at}, text=True, capture_output=True, timeout=HANG)
+
+
+def test_signals_save_and_leave(run: tuple[list[object], Path], tmp_path: Path, train: Train) -> None:
     arguments, whole = run
-    out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command([*arguments, "--out", out]), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    while not (out / "A-36" / "last.safetensors").exists():
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "stopped and saved at iteration" in stderr
-    assert "Traceback" not in stderr
-    train(*arguments, "--out", out)
-    assert_same(out, whole)
+    arguments = [*arguments, "--out", tmp_path / "stopped"]
+    for number, at in ((signal.SIGTERM, "A-36 7"), (signal.SIGINT, "D-36 4")):
+        done = signalled_at(arguments, f"{at} {number:d} itself", tmp_path)
+        assert done.returncode == 128 + number
+        assert "stopped and saved at iteration" in done.stderr
+        assert "Traceback" not in done.stderr
+    train(*arguments)
+    assert_same(tmp_path / "stopped", whole)
 
 
-def gone(folder: Path, seconds: float = 60) -> bool:
-    """Whether no process of a run in this folder is left, readers included, after at most so long."""
+def gone(folder: Path, seconds: float = HANG) -> bool:
+    """Whether no process of a run in this folder is left, readers included, after at most so many seconds."""
     until = time.monotonic() + seconds
     while (left := processes_of(f"RUN={folder}")) and time.monotonic() < until:
         time.sleep(0.05)
@@ -145,17 +166,20 @@ def gone(folder: Path, seconds: float = 60) -> bool:
 def begun(
     arguments: list[object], out: Path, processes: int = 1, script: Path | None = None
 ) -> subprocess.Popen[str]:
-    """A run in a process group of its own, as a scheduler starts it."""
-    return subprocess.Popen(
-        command([*arguments, "--out", out], processes, script), env={**environment(), "RUN": str(out)},
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    """A run in a process group of its own, as a scheduler starts it. What it says is in `OUT.stderr`."""
+    with open(f"{out}.stderr", "w") as told:
+        return subprocess.Popen(
+            command([*arguments, "--out", out], processes, script), env={**environment(), "RUN": str(out)},
+            stderr=told, text=True, start_new_session=True,
+        )  # fmt: skip
 
 
-def signalled(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """What a run says that its whole group gets a signal."""
+def signalled(process: subprocess.Popen[str], number: signal.Signals, out: Path) -> str:
+    """What a run says whose whole group gets a signal."""
     os.killpg(process.pid, number)
-    _, stderr = process.communicate(timeout=120)
+    Path(f"{out}.signalled").touch()
+    process.wait(HANG)
+    stderr = Path(f"{out}.stderr").read_text()
     assert "reads images" not in stderr, stderr
     return stderr
 
@@ -181,7 +205,7 @@ def test_signals_to_the_group_save_and_leave(run: tuple[list[object], Path], tmp
         while process.poll() is None and (not log.exists() or log.stat().st_size <= size):
             time.sleep(0.01)
         time.sleep(rng.random())  # in an iteration, or in one of the checks, of which each sixth has one
-        stderr = signalled(process, number)
+        stderr = signalled(process, number, out)
         if processes == 1:  # torchrun's own status is another
             assert process.returncode == 128 + number, (i, stderr)
         said = re.search(r"stopped and saved at iteration (\d+)", stderr)
@@ -216,7 +240,9 @@ def test_signals_at_any_time_leave_well(
         "import pathlib, time\nfrom pretrain import loader, readers, stages, train\nfrom vggfeat import terminal\n"
         f"real = {slow}\n"
         "def slow(*arguments):\n"
-        f"    pathlib.Path({str(marker)!r}).touch()\n    time.sleep(2)\n    return real(*arguments)\n"
+        f"    pathlib.Path({str(marker)!r}).touch()\n"
+        f"    while not pathlib.Path('{out}.signalled').exists():\n        time.sleep(0.01)\n"
+        "    return real(*arguments)\n"
         f"{slow} = slow\nterminal.run(train.app, 'pretrain.train')\n"
     )
     colours = run[0].index("--colours")
@@ -224,7 +250,7 @@ def test_signals_at_any_time_leave_well(
     process = begun(arguments, out, script=script)
     while process.poll() is None and not marker.exists():
         time.sleep(0.01)
-    stderr = signalled(process, number)
+    stderr = signalled(process, number, out)
     assert process.returncode == 128 + number, stderr
     assert says in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
@@ -262,12 +288,10 @@ def test_torchrun_trainings_of_many_epochs_never_hang(run: tuple[list[object], P
             time.sleep(0.1)
             if log.exists() and log.stat().st_size != size:
                 size, since = log.stat().st_size, time.monotonic()
-            if time.monotonic() - since > 120:  # a line of this log takes some 30 ms
+            if time.monotonic() - since > HANG:  # a line of this log takes some 30 ms
                 os.killpg(process.pid, signal.SIGKILL)
                 raise AssertionError(f"run {i} hangs after {size} bytes of its log")
-        assert process.returncode == 0, process.communicate()[1]
-        assert process.stderr is not None
-        process.stderr.close()
+        assert process.returncode == 0, Path(f"{out}.stderr").read_text()
         assert gone(out), i
 
 
@@ -277,13 +301,7 @@ def test_another_number_of_processes_goes_on(
     arguments = [*run[0], "--precision", "float64"]
     whole, out = tmp_path / "whole", tmp_path / "moved"
     train(*arguments, "--out", whole)
-    process = subprocess.Popen(
-        command([*arguments, "--out", out], processes=2), env=environment(), stderr=subprocess.PIPE
-    )
-    while not (out / "A-36" / "last.safetensors").exists():
-        time.sleep(0.01)
-    process.terminate()  # torchrun passes it on
-    process.communicate(timeout=60)
+    signalled_at([*arguments, "--out", out], f"A-36 7 {signal.SIGTERM:d} torchrun", tmp_path, processes=2)
     assert read_state(out / "A-36" / "last.safetensors")[0].iteration > 0
     assert not (out / "weights.safetensors").exists()
     train(*arguments, "--out", out)
@@ -298,7 +316,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
 ) -> None:
     arguments, whole = run
     out = tmp_path / "full"
-    train(*arguments, "--out", out, "--stages", "1")
+    shutil.copytree(whole / "A-36", out / "A-36")
     before = (out / "A-36" / "last.safetensors").read_bytes()
     (out / "A-36" / "weights.safetensors").unlink()  # the stage's end is to be written again
     assert read_state(out / "A-36" / "last.safetensors")[0].finished
@@ -310,7 +328,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
 
     done = subprocess.run(
         command([*arguments, "--out", out, "--stages", "1"]), env=environment(), text=True, capture_output=True,
-        preexec_fn=small_files, timeout=120,
+        preexec_fn=small_files, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("pretrain.train: can't write")
@@ -330,12 +348,13 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
-    change: list[str], says: str, run: tuple[list[object], Path], train: Train
+    change: list[str], says: str, run: tuple[list[object], Path], run_main: Command
 ) -> None:
     arguments, whole = run
     kept = (whole / "A-36" / "last.safetensors").read_bytes()
-    done = train(*arguments, *change, "--out", whole, "--stages", "1", status=1)
-    assert says in done.stderr
+    main = functools.partial(terminal.run, app, "python -m pretrain.train")
+    ran = run_main(main, *arguments, *change, "--out", whole, "--stages", "1")
+    assert ran.status == 1 and says in ran.err
     assert (whole / "A-36" / "last.safetensors").read_bytes() == kept
 
 

@@ -22,7 +22,7 @@ from pretrain.init import FROM_A, weight_layers
 from pretrain.readers import Batch
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
-from tests.conftest import Command
+from tests.conftest import HANG, Command
 from tests.pretrain.conftest import SHORT, environment
 from tests.pretrain.conftest import command as subprocess_command
 from vggfeat import cli
@@ -306,7 +306,7 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
     assert command(*words).status == 0
 
 
-def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path) -> None:
+def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path, locks: None) -> None:
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
     line = [sys.executable, "-c", hold, str(tmp_path / "lock")]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -408,7 +408,7 @@ def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path
 
     words = ["--net", "A", *FEW, "--checkpoint-minutes", "0", "--data", drawings, "--out", tmp_path / "run"]
     done = subprocess.run(
-        subprocess_command(words), env=environment(), text=True, capture_output=True, preexec_fn=no_bytes, timeout=300
+        subprocess_command(words), env=environment(), text=True, capture_output=True, preexec_fn=no_bytes, timeout=HANG
     )  # fmt: skip
     assert done.returncode == 1
     last = f"can't write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"

@@ -38,7 +38,9 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WNIDS = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916"]
 WAYS_IN = ("vggfeat ", "python -m pretrain.", "python -m benchmarks.", "torchrun ")
 # What `make` and pip do is what a checkout is tested with.
-ELSEWHERE = re.compile(r"make (demo|test|mini)|pip install|source \.venv|KILLS=100 pytest")
+ELSEWHERE = re.compile(
+    r"make (demo|test|mini)|pip install|source \.venv|(KILLS|HANGS|TERMS)=\d+ (python -m )?pytest"
+)
 
 
 def commands(document: Path) -> list[str]:

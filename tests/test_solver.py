@@ -71,7 +71,7 @@ def test_the_objective_is_liblinears(case: str, loss: str) -> None:
             assert found.objective[k] == pytest.approx(ours, rel=1e-5)
             theirs = liblinear(X, T[:, k], C, loss)
             assert ours <= theirs * (1 + 1e-5)
-            assert ours == pytest.approx(theirs, rel=1e-4)
+            assert ours == pytest.approx(theirs, rel=1e-3)  # liblinear's own end is rough
         scores = X.astype(np.float64) @ found.coef.T + found.intercept
         np.testing.assert_allclose(found.scores, scores, atol=1e-6 * np.abs(scores).max())
 

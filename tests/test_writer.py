@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -173,25 +174,26 @@ def test_killed_at_any_moment_it_goes_on(spoilt: Path, whole: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_extraction_says_what_it_keeps(
-    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, number: int, status: int
+    spoilt: Path,
+    whole: Path,
+    tmp_path: Path,
+    run_main: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    status: int,
 ) -> None:
-    script = """
-        import os, sys
-        from vggfeat import cli, writer
-        write = writer.FeatureWriter.write
-        writer.FLUSH_SECONDS = float("inf")
-        def then_signal(self, row, scale, descriptor):
-            write(self, row, scale, descriptor)
-            if len(self._values) == 13:
-                os.kill(os.getpid(), int(number))
-        writer.FeatureWriter.write = then_signal
-        number, *sys.argv[1:] = sys.argv[1:]
-        cli.main()
-    """
-    out = tmp_path / "f.h5"
-    ran = run_script(script, int(number), *words(spoilt, out))
-    assert ran.returncode == status and ran.stdout == ""
-    line = ran.stderr.splitlines()[-1]
+    out, write = tmp_path / "f.h5", writer.FeatureWriter.write
+
+    def then_signal(self: writer.FeatureWriter, row: int, scale: int, descriptor: np.ndarray) -> None:
+        write(self, row, scale, descriptor)
+        if len(self._values) == 13:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.FeatureWriter, "write", then_signal)
+        ran = run_main(cli.main, *words(spoilt, out))
+    assert ran.status == status and ran.out == ""
+    line = ran.err_lines[-1]
     assert line.startswith("vggfeat: interrupted; ") and line.endswith("the same command goes on from there")
     assert "of 24 images are in" in line and not out.exists()
     with pytest.raises(VggfeatError, match="half-written"):
@@ -213,29 +215,29 @@ def test_nothing_is_left_of_an_extraction_that_described_nothing(folder: Path, t
 
 
 def test_a_disk_that_fails_later_loses_nothing(
-    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit on the file's length that falls after the first flush."""
-    script = """
-        import resource, sys
-        from vggfeat import cli, writer
-        writer.FLUSH_ROWS, writer.FLUSH_SECONDS = 4, float("inf")
-        flush, count = writer.FeatureWriter.flush, 0
-        def limited(self):
-            global count
-            count += 1
-            if count == 3:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-            flush(self)
-        writer.FeatureWriter.flush = limited
-        cli.main()
-    """
-    out = tmp_path / "f.h5"
-    ran = run_script(script, *words(spoilt, out))
-    assert ran.returncode == 1, ran.stderr
-    line = ran.stderr.splitlines()[-1]
-    assert line.startswith("vggfeat: can't write") and "File too large" in line and "goes on" in line
-    assert [text for text in ran.stderr.splitlines() if not text.startswith("extract: ")] == [line]
+    out, flush, count = tmp_path / "f.h5", writer.FeatureWriter.flush, 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(self: writer.FeatureWriter) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        flush(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "FLUSH_ROWS", 4)
+        patch.setattr(writer.FeatureWriter, "flush", limited)
+        try:
+            ran = run_main(cli.main, *words(spoilt, out))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    [line] = ran.err_lines
+    assert ran.status == 1 and line.startswith("vggfeat: can't write")
+    assert "File too large" in line and "goes on" in line
     again = run_main(cli.main, *words(spoilt, out))
     assert again.status == 3 and "going on: " in again.err
     assert_same_file(out, whole)

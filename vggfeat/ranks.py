@@ -22,6 +22,7 @@ from vggfeat.errors import VggfeatError
 from vggfeat.terminal import say
 from vggfeat.weights import resolve_device
 
+JOIN_MINUTES = 30.0  # a process that hasn't begun by then won't, however long the work may take
 WARN_SECONDS = 30.0  # until the first line about a wait; the next ones come after twice as long each
 
 
@@ -123,7 +124,7 @@ class Meeting:
                 return self.store.check(keys)
             return True
 
-        self._until(started)
+        self._until(started, min(self.minutes, JOIN_MINUTES))
 
     def wait(self, work: dist.Work) -> None:
         """Wait until an exchange that has begun is done."""
@@ -137,22 +138,22 @@ class Meeting:
                 return False
             return True
 
-        self._until(done)
+        self._until(done, self.minutes)
 
     def _key(self, rank: int) -> str:
         return f"vggfeat/wait {self.waits}/{rank}"
 
-    def _until(self, done: Callable[[float], bool]) -> None:
+    def _until(self, done: Callable[[float], bool], minutes: float) -> None:
         began, pause = time.monotonic(), WARN_SECONDS
         while not done(1.0):  # short ones, as a signal is heard between them
             self.store.set(self._key(self.rank), "here")
             waited = time.monotonic() - began
-            if waited < min(pause, 60 * self.minutes):
+            if waited < min(pause, 60 * minutes):
                 continue
             here = [self.store.check([self._key(rank)]) for rank in range(self.world)]
             missing = ", ".join(str(rank) for rank in range(self.world) if not here[rank])
             whom = f"process {missing} of this job" if missing else "the network: all processes are here"
-            if waited >= 60 * self.minutes:
+            if waited >= 60 * minutes:
                 raise VggfeatError(
                     f"waited {waited / 60:.0f} minutes for {whom}; is it stuck, or what it reads from?"
                 )
@@ -166,8 +167,8 @@ class Meeting:
 def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
     """Join the processes that torchrun started, each on a GPU of its own; leave them afterwards.
 
-    device: "auto", "cpu" or "cuda". minutes: how long one waits for another. Raises VggfeatError: a process has no GPU,
-    or hasn't come.
+    device: "auto", "cpu" or "cuda". minutes: how long one waits for another, 30 at most for its
+    start. Raises VggfeatError: a process has no GPU, or hasn't come.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -185,7 +186,7 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
         torch.cuda.set_device(chosen)
     rank = int(os.environ["RANK"])
     with telling_of_others():
-        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=minutes)))
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=min(minutes, JOIN_MINUTES))))
         meeting = Meeting(store, rank, world, minutes)
         meeting.join()
         # Small words go through gloo on the CPU, gradients through NCCL where there are GPUs. Their own limit is

@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from vggfeat.errors import Interrupted, VggfeatError
-from vggfeat.files import write_text
+from vggfeat.files import whole
 from vggfeat.terminal import duration, live, rewrite, say
 
 LINE_SECONDS = 10.0
@@ -117,7 +117,10 @@ class _Lines(_Records):
             kept, dropped = events(self.path)
             if dropped:
                 say(f"warning: {self.path}: {dropped} lines are no events of a stage and are dropped")
-        write_text(self.path, "".join(_line(event) for event in kept if event["iteration"] <= self.iteration))
+        with whole(self.path) as partial:  # not into a pipe, whose reader may never come
+            partial.write_text(
+                "".join(_line(event) for event in kept if event["iteration"] <= self.iteration)
+            )
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def records(self, event: str, iteration: int, values: Mapping[str, Any]) -> Iterator[bytes]:
@@ -276,12 +279,11 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Inside, SIGTERM and Ctrl-C end the run well; see `Stop`. Raises Interrupted where nothing was to be saved."""
     stop = Stop(alone=os.environ.get("WORLD_SIZE", "1") == "1")
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    before = {
-        number: handler for number, handler in before.items() if handler is not signal.SIG_IGN
-    }  # nohup's, `&`'s
-    for number in before:
-        signal.signal(number, stop)
+    handlers = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
+    # what is ignored stays so: nohup's, `&`'s
+    before = {sent: handler for sent, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for sent in before:
+        signal.signal(sent, stop)
     try:
         yield stop
     except KeyboardInterrupt as error:
@@ -291,5 +293,5 @@ def stop_on_signals() -> Iterator[Stop]:
         ) from error
     finally:
         if not stop.signal:  # otherwise its twin may be on its way
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for sent, handler in before.items():
+                signal.signal(sent, handler)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vggfeat.checked import read_text
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.files import write_json
@@ -54,7 +55,7 @@ class Colours:
     def read(cls, path: Path) -> Colours:
         """The inverse of `save`. Raises VggfeatError for a missing or unfit file."""
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(read_text(path, "colour statistics"))
             if not isinstance(record, dict):
                 raise ValueError("it is no JSON object")
             if lacking := [field.name for field in fields(cls) if field.name not in record]:

@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from vggfeat.errors import Interrupted, VggfeatError
-from vggfeat.files import write_text
+from vggfeat.files import whole
 from vggfeat.terminal import LINE_SECONDS, duration, live, rewrite, say
 
 AGAIN_SECONDS = 1.0  # a second Ctrl-C within it is the first one's echo
@@ -118,7 +118,8 @@ class _Lines(_Records):
                 say(f"warning: {self.path}: {dropped} lines are no events of a stage and are dropped")
         # a stage that goes on is not finished: what was said of its end is said again
         kept = [e for e in kept if e["iteration"] <= self.iteration and e["event"] != "val"]
-        write_text(self.path, "".join(map(_line, kept)))
+        with whole(self.path) as partial:  # not into a pipe, whose reader may never come
+            partial.write_text("".join(map(_line, kept)))
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def records(self, event: str, iteration: int, values: Mapping[str, Any]) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpoint
+from pretrain.watch import Log
 from vggfeat.errors import VggfeatError
 
 Tensors = dict[str, torch.Tensor]
@@ -138,3 +140,13 @@ def test_a_folder_a_pipe_and_other_files_are_refused(path: Path) -> None:
     for odd in (path, path.parent):
         with pytest.raises(VggfeatError, match="is no checkpoint of a training run"):
             read_state(odd)
+
+
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_a_log_is_never_written_into_a_pipe(
+    iteration: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "log.jsonl")  # its reader would be waited for, in a wait that no signal ends
+    with Log(tmp_path, "A-36", iteration, 10) as log:
+        log("train", iteration + 1, loss=1.0)
+    assert "could not write" in (err := capsys.readouterr().err) and "log.jsonl" in err

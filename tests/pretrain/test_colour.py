@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,9 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(VggfeatError, match="delete it to measure anew"):
             Colours.read(path)
+
+
+def test_a_pipe_holds_no_colours(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "colours.json")  # its writer would be waited for
+    with pytest.raises(VggfeatError, match=r"colours.json is no regular file"):
+        Colours.read(tmp_path / "colours.json")

@@ -537,6 +537,31 @@ def test_what_lies_at_the_half_written_files_name(
     assert what != "link" or precious.read_text() == "mine"
 
 
+def test_two_that_start_together_do_the_work_once(
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one ends between the second one's look at --out and its lock."""
+    out, locked = tmp_path / "f.h5", writer.FeatureWriter._locked
+
+    def late(self: writer.FeatureWriter, *arguments: Any) -> int:
+        out.write_bytes(whole.read_bytes())
+        return locked(self, *arguments)
+
+    monkeypatch.setattr(writer.FeatureWriter, "_locked", late)
+    ran = run_main(cli.main, *words(spoilt, out))
+    assert ran.status == 1 and f"{out} exists; give --overwrite" in ran.err
+    assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_link_at_out_stays_one(spoilt: Path, whole: Path, tmp_path: Path, run_main: Command) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "f.h5").write_text("old")
+    (tmp_path / "f.h5").symlink_to(tmp_path / "disk" / "f.h5")
+    assert run_main(cli.main, *words(spoilt, tmp_path / "f.h5", "--overwrite")).status == 3
+    assert (tmp_path / "f.h5").is_symlink()
+    assert_same_file(tmp_path / "disk" / "f.h5", whole)
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_a_warning(
     spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch, number: int

@@ -46,6 +46,7 @@ FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0
 STAMPS = ("bytes", "modified", "changed", "crc32")
 VERSIONS = ("vggfeat", "torch", "timm", "PIL")
 """Packages that take part in what a descriptor is."""
+EXISTS = "exists; give --overwrite, or another --out (--retry describes what was unreadable in it)"
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 """What a file system without locks answers."""
 Stamp = tuple[int, int, int, int]
@@ -93,9 +94,7 @@ class FeatureWriter:
             raise VggfeatError(f"the name {bad[0]!r} of an image holds a zero byte, which no file's name can")
         finished = os.path.lexists(self.path)
         if finished and not (overwrite or retry):
-            raise VggfeatError(
-                f"{self.path} exists; give --overwrite, or another --out (--retry describes what was unreadable in it)"
-            )
+            raise VggfeatError(f"{self.path} {EXISTS}")
         if not self.path.parent.is_dir():
             raise VggfeatError(f"there is no folder {self.path.parent} to write {self.path.name} in")
         self.replaces = overwrite
@@ -105,6 +104,10 @@ class FeatureWriter:
         else:
             self._file = self._locked(self.partial, os.O_CREAT, fcntl.LOCK_EX)
             try:
+                if os.path.lexists(self.path) and not (overwrite or retry):  # its writer has just ended
+                    if not os.fstat(self._file).st_size:
+                        self.partial.unlink()
+                    raise VggfeatError(f"{self.path} {EXISTS}")
                 self._open(job, overwrite)
             except BaseException:
                 os.close(self._file)
@@ -132,7 +135,8 @@ class FeatureWriter:
         self._lock(self._file, fcntl.LOCK_SH, self.partial)
 
     def _name(self, path: str | os.PathLike[str], say: Callable[[str], None]) -> None:
-        self.path = Path(path)
+        # through a link, the file behind it is written, as by `files.whole`
+        self.path = Path(os.path.realpath(path) if os.path.islink(path) else path)
         self.partial = Path(f"{self.path}.partial")  # also of ".", which with_name refuses
         self.say = say
         self._lost = ""  # what happened to the file while it was written

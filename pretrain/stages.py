@@ -74,16 +74,12 @@ class Ended:
     """Name of each stage that was trained or found, and where it is."""
 
 
-def train_stages(run: Run, stop: Stop) -> Ended:
+def train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     """Train the chosen stages one after another, or until a signal. The last one's weights go to `run.out`.
 
     Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that is.
     """
-    with (
-        _alone(run) if run.ranks.first else nullcontext(),
-        # from here on, so that they start while the colours are measured
-        Readers(run.machine.workers, run.ranks.device) as readers,
-    ):
+    with _alone(run) if run.ranks.first else nullcontext():
         return _train_stages(run, stop, readers)
 
 

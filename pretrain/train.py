@@ -17,8 +17,9 @@ if __name__ == "__main__":  # before all that takes time
 
     begin()
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +27,10 @@ from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import stop_on_signals
 from vggfeat.files import refuse_inputs
 from vggfeat.terminal import CORES, columns, duration, out, run
+
+if TYPE_CHECKING:
+    from pretrain.plan import StagePlan
+    from pretrain.stages import Ended
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -84,6 +89,7 @@ def train(
         # the rest is imported from here on: wrong options are answered at once
         from pretrain.loader import read_training_set
         from pretrain.plan import plan
+        from pretrain.readers import Readers
         from pretrain.stages import Run, train_stages
         from pretrain.trainer import Machine
         from vggfeat.ranks import joined
@@ -98,39 +104,44 @@ def train(
                 checkpoint_seconds=60 * checkpoint_minutes,
                 log_every=log_every,
             )
-            images = read_training_set(data, whole)
-            asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
-            if dry_run:
-                if ranks.first:
-                    table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")
-                    for stage in plan(whole, chosen, images, ranks, asked.machine):
-                        cells = (
-                            f"{stage.gflop / 1e6:.3g}",
-                            f"{stage.memory / 1e9:.2f}",
-                            duration(stage.seconds),
-                        )
-                        table.add_row(stage.name, str(stage.iterations), *cells)
-                    out.print(table)
-                    how = f"{machine.precision} on {ranks.world} x {ranks.device.type}"
-                    out.print(
-                        f"{len(images.train)} images, at most; {asked.machine.micro_batch} a pass, {how}"
-                    )
-                return
-            ended = train_stages(asked, stop)
+            # from here on, so that they start while the folder is listed and the nets are made
+            with Readers(0 if dry_run else machine.workers, ranks.device) as readers:
+                images = read_training_set(data, whole)
+                asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
+                if dry_run:
+                    stages_plan = plan(whole, chosen, images, ranks, asked.machine)
+                    if ranks.first:
+                        _print_plan(stages_plan)
+                        how = f"{machine.precision} on {ranks.world} x {ranks.device.type}"
+                        pass_size = asked.machine.micro_batch
+                        out.print(f"{len(images.train)} images, at most; {pass_size} a pass, {how}")
+                    return
+                ended = train_stages(asked, stop, readers)
             if ended.finished and ranks.first:
-                table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation", "time")
-                for name, state in ended.stages:
-                    errors = [
-                        "-" if pair is None else "{:.2f}, {:.2f}".format(*pair)
-                        for pair in (state.held_out, state.val)
-                    ]
-                    table.add_row(name, str(state.iteration), *errors, duration(state.seconds))
-                out.print(table)
+                _print_end(ended)
                 out.print(f"weights: {asked.out / 'weights.safetensors'}")
         if not ended.finished:
             raise typer.Exit(128 + stop.signal)
         if ended.unreadable and ranks.world == 1:
             raise typer.Exit(3)
+
+
+def _print_plan(stages: Iterable[StagePlan]) -> None:
+    table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")
+    for stage in stages:
+        cells = f"{stage.gflop / 1e6:.3g}", f"{stage.memory / 1e9:.2f}", duration(stage.seconds)
+        table.add_row(stage.name, str(stage.iterations), *cells)
+    out.print(table)
+
+
+def _print_end(ended: Ended) -> None:
+    table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation", "time")
+    for name, state in ended.stages:
+        errors = [
+            "-" if pair is None else "{:.2f}, {:.2f}".format(*pair) for pair in (state.held_out, state.val)
+        ]
+        table.add_row(name, str(state.iteration), *errors, duration(state.seconds))
+    out.print(table)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import Recipe
-from pretrain.watch import Log, Stop, reason, say
-from vggfeat.errors import CantWrite, VggfeatError, out_of_memory
+from pretrain.watch import Log, Stop, cant_write, say
+from vggfeat.errors import VggfeatError, out_of_memory
 from vggfeat.images import Preprocessing
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.vgg import VGG
@@ -458,8 +458,7 @@ class Trainer:
         try:
             write()
         except (OSError, SafetensorError, VggfeatError) as error:
-            why = str(error) if isinstance(error, CantWrite) else f"can't write {path}: {reason(error)}"
-            what = f"{why}; free some space there"
+            what = f"{cant_write(path, error)}; free some space there"
             if must:
                 raise VggfeatError(f"{what}, then give the same command again") from error
             if path.name not in self.refused:

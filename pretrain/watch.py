@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from vggfeat.errors import Interrupted, VggfeatError
+from vggfeat.errors import CantWrite, Interrupted, VggfeatError
 from vggfeat.files import whole
 from vggfeat.terminal import LINE_SECONDS, duration, live, rewrite, say
 
@@ -47,7 +47,7 @@ class Log:
             except (OSError, VggfeatError) as error:
                 if writer not in self._refused:
                     self._refused.add(writer)
-                    self.say(f"warning: can't write {writer.path}: {reason(error)}; training goes on")
+                    self.say(f"warning: {cant_write(writer.path, error)}; training goes on")
 
     def say(self, text: str) -> None:
         """A line about this stage."""
@@ -186,6 +186,11 @@ def _append(file: int, record: bytes) -> None:
 def reason(error: Exception) -> str:
     """Why a file couldn't be written, in a few words."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def cant_write(path: Path, error: Exception) -> str:
+    """That, and why; `files` says both itself."""
+    return str(error) if isinstance(error, CantWrite) else f"can't write {path}: {reason(error)}"
 
 
 def _line(event: Mapping[str, Any]) -> str:

@@ -407,9 +407,11 @@ def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
     words = ["--net", "A", *FEW, "--checkpoint-minutes", "0", "--data", drawings, "--out", tmp_path / "run"]
+    # PyTorch, as it is imported, looks for a temporary folder that it can write in, unless it knows of one
+    room = {**environment(), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
-        subprocess_command(words), env=environment(), text=True, capture_output=True, preexec_fn=no_bytes, timeout=HANG
-    )  # fmt: skip
+        subprocess_command(words), env=room, text=True, capture_output=True, preexec_fn=no_bytes, timeout=HANG
+    )
     assert done.returncode == 1
     last = f"can't write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"
     assert last in one_line(done.stderr)

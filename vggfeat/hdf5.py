@@ -32,6 +32,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vggfeat.checked import fitted
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
 
@@ -419,14 +420,14 @@ class File:
         ends = offsets.tolist()
         return [decode(raw[a:b]) for a, b in pairwise(ends)]
 
-    def document(self, name: str) -> dict[str, Any]:
-        """The JSON object of a `document`. Raises Damaged."""
+    def document(self, name: str, kind: Any) -> Any:
+        """The value of a `document`, as a type of `checked.fitted`. Raises Damaged."""
         if self.place(name, "u", (None,)).nbytes > JSON_BYTES:
             raise Damaged(f"{name} is longer than {JSON_BYTES:,} bytes")
-        found = parse(self.array(name, "u", (None,)).tobytes())
-        if not isinstance(found, dict):
-            raise Damaged(f"{name} is no JSON object")
-        return found
+        try:
+            return fitted(parse(self.array(name, "u", (None,)).tobytes()), kind, name)
+        except VggfeatError as error:
+            raise Damaged(str(error)) from error
 
     def under(self, prefix: str) -> list[str]:
         """The names of arrays that begin with prefix, less it."""

@@ -35,6 +35,7 @@ from vggfeat.store import (
     REASON_BYTES,
     UNREADABLE,
     Description,
+    Facts,
     read_features,
     read_rows,
     read_status,
@@ -505,8 +506,9 @@ def _cut(reason: str) -> bytes:
 
 def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     """What an unfinished file has otherwise than the job that would go on with it, each in a few words."""
-    facts, items = file.document("facts"), job.items
-    there, here = Description.from_dict(facts.get("description")).to_dict(), job.description.to_dict()
+    facts: Facts = file.document("facts", Facts)
+    items = job.items
+    there, here = facts["description"].to_dict(), job.description.to_dict()
     names = {"fingerprint": "other weights, sha256", "pool": "max-pooling"}
     for key in here:
         if key != "weights" and there[key] != here[key]:  # the same weights may have moved
@@ -518,8 +520,8 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     for package in VERSIONS:
         if before.get(package) != now.get(package):
             yield f"{package} {before.get(package)}, not {now.get(package)}"
-    if facts.get("dataset") != items.dataset:
-        yield f"dataset {facts.get('dataset')}, not {items.dataset}"
+    if facts["dataset"] != items.dataset:
+        yield f"dataset {facts['dataset']}, not {items.dataset}"
     listed = file.texts("names")
     if len(listed) != len(items):
         yield f"{len(listed):,} images, not {len(items):,}"

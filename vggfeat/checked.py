@@ -23,7 +23,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 
 MOST_BYTES = 16 << 20  # of JSON: as Python's objects up to twenty times as much
 
@@ -61,7 +61,7 @@ def regular(path: Path, what: str, hint: str = "") -> int:
     except FileNotFoundError:
         raise VggfeatError(f"no {what} at {path}{hint and f': {hint}'}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise VggfeatError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise VggfeatError(f"{path} is {kind}; give a file: {what}")
@@ -82,7 +82,7 @@ def read_text(
         with open(path, "rb") as file:
             data = file.read(most + 1)  # the file may have grown, and those of /proc have no length
     except OSError as error:
-        raise VggfeatError(f"can't read {path}: {error.strerror}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     if len(data) > most:
         raise too_long
     try:

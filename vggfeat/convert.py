@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from vggfeat import hdf5
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
 from vggfeat.hdf5 import Layout, column, decode, document
 from vggfeat.store import DONE, PENDING, REASON_BYTES, UNREADABLE
@@ -40,7 +40,7 @@ def convert(old: Path, new: Path) -> str:
     try:
         size = os.stat(old).st_size
     except (OSError, ValueError) as error:
-        raise VggfeatError(f"can't read {old}: {getattr(error, 'strerror', None) or error}") from error
+        raise VggfeatError(f"can't read {old}: {reason(error)}") from error
     if not old.is_file():
         raise VggfeatError(f"{old} is no file")
     seconds = SECONDS + size // 10_000_000

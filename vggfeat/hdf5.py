@@ -33,7 +33,7 @@ import h5py
 import numpy as np
 
 from vggfeat.checked import fitted
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
 
 MAGIC = b"vggfeat2"
@@ -63,7 +63,7 @@ def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
     except VggfeatError:
         raise
     except OSError as error:
-        raise VggfeatError(f"can't read {path}: {error.strerror or error}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     except (
         ValueError,
         TypeError,
@@ -474,7 +474,7 @@ def open_file(path: Path, format: str, version: int, *, unfinished: bool = False
         )
         raise VggfeatError(f"no {what} at {path}{hint}") from None
     except (OSError, ValueError) as error:
-        raise VggfeatError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise VggfeatError(f"{path} is not a {what}: a folder, a pipe or a device")

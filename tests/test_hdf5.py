@@ -471,6 +471,27 @@ def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
     assert not (tmp_path / "again.h5").exists()
 
 
+@pytest.mark.parametrize(
+    ("array", "value", "told"),
+    [
+        ("descriptors", np.nan, "row 0 is done, and its descriptor is not finite"),
+        ("descriptors", np.inf, "row 0 is done, and its descriptor is not finite"),
+        ("status", 7, "it has a row of status 7"),
+        ("labels", 99, "labels outside of"),
+    ],
+)
+def test_what_is_false_in_version_1_is_not_converted(
+    tmp_path: Path, array: str, value: float, told: str
+) -> None:
+    old = tmp_path / "old.h5"
+    old.write_bytes((OLD / "features.h5").read_bytes())
+    with h5py.File(old, "r+") as file:
+        file[array][0] = value
+    with pytest.raises(VggfeatError, match=told):
+        convert(old, tmp_path / "new.h5")
+    assert not (tmp_path / "new.h5").exists()
+
+
 def test_libhdf5_is_given_a_limit_of_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two zero bytes in the heap of its strings: libhdf5 2.0 goes round for ever, earlier ones may refuse it."""
     monkeypatch.setattr("vggfeat.convert.SECONDS", 5)

@@ -70,7 +70,7 @@ def _check(made: Path, format: str) -> None:
     if format == "vggfeat-features":
         from vggfeat.store import open_features
 
-        open_features(made)
+        open_features(made).verify()
     elif format == "vggfeat-model":
         from vggfeat.model import load_model
 
@@ -153,6 +153,8 @@ def _features(file: h5py.File, new: Path) -> None:
     status = file["status"][:]
     if (status == PENDING).any():
         raise _Refused("is half-written: only a finished extraction can be converted")
+    if (status > UNREADABLE).any():
+        raise _Refused(f"is damaged: it has a row of status {status.max()}, which there isn't")
     status_NQ = np.where((status == UNREADABLE)[:, None], UNREADABLE, np.where(done_NQ, DONE, PENDING))
     attributes = file.attrs
     description = _description(json.loads(attributes["description"]))

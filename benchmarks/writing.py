@@ -112,7 +112,9 @@ class Inputs:
         parts = {name: np.arange(i, count, 3) for i, name in enumerate(("train", "val", "test"))}
         listed = [f"JPEGImages/{i:06d}.jpg" for i in range(count)]
         items = Items("voc2007", "voc2007", Path("/nowhere"), listed, labels, list(CLASSES), parts)
-        how = Description("A", "random:A", "ab" * 32, "fc7", (32,), True, "floor", "bilinear", "float32")
+        how = Description(
+            "A", "random:A", "ab" * 32, "fc7", (32,), True, "floor", "bilinear", "float32", "Pillow"
+        )
         path = self.folder / "voc.h5"
         with FeatureWriter(path, items, how, 24) as file:
             for i in range(count):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -19,69 +19,54 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.recipe import Recipe
+from vggfeat.checked import Range, fitted, parse_json
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
 
-# of each value of a State: its type, and the smallest and largest that it can have
-_RANGES: dict[str, tuple[type, float, float]] = {
-    "iteration": (int, 0, 2**53),
-    "learning_rate": (float, math.ulp(0.0), 1e308),
-    "drops": (int, 0, 2**53),
-    "best_top1": (float, 0, math.inf),
-    "checks_since_best": (int, 0, 2**53),
-    "pending_loss": (float, 0, 1e308),
-    "finished": (bool, False, True),
-    "check_due": (bool, False, True),
-    "seconds": (float, 0, 1e308),
-}
+_Count = Annotated[int, Range(0, 2**53)]
+_Sum = Annotated[float, Range(0, 1e308)]
+_Percent = Annotated[float, Range(0, 100)]
+_Errors = tuple[_Percent, _Percent]
+"""Top-1 and top-5 error."""
+
+
+class _Record(TypedDict):
+    progress: dict[str, Any]
+    identity: dict[str, Any]
+    """What the checkpoint is of."""
 
 
 @dataclass
 class State:
     """Where a stage is. What is not a tensor and must survive a kill."""
 
-    iteration: int = 0
-    learning_rate: float = 0.0
-    drops: int = 0
+    iteration: _Count = 0
+    learning_rate: Annotated[float, Range(math.ulp(0.0), 1e308)] = 0.0
+    drops: _Count = 0
     """Divisions of the learning rate so far."""
-    best_top1: float = math.inf
+    best_top1: Annotated[float, Range(0, math.inf)] = math.inf
     """Lowest held-out top-1 error, per cent."""
-    checks_since_best: int = 0
-    pending_loss: float = 0.0
+    checks_since_best: _Count = 0
+    pending_loss: _Sum = 0.0
     """Sum of the losses of the iterations since the last line of the log."""
     finished: bool = False
-    seconds: float = 0.0
+    seconds: _Sum = 0.0
     """Spent in this stage, in all its runs."""
     check_due: bool = False
     """Whether a signal came before the held-out check that is due after this iteration had ended."""
-    held_out: list[float] | None = None
+    held_out: _Errors | None = None
     """The last check's top-1 and top-5 error, per cent."""
-    val: list[float] | None = None
+    val: _Errors | None = None
     """The same on the validation set, once the stage is finished."""
 
     @classmethod
-    def of(cls, record: Any) -> State:
-        """From JSON. Raises ValueError that names what is missing, unknown, of another type or out of range."""
-        if not isinstance(record, dict):
-            raise ValueError("its progress is no JSON object")
+    def of(cls, record: dict[str, Any]) -> State:
+        """From JSON. Raises VggfeatError that names what is missing, unknown, of another type or out of range."""
         record = {"check_due": False, **record}  # not in checkpoints from before a check could be left
-        names = [field.name for field in fields(cls)]
-        if odd := [name for name in names if name not in record]:
-            raise ValueError(f"its progress lacks {odd[0]}")
-        if odd := [name for name in record if name not in names]:
-            raise ValueError(f"its progress has {odd[0]!r}, which is not known")
-        for name, (kind, low, high) in _RANGES.items():
-            if not _is_number(record[name], kind) or not low <= record[name] <= high:
-                raise ValueError(f"its {name} is {record[name]!r}")
-        for name in ("held_out", "val"):
-            pair = record[name]
-            if pair is not None and not (
-                isinstance(pair, list)
-                and len(pair) == 2
-                and all(_is_number(v, float) and 0 <= v <= 100 for v in pair)
-            ):
-                raise ValueError(f"its {name} is {pair!r}")
-        return cls(**record)
+        if lacking := [field.name for field in fields(cls) if field.name not in record]:
+            raise VggfeatError(f"its progress lacks {lacking[0]}")
+        state: State = fitted(record, cls, "its progress")
+        return state
 
     def judge(self, top1: float, recipe: Recipe) -> bool:
         """Take in a held-out error: divide the rate or finish when it has stopped falling; whether it is the best."""
@@ -101,10 +86,6 @@ class State:
         self.learning_rate /= recipe.rate_divisor
         self.drops += 1
         self.checks_since_best = 0
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def save_checkpoint(
@@ -139,13 +120,9 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
             metadata = file.metadata() or {}
         if "state" not in metadata:
             raise ValueError("its metadata have no state")
-        record = json.loads(metadata["state"])
-        if not isinstance(record, dict):
-            raise ValueError("its state is no JSON object")
-        if not isinstance(record.get("identity"), dict):
-            raise ValueError("it doesn't say what it was made of (identity)")
-        return State.of(record.get("progress")), record["identity"]
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        record: _Record = fitted(parse_json(metadata["state"], "its state"), _Record, "its state")
+        return State.of(record["progress"]), record["identity"]
+    except (OSError, ValueError, VggfeatError, safetensors.SafetensorError) as error:
         raise VggfeatError(
             f"{path} is no checkpoint of a training run: {error}; move it away to start anew"
         ) from error

@@ -8,17 +8,16 @@ covariance of RGB values in [0, 1], a random factors. "Literally" that is about 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
-from vggfeat.checked import read_text
+from vggfeat.checked import Range, fitted, parse_json, read_text
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.files import write_json
@@ -34,7 +33,7 @@ class Colours:
 
     mean: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
-    images: int = 0
+    images: Annotated[int, Range(0, 2**53)] = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     training_set: str = ""
 
@@ -54,51 +53,31 @@ class Colours:
     @classmethod
     def read(cls, path: Path) -> Colours:
         """The inverse of `save`. Raises VggfeatError for a missing or unfit file."""
+        text = read_text(path, "colour statistics")
         try:
-            record = json.loads(read_text(path, "colour statistics"))
-            if not isinstance(record, dict):
-                raise ValueError("it is no JSON object")
+            record = parse_json(text, "it")
+            colours: Colours = fitted(record, cls, "its content")
             if lacking := [field.name for field in fields(cls) if field.name not in record]:
-                raise ValueError(f"it lacks {lacking[0]}")
-            mean, covariance = checked(record["mean"], record["covariance"])
-            images, unreadable, digest = (record[name] for name in ("images", "unreadable", "training_set"))
-            if type(images) is not int or images < 0:
-                raise ValueError(f"its images are {images!r}")
-            if not isinstance(unreadable, dict) or not all(isinstance(v, str) for v in unreadable.values()):
-                raise ValueError("its unreadable are not names and reasons")
-            if not isinstance(digest, str):
-                raise ValueError("its training_set is no text")
-            return cls(mean, covariance, images, unreadable, digest)
-        except (OSError, ValueError, RecursionError) as error:
+                raise VggfeatError(f"it lacks {lacking[0]}")
+            refuse_impossible(colours.mean, colours.covariance)
+            return colours
+        except VggfeatError as error:
             raise VggfeatError(
                 f"{path} can't be read as colour statistics: {error}; delete it to measure anew"
             ) from error
 
 
-def checked(mean: Any, covariance: Any) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
-    """A mean and a covariance as they may be; raises ValueError for what can't be one."""
-    if not _three_numbers(mean) or not all(0 <= v <= 255 for v in mean):
-        raise ValueError(f"mean must be three numbers in 0..255, not {str(mean)[:80]}")
-    if (
-        not isinstance(covariance, list | tuple)
-        or len(covariance) != 3
-        or not all(map(_three_numbers, covariance))
-    ):
-        raise ValueError(f"covariance must be three rows of three numbers, not {str(covariance)[:80]}")
-    matrix = np.array(covariance, float)
+def refuse_impossible(mean: Sequence[float], covariance: Sequence[Sequence[float]]) -> None:
+    """Raise VggfeatError for finite numbers that are no mean and covariance of colours."""
+    if len(mean) != 3 or not all(0 <= v <= 255 for v in mean):
+        raise VggfeatError(f"mean must be three numbers in 0..255, not {str(mean)[:80]}")
+    if [len(row) for row in covariance] != [3, 3, 3] or np.abs(covariance).max() >= 1e6:
+        raise VggfeatError(f"covariance must be three rows of three numbers, not {str(covariance)[:80]}")
+    matrix = np.array(covariance)
     if not np.allclose(matrix, matrix.T, rtol=1e-6) or np.linalg.eigvalsh(matrix).min() < -1e-6:
-        raise ValueError(
+        raise VggfeatError(
             f"covariance must be symmetric and have no negative variances, not {str(covariance)[:80]}"
         )
-    return tuple(map(float, mean)), tuple(tuple(map(float, row)) for row in covariance)
-
-
-def _three_numbers(values: Any) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == 3
-        and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
-    )
 
 
 def name_digest(names: Sequence[str]) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypedDict
 
 import numpy as np
 
+from vggfeat.checked import OneOf, Range, Several
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
 from vggfeat.metrics import top_k_wrong
@@ -20,7 +21,20 @@ FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 2
 MODES = ("dense", "crops")
 FACTS = ("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint", "precision")
 """Of a net, as strings; "" is unknown."""
-MAX_NETS = 1000
+MAX_NETS = MAX_SCALES = 1000
+
+
+class _Net(TypedDict):
+    of: dict[str, str]
+    scales: Annotated[tuple[Annotated[int, Range(1, 2**31)], ...], Several(MAX_SCALES, different=True)]
+    modes: Annotated[list[Annotated[str, OneOf(MODES)]], Several(len(MODES), different=True)]
+
+
+class _Facts(TypedDict):
+    dataset: str
+    data: str
+    split: str
+    nets: Annotated[list[_Net], Several(MAX_NETS)]
 
 
 @dataclass
@@ -94,10 +108,7 @@ class KeptPosteriors:
     def read(cls, path: Path) -> KeptPosteriors:
         """The inverse of `save`. Raises VggfeatError for a file that is none, or damaged."""
         with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
-            facts = file.document("facts")
-            for key in ("dataset", "data", "split"):
-                if not isinstance(facts.get(key), str):
-                    raise Damaged(f"its facts lack {key}")
+            facts: _Facts = file.document("facts", _Facts)
             names, classes = file.texts("names"), file.texts("classes")
             labels = file.array("labels", "i", (len(names),))
             if labels.size and not -1 <= labels.min() <= labels.max() < len(classes):
@@ -106,14 +117,11 @@ class KeptPosteriors:
             if (np.diff(rows) <= 0).any() or (rows.size and not 0 <= rows[0] <= rows[-1] < len(names)):
                 raise Damaged(f"its unreadable rows don't rise within 0..{len(names) - 1}")
             unreadable = dict(zip(rows.tolist(), file.texts("unreadable/reasons"), strict=True))
-            nets = facts.get("nets")
-            if not isinstance(nets, list) or not 0 < len(nets) <= MAX_NETS:
-                raise Damaged(f"it doesn't have 1 to {MAX_NETS} nets")
             readable = np.ones(len(names), bool)
             readable[rows] = False
             return cls(
                 facts["dataset"], facts["data"], facts["split"], names, labels, classes, unreadable,
-                [_net(file, n, net, readable, len(classes)) for n, net in enumerate(nets)],
+                [_net(file, n, net, readable, len(classes)) for n, net in enumerate(facts["nets"])],
             )  # fmt: skip
 
     @classmethod
@@ -160,24 +168,15 @@ class KeptPosteriors:
         return wrong[labelled]
 
 
-def _net(file: File, n: int, facts: Any, readable: np.ndarray, K: int) -> Posteriors:
+def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Posteriors:
     """The n-th net of a file. Raises Damaged."""
-    of, scales, modes = facts["of"], facts["scales"], facts["modes"]
-    if (
-        not isinstance(of, dict)
-        or of.keys() != set(FACTS)
-        or not all(isinstance(v, str) for v in of.values())
-    ):
+    if facts["of"].keys() != set(FACTS):
         raise Damaged(f"net {n} has other facts than {', '.join(FACTS)}")
-    if not all(type(q) is int and q > 0 for q in scales) or len(set(scales)) != len(scales) or not scales:
-        raise Damaged(f"net {n} has scales that are no different numbers of pixels")
-    if not modes or not set(modes) <= set(MODES):
-        raise Damaged(f"net {n} has other modes than {' and '.join(MODES)}")
     kept = {}
-    for mode in modes:
+    for mode in facts["modes"]:
         name = f"nets/{n:03d}/{mode}"
-        kept[mode] = posteriors_QNK = file.array(name, "f", (len(scales), len(readable), K))
+        kept[mode] = posteriors_QNK = file.array(name, "f", (len(facts["scales"]), len(readable), K))
         sound = (posteriors_QNK >= 0) & (posteriors_QNK <= 1 + 1e-5)  # NaN is neither
         if not sound[:, readable].all():
             raise Damaged(f"{name} has values that are no probabilities")
-    return Posteriors(of, tuple(scales), kept)
+    return Posteriors(facts["of"], facts["scales"], kept)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.colour import checked
+from pretrain.colour import refuse_impossible
 from vggfeat.checked import fitted, fitted_field, parse_toml, read_text
 from vggfeat.errors import VggfeatError
 from vggfeat.vgg import NETS, parameter_count
@@ -151,10 +151,8 @@ class Recipe:
         rising = list(self.drop_by) == sorted(self.drop_by) and all(0 < share <= 1 for share in self.drop_by)
         if len(self.drop_by) > self.rate_drops or not rising:
             raise VggfeatError(f"drop_by must be at most rate_drops rising shares, not {self.drop_by}")
-        try:  # one that isn't given stands for a possible one
-            checked(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
-        except ValueError as error:
-            raise VggfeatError(str(error)) from error
+        # one that isn't given stands for a possible one
+        refuse_impossible(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
         for stage in self.stages:
             if stage.train_scale[0] < self.crop:
                 raise VggfeatError(

@@ -21,9 +21,9 @@ import numpy as np
 import typer
 
 from pretrain.trainer import WEIGHTS
-from pretrain.watch import LOG, events, reason
+from pretrain.watch import LOG, events
 from vggfeat.checked import regular
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import check_outputs, write_text
 from vggfeat.page import Section, Series, chart, html, join, page, table
 from vggfeat.terminal import duration, out, run, say

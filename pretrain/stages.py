@@ -24,7 +24,7 @@ from pretrain.recipe import Recipe
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import sweep, whole
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, list_unreadable, progress
@@ -94,7 +94,7 @@ def _alone(run: Run) -> Iterator[None]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         lock = os.open(run.out / "lock", flags, 0o666)
     except OSError as error:
-        what = "its file lock is a link" if error.errno == errno.ELOOP else error.strerror
+        what = "its file lock is a link" if error.errno == errno.ELOOP else reason(error)
         raise VggfeatError(f"can't write in the folder {run.out}: {what}") from error
     try:
         try:
@@ -106,7 +106,7 @@ def _alone(run: Run) -> Iterator[None]:
                 f"another run is at work in {run.out}: wait for it, or give another --out"
             ) from None
         except OSError as error:
-            say(f"warning: {run.out} can't be locked ({error.strerror}): start no other run there")
+            say(f"warning: {run.out} can't be locked ({reason(error)}): start no other run there")
         yield
     finally:
         os.close(lock)

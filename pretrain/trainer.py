@@ -365,7 +365,7 @@ class Trainer:
             log("drop", iteration, learning_rate=state.learning_rate)
             log.say(f"learning rate {state.learning_rate:g} after iteration {iteration}")
 
-    def _tell(self, log: Log, event: str, errors: list[float], images: int) -> None:
+    def _tell(self, log: Log, event: str, errors: tuple[float, float], images: int) -> None:
         log(event, self.state.iteration, top1_error=errors[0], top5_error=errors[1], images=images)
         name = {"held_out": "held-out", "val": "validation"}[event]
         log.say(
@@ -396,7 +396,7 @@ class Trainer:
                 say(f"unreadable, left out: {name}: {why}")
 
     @torch.inference_mode()
-    def errors(self, rows: np.ndarray) -> list[float] | None:
+    def errors(self, rows: np.ndarray) -> tuple[float, float] | None:
         """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error.
 
         None when a signal came before the end: who sent it may kill after some seconds.
@@ -419,7 +419,7 @@ class Trainer:
                 break
         self.trainee.train()
         right1, right5, left = self.ranks.sum([right1, right5, float(self.stop.signal > 0)])
-        return None if left else [100 * (1 - right / len(rows)) for right in (right1, right5)]
+        return None if left else (100 * (1 - right1 / len(rows)), 100 * (1 - right5 / len(rows)))
 
     # --- files -------------------------------------------------------------------------------------------
 

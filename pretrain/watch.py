@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from vggfeat.errors import CantWrite, Interrupted, VggfeatError
+from vggfeat.errors import CantWrite, Interrupted, VggfeatError, reason
 from vggfeat.files import whole
 from vggfeat.terminal import LINE_SECONDS, duration, live, rewrite, say
 
@@ -183,13 +182,8 @@ def _append(file: int, record: bytes) -> None:
         raise
 
 
-def reason(error: Exception) -> str:
-    """Why a file couldn't be written, in a few words."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
 def cant_write(path: Path, error: Exception) -> str:
-    """That, and why; `files` says both itself."""
+    """That a file couldn't be written, and why; `files` says both itself."""
     return str(error) if isinstance(error, CantWrite) else f"can't write {path}: {reason(error)}"
 
 
@@ -206,7 +200,7 @@ def events(path: Path) -> tuple[list[dict[str, Any]], int]:
     if not path.exists():
         return [], 0
     if not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError("it is no file")
     found, dropped = [], 0
     with open(path, "rb") as file:
         for line in file:

@@ -12,5 +12,6 @@ os.environ |= {
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it warns of processors
     "no_proxy": "*",
 }
-for name in ("VGGFEAT_DATA", "COLUMNS", "TERMINAL_WIDTH", "FORCE_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
+TERMINAL = ("COLUMNS", "TERMINAL_WIDTH", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+for name in ("VGGFEAT_DATA", "PYTHONWARNINGS", "GITHUB_ACTIONS", "PY_COLORS", *TERMINAL):
     os.environ.pop(name, None)

@@ -76,6 +76,18 @@ def test_every_code_block_with_a_prompt_is_known():
                     )
 
 
+def test_every_promise_names_a_test_that_there_is():
+    """`FILE -k WORDS`, where each word selects some test of that file."""
+    named = re.findall(
+        r"`((?:pretrain/)?test_\w+\.py)(?: -k ([^`]+))?`", (ROOT / "docs/reliability.md").read_text()
+    )
+    assert len(named) > 20
+    for file, words in named:
+        names = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text(), re.M)
+        for word in words.strip('"').split(" or ") if words else [""]:
+            assert any(word in name for name in names), f"{file} -k {word}"
+
+
 def write_images(folder: Path, names: list[str], side: int = 40) -> None:
     for i, name in enumerate(names):
         path = folder / name

@@ -30,7 +30,9 @@ from vggfeat.writer import FeatureWriter
 
 from .conftest import Command
 
-PART = Description("A", "random:A", "ab" * 32, "fc7", (32, 48), True, "floor", "bilinear", "float32")
+PART = Description(
+    "A", "random:A", "ab" * 32, "fc7", (32, 48), True, "floor", "bilinear", "float32", "Pillow"
+)
 OLD = Path(__file__).parent / "version1"
 NAMES = ["a.jpg", "", "ü" * 3000, "caf\udce9\n.jpg", "e.jpg"]
 
@@ -302,15 +304,17 @@ def test_what_a_model_holds_is_checked(tmp_path: Path, values: dict[str, Any], t
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"scales": list(range(1, 401))}, "1 to 64 scales"),
-        ({"scales": [32, 10**9]}, "up to 16384"),
-        ({"scales": [32, True]}, "up to 16384"),
-        ({"scales": []}, "1 to 64 scales"),
-        ({"mirror": 1}, "neither true nor false"),
-        ({"pool": "median"}, "none of floor, ceil, none"),
-        ({"precision": "float8"}, "none of float32, bfloat16"),
-        ({"net": None}, "net of its description is None"),
-        ({"more": "x"}, "other fields: 'more'"),
+        ({"scales": list(range(1, 401))}, "scales must be a list of 1 to 64"),
+        ({"scales": [32, 10**9]}, "scales[1] must lie in 1..16384"),
+        ({"scales": [32, 0]}, "scales[1] must lie in 1..16384"),
+        ({"scales": [32, True]}, "scales[1] must be a whole number"),
+        ({"scales": []}, "scales must be a list of 1 to 64"),
+        ({"scales": [32, 32]}, "scales must be a list without repeats"),
+        ({"mirror": 1}, "mirror must be true or false"),
+        ({"pool": "median"}, "pool must be one of floor, ceil, none, not 'median'"),
+        ({"precision": "float8"}, "precision must be one of float32, bfloat16"),
+        ({"net": None}, "net must be text, not None"),
+        ({"more": "x"}, "descriptions[0] can't have 'more': a Description has net, "),
     ],
 )
 def test_what_a_description_says_is_checked(tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -325,7 +329,7 @@ def test_what_a_description_says_is_checked(tmp_path: Path, change: dict[str, An
     }
     write_file(path, "vggfeat-model", 2, arrays)
     message = refused("model", path)
-    assert message.startswith(f"{path} is damaged: ") and told in message
+    assert message.startswith(f"{path} is damaged: facts: descriptions[0]") and told in message
 
 
 @pytest.mark.parametrize(
@@ -346,7 +350,16 @@ def test_a_model_of_another_length_than_its_descriptors_is_refused(tmp_path: Pat
     spec = "random:A,width=0.125,crop=32,classes=3"
     network = vggfeat.load(spec)
     part = Description(
-        "A", spec, network.fingerprint, "pool5", (32,), False, "floor", "bilinear, antialiased", "float32"
+        "A",
+        spec,
+        network.fingerprint,
+        "pool5",
+        (32,),
+        False,
+        "floor",
+        "bilinear, antialiased",
+        "float32",
+        "Pillow",
     )
     model = Model(["a"], np.ones((1, 9)), np.zeros(1), (part,), "average", False, {})
     with pytest.raises(VggfeatError, match="weighs 9 values, its descriptors have 64"):
@@ -456,6 +469,27 @@ def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
     with pytest.raises(VggfeatError, match="is of version 2 already"):
         convert(new, tmp_path / "again.h5")
     assert not (tmp_path / "again.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "told"),
+    [
+        ("descriptors", np.nan, "row 0 is done, and its descriptor is not finite"),
+        ("descriptors", np.inf, "row 0 is done, and its descriptor is not finite"),
+        ("status", 7, "it has a row of status 7"),
+        ("labels", 99, "labels outside of"),
+    ],
+)
+def test_what_is_false_in_version_1_is_not_converted(
+    tmp_path: Path, array: str, value: float, told: str
+) -> None:
+    old = tmp_path / "old.h5"
+    old.write_bytes((OLD / "features.h5").read_bytes())
+    with h5py.File(old, "r+") as file:
+        file[array][0] = value
+    with pytest.raises(VggfeatError, match=told):
+        convert(old, tmp_path / "new.h5")
+    assert not (tmp_path / "new.h5").exists()
 
 
 def test_libhdf5_is_given_a_limit_of_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

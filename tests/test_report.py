@@ -28,7 +28,9 @@ from vggfeat.writer import FeatureWriter
 
 from .conftest import Command, photograph
 
-PART = Description("A", "random:A", "ab" * 32, "fc7", (32, 48), True, "floor", "bilinear", "float32")
+PART = Description(
+    "A", "random:A", "ab" * 32, "fc7", (32, 48), True, "floor", "bilinear", "float32", "Pillow"
+)
 NASTY = '<script>alert("x")</script> & {braces} ü\udcff'
 
 

@@ -253,7 +253,7 @@ os.rmdir(os.getcwd())
 main()
 """
     ran = subprocess.run(
-        [sys.executable, "-c", script, tmp_path, "datasets"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, tmp_path, "datasets"], capture_output=True, text=True, timeout=HANG
     )
     told = "vggfeat: the working folder is gone: change to one that is there\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)

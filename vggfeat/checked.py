@@ -4,14 +4,15 @@
     fitted(record, Results, path)       # the record, or a VggfeatError: "r.json: per_class.cat.recall must be …"
 
 A type is written as in Python: `list[str]`, `float | None`, a TypedDict (more keys than it names are left alone),
-a dataclass (more keys are refused), `Annotated[float, Range(0, 1)]`. A float is finite; a whole number may stand for
-it; a bool is no number.
+a dataclass (more keys are refused), and with `Annotated` a `Range`, `OneOf` or `Several`. A float is finite; a whole
+number may stand for it; a bool is no number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import stat
 import tomllib
@@ -22,17 +23,32 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 
 MOST_BYTES = 16 << 20  # of JSON: as Python's objects up to twenty times as much
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The least and the largest of a number, in `Annotated`."""
+    """The least and the largest of a number; a float is infinite only where the largest is."""
 
     low: float
     high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The words that a text may be."""
+
+    words: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """How many values a list may have, at least one; whether they differ."""
+
+    most: int
+    different: bool = False
 
 
 def regular(path: Path, what: str, hint: str = "") -> int:
@@ -45,7 +61,7 @@ def regular(path: Path, what: str, hint: str = "") -> int:
     except FileNotFoundError:
         raise VggfeatError(f"no {what} at {path}{hint and f': {hint}'}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise VggfeatError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise VggfeatError(f"{path} is {kind}; give a file: {what}")
@@ -66,7 +82,7 @@ def read_text(
         with open(path, "rb") as file:
             data = file.read(most + 1)  # the file may have grown, and those of /proc have no length
     except OSError as error:
-        raise VggfeatError(f"can't read {path}: {error.strerror}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     if len(data) > most:
         raise too_long
     try:
@@ -136,10 +152,7 @@ def _fitted(value: Any, kind: Any, key: str) -> Any:
     if kind is Any:
         return value
     if origin is Annotated:
-        number, bounds = _fitted(value, arguments[0], key), arguments[1]
-        if not bounds.low <= number <= bounds.high:
-            raise _Unfit(key, f"must lie in {bounds.low:g}..{bounds.high:g}, not {shown(value)}")
-        return number
+        return _bounded(value, arguments[0], arguments[1], key)
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
             return None
@@ -157,6 +170,21 @@ def _fitted(value: Any, kind: Any, key: str) -> Any:
     _refuse(type(value) is not kind, key, _WORDS[kind], value)
     _refuse(kind is int and abs(value) >= 2**63, key, "less than 2^63", value)
     return value
+
+
+def _bounded(value: Any, kind: Any, bounds: Range | OneOf | Several, key: str) -> Any:
+    if isinstance(bounds, Range) and value == math.inf == bounds.high:
+        return value
+    fit = _fitted(value, kind, key)
+    if isinstance(bounds, Range):
+        if not bounds.low <= fit <= bounds.high:
+            raise _Unfit(key, f"must lie in {bounds.low:g}..{bounds.high:g}, not {shown(value)}")
+    elif isinstance(bounds, OneOf):
+        _refuse(fit not in bounds.words, key, f"one of {', '.join(bounds.words)}", value)
+    else:
+        _refuse(not 0 < len(fit) <= bounds.most, key, f"a list of 1 to {bounds.most}", value)
+        _refuse(bounds.different and len(set(fit)) < len(fit), key, "a list without repeats", value)
+    return fit
 
 
 def _sequence(value: Any, origin: Any, arguments: tuple[Any, ...], key: str) -> Any:
@@ -210,7 +238,7 @@ def _kinds(record: Any) -> dict[str, Any]:
 
 
 def _no_key(record: Any, key: str) -> str:
-    return f"there is no {key!r} in a {record.__name__}; it has {', '.join(_kinds(record))}"
+    return f"can't have {key!r}: a {record.__name__} has {', '.join(_kinds(record))}"
 
 
 def _inside(key: str, name: str) -> str:

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from vggfeat import hdf5
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
 from vggfeat.hdf5 import Layout, column, decode, document
 from vggfeat.store import DONE, PENDING, REASON_BYTES, UNREADABLE
@@ -40,7 +40,7 @@ def convert(old: Path, new: Path) -> str:
     try:
         size = os.stat(old).st_size
     except (OSError, ValueError) as error:
-        raise VggfeatError(f"can't read {old}: {getattr(error, 'strerror', None) or error}") from error
+        raise VggfeatError(f"can't read {old}: {reason(error)}") from error
     if not old.is_file():
         raise VggfeatError(f"{old} is no file")
     seconds = SECONDS + size // 10_000_000
@@ -70,7 +70,7 @@ def _check(made: Path, format: str) -> None:
     if format == "vggfeat-features":
         from vggfeat.store import open_features
 
-        open_features(made)
+        open_features(made).verify()
     elif format == "vggfeat-model":
         from vggfeat.model import load_model
 
@@ -153,6 +153,8 @@ def _features(file: h5py.File, new: Path) -> None:
     status = file["status"][:]
     if (status == PENDING).any():
         raise _Refused("is half-written: only a finished extraction can be converted")
+    if (status > UNREADABLE).any():
+        raise _Refused(f"is damaged: it has a row of status {status.max()}, which there isn't")
     status_NQ = np.where((status == UNREADABLE)[:, None], UNREADABLE, np.where(done_NQ, DONE, PENDING))
     attributes = file.attrs
     description = _description(json.loads(attributes["description"]))

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vggfeat import headers
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import UnreadableImage, VggfeatError, reason
 
 MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
 
@@ -127,8 +127,8 @@ def _read_file(path: str | os.PathLike[str], max_pixels: int) -> bytes:
     except MemoryError as error:
         raise UnreadableImage("not enough memory to read it") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UnreadableImage(_one_line(reason[:1].lower() + reason[1:])) from error
+        why = reason(error)
+        raise UnreadableImage(_one_line(why[:1].lower() + why[1:])) from error
     if len(data) < status.st_size:
         raise UnreadableImage(
             f"truncated: it shrank from {status.st_size} bytes to {len(data)} as it was read"
@@ -190,9 +190,9 @@ def _decode(open_image: Callable[[], Image.Image], max_pixels: int) -> np.ndarra
     except Exception as error:
         # Decoders of damaged files raise SyntaxError, struct.error, zlib.error, IndexError, and others too
         # many to list: one bad image must not stop a run over a million.
-        reason = str(error) or type(error).__name__
-        cut = isinstance(error, EOFError) or re.search("truncated|unexpected end|eof", reason, re.IGNORECASE)
-        raise UnreadableImage(_one_line(f"{'truncated' if cut else 'damaged'}: {reason}")) from error
+        text = str(error) or type(error).__name__
+        cut = isinstance(error, EOFError) or re.search("truncated|unexpected end|eof", text, re.IGNORECASE)
+        raise UnreadableImage(_one_line(f"{'truncated' if cut else 'damaged'}: {text}")) from error
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -349,7 +349,7 @@ def _decode_in_child(data: bytes, max_pixels: int) -> np.ndarray:
     except subprocess.TimeoutExpired:
         raise UnreadableImage(f"decoding took more than {_CHILD_WAIT} s") from None
     except OSError as error:
-        raise UnreadableImage(_one_line(f"can't start a process to decode it: {error.strerror}")) from error
+        raise UnreadableImage(_one_line(f"can't start a process to decode it: {reason(error)}")) from error
     kind, _, rest = ran.stdout.partition(b" ")
     if kind == b"unreadable":
         raise UnreadableImage(_one_line(rest.decode(errors="replace")))

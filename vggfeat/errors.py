@@ -1,5 +1,7 @@
 """The kinds of failure that a user can meet: a request that can't be done, an image or a disk that refuses."""
 
+import os
+
 
 class VggfeatError(Exception):
     """A request that can't be done. The message is one line: what is wrong, with which input, what to do.
@@ -31,6 +33,12 @@ class Interrupted(VggfeatError):  # noqa: N818 - named as what happened
         super().__init__(message)
         self.signal = signal
         self.status = 128 + signal
+
+
+def reason(error: BaseException) -> str:
+    """Why a file can't be read or written, in a few words; libraries' own texts have many lines."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else " ".join(str(error).split())
 
 
 def out_of_memory(error: BaseException) -> bool:

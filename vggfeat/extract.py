@@ -36,7 +36,7 @@ from vggfeat.store import MAX_Q, MAX_SCALES, Description
 from vggfeat.weights import Network
 from vggfeat.writer import FeatureWriter
 
-FILTER = "bilinear, antialiased"
+FILTER, DECODER = "bilinear, antialiased", "Pillow"
 WAITING_BYTES = 512 << 20  # pixels that may wait in buckets; beyond it the fullest bucket goes on as it is
 CROP_PIXELS = 224 * 224
 BATCH_SIZE = {"cpu": 8, "cuda": 64, "mps": 16}
@@ -90,6 +90,7 @@ def description_of(network: Network, layer: str | None, scales: Sequence[int], m
         pool=network.metadata.get("pool", "none"),
         filter=FILTER,
         precision=network.precision,
+        decoder=DECODER,
     )
 
 

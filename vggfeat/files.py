@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import CantWrite, VggfeatError
+from vggfeat.errors import CantWrite, VggfeatError, reason
 
 _PREFIX, _SUFFIX, _UNHELD = ".vggfeat-", ".partial", "unheld"
 
@@ -54,7 +54,7 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
     except CantWrite:
         raise
     except OSError as error:
-        raise CantWrite(f"can't write {path}: {_reason(error)}") from error
+        raise CantWrite(f"can't write {path}: {reason(error)}") from error
 
 
 @contextmanager
@@ -133,11 +133,6 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def _reason(error: OSError) -> str:
-    """Why a file can't be written; HDF5's own texts have ten lines."""
-    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-
-
 # --- what lies at a path ---------------------------------------------------------------------------------------
 
 
@@ -154,7 +149,7 @@ def _stat(path: Path) -> os.stat_result | None:
     except ValueError as error:  # a byte 0
         raise CantWrite(f"can't write {path}: {error}") from error
     except OSError as error:
-        raise CantWrite(f"can't write {path}: {_reason(error)}") from error
+        raise CantWrite(f"can't write {path}: {reason(error)}") from error
 
 
 def _regular(path: Path) -> tuple[Path, os.stat_result | None]:
@@ -266,7 +261,7 @@ def _try(target: Path, asked: Path) -> None:
             trial.parent.mkdir(parents=True, exist_ok=True)
             trial.write_bytes(bytes(4096))
     except OSError as error:
-        raise CantWrite(f"can't write {asked}: {_reason(error)}") from error
+        raise CantWrite(f"can't write {asked}: {reason(error)}") from error
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -334,4 +329,4 @@ def write_text(path: Path | None, text: str) -> None:
         with open(os.open(path, os.O_WRONLY | os.O_NOCTTY) if own is None else os.dup(own), "wb") as stream:
             stream.write(content)
     except OSError as error:
-        raise CantWrite(f"can't write {path}: {_reason(error)}") from error
+        raise CantWrite(f"can't write {path}: {reason(error)}") from error

@@ -32,7 +32,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vggfeat.errors import VggfeatError
+from vggfeat.checked import fitted
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
 
 MAGIC = b"vggfeat2"
@@ -62,7 +63,7 @@ def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
     except VggfeatError:
         raise
     except OSError as error:
-        raise VggfeatError(f"can't read {path}: {error.strerror or error}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     except (
         ValueError,
         TypeError,
@@ -419,14 +420,14 @@ class File:
         ends = offsets.tolist()
         return [decode(raw[a:b]) for a, b in pairwise(ends)]
 
-    def document(self, name: str) -> dict[str, Any]:
-        """The JSON object of a `document`. Raises Damaged."""
+    def document(self, name: str, kind: Any) -> Any:
+        """The value of a `document`, as a type of `checked.fitted`. Raises Damaged."""
         if self.place(name, "u", (None,)).nbytes > JSON_BYTES:
             raise Damaged(f"{name} is longer than {JSON_BYTES:,} bytes")
-        found = parse(self.array(name, "u", (None,)).tobytes())
-        if not isinstance(found, dict):
-            raise Damaged(f"{name} is no JSON object")
-        return found
+        try:
+            return fitted(parse(self.array(name, "u", (None,)).tobytes()), kind, name)
+        except VggfeatError as error:
+            raise Damaged(str(error)) from error
 
     def under(self, prefix: str) -> list[str]:
         """The names of arrays that begin with prefix, less it."""
@@ -473,7 +474,7 @@ def open_file(path: Path, format: str, version: int, *, unfinished: bool = False
         )
         raise VggfeatError(f"no {what} at {path}{hint}") from None
     except (OSError, ValueError) as error:
-        raise VggfeatError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise VggfeatError(f"{path} is not a {what}: a folder, a pipe or a device")

@@ -9,11 +9,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
 from vggfeat.aggregate import POOLINGS, aggregate, fuse
+from vggfeat.checked import OneOf, Several
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
@@ -24,6 +25,15 @@ from vggfeat.weights import Network
 FORMAT = "vggfeat-model"
 FORMAT_VERSION = 2
 MAX_PARTS = 64
+
+
+class Facts(TypedDict):
+    """What is used of a model file's facts."""
+
+    pool: Annotated[str, OneOf(POOLINGS)]
+    multi_label: bool
+    descriptions: Annotated[tuple[Description, ...], Several(MAX_PARTS)]
+    results: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -132,24 +142,17 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     """Read a model file. Raises VggfeatError when it isn't one, or is damaged."""
     path = Path(path)
     with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
-        facts = file.document("facts")
-        parts, results = facts.get("descriptions"), facts.get("results")
-        if not isinstance(parts, list) or not 0 < len(parts) <= MAX_PARTS:
-            raise Damaged(f"it doesn't have 1 to {MAX_PARTS} descriptions")
-        if not isinstance(results, dict) or not isinstance(facts.get("multi_label"), bool):
-            raise Damaged("its facts lack results or multi_label")
-        if facts.get("pool") not in POOLINGS:
-            raise Damaged(f"pool is {str(facts.get('pool'))[:40]!r}, none of {', '.join(POOLINGS)}")
+        facts: Facts = file.document("facts", Facts)
         classes = file.texts("classes")
         K = len(classes)
         return Model(
             classes=classes,
             coef_KD=_finite(file, "coef", (K, None)),
             intercept_K=_finite(file, "intercept", (K,)),
-            parts=tuple(Description.from_dict(part) for part in parts),
+            parts=facts["descriptions"],
             pool=facts["pool"],
             multi_label=facts["multi_label"],
-            results=results,
+            results=facts["results"],
             scored={
                 name.removesuffix("/rows"): _scored(file, f"scored/{name.removesuffix('/rows')}", K)
                 for name in file.under("scored/")

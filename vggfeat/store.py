@@ -8,12 +8,13 @@ The file has its final name only when it is complete; until then it is `NAME.par
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
+from vggfeat.checked import OneOf, Range, Several
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
@@ -23,6 +24,7 @@ PENDING, DONE, UNREADABLE = 0, 1, 2
 REASON_BYTES = 200  # of why an image is unreadable
 MAX_SCALES, MAX_Q = 64, 1 << 14  # of a description: what a file may make another image be rescaled to
 MAX_DIM = 1 << 20
+MAX_LAYERS = 64
 READ_BYTES = 1 << 26  # of descriptors that are checked at a time
 
 
@@ -40,37 +42,31 @@ class Description:
     weights: str
     fingerprint: str
     layer: str
-    scales: tuple[int, ...]
+    scales: Annotated[tuple[Annotated[int, Range(1, MAX_Q)], ...], Several(MAX_SCALES, different=True)]
     mirror: bool
-    pool: str
+    pool: Annotated[str, OneOf(("floor", "ceil", "none"))]
     filter: str
-    precision: str
-    decoder: str = "Pillow"
-
-    @classmethod
-    def from_dict(cls, fields: Any) -> Description:
-        """The inverse of `to_dict`. Raises Damaged when a field is missing, unknown or impossible."""
-        if not isinstance(fields, dict) or fields.keys() != cls.__dataclass_fields__.keys():
-            odd = sorted(set(cls.__dataclass_fields__) ^ set(fields)) if isinstance(fields, dict) else []
-            raise Damaged(f"the description of its images has other fields: {', '.join(map(repr, odd[:3]))}")
-        for key, value in fields.items():
-            if key not in ("scales", "mirror") and not isinstance(value, str):
-                raise Damaged(f"{key} of its description is {str(value)[:40]}, no text")
-        scales = fields["scales"]
-        if not isinstance(scales, list) or not 0 < len(scales) <= MAX_SCALES:
-            raise Damaged(f"its description doesn't have 1 to {MAX_SCALES} scales")
-        if not all(type(q) is int and 0 < q <= MAX_Q for q in scales) or len(set(scales)) != len(scales):
-            raise Damaged(f"its scales are not different numbers of pixels up to {MAX_Q}")
-        if not isinstance(fields["mirror"], bool):
-            raise Damaged("mirror of its description is neither true nor false")
-        for key, known in (("pool", ("floor", "ceil", "none")), ("precision", ("float32", "bfloat16"))):
-            if fields[key] not in known:
-                raise Damaged(f"{key} of its description is {fields[key][:40]!r}, none of {', '.join(known)}")
-        return cls(**{**fields, "scales": tuple(scales)})
+    precision: Annotated[str, OneOf(("float32", "bfloat16"))]
+    decoder: str
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {**asdict(self), "scales": list(self.scales)}
+
+
+class _Facts(TypedDict):
+    dataset: str
+    protocol: str
+    root: str
+    command: str
+    layers: Annotated[list[str], Several(MAX_LAYERS, different=True)]
+    description: Description
+
+
+class Facts(_Facts, total=False):
+    """What is used of a feature file's facts."""
+
+    versions: dict[str, Any]
 
 
 def of_layer(name: str, number: int, layers: list[str]) -> str:
@@ -198,20 +194,14 @@ def open_features(path: str | os.PathLike[str], layer: str | None = None) -> Fea
 def read_features(file: File, layer: str | None = None) -> Features:
     """The features of an open file, everything checked but the descriptors themselves. Raises VggfeatError."""
     path = file.path
-    facts = file.document("facts")
-    for key in ("dataset", "protocol", "root", "command"):
-        if not isinstance(facts.get(key), str):
-            raise Damaged(f"its facts lack {key}")
-    layers = facts.get("layers")
-    if not isinstance(layers, list) or not layers or not all(isinstance(name, str) for name in layers):
-        raise Damaged("its facts lack the layers")
-    description = Description.from_dict(facts.get("description"))
+    facts: Facts = file.document("facts", Facts)
+    layers = facts["layers"]
     if layer is None and len(layers) > 1:
         raise VggfeatError(f"{path} has the layers {', '.join(layers)}: say which one")
     if layer is not None and layer not in layers:
         raise VggfeatError(f"{path} has no layer {layer!r}; it has {', '.join(layers)}")
     number = layers.index(layer) if layer is not None else 0
-    description = Description.from_dict({**description.to_dict(), "layer": layers[number]})
+    description = replace(facts["description"], layer=layers[number])
     names, classes = file.texts("names"), file.texts("classes")
     boxes = None
     if "rows/image" in file.arrays:
@@ -236,7 +226,11 @@ def read_features(file: File, layer: str | None = None) -> Features:
         status=status,
         errors={int(i): decode(bytes(reasons[i])) for i in np.flatnonzero(status == UNREADABLE)},
         description=description,
-        attributes={**facts, "seconds": float(file.array("seconds", "f", (1,))[0])},
+        attributes={
+            **facts,
+            "description": description.to_dict(),
+            "seconds": float(file.array("seconds", "f", (1,))[0]),
+        },
         shape=(count, scales, place.shape[2]),
         dtype=place.dtype,
         layers=tuple(layers),

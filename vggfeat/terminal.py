@@ -40,7 +40,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
 CORES = os.cpu_count() or 1
@@ -122,8 +122,8 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def list_unreadable(bad: dict[str, str]) -> None:
     """Print each unreadable image's name and reason on stderr."""
-    for name, reason in bad.items():
-        say(f"unreadable: {name}: {reason}")
+    for name, why in bad.items():
+        say(f"unreadable: {name}: {why}")
 
 
 def duration(seconds: float) -> str:
@@ -318,7 +318,7 @@ def run(app: typer.Typer, name: str) -> None:
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, Sturdy) and raw.failure is not None and raw.failure.errno != errno.EPIPE:
-        say(f"{program}: can't write to stdout: {raw.failure.strerror}")
+        say(f"{program}: can't write to stdout: {reason(raw.failure)}")
         status = status if status not in (0, 3) else 1
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # gloo's threads outlive the process group (DDP holds it); one that frees its last tensor while the
@@ -350,7 +350,7 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         return _wrong_usage(error, program)
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
-        text = f"{error.filename}: {error.strerror}"  # a share that is away, a name that is too long
+        text = f"{error.filename}: {reason(error)}"  # a share that is away, a name that is too long
     elif not isinstance(error, VggfeatError):
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     say(f"{program}: {text}")

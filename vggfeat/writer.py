@@ -24,7 +24,7 @@ import numpy as np
 
 from vggfeat import hdf5
 from vggfeat.datasets import Items
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import sync
 from vggfeat.hdf5 import Damaged, Layout, Place, Spec, damaged, decode, encode
 from vggfeat.store import (
@@ -35,6 +35,7 @@ from vggfeat.store import (
     REASON_BYTES,
     UNREADABLE,
     Description,
+    Facts,
     read_features,
     read_rows,
     read_status,
@@ -183,7 +184,7 @@ class FeatureWriter:
             with suppress(OSError):
                 self.partial.unlink()
             raise VggfeatError(
-                f"can't write {self.path} ({layout.size / 1e6:,.1f} MB): {error.strerror or error}"
+                f"can't write {self.path} ({layout.size / 1e6:,.1f} MB): {reason(error)}"
             ) from error
         self._find()
 
@@ -203,7 +204,7 @@ class FeatureWriter:
             self._find()
         except OSError as error:
             os.close(self._file)
-            raise VggfeatError(f"can't write {self.path}: {error.strerror}") from error
+            raise VggfeatError(f"can't write {self.path}: {reason(error)}") from error
         except BaseException:
             os.close(self._file)
             raise
@@ -237,7 +238,7 @@ class FeatureWriter:
                 mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
                 descriptor = os.open(path, mode | flags, 0o666)
             except OSError as error:
-                what = "is a link" if error.errno == errno.ELOOP else error.strerror
+                what = "is a link" if error.errno == errno.ELOOP else reason(error)
                 raise VggfeatError(f"can't write {path}: {what}") from error
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -257,8 +258,8 @@ class FeatureWriter:
             raise VggfeatError(f"another process is writing {path}") from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise VggfeatError(f"can't lock {path}: {error.strerror}") from error
-            self.say(f"warning: {path} can't be locked ({error.strerror}): start no other extraction into it")
+                raise VggfeatError(f"can't lock {path}: {reason(error)}") from error
+            self.say(f"warning: {path} can't be locked ({reason(error)}): start no other extraction into it")
 
     # --- rows -------------------------------------------------------------------------------------------
 
@@ -302,7 +303,7 @@ class FeatureWriter:
             self._flush()
         except OSError as error:
             raise VggfeatError(
-                f"can't write {self.partial}: {error.strerror}; mend it, and the same command goes on"
+                f"can't write {self.partial}: {reason(error)}; mend it, and the same command goes on"
             ) from error
         self._values.clear()
         self._failures.clear()
@@ -317,10 +318,10 @@ class FeatureWriter:
                 self._set_status(row, np.full(self.described.shape[1], PENDING))
             os.fsync(self._file)
         nothing = np.full(self._places["descriptors"].shape[2], np.nan, self._places["descriptors"].dtype)
-        for row, reason in self._failures.items():
+        for row, why in self._failures.items():
             for scale in range(self.described.shape[1]):
                 self._put_descriptor(row, scale, nothing)
-            self._put("errors", row, _cut(reason))
+            self._put("errors", row, _cut(why))
         for (row, scale), value in self._values.items():
             self._put_descriptor(row, scale, value)
         for row in {row for row, _ in self._values}:
@@ -422,7 +423,7 @@ class FeatureWriter:
             with suppress(OSError):  # not every file system can sync a folder
                 sync(self.path.parent)
         except OSError as error:
-            raise VggfeatError(f"can't write {self.path}: {error.strerror}") from error
+            raise VggfeatError(f"can't write {self.path}: {reason(error)}") from error
         os.close(self._file)
         self._file = -1
 
@@ -505,8 +506,9 @@ def _cut(reason: str) -> bytes:
 
 def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     """What an unfinished file has otherwise than the job that would go on with it, each in a few words."""
-    facts, items = file.document("facts"), job.items
-    there, here = Description.from_dict(facts.get("description")).to_dict(), job.description.to_dict()
+    facts: Facts = file.document("facts", Facts)
+    items = job.items
+    there, here = facts["description"].to_dict(), job.description.to_dict()
     names = {"fingerprint": "other weights, sha256", "pool": "max-pooling"}
     for key in here:
         if key != "weights" and there[key] != here[key]:  # the same weights may have moved
@@ -518,8 +520,8 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     for package in VERSIONS:
         if before.get(package) != now.get(package):
             yield f"{package} {before.get(package)}, not {now.get(package)}"
-    if facts.get("dataset") != items.dataset:
-        yield f"dataset {facts.get('dataset')}, not {items.dataset}"
+    if facts["dataset"] != items.dataset:
+        yield f"dataset {facts['dataset']}, not {items.dataset}"
     listed = file.texts("names")
     if len(listed) != len(items):
         yield f"{len(listed):,} images, not {len(items):,}"

@@ -64,7 +64,7 @@ def test_every_number_can_be_overridden() -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("batch_sise=3", "there is no 'batch_sise'"),
+        ("batch_sise=3", "batch_sise=3 can't have 'batch_sise': a Recipe has name"),
         ("NET-385.learning_rate=1e-3", "there is no stage 'NET-385'"),
         ("batch_size=0", "batch_size must lie in"),
         ("batch_size=big", "batch_size must be a whole number, not 'big'"),
@@ -115,7 +115,7 @@ def test_recipe_files(tmp_path: Path) -> None:
         ("stages = [3]", r"stages\[0\] must be a record, not 3"),
         ("width = 1.0", "has no \\[\\[stages\\]\\]"),
         ("[[stages]]\nnet = 'NET'", r"own.toml: stages\[0\].train_scale is missing"),
-        ("depth = 3\n[[stages]]", "there is no 'depth' in a Recipe; it has name, stages"),
+        ("depth = 3\n[[stages]]", "own.toml can't have 'depth': a Recipe has name, stages"),
         (
             "[[stages]]\nnet = 'F'\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1",
             "there is no net 'F'",

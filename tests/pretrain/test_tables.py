@@ -109,7 +109,7 @@ def test_roles_of_several_seeds():
     ("change", "says"),
     [
         ({"row": None}, r"\[0\].row must be text, not None"),
-        ({"depth": 3}, r"\[0\] there is no 'depth' in a Cell"),
+        ({"depth": 3}, r"\[0\] can't have 'depth': a Cell has"),
         ({"top1": "x"}, r"\[0\].top1 must be a finite number, not 'x'"),
         ({"top1": 101}, r"\[0\].top1 must lie in 0..100, not 101"),
         ({"images": 0}, r"\[0\].images must lie in 1..1e\+08, not 0"),

@@ -333,7 +333,7 @@ def test_a_folder_that_cannot_be_written(command: Command, drawings: Path, tmp_p
         (["--net", "F"], "there is no net 'F'"),
         (["--recipe", "nothing.toml"], "nothing.toml"),
         (["--stages", "9"], "stages"),
-        (["--set", "batch_sise=3"], "there is no 'batch_sise'"),
+        (["--set", "batch_sise=3"], "can't have 'batch_sise'"),
         (["--init", "zero"], "init"),
     ],
 )

@@ -25,7 +25,7 @@ from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import TRAIN_FRACTION
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 
 MOST_LABELS = 1 << 30  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 _HEADERS = [["path", kind, *split] for kind in ("label", "labels") for split in ([], ["split"])]
@@ -103,7 +103,7 @@ def _read(path: Path) -> _Table:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             return _parse(file, path)
     except OSError as error:
-        raise VggfeatError(f"can't read {path.absolute()}: {error.strerror}") from error
+        raise VggfeatError(f"can't read {path.absolute()}: {reason(error)}") from error
 
 
 def _parse(file: TextIO, path: Path) -> _Table:

@@ -19,7 +19,7 @@ import numpy as np
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 
 # Compared in lower case.
 IMAGE_EXTENSIONS = frozenset(
@@ -170,7 +170,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     except FileNotFoundError:
         raise VggfeatError(f"no folder {os.path.abspath(folder)}: check --root") from None
     except OSError as error:
-        raise VggfeatError(f"can't list the folder {os.path.abspath(folder)}: {error.strerror}") from error
+        raise VggfeatError(f"can't list the folder {os.path.abspath(folder)}: {reason(error)}") from error
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from vggfeat.checked import read_text, shown
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.items import Items
-from vggfeat.errors import CantWrite, VggfeatError
+from vggfeat.errors import CantWrite, VggfeatError, reason
 from vggfeat.files import refuse_filled, scratch
 
 # Alphabetical, as in the devkit's VOCinit.m.
@@ -229,5 +229,5 @@ def write_submission(
                 (complete / file).write_bytes(os.fsencode("".join(lines)))
             os.rename(complete, target)  # in place of an empty folder, too
     except OSError as error:
-        raise CantWrite(f"can't write {directory}: {error.strerror or error}") from error
+        raise CantWrite(f"can't write {directory}: {reason(error)}") from error
     return [target / file for file in files]

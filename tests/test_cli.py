@@ -814,6 +814,18 @@ def test_an_unexpected_error_is_one_line_too(command, extracted, monkeypatch):
     assert ran.err == "vggfeat: unexpected RuntimeError: first second (--debug shows where)\n"
 
 
+def test_too_little_memory_is_not_unexpected(command, extracted, monkeypatch):
+    for kind, told in ((MemoryError, "Unable to allocate 7 GiB"), (RuntimeError, "can't allocate memory: 7")):
+
+        def broken(*args: object, kind: type[Exception] = kind, told: str = told) -> None:
+            raise kind(told)
+
+        monkeypatch.setattr("vggfeat.store.open_features", broken)
+        ran = command("info", extracted)
+        assert (ran.status, ran.out) == (1, "")
+        assert ran.err.startswith(f"vggfeat: not enough memory: {told}; free some, or ")
+
+
 # --- lists ---------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
 from vggfeat.errors import WrongUsage
-from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_file, write_json
+from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_files, write_json
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -93,7 +93,7 @@ def evaluate(
         raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if submission is not None and devkit is None:
         raise WrongUsage("--submission needs --devkit: its meta.mat has the numbers of the classes")
-    inputs = [*kept, *map(weights_file, weights), data, devkit]
+    inputs = [*kept, *weights_files(*weights), data, devkit]
     texts = {"--submission": submission, "--json": json_file}
     check_outputs({"--posteriors": posteriors}, texts=texts, inputs=inputs, overwrite=overwrite)
     if table:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_outputs, weights_file, whole
+from vggfeat.files import check_outputs, weights_files, whole
 from vggfeat.terminal import print_table, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -47,7 +47,7 @@ def export(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a net for another program, checked by that program."""
-    check_outputs({"--out": out_file}, inputs=[weights_file(weights)], overwrite=overwrite)
+    check_outputs({"--out": out_file}, inputs=weights_files(weights), overwrite=overwrite)
     endings = {"onnx": (".onnx",), "float16": (".safetensors",)}.get(to, (".pth", ".safetensors"))
     if out_file.suffix not in endings:
         raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")

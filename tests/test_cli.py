@@ -21,6 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 
@@ -29,6 +30,7 @@ from vggfeat import cli
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.model import load_model
+from vggfeat.terminal import CORES
 
 from .conftest import HANG, Command, assert_same_descriptors, photograph
 
@@ -381,7 +383,8 @@ def test_digits(command, tmp_path):
         *("--layer", "pool3", "--out", features),
     )
     assert ran.status == 0
-    ran = command("svm", "--features", features, "--C", 8, "--workers", 1, "--json", report)
+    ran = command("svm", "--features", features, "--C", 8, "--workers", 5000, "--json", report)
+    assert torch.get_num_threads() <= CORES  # each takes memory: of a thousand million there is none
     assert ran.status == 0
     results = json.loads(report.read_text())
     assert list(results["per_class"]) == [str(d) for d in range(10)] and results["C"] == 8.0
@@ -809,6 +812,18 @@ def test_an_unexpected_error_is_one_line_too(command, extracted, monkeypatch):
     ran = command("info", extracted)
     assert (ran.status, ran.out) == (1, "")
     assert ran.err == "vggfeat: unexpected RuntimeError: first second (--debug shows where)\n"
+
+
+def test_too_little_memory_is_not_unexpected(command, extracted, monkeypatch):
+    for kind, told in ((MemoryError, "Unable to allocate 7 GiB"), (RuntimeError, "can't allocate memory: 7")):
+
+        def broken(*args: object, kind: type[Exception] = kind, told: str = told) -> None:
+            raise kind(told)
+
+        monkeypatch.setattr("vggfeat.store.open_features", broken)
+        ran = command("info", extracted)
+        assert (ran.status, ran.out) == (1, "")
+        assert ran.err.startswith(f"vggfeat: not enough memory: {told}; free some, or ")
 
 
 # --- lists ---------------------------------------------------------------------------------------------------

@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vggfeat
 from pretrain import train
 from vggfeat import cli, files
 from vggfeat.errors import CantWrite, VggfeatError
 from vggfeat.files import check_outputs, plain, try_each, whole, write_json, write_text
 from vggfeat.terminal import run
+from vggfeat.weights import save_weights
 
 from .conftest import Command, photograph
 
@@ -67,6 +69,18 @@ def test_a_file_has_the_mode_of_the_old_one_or_of_the_umask(tmp_path: Path) -> N
     finally:
         os.umask(old)
     assert (path.read_text(), mode_of(path)) == ("2", 0o604)
+    assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_umask_that_takes_all_away_stands_in_the_way_of_nothing(tmp_path: Path) -> None:
+    old = os.umask(0o777)
+    try:
+        with whole(tmp_path / "x.bin", durable=True) as partial:
+            seen = mode_of(partial.parent), mode_of(partial)
+            partial.write_text("1")
+    finally:
+        os.umask(old)
+    assert seen == (0o700, 0o600) and mode_of(tmp_path / "x.bin") == 0
     assert os.listdir(tmp_path) == ["x.bin"]
 
 
@@ -395,6 +409,13 @@ def test_no_command_overwrites_what_it_reads(
     extract = (
         "extract --dataset folder --root images --weights random:A,width=0.125,crop=32 --scales 32 --out"
     )
+    net = vggfeat.load("random:A,width=0.125,crop=32")
+    save_weights("w@x.safetensors", net.module, net.preprocessing)
+    own = "extract --dataset folder --root images --weights w@x.safetensors --scales 32 --out"
+    assert run_main(cli.main, *f"{own} fw.h5".split()).status == 0
+    assert run_main(cli.main, *["svm", "--features", "fw.h5", "--C", "1", "--out", "mw.h5"]).status == 0
+    os.link("images/a/1.png", "h.h5.partial")
+    os.link("w@x.safetensors", "i.h5.partial")
     reads = {
         "svm --features f.h5 --C 1 --json f.h5": 1,
         "svm --features f.h5 --C 1 --out ./f.h5": 1,
@@ -408,6 +429,12 @@ def test_no_command_overwrites_what_it_reads(
         f"{extract} g.h5 --json g.h5": 1,
         f"{extract} g.h5 --json g.h5.partial": 1,
         f"{extract} g.h5 --json images/a/1.png": 1,
+        f"{extract} h.h5": 1,
+        f"{own} i.h5": 1,
+        f"{own} w@x.safetensors": 1,
+        "predict images/a/0.png --model mw.h5 --csv w@x.safetensors": 1,
+        "neighbours --features fw.h5 --query images/a/0.png --json w@x.safetensors": 1,
+        "neighbours --features f.h5 --query a/0.png --root images --picture p.png --json images/b/0.png": 1,
     }
     exists = (
         "svm --features f.h5 --C 1 --json r.json",

@@ -472,19 +472,20 @@ def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
 
 
 @pytest.mark.parametrize(
-    ("array", "value", "told"),
+    ("kind", "array", "value", "told"),
     [
-        ("descriptors", np.nan, "row 0 is done, and its descriptor is not finite"),
-        ("descriptors", np.inf, "row 0 is done, and its descriptor is not finite"),
-        ("status", 7, "it has a row of status 7"),
-        ("labels", 99, "labels outside of"),
+        ("features", "descriptors", np.nan, "row 0 is done, and its descriptor is not finite"),
+        ("features", "descriptors", np.inf, "row 0 is done, and its descriptor is not finite"),
+        ("features", "status", 7, "it has a row of status 7"),
+        ("features", "labels", 99, "labels outside of"),
+        ("posteriors", "nets/000/dense", np.inf, "nets/000/dense has values that are no probabilities"),
     ],
 )
 def test_what_is_false_in_version_1_is_not_converted(
-    tmp_path: Path, array: str, value: float, told: str
+    tmp_path: Path, kind: str, array: str, value: float, told: str
 ) -> None:
     old = tmp_path / "old.h5"
-    old.write_bytes((OLD / "features.h5").read_bytes())
+    old.write_bytes((OLD / f"{kind}.h5").read_bytes())
     with h5py.File(old, "r+") as file:
         file[array][0] = value
     with pytest.raises(VggfeatError, match=told):

@@ -349,8 +349,9 @@ def test_refusals() -> None:
         (broken(problem, val=train[:0]), {}, "no readable validation images"),
         (replace(problem, splits={"split0/train": train}), {}, "split0 has no test part"),
         (problem, {"C": "best"}, "C must be auto or positive"),
-        (problem, {"C": [1.0, -1.0]}, "C must be auto or positive"),
-        (problem, {"C": []}, "C must be auto or positive"),
+        (problem, {"C": [1.0, -1.0]}, "C must be auto or numbers from 1e-12 to"),
+        (problem, {"C": 1e20}, "C must be auto or numbers from 1e-12 to"),
+        (problem, {"C": []}, "C must be auto or numbers from 1e-12 to"),
         (problem, {"loss": "log"}, "loss must be"),
     ]
     for given, options, message in cases:

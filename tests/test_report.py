@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vggfeat.errors import VggfeatError
 from vggfeat.model import Model
 from vggfeat.page import Series, chart
 from vggfeat.protocols import Scored
-from vggfeat.report import read_results, write_report
+from vggfeat.report import _plane, read_results, write_report
 from vggfeat.store import Description, Features, open_features
 from vggfeat.writer import FeatureWriter
 
@@ -347,3 +348,11 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(json.dumps([1]))
     ran = command("report", "--results", tmp_path / "bad.json", "--out", tmp_path / "n.html")
     assert ran.status == 1 and "must be a record" in ran.err and not (tmp_path / "n.html").exists()
+
+
+def test_a_map_of_equal_descriptors_is_one_point():
+    """Principal components and t-SNE divide by how much they vary."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        xy, _ = _plane(np.ones((70, 16), np.float32))
+    assert (xy == 0).all() and xy.shape == (70, 2)

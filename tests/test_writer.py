@@ -381,7 +381,7 @@ def test_other_labels_versions_and_damage_are_refused(
         patch.setattr(extract, "versions", lambda: {**extract_versions, "torch": "3.0"})
         refused(r"torch 2\S+, not 3.0")
     partial.write_bytes(good[: len(good) // 2])
-    refused("give --overwrite")
+    refused(f"^{partial} is damaged: it has .*give --overwrite")  # which file, once
     partial.write_bytes(b"a text")
     refused("is no half-written feature file of this version")
     partial.write_bytes((Path(__file__).parent / "version1" / "features.h5").read_bytes())
@@ -517,6 +517,15 @@ def test_a_file_that_appears_meanwhile_stays(
     assert_same_file(out, whole)
 
 
+def test_facts_that_could_not_be_read_again_are_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+    """Else the last row is there, and the file can never be finished."""
+    network = vggfeat.load(WEIGHTS)
+    network.metadata["note"] = "é" * (hdf5.JSON_BYTES // 6)
+    with pytest.raises(VggfeatError, match="shorten the weights' metadata"):
+        extract.extract(datasets.load("folder", folder), network, tmp_path / "f.h5", scales=(40,))
+    assert not list(tmp_path.glob("f.h5*"))
+
+
 @pytest.mark.parametrize("what", ["link", "dangling", "pipe", "folder"])
 def test_what_lies_at_the_half_written_files_name(
     folder: Path, tmp_path: Path, run_main: Command, what: str
@@ -532,7 +541,8 @@ def test_what_lies_at_the_half_written_files_name(
         precious.write_text("mine")
     for more in ([], ["--overwrite"]):
         ran = run_main(cli.main, *words(folder, out, *more))
-        assert ran.status == 1 and f"can't write {partial}" in ran.err and ran.err.count("\n") == 1
+        assert ran.status == 1 and str(partial) in ran.err and ran.err.count("\n") == 1
+        assert what == "folder" or "move it away" in ran.err or "remove it" in ran.err
     assert not out.exists() and precious.exists() == (what == "link")
     assert what != "link" or precious.read_text() == "mine"
 

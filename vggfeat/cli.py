@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_outputs, plain, refuse_inputs, try_each, weights_file, write_json, write_text
+from vggfeat.files import check_outputs, plain, refuse_inputs, try_each, weights_files, write_json, write_text
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -137,11 +137,11 @@ def extract(
     from vggfeat.weights import load
 
     folder = _root(root)
-    partial = Path(f"{out_file}.partial")
+    partial = Path(f"{os.path.realpath(out_file)}.partial")
     check_outputs(
         {} if dry_run or retry else {"--out": out_file},
         texts={"--json": json_file},
-        inputs=[folder, weights_file(weights), partial, out_file if retry else None],
+        inputs=[folder, *weights_files(weights), partial, out_file if retry else None],
         overwrite=overwrite,
     )
     with joined(device, minutes=60 * 24 * 30) as ranks:
@@ -150,7 +150,10 @@ def extract(
                 "the processes must be on one machine; give each machine its own --dataset and --out"
             )
         items = datasets.load(dataset, folder, download=download)
-        refuse_inputs({"--out": out_file, "--json": json_file}, items.paths())
+        refuse_inputs(
+            {"--out": out_file, "--json": json_file, "--out's": partial},
+            [folder, *weights_files(weights), *items.paths()],
+        )
         if limit is not None:
             items = extraction.limited(items, limit)
         network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
@@ -264,7 +267,9 @@ def svm(
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
         check_submission(submission, problem.splits["test"], problem.classes, problem.names)
-    torch.set_num_threads(workers)
+    torch.set_num_threads(
+        min(workers, CORES)
+    )  # each takes memory at once, whether there is a core for it or not
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
         progress=say,
@@ -307,10 +312,13 @@ def predict(
     check_outputs(
         {},
         texts={"--json": json_file, "--csv": csv_file},
-        inputs=[*images, model, *map(weights_file, weights or [])],
+        inputs=[*images, model, *weights_files(*(weights or []))],
         overwrite=overwrite,
     )
     classifier = load_model(model)
+    refuse_inputs(
+        {"--json": json_file, "--csv": csv_file}, weights_files(*(part.weights for part in classifier.parts))
+    )
     networks = classifier.load_networks(weights or [], device)
     scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
     table = columns("image", "class", "score")
@@ -403,15 +411,23 @@ def neighbours(
     check_outputs(
         {"--picture": picture},
         texts={"--json": json_file},
-        inputs=[features, Path(query), weights_file(weights), root],
+        inputs=[features, Path(query), *weights_files(weights), root],
         overwrite=overwrite,
     )
     if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(f"{picture} must end in .png, .jpg or .webp", param_hint="--picture")
+    from vggfeat.datasets import at_hand
     from vggfeat.neighbours import draw, nearest, query_of
     from vggfeat.store import open_features
 
     file = open_features(features)
+    outputs = {"--picture": picture, "--json": json_file}
+    refuse_inputs(outputs, weights_files(file.description.weights))
+    items, why_not = None, ""
+    if picture:
+        items, why_not = at_hand(str(file.attributes["dataset"]), file.names, _root(root))
+        if items is not None:
+            refuse_inputs(outputs, items.paths())
     described, row = query_of(file, query, pool=pool, scales=qs, spec=weights, device=device)
     found = nearest(file, described, pool=pool, scales=qs, top=top, without=row)
     table = columns("", "image", "labels", "cosine")
@@ -423,7 +439,7 @@ def neighbours(
     def picture_them() -> None:
         nonlocal missing
         if picture:
-            missing = draw(picture, file, query, row, found, _root(root))
+            missing = draw(picture, query, row, found, items, why_not)
 
     try_each(
         lambda: write_json(json_file, [neighbour.__dict__ for neighbour in found]),

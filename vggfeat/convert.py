@@ -229,7 +229,10 @@ def _posteriors(file: h5py.File) -> dict[str, np.ndarray]:
         group = file["nets"][key]
         of = {name: str(value) for name, value in group.attrs.items() if name != "scales"}
         nets.append({"of": of, "scales": [int(q) for q in group.attrs["scales"]], "modes": list(group)})
-        arrays |= {f"nets/{n:03d}/{mode}": group[mode][:] for mode in group}
+        for mode in group:
+            arrays[f"nets/{n:03d}/{mode}"] = posteriors = group[mode][:]
+            if ((posteriors < 0) | (posteriors > 1 + 1e-5)).any():  # NaN is neither: what can't be read
+                raise _Refused(f"is damaged: nets/{key}/{mode} has values that are no probabilities")
     facts = {key: str(file.attrs.get(key, "")) for key in ("dataset", "data", "split")}
     return {
         "facts": document({**facts, "nets": nets}),

@@ -1,6 +1,7 @@
 """The kinds of failure that a user can meet: a request that can't be done, an image or a disk that refuses."""
 
 import os
+import sys
 
 
 class VggfeatError(Exception):
@@ -43,6 +44,6 @@ def reason(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain RuntimeError."""
-    from torch import OutOfMemoryError  # here, as most errors are told without PyTorch
-
-    return isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # asked for only where it is there: most errors are told without PyTorch
+    of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    return isinstance(error, (MemoryError, of_device)) or "can't allocate memory" in str(error)

@@ -40,13 +40,14 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
             partial = folder / f"f{target.suffix}"  # never longer than the name itself, and mostly ASCII
             fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             mode = stat.S_IMODE(os.fstat(fd).st_mode if before is None else before.st_mode)
+            _own(partial, 0o600)
             os.close(fd)
             yield partial
+            if durable:
+                sync(partial)
             if stat.S_IMODE(partial.stat().st_mode) != mode:
                 with suppress(OSError):  # file systems without modes refuse
                     partial.chmod(mode)
-            if durable:
-                sync(partial)
             os.replace(partial, target)
             if durable:
                 with suppress(OSError):  # not every file system can sync a folder
@@ -81,6 +82,7 @@ def _make(parent: Path) -> tuple[Path, int | None]:
     while True:
         folder = parent / f"{_PREFIX}{machine}-{secrets.token_hex(8)}{_SUFFIX}"
         os.mkdir(folder, 0o700)
+        _own(folder, 0o700)
         if machine == _UNHELD:
             return folder, None
         fd = None
@@ -96,6 +98,13 @@ def _make(parent: Path) -> tuple[Path, int | None]:
             os.rmdir(folder)
         if fd is not None:
             os.close(fd)
+
+
+def _own(path: Path, mode: int) -> None:
+    """Let this user write there, whatever the umask takes away: a new file's own mode comes last."""
+    if path.stat().st_mode & mode != mode:
+        with suppress(OSError):  # file systems without modes refuse
+            path.chmod(mode)
 
 
 def sweep(parent: Path) -> None:
@@ -239,9 +248,10 @@ def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | No
                 raise VggfeatError(f"{found} is what the command reads: give another name")
 
 
-def weights_file(spec: str | None) -> Path | None:
-    """The file, for `inputs`, that a source of weights may name: FILE, or oxford:D@FILE."""
-    return Path(spec.partition("@")[2] or spec) if spec else None
+def weights_files(*specs: str | None) -> list[Path]:
+    """The files, for `inputs`, that sources of weights may name: FILE, which can have an @ in it, or oxford:D@FILE."""
+    names = {name for spec in specs if spec for name in (spec, spec.partition("@")[2])}
+    return [Path(name) for name in names if name]
 
 
 def refuse_filled(folder: Path) -> None:

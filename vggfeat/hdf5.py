@@ -59,6 +59,8 @@ def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Damaged as error:
+        if str(error).startswith(f"{path} is damaged: "):  # told already, further in
+            raise
         raise Damaged(f"{path} is damaged: {error}") from error
     except VggfeatError:
         raise
@@ -155,8 +157,17 @@ def column(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def document(value: Any) -> np.ndarray:
-    """A JSON value as bytes; ASCII, so that every text comes back as it was."""
-    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+    """A JSON value as bytes; ASCII, so that every text comes back as it was.
+
+    Raises VggfeatError for one that would be too long to be read again.
+    """
+    raw = json.dumps(value).encode()
+    if len(raw) > JSON_BYTES:
+        raise VggfeatError(
+            f"what the file is to say of itself has {len(raw):,} bytes, more than the {JSON_BYTES:,} that are read: "
+            "shorten the weights' metadata, or the names of classes"
+        )
+    return np.frombuffer(raw, np.uint8)
 
 
 def parse(raw: bytes | bytearray) -> Any:

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vggfeat.aggregate import aggregate
-from vggfeat.datasets import at_hand
+from vggfeat.datasets import Items
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.extract import describe_all, network_of
-from vggfeat.files import refuse_inputs, whole
+from vggfeat.files import whole
 from vggfeat.store import Description, Features
 
 BLOCK_BYTES = 1 << 27
@@ -125,15 +125,17 @@ def _described(description: Description, path: Path, spec: str | None, device: s
 
 
 def draw(
-    path: Path, features: Features, query: str, row: int | None, found: Sequence[Neighbour], root: Path
+    path: Path,
+    query: str,
+    row: int | None,
+    found: Sequence[Neighbour],
+    items: Items | None,
+    why_not: str = "",
 ) -> str:
     """Write the picture of a query and its neighbours; what had to be left out of it and why, or "".
 
-    root: where the feature file's images lie.
+    items: where the feature file's images are, or None and why not.
     """
-    items, why_not = at_hand(str(features.attributes["dataset"]), features.names, root)
-    if items is not None:
-        refuse_inputs({"--picture": path}, items.paths())
     place = {} if items is None else {name: i for i, name in enumerate(items.names)}
     missing = 0
 

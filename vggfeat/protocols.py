@@ -31,6 +31,9 @@ from vggfeat.errors import VggfeatError
 from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
 
 C_STEP = 4.0  # the grid's ratio, and that of its extension
+MOST_C = (
+    1e12  # of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours
+)
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
 CUT = "20% of train"
@@ -406,8 +409,8 @@ def _grid(C: str | float | Sequence[float]) -> list[float]:
             raise VggfeatError(f"C must be auto or positive numbers, not {C}")
         return list(C_GRID)
     values = sorted({float(value) for value in np.atleast_1d(np.asarray(C, dtype=float))})
-    if not values or not all(1e-300 <= value <= 1e300 for value in values):
-        raise VggfeatError(f"C must be auto or positive numbers (1e-300 to 1e300), not {C}")
+    if not values or not all(1 / MOST_C <= value <= MOST_C for value in values):
+        raise VggfeatError(f"C must be auto or numbers from {1 / MOST_C:g} to {MOST_C:g}, not {C}")
     return values
 
 

@@ -481,6 +481,8 @@ def _plane(X: np.ndarray) -> tuple[np.ndarray, str]:
     """(n, 2) for the eye: principal components, and t-SNE on 50 of them where there are enough images."""
     from sklearn.decomposition import PCA
 
+    if not np.ptp(X, axis=0).any():  # nothing varies, and all that follows would divide by that
+        return np.zeros((len(X), 2)), "The first two principal components"
     few = len(X) < 60
     components = PCA(min(2 if few else 50, *X.shape), random_state=0).fit_transform(X)
     if few or components.shape[1] < 3:

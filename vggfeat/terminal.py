@@ -40,7 +40,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, out_of_memory, reason
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
 CORES = os.cpu_count() or 1
@@ -351,6 +351,10 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
         text = f"{error.filename}: {reason(error)}"  # a share that is away, a name that is too long
+    elif not isinstance(error, VggfeatError) and out_of_memory(error):
+        text = (
+            f"not enough memory: {text}; free some, or take a part: fewer images, scales or classes at once"
+        )
     elif not isinstance(error, VggfeatError):
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     say(f"{program}: {text}")

@@ -238,11 +238,11 @@ class FeatureWriter:
                 mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
                 descriptor = os.open(path, mode | flags, 0o666)
             except OSError as error:
-                what = "is a link" if error.errno == errno.ELOOP else reason(error)
+                what = "it is a link; move it away" if error.errno == errno.ELOOP else reason(error)
                 raise VggfeatError(f"can't write {path}: {what}") from error
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise VggfeatError(f"can't write {path}: it is no file")
+                    raise VggfeatError(f"can't write {path}: it is no file; move it away")
                 self._lock(descriptor, kind, path)
                 if _is_at(descriptor, path):
                     return descriptor
@@ -462,6 +462,7 @@ class _Job:
             "description": description.to_dict(),
             **facts,
         }
+        self.document = hdf5.document(self.facts)  # now, before there is a file
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is known before the first row."""
@@ -469,7 +470,7 @@ class _Job:
         labels = {} if items.labels is None else {"labels": items.labels}
         splits = {f"splits/{name}": np.asarray(index, np.int64) for name, index in items.splits.items()}
         names = hdf5.column("names", items.names) | hdf5.column("classes", items.classes)
-        return {"facts": hdf5.document(self.facts), **names, **labels, **splits}
+        return {"facts": self.document, **names, **labels, **splits}
 
     def row_specs(self) -> dict[str, Spec]:
         """What is written while an extraction runs; its zeros say that no row is there."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.recipe import Recipe
+from vggfeat.checked import shown
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
+from vggfeat.weights import opened
 
 # of each value of a State: its type, and the smallest and largest that it can have
 _RANGES: dict[str, tuple[type, float, float]] = {
@@ -69,10 +72,10 @@ class State:
         if odd := [name for name in names if name not in record]:
             raise ValueError(f"its progress lacks {odd[0]}")
         if odd := [name for name in record if name not in names]:
-            raise ValueError(f"its progress has {odd[0]!r}, which is not known")
+            raise ValueError(f"its progress has {shown(odd[0])}, which is not known")
         for name, (kind, low, high) in _RANGES.items():
             if not _is_number(record[name], kind) or not low <= record[name] <= high:
-                raise ValueError(f"its {name} is {record[name]!r}")
+                raise ValueError(f"its {name} is {shown(record[name])}")
         for name in ("held_out", "val"):
             pair = record[name]
             if pair is not None and not (
@@ -80,7 +83,7 @@ class State:
                 and len(pair) == 2
                 and all(_is_number(v, float) and 0 <= v <= 100 for v in pair)
             ):
-                raise ValueError(f"its {name} is {pair!r}")
+                raise ValueError(f"its {name} is {shown(pair)}")
         return cls(**record)
 
     def judge(self, top1: float, recipe: Recipe) -> bool:
@@ -133,9 +136,7 @@ def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
 def read_state(path: Path) -> tuple[State, dict[str, Any]]:
     """A checkpoint's state and identity, without its tensors. Raises VggfeatError for a file that is none."""
     try:
-        if not path.is_file():
-            raise ValueError("it is no file")
-        with safetensors.safe_open(path, framework="pt") as file:
+        with _checkpoint(path) as file:
             metadata = file.metadata() or {}
         if "state" not in metadata:
             raise ValueError("its metadata have no state")
@@ -145,10 +146,22 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
         if not isinstance(record.get("identity"), dict):
             raise ValueError("it doesn't say what it was made of (identity)")
         return State.of(record.get("progress")), record["identity"]
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise VggfeatError(
             f"{path} is no checkpoint of a training run: {error}; move it away to start anew"
         ) from error
+
+
+@contextmanager
+def _checkpoint(path: Path) -> Iterator[Any]:
+    """An open checkpoint. Raises VggfeatError for one that can't be opened just now: it is not to be moved away."""
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        with opened(path) as file:
+            yield file
+    except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's, where it can't be mapped
+        raise VggfeatError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @torch.no_grad()
@@ -165,7 +178,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
     }
     values: dict[str, Tensor] = {}
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with _checkpoint(path) as file:
             names = set(file.keys())
             if missing := sorted(due.keys() - names):
                 raise VggfeatError(f"{path} is a checkpoint of another net: it lacks {missing[0]}")
@@ -183,7 +196,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
                         f"{path} is damaged: {name} has values that are not finite; move it away"
                     )
                 values[name] = value
-    except (OSError, safetensors.SafetensorError) as error:
+    except (ValueError, safetensors.SafetensorError) as error:
         raise VggfeatError(f"{path} is damaged: {error}; move it away to start anew") from error
     for name, parameter in parameters.items():
         parameter.copy_(values[f"model.{name}"])

@@ -53,6 +53,18 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 # --- whole ---------------------------------------------------------------------------------------------------
 
 
+def test_a_umask_that_takes_all_leaves_what_is_being_made_to_its_maker(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    old = os.umask(0o777)
+    try:
+        with whole(path) as partial:
+            assert mode_of(partial.parent) == 0o700 and mode_of(partial) == 0o600
+            assert "unheld" not in partial.parent.name or files._machine() == "unheld"
+    finally:
+        os.umask(old)
+    assert [(p.name, mode_of(p)) for p in tmp_path.iterdir()] == [("x.bin", 0)]
+
+
 def test_a_file_has_the_mode_of_the_old_one_or_of_the_umask(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     old = os.umask(0o027)

@@ -39,14 +39,17 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
         with scratch(target.parent) as folder:
             partial = folder / f"f{target.suffix}"  # never longer than the name itself, and mostly ASCII
             fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            mode = stat.S_IMODE(os.fstat(fd).st_mode if before is None else before.st_mode)
+            own = os.fstat(fd).st_mode
+            mode = stat.S_IMODE(own if before is None else before.st_mode)
+            if own & 0o600 != 0o600:  # a umask that takes even that: until the file is made
+                os.fchmod(fd, 0o600)
             os.close(fd)
             yield partial
+            if durable:
+                sync(partial)
             if stat.S_IMODE(partial.stat().st_mode) != mode:
                 with suppress(OSError):  # file systems without modes refuse
                     partial.chmod(mode)
-            if durable:
-                sync(partial)
             os.replace(partial, target)
             if durable:
                 with suppress(OSError):  # not every file system can sync a folder
@@ -81,6 +84,8 @@ def _make(parent: Path) -> tuple[Path, int | None]:
     while True:
         folder = parent / f"{_PREFIX}{machine}-{secrets.token_hex(8)}{_SUFFIX}"
         os.mkdir(folder, 0o700)
+        if os.lstat(folder).st_mode & 0o700 != 0o700:  # a umask that takes even that
+            os.chmod(folder, 0o700)
         if machine == _UNHELD:
             return folder, None
         fd = None

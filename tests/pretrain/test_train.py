@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pretrain import trainer
+from pretrain import plan, trainer
 from pretrain.checkpoint import read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
@@ -225,6 +225,18 @@ def test_a_stage_whose_folder_cannot_be_written_is_told_before_the_work(
     ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run")
     assert ran.status == 1
     assert f"can't write in the folder {tmp_path / 'run' / A_STAGE}" in one_line(ran.err)
+
+
+def test_a_system_that_does_not_tell_its_free_memory(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(path: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    monkeypatch.setattr(plan, "open", missing, raising=False)
+    words = ["--net", "A", *FEW, "--stages", "1", "--data", drawings, "--out", tmp_path / "run"]
+    assert "/proc/meminfo'): give --micro-batch" in one_line(command(*words).err)
+    assert command(*words, "--micro-batch", "8").status == 0
 
 
 def test_weights_that_are_refused_at_the_end_leave_a_checkpoint_to_write_them_from(

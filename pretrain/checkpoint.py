@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from pretrain.recipe import Recipe
 from vggfeat.checked import Range, fitted, parse_json
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
+from vggfeat.weights import opened
 
 _Count = Annotated[int, Range(0, 2**53)]
 _Sum = Annotated[float, Range(0, 1e308)]
@@ -113,19 +115,31 @@ def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def read_state(path: Path) -> tuple[State, dict[str, Any]]:
     """A checkpoint's state and identity, without its tensors. Raises VggfeatError for a file that is none."""
+    why: object = "its metadata have no state"
+    try:
+        with _checkpoint(path) as file:
+            metadata = file.metadata() or {}
+    except (ValueError, safetensors.SafetensorError) as error:
+        metadata, why = {}, error
+    if "state" in metadata:
+        try:
+            record: _Record = fitted(parse_json(metadata["state"], "its state"), _Record, "its state")
+            return State.of(record["progress"]), record["identity"]
+        except VggfeatError as error:
+            why = error
+    raise VggfeatError(f"{path} is no checkpoint of a training run: {why}; move it away to start anew")
+
+
+@contextmanager
+def _checkpoint(path: Path) -> Iterator[Any]:
+    """An open checkpoint. Raises VggfeatError for one that can't be opened just now: it is not to be moved away."""
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if "state" not in metadata:
-            raise ValueError("its metadata have no state")
-        record: _Record = fitted(parse_json(metadata["state"], "its state"), _Record, "its state")
-        return State.of(record["progress"]), record["identity"]
-    except (OSError, ValueError, VggfeatError, safetensors.SafetensorError) as error:
-        raise VggfeatError(
-            f"{path} is no checkpoint of a training run: {error}; move it away to start anew"
-        ) from error
+        with opened(path) as file:
+            yield file
+    except (OSError, RuntimeError) as error:  # RuntimeError: PyTorch's, where it can't be mapped
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
 
 
 @torch.no_grad()
@@ -142,7 +156,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
     }
     values: dict[str, Tensor] = {}
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with _checkpoint(path) as file:
             names = set(file.keys())
             if missing := sorted(due.keys() - names):
                 raise VggfeatError(f"{path} is a checkpoint of another net: it lacks {missing[0]}")
@@ -160,7 +174,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
                         f"{path} is damaged: {name} has values that are not finite; move it away"
                     )
                 values[name] = value
-    except (OSError, safetensors.SafetensorError) as error:
+    except (ValueError, safetensors.SafetensorError) as error:
         raise VggfeatError(f"{path} is damaged: {error}; move it away to start anew") from error
     for name, parameter in parameters.items():
         parameter.copy_(values[f"model.{name}"])

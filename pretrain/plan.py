@@ -19,6 +19,7 @@ from pretrain.loader import TrainingSet
 from pretrain.readers import Batch, Readers
 from pretrain.recipe import Recipe
 from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
+from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 
@@ -91,8 +92,13 @@ def free_memory(device: torch.device, processes: int) -> int:
     """Bytes that one of the processes on this machine may take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        available = next(line for line in file if line.startswith("MemAvailable"))
+    try:
+        with open("/proc/meminfo") as file:
+            available = next(line for line in file if line.startswith("MemAvailable"))
+    except OSError as error:
+        raise VggfeatError(
+            f"the system doesn't tell its free memory ({error}): give --micro-batch"
+        ) from error
     return int(available.split()[1]) * 1024 // processes
 
 

@@ -253,15 +253,13 @@ class _Reader:
             os.pwrite(self.place, PLACE.pack(-1, -1), 0)
             for _ in range(slots):
                 self.slots.append(os.memfd_create("batch"))
+            self.line, theirs = Pipe()
         except OSError as error:
-            raise VggfeatError(
-                f"can't hand over images from other processes ({error}): give --workers 0"
-            ) from error
+            raise _cant_hand_over(error) from error
         self.free = list(range(slots))
         self.requests: dict[int, Request] = {}  # asked, not answered
         self.answers: dict[int, int] = {}  # answered, not taken: bytes of the answer's head
         self.forgotten: set[int] = set()  # asked, and nobody waits for the answer
-        self.line, theirs = Pipe()
         numbers = theirs.fileno(), self.place, self.slots, os.getpid()
         # A signal to the group, at any moment of its life, passes it by: it inherits this mask, and keeps it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -288,7 +286,10 @@ class _Reader:
         slot = self.free.pop()
         written = pickle.dumps(request)
         self.requests[slot] = request
-        _write(self.slots[slot], written, 0)
+        try:
+            _write(self.slots[slot], written, 0)
+        except OSError as error:
+            raise _cant_hand_over(error) from error
         try:
             self.line.send_bytes(BELL.pack(slot, len(written)))
         except OSError as error:
@@ -304,13 +305,15 @@ class _Reader:
         file, start = self.slots[slot], self.answers.pop(slot)
         head = bytearray(start)
         _read(file, memoryview(head), 0)
-        failure, arrays, unreadable = pickle.loads(head)
+        failure, refused, arrays, unreadable = pickle.loads(head)
         tensors = []
         for name, shape in arrays:
             tensor = torch.empty(shape, dtype=getattr(torch, name), pin_memory=pinned)
             start += _read(file, tensor.view(-1).view(torch.uint8).numpy().data, start)
             tensors.append(tensor)
         self._clear(slot)
+        if refused:
+            raise _cant_hand_over(failure)
         if failure:
             error = RuntimeError(f"a process that reads images failed: {failure.splitlines()[-1]}")
             error.add_note(failure)
@@ -381,6 +384,11 @@ class _Reader:
             self.process.wait(5)
 
 
+def _cant_hand_over(why: object) -> ReadingFailed:
+    """For what the system refuses, to either side: memory for batches, descriptors."""
+    return ReadingFailed(f"can't hand over images from other processes ({why}): give --workers 0")
+
+
 def _read(file: int, buffer: memoryview, offset: int) -> int:
     """Fill a buffer of bytes from a file's offset; its length."""
     done = 0
@@ -420,12 +428,16 @@ def serve(line: int, place: int, slots: list[int], trainer: int) -> None:
             _read(file, memoryview(written), 0)
             try:
                 arrays, unreadable = pickle.loads(written).read(partial(at, slot))
-                head = pickle.dumps(("", [(array.dtype.name, array.shape) for array in arrays], unreadable))
+                head = pickle.dumps(
+                    ("", False, [(array.dtype.name, array.shape) for array in arrays], unreadable)
+                )
                 end = _write(file, head, 0)
                 for array in arrays:
                     end += _write(file, array.reshape(-1).view(np.uint8).data, end)
-            except Exception:  # the trainer tells it
+            except Exception as error:  # the trainer tells it
+                refused = isinstance(error, OSError | MemoryError)
+                why = str(error) or type(error).__name__
                 os.ftruncate(file, 0)
-                head = pickle.dumps((traceback.format_exc(), [], []))
+                head = pickle.dumps((why if refused else traceback.format_exc(), refused, [], []))
                 _write(file, head, 0)
             bell.send_bytes(BELL.pack(slot, len(head)))

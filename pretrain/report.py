@@ -24,7 +24,7 @@ from pretrain.trainer import WEIGHTS
 from pretrain.watch import LOG, events
 from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError, reason
-from vggfeat.files import check_outputs, write_text
+from vggfeat.files import check_outputs, whole
 from vggfeat.page import Section, Series, chart, html, join, page, table
 from vggfeat.terminal import duration, out, run, say
 
@@ -108,7 +108,8 @@ def write_report(folder: Path, target: Path) -> None:
             Section("recipe", f"Recipe of {stages[0][0]}", table(("", ""), recipe, numbers=())),
         ],
     )  # fmt: skip
-    write_text(target, text)
+    with whole(target) as partial:  # not into a pipe, whose reader may never come
+        partial.write_bytes(text.encode())
 
 
 def _stages(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:

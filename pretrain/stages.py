@@ -22,10 +22,10 @@ from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
 from pretrain.recipe import Recipe
 from pretrain.report import REPORT, write_report
-from pretrain.trainer import WEIGHTS, Machine, Trainer
+from pretrain.trainer import BEST, CHECKPOINT, WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
 from vggfeat.errors import VggfeatError, reason
-from vggfeat.files import sweep, whole
+from vggfeat.files import place_of, scratch, whole
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, list_unreadable, progress
 from vggfeat.vgg import VGG
@@ -86,16 +86,18 @@ def train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
 @contextmanager
 def _alone(run: Run) -> Iterator[None]:
     """Hold the run's folder, until the process ends: two runs in it would overwrite each other's checkpoints."""
+    folders = [run.folder(number) for number in run.chosen]
     try:
-        for number in run.chosen:
-            run.folder(number).mkdir(parents=True, exist_ok=True)
-            sweep(run.folder(number))  # a stage that is finished writes nothing any more
+        for folder in (*folders, run.out):
+            folder.mkdir(parents=True, exist_ok=True)
+            with scratch(folder):  # it can be written in; and what a killed process has left there is gone
+                pass
         # not through a link, nor waiting for what reads a pipe
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         lock = os.open(run.out / "lock", flags, 0o666)
     except OSError as error:
         what = "its file lock is a link" if error.errno == errno.ELOOP else reason(error)
-        raise VggfeatError(f"can't write in the folder {run.out}: {what}") from error
+        raise VggfeatError(f"can't write in the folder {folder}: {what}") from error
     try:
         try:
             fcntl.lockf(
@@ -107,6 +109,11 @@ def _alone(run: Run) -> Iterator[None]:
             ) from None
         except OSError as error:
             say(f"warning: {run.out} can't be locked ({reason(error)}): start no other run there")
+        # an odd one is refused now, and not when hours of work are to be written there
+        place_of(run.out / WEIGHTS)
+        for folder in folders:
+            for name in (CHECKPOINT, BEST, WEIGHTS):
+                place_of(folder / name)
         yield
     finally:
         os.close(lock)

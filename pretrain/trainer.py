@@ -32,6 +32,7 @@ from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import Recipe
 from pretrain.watch import Log, Stop, cant_write, say
 from vggfeat.errors import VggfeatError, out_of_memory
+from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.vgg import VGG
@@ -275,9 +276,10 @@ class Trainer:
                 images, leave, save = ranks.sum(
                     [float(batch.counts.sum()), float(self.stop.signal > 0), due if ranks.first else 0.0]
                 )
-                self._report(batch.unreadable)
-                if images:
-                    self.pending += self.step(batch, images)
+                self._report(batch.unreadable, "left out")
+                if not images:  # nothing would be learned, to the end of the stage and without a word
+                    raise ReadingFailed("not one image of a batch can be read: is the storage still there?")
+                self.pending += self.step(batch, images)
                 state.iteration += 1
                 state.seconds = before + time.monotonic() - began
                 self._log_loss(log)
@@ -299,8 +301,7 @@ class Trainer:
                     self._save(must=True)
                     return False
                 self._tell(log, "val", state.val, len(self.data.val))
-            self._write_weights(WEIGHTS, must=True)
-            self._save(must=True)
+            try_each(lambda: self._write_weights(WEIGHTS, must=True), lambda: self._save(must=True))
         return True
 
     def _batches(self) -> Iterator[Batch]:
@@ -389,11 +390,11 @@ class Trainer:
                 f"died in the first iterations, more slowly (--set {self.stage.name}.learning_rate=5e-3)"
             )
 
-    def _report(self, unreadable: list[tuple[str, str]]) -> None:
+    def _report(self, unreadable: list[tuple[str, str]], how: str) -> None:
         for name, why in unreadable:
             if name not in self.reported:
                 self.reported.add(name)
-                say(f"unreadable, left out: {name}: {why}")
+                say(f"unreadable, {how}: {name}: {why}")
 
     @torch.inference_mode()
     def errors(self, rows: np.ndarray) -> tuple[float, float] | None:
@@ -408,6 +409,7 @@ class Trainer:
         self.trainee.eval()
         right1 = right5 = 0.0
         for batch in self.readers.read(crops, self.data.items, keys):
+            self._report(batch.unreadable, "counted as an error")
             for pixels, alpha, kept, labels, counts in self._pieces(batch):
                 with self.autocast():
                     scores = self.trainee(pixels, alpha, kept)
@@ -458,9 +460,11 @@ class Trainer:
         try:
             write()
         except (OSError, SafetensorError, VggfeatError) as error:
-            what = f"{cant_write(path, error)}; free some space there"
+            what = cant_write(path, error)
             if must:
-                raise VggfeatError(f"{what}, then give the same command again") from error
+                raise VggfeatError(
+                    f"{what}; the same command goes on from the last checkpoint, once it can be written"
+                ) from error
             if path.name not in self.refused:
                 self.refused.add(path.name)
                 say(f"warning: {what}; training goes on, and what was there before is kept")

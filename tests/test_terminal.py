@@ -259,6 +259,18 @@ main()
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_fails_before_a_command_begins_is_a_line(debug: bool) -> None:
+    """Libraries are imported there, for which memory may be short."""
+    script = "from vggfeat.__main__ import begin\nbegin()\nraise ImportError('no memory\\nto map it')"
+    line = [sys.executable, "-c", script, *["--debug"] * debug]
+    ran = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=HANG)
+    lines = ran.stderr.splitlines()
+    assert ran.returncode == 1
+    assert lines[-1] == "vggfeat: unexpected ImportError: no memory to map it (--debug shows where)"
+    assert ("Traceback" in ran.stderr) == debug == (len(lines) > 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("kind", "says"), [("wait", "some.work: interrupted\n"), ("end", "progress\n" * 40)])
 def test_ctrl_c_at_work_and_at_the_end(number: signal.Signals, kind: str, says: str) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 def begin() -> None:
@@ -16,8 +17,9 @@ def begin() -> None:
 
     Descriptors 0 to 2 that are closed are opened on nothing: else the next file would get such a number, and what a
     library says on stderr would be written into a result. A working folder that is gone is told: PyTorch's libraries
-    can't be loaded there.
+    can't be loaded there. What fails while they are imported, as for want of memory, is one line, too.
     """
+    sys.excepthook = _unexpected
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
@@ -32,6 +34,14 @@ def begin() -> None:
         with suppress(OSError):
             os.write(2, b"vggfeat: the working folder is gone: change to one that is there\n")
         os._exit(1)
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if "--debug" in sys.argv:
+        sys.__excepthook__(kind, error, trace)
+    line = f"vggfeat: unexpected {kind.__name__}: {' '.join(str(error).split())} (--debug shows where)\n"
+    with suppress(OSError):
+        os.write(2, line.encode(errors="backslashreplace"))
 
 
 def _leave(number: int, frame: FrameType | None, leave: object = os._exit) -> None:

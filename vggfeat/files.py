@@ -35,7 +35,7 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
     Raises CantWrite: a link to nothing, a folder, a device, a disk that refuses (also in the body).
     """
     try:
-        target, before = _regular(path)
+        target, before = place_of(path)
         with scratch(target.parent) as folder:
             partial = folder / f"f{target.suffix}"  # never longer than the name itself, and mostly ASCII
             fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -161,7 +161,7 @@ def _stat(path: Path) -> os.stat_result | None:
         raise CantWrite(f"can't write {path}: {reason(error)}") from error
 
 
-def _regular(path: Path) -> tuple[Path, os.stat_result | None]:
+def place_of(path: Path) -> tuple[Path, os.stat_result | None]:
     """The file that stands behind a path, and what is there now. Raises CantWrite where no file can take its place."""
     there = _stat(path)
     if there is not None and stat.S_ISDIR(there.st_mode):
@@ -222,7 +222,7 @@ def check_outputs(
             refuse_filled(path)
             _try(path, path)
             continue
-        target, there = _regular(path)
+        target, there = place_of(path)
         if there is not None and not overwrite:
             raise VggfeatError(f"{path} exists; give --overwrite, or another {option}")
         _try(target, path)

@@ -7,6 +7,7 @@ is silent: who waits for another says for which, from `WARN_SECONDS` on, and a l
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -163,6 +164,45 @@ class Meeting:
         self.waits += 1
 
 
+def _told(name: str, low: int, high: int) -> int:
+    """A number that torchrun says in the environment. Raises VggfeatError where another hand has set the others."""
+    text = os.environ.get(name, "nothing")
+    if not (text.isdecimal() and len(text) < 10 and low <= int(text) <= high):
+        raise VggfeatError(
+            f"the environment says {name}={text}, not {low} to {high}: start the processes of a job by torchrun, "
+            "or one alone without WORLD_SIZE"
+        )
+    return int(text)
+
+
+def _met(minutes: float) -> dist.Store:
+    """Where the processes of a job find each other; the first one makes it.
+
+    In a thread, as PyTorch waits for the first process without a word and without hearing a signal.
+    """
+    met: list[dist.Store | Exception] = []
+
+    def meet() -> None:
+        try:
+            met.append(next(dist.rendezvous("env://", timeout=timedelta(minutes=minutes)))[0])
+        except Exception as error:  # told by the one who waits
+            met.append(error)
+
+    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    began, pause = time.monotonic(), WARN_SECONDS
+    while thread.is_alive():
+        thread.join(1.0)
+        if (waited := time.monotonic() - began) >= pause and thread.is_alive():
+            say(f"waiting for the first process of this job, at {where} ({waited:.0f} s)")
+            pause *= 2
+    if isinstance(met[0], Exception):
+        text = " ".join(str(met[0]).split())
+        raise VggfeatError(f"can't meet the other processes of this job at {where}: {text[:120]}") from met[0]
+    return met[0]
+
+
 @contextmanager
 def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
     """Join the processes that torchrun started, each on a GPU of its own; leave them afterwards.
@@ -170,11 +210,12 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
     device: "auto", "cpu" or "cuda". minutes: how long one waits for another, 30 at most for its
     start. Raises VggfeatError: a process has no GPU, or hasn't come.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = _told("WORLD_SIZE", 1, 1 << 20) if "WORLD_SIZE" in os.environ else 1
     if world == 1:
         yield Ranks(resolve_device(device))
         return
-    local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    rank, local_world = _told("RANK", 0, world - 1), _told("LOCAL_WORLD_SIZE", 1, world)
+    local_rank = _told("LOCAL_RANK", 0, local_world - 1)
     chosen = resolve_device(device)
     if chosen.type == "cuda":
         if local_world > torch.cuda.device_count():
@@ -184,9 +225,8 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
             )
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
-    rank = int(os.environ["RANK"])
+    store = _met(min(minutes, JOIN_MINUTES))
     with telling_of_others():
-        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=min(minutes, JOIN_MINUTES))))
         meeting = Meeting(store, rank, world, minutes)
         meeting.join()
         # Small words go through gloo on the CPU, gradients through NCCL where there are GPUs. Their own limit is

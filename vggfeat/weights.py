@@ -309,7 +309,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     size = regular(path, "weights file")
     with _unreadable(path):
         if path.suffix == ".safetensors":
-            with _opened(path) as file:
+            with opened(path) as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, _metadata(file, path)  # noqa: SIM118
         with open(path, "rb") as pickled:
             mapped = _check_pickle(pickled, path, size)
@@ -335,12 +335,15 @@ def _unreadable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A .safetensors file whose header is of a sane length; the library compares it with the file's own length."""
+def opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file whose header is of a sane length; the library compares it with the file's own length.
+
+    Raises OSError for a file that can't be opened, which the library would call missing; ValueError, SafetensorError.
+    """
     with open(path, "rb") as raw:
         length = int.from_bytes(raw.read(8), "little")
         if length > MOST_HEADER:
-            raise VggfeatError(f"{path} can't be read as weights: its header claims {length:,} bytes")
+            raise ValueError(f"its header claims {length:,} bytes")
         with safetensors.safe_open(_unicode_name(path, raw), framework="pt") as file:
             yield file
 
@@ -391,7 +394,7 @@ def _check_names(file: IO[bytes], pickles: int, path: Path) -> None:
 def metadata_of(path: Path) -> dict[str, str]:
     """The metadata of a .safetensors file. Raises VggfeatError: no such file, a damaged one, metadata that can't be."""
     regular(path, "weights file")
-    with _unreadable(path), _opened(path) as file:
+    with _unreadable(path), opened(path) as file:
         return _metadata(file, path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,17 @@ def test_what_is_written_is_read(path: Path) -> None:
         ("pending_loss", math.nan),
         ("finished", 1),
         ("seconds", -1.0),
+        ("seconds", "long" * 1000),
         *(("held_out", v) for v in ([50.0], [math.nan, 1.0], "ab", [101, 1])),
         ("val", 5),
     ],
 )
 def test_an_impossible_state_is_refused_by_name(name: str, value: object, path: Path) -> None:
     changed(path, lambda tensors, state: state["progress"].update({name: value}))
-    with pytest.raises(VggfeatError, match=f"last.safetensors is no checkpoint.*its progress: {name}.* must"):
+    told = f"last.safetensors is no checkpoint.*its progress: {name}.* must"
+    with pytest.raises(VggfeatError, match=told) as refused:
         read_state(path)
+    assert len(str(refused.value)) < len(str(path)) + 200
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,30 @@ def test_a_folder_a_pipe_and_other_files_are_refused(path: Path) -> None:
     for odd in (path, path.parent):
         with pytest.raises(VggfeatError, match="is no checkpoint of a training run"):
             read_state(odd)
+
+
+def test_a_checkpoint_that_cannot_be_opened_just_now_is_not_called_damaged(path: Path) -> None:
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))  # no file can be opened
+    try:
+        for read in (read_state, lambda path: load_checkpoint(path, *trained())):
+            with pytest.raises(VggfeatError, match=r"can't read .*last\.safetensors: Too many open files"):
+                read(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_read(path: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xe9")
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("names are UTF-8 here")
+    save_checkpoint(odd / path.name, *trained(), SOUND, {"net": "A"})
+    assert read_state(odd / path.name)[0] == SOUND
+    load_checkpoint(odd / path.name, *trained())
 
 
 @pytest.mark.parametrize("iteration", [0, 3])

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 import subprocess
+import threading
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import HANG
 from tests.pretrain.conftest import command, environment
+from vggfeat import ranks
+from vggfeat.errors import VggfeatError
 
+# the second of two processes, which nobody has told where the first one is
+JOB = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere"}
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -52,7 +59,7 @@ def job(tmp_path: Path, minutes: float, *names: str) -> list[str]:
 
 def test_a_slow_process_is_named(tmp_path: Path) -> None:
     lines = job(tmp_path, 30, "waiting")
-    assert {f"{rank} has [3.0, 3.0]" for rank in range(3)} <= set(lines)
+    assert {f"{rank} has [3.0, 3.0]" for rank in range(3)} <= set(lines), lines
     whom = re.compile(r"waiting for process (0, )?1(, 2)? of this job")  # 0 and 2 may be late, too
     assert any(map(whom.match, lines)), lines
 
@@ -62,3 +69,51 @@ def test_a_process_that_does_not_come_is_given_up_in_a_sentence(tmp_path: Path) 
     says = [line for line in lines if line[:7] in ("0 says ", "2 says ")]
     whom = re.compile(r"says waited .* for process (0, )?1(, 2)? of this job")  # 0 and 2 may be late, too
     assert len(says) == 2 and all(map(whom.search, says)), lines
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE=, not 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"WORLD_SIZE": "2"}, "RANK=nothing, not 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2, not 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "LOCAL_WORLD_SIZE=nothing"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "LOCAL_RANK=1, not 0 to 0"),
+        (JOB, r"can't meet the other processes of this job at nowhere:\?: .*MASTER_PORT"),
+    ],
+)  # fmt: skip
+def test_an_environment_that_is_not_torchruns_is_refused(
+    environment: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(VggfeatError, match=says), ranks.joined("cpu"):
+        pass
+
+
+def test_a_first_process_that_is_not_there_yet_is_waited_for_with_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, lines = threading.Event(), []
+
+    def rendezvous(*_: object, **__: object) -> None:
+        told.wait()
+        raise RuntimeError("nobody")
+
+    def say(text: str) -> None:
+        lines.append(text)
+        told.set()
+
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks.dist, "rendezvous", rendezvous)
+    monkeypatch.setattr(ranks, "WARN_SECONDS", 0.0)
+    monkeypatch.setattr(ranks, "say", say)
+    with (
+        pytest.raises(VggfeatError, match=r"can't meet the other processes of this job.*nobody"),
+        ranks.joined("cpu"),
+    ):
+        pass
+    assert lines[0].startswith("waiting for the first process of this job, at nowhere:?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,29 @@ def test_a_failure_in_a_reader_is_the_trainers(
     broken = Samples(3, 1, (60, 36), 0.1, True, 0.5, 40, 32)  # no integer lies in such a range
     with Readers(1, CPU) as several, pytest.raises(RuntimeError, match="reads images failed: ValueError"):
         next(several.read(broken, images.items, keys))
+
+
+def test_memory_for_batches_that_is_refused_is_told_to_either_side(
+    images: TrainingSet, keys: list[list[tuple[int, int]]]
+) -> None:
+    """As where a control group has no more; a limit of bytes a file refuses the same."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(most: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+
+    says = r"can't hand over images .*File too large.*give --workers 0"
+    try:
+        limited(5000)  # a request has 1 kB, a batch 20
+        with Readers(1, CPU) as several:
+            limited(before[0])  # from here on only the reader's
+            with pytest.raises(ReadingFailed, match=says):
+                next(several.read(HOW, images.items, keys))
+            limited(16)
+            with pytest.raises(ReadingFailed, match=says):
+                next(several.read(HOW, images.items, keys))
+    finally:
+        limited(before[0])
 
 
 def test_readers_end_with_their_trainer_however_it_ends(images: TrainingSet, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -72,3 +73,15 @@ def test_a_loss_that_left_the_numbers_is_shown_as_none(tmp_path: Path) -> None:
         log.write('{"event": "train", "iteration": 2, "loss": NaN, "seconds": Infinity}\n')
     report.write_report(tmp_path, tmp_path / "r.html")
     assert "nan" not in (tmp_path / "r.html").read_text().lower().partition("<body")[2]
+
+
+def test_a_page_is_never_written_into_a_pipe(tmp_path: Path) -> None:
+    """Training writes it, too: its reader would be waited for, in a wait that no signal ends."""
+    write_log(tmp_path, "A-1", 1, 1.0, False)
+    os.mkfifo(tmp_path / "report.html")
+    reader = os.open(tmp_path / "report.html", os.O_RDONLY | os.O_NONBLOCK)  # one that would come
+    try:
+        with pytest.raises(VggfeatError, match=r"report\.html is no regular file"):
+            report.write_report(tmp_path, tmp_path / "report.html")
+    finally:
+        os.close(reader)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
+import os
 import resource
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from pretrain import plan, trainer
 from pretrain.checkpoint import read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
@@ -181,10 +184,77 @@ def test_unreadable_images_are_left_out_the_same_by_every_process(
     out = tmp_path / "broken"
     out.mkdir()
     shutil.copy(whole / "colours.json", out)
-    (drawings / "train" / "red" / "07.jpg").write_bytes(b"nothing")
+    for name in ("train/red/07.jpg", "val/blue/00.jpg"):
+        (drawings / name).write_bytes(b"nothing")
     ran = command(*words, "--out", out, "--set=held_out=0.05", "--set=A-112.iterations=10")
     assert "unreadable, left out: train/red/07.jpg" in ran.err
+    assert "unreadable, counted as an error: val/blue/00.jpg" in ran.err
     assert all(math.isfinite(loss) for loss in losses(out))
+
+
+def test_storage_that_is_gone_ends_a_run(command: Command, drawings: Path, tmp_path: Path) -> None:
+    """Else every batch is empty, and a net that has learned nothing more is finished without a word."""
+    words = ["--net", "A", *FEW, "--stages", "1", "--data", drawings]
+    assert command(*words, "--out", tmp_path / "whole").status == 0
+    for image in (drawings / "train").rglob("*.jpg"):
+        image.write_bytes(b"")
+    ran = command(*words, "--colours", tmp_path / "whole" / "colours.json", "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert "iteration 0: not one image of a batch can be read" in one_line(ran.err)
+
+
+@pytest.mark.parametrize("name", ["weights", "A-36/weights", "A-36/best", "A-36/last"])
+def test_what_no_file_can_take_the_place_of_is_told_before_the_work(
+    name: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / A_STAGE).mkdir()
+    os.mkfifo(tmp_path / f"{name}.safetensors")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path)
+    assert ran.status == 1
+    assert f"{name}.safetensors is no regular file" in one_line(ran.err)
+    assert [path.name for path in (tmp_path / A_STAGE).iterdir() if not path.is_fifo()] == []
+
+
+def test_a_stage_whose_folder_cannot_be_written_is_told_before_the_work(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no folder that even root can't write in")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / A_STAGE).symlink_to("/proc/self")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert f"can't write in the folder {tmp_path / 'run' / A_STAGE}" in one_line(ran.err)
+
+
+def test_a_system_that_does_not_tell_its_free_memory(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(path: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    monkeypatch.setattr(plan, "open", missing, raising=False)
+    words = ["--net", "A", *FEW, "--stages", "1", "--data", drawings, "--out", tmp_path / "run"]
+    assert "/proc/meminfo'): give --micro-batch" in one_line(command(*words).err)
+    assert command(*words, "--micro-batch", "8").status == 0
+
+
+def test_weights_that_are_refused_at_the_end_leave_a_checkpoint_to_write_them_from(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, trainer: Trainer) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = ["--net", "A", *FEW, "--stages", "1", "--data", drawings, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_weights", refused)
+        ran = command(*words)
+    assert ran.status == 1
+    assert "weights.safetensors: No space left on device; the same command goes on" in one_line(ran.err)
+    assert read_state(tmp_path / "run" / A_STAGE / "last.safetensors")[0].finished
+    ran = command(*words)
+    assert ran.status == 0 and "iteration" not in ran.err
+    assert load(str(tmp_path / "run" / "weights.safetensors")).name == "A"
 
 
 def losses(out: Path) -> list[float]:

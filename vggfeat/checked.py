@@ -210,7 +210,7 @@ def _kinds(record: Any) -> dict[str, Any]:
 
 
 def _no_key(record: Any, key: str) -> str:
-    return f"there is no {key!r} in a {record.__name__}; it has {', '.join(_kinds(record))}"
+    return f"there is no {shown(key)} in a {record.__name__}; it has {', '.join(_kinds(record))}"
 
 
 def _inside(key: str, name: str) -> str:

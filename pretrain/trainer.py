@@ -169,7 +169,7 @@ class Trainer:
             if key not in made_with:
                 raise VggfeatError(f"{path} doesn't say with which {key} it was made: give another --out")
             if made_with[key] != ours:
-                theirs = made_with[key]
+                theirs = str(made_with[key])[:60]
                 if isinstance(ours, list) and len(str(ours)) > 60:
                     what = (
                         f"was made with another list of {key}" if key == "classes" else f"has another {key}"

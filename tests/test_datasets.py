@@ -226,7 +226,10 @@ def test_voc2012_from_any_of_three_roots(tmp_path: Path, root: str) -> None:
 
 def test_voc_without_a_test_list(tmp_path: Path) -> None:
     make_voc(tmp_path / "mine", {"train": ["000001"], "val": ["000002"]})
-    assert sizes(load("voc2007", tmp_path / "mine")) == {"train": 1, "val": 1}
+    items = load("voc2007", tmp_path / "mine")
+    assert sizes(items) == {"train": 1, "val": 1}
+    # all that was read is known as that, so that no command writes there
+    assert set((tmp_path / "mine").rglob("*.txt")) < set(items.paths())
 
 
 def test_voc_faults_name_the_file_and_the_line(tmp_path: Path) -> None:

@@ -460,6 +460,7 @@ def _write_over(path: Path) -> None:
     ("act", "told"),
     [
         (Path.unlink, "removed"),
+        (lambda path: path.rename(path.with_name("moved")), "moved"),
         (_another, "replaced"),
         (lambda path: os.truncate(path, 5000), "cut off"),
         (_lengthen, "lengthened"),

@@ -238,7 +238,7 @@ def _kinds(record: Any) -> dict[str, Any]:
 
 
 def _no_key(record: Any, key: str) -> str:
-    return f"can't have {key!r}: a {record.__name__} has {', '.join(_kinds(record))}"
+    return f"can't have {shown(key)}: a {record.__name__} has {', '.join(_kinds(record))}"
 
 
 def _inside(key: str, name: str) -> str:

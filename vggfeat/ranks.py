@@ -134,9 +134,9 @@ class Meeting:
             try:
                 work.wait(timedelta(seconds=seconds))
             except RuntimeError:
-                if work.is_completed():  # not this wait's end, but the exchange's
-                    raise
-                return False
+                if not work.is_completed():
+                    return False
+                work.wait()  # it has ended, maybe since that wait had: this one raises what the exchange itself met
             return True
 
         self._until(done, self.minutes)

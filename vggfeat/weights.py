@@ -363,7 +363,12 @@ def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise VggfeatError(f"{path} is compressed, as PyTorch's files never are: save it again")
-        (pickled,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+        if len(entries) != 1:
+            raise VggfeatError(
+                f"{path} is a zip archive, and not one that PyTorch has written: it has {len(entries)} data.pkl"
+            )
+        (pickled,) = entries
         if pickled.file_size > MOST_HEADER:
             raise VggfeatError(f"{path} can't be read as weights: its pickle has {pickled.file_size:,} bytes")
         _check_names(io.BytesIO(archive.read(pickled)), 1, path)

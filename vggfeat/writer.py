@@ -359,14 +359,18 @@ class FeatureWriter:
         if not self._lost:
             status = os.fstat(self._file)
             if not _is_at(self._file, self.partial):
-                self._lost = "replaced" if os.path.lexists(self.partial) else "removed"
+                moved = "removed" if status.st_nlink == 0 else "moved"
+                self._lost = "replaced" if os.path.lexists(self.partial) else moved
             elif status.st_size != self._size:
                 self._lost = "cut off" if status.st_size < self._size else "lengthened"
             elif os.pread(self._file, 16, 16) != self._number:
                 self._lost = "written over"
         if self._lost:
+            end = "what was in it is lost"
+            if self._lost == "moved":
+                end = "move it back, and the same command goes on"
             raise VggfeatError(
-                f"{self.partial} was {self._lost} by another program while it was being written: what was in it is lost"
+                f"{self.partial} was {self._lost} by another program while it was being written: {end}"
             )
 
     @property

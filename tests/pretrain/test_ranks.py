@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,30 @@ def test_a_process_that_does_not_come_is_given_up_in_a_sentence(tmp_path: Path) 
     says = [line for line in lines if line[:7] in ("0 says ", "2 says ")]
     whom = re.compile(r"says waited .* for process (0, )?1(, 2)? of this job")  # 0 and 2 may be late, too
     assert len(says) == 2 and all(map(whom.search, says)), lines
+
+
+class Exchange:
+    """One that ends at the moment when a wait for it has given up."""
+
+    def __init__(self, failure: str) -> None:
+        self.failure, self.waits = failure, 0
+
+    def is_completed(self) -> bool:
+        return True
+
+    def wait(self, timeout: timedelta | None = None) -> None:
+        self.waits += 1
+        if self.waits == 1:
+            raise RuntimeError("Operation timed out!")
+        if self.failure:
+            raise RuntimeError(self.failure)
+
+
+def test_an_exchange_that_ends_as_a_wait_for_it_gives_up_has_ended_well() -> None:
+    meeting = ranks.Meeting(ranks.dist.HashStore(), 0, 1, 1.0)
+    meeting.wait(Exchange(""))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="the other has left"):
+        meeting.wait(Exchange("the other has left"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

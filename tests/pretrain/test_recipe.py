@@ -116,6 +116,7 @@ def test_recipe_files(tmp_path: Path) -> None:
         ("width = 1.0", "has no \\[\\[stages\\]\\]"),
         ("[[stages]]\nnet = 'NET'", r"own.toml: stages\[0\].train_scale is missing"),
         ("depth = 3\n[[stages]]", "own.toml can't have 'depth': a Recipe has name, stages"),
+        (f"{'depth' * 9999} = 3\n[[stages]]", r"can't have '(depth)+d\.\.\.: a Recipe has"),
         (
             "[[stages]]\nnet = 'F'\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1",
             "there is no net 'F'",

@@ -24,6 +24,7 @@ class Items:
     splits: name -> (n,) int64 rows. Official ones are "train", "val", "test"; the random splits of a
         protocol are "split0/train", "split0/val", "split0/test", "split1/train" …
     images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory, else None.
+    lists: files that were read for all this, relative to root; no command may write them.
     """
 
     dataset: str
@@ -34,13 +35,14 @@ class Items:
     classes: list[str]
     splits: dict[str, np.ndarray] = field(default_factory=dict)
     images: np.ndarray | None = None
+    lists: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def paths(self) -> Iterator[Path]:
-        """The images' files; none of a dataset that lives in memory."""
-        return iter(()) if self.images is not None else map(self.root.joinpath, self.names)
+        """The files that are read: lists and images; none of a dataset that lives in memory."""
+        return iter(()) if self.images is not None else map(self.root.joinpath, (*self.lists, *self.names))
 
     def source(self, i: int) -> Path | np.ndarray:
         """Where image i is: a path, or its pixels."""

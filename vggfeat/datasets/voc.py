@@ -96,6 +96,7 @@ def _read(folder: Path, year: int) -> Items:
         labels=labels,
         classes=list(CLASSES),
         splits={s: np.array(sorted(row_of[i] for i in part), np.int64) for s, part in ids_of.items()},
+        lists=[str(path.relative_to(folder)) for path in sorted(lists.glob("*.txt"))],
     )
 
 

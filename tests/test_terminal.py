@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vggfeat import cli, terminal
+from vggfeat.errors import CantWrite, UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.terminal import columns, list_unreadable, out, print_table, printable, progress, say
 
 from .conftest import HANG, Command
@@ -257,6 +258,11 @@ main()
     )
     told = "vggfeat: the working folder is gone: change to one that is there\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
+
+
+@pytest.mark.parametrize("kind", [VggfeatError, WrongUsage, CantWrite, UnreadableImage])
+def test_an_error_is_one_line_whatever_a_file_is_called(kind: type[VggfeatError]) -> None:
+    assert str(kind("two  files: a\nb and\r\nc\u2028d")) == "two  files: a b and c d"
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -12,6 +12,9 @@ class VggfeatError(Exception):
 
     status = 1
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # names from files may hold line ends
+
 
 class WrongUsage(VggfeatError):  # noqa: N818 - named as what happened
     """Options that contradict each other, or miss one."""

@@ -267,6 +267,7 @@ def test_a_table_is_not_trusted(
     ("values", "told"),
     [
         ({"status": np.full((5, 2), 7)}, "status 7"),
+        ({"seconds": np.array([np.nan])}, "it took nan seconds"),
         ({"status": np.zeros((5, 2))}, "5 rows are pending"),
         ({"labels": [0, 1, 2, 0, 0]}, "labels outside of -1..1"),
         ({"labels": [0, 1, -2, 0, 0]}, "labels outside of -1..1"),

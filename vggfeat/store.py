@@ -229,7 +229,7 @@ def read_features(file: File, layer: str | None = None) -> Features:
         attributes={
             **facts,
             "description": description.to_dict(),
-            "seconds": float(file.array("seconds", "f", (1,))[0]),
+            "seconds": read_seconds(file),
         },
         shape=(count, scales, place.shape[2]),
         dtype=place.dtype,
@@ -245,6 +245,14 @@ def read_status(file: File, count: int, scales: int) -> np.ndarray:
     if count and status_NQ.max() > UNREADABLE:
         raise Damaged(f"it has a row of status {status_NQ.max()}, which there isn't")
     return status_NQ
+
+
+def read_seconds(file: File) -> float:
+    """Spent on the extraction. Raises Damaged."""
+    seconds = float(file.array("seconds", "f", (1,))[0])
+    if not 0 <= seconds < float("inf"):
+        raise Damaged(f"it took {seconds} seconds")
+    return seconds
 
 
 def _descriptors(file: File, number: int, layers: list[str], count: int, scales: int) -> Place:

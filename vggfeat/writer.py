@@ -38,6 +38,7 @@ from vggfeat.store import (
     Facts,
     read_features,
     read_rows,
+    read_seconds,
     read_status,
     row_status,
 )
@@ -228,7 +229,7 @@ class FeatureWriter:
             self._number, self._size = file.number, os.fstat(self._file).st_size
             self._status_NQ = read_status(file, *file.place("status", "u", (None, None)).shape)
             self.described = (self._status_NQ == DONE) & (row_status(self._status_NQ) != UNREADABLE)[:, None]
-            self._seconds = float(file.array("seconds", "f", (1,))[0])
+            self._seconds = read_seconds(file)
 
     def _locked(self, path: Path, flags: int, kind: int) -> int:
         """A file descriptor that holds a lock on path until it is closed, which a kill does too."""

@@ -222,7 +222,7 @@ def extract_begun(inputs: Inputs) -> Job:
 def extract_retry(inputs: Inputs) -> Job:
     root, features = inputs.mended
     words = [*extract_words(root), "--retry"]
-    return Job("extract-retry", vggfeat_main, words, {"f.h5": features}, overwrite=False)
+    return Job("extract-retry", vggfeat_main, words, {"f.h5": features})
 
 
 @_job

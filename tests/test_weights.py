@@ -368,6 +368,14 @@ def test_a_compressed_pth_file_is_refused(tmp_path, he):
         vggfeat.load(f"oxford:D@{tmp_path / 'w.pth'}")
 
 
+def test_a_pickle_of_another_protocol_is_read_without_a_word(tmp_path, he, recwarn):
+    state = he("D", width=0.125, crop=32).state_dict()
+    torch.save(state, tmp_path / "w.pth", pickle_protocol=3)
+    tensors, _ = weights._read(tmp_path / "w.pth")
+    assert tensors.keys() == state.keys()
+    assert not recwarn.list
+
+
 def test_a_zip_archive_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as other:
         other.writestr("photos/1.jpg", b"")

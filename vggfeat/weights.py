@@ -23,6 +23,7 @@ import json
 import os
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -315,7 +316,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             mapped = _check_pickle(pickled, path, size)
             pickled.seek(0)
             place = _unicode_name(path, pickled) if mapped else pickled
-            tensors = torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
+            with warnings.catch_warnings(action="ignore"):  # of what a damaged file says of itself
+                tensors = torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(tensors, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
     ):

@@ -485,7 +485,7 @@ def test_a_file_that_others_spoil_while_it_is_written_is_noticed(
 
 
 def test_rows_that_others_spoil_while_the_file_is_written_are_noticed(
-    spoilt: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes of a descriptor change behind the writer's back: the look at the whole file sees it."""
 
@@ -501,7 +501,27 @@ def test_rows_that_others_spoil_while_the_file_is_written_are_noticed(
     _meanwhile(monkeypatch, 7, scribble)
     ran = run_main(cli.main, *words(spoilt, out))
     assert ran.status == 1 and not out.exists()
-    assert "has another checksum" in ran.err
+    assert "descriptors other than written: 1, first that of 'blue/00.jpg'" in ran.err
+    assert "21 of 24 images are in" in ran.err and "the same command goes on from there" in ran.err
+    assert run_main(cli.main, *words(spoilt, out)).status == 3
+    assert_same_file(out, whole)
+
+
+def test_a_descriptor_that_the_disk_has_changed_is_described_again(
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command
+) -> None:
+    out = tmp_path / "f.h5"
+    assert run_main(cli.main, *words(spoilt, out)).status == 3
+    with hdf5.open_file(out, store.FORMAT, store.FORMAT_VERSION) as file:
+        at = file.arrays["descriptors"].at + 5 * file.arrays["descriptors"].row_bytes
+    raw = bytearray(out.read_bytes())
+    raw[at] ^= 1
+    out.write_bytes(raw)
+    ran = run_main(cli.main, "info", out, "--verify")
+    assert ran.status == 1 and "--retry, describes them again" in ran.err
+    ran = run_main(cli.main, *words(spoilt, out, "--retry"))
+    assert ran.status == 3 and "going on: 21 of 24 images" in ran.err
+    assert_same_file(out, whole)
 
 
 def test_a_file_that_appears_meanwhile_stays(
@@ -514,7 +534,7 @@ def test_a_file_that_appears_meanwhile_stays(
     assert ran.status == 1 and "has appeared meanwhile" in ran.err and out.read_text() == "mine"
     out.unlink()
     again = run_main(cli.main, *words(spoilt, out))
-    assert again.status == 3 and "going on: 24 of 24" in again.err
+    assert again.status == 3 and "going on: 22 of 24" in again.err
     assert_same_file(out, whole)
 
 
@@ -606,7 +626,7 @@ def test_what_was_unreadable_is_described_later(spoilt: Path, tmp_path: Path, ru
     assert vggfeat.open_features(out).errors == before.errors
 
     ran = run_main(cli.main, *words(spoilt, out, "--retry"))
-    assert ran.status == 3 and "going on: 24 of 24" in ran.err and "red/03.jpg" not in ran.err
+    assert ran.status == 3 and "going on: 22 of 24" in ran.err and "red/03.jpg" not in ran.err
     after = vggfeat.open_features(out)
     row = after.names.index("red/03.jpg")
     assert after.readable[row] and np.isfinite(after.descriptors[row]).all() and len(after.errors) == 1

@@ -489,7 +489,7 @@ def info(
     else:
         f = open_features(file)
         if verify:
-            f.verify()
+            f.verify()  # a model is read whole anyway
         facts = {
             "kind": "features",
             "images": f.shape[0],
@@ -500,6 +500,7 @@ def info(
             if f.labels is None
             else ("several an image" if f.labels.ndim == 2 else "one an image"),
             "splits": {name: len(rows) for name, rows in f.splits.items()},
+            "checked": "every byte" if verify else "all but the descriptors (--verify)",
             **f.description.to_dict(),
             **{k: v for k, v in f.attributes.items() if k != "description"},
         }

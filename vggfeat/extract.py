@@ -292,7 +292,7 @@ def extract(
     ranks = ranks or Ranks(network.device)
     description = description_of(network, layer, scales, mirror)
     facts = {
-        "weights_metadata": {k: v for k, v in network.metadata.items() if k != "classes"},
+        "weights_metadata": {k: v for k, v in sorted(network.metadata.items()) if k != "classes"},
         "versions": versions(),
         "command": command,
     }

@@ -473,7 +473,7 @@ def open_file(path: Path, format: str, version: int, *, unfinished: bool = False
     format or version, damaged.
     """
     what = format.removeprefix("vggfeat-").rstrip("s") + " file"
-    if path.name.endswith(".partial") and not unfinished:
+    if path.name.endswith(".partial") and not unfinished and os.path.lexists(path):
         raise VggfeatError(f"{path} is half-written: its extraction has not finished; run it to the end")
     try:
         # not to wait for a pipe's writer

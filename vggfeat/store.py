@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from vggfeat.checked import OneOf, Range, Several
+from vggfeat.checked import OneOf, Range, Several, shown
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
@@ -138,30 +138,34 @@ class Features:
             if file.number != self.number:
                 raise VggfeatError(f"{self.path} was replaced since it was opened: open it again")
             number = self.layers.index(self.description.layer)
-            read_rows(file, number, list(self.layers), rows, columns, self.status, made)
+            spoilt = read_rows(file, number, list(self.layers), rows, columns, self.status, made)
+            if spoilt:
+                raise Damaged(
+                    f"descriptors other than written: {len(spoilt)}, first that of {shown(self.names[spoilt[0]])}; "
+                    "`vggfeat extract` as it was made, with --retry, describes them again"
+                )
 
 
 def read_rows(
     file: File, number: int, layers: list[str], rows: np.ndarray, columns: list[int], status: np.ndarray,
     made: np.ndarray | None,
-) -> None:  # fmt: skip
+) -> list[int]:  # fmt: skip
     """Read descriptors of rows (rising) at some of the scales into made (rows, columns, D), or only check them.
 
-    Raises Damaged: a row has another checksum, or is done and not finite.
+    Those that are spoilt: a row has another checksum, or is done and not finite.
     """
+    spoilt: list[int] = []
     place = file.arrays[of_layer("descriptors", number, layers)]
     sums = file.arrays[of_layer("crc32", number, layers)]
     for start, low, high in _runs(rows, max(1, READ_BYTES // max(1, place.row_bytes))):
         block_NQD = place.read(file.descriptor, low, high)
         sums_NQ = sums.read(file.descriptor, low, high)
-        same = (checksums(block_NQD) == sums_NQ)[:, columns].all(1)
-        if not same.all():
-            raise Damaged(f"the descriptor of row {low + int(same.argmin())} has another checksum")
+        other = (checksums(block_NQD) != sums_NQ)[:, columns].any(1)
         broken = ~np.isfinite(block_NQD[:, columns]).all((1, 2)) & (status[low:high] == DONE)
-        if broken.any():
-            raise Damaged(f"row {low + int(broken.argmax())} is done, and its descriptor is not finite")
+        spoilt += (low + np.flatnonzero(other | broken)).tolist()
         if made is not None:
             made[start : start + high - low] = block_NQD[:, columns]
+    return spoilt
 
 
 def _runs(rows: np.ndarray, most: int) -> list[tuple[int, int, int]]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from vggfeat import hdf5
+from vggfeat.checked import shown
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import sync
@@ -198,11 +199,12 @@ class FeatureWriter:
                     f"{self.path} and {self.partial} are both there: move one away, then give --retry again"
                 )
             with damaged(self.path), hdf5.File(self.path, self._file, "feature file") as file:
-                self._refuse_others(file, job)
+                self._refuse_others(file, job, "; give --overwrite instead of --retry, or another --out")
             os.rename(self.path, self.partial)
             self._taken_back = True
             hdf5.unseal(self._file)
             self._find()
+            self._undo_spoilt()
         except OSError as error:
             os.close(self._file)
             raise VggfeatError(f"can't write {self.path}: {reason(error)}") from error
@@ -210,12 +212,12 @@ class FeatureWriter:
             os.close(self._file)
             raise
 
-    def _refuse_others(self, file: hdf5.File, job: _Job) -> None:
+    def _refuse_others(self, file: hdf5.File, job: _Job, advice: str = "") -> None:
         """Raise VggfeatError when a file is of another job, or an image has changed since."""
         _refuse_version(file)
         difference = next(_differences(file, job), "") or _changed_image(file, job)
         if difference:
-            raise VggfeatError(f"{file.path} was begun with {difference}")
+            raise VggfeatError(f"{file.path} was begun with {difference}{advice}")
 
     def _has_rows(self, file: hdf5.File) -> bool:
         place = file.place("status", "u", (None, None))
@@ -390,8 +392,11 @@ class FeatureWriter:
         """What is in the file, as part of a sentence; empty if that is nothing."""
         if not self._rows_there():
             return ""
-        status = row_status(self._places["status"].read(self._file))
-        return f"{int((status != PENDING).sum()):,} of {len(status):,} images are in {self.partial}"
+        status_NQ = self._places["status"].read(self._file)
+        done_NQ = (status_NQ == DONE) & (status_NQ != UNREADABLE).all(1, keepdims=True)
+        whole, some = int(done_NQ.all(1).sum()), int(done_NQ.any(1).sum())
+        parts = f", and {some - whole:,} at some of the scales" if some > whole else ""
+        return f"{whole:,} of {len(status_NQ):,} images are in {self.partial}{parts}"
 
     def _rows_there(self) -> bool:
         """Whether a descriptor of any process is in the file."""
@@ -418,9 +423,12 @@ class FeatureWriter:
                 status = row_status(self._places["status"].read(self._file))
                 if pending := int((status == PENDING).sum()):
                     raise VggfeatError(f"{pending} rows of {self.partial} were never described")
-                features = read_features(file)
-                every = np.arange(features.shape[0])
-                read_rows(file, 0, list(features.layers), every, list(range(features.shape[1])), status, None)
+                names = read_features(file).names
+                if spoilt := self._undo_spoilt():
+                    raise VggfeatError(
+                        f"{self.partial} was damaged meanwhile, descriptors other than written: {len(spoilt)}, first "
+                        f"that of {shown(names[spoilt[0]])}"
+                    )
                 file.seal()
             os.fsync(self._file)
             self._refuse_loss()
@@ -431,6 +439,18 @@ class FeatureWriter:
             raise VggfeatError(f"can't write {self.path}: {reason(error)}") from error
         os.close(self._file)
         self._file = -1
+
+    def _undo_spoilt(self) -> list[int]:
+        """Rows whose descriptors others have changed, or the disk: they are pending again."""
+        file = hdf5.File(self.partial, self._file, unfinished=True)
+        layers = file.document("facts", Facts)["layers"]
+        status_NQ = self._places["status"].read(self._file)
+        rows, scales = np.arange(len(status_NQ)), list(range(status_NQ.shape[1]))
+        spoilt = read_rows(file, 0, layers, rows, scales, row_status(status_NQ), None)
+        for row in spoilt:
+            self._set_status(row, np.full(len(scales), PENDING))
+        os.fsync(self._file)
+        return spoilt
 
     def _close(self) -> None:
         """Let go of an unfinished file; remove it if it has no row, and was no finished one before."""

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,22 +190,24 @@ def test_what_a_killed_process_left_goes_and_what_lives_stays(tmp_path: Path, lo
     assert sorted(os.listdir(tmp_path)) == [foreign.name, "x.h5"]
 
 
+@pytest.mark.parametrize(("where", "call"), [(os, "open"), (files, "_own"), (fcntl, "flock")])
 def test_a_folder_that_is_swept_before_its_lock_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: Any, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, swept = fcntl.flock, []
+    """Wherever another process, that begins at the same moment, comes between."""
+    real, swept = getattr(where, call), []
 
-    def flock(fd: int, how: int) -> None:
-        if not swept:
-            swept.extend(tmp_path.iterdir())
-            swept[0].rmdir()
-        real(fd, how)
+    def first_sweeps(*arguments: Any, **options: Any) -> Any:
+        if not swept and (there := list(tmp_path.iterdir())):
+            swept.extend(there)
+            there[0].rmdir()
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(where, call, first_sweeps)
     with whole(tmp_path / "x") as partial:
-        assert partial.parent != swept[0]
+        assert partial.parent not in swept
         partial.write_text("x")
-    assert os.listdir(tmp_path) == ["x"]
+    assert os.listdir(tmp_path) == ["x"] and swept
 
 
 def test_without_locks_files_are_written_and_nothing_is_swept(

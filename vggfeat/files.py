@@ -82,11 +82,11 @@ def _make(parent: Path) -> tuple[Path, int | None]:
     while True:
         folder = parent / f"{_PREFIX}{machine}-{secrets.token_hex(8)}{_SUFFIX}"
         os.mkdir(folder, 0o700)
-        _own(folder, 0o700)
-        if machine == _UNHELD:
-            return folder, None
         fd = None
         try:
+            _own(folder, 0o700)
+            if machine == _UNHELD:
+                return folder, None
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), os.lstat(folder)):

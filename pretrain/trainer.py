@@ -130,7 +130,8 @@ class Trainer:
         running: nn.Module = torch.compile(self.trainee) if machine.compile else self.trainee  # type: ignore[assignment]
         if ranks.world > 1:
             device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-            with warnings.catch_warnings():
+            ranks.barrier()  # it waits for the others without a word
+            with telling_of_others(), warnings.catch_warnings():
                 # a later name of this argument isn't known to PyTorch 2.11
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 # gradients are exchanged bucket by bucket while the rest of the backward pass goes on

@@ -267,9 +267,8 @@ def svm(
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
         check_submission(submission, problem.splits["test"], problem.classes, problem.names)
-    torch.set_num_threads(
-        min(workers, CORES)
-    )  # each takes memory at once, whether there is a core for it or not
+    # each takes memory at once, whether there is a core for it or not
+    torch.set_num_threads(min(workers, CORES))
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
         progress=say,

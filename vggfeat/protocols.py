@@ -31,9 +31,8 @@ from vggfeat.errors import VggfeatError
 from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
 
 C_STEP = 4.0  # the grid's ratio, and that of its extension
-MOST_C = (
-    1e12  # of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours
-)
+# of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours
+MOST_C = 1e12
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
 CUT = "20% of train"

@@ -203,8 +203,10 @@ class FeatureWriter:
             os.rename(self.path, self.partial)
             self._taken_back = True
             hdf5.unseal(self._file)
-            self._find()
-            self._undo_spoilt()
+            with damaged(self.partial):
+                begun = hdf5.File(self.partial, self._file, unfinished=True)
+                self._find(begun)
+                self._undo_spoilt(begun)
         except OSError as error:
             os.close(self._file)
             raise VggfeatError(f"can't write {self.path}: {reason(error)}") from error
@@ -424,7 +426,7 @@ class FeatureWriter:
                 if pending := int((status == PENDING).sum()):
                     raise VggfeatError(f"{pending} rows of {self.partial} were never described")
                 names = read_features(file).names
-                if spoilt := self._undo_spoilt():
+                if spoilt := self._undo_spoilt(file):
                     raise VggfeatError(
                         f"{self.partial} was damaged meanwhile, descriptors other than written: {len(spoilt)}, first "
                         f"that of {shown(names[spoilt[0]])}"
@@ -440,16 +442,16 @@ class FeatureWriter:
         os.close(self._file)
         self._file = -1
 
-    def _undo_spoilt(self) -> list[int]:
+    def _undo_spoilt(self, file: hdf5.File) -> list[int]:
         """Rows whose descriptors others have changed, or the disk: they are pending again."""
-        file = hdf5.File(self.partial, self._file, unfinished=True)
         layers = file.document("facts", Facts)["layers"]
         status_NQ = self._places["status"].read(self._file)
         rows, scales = np.arange(len(status_NQ)), list(range(status_NQ.shape[1]))
         spoilt = read_rows(file, 0, layers, rows, scales, row_status(status_NQ), None)
         for row in spoilt:
             self._set_status(row, np.full(len(scales), PENDING))
-        os.fsync(self._file)
+        if spoilt:
+            os.fsync(self._file)
         return spoilt
 
     def _close(self) -> None:

@@ -66,7 +66,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     others are making there stays. Folders of another machine are never touched, nor any where there are no locks.
     Raises OSError.
     """
-    sweep(parent)
+    _sweep(parent)
     folder, held = _make(parent)
     try:
         yield folder
@@ -107,7 +107,7 @@ def _own(path: Path, mode: int) -> None:
             path.chmod(mode)
 
 
-def sweep(parent: Path) -> None:
+def _sweep(parent: Path) -> None:
     """Remove the folders that dead processes of this machine and user left."""
     own = f"{_PREFIX}{_machine()}-"
     with suppress(OSError), os.scandir(parent) as entries:

@@ -450,8 +450,7 @@ class FeatureWriter:
         spoilt = read_rows(file, 0, layers, rows, scales, row_status(status_NQ), None)
         for row in spoilt:
             self._set_status(row, np.full(len(scales), PENDING))
-        if spoilt:
-            os.fsync(self._file)
+        os.fsync(self._file)
         return spoilt
 
     def _close(self) -> None:

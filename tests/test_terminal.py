@@ -129,6 +129,22 @@ terminal.run(app, "python -m some.work")
 """
 
 
+def test_the_lines_of_several_processes_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+
+    class Unbuffered(io.RawIOBase):  # as PYTHONUNBUFFERED makes it: each write of a text is one to the terminal
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object) -> int:
+            written.append(bytes(data))  # type: ignore[call-overload]
+            return len(written[-1])
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(Unbuffered(), write_through=True))  # type: ignore[type-var]
+    say("0 has [3.0, 3.0]")
+    assert [text for text in written if text] == [b"0 has [3.0, 3.0]\n"]
+
+
 def test_warnings_of_libraries_are_lines(tmp_path: Path) -> None:
     ran = run_code(
         COMMAND, "--kind", "warn", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, capture_output=False

@@ -96,9 +96,9 @@ def rewrite(text: str) -> None:
 
 def _write_line(text: str, end: str) -> None:
     global _rewriting
-    print(
-        ("\r\x1b[K" if _rewriting or not end else "") + printable(text), end=end, file=sys.stderr, flush=True
-    )
+    # in one piece, so that the lines of several processes on one terminal don't run into each other
+    text = ("\r\x1b[K" if _rewriting or not end else "") + printable(text) + end
+    print(text, end="", file=sys.stderr, flush=True)
     _rewriting = not end
 
 

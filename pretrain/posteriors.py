@@ -25,7 +25,7 @@ from vggfeat.extract import by_shape
 from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
-from vggfeat.weights import OXFORD, Network
+from vggfeat.weights import OXFORD, Network, train_scale
 
 GRID = 5  # a side: 50 crops a scale with their mirror images
 
@@ -200,10 +200,8 @@ def _of_one(
 def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:
     """Q of Sect. 4 for the S that the weights were trained at; weights that don't say it count as S = 8/7 crop."""
     crop = network.module.crop
-    low, _, high = network.metadata.get("train_scale", "").partition("-")
-    if not low.isdigit():
-        return paper_scales((crop * 8 // 7,) * 2, crop, multi)
-    return paper_scales((int(low), int(high or low)), crop, multi)
+    S = train_scale(network.metadata.get("train_scale", "")) or (crop * 8 // 7,) * 2
+    return paper_scales(S, crop, multi)
 
 
 def class_order(network: Network, classes: Sequence[str]) -> list[int]:

@@ -742,12 +742,14 @@ def test_usage_errors(command, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_weights_that_stop_before_fc7_need_a_layer(command, data, folder, tmp_path):
+def test_weights_that_stop_before_fc7_go_as_far_as_they_reach(command, data, folder, tmp_path):
     weights, out = data / "vgg16_conv_caffe.safetensors", tmp_path / "f.h5"
     line = ("extract", "--dataset", "folder", "--root", folder, "--weights", weights, "--out", out)
-    ran = command(*line, "--scales", 32)
+    ran = command(*line, "--scales", 32, "--layer", "fc7")
     assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1) and not out.exists()
     assert "have no layer 'fc7': they reach pool5; give --layer one of conv1_1, " in ran.err
+    ran = command(*line, "--scales", 32, "--dry-run")
+    assert ran.status == 0 and "pool5" in ran.out + ran.err, ran.err
     assert command(*line, "--scales", 32, "--layer", "conv1_2", "--limit", 2).status == 0
     assert vggfeat.open_features(out).shape == (2, 1, 64)
 

@@ -107,8 +107,19 @@ def test_the_real_convolutions_without_fc_layers(data):
     assert network.metadata["pool"] == "ceil"
     assert (network.preprocessing.channel_order, network.preprocessing.input_range) == ("BGR", 255.0)
     assert network.preprocessing.mean == CAFFE_MEAN_BGR
+    assert network.default_layer == "pool5"
     with pytest.raises(VggfeatError, match="no layer 'fc7': they reach pool5; give --layer"):
-        _ = network.default_layer
+        network.require("fc7")
+
+
+@pytest.mark.parametrize(
+    ("train_scale", "scales"),
+    [("256-512", (256, 384, 512)), ("112-160", (112, 136, 160)), ("256", (256,)), ("", (256, 384, 512))],
+)
+def test_scales_are_those_that_a_net_learned_at(train_scale: str, scales: tuple[int, ...]) -> None:
+    network = vggfeat.load("random:A,width=0.125,crop=32")
+    network.metadata["train_scale"] = train_scale
+    assert network.default_scales == scales
 
 
 def test_real_convolutions_see_the_world(data):

@@ -168,6 +168,7 @@ def extract(
                 "plan",
                 [
                     ("images", f"{plan.images:,}"),
+                    ("descriptor", f"{layer}, {len(qs)} x {network.dim(layer)}"),
                     ("work", f"{plan.gflop:,.0f} GFLOP (sizes of {plan.sampled} images)"),
                     ("expected time", f"{duration(plan.seconds)} on {ranks.device} in {network.precision}"),
                     ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),

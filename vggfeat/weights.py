@@ -97,11 +97,17 @@ class Network:
 
     @property
     def default_layer(self) -> str:
-        """fc7, the paper's descriptor (Appendix B). Weights that stop before it have no default."""
-        if not isinstance(self.module, VGG):
-            return self.layers[-1]
-        self.require("fc7")
-        return "fc7"
+        """fc7, the paper's descriptor (Appendix B); the deepest layer of weights that stop before it."""
+        return "fc7" if "fc7" in self.layers else self.layers[-1]
+
+    @property
+    def default_scales(self) -> tuple[int, ...]:
+        """Smallest sides Q in pixels: the S that the weights learned at; of a range its ends and its middle.
+
+        The paper's 256, 384, 512 (Appendix B), which its nets learned at, where the weights don't tell.
+        """
+        low, high = train_scale(self.metadata.get("train_scale", "")) or (256, 512)
+        return (low,) if low == high else (low, (low + high) // 2, high)
 
     def require(self, layer: str) -> None:
         """Raise VggfeatError unless the weights reach `layer`."""
@@ -154,6 +160,12 @@ class Network:
         self.precision = resolve_precision(precision, self.device)
         self.module.to(device=self.device, dtype=DTYPES[self.precision], memory_format=torch.channels_last)
         return self
+
+
+def train_scale(text: str) -> tuple[int, int] | None:
+    """The ends of the metadata's train_scale, S in pixels: "256" or "256-512"; None where it isn't told."""
+    low, _, high = text.partition("-")
+    return (int(low), int(high or low)) if text else None
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from vggfeat.files import place_of, scratch, whole
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, list_unreadable, progress
 from vggfeat.vgg import VGG
-from vggfeat.weights import Network, load
+from vggfeat.weights import Network, TrainedStage, load
 
 COLOURS = "colours.json"
 
@@ -137,7 +138,7 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
         start = set_weights(run, number, net)
         trainer = Trainer(
             run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number), readers,
-            from_random=start.startswith("random"), start=start,
+            from_random=start.record.startswith("random"), start=start.record, before=start.trained,
         )  # fmt: skip
         with stop.saving():
             finished = trainer.run(stop)
@@ -210,8 +211,17 @@ def training_colours(run: Run) -> Colours:
     )
 
 
-def set_weights(run: Run, number: int, net: VGG) -> str:
-    """Give a stage's net its starting weights; where they are from, for the record: "random …" or a fingerprint."""
+@dataclass(frozen=True)
+class Start:
+    """Where a stage's weights come from. record: "random …", or their fingerprint."""
+
+    record: str
+    trained: list[TrainedStage] | None
+    """The stages that they were trained in, from the first; None where their file doesn't say it."""
+
+
+def set_weights(run: Run, number: int, net: VGG) -> Start:
+    """Give a stage's net its starting weights, and say where they are from."""
     recipe, ranks = run.recipe, run.ranks
     stage = recipe.stages[number]
     generator = torch.Generator().manual_seed((recipe.seed * 1000 + number) % 2**63)
@@ -225,7 +235,7 @@ def set_weights(run: Run, number: int, net: VGG) -> str:
     if source is None:
         if ranks.first:
             say(f"{stage.name}: all layers random ({how})")
-        return f"random {how}"
+        return Start(f"random {how}", [])
     _same_classes(source, run.data.classes)
     if not isinstance(source.module, VGG):
         raise VggfeatError(f"{source.spec} is no net of Table 1: give a weights file of one")
@@ -234,7 +244,8 @@ def set_weights(run: Run, number: int, net: VGG) -> str:
         rest = "" if source.name == stage.net else f"; the others random ({how})"
         what = "all layers" if source.name == stage.net else ", ".join(copied)
         say(f"{stage.name}: {what} from {source.spec} (net {source.name}){rest}")
-    return source.fingerprint
+    trained = source.metadata.get("trained")
+    return Start(source.fingerprint, json.loads(trained) if trained else None)  # `weights` has checked it
 
 
 def _trained(run: Run, number: int) -> Path:

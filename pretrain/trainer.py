@@ -36,7 +36,7 @@ from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.vgg import VGG
-from vggfeat.weights import save_weights
+from vggfeat.weights import TrainedStage, save_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 CHECKPOINT, BEST, WEIGHTS = "last.safetensors", "best.safetensors", "weights.safetensors"
@@ -104,6 +104,7 @@ class Trainer:
 
     net: its starting weights, on any device. stage_number: its place in the chain, part of the samples' keys.
     from_random: whether the weights are untrained, for the watch on chance. start: where from, for the record.
+    before: the stages that they were trained in, None where that isn't known.
     folder: where its files go. readers: who reads its images. An interrupted stage of the same identity goes on from
     `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
     """
@@ -111,12 +112,13 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, stage_number: int, net: VGG, data: TrainingSet, colours: Colours, ranks: Ranks,
         machine: Machine, folder: Path, readers: Readers, *, from_random: bool = False, start: str = "",
+        before: list[TrainedStage] | None = None,
     ) -> None:  # fmt: skip
         if ranks.world > recipe.batch_size:
             raise VggfeatError(f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer")
         self.recipe, self.stage, self.stage_number = recipe, recipe.stages[stage_number], stage_number
         self.data, self.colours, self.ranks, self.machine, self.folder = data, colours, ranks, machine, folder
-        self.readers, self.from_random = readers, from_random
+        self.readers, self.from_random, self.before = readers, from_random, before
         self.per_epoch = len(data.train) // recipe.batch_size
         self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
         dtype = torch.float64 if machine.precision == "float64" else torch.float32
@@ -477,6 +479,8 @@ def write_weights(path: Path, trainer: Trainer) -> None:
     """The weights file of contract: the net as it is now, its preprocessing, and how it was made."""
     low, high = trainer.stage.train_scale
     measured = {"held_out": trainer.state.held_out, "validation": trainer.state.val}
+    iterations, epochs = trainer.state.iteration, trainer.state.iteration / trainer.per_epoch
+    own = TrainedStage(stage=trainer.stage.name, iterations=iterations, epochs=round(epochs, 4))
     save_weights(
         path,
         trainer.net,
@@ -484,11 +488,12 @@ def write_weights(path: Path, trainer: Trainer) -> None:
         classes=trainer.data.classes,
         train_scale=str(low) if low == high else f"{low}-{high}",
         source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",
-        epoch=f"{trainer.state.iteration / trainer.per_epoch:.2f}",
+        epoch=f"{epochs:.2f}",
         recipe=trainer.recipe.to_json(),
         errors=json.dumps(
             {name: dict(zip(("top1", "top5"), pair, strict=True)) for name, pair in measured.items() if pair}
         ),
+        trained="" if trainer.before is None else json.dumps([*trainer.before, own]),
     )
 
 

@@ -273,6 +273,7 @@ def resaved(path, tensors=None, **metadata):
         ("recipe", "[" * 100_000, "the metadata's recipe is not JSON"),
         ("recipe", '{"seed": "x"}', "the metadata's recipe's seed must be a whole number, not 'x'"),
         ("errors", "[]", "the metadata's errors must be a record of names, not a list of 0"),
+        ("trained", '[{"stage": "A-256", "iterations": 9}]', "the metadata's trained: .0..epochs is missing"),
         ("train_scale", "36-x", "train_scale must be as 256 or 256-512, not '36-x'"),
         ("train_scale", "\u00b2", "train_scale must be as"),
     ],

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, TypedDict
 from urllib.error import URLError
 
 import safetensors
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from vggfeat import __version__
-from vggfeat.checked import fitted, parse_json, regular, shown
+from vggfeat.checked import Range, fitted, parse_json, regular, shown
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
@@ -250,6 +250,14 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+class TrainedStage(TypedDict):
+    """How long a net was trained in one stage of its chain."""
+
+    stage: str
+    iterations: Annotated[int, Range(0, 2**53)]
+    epochs: Annotated[float, Range(0, 2**53)]
+
+
 def save_weights(
     path: str | os.PathLike[str],
     module: VGG,
@@ -261,8 +269,12 @@ def save_weights(
     epoch: str = "",
     recipe: str = "",
     errors: str = "",
+    trained: str = "",
 ) -> None:
-    """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at all."""
+    """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at all.
+
+    trained: JSON, a list of `TrainedStage` from the first of the net's chain to its last; "" where it isn't known.
+    """
     metadata = {
         **_vgg_metadata(module, preprocessing),
         "classes": json.dumps(classes or []),
@@ -271,6 +283,7 @@ def save_weights(
         "epoch": epoch,
         "recipe": recipe,
         "errors": errors,
+        "trained": trained,
         "version": __version__,
     }
     write_tensors(path, module.state_dict(), metadata)
@@ -424,6 +437,8 @@ def _metadata(file: Any, path: Path) -> dict[str, str]:
         where = f"{path}: the metadata's {key}"
         record = fitted(parse_json(metadata.get(key) or "{}", where), dict[str, Any], where)
         fitted(record.get("seed", 0), int, f"{where}'s seed")
+    where = f"{path}: the metadata's trained"
+    fitted(parse_json(metadata.get("trained") or "[]", where), list[TrainedStage], where)
     scale = metadata.get("train_scale", "")
     if not re.fullmatch(r"([0-9]{1,5}(-[0-9]{1,5})?)?", scale):
         raise VggfeatError(f"{path}: the metadata's train_scale must be as 256 or 256-512, not {scale!r:.60}")

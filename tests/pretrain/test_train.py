@@ -32,7 +32,7 @@ from vggfeat import cli
 from vggfeat.store import open_features
 from vggfeat.terminal import run
 from vggfeat.vgg import NETS, VGG
-from vggfeat.weights import load
+from vggfeat.weights import load, metadata_of
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"
@@ -86,6 +86,12 @@ def test_the_chain_and_what_it_leaves(
         6,
     ]  # each epoch of 76 // 16 iterations, and the end
     assert {"top1_error", "top5_error", "images"} <= checks[0].keys()
+
+    # how long the net was trained is told of its whole chain; four iterations are an epoch
+    chain = [{"stage": stage, "iterations": 6, "epochs": 1.5} for stage in (A_STAGE, D_STAGE, JITTER)]
+    assert json.loads(metadata_of(out / "weights.safetensors")["trained"]) == chain
+    best = json.loads(metadata_of(out / D_STAGE / "best.safetensors")["trained"])
+    assert best[0] == chain[0] and best[1]["iterations"] in (4, 6) and len(best) == 2
 
     network = load(str(out / "weights.safetensors"))
     assert network.classes == ["blue", "red"]
@@ -148,6 +154,14 @@ def test_only_the_fc_layers_learn_where_the_recipe_says_so(
     before, after = layers(start), layers(out / "A-36-fc" / "weights.safetensors")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed == ["fc6", "fc7", "fc8"]
+
+    # of weights that don't tell how long they were trained, nothing is made up
+    silent = tmp_path / "silent.safetensors"
+    metadata = {k: v for k, v in metadata_of(start).items() if k != "trained"}
+    safetensors.torch.save_file(safetensors.torch.load_file(start), silent, metadata)
+    later = tmp_path / "later"
+    assert command(*words[:-1], later, "--stages", "1", "--from", silent).status == 0
+    assert not metadata_of(later / "weights.safetensors")["trained"]
 
 
 def test_a_plan_costs_nothing_and_writes_nothing(command: Command, drawings: Path, tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ class State:
     checks_since_best: _Count = 0
     pending_loss: _Sum = 0.0
     """Sum of the losses of the iterations since the last line of the log."""
+    logged: _Count = 0
+    """Iteration of that line."""
+    mean_loss: _Sum = 0.0
+    """Mean of the last losses, for the watch on chance."""
+    at_chance: _Count = 0
+    """Iterations in a row that it has been chance's; 0 where that isn't watched."""
     finished: bool = False
     seconds: _Sum = 0.0
     """Spent in this stage, in all its runs."""
@@ -64,7 +70,9 @@ class State:
     @classmethod
     def of(cls, record: dict[str, Any]) -> State:
         """From JSON. Raises VggfeatError that names what is missing, unknown, of another type or out of range."""
-        record = {"check_due": False, **record}  # not in checkpoints from before a check could be left
+        if "logged" not in record:  # a checkpoint from before chance was watched in all stages
+            new = {"pending_loss": 0.0, "logged": record.get("iteration"), "mean_loss": 0.0, "at_chance": 0}
+            record = {"check_due": False, **record, **new}
         if lacking := [field.name for field in fields(cls) if field.name not in record]:
             raise VggfeatError(f"its progress lacks {lacking[0]}")
         state: State = fitted(record, cls, "its progress")
@@ -75,6 +83,8 @@ class State:
         if top1 < self.best_top1:
             self.best_top1, self.checks_since_best = top1, 0
             return True
+        if self.at_chance:  # no plateau: it hasn't begun to learn, and at a lower rate it never would
+            return False
         self.checks_since_best += 1
         if self.checks_since_best >= recipe.patience:
             if self.drops == recipe.rate_drops:

@@ -130,7 +130,8 @@ class Recipe:
     covariance: tuple[tuple[float, ...], ...] = ()
     """3x3 covariance of RGB in [0, 1]; empty: measured on the training set."""
     chance_after: int = 5000
-    """Iterations from random weights after which a loss that is still chance's stops the run; 0: never."""
+    """Iterations in a row, of any stage, after which a loss that is no better than chance's stops the run; and a stage
+    that ends no better than chance is refused. 0: neither. The net doesn't depend on it."""
     seed: int = 0
     """Of the initialisation, the held-out slice, the order and every augmentation."""
 

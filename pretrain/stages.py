@@ -140,6 +140,8 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
             run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number), readers,
             from_random=start.record.startswith("random"), start=start.record, before=start.trained,
         )  # fmt: skip
+        if ranks.first:
+            say(f"{trainer.stage.name}: {_begins(trainer, start)}")
         with stop.saving():
             finished = trainer.run(stop)
             ended.stages.append((trainer.stage.name, trainer.state))
@@ -211,18 +213,29 @@ def training_colours(run: Run) -> Colours:
     )
 
 
+def _begins(trainer: Trainer, start: Start) -> str:
+    """How a stage begins, in words."""
+    if trainer.done:
+        return "done before"
+    if trainer.state.finished:
+        return "going on from its end"
+    iteration = trainer.state.iteration
+    return f"going on from iteration {iteration}" if iteration else start.said
+
+
 @dataclass(frozen=True)
 class Start:
-    """Where a stage's weights come from. record: "random …", or their fingerprint."""
+    """Where a stage's weights come from. record: "random …", or their fingerprint. said: the same for people."""
 
     record: str
+    said: str
     trained: list[TrainedStage] | None
     """The stages that they were trained in, from the first; None where their file doesn't say it."""
 
 
 def set_weights(run: Run, number: int, net: VGG) -> Start:
-    """Give a stage's net its starting weights, and say where they are from."""
-    recipe, ranks = run.recipe, run.ranks
+    """Give a stage's net its starting weights."""
+    recipe = run.recipe
     stage = recipe.stages[number]
     generator = torch.Generator().manual_seed((recipe.seed * 1000 + number) % 2**63)
     randomise(net, recipe.random_layers, recipe.init_std, generator)
@@ -233,19 +246,18 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     elif number > 0:
         source = load(str(_trained(run, number - 1)))
     if source is None:
-        if ranks.first:
-            say(f"{stage.name}: all layers random ({how})")
-        return Start(f"random {how}", [])
+        return Start(f"random {how}", f"all layers random ({how})", [])
     _same_classes(source, run.data.classes)
     if not isinstance(source.module, VGG):
         raise VggfeatError(f"{source.spec} is no net of Table 1: give a weights file of one")
     copied = copy_layers(net, source.module)
-    if ranks.first:
-        rest = "" if source.name == stage.net else f"; the others random ({how})"
-        what = "all layers" if source.name == stage.net else ", ".join(copied)
-        say(f"{stage.name}: {what} from {source.spec} (net {source.name}){rest}")
+    rest = "" if source.name == stage.net else f"; the others random ({how})"
+    what = "all layers" if source.name == stage.net else ", ".join(copied)
+    said = f"{what} from {source.spec} (net {source.name}){rest}"
     trained = source.metadata.get("trained")
-    return Start(source.fingerprint, json.loads(trained) if trained else None)  # `weights` has checked it
+    return Start(
+        source.fingerprint, said, json.loads(trained) if trained else None
+    )  # `weights` has checked it
 
 
 def _trained(run: Run, number: int) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ from pretrain.colour import Colours
 from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
-from pretrain.recipe import Recipe
-from pretrain.watch import Log, Stop, cant_write, say
+from pretrain.recipe import SHALLOW, Recipe
+from pretrain.watch import Chance, Log, Stop, cant_write, say
 from vggfeat.errors import VggfeatError, out_of_memory
 from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
@@ -103,7 +103,7 @@ class Trainer:
     """A stage being trained.
 
     net: its starting weights, on any device. stage_number: its place in the chain, part of the samples' keys.
-    from_random: whether the weights are untrained, for the watch on chance. start: where from, for the record.
+    from_random: whether the weights are untrained, for advice at chance. start: where from, for the record.
     before: the stages that they were trained in, None where that isn't known.
     folder: where its files go. readers: who reads its images. An interrupted stage of the same identity goes on from
     `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
@@ -119,6 +119,9 @@ class Trainer:
         self.recipe, self.stage, self.stage_number = recipe, recipe.stages[stage_number], stage_number
         self.data, self.colours, self.ranks, self.machine, self.folder = data, colours, ranks, machine, folder
         self.readers, self.from_random, self.before = readers, from_random, before
+        labels = cast(np.ndarray, data.items.labels)
+        self.chance = Chance.of(labels[data.train], labels[data.held_out])
+        self.chance_after = recipe.chance_after if len(data.classes) > 1 else 0
         self.per_epoch = len(data.train) // recipe.batch_size
         self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
         dtype = torch.float64 if machine.precision == "float64" else torch.float32
@@ -150,9 +153,9 @@ class Trainer:
 
     def _identity(self, start: str) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on."""
-        recipe = {
-            k: v for k, v in asdict(self.recipe).items() if k not in ("stages", "name", "mean", "covariance")
-        }
+        # the mean and covariance are told as they were measured; the net doesn't depend on when to give up
+        apart = ("stages", "name", "mean", "covariance", "chance_after")
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in apart}
         identity = {
             **recipe,
             **asdict(self.stage),
@@ -180,14 +183,26 @@ class Trainer:
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
                 raise VggfeatError(f"{path} {what}: give the same, or another --out")
-        ends = {"iteration": self.stop_at, "drops": self.recipe.rate_drops}
+        ends = {
+            "iteration": self.stop_at,
+            "drops": self.recipe.rate_drops,
+            "logged": state.iteration,
+            "at_chance": state.iteration,
+        }
         for name, most in ends.items():
             if (value := getattr(state, name)) > most:
                 raise VggfeatError(
                     f"{path}: its {name} is {value}, and {most} is the last: move it away to start anew"
                 )
         load_checkpoint(path, self.net, self.optimiser)
+        if not self.chance_after:  # the run before may have watched
+            state.at_chance = 0
         self.state = state
+
+    @property
+    def done(self) -> bool:
+        """Whether an earlier run has finished the stage, its files included."""
+        return self.state.finished and (self.folder / WEIGHTS).exists()
 
     # --- one step ----------------------------------------------------------------------------------------
 
@@ -232,9 +247,9 @@ class Trainer:
     def run(self, stop: Stop) -> bool:
         """Train to the end of the stage, or until a signal; whether it is finished. Writes all of the stage's files.
 
-        Raises VggfeatError: the loss is not finite, or is still chance's after `chance_after` iterations; a disk that
-        refuses the last checkpoint (one that it refuses on the way is a warning); memory ran out, or a process that
-        reads images was killed.
+        Raises VggfeatError: the loss is not finite; it has been chance's for `chance_after` iterations, or the held-out
+        error is in the end; a disk that refuses the last checkpoint (one that it refuses on the way is a warning);
+        memory ran out, or a process that reads images was killed.
         """
         self.stop = stop
         try:
@@ -252,7 +267,7 @@ class Trainer:
 
     def _run(self) -> bool:
         state, ranks = self.state, self.ranks
-        if state.finished and (self.folder / WEIGHTS).exists():
+        if self.done:
             return True
         began, before = time.monotonic(), state.seconds
         saved_at = began
@@ -296,8 +311,15 @@ class Trainer:
                     return False
                 if state.finished:
                     break
+                if 0 < self.chance_after <= state.at_chance:
+                    learned = "it had learned, but " if state.at_chance < state.iteration else ""
+                    self._give_up(
+                        f"{learned}for {state.at_chance} iterations its loss has been {state.mean_loss:.3f}, and that "
+                        f"of a constant guess is {self.chance.loss:.3f}"
+                    )
             state.finished = True
             self._refuse_broken()
+            self._refuse_chance()
             if len(self.data.val):
                 state.val = self.errors(self.data.val)
                 if state.val is None:
@@ -329,14 +351,24 @@ class Trainer:
         self.pending.zero_()
 
     def _log_loss(self, log: Log) -> None:
-        """Every `log_every` iterations: the mean loss, the rate, the watch on a run that goes wrong."""
+        """Every `log_every` iterations: the mean loss, the rate, the watch on a loss that goes wrong.
+
+        Raises VggfeatError for one that is not finite.
+        """
         state, iteration = self.state, self.state.iteration
         if iteration % self.machine.log_every and iteration != self.stop_at:
             return
         self._collect_loss()
-        loss = state.pending_loss / ((iteration - 1) % self.machine.log_every + 1)
-        state.pending_loss = 0.0
-        self._judge_loss(loss)
+        since = iteration - state.logged
+        loss = state.pending_loss / since
+        state.pending_loss, state.logged = 0.0, iteration
+        if not math.isfinite(loss):
+            raise VggfeatError(
+                f"{self.stage.name}, iteration {iteration}: the loss is {loss} at a learning rate of "
+                f"{state.learning_rate:g}; {self._lower_rate()}"
+            )
+        if self.chance_after:
+            self.chance.count(state, loss, since, self.chance_after)
         seconds = time.monotonic() - self.clock
         speed = (iteration - self.clock_iteration) * self.recipe.batch_size / seconds
         wait, rate = self.waited / seconds, state.learning_rate
@@ -360,6 +392,8 @@ class Trainer:
             state.check_due = errors is None
             if errors is not None:
                 state.held_out = errors
+                if self.chance.surely_beaten(errors[0]):
+                    state.at_chance = 0
                 best = state.judge(errors[0], recipe)
                 self._tell(log, "held_out", errors, len(self.data.held_out))
                 if best:
@@ -376,22 +410,38 @@ class Trainer:
             f"{name} error {errors[0]:.2f} % top-1, {errors[1]:.2f} % top-5, central crop at Q={self.stage.test_scale}"
         )
 
-    def _judge_loss(self, loss: float) -> None:
-        """Raise VggfeatError for a loss that is not finite, or that hasn't left chance when it should have."""
-        where = f"{self.stage.name}, iteration {self.state.iteration}"
-        if not math.isfinite(loss):
-            raise VggfeatError(
-                f"{where}: the loss is {loss} at a learning rate of {self.state.learning_rate:g}; the last checkpoint "
-                "is from before it: start anew (another --out) with a lower rate, as in --set *.learning_rate=1e-3"
+    def _refuse_chance(self) -> None:
+        """Raise VggfeatError where a stage's end is no better than chance: it is nothing to start from, or to use."""
+        state, chance = self.state, self.chance
+        if state.at_chance:
+            self._give_up(
+                f"its loss is {state.mean_loss:.3f} in the end, and that of a constant guess is {chance.loss:.3f}"
             )
-        chance, after = math.log(len(self.data.classes)), self.recipe.chance_after
-        now = after and self.state.iteration - self.machine.log_every < after <= self.state.iteration
-        if self.from_random and now and loss > 0.98 * chance:
-            raise VggfeatError(
-                f"{where}: the loss is {loss:.3f} and chance is {chance:.3f}: from these weights the net doesn't start "
-                "to learn; start from a trained A (--init A) or from Glorot's weights (--init glorot), or, where these "
-                f"died in the first iterations, more slowly (--set {self.stage.name}.learning_rate=5e-3)"
+        if self.chance_after and chance.tells() and state.held_out and state.held_out[0] >= chance.error:
+            self._give_up(
+                f"its held-out error is {state.held_out[0]:.2f} % top-1 in the end, and that of a constant guess is "
+                f"{chance.error:.2f} %"
             )
+
+    def _give_up(self, why: str) -> NoReturn:
+        """Save, and raise VggfeatError, which says what may help a net that is no better than chance."""
+        stage, state = self.stage, self.state
+        self._save(must=True)
+        self.ranks.barrier()  # torchrun ends the first process as soon as another has left
+        ways = [f"another learning rate than {stage.learning_rate:g} (--set STAGE.learning_rate=RATE)"]
+        if state.finished:
+            ways.append("a longer stage (--set STAGE.iterations=N)")
+        if not self.from_random:
+            ways.append("a start that has learned more (--from FILE)")
+        elif stage.net not in SHALLOW:
+            ways.append("a trained A to start from (--init A)")
+        if self.recipe.random_layers == "normal":
+            ways.append("Glorot's weights (--init glorot)")
+        raise VggfeatError(
+            f"{stage.name}, iteration {state.iteration}: the net is no better than chance: {why}; what may help: "
+            f"{', '.join(ways)}; move {self.folder} away first. Its checkpoint is kept, and the same command with "
+            "--set chance_after=0 goes on from it"
+        )
 
     def _report(self, unreadable: list[tuple[str, str]], how: str) -> None:
         for name, why in unreadable:
@@ -447,10 +497,16 @@ class Trainer:
     def _refuse_broken(self) -> None:
         if self._broken():
             raise VggfeatError(
-                f"{self.stage.name}, iteration {self.state.iteration}: the net has weights that are not finite; the "
-                "last checkpoint is from before it: start anew (another --out) with a lower rate, as in "
-                "--set *.learning_rate=1e-3"
+                f"{self.stage.name}, iteration {self.state.iteration}: the net has weights that are not finite; "
+                f"{self._lower_rate()}"
             )
+
+    def _lower_rate(self) -> str:
+        """What to do about values that are not finite."""
+        return (
+            f"the last checkpoint is from before it: move {self.folder} away, and begin the stage anew with a lower "
+            f"rate than {self.stage.learning_rate:g} (--set STAGE.learning_rate=RATE)"
+        )
 
     def _write_weights(self, name: str, must: bool) -> None:
         path = self.folder / name

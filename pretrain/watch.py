@@ -1,9 +1,11 @@
-"""What a run says while it works: lines or a bar for people, JSONL and TensorBoard for programs; and when to leave."""
+"""What a run says while it works, to people (lines or a bar) and to programs (JSONL, TensorBoard); and when it leaves:
+at a signal, or where its net learns nothing."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -11,13 +13,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vggfeat.errors import CantWrite, Interrupted, VggfeatError, reason
 from vggfeat.files import whole
 from vggfeat.terminal import LINE_SECONDS, duration, live, rewrite, say
+
+if TYPE_CHECKING:  # it imports PyTorch, which the processes that read images do without
+    from pretrain.checkpoint import State
 
 AGAIN_SECONDS = 1.0  # a second Ctrl-C within it is the first one's echo
 LOG = "log.jsonl"
@@ -238,6 +246,51 @@ def _event(line: bytes) -> dict[str, Any] | None:
 def is_number(value: Any) -> bool:
     """Whether a JSON value is one that a float can hold."""
     return type(value) in (int, float) and (type(value) is float or abs(value) <= 2**53)
+
+
+NO_BETTER = 0.98  # of chance's loss: from here on a mean loss is that of a net that has learned nothing
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What the best constant guess comes to: the same scores for every image. A net that is no better knows nothing.
+
+    loss: the entropy of the training images' classes, ln K for K classes of one size. error: top-1, per cent, of
+    naming the most frequent class for each held-out image; spread: the standard deviation of guessing at that error.
+    Both are NaN without held-out images.
+    """
+
+    loss: float
+    error: float
+    spread: float
+
+    @classmethod
+    def of(cls, train: np.ndarray, held_out: np.ndarray) -> Chance:
+        """train, held_out: a label an image."""
+        shares = np.unique(train, return_counts=True)[1] / len(train)
+        loss = float(-(shares * np.log(shares)).sum())
+        if not len(held_out):
+            return cls(loss, math.nan, math.nan)
+        most = int(np.unique(held_out, return_counts=True)[1].max())
+        error = 100 * (1 - most / len(held_out))
+        return cls(loss, error, math.sqrt(error * (100 - error) / len(held_out)))
+
+    def count(self, state: State, loss: float, iterations: int, limit: int) -> None:
+        """Take in the mean loss of the last iterations: how long the stage has been at chance.
+
+        It is while the mean over a twentieth of the limit is chance's: one batch's loss says little.
+        """
+        weight = min(1.0, iterations / max(1, min(state.iteration, limit // 20)))
+        state.mean_loss += weight * (loss - state.mean_loss)
+        state.at_chance = state.at_chance + iterations if state.mean_loss > NO_BETTER * self.loss else 0
+
+    def surely_beaten(self, top1: float) -> bool:
+        """Whether a held-out top-1 error is lower by more than luck: three deviations."""
+        return self.error - top1 > 3 * self.spread
+
+    def tells(self) -> bool:
+        """Whether the held-out images are enough that a faultless net would be seen."""
+        return self.surely_beaten(0.0)
 
 
 class Stop:

@@ -151,8 +151,24 @@ def test_signals_save_and_leave(run: tuple[list[object], Path], tmp_path: Path, 
         assert done.returncode == 128 + number
         assert "stopped and saved at iteration" in done.stderr
         assert "Traceback" not in done.stderr
-    train(*arguments)
+    done = train(*arguments)
+    told = [
+        line for line in done.stderr.splitlines() if "random" in line or "done" in line or "going" in line
+    ]
+    assert told == ["A-36: done before", "D-36: going on from iteration 5"]
     assert_same(tmp_path / "stopped", whole)
+
+
+def test_a_line_of_the_log_is_the_mean_of_the_iterations_since_the_last(
+    run: tuple[list[object], Path], tmp_path: Path, train: Train
+) -> None:
+    """Also where a run goes on with lines at other iterations."""
+    arguments = [*run[0], "--stages", "1", "--out", tmp_path / "run", "--log-every"]
+    signalled_at([*arguments, "5"], f"A-36 5 {signal.SIGTERM:d} itself", tmp_path)
+    train(*arguments, "4")
+    each, lines = dict(losses(run[1] / "A-36")), dict(losses(tmp_path / "run" / "A-36"))
+    assert lines[5] == pytest.approx(sum(each[i] for i in range(1, 6)) / 5)
+    assert lines[8] == pytest.approx(sum(each[i] for i in range(6, 9)) / 3)
 
 
 def gone(folder: Path, seconds: float = HANG) -> bool:

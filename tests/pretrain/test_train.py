@@ -14,17 +14,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from pretrain import plan, trainer
-from pretrain.checkpoint import read_state
+from pretrain.checkpoint import State, read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
 from pretrain.readers import Batch
+from pretrain.recipe import read_recipe
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
+from pretrain.watch import Chance
 from tests.conftest import HANG, Command
 from tests.pretrain.conftest import SHORT, environment
 from tests.pretrain.conftest import command as subprocess_command
@@ -114,7 +117,7 @@ def test_the_chain_and_what_it_leaves(
     before = (out / "weights.safetensors").stat().st_mtime_ns
     again = command("--net", "D", *FEW, "--data", drawings, "--out", out)
     assert again.status == 0
-    assert "iteration" not in again.err
+    assert again.err.splitlines() == [f"{stage}: done before" for stage in (A_STAGE, D_STAGE, JITTER)]
     assert again.out == ran.out or JITTER in again.out
     assert (out / JITTER / "weights.safetensors").stat().st_mtime_ns <= before
 
@@ -268,6 +271,7 @@ def test_weights_that_are_refused_at_the_end_leave_a_checkpoint_to_write_them_fr
     assert read_state(tmp_path / "run" / A_STAGE / "last.safetensors")[0].finished
     ran = command(*words)
     assert ran.status == 0 and "iteration" not in ran.err
+    assert "A-36: going on from its end" in ran.err and "random" not in ran.err
     assert load(str(tmp_path / "run" / "weights.safetensors")).name == "A"
 
 
@@ -348,10 +352,111 @@ def test_a_net_that_stays_at_chance_stops_with_advice(
     ran = command(*words, "--stages", "E-36", "--out", tmp_path / "run")
     assert ran.status == 1
     line = one_line(ran.err)
-    assert "iteration 5" in line
-    assert "chance is 0.693" in line
-    assert "--init A" in line
-    assert "--init glorot" in line
+    assert (
+        "E-36, iteration 5: the net is no better than chance: for 5 iterations its loss has been 0.693"
+        in line
+    )
+    assert "that of a constant guess is 0.693" in line
+    for way in ("learning_rate", "--init A", "--init glorot", f"move {tmp_path / 'run' / 'E-36'} away"):
+        assert way in line
+
+
+def test_a_deeper_stage_at_chance_is_no_finished_one(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["--net", "D", *FEW, "--data", drawings, "--out", out, "--stages", "1-2", "--set=held_out=0.1"]
+    words += ["--set=random_layers=normal", "--set=D-112.learning_rate=1e-9"]
+    assert command(*words, "--stages", "1").status == 0  # A is left at chance, unwatched
+    for after, why in ((5, "for 5 iterations its loss has been"), (100, "its loss is"), (100, "its loss is")):
+        ran = command(*words, f"--set=chance_after={after}")
+        assert ran.status == 1
+        line = one_line(ran.err)
+        assert "D-36, iteration" in line and f"no better than chance: {why} 0.69" in line
+        assert "a start that has learned more (--from FILE)" in line and "--set chance_after=0" in line
+        assert f"{A_STAGE}: done before" in ran.err
+        assert not (out / D_STAGE / "weights.safetensors").exists()
+        assert read_state(out / D_STAGE / "last.safetensors")[0].iteration == (5 if after == 5 else 6)
+    # who wants it all the same can have it, from where it is
+    ran = command(*words, "--set=chance_after=0")
+    assert ran.status == 0, ran.err
+    assert "iteration 6" not in ran.err and load(str(out / D_STAGE / "weights.safetensors")).name == "D"
+
+
+def test_an_error_of_chance_is_refused_whatever_the_loss(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a net has learned its images by heart; of few held-out ones nothing is concluded."""
+    monkeypatch.setattr(Chance, "count", lambda *_: None)
+    monkeypatch.setattr(Trainer, "errors", lambda *_: (50.0, 0.0))
+    words = ["--net", "A", *FEW, "--data", drawings, "--set=chance_after=100", "--stages", "1"]
+    ran = command(*words, "--set=held_out=0.2", "--out", tmp_path / "many")
+    assert ran.status == 1
+    assert (
+        "its held-out error is 50.00 % top-1 in the end, and that of a constant guess is 50.00 %" in ran.err
+    )
+    assert command(*words, "--set=held_out=0.1", "--out", tmp_path / "few").status == 0
+
+
+def test_a_chain_that_learns_is_let_pass(command: Command, drawings: Path, tmp_path: Path) -> None:
+    words = ["--net", "D", *FEW, "--set=*.iterations=30", "--set=chance_after=20", "--set=held_out=0.1"]
+    ran = command(*words, "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 0, ran.err
+
+
+# Losses of the paper's nets at full width on ten classes, A and D from A, by iteration (docs/training.md).
+A_10 = {0: 2.303, 150: 2.24, 450: 1.57, 1500: 0.17}
+D_10 = {0: 2.303, 300: 2.300, 450: 1.85, 750: 1.03, 2200: 0.09}
+
+
+def watched(losses: Callable[[int], float], iterations: int, classes: int, limit: int) -> State:
+    """Where the watch is after a stage of such losses, or when it has reached its limit; with a batch's noise."""
+    chance, state = Chance.of(np.arange(classes), np.zeros(0, np.int64)), State()
+    noise = np.random.default_rng(0).normal(0, 0.02, iterations // 20)
+    for i in range(iterations // 20):
+        state.iteration += 20
+        chance.count(state, max(0.0, losses(state.iteration) + noise[i]), 20, limit)
+        if state.at_chance >= limit:
+            break
+    return state
+
+
+@pytest.mark.parametrize("curve", [A_10, D_10])
+@pytest.mark.parametrize(("classes", "slower"), [(10, 1), (1000, 10), (1000, 30)])
+def test_the_papers_chain_is_let_pass(curve: dict[int, float], classes: int, slower: int) -> None:
+    limit = read_recipe("paper").chance_after
+    x, y = slower * np.array(list(curve)), np.array(list(curve.values())) * math.log(classes) / math.log(10)
+    state = watched(lambda i: float(np.interp(i, x, y)), int(x[-1]), classes, limit)
+    assert state.iteration == x[-1] // 20 * 20 and state.at_chance == 0
+    while_at_chance = watched(lambda i: float(np.interp(i, x, y)), slower * 300, classes, limit)
+    assert while_at_chance.at_chance < (limit / 2 if slower < 30 else limit)
+    # the rate is not lowered before learning has begun
+    state.at_chance, state.best_top1, state.learning_rate = 1, 80.0, 0.01
+    for _ in range(100):
+        assert not state.judge(90.0, read_recipe("paper"))
+    assert (state.drops, state.finished) == (0, False)
+
+
+def test_what_stays_at_chance_or_falls_back_to_it_is_stopped() -> None:
+    limit = 1000
+    stays = watched(lambda i: 2.30, 10 * limit, 10, limit)
+    assert stays.iteration == stays.at_chance == limit
+    falls_back = watched(lambda i: 0.1 if i <= 5000 else 2.303, 20 * limit, 10, limit)
+    assert 5000 + limit < falls_back.iteration < 5000 + 1.5 * limit
+    assert limit <= falls_back.at_chance < falls_back.iteration
+    learns_late = watched(lambda i: 2.303 if i < 900 else 1.8, 3 * limit, 10, limit)
+    assert learns_late.at_chance == 0 and learns_late.iteration == 3 * limit
+
+
+def test_chance_is_what_a_constant_guess_gets() -> None:
+    labels = np.repeat([0, 1], [90, 10])
+    chance = Chance.of(labels, labels[::5])
+    assert chance.loss == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+    assert chance.error == pytest.approx(10)
+    assert not chance.tells() and not chance.surely_beaten(0.0)  # of 20 images
+    hundred = Chance.of(np.arange(10), np.repeat(np.arange(10), 10))
+    assert hundred.error == pytest.approx(90) and hundred.spread == pytest.approx(3)
+    assert hundred.surely_beaten(80.9) and not hundred.surely_beaten(81.1)
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])

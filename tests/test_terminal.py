@@ -293,6 +293,16 @@ def test_what_fails_before_a_command_begins_is_a_line(debug: bool) -> None:
     assert ("Traceback" in ran.stderr) == debug == (len(lines) > 1)
 
 
+def test_another_system_than_linux_is_told_in_a_line() -> None:
+    script = "import sys\nsys.platform = 'darwin'\nfrom vggfeat.__main__ import begin\nbegin()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=HANG
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("vggfeat: it runs on Linux only; on darwin, take a container")
+    assert len(ran.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("kind", "says"), [("wait", "some.work: interrupted\n"), ("end", "progress\n" * 40)])
 def test_ctrl_c_at_work_and_at_the_end(number: signal.Signals, kind: str, says: str) -> None:

@@ -17,8 +17,11 @@ def begin() -> None:
 
     Descriptors 0 to 2 that are closed are opened on nothing: else the next file would get such a number, and what a
     library says on stderr would be written into a result. A working folder that is gone is told: PyTorch's libraries
-    can't be loaded there. What fails while they are imported, as for want of memory, is one line, too.
+    can't be loaded there. What fails while they are imported, as for want of memory, is one line, too. And on another
+    system than Linux, whose locks, limits and memory files are used throughout, that is said.
     """
+    if sys.platform != "linux":
+        sys.exit(f"vggfeat: it runs on Linux only; on {sys.platform}, take a container or a virtual machine")
     sys.excepthook = _unexpected
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.augment import kept_units
 from pretrain.colour import Colours
 from pretrain.loader import TrainingSet
-from pretrain.readers import Batch, Readers
+from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe
 from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
 from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
+from vggfeat.terminal import CORES
 from vggfeat.vgg import VGG
 
+TRIAL_SECONDS = 1.0  # about, of one iteration of a trial on a CPU
 SPARE = (
     0.6  # share of the free memory that activations may take: cuDNN and oneDNN want workspaces beside them
 )
@@ -30,9 +31,10 @@ SPARE = (
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. gflop: of its forward and backward passes (a multiply-add is two operations), at most. seconds:
-    gflop over the rate of a short trial here, times the processes. memory: bytes for a process: weights, gradients,
-    momentum and the activations of one micro-batch; on a CPU the program and the copy that a checkpoint makes, too.
+    """One stage, at most: it ends earlier where its held-out error stops falling. gflop: of its forward and backward
+    passes (a multiply-add is two operations). seconds: by a short trial here, its checks of the held-out and validation
+    images included. memory: bytes for a process: weights, gradients, momentum and the activations of one micro-batch;
+    on a CPU the program and the copy that a checkpoint makes, too.
     """
 
     name: str
@@ -40,6 +42,8 @@ class StagePlan:
     gflop: float
     seconds: float
     memory: int
+    waits: bool
+    """Whether it is the reading of images that sets the pace."""
 
 
 def net_of(recipe: Recipe, stage_number: int, classes: int) -> VGG:
@@ -127,7 +131,8 @@ def plan(
         net = net_of(recipe, number, len(data.classes))
         iterations = stage.iterations_of(len(data.train), recipe.batch_size)
         # the backward pass multiplies twice: by the activations for the weights, by the weights for the activations
-        per_image = forward_gflop(net) * (3 if stage.learn == "all" else 1)
+        passes = 3 if stage.learn == "all" else 1
+        per_image = forward_gflop(net) * passes
         images = recipe.batch_size * iterations
         memory = program + weight_bytes(net, machine.precision)
         memory += machine.micro_batch * activation_bytes(net, machine.precision)
@@ -135,34 +140,62 @@ def plan(
             memory += 2 * sum(
                 p.nbytes for p in net.parameters()
             )  # a checkpoint's copy of weights and momentum
-        seconds = trial_seconds(recipe, number, net, data, ranks.device, machine) * images / ranks.world
-        yield StagePlan(stage.name, iterations, per_image * images, seconds, memory)
+        net_seconds, read_seconds = trial(recipe, number, net, data, ranks, machine)
+        pace = Pace(read_seconds, ranks, machine)
+        checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(data.held_out) + len(data.val)
+        seconds = images * pace.of(net_seconds) + checks * pace.of(net_seconds / passes)
+        yield StagePlan(
+            stage.name, iterations, per_image * images, seconds / ranks.world, memory,
+            pace.of(net_seconds) > 1.1 * net_seconds,
+        )  # fmt: skip
 
 
-def trial_seconds(
-    recipe: Recipe, number: int, net: VGG, data: TrainingSet, device: torch.device, machine: Machine
-) -> float:
-    """Seconds an image of training on random pixels, the better of two iterations after one to warm up."""
-    n = min(machine.micro_batch, 8 if device.type == "cpu" else 64)
+@dataclass(frozen=True)
+class Pace:
+    """How reading and computing go on beside each other. read_seconds: of one image, by one process."""
+
+    read_seconds: float
+    ranks: Ranks
+    machine: Machine
+
+    def of(self, net_seconds: float) -> float:
+        """Seconds an image of a process, where the net alone takes so long."""
+        if not self.machine.workers:
+            return net_seconds + self.read_seconds
+        cores = max(1, CORES // self.ranks.local_world)
+        threads = min(cores, torch.get_num_threads()) if self.ranks.device.type == "cpu" else 1
+        alone = self.read_seconds / min(self.machine.workers, cores)
+        shared = (
+            (net_seconds * threads + self.read_seconds) / cores if self.ranks.device.type == "cpu" else 0.0
+        )
+        return max(net_seconds, alone, shared)
+
+
+def trial(
+    recipe: Recipe, number: int, net: VGG, data: TrainingSet, ranks: Ranks, machine: Machine
+) -> tuple[float, float]:
+    """Seconds an image of training, once it is read, and of reading one: of a batch, or of what takes a second."""
+    device = ranks.device
     colours = Colours(
         (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
     )
-    trainer = Trainer(
-        recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull), Readers(0, device)
-    )
-    rng = np.random.default_rng(0)
-    kept = np.stack([kept_units(rng, hidden_units(net), recipe.dropout) for _ in range(n)])
-    batch = Batch(
-        torch.from_numpy(rng.integers(0, 256, (n, recipe.crop, recipe.crop, 3), np.uint8)),
-        torch.zeros(n, 3),
-        torch.from_numpy(kept),
-        torch.zeros(n, dtype=torch.int64),
-        torch.ones(n),
-        [],
-    )
-    times = []
-    for _ in range(3):
+    alone = Readers(0, device)
+    trainer = Trainer(recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull), alone)
+    samples = Samples.of(recipe, number, hidden_units(net))
+    rows = np.random.default_rng(0).permutation(data.train)
+
+    def seconds(n: int, steps: int) -> tuple[float, float]:
         began = time.perf_counter()
-        float(trainer.step(batch, n))  # waits for a GPU
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) / n
+        batch = next(alone.read(samples, data.items, [[(0, int(row)) for row in rows[:n]]]))
+        read, times = time.perf_counter() - began, []
+        for _ in range(1 + steps):  # the first one warms up
+            began = time.perf_counter()
+            float(trainer.step(batch, n))  # waits for a GPU
+            times.append(time.perf_counter() - began)
+        return float(np.median(times[1:])) / n, read / n
+
+    share = -(-recipe.batch_size // ranks.world)
+    few = min(share, 8) if device.type == "cpu" else share
+    found = seconds(few, 2)
+    n = min(share, int(TRIAL_SECONDS / found[0]))
+    return seconds(n, 5) if n > few else found

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before all that takes time
 
     begin()
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,6 +31,8 @@ from vggfeat.terminal import CORES, columns, duration, out, run
 if TYPE_CHECKING:
     from pretrain.plan import StagePlan
     from pretrain.stages import Ended
+
+MUCH = 30 * 86400.0  # seconds
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -109,12 +111,14 @@ def train(
                 images = read_training_set(data, whole)
                 asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
                 if dry_run:
-                    stages_plan = plan(whole, chosen, images, ranks, asked.machine)
                     if ranks.first:
+                        stages_plan = list(plan(whole, chosen, images, ranks, asked.machine))
                         _print_plan(stages_plan)
-                        how = f"{machine.precision} on {ranks.world} x {ranks.device.type}"
-                        pass_size = asked.machine.micro_batch
-                        out.print(f"{len(images.train)} images, at most; {pass_size} a pass, {how}")
+                        out.print(
+                            f"{len(images.train)} training images, {asked.machine.micro_batch} a pass, "
+                            f"{machine.precision} on {ranks.world} x {ranks.device.type}"
+                        )
+                        _print_advice(stages_plan)
                     return
                 ended = train_stages(asked, stop, readers)
             if ended.finished and ranks.first:
@@ -126,12 +130,26 @@ def train(
             raise typer.Exit(3)
 
 
-def _print_plan(stages: Iterable[StagePlan]) -> None:
+def _print_plan(stages: Sequence[StagePlan]) -> None:
     table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")
     for stage in stages:
         cells = f"{stage.gflop / 1e6:.3g}", f"{stage.memory / 1e9:.2f}", duration(stage.seconds)
         table.add_row(stage.name, str(stage.iterations), *cells)
     out.print(table)
+
+
+def _print_advice(stages: Sequence[StagePlan]) -> None:
+    total = sum(stage.seconds for stage in stages)
+    out.print(
+        f"at most {duration(total)} in all, by a trial of a few iterations; a stage ends earlier where its held-out "
+        "error stops falling"
+    )
+    if waiting := [stage.name for stage in stages if stage.waits]:
+        out.print(
+            f"reading slows {', '.join(waiting)} down: faster storage, smaller image files or more cores help"
+        )
+    if total > MUCH:
+        out.print("to try the program out in hours instead, train narrow nets on small crops: --recipe mini")
 
 
 def _print_end(ended: Ended) -> None:

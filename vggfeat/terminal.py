@@ -127,10 +127,12 @@ def list_unreadable(bad: dict[str, str]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would say: "90.0 s", "12.5 min", "3.4 h"."""
+    """Seconds in the unit that a person would say: "90.0 s", "12.5 min", "3.4 h", "5.2 days"."""
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def command() -> str:

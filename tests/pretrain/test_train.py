@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from pretrain import plan, trainer
 from pretrain.checkpoint import State, read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
+from pretrain.loader import read_training_set
 from pretrain.readers import Batch
-from pretrain.recipe import read_recipe
+from pretrain.recipe import chain, read_recipe
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
 from pretrain.watch import Chance
@@ -32,6 +34,7 @@ from tests.conftest import HANG, Command
 from tests.pretrain.conftest import SHORT, environment
 from tests.pretrain.conftest import command as subprocess_command
 from vggfeat import cli
+from vggfeat.ranks import Ranks
 from vggfeat.store import open_features
 from vggfeat.terminal import run
 from vggfeat.vgg import NETS, VGG
@@ -173,8 +176,40 @@ def test_a_plan_costs_nothing_and_writes_nothing(command: Command, drawings: Pat
     assert ran.status == 0, ran.err
     for stage in (A_STAGE, D_STAGE, JITTER):
         assert stage in ran.out
-    assert "76 images" in ran.out
+    assert "76 training images" in ran.out and " in all, " in ran.out
     assert not out.exists()
+
+
+def test_a_plan_is_of_whole_batches_their_reading_and_the_checks(
+    drawings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, sizes = torch.device("cpu"), []
+
+    def step(self: Trainer, batch: Batch, images: float) -> torch.Tensor:
+        sizes.append((len(batch.labels), images))
+        return torch.zeros(())
+
+    numbers = ("width=0.1", "crop=32", "batch_size=16", "held_out=0.1", "*.iterations=7")
+    recipe = chain(read_recipe("mini", [*numbers, "*.train_scale=[36,36]", "A-112.learn=fc"], "A"), "A")
+    recipe = replace(recipe, stages=(recipe.stages[0], replace(recipe.stages[0], learn="all")))
+    data, machine = read_training_set(drawings, recipe), trainer.Machine(micro_batch=4, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        net, read = plan.trial(recipe, 0, plan.net_of(recipe, 0, 2), data, Ranks(cpu), machine)
+    assert sizes[-1] == (16, 16) and 0 < net < read  # a batch as in training, of images that were read
+
+    monkeypatch.setattr(plan, "trial", lambda *_: (0.5, 0.25))
+    for workers, of_net, waits in ((0, 0.75, True), (1, 0.5, False)):
+        monkeypatch.setattr(plan, "CORES", 64)
+        fc, all_ = plan.plan(recipe, range(2), data, Ranks(cpu), replace(machine, workers=workers))
+        assert fc.seconds == pytest.approx((7 * 16 + 2 * 8 + 8) * of_net)  # two epochs' checks, validation
+        forward = 0.5 / 3 + 0.25 if not workers else 0.25
+        assert all_.seconds == pytest.approx(7 * 16 * of_net + (2 * 8 + 8) * forward)
+        assert (fc.waits, all_.waits) == (waits, waits)
+    # as many threads as cores: reading takes from the net
+    monkeypatch.setattr(plan, "CORES", torch.get_num_threads())
+    pace = plan.Pace(0.25, Ranks(cpu), machine)
+    assert pace.of(0.5) == pytest.approx(0.5 + 0.25 / torch.get_num_threads())
 
 
 def test_unreadable_images_are_left_out_the_same_by_every_process(

@@ -2,7 +2,7 @@
 
     python -m pretrain.report runs/D        # writes runs/D/report.html, also while the run goes on
 
-`pretrain.train` writes it whenever a stage ends or is interrupted.
+`pretrain.train` writes it whenever a stage ends, fails or is interrupted.
 """
 
 from __future__ import annotations

@@ -143,13 +143,13 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
         if ranks.first:
             say(f"{trainer.stage.name}: {_begins(trainer, start)}")
         with stop.saving():
-            finished = trainer.run(stop)
+            try:
+                finished = trainer.run(stop)
+            except VggfeatError:
+                _write_page(run)  # to look at what went wrong
+                raise
             ended.stages.append((trainer.stage.name, trainer.state))
-            if ranks.first:
-                try:
-                    write_report(run.out, run.out / REPORT)
-                except VggfeatError as error:  # a page is no reason to lose the stages that follow
-                    say(f"warning: {error}; training goes on")
+            _write_page(run)
             # all leave together, if one does; and the next stage starts from what the first process has just written
             stop.signal = max(ranks.gather(stop.signal))
         if stop.signal:
@@ -189,7 +189,7 @@ def training_colours(run: Run) -> Colours:
             )
     else:
         low, high = ranks.share(0, len(names))
-        with progress("colours") as advance:
+        with progress("measuring colours") as advance:
 
             def show(done: int) -> None:
                 if ranks.first:
@@ -211,6 +211,14 @@ def training_colours(run: Run) -> Colours:
     return replace(
         colours, mean=recipe.mean or colours.mean, covariance=recipe.covariance or colours.covariance
     )
+
+
+def _write_page(run: Run) -> None:
+    if run.ranks.first:
+        try:
+            write_report(run.out, run.out / REPORT)
+        except VggfeatError as error:  # a page is no reason to lose the stages that follow
+            say(f"warning: {error}; training goes on")
 
 
 def _begins(trainer: Trainer, start: Start) -> str:
@@ -239,14 +247,16 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     stage = recipe.stages[number]
     generator = torch.Generator().manual_seed((recipe.seed * 1000 + number) % 2**63)
     randomise(net, recipe.random_layers, recipe.init_std, generator)
-    how = f"{recipe.random_layers} {recipe.init_std:g}" if recipe.random_layers == "normal" else "glorot"
+    normal = recipe.random_layers == "normal"
+    how = f"standard deviation {recipe.init_std:g}" if normal else "Glorot's way"
     source = None
     if number == run.chosen[0] and run.start is not None:
         source = load(str(run.start))
     elif number > 0:
         source = load(str(_trained(run, number - 1)))
     if source is None:
-        return Start(f"random {how}", f"all layers random ({how})", [])
+        record = f"random normal {recipe.init_std:g}" if normal else "random glorot"
+        return Start(record, f"all layers random ({how})", [])
     _same_classes(source, run.data.classes)
     if not isinstance(source.module, VGG):
         raise VggfeatError(f"{source.spec} is no net of Table 1: give a weights file of one")

@@ -153,7 +153,7 @@ def _print_advice(stages: Sequence[StagePlan]) -> None:
 
 
 def _print_end(ended: Ended) -> None:
-    table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation", "time")
+    table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation, %", "time")
     for name, state in ended.stages:
         errors = [
             "-" if pair is None else "{:.2f}, {:.2f}".format(*pair) for pair in (state.held_out, state.val)

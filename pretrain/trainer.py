@@ -182,7 +182,9 @@ class Trainer:
                     )
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
-                raise VggfeatError(f"{path} {what}: give the same, or another --out")
+                raise VggfeatError(
+                    f"{path} {what}: give the same, move {self.folder} away, or give another --out"
+                )
         ends = {
             "iteration": self.stop_at,
             "drops": self.recipe.rate_drops,

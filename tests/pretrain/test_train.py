@@ -80,7 +80,7 @@ def test_the_chain_and_what_it_leaves(
     assert (out / "weights.safetensors").read_bytes() == (out / JITTER / "weights.safetensors").read_bytes()
     # which layers D took from A is said, by the paper's names
     assert f"D-36: {', '.join(FROM_A)} from {out / A_STAGE / 'weights.safetensors'} (net A)" in ran.err
-    assert "D-36-64: all layers from" in ran.err
+    assert "D-36-64: all layers from" in ran.err and "A-36: all layers random (Glorot's way)" in ran.err
 
     events = [json.loads(line) for line in (out / JITTER / "log.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "train"]
@@ -411,6 +411,7 @@ def test_a_deeper_stage_at_chance_is_no_finished_one(
         assert "a start that has learned more (--from FILE)" in line and "--set chance_after=0" in line
         assert f"{A_STAGE}: done before" in ran.err
         assert not (out / D_STAGE / "weights.safetensors").exists()
+        assert D_STAGE in (out / "report.html").read_text()
         assert read_state(out / D_STAGE / "last.safetensors")[0].iteration == (5 if after == 5 else 6)
     # who wants it all the same can have it, from where it is
     ran = command(*words, "--set=chance_after=0")

@@ -133,7 +133,9 @@ def test_the_paper_page_has_the_codes_defaults() -> None:
         assert text == (written if default not in (None, "") else "none"), name
     recipe = pretrain.recipe.read_recipe("paper")
     for number in fields(recipe):  # each has its place
-        assert f"`{number.name}`" in PAPER or not isinstance(getattr(recipe, number.name), int | float), number
+        assert f"`{number.name}`" in PAPER or not isinstance(getattr(recipe, number.name), int | float), (
+            number
+        )
 
 
 def test_the_paper_page_has_the_codes_constants() -> None:

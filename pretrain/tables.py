@@ -133,7 +133,8 @@ def paper_scales(train_scale: tuple[int, int], crop: int, multi: bool) -> tuple[
     if not multi:
         return ((low + high) // 2,)
     step = round(crop / 7)
-    return (max(crop, low - step), low, low + step) if low == high else (low, (low + high) // 2, high)
+    wanted = (max(crop, low - step), low, low + step) if low == high else (low, (low + high) // 2, high)
+    return tuple(dict.fromkeys(wanted))  # S may be the crop itself: a Q that stood twice would weigh twice
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pretrain.tables import (
     claims_markdown,
     decide,
     pack,
+    paper_scales,
     table_markdown,
     update_cells,
 )
@@ -93,6 +94,23 @@ def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have(tmp_p
     assert "| 23.0, 30.0 |" in line and line.endswith("| holds | 400 | 2 |")  # seeds 1 and 2
     alone = table_markdown(3, [cell("A 256", 20)])
     assert "| A 256 | dense | 20.0 / 5.0 | 1 |" in alone
+
+
+@pytest.mark.parametrize(
+    ("S", "crop", "one", "several"),
+    [
+        ((256, 256), 224, (256,), (224, 256, 288)),  # Table 4: S - 32, S, S + 32
+        ((384, 384), 224, (384,), (352, 384, 416)),
+        ((256, 512), 224, (384,), (256, 384, 512)),
+        ((112, 112), 96, (112,), (98, 112, 126)),
+        ((240, 240), 224, (240,), (224, 240, 272)),  # not below the crop
+        ((224, 224), 224, (224,), (224, 256)),  # and none twice, which would count twice in the mean
+        ((256, 257), 224, (256,), (256, 257)),
+    ],
+)
+def test_test_scales_follow_from_s(S, crop, one, several):
+    assert paper_scales(S, crop, multi=False) == one
+    assert paper_scales(S, crop, multi=True) == several
 
 
 def test_roles_of_several_seeds():

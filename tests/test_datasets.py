@@ -642,11 +642,32 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("", ["line 1", "empty"]),
         ("path,label\n", ["line 2", "no images"]),
         ("a.jpg,cat\n", ["line 1", "header", "a.jpg,cat"]),
-        ("path;label\na;b\n", ["line 1", "header"]),
+        ("file;label\na;b\n", ["line 1", "header"]),
+        ("path,label,width\na.jpg,cat,3\n", ["line 1", "header"]),
         ("path,label\na.jpg,cat,train\n", ["line 2", "3 columns"]),
         ("path,label\na.jpg,cat\nb.jpg\n", ["line 3", "1 columns"]),
         ("path,label\na.jpg,cat\n./a.jpg,dog\n", ["line 3", "a.jpg", "twice", "line 2"]),
-        ("path,label,split\na.jpg,cat,training\n", ["line 2", "training"]),
+        ("path,label,split\na.jpg,cat,fold1\n", ["line 2", "train, val, test", "fold1"]),
+        ("path,label,split\na.jpg,cat,eval\n", ["line 2", "train, val, test", "eval"]),
+        ("path,label\nC:\\a.jpg,cat\n", ["line 2", "on a Windows disk"]),
+        ("path,label\nhttps://x.org/a.jpg,cat\n", ["line 2", "is an address"]),
+        ("path,label\nd/../a.jpg,cat\na.jpg,dog\n", ["line 3", "twice", "'cat;dog' in a column labels"]),
+        ("path,label,split\na.jpg,cat,train\na.jpg,cat,test\n", ["line 3", "in train there, in test here"]),
+        ("path,labels,split\na.jpg,cat;dog,\na.jpg,cat,\n", ["line 3", "twice", "other labels"]),
+        ("path,label\na.jpg,cat|dog\n", ["line 2", "'cat|dog'", "name it labels"]),
+        ("path,label\na.jpg,cat\nb.jpg,cat;dog\n", ["line 3", "'cat;dog'", "name it labels"]),
+        (
+            "path,labels\na.jpg,cat\nb.jpg,cat|dog\n",
+            ["line 3", "'cat|dog' is one label", "cat;dog", "'cat|dog;'"],
+        ),
+        ('path,labels\na.jpg,"cat, dog"\nb.jpg,dog\n', ["line 2", "'cat, dog' is one label"]),
+        ("path,labels\na.jpg,cat dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "'cat dog' is one label"]),
+        ("path,labels\na.jpg,\"['cat', 'owl']\"\n", ["line 2", "would be one label"]),
+        (
+            "path,cat,dog\na.jpg,1,0\nb.jpg,2,1\n",
+            ["line 3", "'cat' is none of path, label", "0 or 1, not '2'"],
+        ),
+        ("path,cat,dog\na.jpg,1,\n", ["line 2", "'dog'", "0 or 1, not ''"]),
         ("path,label\n,cat\n", ["line 2", "path"]),
         ("path,labels\na.jpg,cat;?\n", ["lone ?"]),
         ("path,labels\na.jpg,;\n", ["no row has a label"]),
@@ -656,6 +677,87 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
 def test_csv_faults_name_the_file_and_the_line(tmp_path: Path, text: str, said: list[str]) -> None:
     path = write(tmp_path, text)
     fails("csv", path, str(path), *said)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path,label\na.jpg,cat\n".encode("utf-16-le"), "UTF-16 without its mark"),
+        (b"PK\3\4 and so on", "a spreadsheet or an archive: save it as CSV"),
+        ("path,label\na.jpg,c\xe4t\n".encode("cp1252"), "line 2: the label"),
+        ("path,label\na.jpg,cat\n".encode("utf-16") + b"\0", "is not utf-16"),
+    ],
+)
+def test_csv_that_is_not_utf8_says_so(tmp_path: Path, content: bytes, said: str) -> None:
+    fails("csv", write(tmp_path, content), str(tmp_path / "data.csv"), said, "UTF-8")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_as_spreadsheets_save_it(tmp_path: Path, separator: str, encoding: str) -> None:
+    rows = [
+        ["Split", "Path", "Label", ""],
+        ["Training", "\xe4.jpg", "c\xe4t", ""],
+        ["TEST", "b.jpg", "dog", ""],
+    ]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    items = load("csv", write(tmp_path, text.encode(encoding)))
+    assert items.names == ["\xe4.jpg", "b.jpg"] and items.classes == ["c\xe4t", "dog"]
+    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0], "test": [1]}
+    assert items.remarks == ()
+
+
+def test_csv_words_for_splits(tmp_path: Path) -> None:
+    words = ["training", "Train_Set", "validation", "dev", "testing", "TST", ""]
+    text = "path,label,split\n" + "".join(f"{i}.jpg,cat,{word}\n" for i, word in enumerate(words))
+    splits = load("csv", write(tmp_path, text)).splits
+    assert {k: v.tolist() for k, v in splits.items()} == {"train": [0, 1], "val": [2, 3], "test": [4, 5]}
+
+
+def test_csv_names_of_one_label_are_not_questioned(tmp_path: Path) -> None:
+    labels = ["tench, Tinca tinca", "traffic light", "great white shark"]
+    text = "path,labels\n" + "".join(f'{i}.jpg,"{label}"\n' for i, label in enumerate(labels))
+    assert load("csv", write(tmp_path, text)).classes == sorted(labels)
+    several = 'path,labels\na.jpg,"crane, bird;"\nb.jpg,"crane, machine"\n'  # the ; says that it is known
+    assert load("csv", write(tmp_path, several)).classes == ["crane, bird", "crane, machine"]
+    one = 'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\n'  # both are ImageNet's
+    assert load("csv", write(tmp_path, one)).classes == ["maillot", "maillot, tank suit"]
+
+
+def test_csv_with_a_column_a_class(tmp_path: Path) -> None:
+    text = "path,dog,Cat,split\na.jpg,1,0,train\nb.jpg,1.0,1,train\nc.jpg,0,0,test\nd.jpg,,,test\n"
+    items = load("csv", write(tmp_path, text))
+    assert items.protocol == "multi-label" and items.classes == ["dog", "Cat"] and items.remarks == ()
+    assert items.labels is not None and items.labels.dtype == np.int8
+    assert items.labels.tolist() == [[1, -1], [1, 1], [-1, -1], [0, 0]]
+    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0, 1], "test": [2]}
+    items = load("csv", write(tmp_path, "path,dog,cat\na.jpg,0,1\nb.jpg,1,0\nc.jpg,,\n"))
+    assert items.protocol == "single-label" and items.labels is not None
+    assert items.labels.tolist() == [1, 0, -1] and items.labels.dtype == np.int32
+    assert items.remarks == ("each row of data.csv has one 1: read as one label an image",)
+
+
+def test_csv_rows_that_repeat_are_left_out_and_told(tmp_path: Path) -> None:
+    text = f"path,label\na.jpg,cat\nb.jpg,dog\n./a.jpg,cat\n{tmp_path}/b.jpg,dog\n"
+    items = load("csv", write(tmp_path, text))
+    assert items.names == ["a.jpg", "b.jpg"]
+    assert items.remarks == ("left out: 2 rows that repeat an earlier one, for example line 4 of data.csv",)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a backslash is what / is here")
+def test_csv_paths_as_they_were_meant(tmp_path: Path) -> None:
+    touch(tmp_path, "photos/cat/1.jpg", "a.jpg", "b.jpg ", "caf\xe9.jpg", "back\\slash.jpg")
+    names = ["photos\\cat\\1.jpg", "gone\\1.jpg", " a.jpg ", "b.jpg ", "caf\xe9.jpg", "back\\slash.jpg"]
+    text = "path,label\n" + "".join(f"{name},cat\n" for name in names)
+    items = load("csv", write(tmp_path, text.encode("cp1252")))
+    assert items.names == [
+        "photos/cat/1.jpg",
+        "gone/1.jpg",
+        "a.jpg",
+        "b.jpg ",
+        "caf\xe9.jpg",
+        "back\\slash.jpg",
+    ]
 
 
 def test_csv_root_must_be_a_file(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from vggfeat.terminal import (
     out,
     progress,
     run,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def evaluate(
         return
     with joined(device) as ranks:
         items = images_of(data, split, limit)
+        for remark in items.remarks if ranks.first else ():
+            say(remark)
         refuse_inputs({"--posteriors": posteriors, **texts}, items.paths())
         threads = workers or max(1, CORES // ranks.local_world)
         how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}

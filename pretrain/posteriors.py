@@ -150,11 +150,10 @@ def images_of(root: Path, split: str, limit: int) -> Items:
     limit: at most so many images, evenly spread over the split; 0 for all. Raises VggfeatError: another layout.
     """
     if split == "test":
-        items = folder.load(root / "test")
+        tests = root / imagenet.part_folders(root, wanted=["test"]).get("test", "test")
+        items = folder.load(tests)
         if items.labels is not None:
-            raise VggfeatError(
-                f"{root / 'test'} has class folders: the test images are expected in it directly"
-            )
+            raise VggfeatError(f"{tests} has class folders: the test images are expected in it directly")
         rows = np.arange(len(items))
     else:
         items = imagenet.load(root)

@@ -156,6 +156,7 @@ def extract(
         )
         if limit is not None:
             items = extraction.limited(items, limit)
+        datasets.refuse_absent(items)
         network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
         network.to(ranks.device, precision)
         if max_pool:

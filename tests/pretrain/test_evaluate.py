@@ -197,6 +197,20 @@ def test_classes_are_matched_by_name(  # type: ignore[no-untyped-def]
     assert "doesn't know 1 of the data's 7 classes, such as 'n99'" in ran.err
 
 
+def test_other_words_for_the_splits(command: Command, images: Path, weights: dict[str, Path]) -> None:
+    (images / "val").rename(images / "Validation")
+    (images / "test").rename(images / "Testing")
+    (images / "Validation" / CLASSES[0] / "a.heic").touch()
+    words = ["--weights", weights["A-36"], "--data", images, "--scales", "36", *FAST]
+    ran = command(*words, "--limit", "4")
+    assert ran.status == 0, ran.err
+    assert "imagenet val: 4 images" in ran.out
+    assert ran.err_lines[0].startswith("left out: 1 file without an image's ending (.heic 1)")
+    ran = command(*words, "--split", "test")
+    assert ran.status == 0, ran.err
+    assert "folder test: 4 images" in ran.out
+
+
 def test_submission(command: Command, images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
     numbers = {name: 100 - i for i, name in enumerate(CLASSES)}
     synsets = [(number, name, 0) for name, number in numbers.items()] + [(1001, "n99", 3)]

@@ -160,6 +160,35 @@ def test_a_plan_costs_nothing_and_writes_nothing(command: Command, drawings: Pat
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("train", "val"), [("Training", "Validation"), ("train_set", "val_set")])
+def test_other_words_for_train_and_val(
+    train: str, val: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    for part, word in (("train", train), ("val", val)):
+        (drawings / part).rename(drawings / word)
+    (drawings / train / "red" / "IMG.heic").touch()
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run", "--dry-run")
+    assert ran.status == 0, ran.err
+    assert "76 images" in ran.out
+    assert (
+        f"left out: 1 file without an image's ending (.heic 1), for example {train}/red/IMG.heic" in ran.err
+    )
+
+
+def test_a_class_may_be_called_train(command: Command, drawings: Path, tmp_path: Path) -> None:
+    (drawings / "train" / "red").rename(drawings / "train" / "train")
+    words = ["--net", "A", *FEW, "--data", drawings / "train", "--out", tmp_path / "run", "--dry-run"]
+    ran = command(*words)
+    assert ran.status == 0, ran.err
+    assert "taken for classes: train" in ran.err
+    (drawings / "train" / "train").rename(drawings / "fold1")
+    shutil.copytree(drawings / "fold1", drawings / "parts" / "fold1" / "red")
+    for part in ("fold1/blue", "fold2/red", "fold2/blue"):
+        shutil.copytree(drawings / "val" / "red", drawings / "parts" / part)
+    words[words.index("--data") + 1] = drawings / "parts"
+    assert "hold the same folders, blue, red" in one_line(command(*words).err)
+
+
 def test_unreadable_images_are_left_out_the_same_by_every_process(
     drawings: Path, tmp_path: Path, command: Command, train: Train
 ) -> None:

@@ -9,6 +9,7 @@ Nothing here opens an image; `Items.source(i)` says where image i is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 
-__all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits"]
+__all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits", "refuse_absent"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class _Dataset:
     read: (root, download) -> Items.
     about: what it is and how it is split, in one line.
     files: what is looked for under `--root`.
+    absent: what to do where none of its images is there.
     """
 
     read: Callable[[Path | None, bool], Items]
     about: str
     files: str
+    absent: str = "these are links that lead nowhere"
 
 
 _DATASETS = {
@@ -41,11 +44,13 @@ _DATASETS = {
         partial(voc.load, year=2007),
         "PASCAL VOC 2007: 9,963 images, 20 classes, several an image; official train/val/test; 11-point mAP",
         "ROOT/VOCdevkit/VOC2007/{ImageSets/Main,JPEGImages}",
+        "unpack the official archive there, or add --download",
     ),
     "voc2012": _Dataset(
         partial(voc.load, year=2012),
         "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official train/val; mAP",
         "ROOT/VOCdevkit/VOC2012/{ImageSets/Main,JPEGImages}",
+        "unpack the official archive there, or add --download",
     ),
     "caltech101": _Dataset(
         partial(caltech.load, dataset="caltech101"),
@@ -70,7 +75,8 @@ _DATASETS = {
     "csv": _Dataset(
         csv_file.load,
         "your images, listed with one label or several each; splits as listed, or 3 random 80/20",
-        "ROOT is the file: path,label[,split] or path,labels[,split] with ';' between labels",
+        "ROOT is the file: path,label[,split]; or path,labels[,split] with ';' between labels; or 0/1 columns",
+        "paths are relative to the CSV file's folder, or absolute",
     ),
     "digits": _Dataset(
         digits.load,
@@ -91,6 +97,17 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     return _DATASETS[name].read(None if root is None else Path(root), download)
 
 
+def refuse_absent(items: Items) -> None:
+    """Raise VggfeatError where none of the images is there: lists without the images, links that lead nowhere."""
+    paths = map(items.root.absolute().joinpath, items.names)
+    if items.images is None and items.names and not any(map(os.path.isfile, paths)):
+        first = items.root.absolute() / items.names[0]
+        raise VggfeatError(
+            f"none of the {len(items):,} images of {items.dataset} is there, such as {first}: "
+            f"{_DATASETS[items.dataset].absent}"
+        )
+
+
 def at_hand(name: str, names: Sequence[str], root: Path) -> tuple[Items | None, str]:
     """The images of dataset `name` under root, for looking at some of them; or None, and why they are not there.
 
@@ -98,6 +115,7 @@ def at_hand(name: str, names: Sequence[str], root: Path) -> tuple[Items | None, 
     """
     try:
         items = load(name, root)
+        refuse_absent(items)
     except VggfeatError as error:
         return None, f"the images are not at hand ({error})"
     if not set(names) & set(items.names):

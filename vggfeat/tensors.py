@@ -124,12 +124,12 @@ def _kind(path: Path, head: bytes, size: int) -> str:
         return "pickle"
     if text := _text(head):
         raise VggfeatError(f"{path} is text, not weights: it begins with {shown(text)}; {_NEW_DOWNLOAD}")
+    if path.suffix == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head):
+        raise VggfeatError(f"{path} is an ONNX graph: give the state dict that it was exported from")
     if path.suffix == ".safetensors":  # a damaged one, of which the library knows more
         return "safetensors"
     if head[:1] == b"\x80":
         return "pickle"
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head):
-        raise VggfeatError(f"{path} is an ONNX graph: give the state dict that it was exported from")
     if path.suffix == ".caffemodel" or head[:1] in (b"\n", b"\x12", b"\xa2"):
         return "caffemodel"
     raise VggfeatError(
@@ -265,6 +265,11 @@ def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
     """Refuse a .pth file that is more than tensors by name, before it is loaded; whether its values can be mapped."""
     if zipfile.is_zipfile(file):
         archive = zipfile.ZipFile(file)
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise VggfeatError(
+                f"{path} is a TorchScript program; if you trust it, make a plain file of it in Python: import torch; "
+                f"torch.save(torch.jit.load({os.fspath(path)!r}, 'cpu').state_dict(), 'plain.pth')"
+            )
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise VggfeatError(f"{path} is compressed, as PyTorch's files never are: save it again")
@@ -273,11 +278,6 @@ def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
             raise VggfeatError(
                 f"{path} is a zip archive, and not one that PyTorch has written: it has {len(entries)} data.pkl; "
                 "weights in it must be unpacked first"
-            )
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise VggfeatError(
-                f"{path} is a TorchScript program; if you trust it, make a plain file of it in Python: import torch; "
-                f"torch.save(torch.jit.load({os.fspath(path)!r}, 'cpu').state_dict(), 'plain.pth')"
             )
         (pickled,) = entries
         if pickled.file_size > MOST_HEADER:

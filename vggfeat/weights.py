@@ -39,10 +39,7 @@ OXFORD = {
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 MINI = {net: Path(__file__).parent / "assets" / f"mini-{net}.safetensors" for net in ("A", "D")}
 _WHOLE = {"width": "1", "crop": "224"}  # of a released net
-_WITHOUT_NETWORK = (
-    "without a network `weights` mini works, and a file of the convolutions alone does for `layer` pool5 and those "
-    "before it (extract, and all that goes on from its feature file)"
-)
+_MINI_WORKS = "without a network `weights` mini works"
 SOURCES = [
     ("mini, mini:A", "small nets D and A that come with the package, 5 MB each: for trying things"),
     ("oxford:D", "the authors' released net D (default); BGR 0-255 minus the mean, ceil pooling"),
@@ -576,7 +573,8 @@ def _downloaded(url: str, spec: str) -> Path:
     except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise VggfeatError(
             f"could not get {url}: {reason(error)}; fetch it by hand (its sha256 begins with {digits}), and give "
-            f"{spec}@FILE or put it into {folder}; {_WITHOUT_NETWORK}"
+            f"{spec}@FILE or put it into {folder}; {_MINI_WORKS}; a file of the convolutions alone does for `layer` "
+            "pool5 and those before it: extract, and all that reads its feature file"
         ) from error
     return path
 
@@ -737,6 +735,9 @@ def _read_for_timm(
                 value = tensors[name]
                 fits = value.is_contiguous() and value.numel() == wanted[key].numel()
                 tensors[key] = value.view(wanted[key].shape) if fits else value
+    for key in wanted:  # a counter that files of before 2018 lack, and that no description needs
+        if key.endswith(".num_batches_tracked"):
+            tensors.setdefault(key, torch.tensor(0))
     missing = sorted(wanted.keys() - tensors.keys())
     if missing:
         raise VggfeatError(f"{file} doesn't fit timm:{what}: {missing[0]} is missing")
@@ -759,7 +760,7 @@ def _timm_says(spec: str, config: Mapping[str, Any] | None = None) -> Iterator[N
     try:
         yield
     except Exception as error:  # hub clients raise their own kinds
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
         if config is None:
             raise VggfeatError(f"timm can't make {spec}: {why}") from error
         from huggingface_hub import hf_hub_url
@@ -768,7 +769,7 @@ def _timm_says(spec: str, config: Mapping[str, Any] | None = None) -> Iterator[N
         if config.get("hf_hub_id"):
             place = hf_hub_url(config["hf_hub_id"], config.get("hf_hub_filename") or "model.safetensors")
         raise VggfeatError(
-            f"could not get {spec}: {why}; fetch {place} by hand and give {spec}@FILE; {_WITHOUT_NETWORK}"
+            f"could not get {spec}: {why}; fetch {place} by hand and give {spec}@FILE; {_MINI_WORKS}"
         ) from error
 
 

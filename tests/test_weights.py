@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 import vggfeat
-from vggfeat import weights
+from vggfeat import backbones, weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
@@ -531,6 +531,7 @@ AUTHORS = {"mean_bgr": "103.939,116.779,123.68"}
         ("torchvision:vgg11", {"width": "0.5"}, "width '0.5', .* has '1'"),
         ("torchvision:vgg11", {"classes": json.dumps([str(i) for i in range(1000)])}, "classes "),
         ("torchvision:vgg11", {"width": "wide"}, "unusable metadata"),
+        ("torchvision:vgg11", {"num_classes": "many"}, "unusable metadata"),
         ("oxford:D", {"net": "D", **TORCHVISIONS}, "channel_order 'RGB', .* has 'BGR': give .* alone"),
         ("oxford:D", {"net": "D", **AUTHORS, "pool": "floor"}, "pool 'floor', .* has 'ceil'"),
         ("oxford:D", {"train_scale": "256"}, "train_scale '256', .* has '256-512'"),
@@ -617,7 +618,7 @@ def test_batch_normalisation_is_timms(tmp_path):
     for spec in (f"torchvision:vgg11@{path}", str(path)):
         with pytest.raises(VggfeatError, match=r"has batch normalisation .* give timm:vgg11_bn@"):
             vggfeat.load(spec)
-    found, _ = weights._read_for_timm("vgg11_bn", path, wanted)
+    found, _ = backbones._read_for_timm("vgg11_bn", path, wanted)
     assert wanted.keys() <= found.keys()
     assert found["pre_logits.fc1.weight"].shape == (4096, 512, 7, 7)
 

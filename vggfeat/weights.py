@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -29,7 +28,7 @@ from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
 from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing, said
 from vggfeat.tensors import ENDINGS, bare, read
-from vggfeat.vgg import FC_LAYERS, MOST_PARAMETERS, NETS, TABLE_1, VGG, layer_keys
+from vggfeat.vgg import FC_LAYERS, NETS, TABLE_1, VGG, layer_keys
 
 # Conversions of the authors' Caffe files; the digits in a name are the first of its sha256.
 OXFORD = {
@@ -38,8 +37,8 @@ OXFORD = {
 }
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 MINI = {net: Path(__file__).parent / "assets" / f"mini-{net}.safetensors" for net in ("A", "D")}
-_WHOLE = {"width": "1", "crop": "224"}  # of a released net
-_MINI_WORKS = "without a network `weights` mini works"
+WHOLE = {"width": "1", "crop": "224"}  # of a released net
+MINI_WORKS = "without a network `weights` mini works"
 SOURCES = [
     ("mini, mini:A", "small nets D and A that come with the package, 5 MB each: for trying things"),
     ("oxford:D", "the authors' released net D (default); BGR 0-255 minus the mean, ceil pooling"),
@@ -353,7 +352,7 @@ class _Facts:
         return facts
 
 
-def _agreed(
+def agreed(
     source: str, file: Path, release: Mapping[str, str], metadata: Mapping[str, str], outputs: int | None
 ) -> dict[str, str]:
     """What a file says of itself, and for the rest what the source named has of it.
@@ -361,8 +360,8 @@ def _agreed(
     outputs: of the file's fc8. Raises VggfeatError where file and source contradict each other.
     """
     theirs = _Facts.of(release, source)
-    outputs = outputs or int(metadata.get("num_classes", 0))
-    if theirs.classes and outputs not in (0, len(theirs.classes)):  # trained further, on other classes
+    told = metadata.get("num_classes", "") if outputs is None else str(outputs)
+    if theirs.classes and told not in ("", str(len(theirs.classes))):  # trained further, on other classes
         release = {key: value for key, value in release.items() if key != "classes"}
     agreed = {**release, **metadata}
     ours = _Facts.of(agreed, file)
@@ -380,10 +379,14 @@ def _agreed(
     }
     for key, other in differs.items():
         if other and key in metadata and key in release and metadata[key] != release[key]:
-            whole = {"net", "mean", "channel_order", "input_range"} <= metadata.keys()
+            complete = ours.net in NETS and {"net", "mean", "channel_order", "input_range"} <= metadata.keys()
             raise VggfeatError(
                 f"{file} says of itself {key} {shown(metadata[key])}, and {source} has {shown(release[key])}: "
-                + (f"give {file} alone" if whole else "name the source that it comes from")
+                + (
+                    f"give {file} alone"
+                    if complete
+                    else "name the source that it is of, or correct what it says"
+                )
             )
     return agreed
 
@@ -395,11 +398,16 @@ def _load_file(path: Path) -> Network:
         return _vgg_network(place, tensors, metadata)
     if "classifier.1.weight" in tensors and "mean" not in metadata:
         return _oxford(_net_by_convolutions(tensors, path), Path(place))
-    known = any(key.startswith(("features.", "conv")) for key in tensors)
-    source = f"torchvision:{_torchvisions(tensors)}@{path}" if known else f"timm:NAME@{path}"
+    sources = [f"timm:NAME@{path}"]
+    if any(key.startswith(("features.", "conv")) for key in tensors):
+        sources = [f"torchvision:{_torchvisions(tensors)}@{path}"]
+        if "classifier.0.weight" not in tensors:
+            sources += [
+                f"oxford:{net}@{path}" for net in OXFORD if TORCHVISION_NETS[_torchvisions(tensors)] == net
+            ]
     raise VggfeatError(
-        f"{path} doesn't say which preprocessing its weights need; name the source, "
-        f"as in {source}" + (f" or oxford:D@{path}" if known else "")
+        f"{path} doesn't say which preprocessing its weights need; name the source, as in {' or '.join(sources)}, or "
+        "make a .safetensors file whose metadata tell it (docs/formats.md)"
     )
 
 
@@ -440,7 +448,7 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise VggfeatError(f"{spec} doesn't fit net {net}: it has {shown(unknown[0])}, which the net doesn't")
-    _refuse_unfit(tensors, expected, f"{spec} doesn't fit net {net} (width {width:g}, crop {crop})")
+    refuse_unfit(tensors, expected, f"{spec} doesn't fit net {net} (width {width:g}, crop {crop})")
     reach = None
     start = 0
     for layer in full.layers:
@@ -451,7 +459,7 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
             start = full.ends[layer]
         keys = [k for k in expected if k.startswith(tuple(prefixes))]
         # Also ends here: torchvision's IMAGENET1K_FEATURES fills the FC layers with NaN.
-        if any(k not in tensors or not _finite(tensors[k]) for k in keys):
+        if any(k not in tensors or not finite(tensors[k]) for k in keys):
             break
         reach = layer
     if reach is None:
@@ -466,7 +474,7 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
     return Network(spec, module, facts.preprocessing, sha256, own, facts.classes)
 
 
-def _refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+def refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Raise VggfeatError where a tensor that is expected has another shape or kind of number; no value is read."""
     for key, wanted in expected.items():
         if key not in tensors:
@@ -482,7 +490,7 @@ def _refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise VggfeatError(f"{what}: {key} is {kind}, not {str(wanted.dtype).removeprefix('torch.')}")
 
 
-def _finite(tensor: Tensor) -> bool:
+def finite(tensor: Tensor) -> bool:
     """Whether all values are; without a mask of them, which may be large."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
@@ -497,13 +505,13 @@ def _of_source(source: str, file: Path | None, url: str, release: Mapping[str, s
     if file is None:
         return _vgg_network(spec, tensors, release)
     if "mean" not in metadata:
-        _refuse_other_release(source, file, tensors)
+        refuse_other_release(source, file, tensors)
     fc8 = tensors.get("classifier.6.weight", tensors.get("fc8.weight"))
     outputs = len(fc8) if fc8 is not None and fc8.ndim else None
-    return _vgg_network(spec, tensors, _agreed(source, file, release, metadata, outputs))
+    return _vgg_network(spec, tensors, agreed(source, file, release, metadata, outputs))
 
 
-def _refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
+def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise VggfeatError where the names, or FC layers of NaN, tell that a file is another release's."""
     conversion = "classifier.1.weight" in tensors or "classifier.4.weight" in tensors
     torchvisions = "classifier.0.weight" in tensors or "classifier.3.weight" in tensors
@@ -533,7 +541,7 @@ def _oxford(net: str, file: Path | None) -> Network:
     release = {
         "net": net,
         **CAFFE.to_metadata(),
-        **_WHOLE,
+        **WHOLE,
         "pool": "ceil",
         "classes": json.dumps(_imagenet_categories()),
         "train_scale": "256-512",
@@ -573,7 +581,7 @@ def _downloaded(url: str, spec: str) -> Path:
     except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise VggfeatError(
             f"could not get {url}: {reason(error)}; fetch it by hand (its sha256 begins with {digits}), and give "
-            f"{spec}@FILE or put it into {folder}; {_MINI_WORKS}; a file of the convolutions alone does for `layer` "
+            f"{spec}@FILE or put it into {folder}; {MINI_WORKS}; a file of the convolutions alone does for `layer` "
             "pool5 and those before it: extract, and all that reads its feature file"
         ) from error
     return path
@@ -603,7 +611,7 @@ def _torchvision(what: str, file: Path | None) -> Network:
     release = {
         "net": TORCHVISION_NETS[architecture],
         **preprocessing.to_metadata(),
-        **_WHOLE,
+        **WHOLE,
         # the released convolutions, trained in Caffe; torchvision's own training rounded down
         "pool": "ceil" if entry == "IMAGENET1K_FEATURES" else "floor",
         "classes": json.dumps(list(weights.meta.get("categories") or [])),
@@ -646,148 +654,10 @@ def _random(what: str, file: Path | None) -> Network:
     return _vgg_network(f"random:{what}", tensors, _vgg_metadata(module, preprocessing))
 
 
-class TimmBackbone(nn.Module):
-    """A timm model's dense features as one layer named "features": (N, D, h, w), tokens as (N, D, L, 1)."""
-
-    def __init__(self, name: str, model: nn.Module) -> None:
-        super().__init__()
-        self.name, self.model = name, model
-        self.layers = ["features"]
-        self.channels = {"features": int(model.num_features)}  # type: ignore[arg-type]
-        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        _, height, width = config["input_size"]
-        if not config.get("fixed_input_size"):
-            # Asked, not believed: not every model that is bound to one size says so.
-            try:
-                with torch.inference_mode():
-                    self(torch.zeros(1, 3, height + 32, width + 64), "features")
-                return
-            except (AssertionError, RuntimeError, ValueError):
-                pass
-        raise VggfeatError(
-            f"timm:{name} takes only {height}x{width} images, so it can't be applied densely; "
-            f"choose a backbone without a fixed input size, e.g. timm:resnet50"
-        )
-
-    def min_side(self, layer: str) -> int:
-        return 32
-
-    def forward(self, x_NCHW: Tensor, layer: str = "features") -> Tensor:
-        x = self.model.forward_features(x_NCHW)  # type: ignore[operator]
-        channels = self.channels["features"]
-        if x.ndim == 3:  # tokens; class and register tokens have no position
-            return x[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2).unsqueeze(-1)
-        if x.shape[1] != channels and x.shape[-1] == channels:
-            x = x.permute(0, 3, 1, 2)
-        return x
-
-
 def _timm(what: str, file: Path | None) -> Network:
-    import timm
+    from vggfeat.backbones import load_timm  # which builds on this module
 
-    if not timm.is_model(what.partition(".")[0]):  # its own names only: no other repository, no folder
-        raise VggfeatError(
-            f"timm has no model {shown(what)}; `python -c 'import timm; print(timm.list_models())'`"
-        )
-    spec = f"timm:{what}" + (f"@{file}" if file else "")
-    with _timm_says(spec), torch.device("meta"):  # shapes only
-        shapes = timm.create_model(what, pretrained=False, num_classes=0)
-    wanted = shapes.state_dict()
-    count = sum(tensor.numel() for tensor in wanted.values())
-    if count > MOST_PARAMETERS:
-        raise VggfeatError(
-            f"{spec} has {count / 1e6:,.0f} million parameters; at most {MOST_PARAMETERS // 10**6} million are loaded"
-        )
-    config: Any = shapes.pretrained_cfg
-    preprocessing = Preprocessing(
-        mean=tuple(config["mean"]), std=tuple(config["std"]), channel_order="RGB", input_range=1.0
-    )
-    metadata = {"net": what, **preprocessing.to_metadata(), "source": spec}
-    if file is None:
-        with _timm_says(spec, config), _hub_in_reach():
-            model = timm.create_model(what, pretrained=True, num_classes=0).eval()
-    else:
-        tensors, told = _read_for_timm(what, file, wanted)
-        _agreed(f"timm:{what}", file, _as_table_1(what, metadata, told), told, None)
-        metadata |= {key: told[key] for key in ("train_scale", "unwrapped") if key in told}
-        with _timm_says(spec):
-            model = timm.create_model(what, pretrained=False, num_classes=0).eval()
-        model.load_state_dict({k: tensors[k] for k in wanted})
-    for key, tensor in model.state_dict().items():
-        if not _finite(tensor):
-            raise VggfeatError(f"{spec} has values of {key} that are not finite")
-    return Network(spec, TimmBackbone(what, model), preprocessing, fingerprint(model.state_dict()), metadata)
-
-
-def _read_for_timm(
-    what: str, file: Path, wanted: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that fit a timm model, and what the file says of itself; torchvision's VGGs by timm's names."""
-    tensors, metadata = read(file)
-    vgg = "pre_logits.fc1.weight" in wanted
-    first = next(iter(wanted), "")
-    tensors, metadata = bare(tensors, metadata, [["features.0.weight"] if vgg else [first, *wanted]], file)
-    if vgg and "mean" not in said(metadata):
-        _refuse_other_release("torchvision", file, tensors)
-    for theirs, ours in TIMM_FC.items():
-        for key, name in ((f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")):
-            if vgg and key in wanted and key not in tensors and name in tensors:
-                value = tensors[name]
-                fits = value.is_contiguous() and value.numel() == wanted[key].numel()
-                tensors[key] = value.view(wanted[key].shape) if fits else value
-    for key in wanted:  # a counter that files of before 2018 lack, and that no description needs
-        if key.endswith(".num_batches_tracked"):
-            tensors.setdefault(key, torch.tensor(0))
-    missing = sorted(wanted.keys() - tensors.keys())
-    if missing:
-        raise VggfeatError(f"{file} doesn't fit timm:{what}: {missing[0]} is missing")
-    _refuse_unfit(tensors, wanted, f"{file} doesn't fit timm:{what}")
-    return tensors, said(metadata)
-
-
-def _as_table_1(what: str, metadata: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
-    """A timm model's metadata in the words of a file, which may call a VGG as Table 1 does and has its pooling."""
-    architecture = what.partition(".")[0]
-    own = TORCHVISION_NETS.get(architecture)
-    net = told.get("net", "")
-    same = net.partition(".")[0] == architecture or net == own
-    return {**metadata, **({**_WHOLE, "pool": "floor"} if own else {}), "net": net if same else what}
-
-
-@contextmanager
-def _timm_says(spec: str, config: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Failures of timm in one line. config: of a model that is fetched, which tells from where."""
-    try:
-        yield
-    except Exception as error:  # hub clients raise their own kinds
-        why = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
-        if config is None:
-            raise VggfeatError(f"timm can't make {spec}: {why}") from error
-        from huggingface_hub import hf_hub_url
-
-        place = config.get("url") or "it"
-        if config.get("hf_hub_id"):
-            place = hf_hub_url(config["hf_hub_id"], config.get("hf_hub_filename") or "model.safetensors")
-        raise VggfeatError(
-            f"could not get {spec}: {why}; fetch {place} by hand and give {spec}@FILE; {_MINI_WORKS}"
-        ) from error
-
-
-@contextmanager
-def _hub_in_reach() -> Iterator[None]:
-    """Where the hub can't be reached, what it has left in its cache is used, without its minute of further attempts."""
-    from huggingface_hub import constants, get_session
-
-    offline = constants.HF_HUB_OFFLINE
-    if not offline:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except Exception:  # of whichever client it uses
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
+    return load_timm(what, file)
 
 
 _LOADERS = {"mini": _mini, "oxford": _oxford, "torchvision": _torchvision, "random": _random, "timm": _timm}

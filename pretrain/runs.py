@@ -32,8 +32,9 @@ from pretrain.trainer import CHECKPOINT
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
+from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
-from vggfeat.weights import load, metadata_of
+from vggfeat.weights import load
 
 
 @dataclass(frozen=True)

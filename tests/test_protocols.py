@@ -444,8 +444,9 @@ def test_refusals() -> None:
     train, test = problem.splits["train"], problem.splits["test"]
     no_b = train[problem.labels[train] != 1]
     cases = [
-        (replace(problem, splits={}), {}, "no training split"),
+        (replace(problem, splits={}), {}, "there are no splits: give --seed to draw some$"),
         (replace(problem, splits={"train": train}), {}, "neither val nor test"),
+        (replace(problem, splits={"test": test}), {"seed": 1}, "there is test, but no train: describe"),
         (broken(problem, test=train[:0]), {"C": 1.0}, "no readable test images"),
         (broken(problem, test=np.append(test, train[0])), {"C": 1.0}, "both trained and tested on.*0000.jpg"),
         (broken(problem, train=no_b), {}, "no readable training image of: b$"),
@@ -454,7 +455,7 @@ def test_refusals() -> None:
             {},
             "no readable training image of: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 40 more$",
         ),
-        (broken(problem, val=train[:0]), {}, "no readable validation images"),
+        (broken(problem, val=train[:0]), {}, "no readable images are left to choose C on: give one to --C"),
         (replace(problem, splits={"split0/train": train}), {}, "split0 has no test part"),
         (problem, {"C": "best"}, "C must be auto or positive"),
         (problem, {"C": [1.0, -1.0]}, "C must be auto or numbers from 1e-12 to"),
@@ -467,8 +468,16 @@ def test_refusals() -> None:
             run(given, **options)
     no_positive = multi_label()
     no_positive.labels[no_positive.splits["val"]] = -1
-    with pytest.raises(VggfeatError, match="positive image in the validation part"):
-        run(no_positive)
+    said: list[str] = []
+    with pytest.raises(VggfeatError, match=r"positive image in the validation part: .* give one to --C"):
+        run(no_positive, progress=said.append)
+    assert said == []  # nothing is tried with that part
+    once = replace(single_label(n_per_class=1), splits={})
+    with pytest.raises(VggfeatError, match="no readable test images in split0: a class needs two images"):
+        run(once, C=1.0, seed=0)
+    one = replace(single_label(), labels=np.zeros(120, np.int32), classes=["ant"])
+    with pytest.raises(VggfeatError, match="there is one class only, ant; a classifier needs"):
+        run(one)
     nan = single_label()
     nan.X[3] = np.nan
     with pytest.raises(VggfeatError, match=r"d/0003.jpg \(row 3\) holds NaN"):

@@ -23,7 +23,7 @@ from vggfeat.errors import VggfeatError
 from vggfeat.model import Model
 from vggfeat.page import Series, chart
 from vggfeat.protocols import Scored
-from vggfeat.report import _plane, read_results, write_report
+from vggfeat.report import _plane, read_results, summary, write_report
 from vggfeat.store import Description, Features, open_features
 from vggfeat.writer import FeatureWriter
 
@@ -216,6 +216,16 @@ def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
     ap = metrics.average_precision(scored["test"].scores[:, 0], labels[:, 0], kind)
     assert f"ant {name} {100 * ap:.1f} %" in text
     assert not re.search(r"[a-z]_[a-z0-9]|ddof|11point|allpoint|unreadable|[0-9a-f]{13}", text)
+
+
+def test_classes_that_the_figures_lack_are_named():
+    per_class = {"ant": {"recall": None}, **{f"c{i}": {"recall": 1.0} for i in range(3)}}
+    many = [f"d{i}" for i in range(25)]
+    rows = dict(summary(results_of(per_class=per_class, degenerate_classes=many, not_converged=["C=128"])))
+    assert rows["classes without score"] == "ant" and rows["not converged"] == "C=128"
+    assert rows["classes not learned"].endswith("d18, d19 and 5 more")
+    assert "unreadable images" not in rows
+    assert dict(summary(results_of(n_unreadable=2)))["unreadable images"] == "2, left out"
 
 
 def test_the_map_is_of_the_descriptors_that_the_results_are_of(three, monkeypatch):

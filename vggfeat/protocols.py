@@ -346,9 +346,8 @@ def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Spl
         )
         names, facts["splits"] = _split_names(stored), f"drawn with seed {seed}"
     if not names:
-        raise VggfeatError(
-            "there is no training split: store train with val or test, or give a seed to draw some"
-        )
+        there = f"there is {' and '.join(stored)}, but no train: describe images with that split, too"
+        raise VggfeatError(there if stored else "there are no splits: give --seed to draw some")
     splits, chosen_on = [], "the val part of each split"
     for number, name in enumerate(names):
         for part in ("train", "test"):
@@ -377,7 +376,9 @@ def _split_names(splits: dict[str, np.ndarray]) -> list[str]:
 def _official_split(problem: Problem, seed: int, select: bool) -> tuple[list[_Split], dict[str, Any]]:
     stored = problem.splits
     if "test" not in stored and "val" not in stored:
-        raise VggfeatError("there is a train split, but neither val nor test to score on")
+        raise VggfeatError(
+            "there is a train split, but neither val nor test to score on: describe labelled images with one of them"
+        )
     train, test_split = _usable(problem, stored["train"]), "test" if "test" in stored else "val"
     test = _readable(problem, stored[test_split])
     facts = {"splits": "official", "test_split": test_split, "model_trained_on": "train"}
@@ -431,7 +432,8 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
         where = f" in {split.name}" if split.name else ""
         for part, rows in (("train", split.fit), ("test", split.test)):
             if len(rows) == 0:
-                raise VggfeatError(f"there are no readable {part} images{where}")
+                why = ": a class needs two images or more to be split" if split.name else ""
+                raise VggfeatError(f"there are no readable {part} images{where}{why}")
         both = np.intersect1d(split.refit, split.test)
         if len(both):
             raise VggfeatError(
@@ -506,15 +508,15 @@ def _curves(
             curve[model.C] = score = _validate(problem, model, split.val)
             winner = _winner(curve)
             models = {C: kept for C, kept in [*models.items(), (model.C, model)] if winner == C}
+            if np.isnan(score):
+                where = f" of {split.name}" if split.name else ""
+                raise VggfeatError(
+                    f"no class has a positive image in the validation part{where}: C can't be chosen; give one to --C"
+                )
             label = f"{split.name} C={model.C:g}".strip()
             say(f"{label}: validation {metrics.FIGURES[_selected_by(problem)]} {100 * score:.2f} %")
             if not model.converged_:
                 broken_off.append(f"{label} (choosing C)")
-        if any(np.isnan(score) for score in curve.values()):
-            where = f" of {split.name}" if split.name else ""
-            raise VggfeatError(
-                f"no class has a positive image in the validation part{where}: C can't be chosen"
-            )
         best += models.values()
     return curves, best, sorted(broken_off)
 
@@ -594,7 +596,8 @@ def _choose_and_score(
     if len(grid) > 1:
         for split in splits:
             if len(split.val) == 0:
-                raise VggfeatError("there are no readable validation images to choose C on; give a single C")
+                where = f" in {split.name}" if split.name else ""
+                raise VggfeatError(f"no readable images are left{where} to choose C on: give one to --C")
         curves, best, broken_off = _curves(problem, splits, grid, extend, svm, say)
     winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
     # The geometric median; of an even number the lower of the two in the middle, a value that was tried.

@@ -70,8 +70,26 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("difficult objects", f"{results['difficult']}, in training and in scoring"))
     if results.get("n_unreadable"):
         rows.append(("unreadable images", f"{results['n_unreadable']:,}, left out"))
+    per_class = figures.get("per_class") or {}
+    rows += [
+        (name, _several(names))
+        for name, names in (
+            ("classes without score", [name for name, of in per_class.items() if not _has_score(of)]),
+            ("classes not learned", results.get("degenerate_classes", [])),
+            ("not converged", results.get("not_converged", [])),
+        )
+        if names
+    ]
     rows.append(("protocol", str(results.get("protocol"))))
     return rows
+
+
+def _has_score(of_class: dict[str, Any]) -> bool:
+    return any(of_class.get(key) is not None for key in CLASS_FIGURES)
+
+
+def _several(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
 def choice(results: dict[str, Any]) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
@@ -266,18 +284,7 @@ def _rankings(scored: dict[str, Scored], features: Features, results: dict[str, 
 
 def _figures(results: dict[str, Any]) -> Section:
     body = table(("", ""), summary(results), numbers=())
-    notes = []
-    for key, text in (
-        ("not_converged", "Not converged: "),
-        ("degenerate_classes", "Without positive or negative training images: "),
-        ("classes_without_ap", "Without a positive image, so without AP: "),
-    ):
-        if key in results:
-            names = results[key]
-            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            notes.append(html("<p>{text}{shown}</p>", text=text, shown=shown))
-    rules = "; ".join(results.get("rules", []))
-    return Section("figures", "Figures", body + join(notes), rules)
+    return Section("figures", "Figures", body, "; ".join(results.get("rules", [])))
 
 
 def _class_figure(results: dict[str, Any]) -> tuple[str, dict[str, float]]:
@@ -331,8 +338,8 @@ def _choice_of_c(results: dict[str, Any]) -> list[Section]:
     by = FIGURES.get(results.get("selected_by", ""), "score")
     splits = " (the median of the splits')" if len(series) > 1 else ""
     about = f"C = {_number(results.get('C'))}{splits}, by {head[1]}; of equals the smallest."
-    body = chart(series, "C", f"{by}, %", log_x=True) + table(head, rows, numbers=(0, 1))
-    return [Section("c", "The choice of C", html('<div class="charts">{c}</div>', c=body), about)]
+    drawn = html('<div class="charts">{c}</div>', c=chart(series, "C", f"{by}, %", log_x=True))
+    return [Section("c", "The choice of C", drawn + table(head, rows, numbers=(0, 1)), about)]
 
 
 def _curves(rankings: dict[str, Ranking], classes: list[str], ap: str) -> list[Section]:

@@ -13,8 +13,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from vggfeat.checked import shown
 from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
@@ -108,19 +109,33 @@ def refuse_absent(items: Items) -> None:
         )
 
 
-def at_hand(name: str, names: Sequence[str], root: Path) -> tuple[Items | None, str]:
-    """The images of dataset `name` under root, for looking at some of them; or None, and why they are not there.
+def at_hand(name: str, names: Sequence[str], root: Path | None, stored: str) -> tuple[Items | None, str]:
+    """The images of dataset `name`, for looking at some of them; or None, and why they are not there.
 
-    names: of the images that are wanted; there must be one of them.
+    names: of the images that are wanted; there must be one of them. root: as of `load`. None: they are where they were
+    described, below the folder `stored`; it and the names are a file's word, so no name leads out of the folder.
     """
-    try:
-        items = load(name, root)
-        refuse_absent(items)
-    except VggfeatError as error:
-        return None, f"the images are not at hand ({error})"
-    if not set(names) & set(items.names):
-        return None, f"the images are not at hand ({root} has others)"
-    return items, ""
+    if root is not None or name == "digits":
+        try:
+            items = load(name, root)
+            refuse_absent(items)
+        except VggfeatError as error:
+            return None, f"the images are not at hand ({error})"
+        if not set(names) & set(items.names):
+            return None, f"the images are not at hand ({root} has others)"
+        return items, ""
+    inside = [name for name in names if _stays_inside(name)]
+    if not os.path.isdir(stored) or not any(os.path.isfile(os.path.join(stored, name)) for name in inside):
+        return (
+            None,
+            f"the images are not at hand (none is left in {shown(stored)}: --root says where they are)",
+        )
+    return Items(name, "unlabelled", Path(stored), inside, None, []), ""
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def describe_datasets() -> list[tuple[str, str, str]]:

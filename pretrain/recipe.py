@@ -189,7 +189,7 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     in TOML. They hold together: their order doesn't matter, and names are those before any of them.
     Raises VggfeatError: no such recipe, a key that there isn't, a value that can't be.
     """
-    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    known = _ours()
     if name not in known and not name.endswith(".toml"):
         raise VggfeatError(f"there is no recipe {name!r}; give {', '.join(known)}, or a .toml file")
     path = RECIPES / f"{name}.toml" if name in known else Path(name)
@@ -198,6 +198,10 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
         raise VggfeatError(f"{path} has no [[stages]]")
     recipe: Recipe = fitted({"name": path.stem, **record}, Recipe, path)
     return _overridden(recipe if name in known else replace(recipe, file=recipe.to_json()), overrides, net)
+
+
+def _ours() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
@@ -375,6 +379,10 @@ def _own_file(recipe: Recipe) -> Recipe:
     if recipe.file:
         where = f"the numbers of the file {recipe.name}.toml"
         return fitted(parse_json(recipe.file, where), Recipe, where)
+    if recipe.name not in _ours():  # nor is a path that somebody's weights file names opened
+        raise VggfeatError(
+            f"recipe {recipe.name!r:.60} is none of {', '.join(_ours())}, and its file isn't known"
+        )
     return read_recipe(recipe.name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import numpy as np
 from pretrain.kept import MODES, KeptPosteriors
 from pretrain.posteriors import evaluate, how_trained
 from pretrain.tables import (
-    ILSVRC,
     PAPER,
     RELEASED,
     Cell,
+    Key,
     Learned,
     Member,
     PaperRow,
@@ -70,7 +70,7 @@ class Trained:
             if not (S and of["learn"] and of["recipe"]) or of["net"] not in NETS:
                 raise ValueError
             return cls(
-                of["net"], S, int(of["crop"]), of["learn"], of["recipe"], of["weights"], int(of["seed"]),
+                of["net"], S, int(of["crop"]), of["learn"], plain_word(of["recipe"]), of["weights"], int(of["seed"]),
                 of["stands_for"], tuple(of["changes"].splitlines()), float(of["epochs"]) if of["epochs"] else None,
                 of["training_set"],
             )  # fmt: skip
@@ -88,31 +88,47 @@ class Trained:
         return Member(self.net, self.stands_for or own, self.learn)
 
 
-Roles = dict[tuple[tuple[str, ...], int], dict[Member, int]]
-"""(changes of the recipe, seed) -> the nets that were trained alike, by what they are in the paper's tables."""
+Roles = dict[tuple[str, tuple[str, ...], int], dict[Member, int]]
+"""(recipe, changes of it, seed) -> the nets that were trained alike, by what they are in the paper's tables."""
 
 
-def trained_nets(runs: Path) -> list[Trained]:
-    """Every stage's weights file under a folder. Raises VggfeatError where there are none."""
-    found = []
+def known(facts: Sequence[Mapping[str, str]], tell: bool = True) -> list[tuple[int, Trained]]:
+    """The nets that tell how they were trained, and their positions; the others are left out, and named if `tell`.
+
+    Raises VggfeatError where all are.
+    """
+    found: list[tuple[int, Trained]] = []
+    errors: list[VggfeatError] = []
+    for i, of in enumerate(facts):
+        try:
+            found.append((i, Trained.of(of)))
+        except VggfeatError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    for left_out in errors if tell else ():
+        say(f"left out: {left_out}")
+    return found
+
+
+def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
+    """Every stage's weights file under a folder; see `known`. Raises VggfeatError where there are none."""
+    facts = []
     for path in sorted(runs.rglob("weights.safetensors")):
         metadata = metadata_of(path)
         # a run's own copy of its last stage has no checkpoint beside it
         if metadata.get("source", "").startswith("pretrain ") and (path.parent / CHECKPOINT).exists():
-            found.append(Trained.of({**metadata, **how_trained(metadata), "weights": str(path)}))
-    if not found:
+            facts.append({**metadata, **how_trained(metadata), "weights": str(path)})
+    if not facts:
         raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/weights.safetensors")
-    return found
+    return [net for _, net in known(facts, tell)]
 
 
 def roles(nets: Sequence[Trained]) -> Roles:
     """Which of the paper's nets each one (by its position) stands for, by what its recipe says that its S stand for."""
-    recipes = sorted({net.recipe for net in nets})
-    if len(recipes) > 1:
-        raise VggfeatError(f"the nets are of recipes {' and '.join(recipes)}: a ledger compares nets of one")
     found: Roles = {}
     for i, net in enumerate(nets):
-        role = found.setdefault((net.changes, net.seed), {})
+        role = found.setdefault((net.recipe, net.changes, net.seed), {})
         if net.member in role:
             first = nets[role[net.member]].weights
             raise VggfeatError(
@@ -147,7 +163,7 @@ def measure_tables(
     how: dict[str, Any],
 ) -> KeptPosteriors:
     """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants: one pass a net."""
-    nets = trained_nets(runs)
+    nets = trained_nets(runs, tell=ranks.first)
     wanted: dict[int, list[PaperRow]] = {}  # of each net, the rows that it is in
     for role in roles(nets).values():
         for row in rows_of(numbers, role):
@@ -183,7 +199,7 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
     The cells are kept as JSON beside the ledger: `ledger-ilsvrc.json` for ImageNet's whole validation set and the
     paper's recipe as it is, else `ledger-RECIPE-DATA.json`. Nothing is written before all is computed; the cells are
     written first, and the ledger is made of them, so the same command mends what a full disk has left undone.
-    Raises VggfeatError: not a validation set, images without labels, several recipes, no row at all.
+    Raises VggfeatError: not a validation set, images without labels, no net that can be in a table, no row at all.
     """
     if (whole.labels < 0).any() or not len(whole.labels):
         raise VggfeatError("the images have no labels: a table needs the validation set's")
@@ -192,49 +208,58 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
             f"the posteriors are of the {whole.split} images: a table is of the validation set"
         )
     check_ledger(ledger)  # all of it can be read, or none of it is changed
-    nets = [Trained.of(net.of) for net in whole.nets]
+    cells = _cells(numbers, whole)
+    theirs = ledger.with_name("ledger-ilsvrc.json")
+    # the paper's own data come first, also while all their cells are still "not run"
+    new: dict[Path, list[Cell]] = {theirs: []}
+    ilsvrc = _is_ilsvrc(whole)
+    for cell in cells:
+        own = ledger.with_name(f"ledger-{cell.recipe}-{cell.data}.json")
+        of_paper = ilsvrc and cell.recipe == "paper" and {*cell.changes} <= {RELEASED}
+        new.setdefault(theirs if of_paper else own, []).append(cell)
+    text = read_text(ledger, "ledger") if ledger.exists() else ""
+    contents: list[tuple[Path, dict[str, object]]] = []
+    shown: list[str] = []
+    for path, some in new.items():
+        every = with_new(read_cells(path), some)
+        for heading, part in sections(every, path == theirs).items():
+            text = with_section(text, heading, part)
+            if any(cell in some for cell in part):
+                shown += [heading, *(table_markdown(n, part, path == theirs) for n in numbers)]
+        if some:
+            contents.append((path, ledger_content(every)))
+    for path, content in contents:
+        write_json(path, content)
+    write_text(ledger, text)
+    for line in "\n".join(shown).splitlines():
+        out.print(line, soft_wrap=True)
+
+
+def _cells(numbers: Sequence[int], whole: KeptPosteriors) -> list[Cell]:
+    """Of all rows that these nets fill; the others are named. Raises VggfeatError where there are none."""
+    there = known([net.of for net in whole.nets])
+    nets = [net for _, net in there]
+    whole = replace(whole, nets=[whole.nets[i] for i, _ in there])
     cells: list[Cell] = []
-    missing: dict[tuple[int, str, str], str] = {}
-    for (changes, seed), role in roles(nets).items():
+    missing: dict[tuple[str, Key], str] = {}
+    for (recipe, changes, seed), role in roles(nets).items():
         for row in rows_of(numbers, role):
-            key = row.table, row.name, row.mode
+            place = recipe, (row.table, row.name, row.mode)
             if absent := [f"{m.net} {m.S}" for m in row.members if m not in role]:
-                missing.setdefault(key, f"no net for {', '.join(absent)}")
+                missing.setdefault(place, f"no net for {', '.join(absent)}")
                 continue
             try:
                 cells.append(_cell(row, role, nets, whole, changes, seed))
             except VggfeatError as error:  # kept at other Q, or in one mode only
-                missing[key] = str(error)
-    for key in missing.keys() - {cell.key for cell in cells}:
-        say(f"table {key[0]}, {key[1]}, {key[2]}: not run, {missing[key]}")
+                missing[place] = str(error)
+    done = {(cell.recipe, cell.key) for cell in cells}
+    for place, why in missing.items():
+        if place not in done:
+            recipe, (table, name, mode) = place
+            say(f"table {table}, {name}, {mode}: not run by the recipe {recipe}, {why}")
     if not cells:
         raise VggfeatError(f"none of these nets fills a row of table {', '.join(map(str, numbers))}")
-    recipe, data = cells[0].recipe, plain_word(whole.data)
-    of_paper = [
-        cell for cell in cells if recipe == "paper" and _is_ilsvrc(whole) and {*cell.changes} <= {RELEASED}
-    ]
-    theirs = ledger.with_name("ledger-ilsvrc.json")
-    # the paper's own data come first, also while all their cells are still "not run"
-    files = {theirs: with_new(read_cells(theirs), of_paper)}
-    if others := [cell for cell in cells if cell not in of_paper]:
-        own = ledger.with_name(f"ledger-{recipe}-{data}.json")
-        files[own] = with_new(read_cells(own), others)
-    text = read_text(ledger, "ledger") if ledger.exists() else ""
-    shown: list[tuple[str, list[Cell]]] = []
-    for path, every in files.items():
-        for heading, part in sections(every, path == theirs).items():
-            text = with_section(text, heading, part)
-            if any(cell in cells for cell in part):
-                shown.append((heading, part))
-    for path, every in files.items():
-        if every:
-            write_json(path, ledger_content(every))
-    write_text(ledger, text)
-    for heading, part in shown:
-        out.print(heading, soft_wrap=True)
-        for number in numbers:
-            for line in table_markdown(number, part, heading.startswith(ILSVRC)).splitlines():
-                out.print(line, soft_wrap=True)
+    return cells
 
 
 def _is_ilsvrc(whole: KeptPosteriors) -> bool:
@@ -267,6 +292,6 @@ def _cell(
     S = " + ".join(whole.nets[role[member]].of["train_scale"] for member in row.members)
     return Cell(
         row.table, row.name, row.mode, S, " + ".join(dict.fromkeys(scales)), top1, top5, plain_word(whole.data),
-        whole.split, len(wrong), len(whole.classes), whole.image_set, plain_word(nets[role[row.members[0]]].recipe),
+        whole.split, len(wrong), len(whole.classes), whole.image_set, nets[role[row.members[0]]].recipe,
         list(changes), seed, learned, command(), date.today().isoformat(), pack(wrong),
     )  # fmt: skip

@@ -374,7 +374,7 @@ def read_cells(path: Path) -> list[Cell]:
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise VggfeatError(
             f"{path} is no ledger of cells of version {VERSION} (older ones don't tell a cell's images and recipe): "
-            "move it away and make the tables again"
+            "move it away, take its tables out of the page, and make them again"
         )
     cells: list[Cell] = fitted(record, _Ledger, path)["cells"]
     if len({(cell.image_set, cell.images) for cell in cells}) > len({cell.image_set for cell in cells}):

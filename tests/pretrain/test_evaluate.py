@@ -279,7 +279,7 @@ def test_tables_and_the_ledger(
     words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger]
     ran = command("--table", "all", *words, "--posteriors", tmp_path / "all.h5")
     assert ran.status == 0, ran.err
-    assert "table 3, C 256, dense: not run, no net for C 256" in ran.err
+    assert ", no net for C 256" in ran.err
     text = ledger.read_text()
     assert text.startswith("# Results\n\nBefore.")
     assert "## After" in text
@@ -367,7 +367,10 @@ def test_the_released_nets_stand_in_the_papers_own_table() -> None:
     released = Trained.of({**source, **how_trained(source)})
     ours = replace(released, changes=())
     jittered = Member("D", "256-512")
-    assert roles([released, ours]) == {((), 0): {jittered: 1}, ((RELEASED,), 0): {jittered: 0}}
+    assert roles([released, ours]) == {
+        ("paper", (), 0): {jittered: 1},
+        ("paper", (RELEASED,), 0): {jittered: 0},
+    }
     assert released.recipe == "paper" and released.epochs is None
 
 
@@ -467,10 +470,10 @@ def test_recipes_of_ones_own_are_told_apart_by_their_numbers(small: Path, tmp_pa
     paper = tmp_path / "paper.toml"
     paper.write_text(SMALL)
     assert facts(paper)["recipe"] not in ("paper", own["recipe"])
-    unknown = json.dumps(
-        {"name": "lost", "stages": [{"net": "A", "train_scale": [256, 256], "learning_rate": 1, "epochs": 1}]}
-    )
-    assert set(how_trained({"source": "pretrain lost A-256", "recipe": unknown}).values()) == {""}
+    stage = {"net": "A", "train_scale": [256, 256], "learning_rate": 1, "epochs": 1}
+    for name in ("lost", str(small)):  # a path that a stranger's file names is not opened
+        lost = json.dumps({"name": name, "stages": [stage]})
+        assert set(how_trained({"source": f"pretrain {name} A-256", "recipe": lost}).values()) == {""}
 
 
 def test_a_chain_that_began_elsewhere_says_so(small: Path) -> None:
@@ -527,6 +530,38 @@ def test_older_posteriors_are_read_and_kept_out_of_tables(
     assert "where an older version kept its posteriors, evaluate it again" in ran.err
 
 
+def test_nets_of_several_recipes_and_of_none(
+    command: Command,
+    images: Path,
+    weights: dict[str, Path],
+    small: Path,
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    """A folder with runs of two recipes, the default's `runs` with README's two nets, was refused whole."""
+    recipe = replace(chain(read_recipe(str(small)), "A"), batch_size=4)
+    module = vggfeat.load("A", weights=weights["A-36"]).module
+    save_trained(tmp_path / "runs/half/A-36/weights.safetensors", module, plain, recipe, "A-36")
+    other = tmp_path / "other.toml"
+    other.write_text(SMALL)
+    recipe = chain(read_recipe(str(other)), "A")
+    save_trained(tmp_path / "runs/other/A-36/weights.safetensors", module, plain, recipe, "A-36")
+    lost = replace(recipe, name="lost", file="")
+    save_trained(tmp_path / "runs/lost/A-36/weights.safetensors", module, plain, lost, "A-36")
+    ledger = tmp_path / "results.md"
+    words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger, "--table", "3"]
+    ran = command(*words)
+    assert ran.status == 0, ran.err
+    assert "left out: net A" in ran.err and "lost/A-36" in ran.err
+    files = {path.name.split("-")[1]: read_cells(path) for path in tmp_path.glob("ledger-*.json")}
+    assert files.keys() == {"small", "other"} and len(files["other"]) == 1
+    rows = [(c.row, c.changes) for c in files["small"] if c.row == "A 256"]
+    assert rows == [("A 256", []), ("A 256", ["batch_size=4"])]
+    text = ledger.read_text()
+    assert "| A 256 [1] | dense |" in text and "- [1]: the recipe with batch_size=4" in text
+    assert text.count("## Tables 3 to 6, stand-in") == 2
+
+
 def test_rows_whose_posteriors_were_not_kept_are_left_out(
     command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -535,7 +570,7 @@ def test_rows_whose_posteriors_were_not_kept_are_left_out(
     assert command(*words, "--posteriors", tmp_path / "d.h5").status == 0
     ran = command("--from", tmp_path / "d.h5", "--table", "all", "--ledger", tmp_path / "results.md")
     assert ran.status == 0, ran.err
-    assert "table 4, D 256, dense: not run, the posteriors of net D" in ran.err
+    assert ", the posteriors of net D" in ran.err
     assert [c.key for c in cells_in(tmp_path)] == [(3, "D 256", "dense")]
     ran = command("--from", tmp_path / "d.h5", "--table", "5", "--ledger", tmp_path / "no.md")
     assert ran.status == 1 and "none of these nets fills a row of table 5" in ran.err

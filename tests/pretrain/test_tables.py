@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 
+from pretrain.colour import name_digest
+from pretrain.kept import KeptPosteriors
+from pretrain.loader import read_training_set
+from pretrain.posteriors import images_of
+from pretrain.recipe import read_recipe
 from pretrain.runs import Trained, roles, rows_of
 from pretrain.tables import (
     ILSVRC,
@@ -236,13 +242,13 @@ def trained(net: str = "A", S: tuple[int, int] = (36, 36), stands_for: str = "25
 def test_roles_of_several_seeds():
     nets = [trained(seed=1), trained(), trained(S=(48, 48), stands_for="384", seed=1)]
     assert roles(nets) == {
-        ((), 0): {Member("A", "256"): 1},
-        ((), 1): {Member("A", "256"): 0, Member("A", "384"): 2},
+        ("mini", (), 0): {Member("A", "256"): 1},
+        ("mini", (), 1): {Member("A", "256"): 0, Member("A", "384"): 2},
     }
     with pytest.raises(VggfeatError, match="both stand for A at 256"):
         roles([*nets, trained()])
     slow = trained(changes=("*.learning_rate=0.002",))
-    assert roles([*nets, slow])[slow.changes, 0] == {Member("A", "256"): 3}
+    assert roles([*nets, slow])["mini", slow.changes, 0] == {Member("A", "256"): 3}
 
 
 def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there():
@@ -252,7 +258,7 @@ def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there():
         (trained("D", (224, 320), ""), Member("D", "S=224-320")),
         (trained("D", (256, 256), ""), Member("D", "S=256")),
     ):
-        assert roles([net]) == {((), 0): {member: 0}}
+        assert roles([net]) == {("mini", (), 0): {member: 0}}
     rows = rows_of((3, 4, 5, 6), [Member("D", "S=224-320"), Member("D", "384"), Member("B-5x5", "256")])
     own = [row for row in rows if row not in PAPER]
     assert [(row.table, row.name, row.multi) for row in own] == [
@@ -306,3 +312,29 @@ def test_one_image_decides_nothing():
     ]
     by = difference([few[0]], [few[1]])
     assert (by.points, by.half, by.p) == (100.0, math.inf, 1.0)
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_results_page_is_made_of_the_cells():
+    text = (DOCS / "results.md").read_text()
+    files = sorted(DOCS.glob("ledger-*.json"))
+    assert files and section_markdown(ILSVRC, []) in text
+    for path in files:
+        for heading, part in sections(read_cells(path)).items():
+            assert section_markdown(heading, part) in text
+
+
+def test_the_cells_are_of_the_images_that_they_say(data: Path):
+    root = data / "imagenette144"
+    cells = read_cells(DOCS / "ledger-tables-imagenette144.json")
+    items = images_of(root, "val", 0)
+    whole = KeptPosteriors(items.dataset, root.name, "val", items.names, items.labels, items.classes, {}, [])
+    assert {(c.image_set, c.images, c.classes) for c in cells} == {
+        (whole.image_set, len(items), len(items.classes))
+    }
+    learned = read_training_set(root, read_recipe("tables"))
+    rows = np.sort(np.concatenate([learned.train, learned.held_out]))
+    digest = name_digest([learned.items.names[i] for i in rows])
+    assert {net.training_set for c in cells for net in c.nets} == {digest}

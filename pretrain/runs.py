@@ -16,7 +16,6 @@ from pretrain.tables import (
     PAPER,
     RELEASED,
     Cell,
-    Key,
     Learned,
     Member,
     PaperRow,
@@ -236,27 +235,19 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
 
 
 def _cells(numbers: Sequence[int], whole: KeptPosteriors) -> list[Cell]:
-    """Of all rows that these nets fill; the others are named. Raises VggfeatError where there are none."""
+    """Of all rows that these nets fill. Raises VggfeatError where there are none."""
     there = known([net.of for net in whole.nets])
     nets = [net for _, net in there]
     whole = replace(whole, nets=[whole.nets[i] for i, _ in there])
     cells: list[Cell] = []
-    missing: dict[tuple[str, Key], str] = {}
-    for (recipe, changes, seed), role in roles(nets).items():
+    for (_, changes, seed), role in roles(nets).items():
         for row in rows_of(numbers, role):
-            place = recipe, (row.table, row.name, row.mode)
-            if absent := [f"{m.net} {m.S}" for m in row.members if m not in role]:
-                missing.setdefault(place, f"no net for {', '.join(absent)}")
-                continue
+            if not all(member in role for member in row.members):
+                continue  # the table says so
             try:
                 cells.append(_cell(row, role, nets, whole, changes, seed))
             except VggfeatError as error:  # kept at other Q, or in one mode only
-                missing[place] = str(error)
-    done = {(cell.recipe, cell.key) for cell in cells}
-    for place, why in missing.items():
-        if place not in done:
-            recipe, (table, name, mode) = place
-            say(f"table {table}, {name}, {mode}: not run by the recipe {recipe}, {why}")
+                say(f"table {row.table}, {row.name}, {row.mode}: left out, {error}")
     if not cells:
         raise VggfeatError(f"none of these nets fills a row of table {', '.join(map(str, numbers))}")
     return cells

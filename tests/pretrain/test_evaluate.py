@@ -279,7 +279,7 @@ def test_tables_and_the_ledger(
     words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger]
     ran = command("--table", "all", *words, "--posteriors", tmp_path / "all.h5")
     assert ran.status == 0, ran.err
-    assert ", no net for C 256" in ran.err
+    assert "not run" not in ran.err  # the table says it, in one line
     text = ledger.read_text()
     assert text.startswith("# Results\n\nBefore.")
     assert "## After" in text
@@ -570,7 +570,7 @@ def test_rows_whose_posteriors_were_not_kept_are_left_out(
     assert command(*words, "--posteriors", tmp_path / "d.h5").status == 0
     ran = command("--from", tmp_path / "d.h5", "--table", "all", "--ledger", tmp_path / "results.md")
     assert ran.status == 0, ran.err
-    assert ", the posteriors of net D" in ran.err
+    assert "table 4, D 256, dense: left out, the posteriors of net D" in ran.err
     assert [c.key for c in cells_in(tmp_path)] == [(3, "D 256", "dense")]
     ran = command("--from", tmp_path / "d.h5", "--table", "5", "--ledger", tmp_path / "no.md")
     assert ran.status == 1 and "none of these nets fills a row of table 5" in ran.err

@@ -21,6 +21,7 @@ from pretrain.tables import (
     PaperRow,
     check_ledger,
     ledger_content,
+    notes_markdown,
     pack,
     paper_scales,
     plain_word,
@@ -224,7 +225,12 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
         for heading, part in sections(every, path == theirs).items():
             text = with_section(text, heading, part)
             if any(cell in some for cell in part):
-                shown += [heading, *(table_markdown(n, part, path == theirs) for n in numbers)]
+                shown += [
+                    heading,
+                    "",
+                    *notes_markdown(part),
+                    *(table_markdown(n, part, path == theirs) for n in numbers),
+                ]
         if some:
             contents.append((path, ledger_content(every)))
     for path, content in contents:

@@ -452,6 +452,14 @@ def _notes(cells: Sequence[Cell]) -> dict[tuple[str, ...], str]:
     return {(): ""} | {change: f" [{i}]" for i, change in enumerate(filter(None, changes), 1)}
 
 
+def notes_markdown(cells: Sequence[Cell]) -> list[str]:
+    """What the marks of the rows mean, a line each; none where no recipe was changed."""
+    notes = [
+        f"-{mark}: the recipe with {', '.join(changes)}" for changes, mark in _notes(cells).items() if mark
+    ]
+    return [*notes, ""] if notes else []
+
+
 def table_markdown(number: int, cells: Sequence[Cell], ilsvrc: bool = False) -> str:
     """Ours beside the paper's, a row a cell; of several seeds the mean and the spread; what nobody ran in one line.
 
@@ -567,12 +575,7 @@ def section_markdown(heading: str, cells: Sequence[Cell]) -> str:
             )
             parts += [fill(other, 120), ""]
         parts += ["+- is the standard deviation over seeds. Epochs are of a net's whole chain of stages.", ""]
-        notes = [
-            f"-{mark}: the recipe with {', '.join(changes)}"
-            for changes, mark in _notes(cells).items()
-            if changes
-        ]
-        parts += [*notes, ""] if notes else []
+        parts += notes_markdown(cells)
         parts += [table_markdown(number, cells, ilsvrc) for number in (3, 4, 5, 6)]
         parts += ["```", *sorted({cell.command for cell in cells}), "```", "", claims_markdown(cells)]
     else:

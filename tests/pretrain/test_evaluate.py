@@ -521,7 +521,7 @@ def test_older_posteriors_are_read_and_kept_out_of_tables(
     words = ["--weights", weights["A-36"], "--data", images, *FAST]
     assert command(*words, "--posteriors", tmp_path / "a.h5").status == 0
     kept = KeptPosteriors.read(tmp_path / "a.h5")
-    older = ("net", "train_scale", "crop", "learn", "seed", "weights", "fingerprint", "precision")
+    older = ("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint", "precision")
     kept.nets[0].of = {fact: kept.nets[0].of[fact] for fact in older}
     kept.save(tmp_path / "old.h5")
     assert command("--from", tmp_path / "old.h5").status == 0
@@ -558,6 +558,7 @@ def test_nets_of_several_recipes_and_of_none(
     rows = [(c.row, c.changes) for c in files["small"] if c.row == "A 256"]
     assert rows == [("A 256", []), ("A 256", ["batch_size=4"])]
     text = ledger.read_text()
+    assert "| A 256 [1] | dense |" in ran.out and "- [1]: the recipe with batch_size=4" in ran.out
     assert "| A 256 [1] | dense |" in text and "- [1]: the recipe with batch_size=4" in text
     assert text.count("## Tables 3 to 6, stand-in") == 2
 

@@ -88,8 +88,8 @@ def evaluate(
         raise WrongUsage("give one of --weights, --from and --table (or --from and --table)")
     if table and (scales or submission is not None or json_file is not None):
         raise WrongUsage("--table takes the paper's Q and modes: no --scales, --submission or --json with it")
-    if table and split == "test":
-        raise WrongUsage("--table needs images with labels: --split val")
+    if table and split != "val":
+        raise WrongUsage(f"--table is of the validation set, as the paper's are: no --split {split}")
     if table not in ("", "3", "4", "5", "6", "all"):
         raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if submission is not None and devkit is None:

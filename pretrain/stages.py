@@ -20,7 +20,7 @@ from pretrain.init import copy_layers, randomise
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
-from pretrain.recipe import Recipe
+from pretrain.recipe import Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import BEST, CHECKPOINT, WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
@@ -134,10 +134,10 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     ended = Ended(False, colours.unreadable, [])
     for number in run.chosen:
         net = net_of(run.recipe, number, len(data.classes))
-        start = set_weights(run, number, net)
+        start, history = set_weights(run, number, net)
         trainer = Trainer(
             run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number), readers,
-            from_random=start.startswith("random"), start=start,
+            from_random=start.startswith("random"), start=start, history=history,
         )  # fmt: skip
         with stop.saving():
             finished = trainer.run(stop)
@@ -210,8 +210,10 @@ def training_colours(run: Run) -> Colours:
     )
 
 
-def set_weights(run: Run, number: int, net: VGG) -> str:
-    """Give a stage's net its starting weights; where they are from, for the record: "random …" or a fingerprint."""
+def set_weights(run: Run, number: int, net: VGG) -> tuple[str, tuple[Past, ...] | None]:
+    """Give a stage's net its starting weights; where they are from, for the record: "random …" or a fingerprint, and
+    the stages that they have been through, None where they don't tell.
+    """
     recipe, ranks = run.recipe, run.ranks
     stage = recipe.stages[number]
     generator = torch.Generator().manual_seed((recipe.seed * 1000 + number) % 2**63)
@@ -225,7 +227,7 @@ def set_weights(run: Run, number: int, net: VGG) -> str:
     if source is None:
         if ranks.first:
             say(f"{stage.name}: all layers random ({how})")
-        return f"random {how}"
+        return f"random {how}", ()
     _same_classes(source, run.data.classes)
     if not isinstance(source.module, VGG):
         raise VggfeatError(f"{source.spec} is no net of Table 1: give a weights file of one")
@@ -234,7 +236,7 @@ def set_weights(run: Run, number: int, net: VGG) -> str:
         rest = "" if source.name == stage.net else f"; the others random ({how})"
         what = "all layers" if source.name == stage.net else ", ".join(copied)
         say(f"{stage.name}: {what} from {source.spec} (net {source.name}){rest}")
-    return source.fingerprint
+    return source.fingerprint, history_of(source.metadata) or None
 
 
 def _trained(run: Run, number: int) -> Path:

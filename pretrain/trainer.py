@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpoint
-from pretrain.colour import Colours
+from pretrain.colour import Colours, name_digest
 from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
-from pretrain.recipe import Recipe
+from pretrain.recipe import Past, Recipe
 from pretrain.watch import Log, Stop, cant_write, say
 from vggfeat.errors import VggfeatError, out_of_memory
 from vggfeat.files import try_each
@@ -104,6 +104,7 @@ class Trainer:
 
     net: its starting weights, on any device. stage_number: its place in the chain, part of the samples' keys.
     from_random: whether the weights are untrained, for the watch on chance. start: where from, for the record.
+    history: the stages that the weights have been through; None: unknown.
     folder: where its files go. readers: who reads its images. An interrupted stage of the same identity goes on from
     `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
     """
@@ -111,12 +112,13 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, stage_number: int, net: VGG, data: TrainingSet, colours: Colours, ranks: Ranks,
         machine: Machine, folder: Path, readers: Readers, *, from_random: bool = False, start: str = "",
+        history: tuple[Past, ...] | None = (),
     ) -> None:  # fmt: skip
         if ranks.world > recipe.batch_size:
             raise VggfeatError(f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer")
         self.recipe, self.stage, self.stage_number = recipe, recipe.stages[stage_number], stage_number
         self.data, self.colours, self.ranks, self.machine, self.folder = data, colours, ranks, machine, folder
-        self.readers, self.from_random = readers, from_random
+        self.readers, self.from_random, self.history = readers, from_random, history
         self.per_epoch = len(data.train) // recipe.batch_size
         self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
         dtype = torch.float64 if machine.precision == "float64" else torch.float32
@@ -149,7 +151,9 @@ class Trainer:
     def _identity(self, start: str) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on."""
         recipe = {
-            k: v for k, v in asdict(self.recipe).items() if k not in ("stages", "name", "mean", "covariance")
+            k: v
+            for k, v in asdict(self.recipe).items()
+            if k not in ("stages", "name", "file", "stands_for", "mean", "covariance")
         }
         identity = {
             **recipe,
@@ -476,6 +480,11 @@ class Trainer:
 def write_weights(path: Path, trainer: Trainer) -> None:
     """The weights file of contract: the net as it is now, its preprocessing, and how it was made."""
     low, high = trainer.stage.train_scale
+    rows = np.sort(np.concatenate([trainer.data.train, trainer.data.held_out]))
+    past = Past(
+        trainer.stage.name, trainer.recipe.name, trainer.recipe.seed, trainer.state.iteration / trainer.per_epoch,
+        len(trainer.data.train), name_digest([trainer.data.items.names[i] for i in rows]),
+    )  # fmt: skip
     measured = {"held_out": trainer.state.held_out, "validation": trainer.state.val}
     save_weights(
         path,
@@ -486,6 +495,7 @@ def write_weights(path: Path, trainer: Trainer) -> None:
         source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",
         epoch=f"{trainer.state.iteration / trainer.per_epoch:.2f}",
         recipe=trainer.recipe.to_json(),
+        history="" if trainer.history is None else json.dumps(list(map(asdict, (*trainer.history, past)))),
         errors=json.dumps(
             {name: dict(zip(("top1", "top5"), pair, strict=True)) for name, pair in measured.items() if pair}
         ),

@@ -249,6 +249,7 @@ def save_weights(
     source: str = "",
     epoch: str = "",
     recipe: str = "",
+    history: str = "",
     errors: str = "",
 ) -> None:
     """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at all."""
@@ -259,6 +260,7 @@ def save_weights(
         "source": source,
         "epoch": epoch,
         "recipe": recipe,
+        "history": history,
         "errors": errors,
         "version": __version__,
     }

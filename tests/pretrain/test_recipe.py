@@ -153,6 +153,14 @@ def test_every_number_can_be_overridden() -> None:
         ("*.train_scale=[256, 1000000000]", "at most 8192"),
         ("*.epochs=1e300", "iterations and epochs are at most 1e9"),
         ("*.nets=[1]", r"nets\[0\] must be text, not 1"),
+        (
+            'stands_for={"36" = "257"}',
+            "stands_for must give to an S, as 112 or 112-160, one of 256, 384, 256-512, each",
+        ),
+        ('stands_for={"S" = "256"}', "stands_for must give to an S"),
+        ('stands_for={"36" = "256", "48" = "256"}', "stands_for must give to an S"),
+        ("stands_for=3", "stands_for must be a record of names, not 3"),
+        ("file=x", "file=x: write STAGE.KEY=VALUE"),
         ("covariance=[[1, 2, 0], [0, 1, 0], [0, 0, 1]]", "covariance must be symmetric"),
     ],
 )

@@ -22,7 +22,9 @@ from pretrain import plan, trainer
 from pretrain.checkpoint import read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
+from pretrain.posteriors import how_trained
 from pretrain.readers import Batch
+from pretrain.recipe import history_of
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
 from tests.conftest import HANG, Command
@@ -89,6 +91,13 @@ def test_the_chain_and_what_it_leaves(
 
     network = load(str(out / "weights.safetensors"))
     assert network.classes == ["blue", "red"]
+    # how long its whole chain has learned, and on what: A's stage counts, too
+    past = history_of(network.metadata)
+    assert [each.stage for each in past] == [A_STAGE, D_STAGE, JITTER]
+    assert [each.epochs for each in past] == [6 / 4] * 3
+    assert {(each.recipe, each.images) for each in past} == {("mini", 76)}
+    assert len({each.training_set for each in past}) == 1
+    assert how_trained(network.metadata)["epochs"] == "4.50"
     measured = Colours.read(out / "colours.json")
     assert network.preprocessing.mean == pytest.approx(measured.mean, abs=1e-4)
     state, _ = read_state(out / JITTER / "last.safetensors")

@@ -32,6 +32,7 @@ from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.init import weight_layers
 from pretrain.kept import KeptPosteriors
 from tests.test_hdf5 import reseal
+from tests.test_tensors import MOMENTUM, arrays_of, caffemodel
 from vggfeat import datasets
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import description_of, versions
@@ -70,6 +71,14 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     released = inputs.folder / "released.pth"
     torch.save(timm.create_model(TIMM).state_dict(), released)  # smaller than any whole net of Table 1
     yield Kind("pth", released, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
+    checkpoint = inputs.folder / "checkpoint.ckpt"
+    wrapped = {f"module.{key}": value for key, value in timm.create_model(TIMM).state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, checkpoint)
+    yield Kind("ckpt", checkpoint, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
+    for name, old in (("caffemodel", False), ("caffe-2014", True)):
+        caffe = inputs.folder / f"{name}.caffemodel"
+        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).module), old))
+        yield Kind(name, caffe, vggfeat.load)
 
 
 def _going_on(images: Path) -> Callable[[Path], Any]:
@@ -130,7 +139,7 @@ def _number(raw: bytes, r: random.Random) -> bytes:
         behind = raw[64 + max(length, len(table)) :]
         padding = bytes(max(0, length - len(table)))
         return raw[:8] + struct.pack("<I", len(table)) + raw[12:64] + table + padding + behind
-    if raw.startswith(b"PK"):
+    if raw.startswith((b"PK", b"\n")):  # PyTorch's, Caffe's
         return _inside(raw, r)
     length = struct.unpack_from("<Q", raw)[0]
     header = _other(raw[8 : 8 + length], r)

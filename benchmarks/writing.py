@@ -151,15 +151,19 @@ class Inputs:
     def runs(self) -> Path:
         """Nets as trainings leave them."""
         import vggfeat
+        from pretrain.recipe import chain, read_recipe
         from vggfeat.weights import save_weights
 
+        scales = {"A-112": [36, 36], "NET-112": [36, 36], "NET-112-160": [36, 64]}
+        others = ["width=0.05", "crop=32", *(f"{stage}.train_scale={S}" for stage, S in scales.items())]
         for net in ("A", "B"):
             network = vggfeat.load(f"random:{net},width=0.05,crop=32,classes=2")
             stage = self.folder / "runs" / net / f"{net}-36"
             stage.mkdir(parents=True)
             save_weights(
                 stage / "weights.safetensors", network.module, network.preprocessing, classes=CLASSES,
-                train_scale="36", source=f"pretrain mini {net}-36", recipe='{"name": "mini"}',
+                train_scale="36", source=f"pretrain mini {net}-36",
+                recipe=chain(read_recipe("mini", others), net).to_json(),
             )  # fmt: skip
             (stage / "last.safetensors").write_bytes(b"")
         return self.folder / "runs"

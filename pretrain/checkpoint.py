@@ -23,7 +23,7 @@ from pretrain.recipe import Recipe
 from vggfeat.checked import Range, fitted, parse_json
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
-from vggfeat.weights import opened
+from vggfeat.tensors import opened
 
 _Count = Annotated[int, Range(0, 2**53)]
 _Sum = Annotated[float, Range(0, 1e308)]

@@ -36,6 +36,7 @@ from vggfeat.terminal import (
     out,
     progress,
     run,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def evaluate(
         raise WrongUsage("give one of --weights, --from and --table (or --from and --table)")
     if table and (scales or submission is not None or json_file is not None):
         raise WrongUsage("--table takes the paper's Q and modes: no --scales, --submission or --json with it")
-    if table and split == "test":
-        raise WrongUsage("--table needs images with labels: --split val")
+    if table and split != "val":
+        raise WrongUsage(f"--table is of the validation set, as the paper's are: no --split {split}")
     if table not in ("", "3", "4", "5", "6", "all"):
         raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if submission is not None and devkit is None:
@@ -144,6 +145,8 @@ def evaluate(
         return
     with joined(device) as ranks:
         items = images_of(data, split, limit)
+        for remark in items.remarks if ranks.first else ():
+            say(remark)
         refuse_inputs({"--posteriors": posteriors, **texts}, items.paths())
         threads = workers or max(1, CORES // ranks.local_world)
         how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}

@@ -30,7 +30,6 @@ from vggfeat.terminal import print_table, run
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # Table 1's nets that torchvision and timm have too.
 NAMES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
-TIMM_KEYS = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
 # Of the largest score: another library's convolutions round otherwise, and half precision keeps 11 bits of a weight.
 TOLERANCE = {"torchvision": 1e-4, "timm": 1e-4, "onnx": 1e-4, "float16": 5e-3}
 
@@ -102,6 +101,9 @@ def to_timm(network: Any, path: Path) -> float:
     """timm's state dict, FC layers as convolutions; the difference as above."""
     import timm
 
+    from vggfeat.weights import TIMM_FC
+
+    theirs_of = {ours: theirs for theirs, ours in TIMM_FC.items()}
     module = _whole(network)
     tensors = {}
     for key, value in module.state_dict().items():
@@ -109,7 +111,7 @@ def to_timm(network: Any, path: Path) -> float:
         if kind == "weight" and layer in ("classifier.0", "classifier.3"):
             side = module.fc6_kernel if layer == "classifier.0" else 1
             value = value.view(len(value), -1, side, side)
-        tensors[f"{TIMM_KEYS.get(layer, layer)}.{kind}"] = value.contiguous()
+        tensors[f"{theirs_of.get(layer, layer)}.{kind}"] = value.contiguous()
     save_state_dict(tensors, network, path)
     theirs = timm.create_model(NAMES[module.net], num_classes=module.num_classes)
     theirs.load_state_dict(_read(path))
@@ -202,9 +204,7 @@ def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
         with open(path, "wb") as file:  # PyTorch's own writing makes a RuntimeError of a full disk
             torch.save(tensors, file)
         return
-    metadata = {**network.preprocessing.to_metadata(), "net": network.name}
-    metadata["classes"] = json.dumps(network.classes or [])
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, {**network.metadata, "classes": json.dumps(network.classes or [])})
 
 
 def _read(path: Path) -> dict[str, Any]:

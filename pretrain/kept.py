@@ -5,6 +5,7 @@ N images, Q test scales, K classes. `posteriors` computes them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,22 @@ from vggfeat.metrics import top_k_wrong
 
 FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 2
 MODES = ("dense", "crops")
-FACTS = ("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint", "precision")
-"""Of a net, as strings; "" is unknown."""
+FACTS = (
+    *(
+        "net",
+        "train_scale",
+        "crop",
+        "learn",
+        "recipe",
+        "changes",
+        "stands_for",
+        "seed",
+        "epochs",
+        "training_set",
+    ),
+    *("weights", "fingerprint", "precision"),
+)
+"""Of a net, as strings; "" is unknown, as is a fact that an older file doesn't have."""
 MAX_NETS = MAX_SCALES = 1000
 
 
@@ -69,7 +84,7 @@ class Posteriors:
 class KeptPosteriors:
     """Posteriors of several nets for the same images, and what they are of.
 
-    data: the name of the images' folder. classes: K names, the order of the posteriors.
+    data: the name of the images' folder (of several, where they differ). classes: K names, the order of the posteriors.
     labels: (N,) index into classes, -1 unknown. unreadable: row -> reason.
     """
 
@@ -135,13 +150,25 @@ class KeptPosteriors:
             first._take_in(other, name)
         return first
 
+    @property
+    def image_set(self) -> str:
+        """sha256 of what an error is of: the images' names and classes in order, and the classes to choose among."""
+        truth = (self.classes[label] if label >= 0 else "" for label in self.labels)
+        images = (f"{name}\0{true}" for name, true in zip(self.names, truth, strict=True))
+        text = "\n".join([*images, "", *sorted(self.classes)])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
     def _take_in(self, other: KeptPosteriors, path: str) -> None:
-        if other.names != self.names:
+        if other.names != self.names or other.split != self.split:
             raise VggfeatError(
-                f"{path} is of other images ({other.dataset} {other.split}): it can't be fused"
+                f"{path} is of other images ({len(other.names):,} of {other.dataset} {other.split}, not "
+                f"{len(self.names):,} of {self.dataset} {self.split}): it can't be fused"
             )
         if sorted(other.classes) != sorted(self.classes):
             raise VggfeatError(f"{path} has other classes than the first: it can't be fused")
+        if other.image_set != self.image_set:
+            raise VggfeatError(f"{path} has the same images in other classes: it can't be fused")
+        self.data = " and ".join(dict.fromkeys([*self.data.split(" and "), other.data]))
         order = [other.classes.index(name) for name in self.classes]
         for net in other.nets:
             net.modes = {mode: posteriors[:, :, order] for mode, posteriors in net.modes.items()}
@@ -170,8 +197,8 @@ class KeptPosteriors:
 
 def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Posteriors:
     """The n-th net of a file. Raises Damaged."""
-    if facts["of"].keys() != set(FACTS):
-        raise Damaged(f"net {n} has other facts than {', '.join(FACTS)}")
+    if unknown := facts["of"].keys() - set(FACTS):
+        raise Damaged(f"net {n} has {sorted(unknown)[0]!r:.60} among its facts")
     kept = {}
     for mode in facts["modes"]:
         name = f"nets/{n:03d}/{mode}"
@@ -179,4 +206,7 @@ def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Poste
         sound = (posteriors_QNK >= 0) & (posteriors_QNK <= 1 + 1e-5)  # NaN is neither
         if not sound[:, readable].all():
             raise Damaged(f"{name} has values that are no probabilities")
-    return Posteriors(facts["of"], facts["scales"], kept)
+    of = {fact: facts["of"].get(fact, "") for fact in FACTS}
+    if "changes" not in facts["of"]:  # an older file: the recipe's name alone doesn't tell its numbers
+        of["recipe"] = ""
+    return Posteriors(of, facts["scales"], kept)

@@ -50,13 +50,14 @@ class TrainingSet:
 def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
     """root/train/CLASS/IMAGE (and root/val), as ImageNet; or one folder a class, a fifth of it kept for val.
 
+    The parts may have any of the names that `datasets.splits.parts_among` knows.
+
     Raises VggfeatError: another layout, a class without images, fewer training images than a batch has.
     """
-    if root.is_dir() and not any((root / s).is_dir() for s in ("train", "val")):
-        subfolders, _ = folder.children(root)
-        items = folder.load(root) if subfolders else imagenet.load(root)
-    else:
-        items = imagenet.load(root)
+    subfolders, _ = folder.children(root) if root.is_dir() else ([], [])
+    # a class may be called train: it holds images, where a part holds folders
+    in_parts = subfolders and any(folder.children(root / s)[0] for s in imagenet.part_folders(root).values())
+    items = folder.load(root) if subfolders and not in_parts else imagenet.load(root)
     if items.labels is None or "unlabelled" in items.protocol:
         raise VggfeatError(f"{root} has no labels: put its images in one folder per class")
     if "split0/train" in items.splits:

@@ -6,7 +6,6 @@ that the paper averages (mirror and positions first; then Q, modes, nets) is an 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor
 
 from pretrain.kept import KeptPosteriors, Posteriors
-from pretrain.tables import paper_scales
+from pretrain.recipe import Recipe, history_of, identity
+from pretrain.tables import RELEASED, paper_scales
+from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets import Items, folder, imagenet
 from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
@@ -129,18 +130,44 @@ def measure(
 
 
 def how_trained(metadata: dict[str, str]) -> dict[str, str]:
-    """Which layers learned last, the recipe's name and seed; "" unless we or the paper's authors trained the net."""
+    """Which layers learned last, of which recipe, for how many epochs in all its stages, on which images.
+
+    changes: what is not the recipe's own, one a line (`recipe.identity`). "" is unknown: all of it, unless we or the
+    paper's authors trained the net.
+    """
+    facts = dict.fromkeys(("learn", "recipe", "changes", "stands_for", "seed", "epochs", "training_set"), "")
     source = metadata.get("source", "")
     if source in OXFORD.values():
-        return {"learn": "all", "recipe": "paper", "seed": "0"}
-    program, *words = source.split()[:2] or [""]
-    if program != "pretrain" or not words:
-        return {"learn": "", "recipe": "", "seed": ""}
-    seed = json.loads(metadata.get("recipe") or "{}").get("seed", 0)  # `weights` has checked it
+        # they learned by the paper's recipe, which doesn't tell for how long
+        S = metadata.get("train_scale", "")
+        return facts | {"learn": "all", "recipe": "paper", "changes": RELEASED, "stands_for": S, "seed": "0"}
+    where = "the metadata's recipe"
+    try:
+        recipe: Recipe = fitted(parse_json(metadata.get("recipe") or "{}", where), Recipe, where)
+        stage = source.removeprefix(f"pretrain {recipe.name} ")
+        told = identity(recipe, stage)
+        past = history_of(metadata)
+    except VggfeatError:  # of another program, or a file of one's own before its numbers were kept
+        return facts
+    learn = next(each.learn for each in recipe.stages if each.name == stage)
+    changes = [*told.changes]
+    chain = [
+        each.stage
+        + (f" of {each.recipe}" if each.recipe != recipe.name else "")
+        + (f" of seed {each.seed}" if each.seed != recipe.seed else "")
+        for each in past
+    ]
+    names = [each.name for each in recipe.stages]
+    if past and chain != names[: names.index(stage) + 1]:
+        changes.append(f"chain={' > '.join(chain)}")
     return {
-        "learn": "fc" if source.endswith("-fc") else "all",
-        "recipe": words[0],
-        "seed": str(seed),
+        "learn": learn,
+        "recipe": told.recipe,
+        "changes": "\n".join(changes),
+        "stands_for": told.stands_for,
+        "seed": str(recipe.seed),
+        "epochs": f"{sum(each.epochs for each in past):.2f}" if past else "",
+        "training_set": " ".join(dict.fromkeys(each.training_set for each in past)),
     }
 
 
@@ -150,11 +177,10 @@ def images_of(root: Path, split: str, limit: int) -> Items:
     limit: at most so many images, evenly spread over the split; 0 for all. Raises VggfeatError: another layout.
     """
     if split == "test":
-        items = folder.load(root / "test")
+        tests = root / imagenet.part_folders(root, wanted=["test"]).get("test", "test")
+        items = folder.load(tests)
         if items.labels is not None:
-            raise VggfeatError(
-                f"{root / 'test'} has class folders: the test images are expected in it directly"
-            )
+            raise VggfeatError(f"{tests} has class folders: the test images are expected in it directly")
         rows = np.arange(len(items))
     else:
         items = imagenet.load(root)

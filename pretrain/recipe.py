@@ -5,14 +5,16 @@ A recipe is a TOML file, each number with its reason: `recipes/paper.toml`, `rec
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pretrain.colour import refuse_impossible
-from vggfeat.checked import fitted, fitted_field, parse_toml, read_text
+from vggfeat.checked import Range, fitted, fitted_field, parse_json, parse_toml, read_text
 from vggfeat.errors import VggfeatError
 from vggfeat.vgg import NETS, parameter_count
 
@@ -21,6 +23,10 @@ RECIPES = Path(__file__).parent / "recipes"
 SHALLOW = ("A", "A-LRN", "B-5x5")
 INITS = ("A", "normal", "glorot")
 MOST_BYTES = 1 << 16  # of a recipe file: both of ours have two thousand
+PAPER_S = ("256", "384", "256-512")  # Sect. 3.1
+LENGTHS = ("iterations", "epochs")  # of a stage: one of them
+# of a recipe, what doesn't decide which net comes out; and the seed, which a table has several of
+ASIDE = ("name", "file", "stages", "seed", "chance_after")
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,10 @@ class Recipe:
     that ends no better than chance is refused. 0: neither. The net doesn't depend on it."""
     seed: int = 0
     """Of the initialisation, the held-out slice, the order and every augmentation."""
+    stands_for: dict[str, str] = field(default_factory=dict)
+    """In tables, a small recipe's S -> the paper's that it stands for: "112" -> "256". The others stand for none."""
+    file: str = ""
+    """The numbers of a file of one's own before any was replaced, as `to_json`; of ours they are known."""
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
@@ -152,6 +162,13 @@ class Recipe:
         rising = list(self.drop_by) == sorted(self.drop_by) and all(0 < share <= 1 for share in self.drop_by)
         if len(self.drop_by) > self.rate_drops or not rising:
             raise VggfeatError(f"drop_by must be at most rate_drops rising shares, not {self.drop_by}")
+        theirs = list(self.stands_for.values())
+        odd = [S for S in self.stands_for if not re.fullmatch(r"[0-9]{1,4}(-[0-9]{1,4})?", S)]
+        if odd or set(theirs) - set(PAPER_S) or len(set(theirs)) < len(theirs):
+            raise VggfeatError(
+                f"stands_for must give to an S, as 112 or 112-160, one of {', '.join(PAPER_S)}, each once, "
+                f"not {json.dumps(self.stands_for)[:60]}"
+            )
         # one that isn't given stands for a possible one
         refuse_impossible(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
         for stage in self.stages:
@@ -173,14 +190,19 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     in TOML. They hold together: their order doesn't matter, and names are those before any of them.
     Raises VggfeatError: no such recipe, a key that there isn't, a value that can't be.
     """
-    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    known = _ours()
     if name not in known and not name.endswith(".toml"):
         raise VggfeatError(f"there is no recipe {name!r}; give {', '.join(known)}, or a .toml file")
     path = RECIPES / f"{name}.toml" if name in known else Path(name)
     record = parse_toml(read_text(path, "recipe", most=MOST_BYTES), path)
     if not record.get("stages"):
         raise VggfeatError(f"{path} has no [[stages]]")
-    return _overridden(fitted({"name": path.stem, **record}, Recipe, path), overrides, net)
+    recipe: Recipe = fitted({"name": path.stem, **record}, Recipe, path)
+    return _overridden(recipe if name in known else replace(recipe, file=recipe.to_json()), overrides, net)
+
+
+def _ours() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
@@ -197,7 +219,7 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
             value = text  # a word needs no quotes
         stage_name, dot, key = key.strip().rpartition(".")
         if not dot:
-            if key == "stages":
+            if key in ("stages", "file"):
                 raise VggfeatError(f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *")
             whole[key] = fitted_field(value, Recipe, key, where)
             continue
@@ -212,7 +234,7 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
             )
         for record in meant:
             record[key] = fitted_field(value, Stage, key, where)
-            if key in ("epochs", "iterations"):  # one length replaces the other
+            if key in LENGTHS:  # one length replaces the other
                 record["iterations" if key == "epochs" else "epochs"] = 0
     return Recipe(**{**whole, "stages": tuple(Stage(**record) for record in stages)})
 
@@ -275,3 +297,104 @@ def select(recipe: Recipe, stages: str) -> range:
     if start > stop:
         raise VggfeatError(f"--stages {stages}: {names[stop]} comes before {names[start]}")
     return range(start, stop + 1)
+
+
+# --- which recipe a net is of --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Past:
+    """A stage that a net has been through, for the history in its weights file. images: of its training set.
+
+    training_set: `colour.name_digest` of them.
+    """
+
+    stage: str
+    recipe: str
+    seed: int
+    epochs: Annotated[float, Range(0, 1e9)]
+    images: Annotated[int, Range(0, 10**12)]
+    training_set: str
+
+
+def history_of(metadata: Mapping[str, str]) -> tuple[Past, ...]:
+    """The stages behind a weights file, first to last; none where it doesn't tell. Raises VggfeatError: damaged."""
+    where = "the metadata's history"
+    return tuple(fitted(parse_json(metadata.get("history") or "[]", where), list[Past], where))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which recipe a net is of, and what was changed of it.
+
+    recipe: the name; with the first digits of a digest, where the file is not one of ours.
+    changes: KEY=VALUE and STAGE.KEY=VALUE, as `--set` takes them, of the stages up to the net's own and of all of them
+    (`*`); NET is the net's own name. None where every number is the file's.
+    stands_for: the paper's S that the net's stands for, "" for none of them.
+    """
+
+    recipe: str
+    changes: tuple[str, ...]
+    stands_for: str
+
+
+def identity(recipe: Recipe, stage: str) -> Identity:
+    """Of a net at the end of a stage, by the chain that its weights file keeps.
+
+    Raises VggfeatError: no such stage; a file of one's own whose numbers were not kept.
+    """
+    names = [each.name for each in recipe.stages]
+    if stage not in names:
+        raise VggfeatError(f"recipe {recipe.name} has no stage {stage!r} in {', '.join(names)}")
+    own = _own_file(recipe)
+    found = []
+    for key in (f.name for f in fields(Recipe) if f.name not in ASIDE):
+        told = key != "stands_for" or recipe.stands_for  # older weights files have none
+        if told and getattr(recipe, key) != getattr(own, key):
+            found.append(f"{key}={json.dumps(getattr(recipe, key))}")
+    past = recipe.stages[: names.index(stage) + 1]
+    net = recipe.stages[-1].net
+    with_a = any(each.net != net for each in recipe.stages)
+    meant = [each for each in own.stages if net in each.nets and (each.net == "NET" or with_a)]
+    if len(meant) == len(recipe.stages):
+        changed = [_changed(each, theirs.of(net)) for each, theirs in zip(past, meant, strict=False)]
+        for item in dict.fromkeys(item for items in changed for item in items):
+            where = [
+                ("NET" if each.net == past[-1].net else each.net) + theirs.name.removeprefix(theirs.net)
+                for each, theirs, items in zip(past, meant, changed, strict=False)
+                if item in items
+            ]
+            found += [f"*.{item}"] if len(where) == len(past) else [f"{name}.{item}" for name in where]
+    else:
+        found.append(f"stages={' > '.join(names)}")
+    low, high = past[-1].train_scale
+    S = str(low) if low == high else f"{low}-{high}"
+    stand_ins = recipe.stands_for or own.stands_for
+    theirs = stand_ins.get(S, "") if stand_ins else S if recipe.crop == 224 and S in PAPER_S else ""
+    digest = f"-{hashlib.sha256(recipe.file.encode()).hexdigest()[:8]}" if recipe.file else ""
+    return Identity(recipe.name + digest, tuple(found), theirs)
+
+
+def _own_file(recipe: Recipe) -> Recipe:
+    """The recipe as its file says it, before any number was replaced."""
+    if recipe.file:
+        where = f"the numbers of the file {recipe.name}.toml"
+        return fitted(parse_json(recipe.file, where), Recipe, where)
+    if recipe.name not in _ours():  # nor is a path that somebody's weights file names opened
+        raise VggfeatError(
+            f"recipe {recipe.name!r:.60} is none of {', '.join(_ours())}, and its file isn't known"
+        )
+    return read_recipe(recipe.name)
+
+
+def _changed(stage: Stage, own: Stage) -> list[str]:
+    """KEY=VALUE of a stage's numbers that are others; which layers learn is told by the stage's name."""
+    different = [
+        key for key in (f.name for f in fields(Stage) if f.name not in ("nets", "learn"))
+        if getattr(stage, key) != getattr(own, key)
+    ]  # fmt: skip
+    return [
+        f"{key}={json.dumps(getattr(stage, key))}"
+        for key in different
+        if key not in LENGTHS or getattr(stage, key)
+    ]

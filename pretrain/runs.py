@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,43 @@ import numpy as np
 from pretrain.kept import MODES, KeptPosteriors
 from pretrain.posteriors import evaluate, how_trained
 from pretrain.tables import (
-    FIXED,
-    JITTER,
-    LARGE,
     PAPER,
+    RELEASED,
     Cell,
+    Learned,
     Member,
     PaperRow,
     check_ledger,
+    ledger_content,
+    notes_markdown,
     pack,
     paper_scales,
+    plain_word,
     read_cells,
+    sections,
     table_markdown,
-    update_cells,
-    write_ledger,
+    with_new,
+    with_section,
 )
 from pretrain.trainer import CHECKPOINT
+from vggfeat.checked import read_text
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.files import write_json, write_text
 from vggfeat.ranks import Ranks
+from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
-from vggfeat.weights import load, metadata_of
+from vggfeat.vgg import NETS
+from vggfeat.weights import load, train_scale
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A net of a run: its S and crop in pixels, which layers learned last, the recipe's name and seed, its file."""
+    """A net of a run: its S and crop in pixels, which layers learned last, its recipe, how long it learned, its file.
+
+    stands_for: the paper's S that its own stands for, "" for none. changes: of the recipe (`recipe.identity`).
+    epochs: in all its stages, None where unknown. training_set: digest of its images, "" unknown.
+    """
 
     net: str
     train_scale: tuple[int, int]
@@ -47,68 +58,100 @@ class Trained:
     recipe: str
     weights: str
     seed: int = 0
+    stands_for: str = ""
+    changes: tuple[str, ...] = ()
+    epochs: float | None = None
+    training_set: str = ""
 
     @classmethod
     def of(cls, of: Mapping[str, str]) -> Trained:
         """From the strings that a weights file or kept posteriors have; VggfeatError where they don't say it."""
         try:
-            low, _, high = of["train_scale"].partition("-")
-            S = int(low), int(high or low)
-            seed = int(of.get("seed") or 0)  # posteriors of before there were several have none
-            trained = cls(of["net"], S, int(of["crop"]), of["learn"], of["recipe"], of["weights"], seed)
+            S = train_scale(of["train_scale"])
+            if not (S and of["learn"] and of["recipe"]) or of["net"] not in NETS:
+                raise ValueError
+            return cls(
+                of["net"], S, int(of["crop"]), of["learn"], plain_word(of["recipe"]), of["weights"], int(of["seed"]),
+                of["stands_for"], tuple(of["changes"].splitlines()), float(of["epochs"]) if of["epochs"] else None,
+                of["training_set"],
+            )  # fmt: skip
         except (KeyError, ValueError):
-            trained = None
-        if trained is None or not trained.learn:
             raise VggfeatError(
-                f"net {of.get('net')} ({of.get('weights')}) is neither one of pretrain.train nor the authors', or its "
-                "posteriors were kept by an older version: a table needs to know how it was trained"
-            )
-        return trained
+                f"net {of.get('net')} ({of.get('weights')}) doesn't tell by which recipe it was trained: a table takes "
+                "nets of pretrain.train and the authors'; where an older version kept its posteriors, evaluate it again"
+            ) from None
+
+    @property
+    def member(self) -> Member:
+        """What it is in the paper's tables, or would be at another S than the paper's."""
+        low, high = self.train_scale
+        own = f"S={low}" if low == high else f"S={low}-{high}"
+        return Member(self.net, self.stands_for or own, self.learn)
 
 
-def trained_nets(runs: Path) -> list[Trained]:
-    """Every stage's weights file under a folder. Raises VggfeatError where there are none."""
-    found = []
-    for path in sorted(runs.rglob("weights.safetensors")):
-        metadata = metadata_of(path)
-        # a run's own copy of its last stage has no checkpoint beside it
-        if how_trained(metadata)["learn"] and (path.parent / CHECKPOINT).exists():
-            found.append(Trained.of({**metadata, **how_trained(metadata), "weights": str(path)}))
-    if not found:
-        raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/weights.safetensors")
+Roles = dict[tuple[str, tuple[str, ...], int], dict[Member, int]]
+"""(recipe, changes of it, seed) -> the nets that were trained alike, by what they are in the paper's tables."""
+
+
+def known(facts: Sequence[Mapping[str, str]], tell: bool = True) -> list[tuple[int, Trained]]:
+    """The nets that tell how they were trained, and their positions; the others are left out, and named if `tell`.
+
+    Raises VggfeatError where all are.
+    """
+    found: list[tuple[int, Trained]] = []
+    errors: list[VggfeatError] = []
+    for i, of in enumerate(facts):
+        try:
+            found.append((i, Trained.of(of)))
+        except VggfeatError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    for left_out in errors if tell else ():
+        say(f"left out: {left_out}")
     return found
 
 
-def roles(nets: Sequence[Trained]) -> dict[int, dict[Member, int]]:
-    """Seed -> which of the paper's nets each one (by its position) stands for: by S where it is the paper's, else by
-    order.
+def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
+    """Every stage's weights file under a folder; see `known`. Raises VggfeatError where there are none."""
+    facts = []
+    for path in sorted(runs.rglob("weights.safetensors")):
+        metadata = metadata_of(path)
+        # a run's own copy of its last stage has no checkpoint beside it
+        if metadata.get("source", "").startswith("pretrain ") and (path.parent / CHECKPOINT).exists():
+            facts.append({**metadata, **how_trained(metadata), "weights": str(path)})
+    if not facts:
+        raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/weights.safetensors")
+    return [net for _, net in known(facts, tell)]
 
-    The smallest fixed S stands for 256, a larger one for 384, a range for [256, 512].
-    """
-    recipes = sorted({net.recipe for net in nets})
-    if len(recipes) > 1:
-        raise VggfeatError(f"the nets are of recipes {' and '.join(recipes)}: a ledger compares nets of one")
-    fixed = sorted({net.train_scale[0] for net in nets if net.train_scale[0] == net.train_scale[1]})
-    of_seed: dict[int, dict[Member, int]] = {}
+
+def roles(nets: Sequence[Trained]) -> Roles:
+    """Which of the paper's nets each one (by its position) stands for, by what its recipe says that its S stand for."""
+    found: Roles = {}
     for i, net in enumerate(nets):
-        low, high = net.train_scale
-        S = JITTER if low != high else (FIXED if low == fixed[0] else LARGE)
-        member = Member(net.net, S, net.learn)
-        role = of_seed.setdefault(net.seed, {})
-        if member in role:
+        role = found.setdefault((net.recipe, net.changes, net.seed), {})
+        if net.member in role:
+            first = nets[role[net.member]].weights
             raise VggfeatError(
-                f"{nets[role[member]].weights} and {net.weights} both stand for {net.net} at {S}: keep one of them"
+                f"{first} and {net.weights} both stand for {net.net} at {net.member.S}: keep one of them"
             )
-        role[member] = i
-    return dict(sorted(of_seed.items()))
+        role[net.member] = i
+    return dict(sorted(found.items()))
 
 
-def rows_of(numbers: Sequence[int]) -> list[PaperRow]:
-    """The rows of these tables, with B-5x5's, of which Sect. 4.1 tells beside Table 3."""
-    rows = [row for row in PAPER if row.table in numbers]
-    if 3 in numbers:
-        rows.append(PaperRow(3, (Member("B-5x5", FIXED),), False, "dense", float("nan"), float("nan")))
-    return rows
+def rows_of(numbers: Sequence[int], members: Iterable[Member]) -> list[PaperRow]:
+    """The rows of these tables; of Tables 3 and 4 also those of nets that no table of the paper has.
+
+    Among them is B-5x5, of which Sect. 4.1 tells beside Table 3.
+    """
+    theirs = {member for row in PAPER for member in row.members}
+    others = [member for member in dict.fromkeys(members) if member not in theirs]
+    return [row for row in PAPER if row.table in numbers] + [
+        PaperRow(table, (member,), multi, "dense", float("nan"), float("nan"))
+        for table, multi in ((3, False), (4, True))
+        if table in numbers
+        for member in others
+    ]
 
 
 def measure_tables(
@@ -121,11 +164,10 @@ def measure_tables(
     how: dict[str, Any],
 ) -> KeptPosteriors:
     """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants: one pass a net."""
-    nets = trained_nets(runs)
-    rows = rows_of(numbers)
+    nets = trained_nets(runs, tell=ranks.first)
     wanted: dict[int, list[PaperRow]] = {}  # of each net, the rows that it is in
     for role in roles(nets).values():
-        for row in rows:
+        for row in rows_of(numbers, role):
             if all(member in role for member in row.members):
                 for member in row.members:
                     wanted.setdefault(role[member], []).append(row)
@@ -155,36 +197,74 @@ def measure_tables(
 def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) -> None:
     """The cells of these tables from kept posteriors: printed beside the paper's, and put into the ledger.
 
-    The cells are kept as JSON beside the ledger: `ledger-ilsvrc.json` for ImageNet's 1,000 classes and the paper's
-    recipe, `ledger-RECIPE-DATA.json` for a stand-in. Raises VggfeatError: images without labels, several recipes.
+    The cells are kept as JSON beside the ledger: `ledger-ilsvrc.json` for ImageNet's whole validation set and the
+    paper's recipe as it is, else `ledger-RECIPE-DATA.json`. Nothing is written before all is computed; the cells are
+    written first, and the ledger is made of them, so the same command mends what a full disk has left undone.
+    Raises VggfeatError: not a validation set, images without labels, no net that can be in a table, no row at all.
     """
-    if (whole.labels < 0).any():
+    if (whole.labels < 0).any() or not len(whole.labels):
         raise VggfeatError("the images have no labels: a table needs the validation set's")
+    if whole.split != "val":
+        raise VggfeatError(
+            f"the posteriors are of the {whole.split} images: a table is of the validation set"
+        )
     check_ledger(ledger)  # all of it can be read, or none of it is changed
-    nets = [Trained.of(net.of) for net in whole.nets]
-    images, K = len(whole.names), len(np.unique(whole.labels))
-    where = f"{whole.data} {whole.split}, {images} images, {K} classes"
-    cells = []
-    of_seed = roles(nets)
-    for row in rows_of(numbers):
-        complete = [seed for seed, role in of_seed.items() if all(member in role for member in row.members)]
-        cells += [_cell(row, of_seed[seed], nets, whole, where, seed) for seed in complete]
-        if not complete:
-            there = set().union(*of_seed.values())
-            missing = [f"{m.net} {m.S}" for m in row.members if m not in there]
-            say(
-                f"table {row.table}, {row.name}: not run, no net for {', '.join(missing) or 'all of one seed'}"
-            )
-    standin = "ilsvrc" if nets[0].recipe == "paper" and K == 1000 else f"{nets[0].recipe}-{whole.data}"
-    every = update_cells(ledger.with_name(f"ledger-{standin}.json"), cells)
+    cells = _cells(numbers, whole)
+    theirs = ledger.with_name("ledger-ilsvrc.json")
     # the paper's own data come first, also while all their cells are still "not run"
-    write_ledger(ledger, "Tables 3 to 6, ILSVRC-2012", read_cells(ledger.with_name("ledger-ilsvrc.json")))
-    if standin != "ilsvrc":
-        heading = f"Tables 3 to 6, stand-in: nets of the recipe {nets[0].recipe} on {whole.data}"
-        write_ledger(ledger, heading, every)
-    for number in numbers:
-        for line in table_markdown(number, every).splitlines():
-            out.print(line, soft_wrap=True)
+    new: dict[Path, list[Cell]] = {theirs: []}
+    ilsvrc = _is_ilsvrc(whole)
+    for cell in cells:
+        own = ledger.with_name(f"ledger-{cell.recipe}-{cell.data}.json")
+        of_paper = ilsvrc and cell.recipe == "paper" and {*cell.changes} <= {RELEASED}
+        new.setdefault(theirs if of_paper else own, []).append(cell)
+    text = read_text(ledger, "ledger") if ledger.exists() else ""
+    contents: list[tuple[Path, dict[str, object]]] = []
+    shown: list[str] = []
+    for path, some in new.items():
+        every = with_new(read_cells(path), some)
+        for heading, part in sections(every, path == theirs).items():
+            text = with_section(text, heading, part)
+            if any(cell in some for cell in part):
+                shown += [
+                    heading,
+                    "",
+                    *notes_markdown(part),
+                    *(table_markdown(n, part, path == theirs) for n in numbers),
+                ]
+        if some:
+            contents.append((path, ledger_content(every)))
+    for path, content in contents:
+        write_json(path, content)
+    write_text(ledger, text)
+    for line in "\n".join(shown).splitlines():
+        out.print(line, soft_wrap=True)
+
+
+def _cells(numbers: Sequence[int], whole: KeptPosteriors) -> list[Cell]:
+    """Of all rows that these nets fill. Raises VggfeatError where there are none."""
+    there = known([net.of for net in whole.nets])
+    nets = [net for _, net in there]
+    whole = replace(whole, nets=[whole.nets[i] for i, _ in there])
+    cells: list[Cell] = []
+    for (_, changes, seed), role in roles(nets).items():
+        for row in rows_of(numbers, role):
+            if not all(member in role for member in row.members):
+                continue  # the table says so
+            try:
+                cells.append(_cell(row, role, nets, whole, changes, seed))
+            except VggfeatError as error:  # kept at other Q, or in one mode only
+                say(f"table {row.table}, {row.name}, {row.mode}: left out, {error}")
+    if not cells:
+        raise VggfeatError(f"none of these nets fills a row of table {', '.join(map(str, numbers))}")
+    return cells
+
+
+def _is_ilsvrc(whole: KeptPosteriors) -> bool:
+    """Whether these are the validation images of ILSVRC-2012, all of them, told apart in its 1,000 classes."""
+    stems = {name.rpartition("/")[2].partition(".")[0] for name in whole.names}
+    theirs = {f"ILSVRC2012_val_{i:08d}" for i in range(1, 50_001)}
+    return len(whole.classes) == len(np.unique(whole.labels)) == 1000 and stems == theirs
 
 
 def _cell(
@@ -192,22 +272,24 @@ def _cell(
     role: Mapping[Member, int],
     nets: Sequence[Trained],
     whole: KeptPosteriors,
-    where: str,
+    changes: Sequence[str],
     seed: int,
 ) -> Cell:
     parts: list[np.ndarray] = []
     scales: list[str] = []
+    learned: list[Learned] = []
     for member in row.members:
-        net = nets[role[member]]
+        net, kept = nets[role[member]], whole.nets[role[member]]
         Q = paper_scales(net.train_scale, net.crop, row.multi)
-        parts.append(whole.nets[role[member]].mean(row.mode, Q))
+        parts.append(kept.mean(row.mode, Q))
         scales.append(",".join(map(str, Q)))
+        learned.append(Learned(kept.of["fingerprint"], net.epochs, net.training_set, kept.of["precision"]))
     posteriors_NK = np.mean(parts, axis=0)
     top1, top5 = whole.errors(posteriors_NK)
     wrong = whole.wrong(posteriors_NK, 1)
-    used = [whole.nets[role[member]].of for member in row.members]
+    S = " + ".join(whole.nets[role[member]].of["train_scale"] for member in row.members)
     return Cell(
-        row.table, row.name, row.mode, " + ".join(of["train_scale"] for of in used),
-        " + ".join(dict.fromkeys(scales)), top1, top5, len(wrong), where, [of["fingerprint"] for of in used],
-        command(), date.today().isoformat(), pack(wrong), seed,
+        row.table, row.name, row.mode, S, " + ".join(dict.fromkeys(scales)), top1, top5, plain_word(whole.data),
+        whole.split, len(wrong), len(whole.classes), whole.image_set, nets[role[row.members[0]]].recipe,
+        list(changes), seed, learned, command(), date.today().isoformat(), pack(wrong),
     )  # fmt: skip

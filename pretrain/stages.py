@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pretrain.init import copy_layers, randomise
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
-from pretrain.recipe import Recipe
+from pretrain.recipe import Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import BEST, CHECKPOINT, WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
@@ -30,7 +29,7 @@ from vggfeat.files import place_of, scratch, whole
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import CORES, list_unreadable, progress
 from vggfeat.vgg import VGG
-from vggfeat.weights import Network, TrainedStage, load
+from vggfeat.weights import Network, load
 
 COLOURS = "colours.json"
 
@@ -138,7 +137,7 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
         start = set_weights(run, number, net)
         trainer = Trainer(
             run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number), readers,
-            from_random=start.record.startswith("random"), start=start.record, before=start.trained,
+            from_random=start.record.startswith("random"), start=start.record, history=start.history,
         )  # fmt: skip
         if ranks.first:
             say(f"{trainer.stage.name}: {_begins(trainer, start)}")
@@ -237,8 +236,8 @@ class Start:
 
     record: str
     said: str
-    trained: list[TrainedStage] | None
-    """The stages that they were trained in, from the first; None where their file doesn't say it."""
+    history: tuple[Past, ...] | None
+    """The stages that they have been through, from the first; None where their file doesn't tell."""
 
 
 def set_weights(run: Run, number: int, net: VGG) -> Start:
@@ -256,7 +255,7 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
         source = load(str(_trained(run, number - 1)))
     if source is None:
         record = f"random normal {recipe.init_std:g}" if normal else "random glorot"
-        return Start(record, f"all layers random ({how})", [])
+        return Start(record, f"all layers random ({how})", ())
     _same_classes(source, run.data.classes)
     if not isinstance(source.module, VGG):
         raise VggfeatError(f"{source.spec} is no net of Table 1: give a weights file of one")
@@ -264,10 +263,7 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     rest = "" if source.name == stage.net else f"; the others random ({how})"
     what = "all layers" if source.name == stage.net else ", ".join(copied)
     said = f"{what} from {source.spec} (net {source.name}){rest}"
-    trained = source.metadata.get("trained")
-    return Start(
-        source.fingerprint, said, json.loads(trained) if trained else None
-    )  # `weights` has checked it
+    return Start(source.fingerprint, said, history_of(source.metadata) or None)
 
 
 def _trained(run: Run, number: int) -> Path:

@@ -1,34 +1,39 @@
 """Tables 3 to 6 of the paper as data, and the ledger that keeps our figures beside them.
 
-A cell is a net (or several, fused), its training scale S, its test scales Q and a mode. Cells measured on another data
-set than ImageNet, by nets of another recipe, go into a ledger of their own: S and Q are then scaled to those nets.
+A cell is a net (or several, fused), its training scale S, its test scales Q and a mode, on one set of images. Nets of
+other recipes than the paper's, and images other than ImageNet's validation set, have a ledger of their own.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from textwrap import fill
+from typing import Annotated, TypedDict
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
-from vggfeat.checked import Range, fitted, parse_json, read_text
+from pretrain.recipe import LENGTHS, PAPER_S
+from vggfeat.checked import OneOf, Range, fitted, parse_json, read_text
 from vggfeat.errors import VggfeatError
-from vggfeat.files import write_json, write_text
 
-FIXED, LARGE, JITTER = "256", "384", "256-512"  # the paper's S
+FIXED, LARGE, JITTER = PAPER_S
+RELEASED = "the authors' weights"
+"""Among what tells a net from one of ours by the paper's recipe."""
 Percent = Annotated[float, Range(0, 100)]
 
+VERSION = 2
 MARK = "<!-- ledger: "
+ILSVRC = "Tables 3 to 6, ILSVRC-2012"
 
 
 @dataclass(frozen=True)
 class Member:
-    """A net of Table 1 trained at one of the paper's S; learn: "fc" where only the FC layers were fine-tuned."""
+    """A net of Table 1 trained at one of the paper's S, or "S=..." for another. learn: "fc": only the FC layers did."""
 
     net: str
     S: str
@@ -133,15 +138,30 @@ def paper_scales(train_scale: tuple[int, int], crop: int, multi: bool) -> tuple[
     if not multi:
         return ((low + high) // 2,)
     step = round(crop / 7)
-    return (max(crop, low - step), low, low + step) if low == high else (low, (low + high) // 2, high)
+    wanted = (max(crop, low - step), low, low + step) if low == high else (low, (low + high) // 2, high)
+    return tuple(dict.fromkeys(wanted))  # S may be the crop itself: a Q that stood twice would weigh twice
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A net of a cell. epochs: of its training, in all stages of its chain; None: unknown.
+
+    training_set: digest of the images that it learned from, "" unknown. precision: of the forward pass.
+    """
+
+    fingerprint: str
+    epochs: Annotated[float, Range(0, 1e9)] | None
+    training_set: str
+    precision: str
 
 
 @dataclass(frozen=True)
 class Cell:
     """A measured row. top1, top5: errors, %. wrong: which of the images were top-1 errors, packed bits in hex.
 
-    data: what it was measured on, with the number of images. nets: fingerprints. when: ISO date.
-    Raises VggfeatError where `wrong` isn't of so many images.
+    data: name of the images' folder. image_set: digest of the images' names, their classes and all `classes` that were
+    to choose among. recipe, changes: of all nets of the row. when: ISO date. seed: of the recipe; a row of several
+    seeds has a cell for each. Raises VggfeatError where `wrong` isn't of so many images and errors.
     """
 
     table: int
@@ -151,14 +171,18 @@ class Cell:
     Q: str
     top1: Percent
     top5: Percent
-    images: Annotated[int, Range(1, 10**8)]
     data: str
-    nets: list[str]
+    split: Annotated[str, OneOf(("val",))]
+    images: Annotated[int, Range(1, 10**8)]
+    classes: Annotated[int, Range(1, 10**8)]
+    image_set: str
+    recipe: str
+    changes: list[str]
+    seed: Annotated[int, Range(0, 2**63)]
+    nets: list[Learned]
     command: str
     when: str
     wrong: str
-    seed: Annotated[int, Range(0, 2**63)] = 0
-    """Of the nets' recipe: a row that was trained with several seeds has a cell for each."""
 
     def __post_init__(self) -> None:
         try:
@@ -167,15 +191,21 @@ class Cell:
             known = -1
         if not self.images <= known < self.images + 8:
             raise VggfeatError(f"cell {self.row}, {self.mode}: `wrong` is not of {self.images} images")
+        if abs(100 * float(self.wrong_images().mean()) - self.top1) > 1e-6:
+            raise VggfeatError(f"cell {self.row}, {self.mode}: `wrong` is not of {self.top1} % errors")
 
     @property
-    def key(self) -> tuple[int, str, str]:
+    def key(self) -> Key:
         """Its place in the paper."""
         return self.table, self.row, self.mode
 
     def wrong_images(self) -> np.ndarray:
         """(n,) bool."""
         return np.unpackbits(np.frombuffer(bytes.fromhex(self.wrong), np.uint8))[: self.images].astype(bool)
+
+
+Key = tuple[int, str, str]
+"""Table, row and mode: a place in the paper."""
 
 
 def pack(wrong: np.ndarray) -> str:
@@ -188,13 +218,17 @@ def pack(wrong: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """One of the paper's orderings. pairs: (better, worse) by (row, mode, table)."""
+    """One of the paper's orderings. pairs: (better, worse).
+
+    same_nets: the two differ in how the same nets are used; else in how they were trained, and must have had as much.
+    """
 
     text: str
-    pairs: tuple[tuple[tuple[int, str, str], tuple[int, str, str]], ...]
+    pairs: tuple[tuple[Key, Key], ...]
+    same_nets: bool = False
 
 
-def _dense(table: int, net: str, S: str) -> tuple[int, str, str]:
+def _dense(table: int, net: str, S: str) -> Key:
     return table, f"{net} {S}", "dense"
 
 
@@ -216,6 +250,7 @@ CLAIMS = [
             for net in ("B", "C", "D", "E")
             for S in (FIXED, LARGE, JITTER)
         ),
+        same_nets=True,
     ),
     Claim(
         "crops and dense together beat either",
@@ -224,6 +259,7 @@ CLAIMS = [
             for net in ("D", "E")
             for mode in ("dense", "crops")
         ),
+        same_nets=True,
     ),
     Claim(
         "fusion of D and E beats one net",
@@ -232,48 +268,124 @@ CLAIMS = [
             for mode in ("dense", "crops", "both")
             for net in ("D", "E")
         ),
+        same_nets=True,
     ),
 ]
+LEVEL = 0.05  # an interval leaves out what is there in one case of twenty
+AS_LONG = 1.1  # the plateau rule ends a stage an epoch earlier or later
 
 
-def decide(better: Sequence[Cell], worse: Sequence[Cell]) -> tuple[str, float, float]:
-    """(verdict, difference of the top-1 errors in points, half of its 95 % interval), on images that both have seen.
+@dataclass(frozen=True)
+class Difference:
+    """Of two rows' top-1 errors. points: worse minus better. half: of its 95 % interval. p: of no difference."""
 
-    better, worse: the cells of one row each, with the same seeds in the same order. The difference is the mean over
-    seeds; its variance has a part from the images (of the paired difference) and, with several seeds, one from the
-    seeds. The interval is Student's, with the degrees of freedom of Welch and Satterthwaite: three seeds that disagree
-    leave two, not a thousand. "holds" or "does not hold" where the interval leaves out 0, else "not decided".
+    points: float
+    half: float
+    p: float
+
+
+def difference(better: Sequence[Cell], worse: Sequence[Cell]) -> Difference:
+    """Over images that both have seen. better, worse: the cells of one row each, the same seeds in the same order.
+
+    The difference is the mean over seeds; its variance has a part from the images (of the paired difference) and, with
+    several seeds, one from the seeds. The interval is Student's, with the degrees of freedom of Welch and
+    Satterthwaite: three seeds that disagree leave two, not a thousand.
     """
     paired_SN = np.array(
         [b.wrong_images().astype(float) - a.wrong_images() for a, b in zip(better, worse, strict=True)]
     )
     seeds, images = paired_SN.shape
+    mean = float(paired_SN.mean())
     if images < 2:
-        return "not decided", 100 * float(paired_SN.mean()), float("inf")
-    difference = 100 * float(paired_SN.mean())
+        return Difference(100 * mean, float("inf"), 1.0)
     parts = [
         (float(paired_SN.mean(axis=0).var(ddof=1)) / images, images - 1)
     ]  # (variance, degrees of freedom)
     if seeds > 1:
         parts.append((float(paired_SN.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
     variance = sum(v for v, _ in parts)
-    half = 0.0  # the same on every image and seed
-    if variance:
-        freedom = variance**2 / sum(v**2 / degrees for v, degrees in parts)
-        half = 100 * math.sqrt(variance) * float(stdtrit(freedom, 0.975))
-    if abs(difference) <= half:
-        return "not decided", difference, half
-    return ("holds" if difference > 0 else "does not hold"), difference, half
+    if not variance:  # the same on every image and seed
+        return Difference(100 * mean, 0.0, 0.0 if mean else 1.0)
+    freedom = variance**2 / sum(v**2 / degrees for v, degrees in parts)
+    error = math.sqrt(variance)
+    half = error * float(stdtrit(freedom, 1 - LEVEL / 2))
+    return Difference(100 * mean, 100 * half, 2 * float(stdtr(freedom, -abs(mean) / error)))
+
+
+def holm(p: Sequence[float]) -> list[bool]:
+    """Which of several hypotheses Holm's procedure rejects, so that it errs in any of them with 5 % at most."""
+    rejected = [False] * len(p)
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        if p[i] > LEVEL / (len(p) - rank):
+            break
+        rejected[i] = True
+    return rejected
+
+
+def unlike(better: Sequence[Cell], worse: Sequence[Cell], same_nets: bool) -> str:
+    """What else than the claim tells two rows apart, in words; "" where nothing does. Seeds as in `difference`."""
+    found = []
+    for a, b in zip(better, worse, strict=True):
+        if same_nets and not {n.fingerprint for n in b.nets} <= {n.fingerprint for n in a.nets}:
+            found.append("other nets")
+        if {n.precision for n in a.nets} != {n.precision for n in b.nets}:
+            found.append(" against ".join("/".join(sorted({n.precision for n in c.nets})) for c in (a, b)))
+    if same_nets:
+        return ", ".join(dict.fromkeys(found))
+    lengths = [[n.epochs for c in side for n in c.nets] for side in (better, worse)]
+    known = [[each for each in side if each is not None] for side in lengths]
+    if known != lengths:
+        found.append("training of unknown length")
+    elif max(map(max, known)) > AS_LONG * min(map(min, known)):
+        found.append(f"{_range(known[0])} epochs against {_range(known[1])}")
+    sets = [{n.training_set for c in side for n in c.nets} for side in (better, worse)]
+    if "" in sets[0] | sets[1]:
+        found.append("unknown training images")
+    elif len(sets[0] | sets[1]) > 1:
+        found.append("other training images")
+    # a length that was changed is told by the epochs
+    numbers = [{item for item in side[0].changes if not _is_length(item)} for side in (better, worse)]
+    if odd := sorted(numbers[0] ^ numbers[1]):
+        found.append(f"{', '.join(odd)} in one of them")
+    return ", ".join(dict.fromkeys(found))
+
+
+def _is_length(change: str) -> bool:
+    return change.partition("=")[0].rpartition(".")[2] in LENGTHS
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{round(value, 1):g}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 # --- the ledger --------------------------------------------------------------------------------------------
+
+
+class _Ledger(TypedDict):
+    version: int
+    cells: list[Cell]
 
 
 def read_cells(path: Path) -> list[Cell]:
     """The cells kept in a JSON file; none if there is no file. Raises VggfeatError for another file."""
     if not path.exists():
         return []
-    return fitted(parse_json(read_text(path, "ledger of cells"), path), list[Cell], path)
+    record = parse_json(read_text(path, "ledger of cells"), path)
+    if not isinstance(record, dict) or record.get("version") != VERSION:
+        raise VggfeatError(
+            f"{path} is no ledger of cells of version {VERSION} (older ones don't tell a cell's images and recipe): "
+            "move it away, take its tables out of the page, and make them again"
+        )
+    cells: list[Cell] = fitted(record, _Ledger, path)["cells"]
+    if len({(cell.image_set, cell.images) for cell in cells}) > len({cell.image_set for cell in cells}):
+        raise VggfeatError(f"{path} is damaged: cells of one set of images are of other numbers of them")
+    return cells
+
+
+def ledger_content(cells: Sequence[Cell]) -> dict[str, object]:
+    """What `read_cells` reads."""
+    return {"version": VERSION, "cells": [asdict(cell) for cell in cells]}
 
 
 def check_ledger(path: Path) -> None:
@@ -285,110 +397,202 @@ def check_ledger(path: Path) -> None:
         read_cells(cells)
 
 
-def update_cells(path: Path, cells: Iterable[Cell]) -> list[Cell]:
-    """Put new cells in place of older ones of the same key and seed, write the file, return all in order."""
-    kept = {(cell.key, cell.seed): cell for cell in [*read_cells(path), *cells]}
+def with_new(kept: Sequence[Cell], new: Iterable[Cell]) -> list[Cell]:
+    """New cells in place of older ones of the same images, recipe, row and seed; all in the paper's order."""
+
+    def identity(cell: Cell) -> tuple[object, ...]:
+        return cell.image_set, cell.recipe, *cell.changes, cell.key, cell.seed
+
+    every = {identity(cell): cell for cell in [*kept, *new]}
     order = {(row.table, row.name, row.mode): i for i, row in enumerate(PAPER)}
-    ordered = sorted(
-        kept.values(), key=lambda c: (c.table, order.get(c.key, len(order)), c.row, c.mode, c.seed)
-    )
-    write_json(path, [asdict(cell) for cell in ordered])
-    return ordered
+    return sorted(
+        every.values(),
+        key=lambda c: (
+            c.table, order.get(c.key, len(order)), c.row, c.mode, len(c.changes), c.changes, c.seed, c.image_set,
+        ),
+    )  # fmt: skip
 
 
-def by_key(cells: Sequence[Cell]) -> dict[tuple[int, str, str], list[Cell]]:
-    """The cells of each place in the paper, one a seed."""
-    rows: dict[tuple[int, str, str], list[Cell]] = {}
+def sections(cells: Sequence[Cell], ilsvrc: bool = False) -> dict[str, list[Cell]]:
+    """Heading -> the cells that can stand in one table: of the same images and the same recipe.
+
+    ilsvrc: they are of the paper's own images, and have their heading without cells, too.
+    """
+    found: dict[str, list[Cell]] = {ILSVRC: []} if ilsvrc and not cells else {}
+    first = min((cell.image_set for cell in cells), default="")
     for cell in cells:
-        rows.setdefault(cell.key, []).append(cell)
+        if ilsvrc:
+            # the names of the same images may have other endings
+            heading = ILSVRC if cell.image_set == first else f"{ILSVRC} ({cell.image_set[:8]})"
+        else:
+            heading = (
+                f"Tables 3 to 6, stand-in: recipe {cell.recipe} on {cell.data} {cell.split}, {cell.images:,} images of "
+                f"{cell.classes:,} classes ({cell.image_set[:8]})"
+            )
+        found.setdefault(heading, []).append(cell)
+    return found
+
+
+def by_row(cells: Iterable[Cell]) -> dict[tuple[Key, tuple[str, ...]], list[Cell]]:
+    """The cells of each place in the paper and each change of the recipe, one a seed."""
+    rows: dict[tuple[Key, tuple[str, ...]], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.key, tuple(cell.changes)), []).append(cell)
     return rows
 
 
 def spread(values: Sequence[float]) -> str:
-    """A mean; with several values their standard deviation (ddof 1) too."""
+    """A mean; with several values their standard deviation, too."""
     mean = f"{np.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} +- {np.std(values, ddof=1):.1f}"
 
 
-def table_markdown(number: int, cells: Sequence[Cell]) -> str:
-    """Ours beside the paper's, a row a cell; of several seeds the mean and the spread; what nobody ran says so."""
-    ours = by_key(cells)
-    paper = {(row.table, row.name, row.mode): row for row in PAPER if row.table == number}
-    lines = [
-        f"**Table {number}** (top-1 / top-5 error, %)",
-        "",
-        "| nets, the paper's S | mode | ours | seeds | S, Q | data | date | paper |",
-        "|---|---|---|---|---|---|---|---|",
+def _notes(cells: Sequence[Cell]) -> dict[tuple[str, ...], str]:
+    """Changes of the recipe -> the mark of a row that has them; none for the recipe as it is."""
+    changes = sorted({tuple(cell.changes) for cell in cells})
+    return {(): ""} | {change: f" [{i}]" for i, change in enumerate(filter(None, changes), 1)}
+
+
+def notes_markdown(cells: Sequence[Cell]) -> list[str]:
+    """What the marks of the rows mean, a line each; none where no recipe was changed."""
+    notes = [
+        f"-{mark}: the recipe with {', '.join(changes)}" for changes, mark in _notes(cells).items() if mark
     ]
-    for key in dict.fromkeys([*paper, *(key for key in ours if key[0] == number)]):
+    return [*notes, ""] if notes else []
+
+
+def table_markdown(number: int, cells: Sequence[Cell], ilsvrc: bool = False) -> str:
+    """Ours beside the paper's, a row a cell; of several seeds the mean and the spread; what nobody ran in one line.
+
+    cells: a section's. ilsvrc: they are of the paper's own images.
+    """
+    ours = {row: seeds for row, seeds in by_row(cells).items() if row[0][0] == number}
+    paper = {(row.table, row.name, row.mode): row for row in PAPER if row.table == number}
+    marks = _notes(cells)
+    lines = [f"**Table {number}** (top-1 / top-5 error, %)", ""]
+    if ours:
+        theirs = "the paper" if ilsvrc else "the paper, ILSVRC's 1,000 classes"
+        lines += [
+            f"| nets, the paper's S | mode | ours | seeds | S; Q | epochs | date | {theirs} |",
+            "|" + 8 * "---|",
+        ]
+    for (key, changes), seeds in ours.items():
         _, name, mode = key
-        theirs = f"{paper[key].top1} / {paper[key].top5}" if key in paper else "-"
-        if key not in ours:
-            lines.append(f"| {name} | {mode} | not run | | | | | {theirs} |")
-            continue
-        seeds = ours[key]
         figures = f"{spread([c.top1 for c in seeds])} / {spread([c.top5 for c in seeds])}"
         cell = max(seeds, key=lambda c: c.when)
+        epochs = " + ".join(_epochs([c.nets[i] for c in seeds]) for i in range(len(cell.nets)))
+        beside = f"{paper[key].top1} / {paper[key].top5}" if key in paper else "-"
         lines.append(
-            f"| {name} | {mode} | {figures} | {len(seeds)} | S {cell.S}; Q {cell.Q} | {cell.data} | {cell.when} "
-            f"| {theirs} |"
+            f"| {name}{marks[changes]} | {mode} | {figures} | {len(seeds)} | S {cell.S}; Q {cell.Q} | {epochs} "
+            f"| {cell.when} | {beside} |"
         )
-    commands = sorted({cell.command for cell in cells if cell.table == number})
-    return "\n".join([*lines, "", *([] if not commands else ["```", *commands, "```", ""])])
+    there = {key for key, _ in ours}
+    missing = [_place(key) for key in paper if key not in there]
+    if missing:
+        what = "; ".join(missing) if ours else f"all {len(missing)} rows"
+        lines += [*([""] if ours else []), f"Not run: {what}."]
+    return "\n".join([*lines, ""])
+
+
+def _place(key: Key) -> str:
+    return key[1] if key[2] == "dense" else f"{key[1]} ({key[2]})"
+
+
+def _epochs(nets: Sequence[Learned]) -> str:
+    known = [net.epochs for net in nets if net.epochs is not None]
+    return _range(known) if len(known) == len(nets) else "unknown"
 
 
 def claims_markdown(cells: Sequence[Cell]) -> str:
-    """Each of the paper's claims, decided by the pairs of cells that were measured on the same images, over the seeds
-    that both have.
-    """
-    ours = by_key(cells)
-    lines = [
-        "**The paper's claims**, each on cells over the same images; decided where 0 is outside the 95 % interval",
-        "",
-        "| claim | the pair | top-1 error, % | difference +- half of its 95 % interval | verdict | images | seeds |",
-        "|---|---|---|---|---|---|---|",
+    """Each of the paper's claims, decided by the pairs of rows of a section, over the seeds that both have."""
+    marks = _notes(cells)
+    found = [
+        (claim, a, b, difference(a, b), unlike(a, b, claim.same_nets))
+        for claim in CLAIMS
+        for better, worse in claim.pairs
+        for a, b in _pairs(better, worse, cells)
     ]
-    header = len(lines)
-    for claim in CLAIMS:
-        for better, worse in claim.pairs:
-            places = [{_measured(c): c for c in ours.get(key, [])} for key in (better, worse)]
-            shared = sorted(places[0].keys() & places[1].keys())
-            if not shared:
+    if not found:
+        return ""
+    decided = [i for i, (*_, odd) in enumerate(found) if not odd]
+    safe = dict(zip(decided, holm([found[i][3].p for i in decided]), strict=True))
+    lines = [
+        "**The paper's claims**, each on the same images and seeds",
+        "",
+        "| claim | the pair | top-1 error, % | difference +- half of its 95 % interval | verdict | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for i, (claim, a, b, by, odd) in enumerate(found):
+        # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
+        told = a[0].table == 3 and b[0].table == 3
+        pair = " against ".join(
+            c.row + marks[tuple(c.changes)] + ("" if told else f", {c.mode}, {c.Q.count(',') + 1} Q")
+            for c in (a[0], b[0])
+        )
+        means = ", ".join(f"{np.mean([c.top1 for c in part]):.1f}" for part in (a, b))
+        if odd:
+            verdict = f"confounded: {odd}"
+        elif by.p >= LEVEL:
+            verdict = "not decided"
+        else:
+            verdict = ("holds" if by.points > 0 else "does not hold") + ("" if safe[i] else ", taken alone")
+        lines.append(
+            f"| {claim.text} | {pair} | {means} | {by.points:+.2f} +- {by.half:.2f} | {verdict} | {len(a)} |"
+        )
+    n = len(decided)
+    many = (
+        f"{n} of these {len(found)} pairs differ in nothing but what the claim is of. Each interval errs in one case "
+        f"of twenty: if no claim were true, {LEVEL * n:.1f} of the {n} verdicts would be expected by chance. What "
+        "stands after Holm's correction for all of them says "
+        '"holds" or "does not hold"; what doesn\'t says "taken alone".'
+    )
+    lines += ["", fill(many, 120)]
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(better: Key, worse: Key, cells: Sequence[Cell]) -> Iterator[tuple[list[Cell], list[Cell]]]:
+    """The rows of two places, of the same changes of the recipe or none in one of them, with their common seeds."""
+    rows = by_row(cells)
+    for key_a, ours in rows.items():
+        for key_b, theirs in rows.items():
+            changes = key_a[1], key_b[1]
+            if (key_a[0], key_b[0]) != (better, worse) or (changes[0] != changes[1] and all(changes)):
                 continue
-            # the images of the most seeds, where there were several
-            (images, _), *_ = Counter(images for images, _ in shared).most_common(1)
-            a, b = ([place[key] for key in shared if key[0] == images] for place in places)
-            verdict, difference, half = decide(a, b)
-            # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
-            told = a[0].table == 3 and b[0].table == 3
-            pair = " against ".join(c.row if told else f"{c.row}, {_how(c)}" for c in (a[0], b[0]))
-            means = ", ".join(f"{np.mean([c.top1 for c in part]):.1f}" for part in (a, b))
-            lines.append(
-                f"| {claim.text} | {pair} | {means} | {difference:+.2f} +- {half:.2f} "
-                f"| {verdict} | {a[0].images} | {len(a)} |"
+            a, b = ({c.seed: c for c in side} for side in (ours, theirs))
+            if shared := sorted(a.keys() & b.keys()):
+                yield [a[seed] for seed in shared], [b[seed] for seed in shared]
+
+
+def section_markdown(heading: str, cells: Sequence[Cell]) -> str:
+    """A heading with its tables and claims, between marks."""
+    parts = [f"{MARK}{heading} -->", f"## {heading}", ""]
+    if cells:
+        ilsvrc = heading.startswith(ILSVRC)
+        if not ilsvrc:
+            other = (
+                "The last column is of another task: nets of the paper's recipe, 50,000 images, 1,000 classes to "
+                f"choose among; here {cells[0].images:,} and {cells[0].classes:,}. Only the order of rows can be "
+                "compared."
             )
-    return "\n".join(lines) + "\n" if len(lines) > header else ""
-
-
-def _measured(cell: Cell) -> tuple[tuple[str, int], int]:
-    """The images, and the seed of the nets."""
-    return (cell.data, cell.images), cell.seed
-
-
-def _how(cell: Cell) -> str:
-    return f"{cell.mode}, {cell.Q.count(',') + 1} Q"
-
-
-def write_ledger(path: Path, heading: str, cells: Sequence[Cell]) -> None:
-    """Put the tables and claims between this heading's marks in a Markdown file; append them where there are none."""
-    begin, end = f"{MARK}{heading} -->", f"<!-- end of ledger: {heading} -->"
-    parts = [begin, f"## {heading}", ""]
-    parts += [table_markdown(number, cells) for number in (3, 4, 5, 6)]
-    parts += [claims_markdown(cells), end]
-    body = "\n".join(parts)
-    text = read_text(path, "ledger") if path.exists() else ""
-    if begin in text and end in text:
-        text = text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
+            parts += [fill(other, 120), ""]
+        parts += ["+- is the standard deviation over seeds. Epochs are of a net's whole chain of stages.", ""]
+        parts += notes_markdown(cells)
+        parts += [table_markdown(number, cells, ilsvrc) for number in (3, 4, 5, 6)]
+        parts += ["```", *sorted({cell.command for cell in cells}), "```", "", claims_markdown(cells)]
     else:
-        text = text.rstrip("\n") + ("\n\n" if text else "") + body + "\n"
-    write_text(path, text)
+        parts += [f"Not run: all {len(PAPER)} rows.", ""]
+    return "\n".join([*parts, f"<!-- end of ledger: {heading} -->"])
+
+
+def with_section(text: str, heading: str, cells: Sequence[Cell]) -> str:
+    """A Markdown text with this section in place of the one of the same heading, or at its end."""
+    begin, end = f"{MARK}{heading} -->", f"<!-- end of ledger: {heading} -->"
+    body = section_markdown(heading, cells)
+    if begin in text and end in text:
+        return text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
+    return text.rstrip("\n") + ("\n\n" if text else "") + body + "\n"
+
+
+def plain_word(text: str) -> str:
+    """A name of somebody else's as it may stand in a heading or a file's name."""
+    return re.sub(r"[^\w.+-]+", "-", text)[:60].strip("-.") or "unnamed"

@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpoint
-from pretrain.colour import Colours
+from pretrain.colour import Colours, name_digest
 from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
-from pretrain.recipe import SHALLOW, Recipe
+from pretrain.recipe import SHALLOW, Past, Recipe
 from pretrain.watch import Chance, Log, Stop, cant_write, say
 from vggfeat.errors import VggfeatError, out_of_memory
 from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.vgg import VGG
-from vggfeat.weights import TrainedStage, save_weights
+from vggfeat.weights import save_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 CHECKPOINT, BEST, WEIGHTS = "last.safetensors", "best.safetensors", "weights.safetensors"
@@ -104,7 +104,7 @@ class Trainer:
 
     net: its starting weights, on any device. stage_number: its place in the chain, part of the samples' keys.
     from_random: whether the weights are untrained, for advice at chance. start: where from, for the record.
-    before: the stages that they were trained in, None where that isn't known.
+    history: the stages that the weights have been through; None: unknown.
     folder: where its files go. readers: who reads its images. An interrupted stage of the same identity goes on from
     `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
     """
@@ -112,13 +112,13 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, stage_number: int, net: VGG, data: TrainingSet, colours: Colours, ranks: Ranks,
         machine: Machine, folder: Path, readers: Readers, *, from_random: bool = False, start: str = "",
-        before: list[TrainedStage] | None = None,
+        history: tuple[Past, ...] | None = (),
     ) -> None:  # fmt: skip
         if ranks.world > recipe.batch_size:
             raise VggfeatError(f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer")
         self.recipe, self.stage, self.stage_number = recipe, recipe.stages[stage_number], stage_number
         self.data, self.colours, self.ranks, self.machine, self.folder = data, colours, ranks, machine, folder
-        self.readers, self.from_random, self.before = readers, from_random, before
+        self.readers, self.from_random, self.history = readers, from_random, history
         labels = cast(np.ndarray, data.items.labels)
         self.chance = Chance.of(labels[data.train], labels[data.held_out])
         self.chance_after = recipe.chance_after if len(data.classes) > 1 else 0
@@ -154,7 +154,7 @@ class Trainer:
     def _identity(self, start: str) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on."""
         # the mean and covariance are told as they were measured; the net doesn't depend on when to give up
-        apart = ("stages", "name", "mean", "covariance", "chance_after")
+        apart = ("stages", "name", "file", "stands_for", "mean", "covariance", "chance_after")
         recipe = {k: v for k, v in asdict(self.recipe).items() if k not in apart}
         identity = {
             **recipe,
@@ -536,9 +536,12 @@ class Trainer:
 def write_weights(path: Path, trainer: Trainer) -> None:
     """The weights file of contract: the net as it is now, its preprocessing, and how it was made."""
     low, high = trainer.stage.train_scale
+    rows = np.sort(np.concatenate([trainer.data.train, trainer.data.held_out]))
+    past = Past(
+        trainer.stage.name, trainer.recipe.name, trainer.recipe.seed, trainer.state.iteration / trainer.per_epoch,
+        len(trainer.data.train), name_digest([trainer.data.items.names[i] for i in rows]),
+    )  # fmt: skip
     measured = {"held_out": trainer.state.held_out, "validation": trainer.state.val}
-    iterations, epochs = trainer.state.iteration, trainer.state.iteration / trainer.per_epoch
-    own = TrainedStage(stage=trainer.stage.name, iterations=iterations, epochs=round(epochs, 4))
     save_weights(
         path,
         trainer.net,
@@ -546,12 +549,12 @@ def write_weights(path: Path, trainer: Trainer) -> None:
         classes=trainer.data.classes,
         train_scale=str(low) if low == high else f"{low}-{high}",
         source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",
-        epoch=f"{epochs:.2f}",
+        epoch=f"{past.epochs:.2f}",
         recipe=trainer.recipe.to_json(),
+        history="" if trainer.history is None else json.dumps(list(map(asdict, (*trainer.history, past)))),
         errors=json.dumps(
             {name: dict(zip(("top1", "top5"), pair, strict=True)) for name, pair in measured.items() if pair}
         ),
-        trained="" if trainer.before is None else json.dumps([*trainer.before, own]),
     )
 
 

@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -28,11 +30,14 @@ from PIL import Image
 import vggfeat
 from vggfeat import cli
 from vggfeat.aggregate import aggregate
+from vggfeat.datasets import Items
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.model import load_model
 from vggfeat.terminal import CORES
+from vggfeat.writer import FeatureWriter
 
 from .conftest import HANG, Command, assert_same_descriptors, photograph
+from .test_report import PART
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
 OTHER = f"{NET},seed=1"
@@ -74,6 +79,15 @@ def read_csv(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
     scores = np.array([[float(cell) if cell else np.nan for cell in row[1:]] for row in rows])
     return header, [row[0] for row in rows], scores
+
+
+def cells(printed: str, name: str) -> list[str]:
+    """What stands beside a name in the first column of a table."""
+    rows = [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in printed.splitlines()
+    ]
+    return next(row[1:] for row in rows if row[0] == name)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -137,12 +151,19 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert facts["splits"] == {
         f"split{s}/{part}": n for s in range(3) for part, n in (("test", 4), ("train", 16), ("val", 4))
     }
-    assert facts["fingerprint"] in ran.out and facts["fingerprint"] == vggfeat.load(NET).fingerprint
+    assert facts["fingerprint"] == vggfeat.load(NET).fingerprint
+    assert f"sha256 {facts['fingerprint'][:12]} " in ran.out and facts["fingerprint"] not in ran.out
 
     ran = command(
         "svm", "--features", features, "--workers", 1, "--out", model, "--overwrite", "--json", report
     )
-    assert ran.status == 0 and "20 train, 4 test, 0 unreadable left out" in ran.out
+    assert ran.status == 0 and "unreadable" not in ran.out
+    assert cells(ran.out, "scored on") == [
+        "the test parts of 3 splits (4 images each; C was chosen on the val part of each split)"
+    ]
+    assert cells(ran.out, "trained on") == [
+        "the rest of each split (20 images); the saved classifier on all labelled images"
+    ]
     results = json.loads(report.read_text())
     assert {
         *("protocol", "dataset", "features", "pool", "scales", "solver", "C", "C_grid", "C_curve"),
@@ -255,6 +276,139 @@ def test_two_networks_are_fused(command, folder, extracted, tmp_path):
     assert ran.status == 1 and "not those that described the images" in ran.err
     ran = command("svm", *both, "--scales", "48")
     assert (ran.status, ran.err_lines) == (1, [f"vggfeat: {second} has no scale 48; it has 32"])
+
+
+def test_a_part_that_is_not_test_is_never_called_that(command, folder, tmp_path):
+    """Folders train and val alone: val is scored, and C is chosen on a part of train."""
+    for part, numbers in (("train", range(8)), ("val", range(8, 12))):
+        for name in ("blue", "red"):
+            (tmp_path / "parts" / part / name).mkdir(parents=True)
+            for i in numbers:
+                shutil.copy(folder / name / f"{i:02d}.jpg", tmp_path / "parts" / part / name)
+    features, model, page = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "page.html"
+    line = ("extract", "--dataset", "folder", "--root", tmp_path / "parts", *SMALL, "--out", features)
+    assert command(*line).status == 0
+    ran = command("svm", "--features", features, "--C", "1,4", "--class-weight", "balanced", "--out", model)
+    assert ran.status == 0 and "test" not in ran.out + ran.err
+    assert cells(ran.out, "mean class recall on val") == ["100.00 %"]
+    assert cells(ran.out, "scored on") == ["val (8 images; C was chosen on 20 % of train)"]
+    assert cells(ran.out, "trained on") == ["train (16 images)"]
+    assert cells(ran.out, "class weights") == ["balanced"]
+    assert cells(ran.out, "pool over scales") == ["average (the default)"]
+    assert cells(ran.out, "class") == ["recall on val"] and cells(ran.out, "red") == ["100.00 %"]
+    # what was tried, a line each, with the winner marked
+    assert cells(ran.out, "C") == ["1"] and "mean class recall on 20 % of train" in ran.out
+    assert cells(ran.out, "1") == ["100.00 %", "chosen"] and cells(ran.out, "4") == ["100.00 %", ""]
+    assert ran.err_lines[0] == "C=1: validation mean class recall 100.00 %"
+    ran = command("info", model)
+    assert ran.status == 0 and "test" not in ran.out.replace(str(tmp_path), "").replace("pytest", "")
+    assert cells(ran.out, "scored on") == ["val (8 images; C was chosen on 20 % of train)"]
+    assert cells(ran.out, "class weights") == ["balanced"]
+    assert command("report", "--features", features, "--model", model, "--out", page).status == 0
+    assert "on val (8 images; C was chosen on 20 % of train)" in page.read_text()
+
+
+def test_caltech_is_stacked_and_the_rest_averaged(command, folder, tmp_path):
+    """Appendix B, where --pool doesn't say otherwise; the model and what is done with it follow."""
+    (tmp_path / "101_ObjectCategories").symlink_to(folder)
+    features, model, report = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "r.json"
+    line = ("extract", "--dataset", "caltech101", "--root", tmp_path, *SMALL, "--out", features)
+    assert command(*line).status == 0
+    outputs = ("--C", 1, "--workers", 1, "--out", model, "--json", report, "--overwrite")
+    ran = command("svm", "--features", features, *outputs)
+    assert ran.status == 0 and cells(ran.out, "pool over scales") == ["stack (the protocol of caltech101)"]
+    results = json.loads(report.read_text())
+    assert (results["pool"], results["pool_by"]) == ("stack", "the protocol of caltech101")
+    assert load_model(model).pool == "stack" and load_model(model).coef_KD.shape[1] == 2 * 512
+    assert command("predict", folder / "red" / "00.jpg", "--model", model).status == 0
+    ran = command("svm", "--features", features, "--pool", "max", *outputs)
+    assert cells(ran.out, "pool over scales") == ["max (--pool)"] and load_model(model).pool == "max"
+    ran = command("svm", "--features", features, "--scales", 48, *outputs)
+    assert ran.status == 0 and "pool" not in ran.out + ran.err  # one scale: all are the same
+    query = ("neighbours", "--features", features, "--query", "red/03.jpg", "--top", 3, "--json", report)
+    ran = command(*query, "--overwrite")
+    assert ran.err_lines == ["pool: stack (the protocol of caltech101)"]
+    stacked = json.loads(report.read_text())
+    assert command(*query, "--pool", "stack", "--overwrite").err == ""
+    assert json.loads(report.read_text()) == stacked
+    assert command(*query, "--pool", "average", "--overwrite").err == ""
+    assert json.loads(report.read_text()) != stacked
+
+
+def test_info_is_a_plain_table_and_all_is_asked_for(command, tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(cli.out, "width", 5000)
+    features, report = tmp_path / "f.h5", tmp_path / "r.json"
+    line = ("extract", "--dataset", "folder", "--root", folder, "--weights", "mini", "--scales", "96")
+    assert command(*line, "--layer", "pool2", "--store", "float16", "--out", features).status == 0
+    ran = command("info", features, "--json", report)
+    facts = json.loads(report.read_text())
+    assert ran.status == 0 and not re.search(r"[{}\[\]]|[0-9a-f]{13}", ran.out.replace(str(tmp_path), ""))
+    table = {
+        "data set": f"folder, in {folder}",
+        "images": "24",
+        "classes": "2",
+        "labels": "one an image",
+        "split2": "train 16, val 4, test 4",
+        "net": "D",
+        "layer": "pool2, 28 values",
+        "scales": "96",
+        "mirror images": "averaged in",
+        "weights": f"mini:D, sha256 {facts['fingerprint'][:12]}",
+        "trained at S": "112-160",
+        "error, held-out images": "top-1 18.11 %, top-5 1.47 %",
+        "stored as": "float16",
+        "checked": "all but the descriptors (--verify)",
+        "command": facts["command"],
+    }
+    for name, value in table.items():
+        assert cells(ran.out, name) == [value]
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d \S+, in [\d.]+ s, by vggfeat \S+", *cells(ran.out, "made")
+    )
+    everything = command("info", features, "--all", "--verify")
+    assert everything.status == 0 and not re.search(r"[{}\[\]]", everything.out.replace(str(tmp_path), ""))
+    assert cells(everything.out, "fingerprint") == [facts["fingerprint"]]
+    assert cells(everything.out, "weights_metadata recipe stages 2 train_scale") == ["112, 112"]
+    assert cells(everything.out, "splits split0/train") == ["16"]
+    assert cells(everything.out, "mirror") == ["true"]
+    for key in facts:
+        assert f" {key} " in everything.out
+
+
+def test_info_of_weights_that_tell_nonsense(command, tmp_path):
+    """A stranger's metadata are whatever JSON can be."""
+    deep: Any = 1
+    for _ in range(200):
+        deep = {"a": deep}
+    for metadata in (
+        None,
+        3,
+        [1],
+        {"errors": 5, "source": {"a": 1}},
+        {"errors": '{"val": {"top1": "x"}}'},
+        deep,
+    ):
+        items = Items("folder", "single-label", tmp_path, ["a.jpg"], None, [])
+        path = tmp_path / "f.h5"
+        facts = {"weights_metadata": metadata}
+        with FeatureWriter(path, items, PART, 4, facts=facts, overwrite=True) as file:
+            for scale in range(2):
+                file.write(0, scale, np.ones(4, np.float32))
+            file.finish()
+        for option in ((), ("--all",)):
+            ran = command("info", path, *option)
+            assert (ran.status, ran.err) == (0, "")
+
+
+def test_info_says_who_reads_kept_posteriors(command, tmp_path):
+    old = Path(__file__).parent / "version1" / "posteriors.h5"
+    assert command("convert", old, tmp_path / "p.h5").status == 0
+    ran = command("info", tmp_path / "p.h5")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == (
+        f"vggfeat: {tmp_path}/p.h5 holds kept posteriors: "
+        f"`python -m pretrain.evaluate --from {tmp_path}/p.h5` looks at them\n"
+    )
 
 
 def test_fusion_is_refused_for_other_images(command, folder, extracted, tmp_path):
@@ -569,7 +723,7 @@ def test_unreadable_images_are_listed_and_left_out(command, folder, extracted, t
         "--out",
         model,
     )
-    assert ran.status == 0 and "5 unreadable left out" in ran.out
+    assert ran.status == 0 and cells(ran.out, "unreadable images") == ["5, left out"]
     results = json.loads(report.read_text())
     assert results["n_unreadable"] == 5 and results["mean_class_recall"] == 1.0
     used = [
@@ -605,10 +759,10 @@ def test_names_in_brackets_and_in_bytes_are_printed_as_they_are(command, folder,
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(command, extracted, monkeypatch):
     monkeypatch.setattr(cli.out, "width", 60)
     fingerprint = vggfeat.load(NET).fingerprint
-    ran = command("info", extracted)
+    ran = command("info", extracted, "--all")
     assert "…" not in ran.out
-    cells = "".join(line.split("│")[2].strip() for line in ran.out.splitlines() if line.startswith("│"))
-    assert fingerprint in cells
+    second = "".join(line.split("│")[2].strip() for line in ran.out.splitlines() if line.startswith("│"))
+    assert fingerprint in second
 
 
 # --- requests that can't be done -----------------------------------------------------------------------------
@@ -647,7 +801,7 @@ FAILURES = {
     ),
     "text weights": (
         EXTRACT.replace(NET, f"{IN}/text.safetensors"),
-        f"{IN}/text.safetensors can't be read as weights",
+        f"{IN}/text.safetensors is text, not weights",
     ),
     "random net": (EXTRACT.replace(NET, "random:Z"), "there is no net 'Z'; Table 1 has A"),
     "other net": (f"{EXTRACT} --net D", "hold net A, not D"),
@@ -747,7 +901,7 @@ def test_weights_that_stop_before_fc7_go_as_far_as_they_reach(command, data, fol
     line = ("extract", "--dataset", "folder", "--root", folder, "--weights", weights, "--out", out)
     ran = command(*line, "--scales", 32, "--layer", "fc7")
     assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1) and not out.exists()
-    assert "have no layer 'fc7': they reach pool5; give --layer one of conv1_1, " in ran.err
+    assert "have no layer 'fc7': they reach pool5; give " in ran.err and "layer" in ran.err
     ran = command(*line, "--scales", 32, "--dry-run")
     assert ran.status == 0 and "pool5" in ran.out + ran.err, ran.err
     assert command(*line, "--scales", 32, "--layer", "conv1_2", "--limit", 2).status == 0
@@ -862,14 +1016,14 @@ def test_help_needs_no_torch():
 OPTIONS = {
     "extract": """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store --out
         --batch-size --device --precision --workers --limit --download --dry-run --overwrite --retry --json --debug""",
-    "svm": """--features --pool --scales --C --loss --seed --submission --out --solver --device --workers
+    "svm": """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver --device --workers
         --overwrite --json --debug""",
     "predict": """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
         --debug""",
     "report": "--results --features --model --root --out --overwrite --debug",
     "neighbours": """--features --query --top --pool --scales --picture --root --weights --device
         --overwrite --json --debug""",
-    "info": "file --verify --overwrite --json --debug",
+    "info": "file --verify --all --overwrite --json --debug",
     "convert": "old new --overwrite --debug",
     "datasets": "",
     "weights": "",
@@ -900,7 +1054,13 @@ def test_several_labels_with_random_splits(command, folder, tmp_path):
     assert ran.status == 0, ran.err
     results = json.loads(report.read_text())
     assert len(results["per_split"]) == 3 and results["per_class"]["red"]["ap_allpoint"] > 0.9
-    assert "mAP (all-point)" in ran.out and "split 2" in ran.out
+    assert "mAP (area) on the test parts" in ran.out and "split 2" in ran.out
+    assert cells(ran.out, "class") == [
+        "AP (11-point) on the test parts",
+        "AP (area) on the test parts",
+        "images",
+    ]
+    assert cells(ran.out, "difficult objects") == ["left out, in training and in scoring"]
 
 
 def test_max_pooling_by_option_is_kept_by_the_model(command, folder, tmp_path):

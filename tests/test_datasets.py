@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vggfeat.datasets import Items, describe_datasets, load, random_splits
+from tests.conftest import Command
+from vggfeat import cli
+from vggfeat.datasets import Items, at_hand, describe_datasets, load, random_splits, refuse_absent
 from vggfeat.datasets.voc import CLASSES, check_submission, write_submission
 from vggfeat.errors import VggfeatError
 
@@ -230,6 +232,9 @@ def test_voc_without_a_test_list(tmp_path: Path) -> None:
     assert sizes(items) == {"train": 1, "val": 1}
     # all that was read is known as that, so that no command writes there
     assert set((tmp_path / "mine").rglob("*.txt")) < set(items.paths())
+    assert items.remarks == ()
+    (tmp_path / "mine" / "ImageSets" / "Main" / "cow_test.txt").touch()
+    assert "no test.txt" in load("voc2007", tmp_path / "mine").remarks[0]
 
 
 def test_voc_faults_name_the_file_and_the_line(tmp_path: Path) -> None:
@@ -269,6 +274,15 @@ def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None
     touch(folder, "198.spider/._198_0001.jpg", "198.spider/x.png")
     (folder / "198.spider" / "d.jpg").mkdir()
     items = load("caltech256", tmp_path)
+    (remark,) = items.remarks
+    for piece in (
+        "(no ending 1)",
+        "198.spider/RENAME2",
+        "2 folders inside a class",
+        "other than .jpg",
+        "readme.jpg",
+    ):
+        assert piece in remark
     assert items.classes == ["001.ak47", "056.dog", "198.spider"] and items.labels is not None
     assert np.bincount(items.labels).tolist() == [130, 40, 1]
     test = items.labels[items.splits["split2/test"]]
@@ -307,6 +321,35 @@ def test_imagenet_with_one_of_its_parts(tmp_path: Path) -> None:
         2,
         2,
     ]  # train's classes number val
+
+
+def test_imagenet_by_other_words_and_beside_other_things(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "Training/n01/a.JPEG",
+        "Validation/n01/b.JPEG",
+        "test/1.JPEG",
+        "devkit/a.txt",
+        "x.tar",
+        "y.jpg",
+    )
+    items = load("imagenet", tmp_path)
+    assert items.names == ["Training/n01/a.JPEG", "Validation/n01/b.JPEG"] and sizes(items) == {
+        "train": 1,
+        "val": 1,
+    }
+    (remark,) = items.remarks
+    for piece in ("(.tar 1)", "1 folder beside Training and Validation: devkit", "y.jpg"):
+        assert piece in remark
+    touch(tmp_path, "test/n01/1.JPEG")  # ILSVRC's own are flat
+    assert (
+        "2 folders beside Training and Validation, for example devkit"
+        in load("imagenet", tmp_path).remarks[0]
+    )
+    touch(tmp_path, "train/n01/a.JPEG")  # the plain word goes before
+    assert load("imagenet", tmp_path).names == ["train/n01/a.JPEG", "Validation/n01/b.JPEG"]
+    touch(tmp_path, "valid/n01/b.JPEG")
+    fails("imagenet", tmp_path, "both Validation and valid, for val")
 
 
 def test_imagenet_with_the_flat_official_val(tmp_path: Path) -> None:
@@ -357,6 +400,141 @@ def test_folder_with_given_splits(tmp_path: Path, val: str) -> None:
     assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0, 1], "val": [2], "test": [3, 4]}
     assert items.labels is not None and items.labels.tolist() == [0, 1, 1, 0, 1]
     assert items.names[2] == f"{val}/dog/2.jpg"
+
+
+CLASSES_IN = ("cat/1.jpg", "dog/2.jpg")
+
+
+def tree(root: Path, *folders: str, names: tuple[str, ...] = CLASSES_IN) -> Path:
+    touch(root, *(f"{folder}/{name}" for folder in folders for name in names))
+    return root
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        {"training": "train", "testing": "test"},
+        {"Train": "train", "TEST": "test", "Validation": "val"},
+        {"trn": "train", "dev": "val", "tst": "test"},
+        {"trainval": "train", "hold-out": "test"},
+        {"train_images": "train", "images_test": "test"},
+        {"TrainingSet": "train", "test set": "test"},
+        {"trainset": "train", "valset": "val"},
+        {"train2017": "train", "val2017": "val"},
+        {"seg_train/seg_train": "train", "seg_test/seg_test": "test"},
+    ],
+)
+def test_the_words_for_splits_are_no_classes(tmp_path: Path, folders: dict[str, str]) -> None:
+    items = load("folder", tree(tmp_path, *folders))
+    assert items.classes == ["cat", "dog"] and items.remarks == ()
+    assert set(items.splits) == set(folders.values())
+    for folder, part in folders.items():
+        assert [items.names[row] for row in items.splits[part]] == [f"{folder}/{name}" for name in CLASSES_IN]
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["train", "eval"], ["eval may be for validation or for test"]),
+        (["Train", "training"], ["both Train and training, for train"]),
+        (["train", "annotations"], ["holds train, as a split data set does, beside annotations"]),
+        (["train2017", "test2017", "extra"], ["holds test2017, train2017", "beside extra"]),
+        (["fold1", "fold2"], ["fold1, fold2 in", "the same folders, cat, dog", "CSV file"]),
+        (["2019", "2020", "2021"], ["2019, 2020, 2021 in", "the same folders"]),
+        (["train/fold1", "train/fold2", "test/fold1"], ["fold1, fold2 in", "the same folders, cat, dog"]),
+        (["photos"], ["only photos has images, in the folders cat, dog", "give --root"]),
+    ],
+)
+def test_parts_by_other_names_are_no_classes_either(
+    tmp_path: Path, folders: list[str], said: list[str]
+) -> None:
+    tree(tmp_path, *folders)
+    touch(tmp_path, f"{folders[-1]}/owl/1.jpg") if len(folders) > 1 else touch(tmp_path, "notes/x.txt")
+    fails("folder", tmp_path, str(tmp_path), *said)
+
+
+def test_splits_inside_the_classes_are_refused(tmp_path: Path) -> None:
+    tree(tmp_path, "cat", "dog", names=("train/1.jpg", "test/2.jpg"))
+    fails("folder", tmp_path, "cat, dog in", "hold the same folders, test, train", "above the classes")
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{name}/1.jpg" for name in ("bus", "cat", "train")))  # VOC's
+    items = load("folder", tmp_path)
+    assert items.classes == ["bus", "cat", "train"] and "taken for classes: train" in items.remarks[0]
+    touch(tmp_path, "dev/more/1.jpg")  # a part of a data set would hold folders and no images
+    fails("folder", tmp_path, "holds dev, train", "beside bus, cat", "CSV file")
+    touch(tmp_path, "steam/steam train/1.jpg", "steam/bullet train/1.jpg", "steam/test tube/1.jpg")
+    items = load("folder", tmp_path / "steam")
+    assert items.classes == ["bullet train", "steam train", "test tube"] and items.remarks == ()
+    touch(tmp_path, "both/bus/1.jpg", "both/train/1.jpg", "both/test/1.jpg")
+    fails("folder", tmp_path / "both", "holds test, train", "beside bus")
+
+
+def test_a_folder_that_every_class_has_is_no_class(tmp_path: Path) -> None:
+    tree(tmp_path, "train/n01", "train/n02", "val/n01", names=("images/1.jpg",))  # Tiny ImageNet's
+    assert load("folder", tmp_path).classes == ["n01", "n02"]
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg", "dog/2.jpg", "cat/a.HEIC", "dog/sub/b.heic", "cat/x.txt", "all.zip")
+    (remark,) = load("folder", tmp_path).remarks
+    assert remark == (
+        "left out: 4 files without an image's ending (.heic 2, .txt 1, .zip 1), for example cat/a.HEIC; "
+        "to have pictures of .heic described, save them as JPEG or PNG"
+    )
+    touch(tmp_path, "cat/.h.jpg", ".DS_Store", "cat/IMG", "cat/1.jpg.part", "cat/3.JPG ", "cat/4." + "x" * 99)
+    (tmp_path / "dog" / "up").symlink_to(tmp_path)
+    (remark,) = load("folder", tmp_path).remarks
+    assert "8 files without an image's ending (.heic 2, no ending 1, '.jpg ' 1" in remark
+    assert "2 hidden files or folders, for example .DS_Store; 1 linked folder: dog/up" in remark
+    assert "a CSV file may list pictures of any ending" in remark and len(remark) < 500
+    assert load("folder", tmp_path / "cat").remarks[0].startswith("left out: 6 files")
+
+
+def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/a.heic", "cat/b.HEIC", "dog/1.jpg")
+    fails("folder", tmp_path, f"class folder {tmp_path}/cat", "2 files", "(.heic 2)", "save them as JPEG")
+    fails("folder", tmp_path / "cat", "no images", "(.heic 2)", "save them as JPEG")
+
+
+def test_one_folder_under_two_names_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, "train")
+    (tmp_path / "test").symlink_to("train")
+    fails("folder", tmp_path, "train and test", "the same folder")
+    (tmp_path / "train" / "cow").symlink_to("dog")
+    fails("folder", tmp_path / "train", "cow and dog", "the same folder")
+
+
+def test_lists_without_images_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    make_voc(tmp_path / "VOC2007", {"train": ["000001"], "val": ["000002"]})
+    items = load("voc2007", tmp_path)
+    with pytest.raises(
+        VggfeatError, match=r"none of the 2 images of voc2007 is there.*000001.jpg.*--download"
+    ):
+        refuse_absent(items)
+    assert at_hand("voc2007", items.names, tmp_path)[0] is None
+    touch(tmp_path / "VOC2007", "JPEGImages/000002.jpg")
+    refuse_absent(items)  # some are: the others are told of one by one
+    text = "path,label\n" + "".join(f"{i}.jpg,cat\n" for i in range(3))
+    items = load("csv", write(tmp_path, text))
+    with pytest.raises(
+        VggfeatError, match=r"none of the 3 images.*0.jpg: paths are relative to the CSV file's"
+    ):
+        refuse_absent(items)
+    tree(tmp_path / "links", "a")
+    (tmp_path / "links" / "b").mkdir()
+    (tmp_path / "links" / "b" / "1.jpg").symlink_to("nowhere")
+    with pytest.raises(VggfeatError, match="links that lead nowhere"):
+        refuse_absent(load("folder", tmp_path / "links" / "b"))
+
+
+def test_extract_begins_nothing_without_images(tmp_path: Path, run_main: Command) -> None:
+    make_voc(tmp_path / "VOC2007", {"train": ["000001"], "val": ["000002"]})
+    words = ("--weights", "random:A,width=0.03125,crop=32", "--scales", "32", "--out", tmp_path / "f.h5")
+    ran = run_main(cli.main, "extract", "--dataset", "voc2007", "--root", tmp_path, *words)
+    assert ran.status == 1 and "none of the 2 images of voc2007 is there" in ran.err
+    assert len(ran.err_lines) == 1 and not list(tmp_path.glob("f.h5*"))
 
 
 def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
@@ -464,11 +642,32 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("", ["line 1", "empty"]),
         ("path,label\n", ["line 2", "no images"]),
         ("a.jpg,cat\n", ["line 1", "header", "a.jpg,cat"]),
-        ("path;label\na;b\n", ["line 1", "header"]),
+        ("file;label\na;b\n", ["line 1", "header"]),
+        ("path,label,width\na.jpg,cat,3\n", ["line 1", "header"]),
         ("path,label\na.jpg,cat,train\n", ["line 2", "3 columns"]),
         ("path,label\na.jpg,cat\nb.jpg\n", ["line 3", "1 columns"]),
         ("path,label\na.jpg,cat\n./a.jpg,dog\n", ["line 3", "a.jpg", "twice", "line 2"]),
-        ("path,label,split\na.jpg,cat,training\n", ["line 2", "training"]),
+        ("path,label,split\na.jpg,cat,fold1\n", ["line 2", "train, val, test", "fold1"]),
+        ("path,label,split\na.jpg,cat,eval\n", ["line 2", "train, val, test", "eval"]),
+        ("path,label\nC:\\a.jpg,cat\n", ["line 2", "on a Windows disk"]),
+        ("path,label\nhttps://x.org/a.jpg,cat\n", ["line 2", "is an address"]),
+        ("path,label\nd/../a.jpg,cat\na.jpg,dog\n", ["line 3", "twice", "'cat;dog' in a column labels"]),
+        ("path,label,split\na.jpg,cat,train\na.jpg,cat,test\n", ["line 3", "in train there, in test here"]),
+        ("path,labels,split\na.jpg,cat;dog,\na.jpg,cat,\n", ["line 3", "twice", "other labels"]),
+        ("path,label\na.jpg,cat|dog\n", ["line 2", "'cat|dog'", "name it labels"]),
+        ("path,label\na.jpg,cat\nb.jpg,cat;dog\n", ["line 3", "'cat;dog'", "name it labels"]),
+        (
+            "path,labels\na.jpg,cat\nb.jpg,cat|dog\n",
+            ["line 3", "'cat|dog' is one label", "cat;dog", "'cat|dog;'"],
+        ),
+        ('path,labels\na.jpg,"cat, dog"\nb.jpg,dog\n', ["line 2", "'cat, dog' is one label"]),
+        ("path,labels\na.jpg,cat dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "'cat dog' is one label"]),
+        ("path,labels\na.jpg,\"['cat', 'owl']\"\n", ["line 2", "would be one label"]),
+        (
+            "path,cat,dog\na.jpg,1,0\nb.jpg,2,1\n",
+            ["line 3", "'cat' is none of path, label", "0 or 1, not '2'"],
+        ),
+        ("path,cat,dog\na.jpg,1,\n", ["line 2", "'dog'", "0 or 1, not ''"]),
         ("path,label\n,cat\n", ["line 2", "path"]),
         ("path,labels\na.jpg,cat;?\n", ["lone ?"]),
         ("path,labels\na.jpg,;\n", ["no row has a label"]),
@@ -478,6 +677,87 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
 def test_csv_faults_name_the_file_and_the_line(tmp_path: Path, text: str, said: list[str]) -> None:
     path = write(tmp_path, text)
     fails("csv", path, str(path), *said)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path,label\na.jpg,cat\n".encode("utf-16-le"), "UTF-16 without its mark"),
+        (b"PK\3\4 and so on", "a spreadsheet or an archive: save it as CSV"),
+        ("path,label\na.jpg,c\xe4t\n".encode("cp1252"), "line 2: the label"),
+        ("path,label\na.jpg,cat\n".encode("utf-16") + b"\0", "is not utf-16"),
+    ],
+)
+def test_csv_that_is_not_utf8_says_so(tmp_path: Path, content: bytes, said: str) -> None:
+    fails("csv", write(tmp_path, content), str(tmp_path / "data.csv"), said, "UTF-8")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_as_spreadsheets_save_it(tmp_path: Path, separator: str, encoding: str) -> None:
+    rows = [
+        ["Split", "Path", "Label", ""],
+        ["Training", "\xe4.jpg", "c\xe4t", ""],
+        ["TEST", "b.jpg", "dog", ""],
+    ]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    items = load("csv", write(tmp_path, text.encode(encoding)))
+    assert items.names == ["\xe4.jpg", "b.jpg"] and items.classes == ["c\xe4t", "dog"]
+    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0], "test": [1]}
+    assert items.remarks == ()
+
+
+def test_csv_words_for_splits(tmp_path: Path) -> None:
+    words = ["training", "Train_Set", "validation", "dev", "testing", "TST", ""]
+    text = "path,label,split\n" + "".join(f"{i}.jpg,cat,{word}\n" for i, word in enumerate(words))
+    splits = load("csv", write(tmp_path, text)).splits
+    assert {k: v.tolist() for k, v in splits.items()} == {"train": [0, 1], "val": [2, 3], "test": [4, 5]}
+
+
+def test_csv_names_of_one_label_are_not_questioned(tmp_path: Path) -> None:
+    labels = ["tench, Tinca tinca", "traffic light", "great white shark"]
+    text = "path,labels\n" + "".join(f'{i}.jpg,"{label}"\n' for i, label in enumerate(labels))
+    assert load("csv", write(tmp_path, text)).classes == sorted(labels)
+    several = 'path,labels\na.jpg,"crane, bird;"\nb.jpg,"crane, machine"\n'  # the ; says that it is known
+    assert load("csv", write(tmp_path, several)).classes == ["crane, bird", "crane, machine"]
+    one = 'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\n'  # both are ImageNet's
+    assert load("csv", write(tmp_path, one)).classes == ["maillot", "maillot, tank suit"]
+
+
+def test_csv_with_a_column_a_class(tmp_path: Path) -> None:
+    text = "path,dog,Cat,split\na.jpg,1,0,train\nb.jpg,1.0,1,train\nc.jpg,0,0,test\nd.jpg,,,test\n"
+    items = load("csv", write(tmp_path, text))
+    assert items.protocol == "multi-label" and items.classes == ["dog", "Cat"] and items.remarks == ()
+    assert items.labels is not None and items.labels.dtype == np.int8
+    assert items.labels.tolist() == [[1, -1], [1, 1], [-1, -1], [0, 0]]
+    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0, 1], "test": [2]}
+    items = load("csv", write(tmp_path, "path,dog,cat\na.jpg,0,1\nb.jpg,1,0\nc.jpg,,\n"))
+    assert items.protocol == "single-label" and items.labels is not None
+    assert items.labels.tolist() == [1, 0, -1] and items.labels.dtype == np.int32
+    assert items.remarks == ("each row of data.csv has one 1: read as one label an image",)
+
+
+def test_csv_rows_that_repeat_are_left_out_and_told(tmp_path: Path) -> None:
+    text = f"path,label\na.jpg,cat\nb.jpg,dog\n./a.jpg,cat\n{tmp_path}/b.jpg,dog\n"
+    items = load("csv", write(tmp_path, text))
+    assert items.names == ["a.jpg", "b.jpg"]
+    assert items.remarks == ("left out: 2 rows that repeat an earlier one, for example line 4 of data.csv",)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a backslash is what / is here")
+def test_csv_paths_as_they_were_meant(tmp_path: Path) -> None:
+    touch(tmp_path, "photos/cat/1.jpg", "a.jpg", "b.jpg ", "caf\xe9.jpg", "back\\slash.jpg")
+    names = ["photos\\cat\\1.jpg", "gone\\1.jpg", " a.jpg ", "b.jpg ", "caf\xe9.jpg", "back\\slash.jpg"]
+    text = "path,label\n" + "".join(f"{name},cat\n" for name in names)
+    items = load("csv", write(tmp_path, text.encode("cp1252")))
+    assert items.names == [
+        "photos/cat/1.jpg",
+        "gone/1.jpg",
+        "a.jpg",
+        "b.jpg ",
+        "caf\xe9.jpg",
+        "back\\slash.jpg",
+    ]
 
 
 def test_csv_root_must_be_a_file(tmp_path: Path) -> None:

@@ -10,26 +10,37 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import json
+import math
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
 import pretrain.recipe
+from pretrain import evaluate, train
+from pretrain.init import FROM_A
+from pretrain.posteriors import GRID
 from vggfeat import cli, weights
 from vggfeat.datasets.voc import CLASSES
+from vggfeat.decode import MAX_PIXELS
+from vggfeat.images import MAX_RESCALED_PIXELS
+from vggfeat.protocols import C_STEP, MAX_EXTENSIONS, N_SPLITS, VAL_FRACTION
+from vggfeat.svm import C_GRID, LinearSVM
 from vggfeat.terminal import run
-from vggfeat.vgg import VGG
+from vggfeat.vgg import VGG, parameter_count
 
 from .conftest import Command, photograph
 
@@ -86,6 +97,61 @@ def test_every_promise_names_a_test_that_there_is():
         names = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text(), re.M)
         for word in words.strip('"').split(" or ") if words else [""]:
             assert any(word in name for name in names), f"{file} -k {word}"
+
+
+PAPER = (ROOT / "docs/paper.md").read_text()
+
+
+def test_the_paper_page_names_tests_that_there_are() -> None:
+    named = set(re.findall(r"`((?:pretrain/)?test_\w+\.py)::(\w+)`", PAPER))
+    assert len(named) > 50
+    for file, name in sorted(named):
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+
+
+def default_of(name: str) -> Any:
+    """Of `COMMAND --option`; or of a key of the recipe `paper`, `KEY` or `STAGE.KEY`, for net D."""
+    command, _, option = name.partition(" ")
+    if option:
+        app = {"train": train.app, "evaluate": evaluate.app}.get(command, cli.app)
+        parser = typer.main.get_command(app)
+        parser = getattr(parser, "commands", {}).get(command, parser)
+        (found,) = (p for p in parser.params if option in p.opts)
+        return found.default
+    recipe = pretrain.recipe.chain(pretrain.recipe.read_recipe("paper"), "D")
+    stage, _, key = name.rpartition(".")
+    records: dict[str, Any] = {"": recipe, **{part.name: part for part in recipe.stages}}
+    return getattr(records[stage], key)
+
+
+def test_the_paper_page_has_the_codes_defaults() -> None:
+    stated = re.findall(r"`([\w.-]+(?: --[\w-]+)?)` \(([^()]*)\)", PAPER)
+    assert len(stated) > 50
+    for name, text in stated:
+        default = default_of(name)
+        written = default if isinstance(default, str) else json.dumps(default, default=str)
+        assert text == (written if default not in (None, "") else "none"), name
+    recipe = pretrain.recipe.read_recipe("paper")
+    for number in fields(recipe):  # each has its place
+        assert f"`{number.name}`" in PAPER or not isinstance(getattr(recipe, number.name), int | float), (
+            number
+        )
+
+
+def test_the_paper_page_has_the_codes_constants() -> None:
+    low, high = (round(math.log2(C)) for C in (C_GRID[0], C_GRID[-1]))
+    millions = [f"{parameter_count(net, 1000, 1.0, 224) / 1e6:.0f}" for net in ("A", "B", "C", "D", "E")]
+    for sentence in (
+        f"{len(C_GRID)} values from 2^{low} to 2^{high} by factors of {C_STEP:g}, up to {MAX_EXTENSIONS} more",
+        f"{', '.join(millions[:-1])} and {millions[-1]} million parameters",
+        f"{GRID}x{GRID} grid, 2 flips: {2 * GRID**2} a scale, {6 * GRID**2} over three",
+        f"{VAL_FRACTION:.0%}".replace("%", " % of train chooses"),
+        f"{N_SPLITS} random splits",
+        f"a duality gap of {LinearSVM().tol:.0e}".replace("e-0", "e-"),
+        f"over {MAX_PIXELS:,} pixels, or over {MAX_RESCALED_PIXELS // 10**6} million after rescaling",
+        f"which four: {', '.join(FROM_A[:-3])}, by stage",
+    ):
+        assert sentence in PAPER, sentence
 
 
 def write_images(folder: Path, names: list[str], side: int = 40) -> None:

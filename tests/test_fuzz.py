@@ -25,9 +25,11 @@ from vggfeat.errors import VggfeatError
 from vggfeat.extract import description_of, extract, limited
 from vggfeat.model import load_model, model_from, save_model
 from vggfeat.protocols import Outcome, Scored
+from vggfeat.tensors import bare, read
 from vggfeat.weights import save_weights
 
 from .test_hdf5 import posteriors_at, reseal
+from .test_tensors import MOMENTUM, arrays_of, caffemodel
 
 EXAMPLES = int(os.environ.get("FUZZ", "120"))  # damaged files of each kind; more in a longer check
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"
@@ -55,6 +57,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     posteriors_at(folder / "posteriors.h5")
     released = vggfeat.load("random:D,width=0.03125,crop=32").module.state_dict()
     torch.save(released, folder / "weights.pth")
+    wrapped = {f"module.{key}": value for key, value in released.items()}
+    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, folder / "checkpoint.ckpt")
+    (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.module)))
+    (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.module), old=True))
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -75,6 +81,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "posteriors.h5": KeptPosteriors.read,
     "weights.safetensors": lambda path: vggfeat.load(str(path)),
     "weights.pth": lambda path: vggfeat.load(f"torchvision:vgg16@{path}"),
+    "checkpoint.ckpt": lambda path: bare(*read(path), [["features.0.weight", "features.0.bias"]], path),
+    "net.caffemodel": vggfeat.load,
+    "old.caffemodel": vggfeat.load,
 }
 
 

@@ -95,7 +95,7 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     ran = command(
         *by_file, "--root", folder, "--picture", picture, "--json", tmp_path / "n.json", "--device", "cpu"
     )
-    assert (ran.status, ran.err) == (0, "")
+    assert (ran.status, ran.err) == (0, "pool: average (the default)\n")
     found = json.loads((tmp_path / "n.json").read_text())
     assert found[0]["name"] == "red/03.jpg" and found[0]["cosine"] == pytest.approx(1, abs=1e-4)
     assert found[0]["name"] in ran.out and "1.0000" in ran.out and len(found) == 3
@@ -104,21 +104,17 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     images = [folder / "red" / "03.jpg", folder / found[1]["name"]]
     a, b = vggfeat.embed(net, images, scales=(32, 48))
     assert found[1]["cosine"] == pytest.approx(float(a @ b), abs=1e-4)
-    # by its name in the file, the image isn't its own neighbour
-    ran = command(
-        "neighbours",
-        "--features",
-        f,
-        "--query",
-        "red/03.jpg",
-        "--top",
-        2,
-        "--picture",
-        picture,
-        "--overwrite",
-    )
-    assert ran.status == 0 and "red/03.jpg" not in ran.out
-    assert ran.err.startswith("left out: the pictures: the images are not at hand (")
+    # by its name in the file, the image isn't its own neighbour; the pictures are where they were described
+    by_name = ("neighbours", "--features", f, "--query", "red/03.jpg", "--top", 2, "--pool", "max")
+    first = picture.read_bytes()
+    ran = command(*by_name, "--picture", picture, "--overwrite")
+    assert (ran.status, ran.err) == (0, "") and "red/03.jpg" not in ran.out and picture.read_bytes() != first
+    folder.rename(tmp_path / "moved")
+    ran = command(*by_name, "--picture", picture, "--overwrite")
+    [line] = ran.err_lines
+    assert ran.status == 0 and line.endswith(": --root says where they are)")
+    assert line.startswith("left out: the pictures: the images are not at hand (none is left in '/")
+    (tmp_path / "moved").rename(folder)
     ran = command(*by_file, "--weights", "random:A,width=0.125,crop=32,seed=1")
     assert ran.status == 1 and "not those that described the images" in ran.err
     assert command(*by_file, "--picture", tmp_path / "n.txt").status == 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.svm import LinearSVC
 
 from vggfeat import metrics, protocols, solver
 from vggfeat.errors import VggfeatError
@@ -151,11 +153,117 @@ def test_official_splits_ignore_the_seed() -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("solver", ["newton", "liblinear"])
+def test_balanced_weights_choose_c_and_train(solver: str) -> None:
+    """On val, on train + val, in every random split and in the classifier that is kept: scikit-learn's scores."""
+    uneven = single_label(noise=0.6)
+    keep = np.flatnonzero((uneven.labels != 1) | (np.arange(len(uneven.X)) % 12 == 1))
+    uneven = replace(
+        uneven,
+        X=uneven.X[keep],
+        labels=uneven.labels[keep],
+        names=[uneven.names[i] for i in keep],
+        readable=uneven.readable[keep],
+        splits={name: np.flatnonzero(np.isin(keep, rows)) for name, rows in uneven.splits.items()},
+    )
+
+    def scores(problem: Problem, C: float, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        y = problem.labels[train]
+        columns = (
+            y.T if problem.multilabel else np.where(np.arange(len(problem.classes))[:, None] == y, 1, -1)
+        )
+        out = []
+        for k, column in enumerate(columns):
+            svc = LinearSVC(C=C, class_weight="balanced", dual=False, tol=1e-9, max_iter=100_000)
+            if not problem.multilabel:  # the rest weighs 1
+                weight = len(y) / (len(problem.classes) * (y == k).sum())
+                svc.set_params(class_weight={1: weight, -1: 1.0})
+            known = column != 0
+            svc.fit(problem.X[train][known], column[known])
+            out.append(svc.decision_function(problem.X[test]))
+        return np.stack(out, axis=1)
+
+    for problem in (uneven, with_random_splits(uneven), multi_label(noise=0.6)):
+        outcome = run(problem, C=[0.1, 10.0], class_weight="balanced", solver=solver)
+        results, splits = outcome.results, problem.splits
+        assert results["class_weight"] == "balanced"
+        for name, part in outcome.scored.items():
+            own = {
+                key.rpartition("/")[2]: rows for key, rows in splits.items() if name in key or "/" not in key
+            }
+            of = next((split for split in results.get("per_split", []) if split["name"] == name), results)
+            for C, score in zip(of["C_grid"], of["C_curve"], strict=True):
+                figures, _ = protocols._figures(
+                    problem, scores(problem, C, own["train"], own["val"]), own["val"]
+                )
+                assert score == pytest.approx(figures[results["selected_by"]], abs=0.03)
+            both = np.concatenate([own["train"], own["val"]])
+            np.testing.assert_allclose(part.scores, scores(problem, of["C"], both, part.rows), atol=0.02)
+        plain = run(problem, C=results["C"], solver=solver)
+        assert "class_weight" not in plain.results
+        assert np.abs(plain.model.coef_ - outcome.model.coef_).max() > 0.05
+    with pytest.raises(VggfeatError, match="class_weight must be None or balanced, not even"):
+        run(uneven, class_weight="even")
+
+
+def test_what_was_scored_is_said() -> None:
+    def scored_on(problem: Problem, *without: str, C: Any = (0.1, 1.0)) -> tuple[str, str]:
+        left = {name: rows for name, rows in problem.splits.items() if name not in without}
+        results = run(replace(problem, splits=left), C=C).results
+        assert results["scored_on"] == protocols.scored_part(results)[1]
+        return results["scored_on"], protocols.trained_on(results)
+
+    one = single_label(noise=0.5)
+    assert scored_on(one) == ("test (36 images; C was chosen on val)", "train + val (84 images)")
+    assert scored_on(one, "val")[0] == "test (36 images; C was chosen on 20 % of train)"
+    val_alone = scored_on(one, "test")
+    assert val_alone == ("val (24 images; C was chosen on 20 % of train)", "train (60 images)")
+    assert scored_on(one, "test", C=1.0)[0] == "val (24 images; C was given)"
+    assert scored_on(with_random_splits(one)) == (
+        "the test parts of 3 splits (32 images each; C was chosen on the val part of each split)",
+        "the rest of each split (40 images); the saved classifier on all labelled images",
+    )
+    voc = multi_label(protocol="voc2012")
+    voc.labels[voc.splits["test"]] = 0
+    assert scored_on(voc) == (
+        "val (50 images; C was chosen on them, so this is optimistic); no test image has a label",
+        "the rest of train + val (100 images); the saved classifier on all 150",
+    )
+    assert scored_on(voc, C=1.0)[0] == "val (50 images; none of them trained on); no test image has a label"
+    results = run(voc, C=1.0).results
+    assert (results["compared_by"], results["difficult"]) == ("map_allpoint", "left out")
+    assert run(multi_label(), C=1.0).results["compared_by"] == "map_11point"
+
+
+def test_the_classifier_that_is_trained_is_named_as_it_is() -> None:
+    said: list[str] = []
+    problem = single_label(noise=0.5)
+    del problem.splits["test"]
+    run(problem, C=[0.1, 1.0], progress=said.append)
+    assert said[-1].startswith("train C=") and all("train + val" not in line for line in said)
+    assert re.fullmatch(r"C=0.1: validation mean class recall \d+\.\d\d %", said[0])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "pool", "why"),
+    [
+        ("caltech101", "stack", "the protocol of caltech101"),
+        ("caltech256", "stack", "the protocol of caltech256"),
+        ("voc2007", "average", "the protocol of voc2007"),
+        ("voc2012", "average", "the protocol of voc2012"),
+        ("single-label", "average", "the default"),
+        ("multi-label", "average", "the default"),
+    ],
+)
+def test_each_protocol_pools_in_its_way(protocol: str, pool: str, why: str) -> None:
+    assert protocols.pool_of(protocol) == (pool, why)
+
+
 def test_without_val_it_is_cut_from_train() -> None:
     problem = single_label(noise=0.5)
     del problem.splits["val"]
     outcome = run(problem, C=[0.1, 1.0])
-    assert outcome.results["C_chosen_on"] == "20% of train"
+    assert outcome.results["C_chosen_on"] == "20 % of train"
     assert outcome.results["n_train"] == 60  # all of train is used in the end
     assert outcome.results["model_trained_on"] == "train"
 
@@ -165,7 +273,7 @@ def test_without_test_val_is_the_test_part() -> None:
     del problem.splits["test"]
     outcome = run(problem, C=[0.1, 1.0])
     results = outcome.results
-    assert (results["test_split"], results["C_chosen_on"]) == ("val", "20% of train")
+    assert (results["test_split"], results["C_chosen_on"]) == ("val", "20 % of train")
     assert (results["n_train"], results["n_test"]) == (60, 24)
     np.testing.assert_array_equal(outcome.scored["val"].rows, problem.splits["val"])
 
@@ -336,8 +444,9 @@ def test_refusals() -> None:
     train, test = problem.splits["train"], problem.splits["test"]
     no_b = train[problem.labels[train] != 1]
     cases = [
-        (replace(problem, splits={}), {}, "no training split"),
+        (replace(problem, splits={}), {}, "there are no splits: give --seed to draw some$"),
         (replace(problem, splits={"train": train}), {}, "neither val nor test"),
+        (replace(problem, splits={"test": test}), {"seed": 1}, "there is test, but no train: describe"),
         (broken(problem, test=train[:0]), {"C": 1.0}, "no readable test images"),
         (broken(problem, test=np.append(test, train[0])), {"C": 1.0}, "both trained and tested on.*0000.jpg"),
         (broken(problem, train=no_b), {}, "no readable training image of: b$"),
@@ -346,7 +455,7 @@ def test_refusals() -> None:
             {},
             "no readable training image of: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 40 more$",
         ),
-        (broken(problem, val=train[:0]), {}, "no readable validation images"),
+        (broken(problem, val=train[:0]), {}, "no readable images are left to choose C on: give one to --C"),
         (replace(problem, splits={"split0/train": train}), {}, "split0 has no test part"),
         (problem, {"C": "best"}, "C must be auto or positive"),
         (problem, {"C": [1.0, -1.0]}, "C must be auto or numbers from 1e-12 to"),
@@ -359,8 +468,16 @@ def test_refusals() -> None:
             run(given, **options)
     no_positive = multi_label()
     no_positive.labels[no_positive.splits["val"]] = -1
-    with pytest.raises(VggfeatError, match="positive image in the validation part"):
-        run(no_positive)
+    said: list[str] = []
+    with pytest.raises(VggfeatError, match=r"positive image in the validation part: .* give one to --C"):
+        run(no_positive, progress=said.append)
+    assert said == []  # nothing is tried with that part
+    once = replace(single_label(n_per_class=1), splits={})
+    with pytest.raises(VggfeatError, match="no readable test images in split0: a class needs two images"):
+        run(once, C=1.0, seed=0)
+    one = replace(single_label(), labels=np.zeros(120, np.int32), classes=["ant"])
+    with pytest.raises(VggfeatError, match="there is one class only, ant; a classifier needs"):
+        run(one)
     nan = single_label()
     nan.X[3] = np.nan
     with pytest.raises(VggfeatError, match=r"d/0003.jpg \(row 3\) holds NaN"):

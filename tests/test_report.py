@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat import cli, metrics
+from vggfeat import cli, datasets, metrics
 from vggfeat.checked import MOST_BYTES
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.model import Model
 from vggfeat.page import Series, chart
 from vggfeat.protocols import Scored
-from vggfeat.report import _plane, read_results, write_report
+from vggfeat.report import _plane, read_results, summary, write_report
 from vggfeat.store import Description, Features, open_features
 from vggfeat.writer import FeatureWriter
 
@@ -134,13 +134,145 @@ def test_everything_is_on_the_page(three, tmp_path):
     assert "<script" not in page and "&lt;script&gt;" in page and "{braces}" in page
     truth = np.where(features.labels[:12] == 2, 1, -1)
     ap = metrics.average_precision(model.scored["test"].scores[:, 2], truth)
-    assert f"AP {100 * ap:.1f}" in shown["curves"] and ap < 1
+    assert f"AP (area) {100 * ap:.1f} %" in shown["curves"] and ap < 1
     assert shown["curves"].count("<svg") == 3
     # the one mistake: in the matrix, in the list, and among the wrong images of the class that it was taken for
     assert re.search(r"<td>ant</td>\s*<td>&lt;script[^<]*</td>\s*<td[^>]*>1</td>", shown["confusions"])
     assert "+2.00; is ant" in shown["images"]
     assert shown["images"].count("<img") == 11 + 1
     assert shown["map"].count("<circle") == 30
+
+
+def text_of(page: str) -> str:
+    """What a person reads."""
+    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)).split())
+
+
+def test_what_was_scored_stands_wherever_a_figure_does(three):
+    """Without a test part val is scored: no line of the page may pass it off as test."""
+    features, model, results = three
+    results |= {"test_split": "val", "C_chosen_on": "20 % of train", "model_trained_on": "train"}
+    model.scored["val"] = model.scored.pop("test")
+    page, _ = write_report(results, [features], model, None, "gone")
+    text = text_of(page)
+    assert (
+        "mean class recall 91.7 %, accuracy 91.7 % on val (4 images; C was chosen on 20 % of train)" in text
+    )
+    for line in (
+        "mean class recall on val 91.67 %",
+        "scored on val (4 images; C was chosen on 20 % of train)",
+        "trained on train (8 images)",
+        "Classes: recall on val",
+        "C = 1, by mean class recall on 20 % of train",
+        "Of the 12 images of val.",
+        "images of val together",
+    ):
+        assert line in text, line
+    assert "test" not in text.lower()
+
+
+def test_validation_in_place_of_test_labels_is_called_that(tmp_path):
+    """VOC-2012's test labels are kept by its server: what is shown is of val, by which C was chosen."""
+    labels = np.where(np.arange(24).reshape(12, 2) % 3 == 0, 1, -1).astype(np.int8)
+    scored = {
+        name: Scored(rows, np.random.default_rng(0).standard_normal((len(rows), 2)))
+        for name, rows in (("test", np.arange(6, 12)), ("validation", np.arange(6)))
+    }
+    labels[6:] = 0
+    per_class = {name: {"ap_11point": 0.5, "ap_allpoint": 0.4, "n_positive": 2} for name in ("ant", "bee")}
+    validation = {"n": 6, "map_11point": 0.5, "map_allpoint": 0.4, "per_class": per_class}
+    results = results_of(
+        protocol="voc2012", test_labels="none", test_split="test", C_chosen_on="val", model_trained_on="train + val",
+        validation=validation, C_grid=[1.0, 2.0], C_curve=[0.4, 0.3], selected_by="map_allpoint", difficult="left out",
+    )  # fmt: skip
+    features = features_of(tmp_path / "f.h5", labels, ["ant", "bee"])
+    page, _ = write_report(results, [features], model_of(features.classes, scored, results), None, "gone")
+    text = text_of(page)
+    assert "mAP (area) 40.0 % on val (6 images; C was chosen on them, so this is optimistic)" in text
+    assert "no test image has a label" in text
+    assert "Classes: AP (area) on val" in text and "Of the 6 images of val." in text
+
+
+@pytest.mark.parametrize("protocol, kind", [("voc2007", "11point"), ("voc2012", "allpoint")])
+def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((30, 2)) < 0.4, 1, -1).astype(np.int8)
+    scored = {"test": Scored(np.arange(30), rng.standard_normal((30, 2)) + 0.5 * labels)}
+    per_class = {name: {"ap_11point": 0.5, "ap_allpoint": 0.4, "n_positive": 2} for name in ("ant", "bee")}
+    results = results_of(
+        protocol=protocol, map_11point=0.5, map_allpoint=0.4, per_class=per_class, difficult="left out",
+        class_weight="balanced", pool="stack", pool_by="the protocol of x", solver="newton, tol 1e-05, squared_hinge",
+        C_grid=[0.03125, 1.0], C_curve=[0.5241, 0.6], selected_by=f"map_{kind}", C_chosen_on="val", test_split="test",
+    )  # fmt: skip
+    features = features_of(tmp_path / "f.h5", labels, ["ant", "bee"])
+    page, _ = write_report(results, [features], model_of(features.classes, scored, results), None, "gone")
+    text = text_of(page)
+    assert "mAP (11-point) on test 50.00 %" in text and "mAP (area) on test 40.00 %" in text
+    name = {"11point": "AP (11-point)", "allpoint": "AP (area)"}[kind]
+    assert f"Classes: {name} on test" in text
+    assert f"C m{name} on val 0.03125 52.41 % 1 60.00 % chosen" in text
+    assert "class weights balanced" in text and "pool over scales stack (the protocol of x)" in text
+    assert "difficult objects left out, in training and in scoring" in text
+    ap = metrics.average_precision(scored["test"].scores[:, 0], labels[:, 0], kind)
+    assert f"ant {name} {100 * ap:.1f} %" in text
+    assert not re.search(r"[a-z]_[a-z0-9]|ddof|11point|allpoint|unreadable|[0-9a-f]{13}", text)
+
+
+def test_classes_that_the_figures_lack_are_named():
+    per_class = {"ant": {"recall": None}, **{f"c{i}": {"recall": 1.0} for i in range(3)}}
+    many = [f"d{i}" for i in range(25)]
+    rows = dict(summary(results_of(per_class=per_class, degenerate_classes=many, not_converged=["C=128"])))
+    assert rows["classes without score"] == "ant" and rows["not converged"] == "C=128"
+    assert rows["classes not learned"].endswith("d18, d19 and 5 more")
+    assert "unreadable images" not in rows
+    assert dict(summary(results_of(n_unreadable=2)))["unreadable images"] == "2, left out"
+
+
+def test_the_map_is_of_the_descriptors_that_the_results_are_of(three, monkeypatch):
+    """Without a model, too: pooled as they say, at the scales that they used."""
+    features, _, results = three
+    asked = []
+    monkeypatch.setattr("vggfeat.report.aggregate", lambda x, pool: asked.append((x.shape, pool)) or x[:, 0])
+    part = {**results["features"][0], "scales": [48]}
+    write_report({**results, "pool": "max", "features": [part]}, [features], None, None)
+    write_report({**results, "pool": "stack"}, [features], None, None)
+    del results["pool"]
+    write_report({**results, "protocol": "caltech101"}, [features], None, None)
+    assert asked == [((30, 1, 16), "max"), ((30, 2, 16), "stack"), ((30, 2, 16), "stack")]
+    with pytest.raises(
+        VggfeatError, match="these results: pool must be one of average, stack, max, not 'median'"
+    ):
+        write_report({**results, "pool": "median"}, [features], None, None)
+
+
+def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
+    """Names and root are a stranger's word: only images below the root are looked at, however they are named."""
+    root = tmp_path / "images"
+    (root / "a").mkdir(parents=True)
+    for path in (tmp_path / "secret.jpg", root / "in.jpg", root / "a" / "b.jpg"):
+        Image.fromarray(photograph(0, 40, 50)).save(path)
+    os.mkfifo(root / "pipe.jpg")
+    outside = ["../secret.jpg", str(tmp_path / "secret.jpg"), "a/../../secret.jpg", "nul\0.jpg"]
+    inside = ["in.jpg", "a/b.jpg", "pipe.jpg", "gone.jpg"]
+    for stored in (str(root), str(root / "a" / "..")):
+        items, why = datasets.at_hand("folder", [*outside, *inside], None, stored)
+        assert items is not None and why == "" and items.names == inside
+    labels = np.arange(7, dtype=np.int32) % 2
+    features = features_of(tmp_path / "f.h5", labels, ["x", "y"], [*outside[:3], *inside])
+    scored = {"test": Scored(np.arange(7), np.where(np.arange(2) == labels[:, None], 1.0, -1.0))}
+    model = model_of(["x", "y"], scored, results_of())
+    page, left_out = write_report(None, [features], model, items)
+    assert page.count("data:image/jpeg") == 2
+    assert left_out == ["5 thumbnails: the images can't be read any more"]
+    for names, stored in (
+        (outside, str(root)),
+        (inside, str(tmp_path / "gone")),
+        (inside, "x" * 5000),
+        (inside, "\0"),
+    ):
+        items, why = datasets.at_hand("folder", names, None, stored)
+        assert items is None and why.startswith("the images are not at hand (none is left in '")
+        assert why.endswith(": --root says where they are)") and len(why) < 200
 
 
 def test_without_images_the_page_says_so(three):
@@ -334,7 +466,7 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     assert command("extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
     assert command("svm", "--features", f, "--C", "1,4", "--out", m, "--json", r).status == 0
     everything = ("report", "--features", f, "--model", m, "--results", r, "--out", page)
-    ran = command(*everything, "--root", folder)
+    ran = command(*everything)  # the images are where they were described
     assert (ran.status, ran.err) == (0, ""), ran.err
     _Check(page.read_text())
     assert page.read_text().count("data:image/jpeg") == 4
@@ -343,6 +475,14 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     assert ran.status == 0 and ran.err.startswith(
         "left out: thumbnails: the images are not at hand (no folder"
     )
+    folder.rename(tmp_path / "moved")
+    ran = command(*everything, "--root", tmp_path / "moved", "--overwrite")
+    assert (ran.status, ran.err) == (0, "") and page.read_text().count("data:image/jpeg") == 4
+    ran = command(*everything, "--overwrite")
+    assert ran.status == 0 and page.read_text().count("data:image/jpeg") == 0
+    [line] = ran.err_lines
+    assert line.startswith("left out: thumbnails: the images are not at hand (none is left in '/")
+    assert line.endswith(": --root says where they are)")
     ran = command("report", "--out", tmp_path / "n.html")
     assert ran.status == 1 and ran.err == "vggfeat: a report needs --results or --model\n"
     (tmp_path / "bad.json").write_text(json.dumps([1]))

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 from vggfeat.metrics import mean_average_precision, mean_class_recall
-from vggfeat.svm import SOLVERS, LinearSVM, LinearSVMCV
+from vggfeat.svm import LOSSES, SOLVERS, LinearSVM, LinearSVMCV
 
 
 @pytest.fixture(scope="module")
@@ -116,31 +116,41 @@ def test_weights_are_repetitions(blobs: tuple[np.ndarray, np.ndarray]) -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("weight", ["balanced", {0: 5.0, 1: 0.2}])
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_class_weights_are_liblinears(
-    blobs: tuple[np.ndarray, np.ndarray], classes: int, weight: Any, solver: str
+    blobs: tuple[np.ndarray, np.ndarray], classes: int, weight: Any, solver: str, loss: str
 ) -> None:
     X, y = blobs[0], blobs[1] % classes
     keep = np.flatnonzero((y != 1) | (np.arange(len(y)) % 4 == 0))  # classes of unequal size
     X, y = X[keep], y[keep]
-    ours = LinearSVM(C=2.0, class_weight=weight, solver=solver, tol=1e-9).fit(X, y)
-    theirs = LinearSVC(C=2.0, class_weight=weight, dual=False, tol=1e-9, max_iter=100_000).fit(X, y)
-    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-4, atol=1e-5)
-    plain = LinearSVM(C=2.0, tol=1e-9).fit(X, y)
+    ours = LinearSVM(C=2.0, class_weight=weight, solver=solver, loss=loss, tol=1e-9).fit(X, y)
+    theirs = LinearSVC(
+        C=2.0, class_weight=weight, loss=loss, dual=loss == "hinge", tol=1e-9, max_iter=1_000_000
+    ).fit(X, y)
+    near = {"rtol": 1e-3, "atol": 1e-3} if loss == "hinge" else {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, **near)
+    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), **near)
+    plain = LinearSVM(C=2.0, loss=loss, tol=1e-9).fit(X, y)
     assert np.abs(plain.coef_ - ours.coef_).max() > 0.05
-    chosen = LinearSVMCV(Cs=[2.0], cv=2, class_weight=weight, tol=1e-9).fit(X, y)
-    np.testing.assert_allclose(chosen.coef_, theirs.coef_, rtol=1e-4, atol=1e-5)
+    chosen = LinearSVMCV(Cs=[2.0], cv=2, class_weight=weight, loss=loss, tol=1e-9).fit(X, y)
+    np.testing.assert_allclose(chosen.coef_, theirs.coef_, **near)
 
 
-def test_balanced_labels_are_two_class_fits(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize("weight", ["balanced", {1: 3.0}, {1: 3.0, -1: 0.5}])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_weights_of_several_labels_are_those_of_two_class_fits(
+    blobs: tuple[np.ndarray, np.ndarray], weight: Any, solver: str
+) -> None:
     X, Y = blobs[0], columns(blobs[1])
     Y[np.random.default_rng(0).random(Y.shape) < 0.2] = 0
-    model = LinearSVM(C=2.0, class_weight="balanced", tol=1e-9).fit(X, Y)
+    model = LinearSVM(C=2.0, class_weight=weight, solver=solver, tol=1e-9).fit(X, Y)
     for k in range(4):
         known = Y[:, k] != 0
-        alone = LinearSVC(C=2.0, class_weight="balanced", dual=False, tol=1e-9).fit(X[known], Y[known, k])
+        alone = LinearSVC(C=2.0, class_weight=weight, dual=False, tol=1e-9).fit(X[known], Y[known, k])
         np.testing.assert_allclose(model.coef_[k], alone.coef_[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="None or 'balanced' for several labels"):
-        LinearSVM(class_weight={0: 2.0}).fit(X, Y)
+    for wrong in ({0: 2.0}, "even"):
+        with pytest.raises(ValueError, match=r"'balanced' or \{1: present, -1: absent\} for several labels"):
+            LinearSVM(class_weight=wrong).fit(X, Y)
     with pytest.raises(ValueError, match="class_weight must not be negative"):
         LinearSVM(class_weight={0: -2.0}).fit(X, blobs[1])
 

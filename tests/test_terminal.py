@@ -132,7 +132,9 @@ terminal.run(app, "python -m some.work")
 def test_the_lines_of_several_processes_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bytes] = []
 
-    class Unbuffered(io.RawIOBase):  # as PYTHONUNBUFFERED makes it: each write of a text is one to the terminal
+    class Unbuffered(
+        io.RawIOBase
+    ):  # as PYTHONUNBUFFERED makes it: each write of a text is one to the terminal
         def writable(self) -> bool:
             return True
 

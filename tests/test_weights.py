@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import zipfile
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ import torch
 import torchvision
 
 import vggfeat
-from vggfeat import weights
+from vggfeat import backbones, weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError
-from vggfeat.images import CAFFE_MEAN_BGR
+from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.vgg import NETS, VGG
 
 from .conftest import assert_same_descriptors, photograph
@@ -78,13 +80,14 @@ def test_the_oxford_convention(tmp_path, monkeypatch):
     torch.save(theirs, path)
     asked = []
 
-    def download(url, **settings):
-        asked.append((url.rpartition("/")[2], settings["check_hash"], settings["weights_only"]))
-        return torch.load(path, weights_only=True)
+    def download(url, to, hash_prefix):
+        asked.append((url.rpartition("/")[2], hash_prefix))
+        shutil.copy(path, to)
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: tmp_path / "hub")
     networks = [vggfeat.load(spec) for spec in (f"oxford:D@{path}", str(path), "oxford:D", "D")]
-    assert asked == [("vgg16-00b39a1b.pth", True, True)] * 2
+    assert asked == [("vgg16-00b39a1b.pth", "00b39a1b")]  # and kept
     assert len({n.fingerprint for n in networks}) == 1
     network = networks[0]
     assert network.name == "D" and network.default_layer == "fc7" and network.metadata["pool"] == "ceil"
@@ -108,7 +111,7 @@ def test_the_real_convolutions_without_fc_layers(data):
     assert (network.preprocessing.channel_order, network.preprocessing.input_range) == ("BGR", 255.0)
     assert network.preprocessing.mean == CAFFE_MEAN_BGR
     assert network.default_layer == "pool5"
-    with pytest.raises(VggfeatError, match="no layer 'fc7': they reach pool5; give --layer"):
+    with pytest.raises(VggfeatError, match=r"no layer 'fc7': they reach pool5; give .*layer"):
         network.require("fc7")
 
 
@@ -223,7 +226,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, ours, he):
         "oxford:A": "no weights were released for net 'A'",
         str(tmp_path / "missing.safetensors"): "no weights file at",
         str(tmp_path / "cut.safetensors"): "can't be read as weights",
-        str(tmp_path / "empty.pth"): "can't be read as weights",
+        str(tmp_path / "empty.pth"): "is empty",
         f"oxford:D@{tmp_path / 'list.pth'}": "holds no plain state dict",
         str(tmp_path / "plain.pth"): "doesn't say which preprocessing",
         f"torchvision:vgg11@{tmp_path / 'narrow.pth'}": r"features.0.weight has shape \(8, 3, 3, 3\), the net's is",
@@ -273,7 +276,6 @@ def resaved(path, tensors=None, **metadata):
         ("recipe", "[" * 100_000, "the metadata's recipe is not JSON"),
         ("recipe", '{"seed": "x"}', "the metadata's recipe's seed must be a whole number, not 'x'"),
         ("errors", "[]", "the metadata's errors must be a record of names, not a list of 0"),
-        ("trained", '[{"stage": "A-256", "iterations": 9}]', "the metadata's trained: .0..epochs is missing"),
         ("train_scale", "36-x", "train_scale must be as 256 or 256-512, not '36-x'"),
         ("train_scale", "\u00b2", "train_scale must be as"),
     ],
@@ -319,7 +321,7 @@ def test_nothing_is_read_before_it_fits(tmp_path, ours):
         os.truncate(path, 8 + len(header) + n)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for spec in (str(path), f"torchvision:vgg11@{path}", f"timm:resnet18@{path}"):
-            with pytest.raises(VggfeatError, match=r"doesn't fit|is missing"):
+            with pytest.raises(VggfeatError, match=r"doesn't fit|is missing|says of itself"):
                 vggfeat.load(spec)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KiB; 20 GB are 2e7
 
@@ -343,10 +345,12 @@ class Bytes:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda state: {"a": Bytes()}, "it names (__builtin__|builtins) bytearray, not only tensors"),
-        (lambda state: {**state, "a": state["features.0.weight"].to_sparse()}, "it names torch.* _"),
-        (lambda state: {**state, "a": torch.empty(10**6, 10**6, device="meta")}, "it names torch"),
-        (lambda state: {"state_dict": state}, "holds no plain state dict"),
+        (lambda state: {"a": Bytes()}, r"it holds Python objects \('(__builtin__|builtins).bytearray'\)"),
+        (
+            lambda state: {**state, "a": state["features.0.weight"].to_sparse()},
+            r"it holds Python objects \('torch.*_",
+        ),
+        (lambda state: {**state, "a": torch.empty(10**6, 10**6, device="meta")}, r"Python objects \('torch"),
         (lambda state: {1: state["features.0.weight"]}, "holds no plain state dict"),
         (lambda state: [state["features.0.weight"]], "holds no plain state dict"),
         (lambda state: {**state, "features.0.weight": torch.zeros(1).expand(10**6, 10**6)}, "has shape"),
@@ -481,6 +485,206 @@ def test_a_half_written_weights_file_is_never_left(tmp_path, he, plain, monkeypa
     with pytest.raises(OSError, match="No space"):
         weights.save_weights(tmp_path / "w.safetensors", he("A", width=0.125, crop=32), plain)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what a file says of itself -------------------------------------------------------------------------------
+
+
+def zeros(path, shapes, metadata: dict[str, str]):
+    """A .safetensors file of zeros, which takes no room on the disk. shapes: name -> a tensor of that shape."""
+    at, header = 0, {"__metadata__": metadata}
+    for key, like in shapes.items():
+        n = 4 * like.numel()
+        header[key] = {"dtype": "F32", "shape": list(like.shape), "data_offsets": [at, at + n]}
+        at += n
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + at)
+
+
+def convolutions(net: str):
+    with torch.device("meta"):
+        return VGG(net, until="pool5").state_dict()
+
+
+RGB = {"mean": "123.68,116.779,103.939", "channel_order": "RGB", "input_range": "0..255"}
+TORCHVISIONS = {
+    "mean": "0.485,0.456,0.406",
+    "std": "0.229,0.224,0.225",
+    "channel_order": "RGB",
+    "input_range": "0..1",
+}
+AUTHORS = {"mean_bgr": "103.939,116.779,123.68"}
+
+
+@pytest.mark.parametrize(
+    ("source", "metadata", "says"),
+    [
+        ("torchvision:vgg11", {"net": "A", **AUTHORS}, "channel_order 'BGR', .* has 'RGB': give .* alone"),
+        ("torchvision:vgg11", {"channel_order": "BGR"}, "channel_order 'BGR', .* has 'RGB': name the source"),
+        ("torchvision:vgg11", {"net": "A", **RGB}, r"input_range '0\.\.255', .* has '0\.\.1'"),
+        ("torchvision:vgg11", {"std": "1,1,1"}, "std '1,1,1', .* has '0.229"),
+        ("torchvision:vgg11", {"mean": "0.5,0.5,0.5"}, "mean '0.5,0.5,0.5', .* has '0.485"),
+        ("torchvision:vgg11", {"net": "A-LRN", **TORCHVISIONS}, "net 'A-LRN', .* has 'A'"),
+        ("torchvision:vgg11", {"pool": "ceil"}, "pool 'ceil', .* has 'floor'"),
+        ("torchvision:vgg11", {"crop": "192"}, "crop '192', .* has '224'"),
+        ("torchvision:vgg11", {"width": "0.5"}, "width '0.5', .* has '1'"),
+        ("torchvision:vgg11", {"classes": json.dumps([str(i) for i in range(1000)])}, "classes "),
+        ("torchvision:vgg11", {"width": "wide"}, "unusable metadata"),
+        ("torchvision:vgg11", {"num_classes": "many"}, "unusable metadata"),
+        ("oxford:D", {"net": "D", **TORCHVISIONS}, "channel_order 'RGB', .* has 'BGR': give .* alone"),
+        ("oxford:D", {"net": "D", **AUTHORS, "pool": "floor"}, "pool 'floor', .* has 'ceil'"),
+        ("oxford:D", {"train_scale": "256"}, "train_scale '256', .* has '256-512'"),
+        ("oxford:D", {"net": "C", **AUTHORS}, "net 'C', .* has 'D'"),
+        ("timm:vgg11", {"net": "A", **AUTHORS}, "channel_order 'BGR', and timm:vgg11 has 'RGB'"),
+        ("timm:vgg11", {"pool": "ceil"}, "pool 'ceil', and timm:vgg11 has 'floor'"),
+        ("timm:vgg11", {"net": "E"}, "net 'E', and timm:vgg11 has 'vgg11'"),
+    ],
+)
+def test_a_source_that_contradicts_its_file_is_refused(tmp_path, source, metadata, says):
+    shapes = convolutions("D" if source == "oxford:D" else "A")
+    if source.startswith("timm"):  # which wants the whole net
+        import timm
+
+        with torch.device("meta"):
+            shapes = timm.create_model("vgg11", num_classes=0).state_dict()
+    zeros(tmp_path / "w.safetensors", shapes, metadata)
+    with pytest.raises(VggfeatError, match=rf"w\.safetensors (says of itself|has) {says}"):
+        vggfeat.load(f"{source}@{tmp_path / 'w.safetensors'}")
+
+
+def test_a_source_that_agrees_with_its_file_is_taken(tmp_path):
+    """Also in other units, and with what the source doesn't say."""
+    path = tmp_path / "w.safetensors"
+    in_255 = {**RGB, "mean": "123.675,116.28,103.53", "std": "58.395,57.12,57.375"}
+    for metadata in (TORCHVISIONS, in_255, {"net": "A", "train_scale": "300"}, {"format": "pt"}):
+        zeros(path, convolutions("A"), metadata)
+        network = vggfeat.load(f"torchvision:vgg11@{path}")
+        assert network.preprocessing.same(Preprocessing.from_metadata(TORCHVISIONS))
+        assert network.metadata.get("train_scale") == metadata.get("train_scale")
+    names = [f"class {i}" for i in range(7)]
+    zeros(path, convolutions("A"), {"classes": json.dumps(names), "num_classes": "7"})
+    assert vggfeat.load(f"torchvision:vgg11@{path}").classes == names
+    zeros(path, convolutions("A"), {"num_classes": "7"})
+    assert vggfeat.load(f"torchvision:vgg11@{path}").classes is None
+
+
+def test_the_real_convolutions_are_refused_as_torchvisions(data):
+    path = data / "vgg16_conv_caffe.safetensors"
+    for source in ("torchvision:vgg16", "torchvision:vgg16.IMAGENET1K_FEATURES"):
+        with pytest.raises(VggfeatError, match=r"says of itself channel_order 'BGR'.* give .* alone"):
+            vggfeat.load(f"{source}@{path}")
+    assert vggfeat.load(f"oxford:D@{path}").fingerprint == vggfeat.load(path).fingerprint
+
+
+def released(tmp_path, head: dict[str, float]):
+    """A .pth file of D's shapes whose FC layers have these names and values."""
+    with torch.device("meta"):
+        shapes = VGG("D").state_dict()
+    state = {k: torch.zeros(1).expand(v.shape) for k, v in shapes.items() if k.startswith("features")}
+    for layer, value in head.items():
+        like = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}.get(layer, layer)
+        for kind in ("weight", "bias"):
+            state[f"{layer}.{kind}"] = torch.full((1,), value).expand(shapes[f"{like}.{kind}"].shape)
+    torch.save(state, tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+@pytest.mark.parametrize(
+    ("source", "head", "says"),
+    [
+        ("oxford:D", {"classifier.0": 0.0}, "torchvision's names.* give torchvision:vgg16@"),
+        ("torchvision:vgg16", {"classifier.1": 0.0}, "the conversion of the authors' nets.*: give .* alone"),
+        ("timm:vgg16", {"classifier.1": 0.0}, "the conversion of the authors' nets"),
+        ("torchvision:vgg16", {"classifier.0": float("nan")}, "NaN for its FC layers.*IMAGENET1K_FEATURES@"),
+        ("torchvision:vgg16.IMAGENET1K_V1", {"classifier.0": float("nan")}, "IMAGENET1K_FEATURES@"),
+        ("torchvision:vgg16.IMAGENET1K_FEATURES", {"classifier.0": 0.0}, "has FC layers, unlike"),
+    ],
+)
+def test_names_that_tell_another_release(tmp_path, source, head, says):
+    with pytest.raises(VggfeatError, match=says):
+        vggfeat.load(f"{source}@{released(tmp_path, head)}")
+
+
+def test_batch_normalisation_is_timms(tmp_path):
+    """torchvision's file under timm's names: the FC layers are convolutions there."""
+    import timm
+
+    with torch.device("meta"):
+        state = torchvision.models.vgg11_bn().state_dict()
+        wanted = timm.create_model("vgg11_bn", num_classes=0).state_dict()
+    path = tmp_path / "bn.safetensors"
+    zeros(path, {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, {})
+    for spec in (f"torchvision:vgg11@{path}", str(path)):
+        with pytest.raises(VggfeatError, match=r"has batch normalisation .* give timm:vgg11_bn@"):
+            vggfeat.load(spec)
+    found, _ = backbones._read_for_timm("vgg11_bn", path, wanted)
+    assert wanted.keys() <= found.keys()
+    assert found["pre_logits.fc1.weight"].shape == (4096, 512, 7, 7)
+
+
+# --- without a network ----------------------------------------------------------------------------------------
+
+
+def refused(*_, **__):
+    raise URLError("no network")
+
+
+@pytest.mark.parametrize("spec", ["oxford:D", "torchvision:vgg19", "torchvision:vgg16.IMAGENET1K_FEATURES"])
+def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch, spec):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(VggfeatError) as failed:
+        vggfeat.load(spec)
+    said = str(failed.value)
+    digits = {"oxford:D": "00b39a1b", "torchvision:vgg19": "dcbb9e9d"}.get(spec, "88682ab5")
+    for words in (
+        f"its sha256 begins with {digits}",
+        f"give {spec}@FILE",
+        f"into {tmp_path}/hub/checkpoints",
+    ):
+        assert words in said
+    assert "`weights` mini" in said and "`layer` pool5" in said and "@FILE@" not in said and "--" not in said
+
+
+def test_a_page_in_the_cache_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/vgg16-00b39a1b.pth").write_text("<html>404</html>")
+    with pytest.raises(VggfeatError, match=r"vgg16-00b39a1b\.pth is a web page"):
+        vggfeat.load("oxford:D")
+
+
+def test_timm_without_a_hub_asks_once(monkeypatch):
+    """One look, as long as the hub's own patience; then the hub's offline mode, which fails at once."""
+    import huggingface_hub
+    import timm
+    from huggingface_hub import constants
+
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout, constants.HF_HUB_OFFLINE))
+            raise OSError("Name or service not known")
+
+    def create(name, pretrained, **settings):
+        if pretrained:
+            assert constants.HF_HUB_OFFLINE
+            raise OSError("not in the cache")
+        return make(name, pretrained=False, **settings)
+
+    make = timm.create_model
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(VggfeatError) as failed:
+        vggfeat.load("timm:resnet18")
+    said = str(failed.value)
+    assert asked == [(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT, False)]
+    assert constants.HF_HUB_OFFLINE is False
+    assert "timm/resnet18" in said and "model.safetensors by hand and give timm:resnet18@FILE; " in said
+    assert "`weights` mini" in said
 
 
 def test_precision_and_device_are_resolved_or_refused(monkeypatch):

@@ -15,18 +15,18 @@ import numpy as np
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import versions
-from vggfeat.protocols import Problem
+from vggfeat.protocols import Problem, pool_of
 from vggfeat.store import Description, Features, open_features
 
 
 def problem_from(
-    paths: Sequence[str | Path], pool: str, scales: tuple[int, ...] | None = None
+    paths: Sequence[str | Path], pool: str | None = None, scales: tuple[int, ...] | None = None
 ) -> tuple[Problem, tuple[Description, ...], dict[str, Any]]:
     """The problem of one or several feature files, the descriptions behind it, and the facts for results.json.
 
     Several files (nets, layers) of the same images are stacked; an image that is unreadable in one is left out
-    of all. scales: a subset of the stored ones. Raises VggfeatError: see `open_features`; files whose images,
-    labels or splits differ; no labels.
+    of all. pool: over the scales; None: as the protocol has it. scales: a subset of the stored ones.
+    Raises VggfeatError: see `open_features`; files whose images, labels or splits differ; no labels.
     """
     files = [open_features(path) for path in paths]
     first = files[0]
@@ -35,13 +35,15 @@ def problem_from(
     if first.labels is None:
         raise VggfeatError(f"{first.path} has no labels (an unlabelled dataset): there is nothing to learn")
     parts = tuple(_with_scales(file, scales) for file in files)
+    protocol = str(first.attributes["protocol"])
+    pool, pool_by = (pool, "--pool") if pool else pool_of(protocol)
     problem = Problem(
         X=fuse([aggregate(file.read(part.scales), pool) for file, part in zip(files, parts, strict=True)]),
         labels=first.labels,
         classes=first.classes,
         splits=first.splits,
         readable=np.logical_and.reduce([file.readable for file in files]),
-        protocol=str(first.attributes["protocol"]),
+        protocol=protocol,
         names=first.names,
     )
     about = {
@@ -59,6 +61,7 @@ def problem_from(
             for file, part in zip(files, parts, strict=True)
         ],
         "pool": pool,
+        "pool_by": pool_by,
         "scales": list(parts[0].scales),
         "versions": versions(),
     }

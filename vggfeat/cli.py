@@ -15,11 +15,15 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vggfeat.checked import fitted, parse_json, shown
 from vggfeat.errors import VggfeatError
 from vggfeat.files import check_outputs, plain, refuse_inputs, try_each, weights_files, write_json, write_text
 from vggfeat.terminal import (
@@ -34,6 +38,12 @@ from vggfeat.terminal import (
     run,
     say,
 )
+
+if TYPE_CHECKING:
+    from vggfeat.model import Model
+    from vggfeat.store import Description, Features
+
+MOST_DEPTH = 8  # of records inside records that are printed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,11 +77,18 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the result
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
 Images = Annotated[
     Path | None,
-    typer.Option(help="Where the images lie; default $VGGFEAT_DATA, or ./data.", show_default=False),
+    typer.Option(help="Where the images lie now; default: where they were described.", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 where it is fast.")
+]
+Pool = Annotated[
+    Literal["average", "stack", "max"] | None,
+    typer.Option(
+        help="Over the scales; default: as the protocol has it, stack for Caltech, else average.",
+        show_default=False,
+    ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that decode and rescale.")]
 BatchSize = Annotated[
@@ -156,6 +173,7 @@ def extract(
         )
         if limit is not None:
             items = extraction.limited(items, limit)
+        datasets.refuse_absent(items)
         network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
         network.to(ranks.device, precision)
         if max_pool:
@@ -223,12 +241,18 @@ def svm(
     features: Annotated[
         list[Path], typer.Option(help="Feature file; several of one dataset are stacked (fusion).")
     ],
-    pool: Annotated[Literal["average", "stack", "max"], typer.Option(help="Over the scales.")] = "average",
+    pool: Pool = None,
     scales: Annotated[str | None, typer.Option(help="Use only these of the stored scales.")] = None,
     C: Annotated[
         str, typer.Option("--C", help="auto: chosen on the validation part; or a value or list.")
     ] = "auto",
     loss: Annotated[Literal["squared_hinge", "hinge"], typer.Option(help="Of the SVM.")] = "squared_hinge",
+    class_weight: Annotated[
+        Literal["balanced"] | None,
+        typer.Option(
+            help="balanced: errors of small classes count for more, as in scikit-learn.", show_default=False
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Draw the random splits anew; default: those in the file.")
     ] = None,
@@ -272,7 +296,7 @@ def svm(
     torch.set_num_threads(min(workers, CORES))
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
-        progress=say,
+        class_weight=class_weight, progress=say,
     )  # fmt: skip
     results = {**outcome.results, **about, "command": command()}
 
@@ -283,7 +307,7 @@ def svm(
 
     def save() -> None:
         if out_file:
-            save_model(out_file, model_from(outcome, problem.classes, parts, pool, results))
+            save_model(out_file, model_from(outcome, problem.classes, parts, about["pool"], results))
 
     try_each(lambda: write_json(json_file, results), save, submit, lambda: _print_results(results))
 
@@ -373,7 +397,9 @@ def report(
     files = [open_features(path) for path in features]
     items, why_not = None, "the images are known by --features only"
     if files:
-        items, why_not = at_hand(str(files[0].attributes["dataset"]), files[0].names, _root(root))
+        items, why_not = at_hand(
+            files[0].attributes["dataset"], files[0].names, root, files[0].attributes["root"]
+        )
         if items is not None:
             refuse_inputs({"--out": out_file}, items.paths())
     page, left_out = write_report(
@@ -394,7 +420,7 @@ def neighbours(
     features: Annotated[Path, typer.Option(help="Feature file.")],
     query: Annotated[str, typer.Option(help="An image, or the name of one in the feature file.")],
     top: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 10,
-    pool: Annotated[Literal["average", "stack", "max"], typer.Option(help="Over the scales.")] = "average",
+    pool: Pool = None,
     scales: Annotated[str | None, typer.Option(help="Use only these of the stored scales.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Also draw them: .png, .jpg or .webp.", show_default=False)
@@ -418,6 +444,7 @@ def neighbours(
         raise typer.BadParameter(f"{picture} must end in .png, .jpg or .webp", param_hint="--picture")
     from vggfeat.datasets import at_hand
     from vggfeat.neighbours import draw, nearest, query_of
+    from vggfeat.protocols import pool_of
     from vggfeat.store import open_features
 
     file = open_features(features)
@@ -425,11 +452,12 @@ def neighbours(
     refuse_inputs(outputs, weights_files(file.description.weights))
     items, why_not = None, ""
     if picture:
-        items, why_not = at_hand(str(file.attributes["dataset"]), file.names, _root(root))
+        items, why_not = at_hand(file.attributes["dataset"], file.names, root, file.attributes["root"])
         if items is not None:
             refuse_inputs(outputs, items.paths())
-    described, row = query_of(file, query, pool=pool, scales=qs, spec=weights, device=device)
-    found = nearest(file, described, pool=pool, scales=qs, top=top, without=row)
+    over_scales, why = (pool, "--pool") if pool else pool_of(file.attributes["protocol"])
+    described, row = query_of(file, query, pool=over_scales, scales=qs, spec=weights, device=device)
+    found = nearest(file, described, pool=over_scales, scales=qs, top=top, without=row)
     table = columns("", "image", "labels", "cosine")
     for rank, neighbour in enumerate(found, 1):
         labels = ", ".join(neighbour.labels)
@@ -446,6 +474,8 @@ def neighbours(
         picture_them,
         lambda: out.print(table),
     )
+    if len(qs or file.description.scales) > 1 and pool is None:
+        say(f"pool: {over_scales} ({why})")
     if missing:
         say(f"left out: {missing}")
     if picture:
@@ -458,19 +488,28 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Hold every descriptor against its checksum, too.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every attribute, also those of the weights.")
+    ] = False,
     overwrite: Overwrite = False,
     json_file: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Tell all about a feature file or a model."""
+    """Tell about a feature file or a model; all that is known with --all, or in --json."""
     check_outputs({}, texts={"--json": json_file}, inputs=[file], overwrite=overwrite)
     from vggfeat.hdf5 import format_of
-    from vggfeat.model import FORMAT, load_model
     from vggfeat.store import open_features
 
     facts: dict[str, Any]
-    is_model = format_of(file) == FORMAT
-    if is_model:
+    unreadable: dict[str, str] = {}
+    kind = format_of(file)
+    if kind == "vggfeat-posteriors":
+        raise VggfeatError(
+            f"{file} holds kept posteriors: `python -m pretrain.evaluate --from {file}` looks at them"
+        )
+    if kind == "vggfeat-model":
+        from vggfeat.model import load_model
+
         m = load_model(file)
         facts = {
             "kind": "model",
@@ -483,9 +522,10 @@ def info(
             facts |= {f"network {i + 1} {key}": value for key, value in part.__dict__.items()}
         facts |= {
             k: m.results[k]
-            for k in ("dataset", "protocol", "C", "model_trained_on", "command")
+            for k in ("dataset", "protocol", "C", "class_weight", "model_trained_on", "command")
             if k in m.results
         }
+        rows = _model_rows(m, file)
     else:
         f = open_features(file)
         if verify:
@@ -504,10 +544,11 @@ def info(
             **f.description.to_dict(),
             **{k: v for k, v in f.attributes.items() if k != "description"},
         }
+        rows = _feature_rows(f, facts["labels"], facts["checked"])
+        unreadable = {f.names[i]: reason for i, reason in f.errors.items()}
     write_json(json_file, facts)
-    print_table(str(file), [(k, v if isinstance(v, str) else json.dumps(plain(v))) for k, v in facts.items()])
-    if not is_model:
-        list_unreadable({f.names[i]: reason for i, reason in f.errors.items()})
+    print_table(str(file), list(_flat(plain(facts))) if everything else rows)
+    list_unreadable(unreadable)
 
 
 @app.command()
@@ -521,7 +562,7 @@ def convert(
     check_outputs({"NEW": new}, inputs=[old], overwrite=overwrite)
     from vggfeat.convert import convert as convert_file
 
-    out.print(f"{new}: {convert_file(old, new)}")
+    out.print(f"{new}: {convert_file(old, new)}, made of {old}, which stays as it is", soft_wrap=True)
 
 
 @app.command()
@@ -550,17 +591,105 @@ def weights() -> None:
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    from vggfeat.report import plain as figure
-    from vggfeat.report import summary
+    from vggfeat.report import choice, class_columns, summary
 
     print_table(f"{results['dataset']}: linear SVM", summary(results))
-    per_class = results.get("per_class", {})
-    scores_of = sorted({key for scores in per_class.values() for key in scores})
-    if per_class and len(per_class) <= 20:
-        table = columns("class", *scores_of)
-        for name, scores in per_class.items():
-            table.add_row(name, *(figure(scores.get(column)) for column in scores_of))
-        out.print(table)
+    for head, rows in (choice(results), class_columns(results)):
+        if 0 < len(rows) <= 20:
+            table = columns(*head)
+            for row in rows:
+                table.add_row(*row)
+            out.print(table)
+
+
+def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str]]:
+    """What a person wants to know of a feature file."""
+    facts = f.attributes
+    parts: dict[str, list[str]] = {}
+    for name, rows in sorted(f.splits.items(), key=lambda item: "test" in item[0]):
+        split, _, part = name.rpartition("/")
+        parts.setdefault(split or "splits", []).append(f"{part} {len(rows):,}")
+    made = datetime.fromtimestamp(f.path.stat().st_mtime).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    version = facts.get("versions", {}).get("vggfeat")
+    return [
+        ("what", "feature file: a descriptor of each image at each scale"),
+        ("data set", facts["dataset"] + (f", in {facts['root']}" if facts["root"] else "")),
+        ("images", f"{f.shape[0]:,}" + (f" ({len(f.errors):,} unreadable)" if f.errors else "")),
+        ("classes", f"{len(f.classes):,}" if f.classes else "none"),
+        ("labels", labels),
+        *((split, ", ".join(of_split)) for split, of_split in parts.items()),
+        ("protocol", facts["protocol"]),
+        *_description_rows(f.description, f.shape[2]),
+        *_trained_rows(facts.get("weights_metadata")),
+        ("stored as", str(f.dtype)),
+        ("checked", checked),
+        ("made", f"{made}, in {duration(facts['seconds'])}" + (f", by vggfeat {version}" if version else "")),
+        ("command", facts["command"]),
+    ]
+
+
+def _model_rows(m: Model, path: Path) -> list[tuple[str, str]]:
+    """What a person wants to know of a saved classifier."""
+    from vggfeat.report import checked_results, summary
+
+    results = checked_results(m.results, path) if m.results else {}
+    rows = [
+        ("what", "model: linear SVMs on descriptors"),
+        ("classes", f"{len(m.classes):,}"),
+        ("labels", "several an image" if m.multi_label else "one an image"),
+        ("descriptor", f"{m.coef_KD.shape[1]:,} values, {m.pool} over the scales"),
+    ]
+    for part in m.parts:
+        rows += _description_rows(part)
+    if results:
+        rows += [("data set", results["dataset"]), *summary(results)]
+        rows += [("command", results[key]) for key in ("command",) if key in results]
+    return rows
+
+
+def _description_rows(description: Description, values: int | None = None) -> list[tuple[str, str]]:
+    kept_apart = "; `svm --pool` pools them" if len(description.scales) > 1 else ""
+    rounds = {"floor": "down", "ceil": "up"}.get(description.pool)
+    return [
+        ("net", description.net),
+        ("layer", description.layer + (f", {values:,} values" if values else "")),
+        ("scales", ", ".join(map(str, description.scales)) + (kept_apart if values else "")),
+        ("mirror images", "averaged in" if description.mirror else "left out"),
+        *([("max-pooling", f"odd sides rounded {rounds}")] if rounds else []),
+        ("weights", f"{description.weights}, sha256 {description.fingerprint[:12]}"),
+        ("precision", description.precision),
+    ]
+
+
+def _trained_rows(metadata: Any) -> list[tuple[str, str]]:
+    """What the weights' own metadata say of their training, where it is told as our files tell it."""
+    metadata = metadata if isinstance(metadata, dict) else {}
+    names = {"source": "weights from", "train_scale": "trained at S", "epoch": "epochs"}
+    rows = [(name, str(metadata[key])[:200]) for key, name in names.items() if metadata.get(key)]
+    with suppress(VggfeatError):
+        errors = fitted(parse_json(str(metadata.get("errors", "{}")), ""), dict[str, dict[str, float]], "")
+        for images, error in errors.items():
+            told = [f"{name.replace('top', 'top-')} {value:.2f} %" for name, value in error.items()]
+            rows.append((f"error, {images.replace('_', '-')} images", ", ".join(told)))
+    return rows
+
+
+def _flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Every value of a record with its name, also of the records inside it, and of those that are JSON in a text."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        with suppress(VggfeatError):
+            value = parse_json(value, name)
+    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+        value = ", ".join(map(str, value)) or "-"
+    if not isinstance(value, dict | list):
+        yield name, value if isinstance(value, str) else json.dumps(value)
+        return
+    if depth > MOST_DEPTH:
+        yield name, shown(value)
+        return
+    items = value.items() if isinstance(value, dict) else enumerate(value, 1)
+    for key, item in items:
+        yield from _flat(item, f"{name} {key}".strip(), depth + 1)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ ROWS = 1 << 24  # bytes of descriptors that are copied at a time
 
 
 def convert(old: Path, new: Path) -> str:
-    """Write the file `new` with all that is in `old`; it appears whole. The format that it is of.
+    """Write the file `new` with all that is in `old`; it appears whole. What it is, in words.
 
     Raises VggfeatError: `old` is no file of version 1, is damaged, or takes too much memory or time to read.
     """
@@ -61,20 +61,22 @@ def convert(old: Path, new: Path) -> str:
         found = hdf5.format_of(partial)
         if found is None:
             raise VggfeatError(f"{old} is damaged: what was made of it can't be read")
-        _check(partial, found)
-    return found
+        return _checked(partial, found)
 
 
-def _check(made: Path, format: str) -> None:
-    """Read what was made as everybody will, before it gets its name. Raises VggfeatError."""
+def _checked(made: Path, format: str) -> str:
+    """What was made, in words, after reading it as everybody will, before it gets its name. Raises VggfeatError."""
     if format == "vggfeat-features":
         from vggfeat.store import open_features
 
-        open_features(made).verify()
-    elif format == "vggfeat-model":
+        features = open_features(made)
+        features.verify()
+        return f"a feature file of {features.shape[0]:,} images"
+    if format == "vggfeat-model":
         from vggfeat.model import load_model
 
-        load_model(made)
+        return f"a model of {len(load_model(made).classes):,} classes"
+    return "kept posteriors"
 
 
 class _Refused(Exception):  # noqa: N818 - it ends the child

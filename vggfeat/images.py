@@ -202,17 +202,8 @@ class Preprocessing:
         input_range default to BGR and 0..255. Otherwise a missing key raises VggfeatError: preprocessing is
         never guessed.
         """
-        caffe = "mean" not in metadata and "mean_bgr" in metadata
-        fields = {
-            "std": "1,1,1",
-            **({"channel_order": "BGR", "input_range": "0..255"} if caffe else {}),
-            **metadata,
-        }
-        missing = [
-            key
-            for key in ("mean_bgr" if caffe else "mean", "channel_order", "input_range")
-            if key not in fields
-        ]
+        fields = said(metadata)
+        missing = [key for key in ("mean", "channel_order", "input_range") if key not in fields]
         if missing:
             raise VggfeatError(
                 f"the weights' metadata lacks {', '.join(missing)}: preprocessing is not guessed"
@@ -220,11 +211,30 @@ class Preprocessing:
         ranges = {"0..255": 255.0, "0..1": 1.0}
         if fields["input_range"] not in ranges:
             raise VggfeatError(f"input_range must be 0..255 or 0..1, not {fields['input_range']!r}")
-        mean = _three_numbers("mean", fields["mean_bgr" if caffe else "mean"].split(","))
-        if caffe and fields["channel_order"] == "RGB":
-            mean = (mean[2], mean[1], mean[0])
+        mean = _three_numbers("mean", fields["mean"].split(","))
         std = _three_numbers("std", fields["std"].split(","))
         return cls(mean, std, fields["channel_order"], ranges[fields["input_range"]])
+
+    def same(self, other: Preprocessing) -> bool:
+        """Whether both make the same of an image, to four digits, in whatever units they are written."""
+        ours, theirs = ([v * 255 / p.input_range for v in (*p.mean, *p.std)] for p in (self, other))
+        close = all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-3) for a, b in zip(ours, theirs, strict=True))
+        return close and self.channel_order == other.channel_order
+
+
+def said(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The facts that a weights file's metadata tell, in one form: `mean_bgr` as mean, with what it implies.
+
+    What is empty says nothing; a mean without std has std 1.
+    """
+    facts = {key: value for key, value in metadata.items() if value not in ("", "[]")}
+    if mean_bgr := facts.pop("mean_bgr", None):
+        facts = {"pool": "ceil", **facts}  # the weights came through Caffe, whose pooling rounds up
+        if "mean" not in facts:
+            facts = {"channel_order": "BGR", "input_range": "0..255", **facts}
+            values = mean_bgr.split(",")
+            facts["mean"] = ",".join(values if facts["channel_order"] == "BGR" else reversed(values))
+    return {"std": "1,1,1", **facts} if "mean" in facts else facts
 
 
 def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
@@ -235,6 +245,11 @@ def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
     if not all(map(math.isfinite, (first, second, third))):
         raise VggfeatError(f"{name} must be finite, not {values!r}")
     return first, second, third
+
+
+CAFFE = Preprocessing(
+    CAFFE_MEAN_BGR, channel_order="BGR"
+)  # the authors' nets, and all that came through Caffe
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 
 APKind = Literal["11point", "allpoint"]
 AP_KINDS: tuple[APKind, ...] = ("11point", "allpoint")
+# What a figure of the results is called, over all classes and of each class.
+FIGURES = {
+    "mean_class_recall": "mean class recall",
+    "accuracy": "accuracy",
+    "map_11point": "mAP (11-point)",
+    "map_allpoint": "mAP (area)",
+}
+CLASS_FIGURES = {"recall": "recall", "ap_11point": "AP (11-point)", "ap_allpoint": "AP (area)"}
 
 
 class MeanAP(NamedTuple):

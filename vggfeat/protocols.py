@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
@@ -25,7 +25,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from vggfeat import metrics
-from vggfeat.checked import Range
+from vggfeat.aggregate import POOLINGS
+from vggfeat.checked import OneOf, Range
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
@@ -35,12 +36,45 @@ C_STEP = 4.0  # the grid's ratio, and that of its extension
 MOST_C = 1e12
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
-CUT = "20% of train"
+CUT = "20 % of train"
 VAL_FRACTION = 0.2  # Appendix B: 20% of the training images choose the hyper-parameters
 N_SPLITS = 3  # Appendix B: three random splits
-# Training images a class (or their share), most test images a class, for random splits that are drawn here.
-SPLIT_SIZES: dict[str, tuple[int | float, int | None]] = {"caltech101": (30, 50), "caltech256": (60, None)}
-OTHER_SPLIT_SIZES: tuple[int | float, int | None] = (0.8, None)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a data set's rules say, where they differ.
+
+    n_train: training images a class, or their share; max_test: most test images a class; for random splits that are
+        drawn here. pool: over the scales. ap: the average precision that chooses C and is compared, for several
+        labels an image.
+    """
+
+    n_train: int | float = 0.8
+    max_test: int | None = None
+    pool: str = "average"
+    ap: metrics.APKind = "allpoint"
+
+
+# Appendix B: descriptors are averaged over the scales on VOC, stacked on Caltech.
+PROTOCOLS = {
+    "voc2007": Protocol(ap="11point"),
+    "voc2012": Protocol(),
+    "caltech101": Protocol(30, 50, "stack"),
+    "caltech256": Protocol(60, None, "stack"),
+}
+
+
+def protocol_of(name: str) -> Protocol:
+    """The rules of a protocol; of what isn't the paper's, folders and lists, the common ones."""
+    return PROTOCOLS.get(name, Protocol())
+
+
+def pool_of(protocol: str) -> tuple[str, str]:
+    """How a protocol pools over scales, where nobody says, and in words why."""
+    why = f"the protocol of {protocol}" if protocol in PROTOCOLS else "the default"
+    return protocol_of(protocol).pool, why
+
 
 Rows = NDArray[np.int64]
 
@@ -71,6 +105,12 @@ class Figures(TypedDict, total=False):
     map_allpoint: Fraction | None
     map_allpoint_std: Fraction | None
     per_class: dict[str, ClassFigures]
+
+
+class Validation(Figures, total=False):
+    """Figures of the validation part, and how many images it has."""
+
+    n: Count
 
 
 class Choice(Figures, total=False):
@@ -110,7 +150,11 @@ class Results(_Results, Choice, total=False):
     selected_by: str
     C_chosen_on: str
     validated_on: str
+    compared_by: str
+    scored_on: str
+    difficult: str
     solver: str
+    class_weight: str
     splits: str
     test_split: str
     n_unreadable: Count
@@ -119,12 +163,13 @@ class Results(_Results, Choice, total=False):
     seconds: float
     per_split: list[Choice]
     test_labels: str
-    validation: Figures
+    validation: Validation
     degenerate_classes: list[str]
     classes_without_ap: list[str]
     not_converged: list[str]
     features: list[Part]
-    pool: str
+    pool: Annotated[str, OneOf(POOLINGS)]
+    pool_by: str
     scales: list[int]
     versions: dict[str, str]
     command: str
@@ -224,6 +269,7 @@ def run(
     loss: str = "squared_hinge",
     solver: str = "newton",
     device: str = "cpu",
+    class_weight: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Choose C, train and test by the problem's protocol.
@@ -233,14 +279,15 @@ def run(
     seed: None uses the stored splits; a number draws random splits anew (as many as are stored, else three).
         Official splits stay as they are; only a validation part that must be cut from train depends on it
         (None: 0).
-    loss, solver, device: as `LinearSVM`.
+    loss, solver, device: as `LinearSVM`. class_weight: None or "balanced", in choosing C, too.
     progress: called with one line for each fit that ended.
 
     The results have the keys of results.json. Figures are fractions of 1; what a protocol lacks is absent.
-    - protocol, solver, C, C_grid, C_curve (validation score of each C; with several splits the mean, over the
-      values that all of them tried), C_grid_extended_by, selected_by, C_chosen_on.
+    - protocol, solver, class_weight, C, C_grid, C_curve (validation score of each C; with several splits the mean,
+      over the values that all of them tried), C_grid_extended_by, selected_by, C_chosen_on.
     - splits, test_split (which part was scored), n_train, n_test (of the first split, if several),
-      n_unreadable (of all images), model_trained_on, rules (sentences), seconds.
+      n_unreadable (of all images), model_trained_on, scored_on (in words), compared_by (the figure that
+      is the protocol's), difficult ("left out"), rules (sentences), seconds.
     - accuracy and mean_class_recall, or map_11point and map_allpoint, and per_class (None: no such figure).
       Several splits: their means, with _std (ddof=1) beside them, and per_split.
     - test_labels "none", when no test image has a label: the only figures are then under validation, of the
@@ -256,13 +303,17 @@ def run(
     for name, given, allowed in (("loss", loss, LOSSES), ("solver", solver, SOLVERS)):
         if given not in allowed:
             raise VggfeatError(f"{name} must be {' or '.join(allowed)}, not {given}")
+    if class_weight not in (None, "balanced"):
+        raise VggfeatError(f"class_weight must be None or balanced, not {class_weight}")
     if len(problem.classes) < 2 and not problem.multilabel:
-        raise VggfeatError("there is one class only; a classifier needs at least two")
+        raise VggfeatError(
+            f"there is one class only, {', '.join(problem.classes)}; a classifier needs at least two"
+        )
     select = len(grid) > 1
     splits, facts = _splits(problem, seed, select)
     _check(problem, splits)
     say = progress or (lambda line: None)
-    svm = LinearSVM(loss=loss, solver=solver, device=device)
+    svm = LinearSVM(loss=loss, solver=solver, device=device, class_weight=class_weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
         outcome = _choose_and_score(problem, splits, facts, grid, isinstance(C, str), svm, say)
@@ -283,21 +334,20 @@ def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Spl
     stored, facts = problem.splits, {"splits": "stored", "test_split": "test"}
     names = _split_names(stored)
     if seed is not None and (names or not stored):
-        n_train, max_test = SPLIT_SIZES.get(problem.protocol, OTHER_SPLIT_SIZES)
+        rules = protocol_of(problem.protocol)
         # Drawn over all images, so that an unreadable one doesn't change who else is where.
         stored = random_splits(
             problem.labels,
-            n_train=n_train,
-            max_test=max_test,
+            n_train=rules.n_train,
+            max_test=rules.max_test,
             val_fraction=VAL_FRACTION,
             n_splits=len(names) or N_SPLITS,
             seed=seed,
         )
         names, facts["splits"] = _split_names(stored), f"drawn with seed {seed}"
     if not names:
-        raise VggfeatError(
-            "there is no training split: store train with val or test, or give a seed to draw some"
-        )
+        there = f"there is {' and '.join(stored)}, but no train: describe images with that split, too"
+        raise VggfeatError(there if stored else "there are no splits: give --seed to draw some")
     splits, chosen_on = [], "the val part of each split"
     for number, name in enumerate(names):
         for part in ("train", "test"):
@@ -326,7 +376,9 @@ def _split_names(splits: dict[str, np.ndarray]) -> list[str]:
 def _official_split(problem: Problem, seed: int, select: bool) -> tuple[list[_Split], dict[str, Any]]:
     stored = problem.splits
     if "test" not in stored and "val" not in stored:
-        raise VggfeatError("there is a train split, but neither val nor test to score on")
+        raise VggfeatError(
+            "there is a train split, but neither val nor test to score on: describe labelled images with one of them"
+        )
     train, test_split = _usable(problem, stored["train"]), "test" if "test" in stored else "val"
     test = _readable(problem, stored[test_split])
     facts = {"splits": "official", "test_split": test_split, "model_trained_on": "train"}
@@ -380,7 +432,8 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
         where = f" in {split.name}" if split.name else ""
         for part, rows in (("train", split.fit), ("test", split.test)):
             if len(rows) == 0:
-                raise VggfeatError(f"there are no readable {part} images{where}")
+                why = ": a class needs two images or more to be split" if split.name else ""
+                raise VggfeatError(f"there are no readable {part} images{where}{why}")
         both = np.intersect1d(split.refit, split.test)
         if len(both):
             raise VggfeatError(
@@ -455,15 +508,15 @@ def _curves(
             curve[model.C] = score = _validate(problem, model, split.val)
             winner = _winner(curve)
             models = {C: kept for C, kept in [*models.items(), (model.C, model)] if winner == C}
+            if np.isnan(score):
+                where = f" of {split.name}" if split.name else ""
+                raise VggfeatError(
+                    f"no class has a positive image in the validation part{where}: C can't be chosen; give one to --C"
+                )
             label = f"{split.name} C={model.C:g}".strip()
-            say(f"{label}: validation {_selected_by(problem)} {score:.4f}")
+            say(f"{label}: validation {metrics.FIGURES[_selected_by(problem)]} {100 * score:.2f} %")
             if not model.converged_:
                 broken_off.append(f"{label} (choosing C)")
-        if any(np.isnan(score) for score in curve.values()):
-            where = f" of {split.name}" if split.name else ""
-            raise VggfeatError(
-                f"no class has a positive image in the validation part{where}: C can't be chosen"
-            )
         best += models.values()
     return curves, best, sorted(broken_off)
 
@@ -489,7 +542,7 @@ def _validate(problem: Problem, model: LinearSVM, val: Rows) -> float:
 def _selected_by(problem: Problem) -> str:
     if not problem.multilabel:
         return "mean_class_recall"
-    return "map_11point" if problem.protocol == "voc2007" else "map_allpoint"
+    return f"map_{protocol_of(problem.protocol).ap}"
 
 
 def _figures(
@@ -531,14 +584,20 @@ def _choose_and_score(
     results: dict[str, Any] = {
         "protocol": problem.protocol,
         "solver": f"{svm.solver}, tol {svm.tol:g}, {svm.loss}",
+        "compared_by": _selected_by(problem),
     }
+    if svm.class_weight is not None:
+        results["class_weight"] = svm.class_weight
+    if problem.multilabel:
+        results["difficult"] = "left out"
     broken_off: list[str] = []
     curves: list[dict[float, float]] = []
     best: list[LinearSVM] = []
     if len(grid) > 1:
         for split in splits:
             if len(split.val) == 0:
-                raise VggfeatError("there are no readable validation images to choose C on; give a single C")
+                where = f" in {split.name}" if split.name else ""
+                raise VggfeatError(f"no readable images are left{where} to choose C on: give one to --C")
         curves, best, broken_off = _curves(problem, splits, grid, extend, svm, say)
     winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
     # The geometric median; of an even number the lower of the two in the middle, a value that was tried.
@@ -555,21 +614,24 @@ def _choose_and_score(
     results |= facts
 
     # Refit and test every split; beside them the classifier to keep, or the one whose validation is reported.
-    jobs = [(split.refit, split.test, winner) for split, winner in zip(splits, winners, strict=True)]
+    final = facts["model_trained_on"]
+    jobs = [
+        (split.name or final, split.refit, split.test, winner)
+        for split, winner in zip(splits, winners, strict=True)
+    ]
     no_truth = not several and not problem.known[splits[0].test].any()
     if several:
         every = np.flatnonzero(problem.readable & problem.known)
-        jobs.append((every, every[:0], C))
+        jobs.append((final, every, every[:0], C))
     elif no_truth and len(splits[0].val):
-        jobs.append((splits[0].fit, splits[0].val, C))
+        jobs.append(("train", splits[0].fit, splits[0].val, C))
     fitted: list[tuple[LinearSVM, NDArray[np.float64] | None]] = []
-    for i, (train, test, value) in enumerate(jobs):
+    for i, (label, train, test, value) in enumerate(jobs):
         # the refit starts from the classifier that won, on part of the same images
         from_best = i < len(best)
         fit = best[i].set_params(warm_start=True) if from_best else clone(svm).set_params(C=value)
         fit.fit(problem.X[train], problem.labels[train])
         fitted.append((fit, _scores(problem, fit, test) if len(test) else None))
-        label = splits[i].name or "train + val" if i < len(splits) else "all images" if several else "train"
         say(f"{label} C={value:g}: trained ({len(fitted)}/{len(jobs)})")
         if not fit.converged_:
             broken_off.append(f"{label} C={value:g}")
@@ -600,6 +662,7 @@ def _choose_and_score(
     if broken_off:
         results["not_converged"] = sorted(broken_off)
     results["rules"] = _rules(problem, several, bool(curves))
+    results["scored_on"] = scored_part(results)[1]
     return Outcome(_plain(results), model, kept)
 
 
@@ -653,6 +716,43 @@ def _over_splits(
     return out
 
 
+def scored_part(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The figures of results.json, and in words what they were computed from, beginning with the part's name.
+
+    Where no test image has a label they are those of the validation part.
+    """
+    chosen = results.get("C_chosen_on")
+    if results.get("test_labels") == "none":
+        if "validation" not in results:
+            return {}, "nothing: no test image has a label"
+        part, n = chosen or results.get("validated_on", "val"), results["validation"].get("n", 0)
+        why = "C was chosen on them, so this is optimistic" if chosen else "none of them trained on"
+        return results["validation"], f"{part} ({_images(n)}; {why}); no test image has a label"
+    how = f"C was chosen on {chosen}" if chosen else "C was given"
+    if splits := results.get("per_split"):
+        parts = "the test part of 1 split" if len(splits) == 1 else f"the test parts of {len(splits)} splits"
+        counts = [split.get("n_test", 0) for split in splits]
+        return results, f"{parts} ({_images(*counts)} each; {how})"
+    return results, f"{results.get('test_split', 'test')} ({_images(results.get('n_test', 0))}; {how})"
+
+
+def trained_on(results: Mapping[str, Any]) -> str:
+    """In words, what had been learned from where the figures come from, and by the classifier that is kept."""
+    final, n = results.get("model_trained_on", "train"), results.get("n_train", 0)
+    if splits := results.get("per_split"):
+        counts = [split.get("n_train", 0) for split in splits]
+        return f"the rest of each split ({_images(*counts)}); the saved classifier on {final}"
+    if "validation" in results:
+        fit = n - results["validation"].get("n", 0)
+        return f"the rest of {final} ({_images(fit)}); the saved classifier on all {n:,}"
+    return f"{final} ({_images(n)})"
+
+
+def _images(*counts: int) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,} to {high:,} images" if low < high else f"{low:,} image{'s' if low != 1 else ''}"
+
+
 def _name_gaps(problem: Problem, results: dict[str, Any], model: LinearSVM) -> None:
     degenerate = [problem.classes[k] for k in model.degenerate_classes_]
     if degenerate:
@@ -666,19 +766,20 @@ def _name_gaps(problem: Problem, results: dict[str, Any], model: LinearSVM) -> N
 def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
     rules = []
     if chosen:
-        rules.append(
-            f"one C for all classes, by {_selected_by(problem)} on the validation part; smallest of equals"
-        )
+        by = metrics.FIGURES[_selected_by(problem)]
+        rules.append(f"one C for all classes, by {by} on the validation part; smallest of equals")
     if problem.multilabel:
         rules.append(
             "difficult: an image whose only objects of a class are difficult is left out for that class, "
-            "in training and in test"
+            "in training and in scoring"
         )
-        rules.append("mean AP: over the classes that have a positive test image")
+        rules.append("mAP: over the classes that have a positive image among those that are scored")
     else:
-        rules.append("mean class recall: over the classes that occur in the test part")
+        rules.append("mean class recall: over the classes that occur among the images that are scored")
     if several:
-        rules.append("standard deviation over splits: ddof=1")
+        rules.append(
+            "+-: the standard deviation over the splits, as of a sample (divided by one less than them)"
+        )
     return rules
 
 

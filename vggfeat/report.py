@@ -20,6 +20,7 @@ from vggfeat.aggregate import aggregate, fuse
 from vggfeat.checked import fitted, parse_json, read_text
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.metrics import CLASS_FIGURES, FIGURES
 from vggfeat.model import Model
 from vggfeat.page import (
     Section,
@@ -35,7 +36,7 @@ from vggfeat.page import (
     table,
     thumbnail,
 )
-from vggfeat.protocols import Results, Scored
+from vggfeat.protocols import Results, Scored, protocol_of, scored_part, trained_on
 from vggfeat.store import Features
 
 MANY = 40  # classes; of more, the best and the worst are shown
@@ -43,43 +44,97 @@ PICTURES = 800  # thumbnails of a page, about 3 kB each
 MAPPED = 1500  # descriptors on the map
 TABLE_CLASSES = 20  # of a confusion matrix with numbers in it
 
-FIGURES = {
-    "mean_class_recall": "mean class recall",
-    "accuracy": "accuracy",
-    "map_11point": "mAP (11-point)",
-    "map_allpoint": "mAP (all-point)",
-}
-CLASS_FIGURES = {"recall": "recall", "ap_11point": "11-point AP", "ap_allpoint": "all-point AP"}
-
 
 def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of the figures in results.json, as a person reads them."""
+    figures, scored_on = scored_part(results)
     rows = []
     for key, name in FIGURES.items():
-        if results.get(key) is not None:
-            std = results.get(f"{key}_std")
-            rows.append(
-                (name, f"{100 * results[key]:.2f} %" + (f" +- {100 * std:.2f}" if std is not None else ""))
-            )
-    rows.append(("C", plain(results.get("C"))))
-    if "C_curve" in results:
-        rows += [("C grid", plain(results["C_grid"])), ("validation score", plain(results["C_curve"]))]
-    for i, split in enumerate(results.get("per_split", [])):
+        if figures.get(key) is not None:
+            std = figures.get(f"{key}_std")
+            shown = percent(figures[key]) + ("" if std is None else f" +- {100 * std:.2f}")
+            rows.append((f"{name} on {_part(results)}", shown))
+    rows += [("scored on", scored_on), ("trained on", trained_on(results))]
+    splits = results.get("per_split", [])
+    median = ", the median of the splits'" if len({split.get("C") for split in splits}) > 1 else ""
+    rows.append(("C", f"{_number(results.get('C'))}{median}"))
+    for i, split in enumerate(splits):
         score = split.get("mean_class_recall", split.get("map_allpoint"))
-        shown = "-" if score is None else f"{100 * score:.2f} %"
-        rows.append((f"split {i}", f"{shown}, C {plain(split.get('C'))}"))
-    counts = [("n_train", "train"), ("n_test", "test"), ("n_unreadable", "unreadable left out")]
-    known = [f"{results[key]} {what}" for key, what in counts if key in results]
-    if known:
-        rows.append(("images", ", ".join(known)))
+        rows.append((f"split {i}", f"{percent(score)}, C {_number(split.get('C'))}"))
+    if "class_weight" in results:
+        rows.append(("class weights", results["class_weight"]))
+    if "pool" in results and any(len(part["scales"]) > 1 for part in results.get("features", [])):
+        by = f" ({results['pool_by']})" if "pool_by" in results else ""
+        rows.append(("pool over scales", f"{results['pool']}{by}"))
+    if "difficult" in results:
+        rows.append(("difficult objects", f"{results['difficult']}, in training and in scoring"))
+    if results.get("n_unreadable"):
+        rows.append(("unreadable images", f"{results['n_unreadable']:,}, left out"))
+    per_class = figures.get("per_class") or {}
+    rows += [
+        (name, _several(names))
+        for name, names in (
+            ("classes without score", [name for name, of in per_class.items() if not _has_score(of)]),
+            ("classes not learned", results.get("degenerate_classes", [])),
+            ("not converged", results.get("not_converged", [])),
+        )
+        if names
+    ]
     rows.append(("protocol", str(results.get("protocol"))))
     return rows
 
 
-def plain(value: Any) -> str:
-    """A figure, or several, in four digits; None as "-"."""
-    if isinstance(value, list):
-        return ", ".join(plain(v) for v in value)
+def _has_score(of_class: dict[str, Any]) -> bool:
+    return any(of_class.get(key) is not None for key in CLASS_FIGURES)
+
+
+def _several(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
+
+
+def choice(results: dict[str, Any]) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
+    """Head and rows of the values of C that were tried, with the score that chose; no rows where none was chosen."""
+    by = FIGURES.get(results.get("selected_by", ""), "score")
+    head = ("C", f"{by} on {results.get('C_chosen_on', 'validation')}", "")
+    tried = zip(results.get("C_grid", []), results.get("C_curve", []), strict=True)
+    return head, [
+        (_number(C), percent(score), "chosen" if results.get("C") == C else "") for C, score in tried
+    ]
+
+
+def class_columns(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and rows of the figures of each class; no rows where there are none."""
+    per_class = scored_part(results)[0].get("per_class") or {}
+    kinds = [key for key in CLASS_FIGURES if any(key in of_class for of_class in per_class.values())]
+    counted = any("n_positive" in of_class for of_class in per_class.values())
+    rows = [
+        (
+            name,
+            *(percent(of_class.get(key)) for key in kinds),
+            *([f"{of_class.get('n_positive', 0):,}"] if counted else []),
+        )
+        for name, of_class in per_class.items()
+    ]
+    head = [
+        "class",
+        *(f"{CLASS_FIGURES[key]} on {_part(results)}" for key in kinds),
+        *(["images"] if counted else []),
+    ]
+    return head, rows
+
+
+def _part(results: dict[str, Any]) -> str:
+    """What was scored, in two or three words."""
+    return "the test parts" if "per_split" in results else scored_part(results)[1].partition(" (")[0]
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction of 1 in per cent; none, or NaN, as "-"."""
+    return "-" if fraction is None or np.isnan(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
+def _number(value: Any) -> str:
+    """A value of C in four digits, or all of an integer; None as "-"."""
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
@@ -87,7 +142,7 @@ def plain(value: Any) -> str:
 class Ranking:
     """The scored images whose labels are known: rows of the feature file, scores (n, K), truth (n, K) of 1, -1, 0.
 
-    predicted: (n,) the best-scored class; None where an image has several labels. aps: (K,) all-point AP.
+    predicted: (n,) the best-scored class; None where an image has several labels. aps: (K,) AP, of the protocol's kind.
     """
 
     rows: np.ndarray
@@ -129,17 +184,18 @@ def write_report(
     elif not features:
         left_out.append(f"{curves}: they need --features, for the labels")
     else:
-        rankings = _rankings(model.scored, features[0])
+        rankings = _rankings(model.scored, features[0], results)
         if not rankings:
             left_out.append(f"{curves}: the scored images have no labels")
     if rankings:
         first = features[0]
-        sections += _curves(rankings, first.classes)
+        ap = CLASS_FIGURES[f"ap_{protocol_of(results['protocol']).ap}"]
+        sections += _curves(rankings, first.classes, ap)
         if first.labels is not None and first.labels.ndim == 1:
             sections += _confusions(rankings, first.classes)
         sections += _mistakes(rankings, first, items, why_no_images, left_out)
     if features:
-        sections += _map(features, model)
+        sections += _map(features, model, results)
     else:
         left_out.append("the map of the descriptors: it needs --features")
     if left_out:
@@ -151,16 +207,17 @@ def write_report(
 
 
 def _lead(results: dict[str, Any]) -> str:
+    figures, scored_on = scored_part(results)
     scores = [
-        f"{name} {100 * results[key]:.1f} %"
+        f"{name} {percent(figures[key], 1)}"
         for key, name in FIGURES.items()
-        if isinstance(results.get(key), float)
+        if isinstance(figures.get(key), float)
     ]
     nets = [
         f"net {part['net']}, {part['layer']}, Q = {', '.join(map(str, part['scales']))}"
         for part in results.get("features", [])
     ]
-    return f"{', '.join(scores) or 'no figures'}; {' and '.join(nets)}"
+    return f"{', '.join(scores) or 'no figures'} on {scored_on}; {' and '.join(nets)}"
 
 
 def _refuse_others(results: dict[str, Any], features: Sequence[Features], model: Model | None) -> None:
@@ -199,7 +256,9 @@ def _refuse_others(results: dict[str, Any], features: Sequence[Features], model:
             raise VggfeatError(f"the model's {name} has rows that {features[0].path} hasn't")
 
 
-def _rankings(scored: dict[str, Scored], features: Features) -> dict[str, Ranking]:
+def _rankings(scored: dict[str, Scored], features: Features, results: dict[str, Any]) -> dict[str, Ranking]:
+    """By the part that was scored, in words."""
+    ap = protocol_of(results["protocol"]).ap
     labels, K = features.labels, len(features.classes)
     out = {}
     for name, part in scored.items():
@@ -213,8 +272,10 @@ def _rankings(scored: dict[str, Scored], features: Features) -> dict[str, Rankin
         own, scores = own[known], np.asarray(part.scores[known], np.float64)
         truth = own if own.ndim == 2 else np.where(np.arange(K) == own[:, None], 1, -1)
         predicted = None if own.ndim == 2 else scores.argmax(axis=1)
-        aps = metrics.mean_average_precision(scores, truth).per_class
-        out[name] = Ranking(part.rows[known], scores, truth, predicted, aps)
+        aps = metrics.mean_average_precision(scores, truth, ap).per_class
+        words = _part(results) if name == "validation" else name
+        words = f"the test part of {name}" if name.startswith("split") else words
+        out[words] = Ranking(part.rows[known], scores, truth, predicted, aps)
     return out
 
 
@@ -223,25 +284,13 @@ def _rankings(scored: dict[str, Scored], features: Features) -> dict[str, Rankin
 
 def _figures(results: dict[str, Any]) -> Section:
     body = table(("", ""), summary(results), numbers=())
-    notes = []
-    for key, text in (
-        ("test_labels", "The test part has no labels: the figures are of the validation part."),
-        ("not_converged", "Not converged: "),
-        ("degenerate_classes", "Without positive or negative training images: "),
-        ("classes_without_ap", "Without a positive image, so without AP: "),
-    ):
-        if key in results:
-            names = results[key] if key != "test_labels" else []
-            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            notes.append(html("<p>{text}{shown}</p>", text=text, shown=shown))
-    rules = "; ".join(results.get("rules", []))
-    return Section("figures", "Figures", body + join(notes), rules)
+    return Section("figures", "Figures", body, "; ".join(results.get("rules", [])))
 
 
 def _class_figure(results: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """The figure of each class that the protocol compares by."""
-    per_class = results.get("per_class") or results.get("validation", {}).get("per_class") or {}
-    for key in (("ap_11point",) if results.get("protocol") == "voc2007" else ()) + tuple(CLASS_FIGURES)[::-1]:
+    per_class = scored_part(results)[0].get("per_class") or {}
+    for key in (f"ap_{protocol_of(results['protocol']).ap}", *CLASS_FIGURES):
         values = {name: figures.get(key) for name, figures in per_class.items()}
         if any(value is not None for value in values.values()):
             return key, {n: float("nan") if v is None else float(v) for n, v in values.items()}
@@ -253,8 +302,8 @@ def _per_class(results: dict[str, Any]) -> list[Section]:
     if not values:
         return []
     order = sorted(values, key=lambda name: -np.nan_to_num(values[name], nan=-1.0))
-    rows = [(name, values[name], plain_percent(values[name])) for name in order]
-    name = CLASS_FIGURES[key]
+    rows = [(name, values[name], percent(values[name], 1)) for name in order]
+    name = f"{CLASS_FIGURES[key]} on {_part(results)}"
     if len(rows) <= MANY:
         body = bars(rows)
     else:
@@ -263,14 +312,9 @@ def _per_class(results: dict[str, Any]) -> list[Section]:
         body += html(
             "<details><summary>All {n} classes</summary>{rows}</details>",
             n=len(rows),
-            rows=table(("class", f"{name}, %"), [(n, text) for n, _, text in rows]),
+            rows=table(("class", name), [(n, text) for n, _, text in rows]),
         )
-    return [Section("classes", f"Classes: {name}, %", body)]
-
-
-def plain_percent(fraction: float) -> str:
-    """A fraction of 1 in per cent; NaN as "-"."""
-    return "-" if np.isnan(fraction) else f"{100 * fraction:.1f}"
+    return [Section("classes", f"Classes: {name}", body)]
 
 
 def _choice_of_c(results: dict[str, Any]) -> list[Section]:
@@ -290,26 +334,28 @@ def _choice_of_c(results: dict[str, Any]) -> list[Section]:
         ]
     if not series:
         return []
+    head, rows = choice(results)
     by = FIGURES.get(results.get("selected_by", ""), "score")
-    about = f"C = {plain(results.get('C'))} won, by {by} on the validation part; of equals the smallest."
-    body = chart(series, "C", f"{by}, %", log_x=True)
-    return [Section("c", "The choice of C", html('<div class="charts">{c}</div>', c=body), about)]
+    splits = " (the median of the splits')" if len(series) > 1 else ""
+    about = f"C = {_number(results.get('C'))}{splits}, by {head[1]}; of equals the smallest."
+    drawn = html('<div class="charts">{c}</div>', c=chart(series, "C", f"{by}, %", log_x=True))
+    return [Section("c", "The choice of C", drawn + table(head, rows, numbers=(0, 1)), about)]
 
 
-def _curves(rankings: dict[str, Ranking], classes: list[str]) -> list[Section]:
+def _curves(rankings: dict[str, Ranking], classes: list[str], ap: str) -> list[Section]:
     name, ranking = next(iter(rankings.items()))
     shown, how = _chosen(ranking.aps)
     figures = []
     for k in shown:
         precision, recall = metrics.precision_recall(ranking.scores[:, k], ranking.truth[:, k])
-        caption = html("{name}<br>AP {ap}", name=classes[k], ap=plain_percent(ranking.aps[k]))
+        caption = html("{name}<br>{ap} {x}", name=classes[k], ap=ap, x=percent(ranking.aps[k], 1))
         figures.append(
             chart(
                 [Series(classes[k], recall, precision)], "recall", "precision", x_range=(0, 1), y_range=(0, 1),
                 size=(220, 200), caption=caption, small=True,
             )
         )  # fmt: skip
-    about = f"Of the {len(ranking.rows)} images of {name}; AP is all-point, in per cent. {how}"
+    about = f"Of the {len(ranking.rows)} images of {name}. {how}"
     return [
         Section(
             "curves", "Precision and recall", html('<div class="charts">{f}</div>', f=join(figures)), about
@@ -359,11 +405,9 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     often = [divmod(int(i), K) for i in np.argsort(-wrong, axis=None, kind="stable")[:15]]
-    rows = [
-        (classes[k], classes[j], wrong[k, j], plain_percent(share[k, j])) for k, j in often if wrong[k, j]
-    ]
+    rows = [(classes[k], classes[j], wrong[k, j], percent(share[k, j], 1)) for k, j in often if wrong[k, j]]
     if rows:
-        head = ("label", "taken for", "images", "% of the label's")
+        head = ("label", "taken for", "images", "of the label's")
         body += html("<h3>Most frequent</h3>{t}", t=table(head, rows, numbers=(2, 3)))
     about = f"Rows are labels, columns the best-scored class; images of {', '.join(rankings)} together."
     return [Section("confusions", "Confusions", body, about)]
@@ -443,18 +487,17 @@ def _pictures(features: Features, items: datasets.Items | None) -> Callable[[int
     return of
 
 
-def _map(features: Sequence[Features], model: Model | None) -> list[Section]:
+def _map(features: Sequence[Features], model: Model | None, results: dict[str, Any]) -> list[Section]:
     readable = np.flatnonzero(np.logical_and.reduce([file.readable for file in features]))
     if len(readable) < 3:
         return []
     picked = readable
     if len(picked) > MAPPED:
         picked = np.sort(np.random.default_rng(0).choice(readable, MAPPED, replace=False))
-    pool = model.pool if model else "average"
-    parts = model.parts if model else [file.description for file in features]
-    X = fuse(
-        [aggregate(file.read(part.scales, picked), pool) for file, part in zip(features, parts, strict=True)]
-    )
+    parts = [part.get("scales") for part in results.get("features", [])] or [None] * len(features)
+    scales = [part.scales for part in model.parts] if model else [q and tuple(q) for q in parts]
+    pool = model.pool if model else results.get("pool", protocol_of(results["protocol"]).pool)
+    X = fuse([aggregate(file.read(q, picked), pool) for file, q in zip(features, scales, strict=True)])
     xy, how = _plane(X)
     first = features[0]
     if first.labels is None:
@@ -499,12 +542,12 @@ def _how_made(results: dict[str, Any]) -> Markup:
     rows = []
     for part in results.get("features", []):
         rows += [
-            (f"net {part.get('net')}", f"{part.get('weights')}, sha256 {str(part.get('fingerprint'))[:16]}")
+            (f"net {part.get('net')}", f"{part.get('weights')}, sha256 {str(part.get('fingerprint'))[:12]}")
         ]
         mirror = "with mirror images" if part.get("mirror") else "without mirror images"
         scales = ", ".join(map(str, part.get("scales", [])))
         rows += [("descriptor", f"{part.get('layer')}, Q = {scales}, {mirror}")]
-    rows += [("over the scales", str(results.get("pool"))), ("solver", str(results.get("solver")))]
+    rows += [("solver", str(results.get("solver")).replace("_", " "))]
     rows += [("versions", ", ".join(f"{k} {v}" for k, v in (results.get("versions") or {}).items()))]
     body = table(("", ""), rows, numbers=())
     if results.get("command"):

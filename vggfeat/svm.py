@@ -69,18 +69,23 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         """(N, P), or (1, 1) without."""
         if self.class_weight is None:
             return np.ones((1, 1))
-        if self.multilabel_:
-            if self.class_weight != "balanced":
-                raise ValueError(
-                    f"class_weight must be None or 'balanced' for several labels an image, not {self.class_weight!r}"
-                )
+        if self.multilabel_ and self.class_weight == "balanced":
             positive, negative = (
                 np.maximum(weights_N @ (targets_NP == sign), np.finfo(float).tiny) for sign in (1, -1)
             )
             half = (positive + negative) / 2
             return np.where(targets_NP == 1, half / positive, half / negative)
+        classes, labels = (np.array([-1, 1]),) * 2 if self.multilabel_ else (self.classes_, y.ravel())
+        if self.multilabel_ and not (isinstance(self.class_weight, dict) and {*self.class_weight} <= {1, -1}):
+            raise ValueError(
+                "class_weight must be None, 'balanced' or {1: present, -1: absent} for several labels an image, "
+                f"not {self.class_weight!r}"
+            )
         weight_K = compute_class_weight(
-            self.class_weight, classes=self.classes_, y=y.ravel(), sample_weight=weights_N
+            self.class_weight,
+            classes=classes,
+            y=labels,
+            sample_weight=None if self.multilabel_ else weights_N,
         )
         if not (np.isfinite(weight_K).all() and (weight_K >= 0).all()):
             raise ValueError(f"class_weight must not be negative: {self.class_weight!r}")
@@ -175,8 +180,9 @@ class LinearSVM(_OneAgainstTheRest):
     device: where "newton" computes, in PyTorch's words: "cpu", "cuda".
     warm_start: start from what the last `fit` found, where it was of the same classes: as at a like C, on more images.
     class_weight: a class's factor on the C of its own images, {label: factor}, as in liblinear: in the problem "class k
-        against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples / (n_classes n_k); for
-        several labels an image (where it is the only choice) both sides of a class weigh the same.
+        against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples / (n_classes n_k). For
+        several labels an image each class is a problem of two: {1: of the images that have it, -1: of the others}, and
+        "balanced" gives both sides of it the same weight.
 
     Fitted attributes
     -----------------

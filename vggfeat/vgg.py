@@ -58,6 +58,25 @@ def layer_names(net: str) -> list[str]:
     return [*names, *FC_LAYERS]
 
 
+def layer_keys(net: str) -> dict[str, str]:
+    """Layer with weights -> its name in a state dict: conv1_1 -> features.0 … fc8 -> classifier.6.
+
+    Raises VggfeatError for a net that Table 1 doesn't have.
+    """
+    layer_names(net)
+    keys, at = {}, 0
+    for s, stage in enumerate(TABLE_1[net], 1):
+        convs = 0
+        for kernel in stage:
+            if kernel != "LRN":
+                convs += 1
+                keys[f"conv{s}_{convs}"] = f"features.{at}"
+                at += 1  # its ReLU
+            at += 1
+        at += 1  # the pooling
+    return keys | {layer: f"classifier.{3 * i}" for i, layer in enumerate(FC_LAYERS)}
+
+
 def parameter_count(net: str, num_classes: int, width: float, crop: int) -> int:
     """Weights and biases of a whole net, by arithmetic: nothing is built. Arguments as of VGG.
 

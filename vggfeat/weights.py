@@ -1,68 +1,56 @@
 """A name or a path -> a ready network: its weights, the preprocessing that belongs to them, a fingerprint.
 
-| spec | what it is |
-|---|---|
-| `mini`, `mini:D`, `mini:A` | small nets that come with the package, trained on ten classes: for trying things |
-| `oxford:D`, `oxford:E` | the authors' released nets (scale-jittered), downloaded with a checksum |
-| `oxford:D@FILE` | the same from a local file |
-| `torchvision:vgg16`, `torchvision:vgg16.IMAGENET1K_FEATURES` | torchvision's enums; `@FILE` for a local file |
-| `timm:NAME` | any timm backbone, its dense features; `@FILE` for a local file |
-| `random:A,width=0.25,crop=64,seed=0` | an untrained net of Table 1 (He's initialisation): the floor of a comparison |
-| `FILE.safetensors` | a file whose metadata name the net and its preprocessing |
-| `FILE.pth` | a released-net conversion (keys `classifier.1|4|6`), recognised by its keys |
-
-No code of a file is ever run: safetensors, or a pickle that names nothing but plain tensors. Names, types and shapes
-are compared with the net's before a value is read, and a net has at most `vgg.MOST_PARAMETERS` parameters.
+`SOURCES` lists the names. What a file says of itself, by its metadata or by the names in it, is believed: a source that
+says otherwise (`torchvision:vgg16@FILE`) is refused. Names, types and shapes are compared with the net's before a value
+is used (`tensors` reads them), and a net has at most `vgg.MOST_PARAMETERS` parameters.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import pickletools
 import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Annotated, Any, TypedDict
+from typing import Any
 from urllib.error import URLError
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from vggfeat import __version__
-from vggfeat.checked import Range, fitted, parse_json, regular, shown
-from vggfeat.errors import VggfeatError
+from vggfeat.checked import fitted, parse_json, shown
+from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import whole
-from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
-from vggfeat.vgg import FC_LAYERS, MOST_PARAMETERS, NETS, TABLE_1, VGG
+from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing, said
+from vggfeat.tensors import ENDINGS, bare, read
+from vggfeat.vgg import FC_LAYERS, NETS, TABLE_1, VGG, layer_keys
 
-CAFFE = Preprocessing(mean=CAFFE_MEAN_BGR, std=(1.0, 1.0, 1.0), channel_order="BGR", input_range=255.0)
 # Conversions of the authors' Caffe files; the digits in a name are the first of its sha256.
 OXFORD = {
     "D": "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
     "E": "https://web.eecs.umich.edu/~justincj/models/vgg19-d01eb7cb.pth",
 }
-OXFORD_FC = {"classifier.1": "classifier.0", "classifier.4": "classifier.3", "classifier.6": "classifier.6"}
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 MINI = {net: Path(__file__).parent / "assets" / f"mini-{net}.safetensors" for net in ("A", "D")}
+WHOLE = {"width": "1", "crop": "224"}  # of a released net
+MINI_WORKS = "without a network `weights` mini works"
 SOURCES = [
     ("mini, mini:A", "small nets D and A that come with the package, 5 MB each: for trying things"),
     ("oxford:D", "the authors' released net D (default); BGR 0-255 minus the mean, ceil pooling"),
     ("oxford:E", "the authors' released net E"),
-    ("oxford:D@FILE", "the same from a local file (.pth or .safetensors)"),
+    ("oxford:D@FILE", "the same from a local file: their conversion, or the authors' .caffemodel"),
     ("torchvision:vgg16", "torchvision's own VGG (vgg11, vgg13, vgg16, vgg19); also @FILE"),
-    ("torchvision:vgg16.IMAGENET1K_FEATURES", "the released convolutions without FC layers"),
+    ("torchvision:vgg16.IMAGENET1K_FEATURES", "the released convolutions without FC layers; also @FILE"),
     ("timm:NAME", "any timm backbone that takes images of any size; also @FILE"),
-    ("random:NET,width=W,crop=C,seed=S", "an untrained net: the floor of a comparison"),
+    ("random:NET,width=W,crop=C,seed=S,classes=K", "an untrained net: the floor of a comparison"),
     ("FILE.safetensors", "a weights file with its metadata (net, mean, channel order, ...)"),
+    ("FILE.pth", "PyTorch's file of a conversion of the authors' net, known by its names"),
+    ("FILE.caffemodel", "Caffe's file of a net of Table 1, as the authors released theirs"),
 ]
 
 
@@ -114,7 +102,7 @@ class Network:
         if layer not in self.layers:
             raise VggfeatError(
                 f"weights {self.spec} have no layer {layer!r}: they reach {self.layers[-1]}; "
-                f"give --layer one of {', '.join(self.layers)}"
+                f"give `layer` one of {', '.join(self.layers)}"
             )
 
     def dim(self, layer: str) -> int:
@@ -197,28 +185,29 @@ def resolve_device(device: str) -> torch.device:
         raise VggfeatError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if resolved.type == "cuda" and (resolved.index or 0) >= count:
-        raise VggfeatError(f"device {device!r} is not there: PyTorch sees {count} GPUs; give --device cpu")
+        raise VggfeatError(f"device {device!r} is not there: PyTorch sees {count} GPUs; give `device` cpu")
     return resolved
 
 
-def load(name: str, weights: str | os.PathLike[str] | None = None) -> Network:
+def load(name: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Network:
     """A ready network, float32 on the CPU, in evaluation mode.
 
-    name: a spec (see this module's table), or a net of Table 1 ("D", "E": the released weights).
+    name: a spec (see `SOURCES`), a path, or a net of Table 1 ("D", "E": the released weights).
     weights: a spec or path; `name` must then be the net that it holds.
     Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network.
     """
+    name = os.fspath(name)
     if weights is not None:
         network = load(f"mini:{name}" if weights == "mini" else os.fspath(weights))
         if name != network.name:
             raise VggfeatError(
-                f"weights {weights} hold net {network.name}, not {name}; leave out --net or correct it"
+                f"weights {weights} hold net {network.name}, not {name}; leave out `net` or correct it"
             )
         return network
     if name in NETS:
         if name not in OXFORD:
             raise VggfeatError(
-                f"no weights were released for net {name}; give --weights FILE (released: D, E)"
+                f"no weights were released for net {name}; give `weights` FILE (released: D, E)"
             )
         name = f"oxford:{name}"
     if name == "mini":
@@ -229,11 +218,11 @@ def load(name: str, weights: str | os.PathLike[str] | None = None) -> Network:
     if rest and source in _LOADERS:
         what, _, file = rest.partition("@")
         network = _LOADERS[source](what, Path(os.path.realpath(file)) if file else None)
-    elif Path(name).suffix in (".safetensors", ".pth", ".pt"):
+    elif Path(name).suffix in ENDINGS or os.path.lexists(name):
         network = _load_file(Path(name))
     else:
         raise VggfeatError(
-            f"weights {shown(name)} are not known: give a .safetensors or .pth file, or one of "
+            f"weights {shown(name)} are not known: there is no such file, and no such source; give a file, or one of "
             f"mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see `vggfeat weights`)"
         )
     network.module.eval().requires_grad_(False)
@@ -250,14 +239,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-class TrainedStage(TypedDict):
-    """How long a net was trained in one stage of its chain."""
-
-    stage: str
-    iterations: Annotated[int, Range(0, 2**53)]
-    epochs: Annotated[float, Range(0, 2**53)]
-
-
 def save_weights(
     path: str | os.PathLike[str],
     module: VGG,
@@ -268,13 +249,10 @@ def save_weights(
     source: str = "",
     epoch: str = "",
     recipe: str = "",
+    history: str = "",
     errors: str = "",
-    trained: str = "",
 ) -> None:
-    """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at all.
-
-    trained: JSON, a list of `TrainedStage` from the first of the net's chain to its last; "" where it isn't known.
-    """
+    """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at all."""
     metadata = {
         **_vgg_metadata(module, preprocessing),
         "classes": json.dumps(classes or []),
@@ -282,8 +260,8 @@ def save_weights(
         "source": source,
         "epoch": epoch,
         "recipe": recipe,
+        "history": history,
         "errors": errors,
-        "trained": trained,
         "version": __version__,
     }
     write_tensors(path, module.state_dict(), metadata)
@@ -311,175 +289,127 @@ def _vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:
     }
 
 
-# --- reading files -----------------------------------------------------------------------------------------
+# --- building ----------------------------------------------------------------------------------------------
 
-MOST_HEADER = 16 << 20  # bytes of the names, shapes and metadata in a file
-MOST_STEPS = 1_000_000  # of the pickle in a .pth file; a state dict takes about twenty a tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What the pickle of a state dict names, and nothing else: weights_only allows much that takes memory or isn't dense.
-_PLAIN = {
-    "collections OrderedDict",
-    *(f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")),
-    *(
-        f"torch {name}Storage"
-        for name in ("Half", "BFloat16", "Float", "Double", "Byte", "Int", "Long", "Bool")
-    ),
-}
+# Layers' names in others' files -> torchvision's. The authors' nets' conversions count one module more.
+AUTHORS_FC = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}
+TIMM_FC = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors or .pth file; of most files the values are only mapped, not yet read.
-
-    Raises VggfeatError: no such file; a header that is damaged or unsound; anything but dense tensors by name.
-    """
-    size = regular(path, "weights file")
-    with _unreadable(path):
-        if path.suffix == ".safetensors":
-            with opened(path) as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, _metadata(file, path)  # noqa: SIM118
-        with open(path, "rb") as pickled:
-            mapped = _check_pickle(pickled, path, size)
-            pickled.seek(0)
-            place = _unicode_name(path, pickled) if mapped else pickled
-            with warnings.catch_warnings(action="ignore"):  # of what a damaged file says of itself
-                tensors = torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
-    if not isinstance(tensors, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
-    ):
-        raise VggfeatError(f"{path} holds no plain state dict (names to tensors)")
-    return {key: tensor.detach() for key, tensor in tensors.items()}, {}
-
-
-@contextmanager
-def _unreadable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except VggfeatError:
-        raise
-    except Exception as error:  # the readers raise whatever a broken file makes them raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VggfeatError(f"{path} can't be read as weights: {reason}") from error
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """A .safetensors file whose header is of a sane length; the library compares it with the file's own length.
-
-    Raises OSError for a file that can't be opened, which the library would call missing; ValueError, SafetensorError.
-    """
-    with open(path, "rb") as raw:
-        length = int.from_bytes(raw.read(8), "little")
-        if length > MOST_HEADER:
-            raise ValueError(f"its header claims {length:,} bytes")
-        with safetensors.safe_open(_unicode_name(path, raw), framework="pt") as file:
-            yield file
-
-
-def _unicode_name(path: Path, file: IO[bytes]) -> str:
-    """A name of an open file that libraries take, which want Unicode."""
-    try:
-        return os.fspath(path) if os.fspath(path).encode() else ""
-    except UnicodeEncodeError:
-        return f"/dev/fd/{file.fileno()}"
-
-
-def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
-    """Refuse a .pth file that is more than tensors by name, before it is loaded; whether its values can be mapped."""
-    if zipfile.is_zipfile(file):
-        archive = zipfile.ZipFile(file)
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise VggfeatError(f"{path} is compressed, as PyTorch's files never are: save it again")
-        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-        if len(entries) != 1:
-            raise VggfeatError(
-                f"{path} is a zip archive, and not one that PyTorch has written: it has {len(entries)} data.pkl"
-            )
-        (pickled,) = entries
-        if pickled.file_size > MOST_HEADER:
-            raise VggfeatError(f"{path} can't be read as weights: its pickle has {pickled.file_size:,} bytes")
-        _check_names(io.BytesIO(archive.read(pickled)), 1, path)
-        return True
-    if size > 4 * MOST_PARAMETERS:
+    """Tensors of a net of Table 1 by their names, in whose convention ever, and what the file says of itself."""
+    found = [[f"{layer}.weight", f"{layer}.bias"] for layer in ("features.0", "conv1_1")]
+    tensors, metadata = bare(*read(path), found, path)
+    if normed := [key for key in tensors if key.startswith("features.") and key.endswith(".running_mean")]:
         raise VggfeatError(
-            f"{path} has {size / 1e9:.1f} GB in PyTorch's old format, which is read whole: save it again"
+            f"{path} has batch normalisation ({shown(normed[0])}), which no net of Table 1 has: "
+            f"give timm:{_torchvisions(tensors)}_bn@{path}"
         )
-    file.seek(0)
-    _check_names(file, 4, path)  # a magic number, a version, facts about the machine, the tensors
-    return False
+    return tensors, said(metadata)
 
 
-def _check_names(file: IO[bytes], pickles: int, path: Path) -> None:
-    steps = 0
-    for _ in range(pickles):
-        for step, argument, _ in pickletools.genops(file):
-            steps += 1
-            if steps > MOST_STEPS:
-                raise VggfeatError(f"{path} can't be read as weights: its pickle is too long")
-            if "GLOBAL" in step.name and argument not in _PLAIN:
-                what = argument or "a function"
-                raise VggfeatError(
-                    f"{path} can't be read as weights: it names {what}, not only tensors by their names"
+def _torchvisions(tensors: Mapping[str, Tensor]) -> str:
+    """torchvision's name of a net with so many convolutions."""
+    count = sum(v.ndim == 4 and key.startswith(("features", "conv")) for key, v in tensors.items())
+    by_count = {8: "vgg11", 10: "vgg13", 13: "vgg16", 16: "vgg19"}
+    return by_count.get(count, "vgg16")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What metadata tell of a net. Raises VggfeatError, which begins with `where`."""
+
+    net: str
+    preprocessing: Preprocessing
+    width: float
+    crop: int
+    pool: str
+    num_classes: int | None
+    classes: list[str] | None
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], where: Any) -> _Facts:
+        try:
+            names = metadata.get("classes") or "[]"
+            classes = fitted(parse_json(names, "classes"), list[str], "classes") or None
+            num_classes = len(classes) if classes else None
+            if "num_classes" in metadata:
+                num_classes = int(metadata["num_classes"])
+            facts = cls(
+                metadata["net"],
+                Preprocessing.from_metadata(metadata),
+                float(metadata.get("width", "1")),
+                int(metadata.get("crop", "224")),
+                metadata.get("pool", "floor"),
+                num_classes,
+                classes,
+            )
+        except (ValueError, VggfeatError) as error:
+            raise VggfeatError(f"{where} has unusable metadata: {error}") from error
+        if classes and len(classes) != num_classes:
+            raise VggfeatError(
+                f"{where} has unusable metadata: {len(classes)} names for {num_classes} classes"
+            )
+        return facts
+
+
+def agreed(
+    source: str, file: Path, release: Mapping[str, str], metadata: Mapping[str, str], outputs: int | None
+) -> dict[str, str]:
+    """What a file says of itself, and for the rest what the source named has of it.
+
+    outputs: of the file's fc8. Raises VggfeatError where file and source contradict each other.
+    """
+    theirs = _Facts.of(release, source)
+    told = metadata.get("num_classes", "") if outputs is None else str(outputs)
+    if theirs.classes and told not in ("", str(len(theirs.classes))):  # trained further, on other classes
+        release = {key: value for key, value in release.items() if key != "classes"}
+    agreed = {**release, **metadata}
+    ours = _Facts.of(agreed, file)
+    differs = {
+        "net": ours.net != theirs.net,
+        **dict.fromkeys(
+            ("channel_order", "input_range", "mean", "std"),
+            not ours.preprocessing.same(theirs.preprocessing),
+        ),
+        "pool": ours.pool != theirs.pool,
+        "width": ours.width != theirs.width,
+        "crop": ours.crop != theirs.crop,
+        "train_scale": True,
+        "classes": ours.classes != theirs.classes,
+    }
+    for key, other in differs.items():
+        if other and key in metadata and key in release and metadata[key] != release[key]:
+            complete = ours.net in NETS and {"net", "mean", "channel_order", "input_range"} <= metadata.keys()
+            raise VggfeatError(
+                f"{file} says of itself {key} {shown(metadata[key])}, and {source} has {shown(release[key])}: "
+                + (
+                    f"give {file} alone"
+                    if complete
+                    else "name the source that it is of, or correct what it says"
                 )
-
-
-def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a .safetensors file. Raises VggfeatError: no such file, a damaged one, metadata that can't be."""
-    regular(path, "weights file")
-    with _unreadable(path), opened(path) as file:
-        return _metadata(file, path)
-
-
-def _metadata(file: Any, path: Path) -> dict[str, str]:
-    """The strings of an open file, those that are kept for the record checked; a net's own are by `_load_file`."""
-    metadata = dict(file.metadata() or {})
-    for key in ("recipe", "errors"):
-        where = f"{path}: the metadata's {key}"
-        record = fitted(parse_json(metadata.get(key) or "{}", where), dict[str, Any], where)
-        fitted(record.get("seed", 0), int, f"{where}'s seed")
-    where = f"{path}: the metadata's trained"
-    fitted(parse_json(metadata.get("trained") or "[]", where), list[TrainedStage], where)
-    scale = metadata.get("train_scale", "")
-    if not re.fullmatch(r"([0-9]{1,5}(-[0-9]{1,5})?)?", scale):
-        raise VggfeatError(f"{path}: the metadata's train_scale must be as 256 or 256-512, not {scale!r:.60}")
-    return metadata
+            )
+    return agreed
 
 
 def _load_file(path: Path) -> Network:
     tensors, metadata = _read(path)
     place = os.path.realpath(path)  # kept in feature files and models, which are used from other folders
-    if "classifier.1.weight" in tensors and "net" not in metadata:
+    if "net" in metadata and "mean" in metadata:
+        return _vgg_network(place, tensors, metadata)
+    if "classifier.1.weight" in tensors and "mean" not in metadata:
         return _oxford(_net_by_convolutions(tensors, path), Path(place))
-    if "net" not in metadata or ("mean" not in metadata and "mean_bgr" not in metadata):
-        raise VggfeatError(
-            f"{path} doesn't say which preprocessing its weights need; name the source, "
-            f"as in torchvision:vgg16@{path} or oxford:D@{path}"
-        )
-    try:
-        preprocessing = Preprocessing.from_metadata(metadata)
-        width, crop = float(metadata.get("width", "1")), int(metadata.get("crop", "224"))
-        names = metadata.get("classes") or "[]"
-        classes = fitted(parse_json(names, "classes"), list[str], "classes") or None
-        num_classes = len(classes) if classes else None
-        if "num_classes" in metadata:
-            num_classes = int(metadata["num_classes"])
-    except (ValueError, VggfeatError) as error:
-        raise VggfeatError(f"{path} has unusable metadata: {error}") from error
-    if classes and len(classes) != num_classes:
-        raise VggfeatError(f"{path} has unusable metadata: {len(classes)} names for {num_classes} classes")
-    # Weights that subtract Caffe's BGR mean came through Caffe, whose pooling rounds up.
-    pool = metadata.get("pool") or ("ceil" if "mean_bgr" in metadata else "floor")
-    return _vgg_network(
-        place,
-        metadata["net"],
-        tensors,
-        preprocessing,
-        pool,
-        width,
-        crop,
-        num_classes,
-        classes,
-        metadata,
+    sources = [f"timm:NAME@{path}"]
+    if any(key.startswith(("features.", "conv")) for key in tensors):
+        sources = [f"torchvision:{_torchvisions(tensors)}@{path}"]
+        if "classifier.0.weight" not in tensors:
+            sources += [
+                f"oxford:{net}@{path}" for net in OXFORD if TORCHVISION_NETS[_torchvisions(tensors)] == net
+            ]
+    raise VggfeatError(
+        f"{path} doesn't say which preprocessing its weights need; name the source, as in {' or '.join(sources)}, or "
+        "make a .safetensors file whose metadata tell it (docs/formats.md)"
     )
 
 
@@ -491,64 +421,62 @@ def _net_by_convolutions(tensors: Mapping[str, Tensor], path: Path) -> str:
     raise VggfeatError(f"{path} has {count} convolutions; the released nets have 13 (D) or 16 (E)")
 
 
-def _vgg_network(
-    spec: str,
-    net: str,
-    tensors: dict[str, Tensor],
-    preprocessing: Preprocessing,
-    pool: str,
-    width: float = 1.0,
-    crop: int = 224,
-    num_classes: int | None = None,
-    classes: list[str] | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> Network:
-    """A Network from a state dict in torchvision's keys; it reaches as far as the weights do. Empties `tensors`.
-
-    classes: of another number than fc8's outputs they are not its names.
-    """
+def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Network:
+    """A Network from a state dict and the facts about it; it reaches as far as the weights do. Empties `tensors`."""
+    facts = _Facts.of(metadata, spec)
+    net, num_classes, pool = facts.net, facts.num_classes, facts.pool
+    width, crop = facts.width, facts.crop
+    try:
+        names = layer_keys(net) | AUTHORS_FC | TIMM_FC
+    except VggfeatError as error:
+        raise VggfeatError(f"{spec} can't be a net: {error}") from error
+    for key in list(tensors):
+        layer, _, kind = key.rpartition(".")
+        ours = f"{names.get(layer)}.{kind}"
+        if layer in names and ours not in tensors:
+            value = tensors.pop(key)
+            if value.ndim == 4 and ours.startswith("classifier") and value.is_contiguous() and len(value):
+                value = value.view(len(value), -1)  # FC layers as convolutions
+            tensors[ours] = value
     if num_classes is None:
         fc8 = tensors.get("classifier.6.weight")
         num_classes = len(fc8) if fc8 is not None and fc8.ndim == 2 else 1000
     with torch.device("meta"):
         try:
-            whole = VGG(net, num_classes, width, crop, pool)
+            full = VGG(net, num_classes, width, crop, pool)
         except VggfeatError as error:
             raise VggfeatError(f"{spec} can't be a net: {error}") from error
-    expected = whole.state_dict()
+    expected = full.state_dict()
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
-        raise VggfeatError(f"{spec} doesn't fit net {net}: it has {unknown[0]}, which the net doesn't")
-    _refuse_unfit(tensors, expected, f"{spec} doesn't fit net {net} (width {width:g}, crop {crop})")
+        raise VggfeatError(f"{spec} doesn't fit net {net}: it has {shown(unknown[0])}, which the net doesn't")
+    refuse_unfit(tensors, expected, f"{spec} doesn't fit net {net} (width {width:g}, crop {crop})")
     reach = None
     start = 0
-    for layer in whole.layers:
+    for layer in full.layers:
         if layer in FC_LAYERS:
             prefixes = [f"classifier.{3 * FC_LAYERS.index(layer)}."]
         else:
-            prefixes = [f"features.{i}." for i in range(start, whole.ends[layer])]
-            start = whole.ends[layer]
+            prefixes = [f"features.{i}." for i in range(start, full.ends[layer])]
+            start = full.ends[layer]
         keys = [k for k in expected if k.startswith(tuple(prefixes))]
         # Also ends here: torchvision's IMAGENET1K_FEATURES fills the FC layers with NaN.
-        if any(k not in tensors or not _finite(tensors[k]) for k in keys):
+        if any(k not in tensors or not finite(tensors[k]) for k in keys):
             break
         reach = layer
     if reach is None:
         raise VggfeatError(f"{spec} has no usable weights of net {net}: conv1_1 is missing or not finite")
     with torch.device("meta"):
         module = VGG(net, num_classes, width, crop, pool, until=reach)
-    own = {**(metadata or {}), **_vgg_metadata(module, preprocessing), "source": spec}
-    if metadata and metadata.get("source"):
-        own["source"] = metadata["source"]
+    own = {"source": spec, **metadata, **_vgg_metadata(module, facts.preprocessing)}
     sha256 = fingerprint(tensors)
     # copied, as a file that is only mapped may change, or shrink under the process; one by one, as they may be large
     kept = {k: tensors.pop(k).to(torch.float32, copy=True).contiguous() for k in module.state_dict()}
     module.load_state_dict(kept, assign=True)
-    names = classes if classes and len(classes) == num_classes else None
-    return Network(spec, module, preprocessing, sha256, own, names)
+    return Network(spec, module, facts.preprocessing, sha256, own, facts.classes)
 
 
-def _refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+def refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Raise VggfeatError where a tensor that is expected has another shape or kind of number; no value is read."""
     for key, wanted in expected.items():
         if key not in tensors:
@@ -564,7 +492,7 @@ def _refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise VggfeatError(f"{what}: {key} is {kind}, not {str(wanted.dtype).removeprefix('torch.')}")
 
 
-def _finite(tensor: Tensor) -> bool:
+def finite(tensor: Tensor) -> bool:
     """Whether all values are; without a mask of them, which may be large."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
@@ -572,20 +500,56 @@ def _finite(tensor: Tensor) -> bool:
 # --- sources -----------------------------------------------------------------------------------------------
 
 
+def _of_source(source: str, file: Path | None, url: str, release: Mapping[str, str]) -> Network:
+    """The net of a release: downloaded, or from a file that doesn't contradict what the release is."""
+    tensors, metadata = _read(_downloaded(url, source) if file is None else file)
+    spec = source if file is None else f"{source}@{file}"
+    if file is None:
+        return _vgg_network(spec, tensors, release)
+    if "mean" not in metadata:
+        refuse_other_release(source, file, tensors)
+    fc8 = tensors.get("classifier.6.weight", tensors.get("fc8.weight"))
+    outputs = len(fc8) if fc8 is not None and fc8.ndim else None
+    return _vgg_network(spec, tensors, agreed(source, file, release, metadata, outputs))
+
+
+def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise VggfeatError where the names, or FC layers of NaN, tell that a file is another release's."""
+    conversion = "classifier.1.weight" in tensors or "classifier.4.weight" in tensors
+    torchvisions = "classifier.0.weight" in tensors or "classifier.3.weight" in tensors
+    if conversion and source.startswith("torchvision"):
+        raise VggfeatError(
+            f"{file} has the names of the conversion of the authors' nets (classifier.1), not torchvision's: "
+            f"give {file} alone"
+        )
+    if torchvisions and source.startswith("oxford"):
+        raise VggfeatError(
+            f"{file} has torchvision's names (classifier.0), not those of the conversion of the authors' nets: give "
+            f"torchvision:{_torchvisions(tensors)}@{file}, or a file whose metadata say what it is"
+        )
+    features = "torchvision:vgg16.IMAGENET1K_FEATURES"
+    fc6 = tensors.get("classifier.0.weight")
+    if source.startswith("torchvision:vgg16") and fc6 is not None and fc6.numel() and fc6.is_floating_point():
+        empty = bool(torch.isnan(fc6[0]).all())  # that release has no FC layers, and its file NaN for them
+        if empty != (source == features):
+            told = "has NaN for its FC layers, as" if empty else "has FC layers, unlike"
+            other = features if empty else "torchvision:vgg16"
+            raise VggfeatError(f"{file} {told} {features}: give {other}@{file}")
+
+
 def _oxford(net: str, file: Path | None) -> Network:
     if net not in OXFORD:
         raise VggfeatError(f"no weights were released for net {net!r}; there are oxford:D and oxford:E")
-    if file is None:
-        tensors = _download(OXFORD[net], f"oxford:{net}@FILE")
-    else:
-        tensors, _ = _read(file)
-    renamed = {}
-    for key, value in tensors.items():
-        head, _, kind = key.rpartition(".")
-        renamed[f"{OXFORD_FC.get(head, head)}.{kind}"] = value
-    spec = f"oxford:{net}" + (f"@{file}" if file else "")
-    metadata = {"train_scale": "256-512", "source": OXFORD[net]}
-    return _vgg_network(spec, net, renamed, CAFFE, "ceil", classes=_imagenet_categories(), metadata=metadata)
+    release = {
+        "net": net,
+        **CAFFE.to_metadata(),
+        **WHOLE,
+        "pool": "ceil",
+        "classes": json.dumps(_imagenet_categories()),
+        "train_scale": "256-512",
+        "source": OXFORD[net],
+    }
+    return _of_source(f"oxford:{net}", file, OXFORD[net], release)
 
 
 def _mini(net: str, file: Path | None) -> Network:
@@ -605,11 +569,24 @@ def _imagenet_categories() -> list[str]:
     return list(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def _download(url: str, by_hand: str) -> dict[str, Tensor]:
+def _downloaded(url: str, spec: str) -> Path:
+    """The file of a release in PyTorch's cache, fetched into it where it isn't there. Raises VggfeatError."""
+    name = url.rpartition("/")[2]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    checksum = re.search(r"-([0-9a-f]{8,})\.", name)  # the first digits of the file's sha256
+    digits = checksum[1] if checksum else ""
+    path = folder / name
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise VggfeatError(f"could not get {url}: {error}; fetch it by hand and give {by_hand}") from error
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, os.fspath(path), hash_prefix=digits)
+    except (URLError, HTTPException, OSError, RuntimeError) as error:
+        raise VggfeatError(
+            f"could not get {url}: {reason(error)}; fetch it by hand (its sha256 begins with {digits}), and give "
+            f"{spec}@FILE or put it into {folder}; {MINI_WORKS}; a file of the convolutions alone does for `layer` "
+            "pool5 and those before it: extract, and all that reads its feature file"
+        ) from error
+    return path
 
 
 def _torchvision(what: str, file: Path | None) -> Network:
@@ -618,8 +595,8 @@ def _torchvision(what: str, file: Path | None) -> Network:
     architecture, _, entry = what.partition(".")
     if architecture not in TORCHVISION_NETS:
         raise VggfeatError(
-            f"torchvision:{architecture} is not a net of Table 1; there are {', '.join(TORCHVISION_NETS)} "
-            f"(for other models: timm:NAME)"
+            f"torchvision:{shown(architecture)[1:-1]} is not a net of Table 1; there are "
+            f"{', '.join(TORCHVISION_NETS)} (for other models: timm:NAME)"
         )
     enum = get_model_weights(architecture)
     entries = list(enum.__members__)
@@ -628,31 +605,21 @@ def _torchvision(what: str, file: Path | None) -> Network:
             f"torchvision:{architecture} has no weights {entry!r}; there are {', '.join(entries)}"
         )
     weights = enum[entry] if entry else enum["IMAGENET1K_V1"]
-    spec = f"torchvision:{what}" + (f"@{file}" if file else "")
-    if file is None:
-        try:
-            tensors = dict(weights.get_state_dict(progress=True, check_hash=True))
-        except (URLError, OSError, RuntimeError) as error:
-            raise VggfeatError(
-                f"could not get {weights.url}: {error}; fetch it by hand and give {spec}@FILE"
-            ) from error
-    else:
-        tensors, _ = _read(file)
     # the enum's own transform: the preprocessing comes with the weights
     transform = weights.transforms()
     preprocessing = Preprocessing(
         mean=tuple(transform.mean), std=tuple(transform.std), channel_order="RGB", input_range=1.0
     )
-    return _vgg_network(
-        spec,
-        TORCHVISION_NETS[architecture],
-        tensors,
-        preprocessing,
+    release = {
+        "net": TORCHVISION_NETS[architecture],
+        **preprocessing.to_metadata(),
+        **WHOLE,
         # the released convolutions, trained in Caffe; torchvision's own training rounded down
-        "ceil" if entry == "IMAGENET1K_FEATURES" else "floor",
-        classes=list(weights.meta["categories"]) if weights.meta.get("categories") else None,
-        metadata={"source": weights.url},
-    )
+        "pool": "ceil" if entry == "IMAGENET1K_FEATURES" else "floor",
+        "classes": json.dumps(list(weights.meta.get("categories") or [])),
+        "source": weights.url,
+    }
+    return _of_source(f"torchvision:{what}", file, weights.url, release)
 
 
 def _random(what: str, file: Path | None) -> Network:
@@ -686,100 +653,13 @@ def _random(what: str, file: Path | None) -> Network:
     preprocessing = Preprocessing(
         mean=CAFFE_MEAN_BGR[::-1], std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
     )
-    return _vgg_network(
-        f"random:{what}",
-        net,
-        tensors,
-        preprocessing,
-        "floor",
-        values["width"],
-        int(values["crop"]),
-        int(values["classes"]),
-    )
-
-
-class TimmBackbone(nn.Module):
-    """A timm model's dense features as one layer named "features": (N, D, h, w), tokens as (N, D, L, 1)."""
-
-    def __init__(self, name: str, model: nn.Module) -> None:
-        super().__init__()
-        self.name, self.model = name, model
-        self.layers = ["features"]
-        self.channels = {"features": int(model.num_features)}  # type: ignore[arg-type]
-        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        _, height, width = config["input_size"]
-        if not config.get("fixed_input_size"):
-            # Asked, not believed: not every model that is bound to one size says so.
-            try:
-                with torch.inference_mode():
-                    self(torch.zeros(1, 3, height + 32, width + 64), "features")
-                return
-            except (AssertionError, RuntimeError, ValueError):
-                pass
-        raise VggfeatError(
-            f"timm:{name} takes only {height}x{width} images, so it can't be applied densely; "
-            f"choose a backbone without a fixed input size, e.g. timm:resnet50"
-        )
-
-    def min_side(self, layer: str) -> int:
-        return 32
-
-    def forward(self, x_NCHW: Tensor, layer: str = "features") -> Tensor:
-        x = self.model.forward_features(x_NCHW)  # type: ignore[operator]
-        channels = self.channels["features"]
-        if x.ndim == 3:  # tokens; class and register tokens have no position
-            return x[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2).unsqueeze(-1)
-        if x.shape[1] != channels and x.shape[-1] == channels:
-            x = x.permute(0, 3, 1, 2)
-        return x
+    return _vgg_network(f"random:{what}", tensors, _vgg_metadata(module, preprocessing))
 
 
 def _timm(what: str, file: Path | None) -> Network:
-    import timm
+    from vggfeat.backbones import load_timm  # which builds on this module
 
-    if not timm.is_model(what.partition(".")[0]):  # its own names only: no other repository, no folder
-        raise VggfeatError(
-            f"timm has no model {shown(what)}; `python -c 'import timm; print(timm.list_models())'`"
-        )
-    spec = f"timm:{what}" + (f"@{file}" if file else "")
-    with _timm_says(spec), torch.device("meta"):  # shapes only
-        wanted = timm.create_model(what, pretrained=False, num_classes=0).state_dict()
-    count = sum(tensor.numel() for tensor in wanted.values())
-    if count > MOST_PARAMETERS:
-        raise VggfeatError(
-            f"{spec} has {count / 1e6:,.0f} million parameters; at most {MOST_PARAMETERS // 10**6} million are loaded"
-        )
-    tensors: dict[str, Tensor] = {}
-    if file is not None:
-        tensors, _ = _read(file)
-        missing = sorted(wanted.keys() - tensors.keys())
-        if missing:
-            raise VggfeatError(f"{file} doesn't fit timm:{what}: {missing[0]} is missing")
-        _refuse_unfit(tensors, wanted, f"{file} doesn't fit timm:{what}")
-    with _timm_says(spec):
-        model = timm.create_model(what, pretrained=file is None, num_classes=0).eval()
-    if file is not None:
-        model.load_state_dict({k: tensors[k] for k in wanted})
-    for key, tensor in model.state_dict().items():
-        if not _finite(tensor):
-            raise VggfeatError(f"{spec} has values of {key} that are not finite")
-    config: Any = model.pretrained_cfg
-    preprocessing = Preprocessing(
-        mean=tuple(config["mean"]), std=tuple(config["std"]), channel_order="RGB", input_range=1.0
-    )
-    metadata = {"net": what, **preprocessing.to_metadata(), "source": spec}
-    return Network(spec, TimmBackbone(what, model), preprocessing, fingerprint(model.state_dict()), metadata)
-
-
-@contextmanager
-def _timm_says(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # hub clients raise their own kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise VggfeatError(
-            f"could not get {spec}: {reason}; fetch it by hand and give {spec}@FILE"
-        ) from error
+    return load_timm(what, file)
 
 
 _LOADERS = {"mini": _mini, "oxford": _oxford, "torchvision": _torchvision, "random": _random, "timm": _timm}

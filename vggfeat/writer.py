@@ -482,7 +482,7 @@ class _Job:
         self.facts = {
             "dataset": items.dataset,
             "protocol": items.protocol,
-            "root": str(items.root),
+            "root": os.path.abspath(items.root) if items.images is None else "",
             "command": "",
             "layers": [description.layer],
             "description": description.to_dict(),

@@ -64,6 +64,10 @@ def test_torchvision_and_timm_give_the_same_scores(export: Command, tmp_path: Pa
     with safetensors.safe_open(tmp_path / "vgg11.safetensors", "pt") as file:
         assert file.metadata()["input_range"] == str(ours.preprocessing.to_metadata()["input_range"])
     assert not list(tmp_path.glob("*.partial*"))
+    alone = vggfeat.load(tmp_path / "vgg11.safetensors")  # timm's names, and what the net's metadata tell
+    assert alone.fingerprint == ours.fingerprint and alone.preprocessing == ours.preprocessing
+    with pytest.raises(vggfeat.VggfeatError, match=r"says of itself input_range '0..255'.* give .* alone"):
+        vggfeat.load(f"timm:vgg11@{tmp_path / 'vgg11.safetensors'}")
 
 
 def test_onnx_has_the_preprocessing_inside(

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from pretrain.checkpoint import State
+from pretrain.init import weight_layers
+from pretrain.loader import held_out_slice
 from pretrain.recipe import chain, read_recipe, select
+from pretrain.trainer import optimiser
+from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.vgg import VGG
 
 
 def test_the_papers_numbers() -> None:
@@ -18,6 +26,60 @@ def test_the_papers_numbers() -> None:
     # 370K iterations are 74 epochs of 1,281,167 images in batches of 256
     assert recipe.stages[0].iterations_of(1_281_167, 256) == 370_000
     assert round(370_000 * 256 / 1_281_167) == 74
+
+
+def test_the_rate_falls_where_the_held_out_error_stops_falling() -> None:
+    """Sect. 3.1: by 10, three times. A fourth plateau ends the stage; an error that equals the lowest is none lower."""
+    recipe = read_recipe("paper", ["patience=2"])
+    state = State(learning_rate=1e-2)
+    rates = []
+    for error in (50, 40, 40, 41, 39, 45, 39, 39, 44, 41):
+        state.judge(error, recipe)
+        rates.append(round(state.learning_rate, 9))
+    assert rates == [1e-2] * 3 + [1e-3] * 3 + [1e-4] * 2 + [1e-5] * 2
+    assert (state.drops, state.best_top1, state.finished) == (3, 39, False)
+    state.judge(39, recipe)
+    assert state.finished
+
+
+@pytest.mark.parametrize("caffe", [False, True])
+def test_a_step_is_sgd_with_momentum_and_decay(caffe: bool) -> None:
+    """v = 0.9 v + gradient + 5e-4 w, w -= rate v; of biases alike, or Caffe's: twice the rate and no decay."""
+    recipe = read_recipe("paper", [f"caffe_biases={str(caffe).lower()}"])
+    net = VGG("A", 2, width=0.02, crop=32).double()
+    layers = list(weight_layers(net).values())
+    sgd = optimiser(net, recipe, 1e-2)
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    assert len(parameters) == len(list(net.parameters()))
+    expected = [p.detach().clone() for p in parameters]
+    velocities = [torch.zeros_like(p) for p in parameters]
+    generator = torch.Generator().manual_seed(0)
+    for rate in (1e-2, 1e-2, 1e-3):
+        for group in sgd.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        for i, p in enumerate(parameters):
+            p.grad = torch.empty_like(p).normal_(generator=generator)
+            bias = caffe and p.ndim == 1
+            velocities[i] = 0.9 * velocities[i] + p.grad + (0 if bias else 5e-4) * expected[i]
+            expected[i] = expected[i] - (2 if bias else 1) * rate * velocities[i]
+        sgd.step()
+    for ours, theirs in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_a_share_of_each_class_is_held_out() -> None:
+    """Of the training images, at least one a class; an image that is added or removed leaves the others' places."""
+    labels = np.repeat([0, 1, 2], [1300, 732, 40]).astype(np.int32)
+    names = [f"{i}.jpg" for i in range(len(labels))]
+    items = Items("imagenet", "single-label", Path("."), names, labels, ["a", "b", "c"])
+    train = np.arange(0, len(labels), 2)
+    held_out = held_out_slice(items, train, 0.01, seed=0)
+    assert np.isin(held_out, train).all()
+    assert np.bincount(labels[held_out]).tolist() == [6, 4, 1]
+    assert not np.array_equal(held_out, held_out_slice(items, train, 0.01, seed=1))
+    fewer = held_out_slice(items, np.setdiff1d(train, held_out[:1]), 0.01, seed=0)
+    assert np.isin(held_out[1:], fewer).all()
+    assert len(held_out_slice(items, train, 0, seed=0)) == 0
 
 
 @pytest.mark.parametrize(
@@ -91,6 +153,14 @@ def test_every_number_can_be_overridden() -> None:
         ("*.train_scale=[256, 1000000000]", "at most 8192"),
         ("*.epochs=1e300", "iterations and epochs are at most 1e9"),
         ("*.nets=[1]", r"nets\[0\] must be text, not 1"),
+        (
+            'stands_for={"36" = "257"}',
+            "stands_for must give to an S, as 112 or 112-160, one of 256, 384, 256-512, each",
+        ),
+        ('stands_for={"S" = "256"}', "stands_for must give to an S"),
+        ('stands_for={"36" = "256", "48" = "256"}', "stands_for must give to an S"),
+        ("stands_for=3", "stands_for must be a record of names, not 3"),
+        ("file=x", "file=x: write STAGE.KEY=VALUE"),
         ("covariance=[[1, 2, 0], [0, 1, 0], [0, 0, 1]]", "covariance must be symmetric"),
     ],
 )

@@ -5,47 +5,82 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from pretrain.runs import Trained, roles
+from pretrain.colour import name_digest
+from pretrain.kept import KeptPosteriors
+from pretrain.loader import read_training_set
+from pretrain.posteriors import images_of
+from pretrain.recipe import read_recipe
+from pretrain.runs import Trained, roles, rows_of
 from pretrain.tables import (
+    ILSVRC,
+    PAPER,
     Cell,
+    Learned,
     Member,
     check_ledger,
     claims_markdown,
-    decide,
+    difference,
+    holm,
+    ledger_content,
     pack,
+    paper_scales,
+    read_cells,
+    section_markdown,
+    sections,
     table_markdown,
-    update_cells,
+    with_new,
+    with_section,
 )
 from vggfeat.errors import VggfeatError
 
 IMAGES = 400
 
 
-def cell(row: str, errors: float, seed: int = 0, key: int = 0, table: int = 3) -> Cell:
-    """A cell with this many per cent of wrong images, drawn by key."""
+def cell(
+    row: str, errors: float, seed: int = 0, key: int = 0, table: int = 3, epochs: float | None = 20.0, **others: Any
+) -> Cell:  # fmt: skip
+    """A cell with this many per cent of wrong images, drawn by key; of one net, known by row and seed."""
     wrong = np.zeros(IMAGES, bool)
     wrong[np.random.default_rng([key, seed]).permutation(IMAGES)[: round(errors / 100 * IMAGES)]] = True
     top1 = 100 * float(wrong.mean())
-    return Cell(
-        table, row, "dense", "36", "36", top1, top1 / 4, IMAGES, "images", [], "cmd", "2026-01-01",
-        pack(wrong), seed,
+    made = Cell(
+        table, row, "dense", "36", "36", top1, top1 / 4, "images", "val", IMAGES, 7, "ab12", "mini", [], seed,
+        [Learned(f"{row} {seed}", epochs, "cd34", "float32")], "cmd", "2026-01-01", pack(wrong),
     )  # fmt: skip
+    return replace(made, **others)
+
+
+def verdicts(*cells: Cell) -> dict[str, str]:
+    """The pair -> its verdict."""
+    lines = [
+        line.split("|")
+        for line in claims_markdown(cells).splitlines()
+        if " against " in line and line[0] == "|"
+    ]
+    return {line[2].strip(): line[5].strip() for line in lines}
 
 
 def test_one_seed_is_decided_by_the_images_alone():
-    a, b = cell("A 256", 20, key=1), cell("B 256", 30, key=2)
+    a, b = cell("A 256", 20, key=1), cell("A-LRN 256", 30, key=2)
     paired = b.wrong_images().astype(float) - a.wrong_images()
-    verdict, difference, half = decide([a], [b])
-    assert difference == pytest.approx(10)
-    interval = scipy.stats.ttest_1samp(100 * paired, 0).confidence_interval(0.95)
-    assert (difference - half, difference + half) == pytest.approx(interval)
-    assert verdict == "holds" and decide([b], [a])[0] == "does not hold"
-    assert decide([a], [a]) == ("not decided", 0.0, 0.0)
+    by = difference([a], [b])
+    assert by.points == pytest.approx(10)
+    theirs = scipy.stats.ttest_1samp(100 * paired, 0)
+    assert (by.points - by.half, by.points + by.half) == pytest.approx(theirs.confidence_interval(0.95))
+    assert by.p == pytest.approx(theirs.pvalue)
+    assert verdicts(a, b) == {"A 256 against A-LRN 256": "holds"}
+    assert verdicts(replace(a, row="A-LRN 256"), replace(b, row="A 256")) == {
+        "A 256 against A-LRN 256": "does not hold"
+    }
+    same = difference([a], [a])
+    assert (same.points, same.half, same.p) == (0.0, 0.0, 1.0)
 
 
 def variances(better: list[Cell], worse: list[Cell]) -> tuple[float, float]:
@@ -59,90 +94,265 @@ def variances(better: list[Cell], worse: list[Cell]) -> tuple[float, float]:
 def test_seeds_that_disagree_undo_what_one_seed_decides():
     better = [cell("A 256", errors, seed, 1) for seed, errors in enumerate((20, 30, 26))]
     worse = [cell("B 256", errors, seed, 2) for seed, errors in enumerate((30, 24, 28))]
-    assert decide(better[:1], worse[:1])[0] == "holds"
-    verdict, difference, half = decide(better, worse)
-    assert verdict == "not decided" and difference == pytest.approx((10 - 6 + 2) / 3)
+    assert difference(better[:1], worse[:1]).p < 0.05
+    by = difference(better, worse)
+    assert by.p > 0.05 and by.points == pytest.approx((10 - 6 + 2) / 3)
     of_images, of_seeds = variances(better, worse)
     assert of_seeds == pytest.approx(np.var([10, -6, 2], ddof=1) / 3)
     freedom = (of_images + of_seeds) ** 2 / (of_images**2 / (IMAGES - 1) + of_seeds**2 / 2)
-    assert half == pytest.approx(math.sqrt(of_images + of_seeds) * scipy.stats.t.ppf(0.975, freedom))
+    error = math.sqrt(of_images + of_seeds)
+    assert by.half == pytest.approx(error * scipy.stats.t.ppf(0.975, freedom))
+    assert by.p == pytest.approx(2 * scipy.stats.t.sf(by.points / error, freedom))
 
 
 def test_three_seeds_that_disagree_are_three_measurements_and_not_a_thousand():
     """Differences of 18, 8 and 4 points: more than two standard errors, but of few degrees of freedom."""
     better = [cell("A 256", 20, seed, 1) for seed in range(3)]
     worse = [cell("B 256", 20 + more, seed, 2) for seed, more in enumerate((18, 8, 4))]
-    verdict, difference, _ = decide(better, worse)
-    assert difference == pytest.approx(10) and difference > 2 * math.sqrt(sum(variances(better, worse)))
-    assert verdict == "not decided"
-    same = [cell("B 256", 30, seed, 2) for seed in range(3)]
-    assert decide(better, same)[0] == "holds"
+    by = difference(better, worse)
+    assert by.points == pytest.approx(10) and by.points > 2 * math.sqrt(sum(variances(better, worse)))
+    assert by.p > 0.05
+    assert difference(better, [cell("B 256", 30, seed, 2) for seed in range(3)]).p < 0.05
 
 
-def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have(tmp_path):
-    cells = [cell("A 256", 20 + 2 * seed, seed, 1) for seed in range(3)]
-    cells += [cell("A-LRN 256", 30, seed, 2) for seed in (1, 2, 5)]
-    ordered = update_cells(tmp_path / "cells.json", cells)
-    again = update_cells(tmp_path / "cells.json", [cell("A 256", 40, 1, 3)])
-    assert len(again) == len(ordered) == 6
-    table = table_markdown(3, ordered)
-    assert "| A 256 | dense | 22.0 +- 2.0 / 5.5 +- 0.5 | 3 | S 36; Q 36 |" in table
-    assert "| B 256 | dense | not run |" in table
-    claims = claims_markdown(ordered)
-    line = next(line for line in claims.splitlines() if "LRN" in line)
-    assert "| 23.0, 30.0 |" in line and line.endswith("| holds | 400 | 2 |")  # seeds 1 and 2
-    alone = table_markdown(3, [cell("A 256", 20)])
-    assert "| A 256 | dense | 20.0 / 5.0 | 1 |" in alone
+def test_many_verdicts_are_corrected_together():
+    assert holm([0.04, 0.001, 0.02]) == [True, True, True]  # 0.001 < 1/60, 0.02 < 1/40, 0.04 < 1/20
+    assert holm([0.03, 0.001, 0.03]) == [False, True, False]
+    assert holm([0.02]) == [True] and holm([]) == []
+    # a pair that alone is decided, with a probability of chance of 3 %
+    alone = cell("A 256", 20, key=1), cell("A-LRN 256", 26.5, key=2)
+    assert 0.02 < difference([alone[0]], [alone[1]]).p < 0.05
+    assert verdicts(*alone) == {"A 256 against A-LRN 256": "holds"}
+    others = [cell(f"{net} 256", 30, key=i, epochs=40) for i, net in enumerate("BCD")]
+    many = verdicts(*alone, *others)
+    assert many["A 256 against A-LRN 256"] == "holds, taken alone"
+    assert many["C 256 against B 256"] == many["D 256 against C 256"] == "not decided"
+    text = claims_markdown([*alone, *others])
+    assert "3 of these 4 pairs differ in nothing but what the claim is of" in text.replace(
+        "\n", " "
+    )  # B, A: epochs
+    assert "0.2 of the 3 verdicts would be expected by chance" in text.replace("\n", " ")
 
 
-def test_roles_of_several_seeds():
-    def net(seed: int, S: int) -> Trained:
-        return Trained("A", (S, S), 32, "all", "mini", f"{seed}-{S}", seed)
-
-    nets = [net(1, 36), net(0, 36), net(1, 48)]
-    assert roles(nets) == {0: {Member("A", "256"): 1}, 1: {Member("A", "256"): 0, Member("A", "384"): 2}}
-    with pytest.raises(VggfeatError, match="both stand for A at 256"):
-        roles([*nets, net(0, 36)])
+@pytest.mark.parametrize(
+    ("S", "crop", "one", "several"),
+    [
+        ((256, 256), 224, (256,), (224, 256, 288)),  # Table 4: S - 32, S, S + 32
+        ((384, 384), 224, (384,), (352, 384, 416)),
+        ((256, 512), 224, (384,), (256, 384, 512)),
+        ((112, 112), 96, (112,), (98, 112, 126)),
+        ((240, 240), 224, (240,), (224, 240, 272)),  # not below the crop
+        ((224, 224), 224, (224,), (224, 256)),  # and none twice, which would count twice in the mean
+        ((256, 257), 224, (256,), (256, 257)),
+    ],
+)
+def test_test_scales_follow_from_s(S, crop, one, several):
+    assert paper_scales(S, crop, multi=False) == one
+    assert paper_scales(S, crop, multi=True) == several
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"row": None}, r"\[0\].row must be text, not None"),
+        ({}, "holds"),
+        ({"epochs": 21.0}, "holds"),  # the plateau rule
+        ({"epochs": 42.0}, "confounded: 42 epochs against 20"),
+        ({"epochs": None}, "confounded: training of unknown length"),
+        ({"training_set": "ef56"}, "confounded: other training images"),
+        ({"training_set": ""}, "confounded: unknown training images"),
+        ({"precision": "bfloat16"}, "confounded: bfloat16 against float32"),
+    ],
+)
+def test_nets_that_learned_otherwise_are_confounded(change, says):
+    a, b = cell("A 256", 20, key=1), cell("A-LRN 256", 30, key=2)
+    net = replace(a.nets[0], **change)
+    assert verdicts(replace(a, nets=[net]), b) == {"A 256 against A-LRN 256": says}
+
+
+def test_a_changed_recipe_is_a_row_of_its_own_and_confounds_unless_it_is_a_control_of_length():
+    fixed, jittered = cell("D 256", 30, key=1, epochs=40), cell("D 256-512", 20, key=2, epochs=62)
+    control = cell("D 256", 30, key=3, epochs=62, changes=["NET-112.epochs=42.0"])
+    slow = cell("D 256", 30, key=3, epochs=62, changes=["NET-112.epochs=42.0", "NET-112.learning_rate=0.002"])
+    cells = with_new([], [fixed, jittered, control, slow])
+    assert len(cells) == 4
+    assert verdicts(*cells) == {
+        "D 256-512 against D 256": "confounded: 62 epochs against 40",
+        "D 256-512 against D 256 [1]": "holds",
+        "D 256-512 against D 256 [2]": "confounded: NET-112.learning_rate=0.002 in one of them",
+    }
+    text = section_markdown("x", cells)
+    assert "- [1]: the recipe with NET-112.epochs=42.0\n" in text
+    assert "| D 256 [1] | dense | 30.0 / 7.5 | 1 | S 36; Q 36 | 62 |" in text
+    # both changed alike: of the same recipe; changed differently: not beside each other
+    both = [replace(c, changes=["width=0.25"]) for c in (replace(fixed, nets=jittered.nets), jittered)]
+    assert verdicts(*both) == {"D 256-512 [1] against D 256 [1]": "holds"}
+    assert verdicts(control, replace(jittered, changes=["width=0.25"])) == {}
+
+
+def test_claims_of_the_same_nets_are_of_the_same_nets():
+    """Table 4 of a net that was trained again, beside Table 3 of the old one."""
+    one, several = cell("D 256", 30, key=1), cell("D 256", 20, key=2, table=4)
+    several = replace(several, Q="32,36,41")
+    pair = "D 256, dense, 3 Q against D 256, dense, 1 Q"
+    assert verdicts(one, several) == {pair: "holds"}
+    # how long doesn't matter between the same nets
+    unknown = [replace(c, nets=[replace(c.nets[0], epochs=None)]) for c in (one, several)]
+    assert verdicts(*unknown) == {pair: "holds"}
+    other = replace(several, nets=[replace(several.nets[0], fingerprint="another")])
+    assert verdicts(one, other) == {pair: "confounded: other nets"}
+
+
+def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have():
+    cells = [cell("A 256", 20 + 2 * seed, seed, 1) for seed in range(3)]
+    cells += [cell("A-LRN 256", 30, seed, 2) for seed in (1, 2, 5)]
+    ordered = with_new([], cells)
+    again = with_new(ordered, [cell("A 256", 40, 1, 3)])
+    assert len(again) == len(ordered) == 6
+    table = table_markdown(3, ordered)
+    assert (
+        "| A 256 | dense | 22.0 +- 2.0 / 5.5 +- 0.5 | 3 | S 36; Q 36 | 20 | 2026-01-01 | 29.6 / 10.4 |"
+        in table
+    )
+    assert "Not run: B 256; C 256; C 384; C 256-512; D 256;" in table and table.count("Not run") == 1
+    claims = claims_markdown(ordered)
+    line = next(line for line in claims.splitlines() if "LRN" in line)
+    assert "| 23.0, 30.0 |" in line and line.endswith("| holds | 2 |")  # seeds 1 and 2
+    alone = table_markdown(3, [cell("A 256", 20)])
+    assert "| A 256 | dense | 20.0 / 5.0 | 1 |" in alone
+
+
+def test_what_nobody_ran_is_one_line_and_another_task_is_called_one():
+    text = section_markdown(ILSVRC, [])
+    assert "Not run: all 32 rows." in text and len(text.splitlines()) == 6
+    standin = section_markdown("x", [cell("A 256", 20)])
+    assert (
+        "The last column is of another task" in standin and "| the paper, ILSVRC's 1,000 classes |" in standin
+    )
+    assert standin.count("Not run: all 10 rows.") == 1  # Table 4
+    ours = section_markdown(ILSVRC, [cell("A 256", 20)])
+    assert "another task" not in ours and "| the paper |" in ours
+
+
+def test_other_images_and_other_recipes_have_sections_of_their_own():
+    cells = [
+        cell("A 256", 20, key=1), cell("A-LRN 256", 30, key=2, image_set="ef56"),
+        cell("A-LRN 256", 30, key=3, recipe="mine"),
+    ]  # fmt: skip
+    assert len(with_new([], cells)) == 3
+    found = sections(cells)
+    assert [len(part) for part in found.values()] == [1, 1, 1]
+    assert (
+        next(iter(found))
+        == "Tables 3 to 6, stand-in: recipe mini on images val, 400 images of 7 classes (ab12)"
+    )
+    text = "# Results\n"
+    for heading, part in found.items():
+        text = with_section(text, heading, part)
+        assert with_section(text, heading, part) == text  # again: not twice
+        assert verdicts(*part) == {}
+    assert text.count("## Tables 3 to 6, stand-in") == 3
+
+
+def trained(net: str = "A", S: tuple[int, int] = (36, 36), stands_for: str = "256", **others: Any) -> Trained:
+    return Trained(net, S, 32, "all", "mini", f"{net}-{S}", stands_for=stands_for, **others)
+
+
+def test_roles_of_several_seeds():
+    nets = [trained(seed=1), trained(), trained(S=(48, 48), stands_for="384", seed=1)]
+    assert roles(nets) == {
+        ("mini", (), 0): {Member("A", "256"): 1},
+        ("mini", (), 1): {Member("A", "256"): 0, Member("A", "384"): 2},
+    }
+    with pytest.raises(VggfeatError, match="both stand for A at 256"):
+        roles([*nets, trained()])
+    slow = trained(changes=("*.learning_rate=0.002",))
+    assert roles([*nets, slow])["mini", slow.changes, 0] == {Member("A", "256"): 3}
+
+
+def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there():
+    """A net of S=384 alone in its folder was "256"; a range was "256-512"."""
+    for net, member in (
+        (trained("D", (384, 384), "384"), Member("D", "384")),
+        (trained("D", (224, 320), ""), Member("D", "S=224-320")),
+        (trained("D", (256, 256), ""), Member("D", "S=256")),
+    ):
+        assert roles([net]) == {("mini", (), 0): {member: 0}}
+    rows = rows_of((3, 4, 5, 6), [Member("D", "S=224-320"), Member("D", "384"), Member("B-5x5", "256")])
+    own = [row for row in rows if row not in PAPER]
+    assert [(row.table, row.name, row.multi) for row in own] == [
+        (3, "D S=224-320", False), (3, "B-5x5 256", False), (4, "D S=224-320", True), (4, "B-5x5 256", True),
+    ]  # fmt: skip
+    table = table_markdown(3, [cell("D S=224-320", 20)])
+    assert "| D S=224-320 | dense | 20.0 / 5.0 | 1 | S 36; Q 36 | 20 | 2026-01-01 | - |" in table
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"row": None}, r"cells\[0\].row must be text, not None"),
         ({"depth": 3}, r"\[0\] can't have 'depth': a Cell has"),
         ({"top1": "x"}, r"\[0\].top1 must be a finite number, not 'x'"),
         ({"top1": 101}, r"\[0\].top1 must lie in 0..100, not 101"),
         ({"images": 0}, r"\[0\].images must lie in 1..1e\+08, not 0"),
-        ({"nets": [1]}, r"\[0\].nets\[0\] must be text, not 1"),
+        ({"nets": [1]}, r"\[0\].nets\[0\] must be a record, not 1"),
+        ({"split": "train"}, r"\[0\].split must be one of val, not 'train'"),
+        ({"top1": 21}, "`wrong` is not of 21.0 % errors"),
         ({"wrong": "abc"}, "`wrong` is not of 400 images"),
         ({"wrong": "00"}, "`wrong` is not of 400 images"),
         ({"seed": -1}, r"\[0\].seed must lie in"),
     ],
 )
-def test_a_damaged_ledger_is_refused_and_left_as_it_is(tmp_path, change, says):
+def test_a_damaged_ledger_is_refused(tmp_path, change, says):
     path = tmp_path / "ledger-x.json"
-    path.write_text(json.dumps([asdict(cell("A 256", 20)) | change]))
-    before = path.read_bytes()
-    with pytest.raises(VggfeatError, match=says):
-        update_cells(path, [cell("B 256", 20)])
+    content = ledger_content([cell("A 256", 20)])
+    path.write_text(json.dumps({**content, "cells": [asdict(cell("A 256", 20)) | change]}))
     with pytest.raises(VggfeatError, match=says):
         check_ledger(tmp_path / "results.md")
-    assert path.read_bytes() == before
+    path.write_text(json.dumps(content))
+    assert read_cells(path) == [cell("A 256", 20)]
+    short = replace(cell("B 256", 20), images=8, wrong="00", top1=0.0)
+    path.write_text(json.dumps(ledger_content([cell("A 256", 20), short])))
+    with pytest.raises(VggfeatError, match="cells of one set of images are of other numbers of them"):
+        check_ledger(tmp_path / "results.md")
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, b"[" + b"9" * 5000 + b"]"])
 def test_what_is_no_ledger_is_refused(tmp_path, text):
     (tmp_path / "ledger-x.json").write_bytes(text)
-    with pytest.raises(VggfeatError, match=r"ledger-x.json(:| is not| must be)"):
+    with pytest.raises(VggfeatError, match=r"ledger-x.json is (not|no ledger of cells of version 2)"):
         check_ledger(tmp_path / "results.md")
 
 
-def test_claims_are_decided_on_the_same_images():
-    """Cells of two data sets, or of two numbers of images, were compared bit by bit."""
-    better = [cell("A 256", 20, seed, 1) for seed in range(3)]
-    worse = [cell("A-LRN 256", 30, seed, 2) for seed in range(3)]
-    few = replace(worse[2], images=8, wrong="00", data="8 images")
-    assert "| 400 | 2 |" in claims_markdown([*better, *worse[:2], few])
-    assert claims_markdown([better[2], few]) == ""
-    one = replace(better[0], images=1, wrong="00"), replace(worse[0], images=1, wrong="80")
-    assert decide(*([c] for c in one)) == ("not decided", 100.0, math.inf)
+def test_one_image_decides_nothing():
+    few = [
+        replace(cell("A 256", 0), images=1, wrong=wrong, top1=top1)
+        for wrong, top1 in (("00", 0.0), ("80", 100.0))
+    ]
+    by = difference([few[0]], [few[1]])
+    assert (by.points, by.half, by.p) == (100.0, math.inf, 1.0)
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_results_page_is_made_of_the_cells():
+    text = (DOCS / "results.md").read_text()
+    files = sorted(DOCS.glob("ledger-*.json"))
+    assert files and section_markdown(ILSVRC, []) in text
+    for path in files:
+        for heading, part in sections(read_cells(path)).items():
+            assert section_markdown(heading, part) in text
+
+
+def test_the_cells_are_of_the_images_that_they_say(data: Path):
+    root = data / "imagenette144"
+    cells = read_cells(DOCS / "ledger-tables-imagenette144.json")
+    items = images_of(root, "val", 0)
+    whole = KeptPosteriors(items.dataset, root.name, "val", items.names, items.labels, items.classes, {}, [])
+    assert {(c.image_set, c.images, c.classes) for c in cells} == {
+        (whole.image_set, len(items), len(items.classes))
+    }
+    learned = read_training_set(root, read_recipe("tables"))
+    rows = np.sort(np.concatenate([learned.train, learned.held_out]))
+    digest = name_digest([learned.items.names[i] for i in rows])
+    assert {net.training_set for c in cells for net in c.nets} == {digest}

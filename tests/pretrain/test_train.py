@@ -25,8 +25,9 @@ from pretrain.checkpoint import State, read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A, weight_layers
 from pretrain.loader import read_training_set
+from pretrain.posteriors import how_trained
 from pretrain.readers import Batch
-from pretrain.recipe import chain, read_recipe
+from pretrain.recipe import chain, history_of, read_recipe
 from pretrain.train import app
 from pretrain.trainer import Trainee, Trainer
 from pretrain.watch import Chance
@@ -36,9 +37,10 @@ from tests.pretrain.conftest import command as subprocess_command
 from vggfeat import cli
 from vggfeat.ranks import Ranks
 from vggfeat.store import open_features
+from vggfeat.tensors import metadata_of
 from vggfeat.terminal import run
 from vggfeat.vgg import NETS, VGG
-from vggfeat.weights import load, metadata_of
+from vggfeat.weights import load
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"
@@ -93,14 +95,15 @@ def test_the_chain_and_what_it_leaves(
     ]  # each epoch of 76 // 16 iterations, and the end
     assert {"top1_error", "top5_error", "images"} <= checks[0].keys()
 
-    # how long the net was trained is told of its whole chain; four iterations are an epoch
-    chain = [{"stage": stage, "iterations": 6, "epochs": 1.5} for stage in (A_STAGE, D_STAGE, JITTER)]
-    assert json.loads(metadata_of(out / "weights.safetensors")["trained"]) == chain
-    best = json.loads(metadata_of(out / D_STAGE / "best.safetensors")["trained"])
-    assert best[0] == chain[0] and best[1]["iterations"] in (4, 6) and len(best) == 2
-
     network = load(str(out / "weights.safetensors"))
     assert network.classes == ["blue", "red"]
+    # how long its whole chain has learned, and on what: A's stage counts, too
+    past = history_of(network.metadata)
+    assert [each.stage for each in past] == [A_STAGE, D_STAGE, JITTER]
+    assert [each.epochs for each in past] == [6 / 4] * 3
+    assert {(each.recipe, each.images) for each in past} == {("mini", 76)}
+    assert len({each.training_set for each in past}) == 1
+    assert how_trained(network.metadata)["epochs"] == "4.50"
     measured = Colours.read(out / "colours.json")
     assert network.preprocessing.mean == pytest.approx(measured.mean, abs=1e-4)
     state, _ = read_state(out / JITTER / "last.safetensors")
@@ -163,11 +166,11 @@ def test_only_the_fc_layers_learn_where_the_recipe_says_so(
 
     # of weights that don't tell how long they were trained, nothing is made up
     silent = tmp_path / "silent.safetensors"
-    metadata = {k: v for k, v in metadata_of(start).items() if k != "trained"}
+    metadata = {k: v for k, v in metadata_of(start).items() if k != "history"}
     safetensors.torch.save_file(safetensors.torch.load_file(start), silent, metadata)
     later = tmp_path / "later"
     assert command(*words[:-1], later, "--stages", "1", "--from", silent).status == 0
-    assert not metadata_of(later / "weights.safetensors")["trained"]
+    assert not metadata_of(later / "weights.safetensors")["history"]
 
 
 def test_a_plan_costs_nothing_and_writes_nothing(command: Command, drawings: Path, tmp_path: Path) -> None:
@@ -210,6 +213,35 @@ def test_a_plan_is_of_whole_batches_their_reading_and_the_checks(
     monkeypatch.setattr(plan, "CORES", torch.get_num_threads())
     pace = plan.Pace(0.25, Ranks(cpu), machine)
     assert pace.of(0.5) == pytest.approx(0.5 + 0.25 / torch.get_num_threads())
+
+
+@pytest.mark.parametrize(("train", "val"), [("Training", "Validation"), ("train_set", "val_set")])
+def test_other_words_for_train_and_val(
+    train: str, val: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    for part, word in (("train", train), ("val", val)):
+        (drawings / part).rename(drawings / word)
+    (drawings / train / "red" / "IMG.heic").touch()
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run", "--dry-run")
+    assert ran.status == 0, ran.err
+    assert "76 training images" in ran.out
+    assert (
+        f"left out: 1 file without an image's ending (.heic 1), for example {train}/red/IMG.heic" in ran.err
+    )
+
+
+def test_a_class_may_be_called_train(command: Command, drawings: Path, tmp_path: Path) -> None:
+    (drawings / "train" / "red").rename(drawings / "train" / "train")
+    words = ["--net", "A", *FEW, "--data", drawings / "train", "--out", tmp_path / "run", "--dry-run"]
+    ran = command(*words)
+    assert ran.status == 0, ran.err
+    assert "taken for classes: train" in ran.err
+    (drawings / "train" / "train").rename(drawings / "fold1")
+    shutil.copytree(drawings / "fold1", drawings / "parts" / "fold1" / "red")
+    for part in ("fold1/blue", "fold2/red", "fold2/blue"):
+        shutil.copytree(drawings / "val" / "red", drawings / "parts" / part)
+    words[words.index("--data") + 1] = drawings / "parts"
+    assert "hold the same folders, blue, red" in one_line(command(*words).err)
 
 
 def test_unreadable_images_are_left_out_the_same_by_every_process(

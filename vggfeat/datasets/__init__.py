@@ -9,17 +9,19 @@ Nothing here opens an image; `Items.source(i)` says where image i is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from vggfeat.checked import shown
 from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 
-__all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits"]
+__all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits", "refuse_absent"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class _Dataset:
     read: (root, download) -> Items.
     about: what it is and how it is split, in one line.
     files: what is looked for under `--root`.
+    absent: what to do where none of its images is there.
     """
 
     read: Callable[[Path | None, bool], Items]
     about: str
     files: str
+    absent: str = "these are links that lead nowhere"
 
 
 _DATASETS = {
@@ -41,11 +45,13 @@ _DATASETS = {
         partial(voc.load, year=2007),
         "PASCAL VOC 2007: 9,963 images, 20 classes, several an image; official train/val/test; 11-point mAP",
         "ROOT/VOCdevkit/VOC2007/{ImageSets/Main,JPEGImages}",
+        "unpack the official archive there, or add --download",
     ),
     "voc2012": _Dataset(
         partial(voc.load, year=2012),
         "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official train/val; mAP",
         "ROOT/VOCdevkit/VOC2012/{ImageSets/Main,JPEGImages}",
+        "unpack the official archive there, or add --download",
     ),
     "caltech101": _Dataset(
         partial(caltech.load, dataset="caltech101"),
@@ -70,7 +76,8 @@ _DATASETS = {
     "csv": _Dataset(
         csv_file.load,
         "your images, listed with one label or several each; splits as listed, or 3 random 80/20",
-        "ROOT is the file: path,label[,split] or path,labels[,split] with ';' between labels",
+        "ROOT is the file: path,label[,split]; or path,labels[,split] with ';' between labels; or 0/1 columns",
+        "paths are relative to the CSV file's folder, or absolute",
     ),
     "digits": _Dataset(
         digits.load,
@@ -91,18 +98,44 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     return _DATASETS[name].read(None if root is None else Path(root), download)
 
 
-def at_hand(name: str, names: Sequence[str], root: Path) -> tuple[Items | None, str]:
-    """The images of dataset `name` under root, for looking at some of them; or None, and why they are not there.
+def refuse_absent(items: Items) -> None:
+    """Raise VggfeatError where none of the images is there: lists without the images, links that lead nowhere."""
+    paths = map(items.root.absolute().joinpath, items.names)
+    if items.images is None and items.names and not any(map(os.path.isfile, paths)):
+        first = items.root.absolute() / items.names[0]
+        raise VggfeatError(
+            f"none of the {len(items):,} images of {items.dataset} is there, such as {first}: "
+            f"{_DATASETS[items.dataset].absent}"
+        )
 
-    names: of the images that are wanted; there must be one of them.
+
+def at_hand(name: str, names: Sequence[str], root: Path | None, stored: str) -> tuple[Items | None, str]:
+    """The images of dataset `name`, for looking at some of them; or None, and why they are not there.
+
+    names: of the images that are wanted; there must be one of them. root: as of `load`. None: they are where they were
+    described, below the folder `stored`; it and the names are a file's word, so no name leads out of the folder.
     """
-    try:
-        items = load(name, root)
-    except VggfeatError as error:
-        return None, f"the images are not at hand ({error})"
-    if not set(names) & set(items.names):
-        return None, f"the images are not at hand ({root} has others)"
-    return items, ""
+    if root is not None or name == "digits":
+        try:
+            items = load(name, root)
+            refuse_absent(items)
+        except VggfeatError as error:
+            return None, f"the images are not at hand ({error})"
+        if not set(names) & set(items.names):
+            return None, f"the images are not at hand ({root} has others)"
+        return items, ""
+    inside = [name for name in names if _stays_inside(name)]
+    if not os.path.isdir(stored) or not any(os.path.isfile(os.path.join(stored, name)) for name in inside):
+        return (
+            None,
+            f"the images are not at hand (none is left in {shown(stored)}: --root says where they are)",
+        )
+    return Items(name, "unlabelled", Path(stored), inside, None, []), ""
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def describe_datasets() -> list[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.datasets.download import downloading, need_root
-from vggfeat.datasets.folder import children, refuse_upwards
+from vggfeat.datasets.folder import LeftOut, children, refuse_links
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
@@ -38,13 +38,22 @@ def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
     if download:
         _download(root, dataset)
     folder = _find(root, dataset)
-    classes, _ = children(folder)
-    refuse_upwards(folder, classes)
+    left = LeftOut()
+    classes, beside = children(folder, left)
+    refuse_links(folder, classes)
+    for image in beside:
+        left.add("image{s} outside the class folders", image)
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         # Only the class's own .jpg files: the archives hold strays (a `greg` folder, `RENAME2`, `tmp`).
-        images = [image for image in children(folder / name)[1] if image.lower().endswith(".jpg")]
+        inner, found = children(folder / name, left, name)
+        images = [image for image in found if image.lower().endswith(".jpg")]
+        for stray in inner:
+            left.add("folder{s} inside a class", f"{name}/{stray}")
+        for stray in found:
+            if not stray.lower().endswith(".jpg"):
+                left.add("image{s} other than .jpg", f"{name}/{stray}")
         if not images:
             where = folder.absolute() / name
             raise VggfeatError(f"no .jpg images in {where}: remove it, or unpack the archive again")
@@ -55,7 +64,7 @@ def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
     label_array = np.array(labels, np.int32)
     n_train, max_test = _SIZES[dataset]
     splits = random_splits(label_array, n_train=n_train, max_test=max_test)
-    return Items(dataset, dataset, folder, names, label_array, classes, splits)
+    return Items(dataset, dataset, folder, names, label_array, classes, splits, remarks=left.remarks())
 
 
 def _find(root: Path, dataset: str) -> Path:

@@ -6,17 +6,25 @@
     a/3.jpg,,                 a/3.jpg,;                 none of the classes
                               a/4.jpg,                  unknown
 
-Paths are relative to the CSV file's folder, or absolute. The split column is optional: without it, or with
-nothing in it, there are three random splits, 80% train (a fifth of it val). A row with an empty split, or of
-unknown label, is in no split.
+    path,cat,dog              a column a class: 1 present, 0 absent; unknown where all are empty
+    a/1.jpg,1,0
+
+Paths are relative to the CSV file's folder, or absolute. The columns stand in any order, separated by commas,
+semicolons, tabs or bars. The split column is optional: without it, or with nothing in it, there are three random
+splits, 80% train (a fifth of it val). A row with an empty split, or of unknown label, is in no split.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import numpy as np
 
@@ -24,45 +32,78 @@ from vggfeat.checked import regular, shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import TRAIN_FRACTION
 from vggfeat.datasets.items import Items
-from vggfeat.datasets.splits import random_splits
+from vggfeat.datasets.splits import part_named, random_splits
 from vggfeat.errors import VggfeatError, reason
 
 MOST_LABELS = 1 << 30  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
-_HEADERS = [["path", kind, *split] for kind in ("label", "labels") for split in ([], ["split"])]
+_HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
+_PRESENT = {"1": True, "1.0": True, "0": False, "0.0": False}
+_ODD = re.compile(r"^$|^\s|\s$|[\\:\0]")  # a path that may have been meant otherwise
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WINDOWS_DISK = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass
 class _Table:
-    """The file's columns: N names, N label cells, N splits ("" where empty)."""
+    """The file's N rows.
 
-    several: bool = False
+    kind: "label" or "labels", the column that there is, or "columns", one for each class.
+    labels: N cells of it; of columns, the classes present in a row, as (numbers,), and None where unknown.
+    splits: N of "train", "val", "test" and "". lines: N numbers. repeated: lines left out.
+    """
+
+    path: Path
+    kind: str = "label"
+    classes: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    present: list[tuple[int, ...] | None] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+
+    def refuse(self, line: int, what: str) -> NoReturn:
+        raise VggfeatError(f"{self.path.absolute()}, line {line}: {what}")
 
 
 def load(root: Path | None, download: bool = False) -> Items:
-    """The images listed in the CSV file `root`, in its order; classes sorted.
+    """The images listed in the CSV file `root`, in its order; classes sorted, or as the columns are.
 
-    labels: (N,) int32 for a `label` column, (N, C) int8 for `labels`, None if every cell is empty.
-    Raises VggfeatError naming the file and the line that is malformed.
+    labels: (N,) int32 for a `label` column, (N, C) int8 for `labels`, None if every cell is empty. Columns of
+        classes are the former where each row has exactly one 1.
+    Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
     if download:
         raise VggfeatError("there is nothing to download for a CSV file of your own: leave out --download")
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
     table = _read(path)
-    if not any(table.labels):
-        return Items("csv", "unlabelled", path.parent, table.names, None, [])
-    labels, classes = _many(table.labels, path) if table.several else _one(table.labels)
-    known = (labels != 0).any(axis=1) if table.several else labels >= 0
+    remarks: tuple[str, ...] = ()
+    if n := len(table.repeated):
+        rows = (
+            f"{n:,} rows that repeat an earlier one, for example"
+            if n > 1
+            else "a row that repeats an earlier one:"
+        )
+        remarks = (f"left out: {rows} line {table.repeated[0]} of {path.name}",)
+    if not any(table.labels) and not any(row is not None for row in table.present):
+        return Items("csv", "unlabelled", path.parent, table.names, None, [], remarks=remarks)
+    if table.kind == "columns":
+        labels, classes = _columns(table), table.classes
+        if labels.ndim == 1:
+            remarks += (f"each row of {path.name} has one 1: read as one label an image",)
+    else:
+        _question(table)
+        labels, classes = _many(table.labels, path) if table.kind == "labels" else _one(table.labels)
+    known = (labels != 0).any(axis=1) if labels.ndim == 2 else labels >= 0
     if any(table.splits):
         given = np.array(table.splits)
         splits = {name: np.flatnonzero((given == name) & known) for name in ("train", "val", "test")}
         splits = {name: rows.astype(np.int64) for name, rows in splits.items() if len(rows)}
     else:
         splits = random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
-    protocol = "multi-label" if table.several else "single-label"
-    return Items("csv", protocol, path.parent, table.names, labels, classes, splits)
+    protocol = "multi-label" if labels.ndim == 2 else "single-label"
+    return Items("csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks)
 
 
 def _one(cells: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -80,11 +121,7 @@ def _many(cells: list[str], path: Path) -> tuple[np.ndarray, list[str]]:
         raise VggfeatError(
             f"{path.absolute()}: {'a lone ? is no label' if classes else 'no row has a label'}"
         )
-    if len(cells) * len(classes) > MOST_LABELS:
-        raise VggfeatError(
-            f"{path.absolute()}: {len(cells):,} images of {len(classes):,} classes are too many: "
-            f"at most {MOST_LABELS:,} labels"
-        )
+    _refuse_too_many(len(cells), len(classes), path)
     column_of = {name: column for column, name in enumerate(classes)}
     labels = np.full((len(cells), len(classes)), -1, np.int8)
     for row, (cell, words) in enumerate(zip(cells, words_of, strict=True)):
@@ -96,55 +133,231 @@ def _many(cells: list[str], path: Path) -> tuple[np.ndarray, list[str]]:
     return labels, classes
 
 
+def _columns(table: _Table) -> np.ndarray:
+    """(N,) int32, -1 where unknown, if all known rows have one class; else (N, C) int8: 1, -1, or zeros if unknown."""
+    if all(row is None or len(row) == 1 for row in table.present):
+        return np.array([-1 if row is None else row[0] for row in table.present], np.int32)
+    _refuse_too_many(len(table.present), len(table.classes), table.path)
+    labels = np.full((len(table.present), len(table.classes)), -1, np.int8)
+    for i, row in enumerate(table.present):
+        if row is None:
+            labels[i] = 0
+        else:
+            labels[i, list(row)] = 1
+    return labels
+
+
+def _refuse_too_many(images: int, classes: int, path: Path) -> None:
+    if images * classes > MOST_LABELS:
+        raise VggfeatError(
+            f"{path.absolute()}: {images:,} images of {classes:,} classes are too many: "
+            f"at most {MOST_LABELS:,} labels"
+        )
+
+
+def _question(table: _Table) -> None:
+    """Raise VggfeatError where a cell that would be one class looks like several, separated in another way.
+
+    In a `labels` column a ";" anywhere says that the writer knows it, and nothing is questioned.
+    """
+    several = table.kind == "labels"
+    cells = dict(zip(reversed(table.labels), reversed(table.lines), strict=True))  # the first line of each
+    if several and any(";" in cell for cell in cells):
+        return
+    for separator in "|,/+& " if several else ";|":
+        words_of = {cell: {word.strip() for word in cell.split(separator)} - {""} for cell in cells}
+        used = Counter(word for words in words_of.values() for word in words)
+        for cell, line in sorted(cells.items(), key=lambda item: item[1]):
+            words = words_of[cell]
+            # "tench, Tinca tinca" is one name, and "traffic light": words that occur elsewhere are labels
+            again = [word for word in words if used[word] > 1]
+            if separator in ";|":
+                asked = separator in cell
+            else:
+                asked = len(words) > 1 and bool(again) and (separator != " " or len(again) == len(words))
+            if asked and several:
+                table.refuse(
+                    line,
+                    f"{shown(cell)} is one label, since ';' stands between labels: write cat;dog for two, or "
+                    f"{shown(cell + ';')} if it is one",
+                )
+            if asked:
+                table.refuse(
+                    line,
+                    f"a label column has one label an image, not {shown(cell)}: name it labels, with ';' between "
+                    "labels, or rename the class",
+                )
+    for cell, line in cells.items():
+        if cell[:1] + cell[-1:] in ("[]", "{}", "()"):
+            table.refuse(line, f"{shown(cell)} would be one label: write cat;dog for two, in a column labels")
+
+
 def _read(path: Path) -> _Table:
     regular(path.absolute(), "CSV file", "give it with --root")
     try:
-        # utf-8-sig: spreadsheets write a byte-order mark. surrogateescape: a path need not be valid UTF-8.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            return _parse(file, path)
+        with path.open("rb") as raw:
+            head = raw.read(1 << 16)
+        encoding = _encoding(head, path)
+        # surrogateescape: a path need not be valid UTF-8.
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+        with path.open(encoding=encoding, errors=errors, newline="") as file:
+            return _parse(file, _delimiter(head.decode(encoding, "replace")), path)
     except OSError as error:
         raise VggfeatError(f"can't read {path.absolute()}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise VggfeatError(
+            f"{path.absolute()} is not {error.encoding} text, as its first bytes say: save it as CSV UTF-8"
+        ) from error
 
 
-def _parse(file: TextIO, path: Path) -> _Table:
-    reader = csv.reader(file)
+def _encoding(head: bytes, path: Path) -> str:
+    """By the byte-order mark, which spreadsheets write; UTF-8 without one."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in head[:4] or head.startswith(b"PK\3\4"):
+        what = (
+            "a spreadsheet or an archive" if head.startswith(b"PK") else "UTF-16 without its mark, or no text"
+        )
+        raise VggfeatError(f"{path.absolute()} is {what}: save it as CSV UTF-8")
+    return "utf-8-sig"
+
+
+def _delimiter(head: str) -> str:
+    """What the header separates its columns by."""
+    first = next((line for line in head.splitlines() if line.strip()), "")
+    for delimiter in ",;\t|":
+        cells = next(csv.reader([first], delimiter=delimiter), [])
+        if len(cells) > 1 and "path" in (cell.strip().lower() for cell in cells):
+            return delimiter
+    return ","
+
+
+def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
+    reader = csv.reader(file, delimiter=delimiter)
     where = path.absolute()
-    table = _Table()
-    line_of: dict[str, int] = {}
-    header: list[str] | None = None
+    table = _Table(path)
+    row_of: dict[str, int] = {}
+    header: list[str] = []
     try:
         for row in reader:
-            at = f"{where}, line {reader.line_num}"
+            line = reader.line_num
             cells = [cell.strip() for cell in row]
             if not any(cells):
                 continue
-            if header is None:
-                header = [cell.lower() for cell in cells]
-                if header not in _HEADERS:
-                    expected = "path,label[,split] or path,labels[,split]"
-                    raise VggfeatError(f"{at}: the header must be {expected}, not {shown(','.join(cells))}")
-                table.several = header[1] == "labels"
+            if not header:
+                while not cells[-1]:  # a spreadsheet's empty columns
+                    cells.pop()
+                header = _header(cells, table, line)
                 continue
-            if len(cells) != len(header):
-                raise VggfeatError(f"{at}: {len(cells)} columns where the header has {len(header)}")
-            name = Path(row[0]).as_posix()  # as written: a name may begin or end with a space
-            if not cells[0] or "\0" in name:
-                raise VggfeatError(f"{at}: no valid path in the first column")
-            if name in line_of:
-                raise VggfeatError(f"{at}: {shown(name)} is listed twice, first in line {line_of[name]}")
-            line_of[name] = reader.line_num
-            split = cells[2].lower() if len(cells) == 3 else ""
-            if split not in ("", "train", "val", "test"):
-                raise VggfeatError(
-                    f"{at}: the split must be train, val, test or empty, not {shown(cells[2])}"
-                )
+            if len(cells) < len(header) or any(cells[len(header) :]):
+                what = f"{len(cells)} columns where the header has {len(header)}"
+                table.refuse(line, f"{what}; a cell with {delimiter!r} in it needs quotes around it")
+            of = dict(zip(header, cells, strict=False))
+            name = _path(row[header.index("path")], table, line)  # as written: spaces may belong to it
+            split = _split(of.get("split", ""), table, line)
+            present = _present([of[name] for name in table.classes], table, line) if table.classes else None
+            label = of.get(table.kind, "")
+            if _NOT_UTF8.search(label):
+                table.refuse(line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8")
+            first = row_of.setdefault(_identity(name, where.parent), len(table.names))
+            if first < len(table.names):
+                _repeated(first, name, (label, present, split), table, line)
+                continue
             table.names.append(name)
-            table.labels.append(cells[1])
+            table.labels.append(label)
+            table.present.append(present)
             table.splits.append(split)
+            table.lines.append(line)
     except csv.Error as error:
         raise VggfeatError(f"{where}, line {reader.line_num}: {error}") from error
-    if header is None:
-        raise VggfeatError(f"{where}, line 1: the file is empty; it must start with path,label[,split]")
+    if not header:
+        raise VggfeatError(f"{where}, line 1: the file is empty; it must start with {_HEADER}")
     if not table.names:
         raise VggfeatError(f"{where}, line {reader.line_num + 1}: no images are listed under the header")
     return table
+
+
+def _header(cells: list[str], table: _Table, line: int) -> list[str]:
+    """The columns' names; sets what the table has of labels."""
+    known = ("path", "label", "labels", "split")
+    header = [cell.lower() if cell.lower() in known else cell for cell in cells]
+    kinds: list[str] = [name for name in ("label", "labels") if name in header]
+    classes = [name for name in header if name not in known]
+    wrong = "path" not in header or len(kinds) + bool(classes) != 1 or "" in header
+    if wrong or len(set(header)) < len(header) or any(map(_NOT_UTF8.search, header)):
+        found = shown(",".join(cells))
+        table.refuse(line, f"the first line must be a header, {_HEADER}; not {found}")
+    table.kind, table.classes = (kinds or ["columns"])[0], classes
+    return header
+
+
+def _split(cell: str, table: _Table, line: int) -> str:
+    """ "train", "val", "test" or ""; a cell may have any word for it that a folder may have."""
+    part, others = part_named(cell) or ("", (cell,) if cell else ())
+    if others or part == "eval":
+        table.refuse(line, f"the split must be train, val, test or empty, not {shown(cell)}")
+    return part
+
+
+def _present(cells: Sequence[str], table: _Table, line: int) -> tuple[int, ...] | None:
+    """Which classes' columns have a 1; None where all are empty."""
+    if not any(cells):
+        return None
+    for name, cell in zip(table.classes, cells, strict=True):
+        if cell not in _PRESENT:
+            table.refuse(
+                line,
+                f"the column {shown(name)} is none of path, label, labels and split, so it is a class's and has "
+                f"0 or 1, not {shown(cell)}",
+            )
+    return tuple(i for i, cell in enumerate(cells) if _PRESENT[cell])
+
+
+def _path(cell: str, table: _Table, line: int) -> str:
+    """A path as `Items.names` has it: as it is written, or, where that is no file, as it must have been meant.
+
+    Meant are: no spaces around it, Windows' backslashes, Windows' encoding of Western Europe.
+    """
+    if cell.isascii() and not _ODD.search(cell):
+        return Path(cell).as_posix()
+    if not cell.strip() or "\0" in cell:
+        table.refuse(line, "no valid path in the column path")
+    if _ADDRESS.match(cell):
+        table.refuse(line, f"{shown(cell)} is an address: download the images, and list their files")
+    if os.sep == "/" and _WINDOWS_DISK.match(cell):
+        table.refuse(
+            line, f"{shown(cell)} is on a Windows disk: write paths relative to the CSV file's folder"
+        )
+    meant = [cell, cell.strip()]
+    meant += [text.replace("\\", "/") for text in meant]
+    if _NOT_UTF8.search(cell):
+        meant += [text.encode("utf-8", "surrogateescape").decode("cp1252", "replace") for text in meant]
+    if len(set(meant)) > 1:
+        there = [text for text in dict.fromkeys(meant) if os.path.isfile(table.path.parent / text)]
+        cell = there[0] if there else cell.replace("\\", "/")
+    return Path(cell).as_posix()
+
+
+def _identity(name: str, folder: Path) -> str:
+    """The same for all paths of one file, relative to the folder or not."""
+    if os.path.isabs(name) or ".." in name:
+        return os.path.normpath(folder / name).removeprefix(f"{folder}{os.sep}")
+    return name
+
+
+def _repeated(first: int, name: str, now: tuple[object, ...], table: _Table, line: int) -> None:
+    """Note a row that says the same of an image as an earlier one. Raises VggfeatError where it says something else."""
+    label, _, split = now
+    if now == (table.labels[first], table.present[first], table.splits[first]):
+        table.repeated.append(line)
+        return
+    what = f"{shown(name)} is listed twice, first in line {table.lines[first]}"
+    if split != table.splits[first]:
+        parts = [f"in {part}" if part else "in no split" for part in (table.splits[first], str(split))]
+        table.refuse(line, f"{what}: {parts[0]} there, {parts[1]} here; keep one of them")
+    if table.kind == "label":
+        both = shown(f"{table.labels[first]};{label}")
+        table.refuse(line, f"{what}, with another label; for several, one row with {both} in a column labels")
+    table.refuse(line, f"{what}, with other labels; keep one of them")

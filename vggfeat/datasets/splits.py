@@ -1,14 +1,61 @@
-"""Random splits of a dataset's rows into train, val and test, class by class (Appendix B of the paper).
+"""The parts train, val and test: the words that people have for them, and random ones (Appendix B of the paper).
 
-Every class of every split has its own random key, so the draw inside one class does not change when another
-class gains or loses images, and split k is the same however many splits are asked for.
+Random ones are drawn class by class. Every class of every split has its own random key, so the draw inside one class
+does not change when another class gains or loses images, and split k is the same however many splits are asked for.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 
 from vggfeat.errors import VggfeatError
+
+# "eval" is said of val and of test: a name that is known, and has to be asked about.
+_WORDS = {
+    "train": ("train", "training", "trn", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "holdout"),
+    "eval": ("eval", "evaluation"),
+}
+# What may stand beside such a word and says no more: "training_set", "test images".
+_PADDING = ("set", "data", "dataset", "images", "image", "imgs", "img", "split")
+_PART_OF = {word + more: part for part, words in _WORDS.items() for word in words for more in ("", *_PADDING)}
+
+
+@lru_cache(maxsize=4096)  # a CSV file has a few words for a million rows
+def part_named(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """ "train", "val", "test" or "eval" where a name has one word for it, in any case; and its other words.
+
+    "Training" and "test_images" have no others, "seg_train" has ("seg",), "val2017" has ("2017",).
+    """
+    words = [word.lower() for word in re.findall(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", name)]
+    if whole := _PART_OF.get("".join(words)):  # "train_val", "hold-out"
+        return whole, ()
+    spoken = [_PART_OF[word] for word in words if word in _PART_OF]
+    others = tuple(word for word in words if word not in _PART_OF and word not in _PADDING)
+    return (spoken[0], others) if len(spoken) == 1 else None
+
+
+def parts_among(names: Sequence[str]) -> dict[str, str]:
+    """Those of the folders' names that may stand for parts of a data set, each with its part: see `part_named`.
+
+    Names of that one word, or else names that have all other words in common, as "seg_train" and "seg_test", among
+    them train and another part; "steam train" and "test tube" are neither.
+    """
+    named = {name: found for name in names if (found := part_named(name))}
+    alike: dict[tuple[str, ...], dict[str, str]] = {}
+    for name, (part, others) in named.items():
+        alike.setdefault(others, {})[name] = part
+    if () in alike:
+        return alike[()]
+    for parts in alike.values():
+        if "train" in parts.values() and len(set(parts.values())) > 1:
+            return parts
+    return {}
 
 
 def random_splits(

@@ -88,6 +88,7 @@ def _read(folder: Path, year: int) -> Items:
             for image, value in value_of.items():
                 labels[row_of[image], column] = value
 
+    unlisted = [] if "test" in ids_of else [path.name for path in sorted(lists.glob("*_test.txt"))]
     return Items(
         dataset=f"voc{year}",
         protocol=f"voc{year}",
@@ -97,6 +98,9 @@ def _read(folder: Path, year: int) -> Items:
         classes=list(CLASSES),
         splits={s: np.array(sorted(row_of[i] for i in part), np.int64) for s, part in ids_of.items()},
         lists=[str(path.relative_to(folder)) for path in sorted(lists.glob("*.txt"))],
+        remarks=(f"left out: the test images, of which {unlisted[0]} tells, as there is no test.txt",)
+        if unlisted
+        else (),
     )
 
 

@@ -1,0 +1,496 @@
+"""A weights file of any program -> tensors by name, or a sentence that names what it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from scipy.io import savemat
+
+import vggfeat
+from vggfeat import caffe, tensors, weights
+from vggfeat.errors import VggfeatError
+from vggfeat.images import CAFFE, Preprocessing
+from vggfeat.tensors import bare, read
+from vggfeat.vgg import VGG, layer_keys
+
+from .conftest import photograph
+
+He = Callable[..., VGG]
+DOCUMENT = Path(__file__).parents[1] / "docs/weights.md"
+
+
+def arrays_of(module: VGG) -> dict[str, np.ndarray]:
+    """The layers' arrays by the paper's names."""
+    state = module.state_dict()
+    return {
+        f"{layer}.{kind}": state[f"{key}.{kind}"].numpy()
+        for layer, key in layer_keys(module.net).items()
+        for kind in ("weight", "bias")
+    }
+
+
+def same_network(path: str, module: VGG, preprocessing: Preprocessing, pool: str) -> vggfeat.Network:
+    """What loads from `path` gives the scores that the net gives, saved as one of our own files."""
+    ours = Path(path.rpartition("@")[2]).with_suffix(".ours.safetensors")
+    module.set_pool(pool)
+    weights.save_weights(ours, module, preprocessing)
+    network, expected = vggfeat.load(path), vggfeat.load(ours)
+    assert network.fingerprint == expected.fingerprint
+    assert network.preprocessing.same(preprocessing) and network.metadata["pool"] == pool
+    image = torch.from_numpy(photograph(0, 75, 91)[None])
+    for q in (network, expected):
+        q.module.eval()
+    with torch.inference_mode():
+        layer = "fc8" if module.crop <= 64 else "pool5"
+        a = network.maps(network.preprocessing(image), layer)
+        b = expected.maps(preprocessing(image), layer)
+    assert torch.allclose(a, b, rtol=1e-5, atol=0) and a.abs().max() > 0
+    return network
+
+
+# --- Caffe -----------------------------------------------------------------------------------------------------
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """A protobuf field: a varint, or bytes with their length."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def blob(values: np.ndarray, old: bool) -> bytes:
+    data = field(5, values.astype("<f4").tobytes())
+    if not old:
+        return field(7, field(1, b"".join(map(varint, values.shape)))) + data
+    shape = (1,) * (4 - values.ndim) + values.shape
+    return b"".join(field(i, n) for i, n in enumerate(shape, 1)) + data
+
+
+def caffemodel(arrays: dict[str, np.ndarray], old: bool = False) -> bytes:
+    """A NetParameter as Caffe writes it. old: of 2014, with `layers` and shapes of four numbers."""
+    number, name_field, type_field, blobs_field = (2, 4, 5, 6) if old else (100, 1, 2, 7)
+    parts = [field(1, b"VGG_ILSVRC_16_layers"), field(3, b"data"), *(field(4, n) for n in (10, 3, 224, 224))]
+    names = list(dict.fromkeys(key.partition(".")[0] for key in arrays))
+    for name in names:
+        kind: int | bytes = (
+            (4 if old else b"Convolution") if "conv" in name else (14 if old else b"InnerProduct")
+        )
+        layer = (
+            field(2, b"bottom")
+            + field(3, b"top")
+            + field(name_field, name.encode())
+            + field(type_field, kind)
+        )
+        layer += b"".join(
+            field(blobs_field, blob(arrays[f"{name}.{kind}"], old)) for kind in ("weight", "bias")
+        )
+        relu = field(name_field, b"relu") + field(type_field, 18 if old else b"ReLU")
+        parts += [field(number, layer), field(number, relu)]
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("net", ["D", "E", "C"])
+def test_a_caffemodel_gives_the_same_scores(tmp_path: Path, he: He, net: str, old: bool) -> None:
+    module = he(net, width=0.125, crop=64, num_classes=3)
+    path = tmp_path / "VGG.caffemodel"
+    path.write_bytes(caffemodel(arrays_of(module), old))
+    network = same_network(str(path), module, CAFFE, "ceil")
+    assert (network.name, network.module.width, network.module.crop) == (net, 0.125, 64)
+    assert network.metadata["source"] == str(path)
+
+
+def test_a_caffemodel_is_the_authors_or_nobodys(tmp_path: Path) -> None:
+    """Its own facts hold: as oxford:D it has the classes' names too, as torchvision's it is refused."""
+    with torch.device("meta"):
+        shapes = VGG("D", until="pool5").state_dict()
+    zeros = {
+        f"{layer}.{kind}": np.zeros(shapes[f"{key}.{kind}"].shape, np.float32)
+        for layer, key in layer_keys("D").items()
+        if key.startswith("features")
+        for kind in ("weight", "bias")
+    }
+    path = tmp_path / "VGG.caffemodel"
+    path.write_bytes(caffemodel(zeros))
+    network = vggfeat.load(f"oxford:D@{path}")
+    assert network.metadata["train_scale"] == "256-512" and network.layers[-1] == "pool5"
+    with pytest.raises(
+        VggfeatError, match=r"says of itself channel_order 'BGR', .* has 'RGB': give .* alone"
+    ):
+        vggfeat.load(f"torchvision:vgg16@{path}")
+
+
+def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: He) -> None:
+    module = he("D", width=0.125, crop=32, num_classes=3)
+    arrays = arrays_of(module)
+    path = tmp_path / "w.caffemodel"
+    renamed = {key.replace("fc8", "fc8_flickr"): value for key, value in arrays.items()}
+    path.write_bytes(caffemodel(renamed))
+    network = vggfeat.load(path)
+    assert network.layers[-1] == "fc7" and "fc8_flickr" in network.metadata["unwrapped"]
+    full = {**arrays, "fc6.weight": arrays["fc6.weight"].reshape(512, 64, 1, 1)}  # FC layers as convolutions
+    path.write_bytes(caffemodel(full))
+    assert torch.equal(vggfeat.load(path).module.classifier[0].weight, module.classifier[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: caffemodel({"conv1.weight": a["conv1_1.weight"], "conv1.bias": a["conv1_1.bias"]}),
+         "no net of Table 1 has its layers: conv1"),
+        (lambda a: caffemodel({k: v for k, v in a.items() if "conv3" not in k}), "no net of Table 1 has its layers"),
+        (lambda a: caffemodel(a) + field(100, field(1, b"norm1") + field(2, b"LRN")), "local response normalisation"),
+        (lambda a: caffemodel(a, old=True) + field(2, field(4, b"norm1") + field(5, 15)), "local response"),
+        (lambda a: caffemodel(a) + field(2, field(1, field(1, b"conv1"))), "upgrade_net_proto_binary"),
+        (lambda a: caffemodel(a) * 2, "two layers 'conv1_1'"),
+        (lambda a: caffemodel(a)[:-7], "cut off"),
+        (lambda a: caffemodel(a) + field(1, b"x") * 100_000, "more than 100,000 fields"),
+        (lambda a: caffemodel(a) + b"\x0b", "no protobuf"),
+        (lambda a: caffemodel(a) + b"\xff" * 11, "a number is too long"),
+        (lambda a: caffemodel(a) + field(100, field(1, b"conv1_9") + field(7, field(7, field(1, b"\x02")))),
+         r"a blob of shape \(2,\) has 0 bytes"),
+        (lambda a: caffemodel(a) + field(100, field(1, b"c") + field(7, field(8, bytes(8)))), "not float32"),
+        (lambda a: caffemodel(a) + field(100, field(1, b"c" * 300)), "a layer's name has 300 bytes"),
+        (lambda a: caffemodel(a) + field(100, b"")[:-1] + varint(1 << 40), "ends beyond its message"),
+        (lambda a: caffemodel({**a, "fc7.weight": a["fc7.weight"][1:]}), r"classifier.3.weight has shape \(511, 512\)"),
+    ],
+)  # fmt: skip
+def test_caffemodels_that_cant_be(
+    tmp_path: Path, he: He, change: Callable[[dict[str, np.ndarray]], bytes], says: str
+) -> None:
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(change(arrays_of(he("D", width=0.125, crop=32, num_classes=3))))
+    with pytest.raises(VggfeatError, match=says) as refused:
+        vggfeat.load(path)
+    assert str(refused.value).startswith(str(path))
+
+
+def test_a_blob_cant_claim_what_isnt_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he: He) -> None:
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(caffemodel(arrays_of(he("D", width=0.125, crop=32, num_classes=3))))
+    monkeypatch.setattr(caffe, "MOST_PARAMETERS", 100_000)
+    with pytest.raises(VggfeatError, match="more than 0 million parameters"):
+        vggfeat.load(path)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    return {
+        "features.0.weight": torch.ones(4, 3, 3, 3),
+        "features.0.bias": torch.zeros(4),
+        "classifier.6.bias": torch.zeros(2),
+    }
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in small_state().items()}
+
+
+MOMENTUM = {
+    "state": {0: {"momentum_buffer": torch.ones(4, 3, 3, 3), "step": 7}},
+    "param_groups": [{"lr": 0.1}],
+}
+LIGHTNING = {
+    "epoch": 3, "global_step": 100, "pytorch-lightning_version": "2.2", "loops": {"fit_loop": {"state_dict": {}}},
+    "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
+    "optimizer_states": [MOMENTUM], "lr_schedulers": [], "hyper_parameters": {"lr": 0.1, "name": None, "on": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("content", "unwrapped"),
+    [
+        (small_state(), None),
+        (prefixed("module."), "module."),
+        (prefixed("_orig_mod."), "_orig_mod."),
+        (prefixed("_orig_mod.module."), "module., _orig_mod."),
+        ({"features.module.0.weight": torch.ones(4, 3, 3, 3), "features.module.0.bias": torch.zeros(4),
+          "classifier.6.bias": torch.zeros(2)}, "module."),
+        ({"state_dict": small_state(), "epoch": 3, "arch": "vgg16", "best_acc1": torch.tensor(71.5)}, "state_dict"),
+        ({"epoch": 3, "state_dict": prefixed("module."), "optimizer": MOMENTUM}, "state_dict, module."),
+        ({"model": small_state(), "optimizer": MOMENTUM, "model_ema": small_state()}, "model"),
+        ({"model": {"state_dict": small_state()}, "iteration": 9}, "model.state_dict"),
+        ({"weights": small_state()}, "weights"),
+        ({**LIGHTNING, "state_dict": prefixed("model.")}, "state_dict, model."),
+        ({**LIGHTNING, "state_dict": {**prefixed("net."), "loss.weight": torch.ones(2)}},
+         "state_dict, net. without the rest"),
+        ({**small_state(), "epoch": 3}, None),
+    ],
+)  # fmt: skip
+def test_checkpoints_hold_a_net(tmp_path: Path, content: Any, unwrapped: str | None, zipped: bool) -> None:
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    found, metadata = bare(*read(path), [["features.0.weight", "features.0.bias"]], path)
+    assert found.keys() == small_state().keys() and metadata.get("unwrapped") == unwrapped
+    assert torch.equal(found["features.0.weight"], torch.ones(4, 3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"generator": small_state(), "critic": small_state()}, r"several state dicts, 'generator', 'critic'"),
+        ({"state_dict": {**prefixed("model."), **prefixed("teacher.")}}, r"several nets, under 'model.', 'teacher.'"),
+        ({"optimizer": MOMENTUM, "epoch": 3}, "no plain state dict"),
+        ({"a": {"b": {"c": {"d": small_state()}}}}, "no plain state dict"),
+        ({"state_dict": {}}, "no plain state dict"),
+    ],
+)  # fmt: skip
+def test_checkpoints_that_hold_no_one_net(tmp_path: Path, content: Any, says: str) -> None:
+    torch.save(content, tmp_path / "c.ckpt")
+    with pytest.raises(VggfeatError, match=says):
+        bare(*read(tmp_path / "c.ckpt"), [["features.0.weight"]], tmp_path)
+
+
+def test_a_record_that_is_held_a_million_times_is_looked_at_once(tmp_path: Path) -> None:
+    inner = {str(i): 0 for i in range(2000)}
+    outer = {str(i): inner for i in range(2000)}
+    torch.save({str(i): outer for i in range(2000)}, tmp_path / "c.pth")
+    with pytest.raises(VggfeatError, match="no plain state dict"):
+        read(tmp_path / "c.pth")
+
+
+def test_a_checkpoint_describes_as_the_net_in_it(tmp_path: Path, he: He) -> None:
+    """Through a source: the PyTorch examples' way of saving a VGG in training."""
+    state = he("A", until="pool5").state_dict()
+    torch.save(state, tmp_path / "plain.pth")
+    wrapped = {key.replace("features.", "features.module."): value for key, value in state.items()}
+    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, tmp_path / "checkpoint.pth.tar")
+    plain, network = (
+        vggfeat.load(f"torchvision:vgg11@{tmp_path / name}") for name in ("plain.pth", "checkpoint.pth.tar")
+    )
+    assert network.fingerprint == plain.fingerprint
+    assert network.metadata["unwrapped"] == "state_dict, module." and "unwrapped" not in plain.metadata
+
+
+def test_a_checkpoint_of_timm(tmp_path: Path) -> None:
+    import timm
+
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "c.pth.tar")
+    safetensors.torch.save_file(state, tmp_path / "plain.safetensors")
+    network = vggfeat.load(f"timm:resnet18@{tmp_path / 'c.pth.tar'}")
+    assert network.metadata["unwrapped"] == "state_dict, module."
+    assert network.fingerprint == vggfeat.load(f"timm:resnet18@{tmp_path / 'plain.safetensors'}").fingerprint
+
+
+def test_what_was_unwrapped_is_told_by_info(
+    tmp_path: Path, he: He, plain: Preprocessing, run_main: Any
+) -> None:
+    from vggfeat import cli
+
+    path = tmp_path / "w.safetensors"
+    weights.save_weights(path, he("A", width=0.125, crop=32), plain)
+    with safetensors.safe_open(path, "pt") as file:
+        renamed = {f"module.{key}": file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        safetensors.torch.save_file(renamed, path, file.metadata())
+    words = ("--limit", 2, "--weights", path, "--scales", 32, "--out", tmp_path / "f.h5")
+    assert run_main(cli.main, "extract", "--dataset", "digits", *words).status == 0
+    ran = run_main(cli.main, "info", tmp_path / "f.h5", "--json", tmp_path / "i.json")
+    assert ran.status == 0
+    of = json.loads((tmp_path / "i.json").read_text())["weights_metadata"]
+    assert of["unwrapped"] == "module." and of["source"] == str(path)
+    assert "FILE.caffemodel" in run_main(cli.main, "weights").out
+
+
+# --- what holds more than tensors, or none ---------------------------------------------------------------------
+
+
+def save_objects(folder: Path) -> dict[str, str]:
+    """Files with Python objects -> what their messages say."""
+    torch.save({"state_dict": small_state(), "args": argparse.Namespace(lr=0.1)}, folder / "namespace.pth")
+    torch.save({"model": small_state(), "best": np.float64(3)}, folder / "numpy.pth")
+    torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), folder / "module.pth")
+    torch.save({"net": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "epoch": 1}, folder / "inside.ckpt")
+    torch.save({"state_dict": small_state()}, folder / "protocol4.bin", pickle_protocol=4)
+    with open(folder / "plain.pkl", "wb") as file:
+        pickle.dump({"conv1_1": np.zeros((3, 3))}, file)
+    with open(folder / "numbers.pkl", "wb") as file:
+        pickle.dump({"conv1_1": [0.5]}, file)
+    return {
+        "namespace.pth": r"'argparse\.Namespace'.*torch\.save\(x\['state_dict'\], 'plain.pth'\)",
+        "numpy.pth": r"'numpy\..*scalar'.*torch\.save\(x\['model'\], ",
+        "module.pth": r"'torch\.nn\.modules\.container\.Sequential'.*torch\.save\(x\.state_dict\(\), ",
+        "inside.ckpt": r"torch\.save\(x\['net'\]\.state_dict\(\), ",
+        "protocol4.bin": r"OrderedDict|_rebuild_tensor",
+        "plain.pkl": r"Python objects \('numpy.*in a plain pickle",
+        "numbers.pkl": "a plain pickle, and not one that PyTorch has written",
+    }
+
+
+def test_python_objects_are_named_and_never_made(tmp_path: Path) -> None:
+    for name, says in save_objects(tmp_path).items():
+        with pytest.raises(VggfeatError, match=says) as refused:
+            vggfeat.load(f"torchvision:vgg16@{tmp_path / name}")
+        assert "\x1b" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["namespace.pth", "numpy.pth", "module.pth", "inside.ckpt", "protocol4.bin"])
+def test_the_lines_that_a_message_gives_make_a_plain_file(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_objects(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VggfeatError) as refused:
+        read(tmp_path / name)
+    exec(str(refused.value)[str(refused.value).index("import torch") :], {})
+    assert read(tmp_path / "plain.pth")[0]
+
+
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.pt", "w", zipfile.ZIP_DEFLATED) as script:
+        for name in ("data.pkl", "code/__torch__/torch/nn/modules/conv.py", "constants.pkl"):
+            script.writestr(f"t/{name}", b"")
+    with pytest.raises(VggfeatError, match=r"is a TorchScript program; .*torch\.jit\.load"):
+        vggfeat.load(f"torchvision:vgg16@{tmp_path / 't.pt'}")
+
+
+OTHERS = {
+    b"": "is empty",
+    b"<!DOCTYPE html><html><head>": "is a web page, not weights",
+    b"\n  <html lang='en'>": "is a web page, not weights",
+    b"<?xml version='1.0'?><Error><Code>AccessDenied": "is a web page",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "Git LFS pointer.*git lfs pull",
+    b"Entry not found": "is text, not weights: it begins with 'Entry not found'",
+    '{"error": "Zugriff verweigert für dieses Modell"}'.encode(): "is text, not weights",
+    b"\x1f\x8b\x08\x00" + bytes(40): "is a gzip archive",
+    b"7z\xbc\xaf\x27\x1c" + bytes(40): "is a 7z archive",
+    b"\x89HDF\r\n\x1a\n" + bytes(40): "is an HDF5 file, as of Keras: docs/weights.md",
+    b"MATLAB 5.0 MAT-file, Platform: GLNXA64": "is a MATLAB file, as of MatConvNet: docs/weights.md",
+    b"MATLAB 7.3 MAT-file, Platform: GLNXA64": "save it with -v7 in MATLAB",
+    b"vggfeat2" + bytes(40): "is a feature file or a model of this program",
+    b"\x93NUMPY\x01\x00": "is a NumPy array",
+    b"\x08\x07\x12\x07pytorch\x1a\x05": "is an ONNX graph",
+    b"PK\x03\x04" + bytes(60): "is damaged or cut off",
+    b"\xff\xd8\xff\xe0" + bytes(60): "is no weights file that is known",
+}
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".caffemodel", ".bin"])
+@pytest.mark.parametrize("content", OTHERS, ids=lambda content: repr(content[:12]))
+def test_what_is_no_weights_file_is_named(tmp_path: Path, content: bytes, ending: str) -> None:
+    path = tmp_path / f"w{ending}"
+    path.write_bytes(content)
+    says = OTHERS[content]
+    if says.startswith("is no weights") and ending in (".safetensors", ".caffemodel"):
+        says = "can't be read as weights"
+    for spec in (str(path), f"oxford:D@{path}", f"timm:resnet18@{path}"):
+        with pytest.raises(VggfeatError, match=says) as refused:
+            vggfeat.load(spec)
+        assert str(refused.value).startswith(str(path))
+
+
+def test_archives_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+    with tarfile.open(tmp_path / "w.tar", "w") as tar:
+        tar.add(tmp_path / "x", "x")
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as other:
+        other.writestr("model.weights.h5", b"")
+    for name, says in (("w.tar", "is a tar archive"), ("w.pth", "not one that PyTorch has written")):
+        with pytest.raises(VggfeatError, match=says):
+            read(tmp_path / name)
+
+
+def test_the_ending_doesnt_matter(tmp_path: Path, he: He, plain: Preprocessing) -> None:
+    weights.save_weights(tmp_path / "w.safetensors", he("A", width=0.125, crop=32), plain)
+    expected = vggfeat.load(tmp_path / "w.safetensors").fingerprint
+    for name in ("w.pth", "w.bin", "w"):
+        os.replace(next(tmp_path.glob("w*")), tmp_path / name)
+        assert vggfeat.load(tmp_path / name).fingerprint == expected
+
+
+# --- conversions -----------------------------------------------------------------------------------------------
+
+
+def run_lines_for(what: str, width: float) -> None:
+    """The lines of docs/weights.md that convert a file, for a narrower net."""
+    [lines] = [
+        block for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S) if what in block
+    ]
+    exec(lines.replace('{"net": "D"', f'{{"net": "D", "width": "{width}"'), {})
+
+
+@pytest.mark.parametrize("root", ["", "model_weights/"])
+def test_the_lines_for_keras(tmp_path: Path, he: He, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = he("D", width=0.03125, num_classes=5)
+    names = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions"}
+    with h5py.File("vgg16_weights_tf_dim_ordering_tf_kernels.h5", "w") as file:
+        for key, value in arrays_of(module).items():
+            layer, _, kind = key.partition(".")
+            name = names.get(layer) or f"block{layer[4]}_conv{layer[6]}"
+            if layer == "fc6" and kind == "weight":  # Keras flattens (h, w, channels)
+                value = value.reshape(-1, 16, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(value))
+            elif value.ndim == 4:
+                value = value.transpose(2, 3, 1, 0)
+            file[f"{root}{name}/{name}/{'kernel' if kind == 'weight' else 'bias'}:0"] = value.T if key in (
+                "fc7.weight", "fc8.weight") else value  # fmt: skip
+        if root:
+            file["optimizer_weights/block1_conv1/kernel/m:0"] = np.zeros((3, 3, 3, 2))
+    run_lines_for("h5py", 0.03125)
+    same_network("vgg16_keras.safetensors", module, CAFFE, "ceil")
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_the_lines_for_matconvnet(
+    tmp_path: Path, he: He, monkeypatch: pytest.MonkeyPatch, newer: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = he("D", width=0.03125, num_classes=5)
+    arrays, layers = arrays_of(module), []
+    for layer in layer_keys("D"):
+        weight = arrays[f"{layer}.weight"]
+        side = 7 if layer == "fc6" else weight.shape[-1] if weight.ndim == 4 else 1
+        filters = weight.reshape(len(weight), -1, side, side).transpose(2, 3, 1, 0)
+        both = np.empty((1, 2), object)
+        both[0, 0], both[0, 1] = filters, arrays[f"{layer}.bias"][None]
+        values = {"weights": both} if newer else {"filters": filters, "biases": both[0, 1]}
+        layers += [{"type": "conv", "name": layer, **values}, {"type": "relu", "name": "relu"}]
+    mean = np.broadcast_to(np.array([123.68, 116.779, 103.939]), (1, 1, 3) if newer else (224, 224, 3))
+    normalization = {"averageImage": mean}
+    cells = np.empty((1, len(layers)), object)
+    cells[0] = layers
+    meta = {"meta": {"normalization": normalization}} if newer else {"normalization": normalization}
+    savemat("imagenet-vgg-verydeep-16.mat", {"layers": cells, **meta})
+    run_lines_for("scipy", 0.03125)
+    rgb = Preprocessing((123.68, 116.779, 103.939))
+    same_network("vgg16_matconvnet.safetensors", module, rgb, "ceil")
+
+
+def test_the_lines_for_a_checkpoint_with_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": small_state(), "args": argparse.Namespace(lr=0.1)}, "checkpoint.pth.tar")
+    run_lines_for("weights_only=False", 1)
+    assert read(tmp_path / "plain.pth")[0].keys() == small_state().keys()
+
+
+def test_a_length_that_isnt_there(tmp_path: Path) -> None:
+    """A .safetensors file that was cut off is told as one, not as something else."""
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", 5000) + b'{"a": 1')
+    with pytest.raises(VggfeatError, match="can't be read as weights"):
+        tensors.read(tmp_path / "w.safetensors")

@@ -1,0 +1,386 @@
+"""A stranger's weights file -> its tensors by name, and what it says of itself; what is no such file is named.
+
+Told by its first bytes, not by its ending: safetensors, PyTorch's pickles (`.pth`, `.pt`, `.tar`, `.ckpt`, `.bin`),
+Caffe's `.caffemodel`. No code of a file is ever run: a pickle may name plain tensors and values only. A training's
+checkpoint holds more than the net: its state dict is taken out, and metadata tell so ("unwrapped").
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from vggfeat.caffe import read_caffemodel
+from vggfeat.checked import fitted, parse_json, regular, shown
+from vggfeat.errors import VggfeatError
+from vggfeat.vgg import MOST_PARAMETERS
+
+MOST_HEADER = 16 << 20  # bytes of the names, shapes and metadata in a file
+MOST_STEPS = 1_000_000  # of the pickle in a .pth file; a state dict takes about twenty a tensor
+ENDINGS = (
+    ".safetensors",
+    ".pth",
+    ".pt",
+    ".tar",
+    ".ckpt",
+    ".bin",
+    ".caffemodel",
+    ".h5",
+    ".hdf5",
+    ".mat",
+    ".pkl",
+)
+# What the pickle of a state dict, and of plain values beside it, names, and nothing else: weights_only allows much that
+# takes memory or isn't dense.
+_PLAIN = {
+    "collections OrderedDict",
+    "collections Counter",
+    "torch Size",
+    "torch device",
+    *(f"torch {name}" for name in ("float16", "bfloat16", "float32", "float64", "int64")),
+    *(f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")),
+    *(
+        f"torch {name}Storage"
+        for name in ("Half", "BFloat16", "Float", "Double", "Byte", "Int", "Long", "Bool")
+    ),
+}
+_NETS_OWN = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+)  # what trainings call the net's part of a checkpoint
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first pickle of PyTorch's old format
+_CONVERT = "docs/weights.md has the lines of Python that make a .safetensors file of it"
+# First bytes -> what a file is that is often taken for weights, and what to do.
+_OTHERS = (
+    (b"vggfeat", "is a feature file or a model of this program, not weights"),
+    (b"MATLAB 5.0 MAT-file", f"is a MATLAB file, as of MatConvNet: {_CONVERT}"),
+    (b"MATLAB 7.3 MAT-file", f"is a MATLAB file of version 7.3: save it with -v7 in MATLAB; {_CONVERT}"),
+    (b"\x89HDF\r\n\x1a\n", f"is an HDF5 file, as of Keras: {_CONVERT}"),
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, not the weights: run `git lfs pull` where it comes from",
+    ),
+    (b"\x1f\x8b", "is a gzip archive: unpack it, and give the file in it"),
+    (b"BZh", "is a bzip2 archive: unpack it, and give the file in it"),
+    (b"\xfd7zXZ", "is an xz archive: unpack it, and give the file in it"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive: unpack it, and give the file in it"),
+    (b"Rar!", "is a RAR archive: unpack it, and give the file in it"),
+    (b"\x28\xb5\x2f\xfd", "is a zstd archive: unpack it, and give the file in it"),
+    (b"\x93NUMPY", "is a NumPy array, not weights by their names"),
+)
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", re.I)
+_NEW_DOWNLOAD = "the download needs another address, or a login; fetch the file itself"
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a weights file; of most files the values are only mapped, not yet read.
+
+    Raises VggfeatError: no such file; no weights, and what it is instead; a header that is damaged or unsound; anything
+    but dense tensors by name.
+    """
+    size = regular(path, "weights file")
+    with _unreadable(path):
+        with open(path, "rb") as file:
+            head = file.read(1024)
+            kind = _kind(path, head, size)
+            if kind == "caffemodel":
+                return read_caffemodel(file, size)
+            if kind == "pickle":
+                return _read_pickle(path, file, size)
+        with opened(path) as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys()}, _metadata(tensors, path)  # noqa: SIM118
+
+
+def _kind(path: Path, head: bytes, size: int) -> str:
+    """safetensors, pickle or caffemodel. Raises VggfeatError for anything else."""
+    if not size:
+        raise VggfeatError(f"{path} is empty: the download has failed, or hasn't ended")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "safetensors"
+    for start, what in _OTHERS:
+        if head.startswith(start):
+            raise VggfeatError(f"{path} {what}")
+    if _WEB_PAGE.match(head):
+        raise VggfeatError(f"{path} is a web page, not weights: {_NEW_DOWNLOAD}")
+    if head[257:262] == b"ustar":
+        raise VggfeatError(f"{path} is a tar archive: unpack it, and give the file in it")
+    if head.startswith(b"PK\x03\x04"):
+        return "pickle"
+    if text := _text(head):
+        raise VggfeatError(f"{path} is text, not weights: it begins with {shown(text)}; {_NEW_DOWNLOAD}")
+    if path.suffix == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head):
+        raise VggfeatError(f"{path} is an ONNX graph: give the state dict that it was exported from")
+    if path.suffix == ".safetensors":  # a damaged one, of which the library knows more
+        return "safetensors"
+    if head[:1] == b"\x80":
+        return "pickle"
+    if path.suffix == ".caffemodel" or head[:1] in (b"\n", b"\x12", b"\xa2"):
+        return "caffemodel"
+    raise VggfeatError(
+        f"{path} is no weights file that is known (safetensors, PyTorch, Caffe), or is damaged: "
+        f"it begins with {shown(head[:8])}"
+    )
+
+
+def _text(head: bytes) -> str:
+    """The first bytes of a file as text; empty where they aren't."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last letter may be cut
+    except UnicodeDecodeError:
+        return ""
+    return text if all(letter.isprintable() or letter in "\r\n\t" for letter in text) else ""
+
+
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except VggfeatError:
+        raise
+    except (
+        pickle.UnpicklingError
+    ) as error:  # PyTorch's advice for it has a page, and would run the file's code
+        raise VggfeatError(f"{path} can't be read as weights: its pickle is damaged") from error
+    except Exception as error:  # the readers raise whatever a broken file makes them raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VggfeatError(f"{path} can't be read as weights: {reason}") from error
+
+
+# --- safetensors -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file whose header is of a sane length; the library compares it with the file's own length.
+
+    Raises OSError for a file that can't be opened, which the library would call missing; ValueError, SafetensorError.
+    """
+    with open(path, "rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        if length > MOST_HEADER:
+            raise ValueError(f"its header claims {length:,} bytes")
+        with safetensors.safe_open(_unicode_name(path, raw), framework="pt") as file:
+            yield file
+
+
+def _unicode_name(path: Path, file: IO[bytes]) -> str:
+    """A name of an open file that libraries take, which want Unicode."""
+    try:
+        return os.fspath(path) if os.fspath(path).encode() else ""
+    except UnicodeEncodeError:
+        return f"/dev/fd/{file.fileno()}"
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file. Raises VggfeatError: no such file, a damaged one, metadata that can't be."""
+    regular(path, "weights file")
+    with _unreadable(path), opened(path) as file:
+        return _metadata(file, path)
+
+
+def _metadata(file: Any, path: Path) -> dict[str, str]:
+    """The strings of an open file, those that are kept for the record checked; a net's own are by who builds it."""
+    metadata = dict(file.metadata() or {})
+    for key in ("recipe", "errors"):
+        where = f"{path}: the metadata's {key}"
+        record = fitted(parse_json(metadata.get(key) or "{}", where), dict[str, Any], where)
+        fitted(record.get("seed", 0), int, f"{where}'s seed")
+    scale = metadata.get("train_scale", "")
+    if not re.fullmatch(r"([0-9]{1,5}(-[0-9]{1,5})?)?", scale):
+        raise VggfeatError(f"{path}: the metadata's train_scale must be as 256 or 256-512, not {scale!r:.60}")
+    return metadata
+
+
+# --- PyTorch's pickles -------------------------------------------------------------------------------------
+
+
+def _read_pickle(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    mapped = _check_pickle(file, path, size)
+    file.seek(0)
+    place = _unicode_name(path, file) if mapped else file
+    with warnings.catch_warnings(action="ignore"):  # of what a damaged file says of itself
+        content = torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
+    found = _state_dicts(content)
+    if not found:
+        raise VggfeatError(f"{path} holds no plain state dict: no filters of convolutions by their names")
+    if len(found) > 1:
+        raise VggfeatError(
+            f"{path} holds several state dicts, {_some(found)}: load it in Python, and save one of them alone"
+        )
+    ((where, state),) = found.items()
+    tensors = {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {"unwrapped": where[:100]} if where else {}
+
+
+def _state_dicts(content: Any) -> dict[str, dict[str, Any]]:
+    """Where -> the state dicts nearest to the top: records of tensors by name, filters of convolutions among them.
+
+    Of several on one level, the one under a name that trainings give the net's own is alone.
+    """
+    level: dict[str, Any] = {"": content}
+    seen = set()
+    for _ in range(3):
+        level = {where: value for where, value in level.items() if isinstance(value, dict)}
+        found = {where: value for where, value in level.items() if _is_state_dict(value)}
+        for name in _NETS_OWN:
+            chosen = {where: value for where, value in found.items() if where.rpartition(".")[2] == name}
+            if len(found) > 1 and len(chosen) == 1:
+                return chosen
+        if found:
+            return found
+        inner: dict[str, Any] = {}
+        for where, value in level.items():
+            if id(value) not in seen:  # a small pickle can hold one record a million times
+                seen.add(id(value))
+                names = {key: item for key, item in value.items() if isinstance(key, str)}
+                inner |= {f"{where}.{key}".lstrip("."): item for key, item in names.items()}
+        level = inner
+    return {}
+
+
+def _is_state_dict(record: dict[Any, Any]) -> bool:
+    return any(
+        isinstance(key, str) and isinstance(value, Tensor) and value.ndim == 4
+        for key, value in record.items()
+    )
+
+
+def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
+    """Refuse a .pth file that is more than tensors by name, before it is loaded; whether its values can be mapped."""
+    if zipfile.is_zipfile(file):
+        archive = zipfile.ZipFile(file)
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise VggfeatError(
+                f"{path} is a TorchScript program; if you trust it, make a plain file of it in Python: import torch; "
+                f"torch.save(torch.jit.load({os.fspath(path)!r}, 'cpu').state_dict(), 'plain.pth')"
+            )
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise VggfeatError(f"{path} is compressed, as PyTorch's files never are: save it again")
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+        if len(entries) != 1:
+            raise VggfeatError(
+                f"{path} is a zip archive, and not one that PyTorch has written: it has {len(entries)} data.pkl; "
+                "weights in it must be unpacked first"
+            )
+        (pickled,) = entries
+        if pickled.file_size > MOST_HEADER:
+            raise VggfeatError(f"{path} can't be read as weights: its pickle has {pickled.file_size:,} bytes")
+        _check_names(io.BytesIO(archive.read(pickled)), 1, path)
+        return True
+    file.seek(0)
+    if file.read(2) == b"PK":
+        raise VggfeatError(f"{path} is damaged or cut off: fetch or save it again")
+    if size > 4 * MOST_PARAMETERS:
+        raise VggfeatError(
+            f"{path} has {size / 1e9:.1f} GB in PyTorch's old format, which is read whole: save it again"
+        )
+    file.seek(0)
+    numbers = [argument for step, argument, _ in _steps(file) if step.name == "LONG1"]
+    file.seek(0)
+    if numbers[:1] != [_MAGIC_NUMBER]:
+        _check_names(file, 1, path, plain=True)
+        raise VggfeatError(f"{path} is a plain pickle, and not one that PyTorch has written: use torch.save")
+    _check_names(file, 4, path)  # a magic number, a version, facts about the machine, the tensors
+    return False
+
+
+def _steps(file: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    for count, step in enumerate(pickletools.genops(file)):
+        if count >= MOST_STEPS:
+            raise ValueError("its pickle is too long")
+        yield step
+
+
+def _check_names(file: IO[bytes], pickles: int, path: Path, plain: bool = False) -> None:
+    """Raise VggfeatError where pickles name anything but plain tensors and values: what, and how to make a plain file.
+
+    plain: by Python's own pickle, without PyTorch.
+    """
+    objects: list[str] = []
+    words: list[str] = []  # that stand for the net in the dictionary of a training
+    last: list[str] = ["", ""]
+    for _ in range(pickles):
+        for step, argument, _ in _steps(file):
+            if isinstance(argument, str) and "UNICODE" in step.name:
+                last = [last[1], argument]
+                words += [argument] if argument in _NETS_OWN else []
+            if "GLOBAL" in step.name and argument not in _PLAIN:
+                # of protocol 4, whose names are values, which PyTorch doesn't read without running them
+                name = (argument or " ".join(last)).replace(" ", ".")
+                if name not in objects and len(objects) < 3:
+                    objects.append(name)
+    if not objects:
+        return
+    what = f"{path} can't be read as weights: it holds Python objects ({_some(objects)})"
+    if plain:
+        raise VggfeatError(
+            f"{what} in a plain pickle: if you trust it, load it in Python, and use torch.save"
+        )
+    value = f"x[{words[0]!r}]" if words else "x"
+    if any(name.startswith(("torch.nn.modules", "torchvision.models")) for name in objects):
+        value += ".state_dict()"
+    raise VggfeatError(
+        f"{what}, which would run code; if you trust it, make a plain file of it in Python: import torch; "
+        f"x = torch.load({os.fspath(path)!r}, 'cpu', weights_only=False); torch.save({value}, 'plain.pth')"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    """At most three of a file's names, for a message."""
+    return ", ".join(shown(name) for name, _ in zip(names, range(3), strict=False))
+
+
+# --- names -------------------------------------------------------------------------------------------------
+
+
+def bare(
+    tensors: dict[str, Tensor], metadata: Mapping[str, str], needed: Sequence[Sequence[str]], path: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under the names that a net gives them, without what a training puts before or between them.
+
+    `module.` of DataParallel and `_orig_mod.` of torch.compile go wherever they stand, and whatever else stands before
+    the names that the net needs (`model.`, `net.`, `backbone.`); what has no such prefix is left out. Metadata tell.
+    needed: names that the net has all, in one or another convention. Raises VggfeatError where several nets are there.
+    """
+    if any(all(name in tensors for name in names) for names in needed):
+        return tensors, dict(metadata)
+    gone: list[str] = []
+    for word in ("module", "_orig_mod"):
+        shorter = {".".join(p for p in key.split(".") if p != word): value for key, value in tensors.items()}
+        if len(shorter) == len(tensors) and shorter.keys() != tensors.keys():
+            tensors, gone = shorter, [*gone, f"{word}."]
+    for first, *others in needed:
+        prefixes = {key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")}
+        prefixes = {p for p in prefixes if all(p + name in tensors for name in others)}
+        if len(prefixes) > 1 and "" not in prefixes:
+            raise VggfeatError(
+                f"{path} holds several nets, under {_some(sorted(prefixes))}: load it in Python, and save one of "
+                "them alone"
+            )
+        if prefixes and "" not in prefixes:
+            (prefix,) = prefixes
+            kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            gone.append(prefix[:100] if len(kept) == len(tensors) else f"{prefix[:100]} without the rest")
+            tensors = kept
+            break
+    if not gone:
+        return tensors, dict(metadata)
+    unwrapped = [metadata["unwrapped"]] if "unwrapped" in metadata else []
+    return tensors, {**metadata, "unwrapped": ", ".join([*unwrapped, *gone])}

@@ -33,6 +33,14 @@ def run_code(code: str, *words: str, **settings: object) -> subprocess.Completed
 # --- nothing of a stranger's reaches the terminal as it is ------------------------------------------------------
 
 
+def test_of_many_unreadable_images_the_first_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    list_unreadable({f"{i}.jpg": "away" for i in range(9963)}, "FILE has them")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[19:] == ["unreadable: 19.jpg: away", "unreadable: and 9,943 more; FILE has them"]
+    list_unreadable({f"{i}.jpg": "away" for i in range(20)})
+    assert len(capsys.readouterr().err.splitlines()) == 20
+
+
 def test_controls_are_shown() -> None:
     assert printable(EVIL) == SHOWN
     for plain in ("", "a b", "[bold]:smile:", "Ωµ 日本 é", "1\u00a0000", "\U0001f600", "back\\slash"):
@@ -132,7 +140,9 @@ terminal.run(app, "python -m some.work")
 def test_the_lines_of_several_processes_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bytes] = []
 
-    class Unbuffered(io.RawIOBase):  # as PYTHONUNBUFFERED makes it: each write of a text is one to the terminal
+    class Unbuffered(
+        io.RawIOBase
+    ):  # as PYTHONUNBUFFERED makes it: each write of a text is one to the terminal
         def writable(self) -> bool:
             return True
 

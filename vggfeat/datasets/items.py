@@ -25,6 +25,7 @@ class Items:
         protocol are "split0/train", "split0/val", "split0/test", "split1/train" …
     images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory, else None.
     lists: files that were read for all this, relative to root; no command may write them.
+    remarks: sentences about files that were left out.
     """
 
     dataset: str
@@ -36,6 +37,7 @@ class Items:
     splits: dict[str, np.ndarray] = field(default_factory=dict)
     images: np.ndarray | None = None
     lists: list[str] = field(default_factory=list)
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -216,9 +216,7 @@ def extract(
     facts = {
         "out": str(out_file),
         "images": report.images,
-        "earlier": report.earlier,
         "seconds": report.seconds,
-        "run_seconds": report.run_seconds,
         "unreadable": bad,
         "command": command(),
     }

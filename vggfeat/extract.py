@@ -626,7 +626,7 @@ def _expected(
     in_trial = alpha * len(timed) + beta * timed[:, 0].sum()
     in_whole = (alpha * len(batches) + beta * pixels) * len(items) / len(seen.shapes)
     kinds = len({(shape, len(members)) for shape, members in batches}) / len(set(timed[:, 0].tolist()))
-    computing = net * in_whole / in_trial + max(0.0, first - second) * kinds
+    computing = net * in_whole / in_trial + (first - second) * min(kinds, in_whole / in_trial)
     return (
         computing + each * len(items),
         computing * Cheaper.than(description).share + each * len(items),

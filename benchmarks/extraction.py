@@ -1,6 +1,7 @@
 """Images per second of extraction with net D, beside its peers on the same photographs, layer and weights, on a CPU.
 
     python -m benchmarks.extraction --photos DIR [--part net] [--repeats 5] [--thingsvision PYTHON]
+    python -m benchmarks.extraction --photos DIR --part plan [--plan mini:112,136,160 --plan random:D:256:no-mirror]
 
 net       the forward pass alone, to fc7, on batches of one shape: ours, OpenVINO in bfloat16 (where it is installed),
           PyTorch's modules in bfloat16, channels-last.
@@ -9,6 +10,8 @@ crop      the 224 centre crop at Q = 256 to fc7: ours, torchvision's feature ext
           DataLoader with a process a core, thingsvision (--thingsvision: the Python of an environment that has it).
 dense     the average map over the whole image at the three scales: ours, and the obvious loop over images and scales
           with torchvision's vgg16 in float32, FC layers turned into convolutions; to pool5 and to fc7.
+
+plan      the time that `--dry-run` expects beside the time that the extraction takes, in turns.
 
 Random weights (speed doesn't depend on them), the same on each side, in a file of torchvision's layout. Sides take
 turns; medians; least cosine of the outputs to float32's, which must be 0.999.
@@ -28,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vggfeat.terminal import columns, err, keep_memory, out
+from vggfeat.terminal import CORES, columns, err, keep_memory, out
 
 keep_memory()  # as the command does; for all sides
 
@@ -41,8 +44,9 @@ import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
 from vggfeat.decode import read_rgb  # noqa: E402
 from vggfeat.describe import describe  # noqa: E402
-from vggfeat.extract import by_shape, describe_all, description_of, extract  # noqa: E402
+from vggfeat.extract import PLANNED, by_shape, describe_all, description_of, extract, limited, plan  # noqa: E402
 from vggfeat.images import centre_crop, smallest_side  # noqa: E402
+from vggfeat.look import look  # noqa: E402
 from vggfeat.weights import Network  # noqa: E402
 
 Sides = dict[str, Callable[[], np.ndarray]]
@@ -326,12 +330,52 @@ def dense(
     return rows
 
 
+PLANS = (
+    "mini:112,136,160", "mini:112:no-mirror", "random:A,width=0.25:256,384,512", "random:A,width=0.25:256:no-mirror",
+    "random:D:256:no-mirror", "random:D:256,384,512",
+)  # fmt: skip
+
+
+def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: int) -> Rows:
+    """Each setting is WEIGHTS:SCALES, and :no-mirror; of the first `limit` images."""
+    items = limited(datasets.load("folder", folder), limit)
+    rows = []
+    for setting in settings:
+        mirror = not setting.endswith(":no-mirror")
+        spec, _, scales = setting.removesuffix(":no-mirror").rpartition(":")
+        network = vggfeat.load(spec).to("cpu", "auto")
+        description = description_of(network, None, tuple(map(int, scales.split(","))), mirror)
+        trial, expected, real = [], [], []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            expected.append(
+                plan(items, look(items, PLANNED), network, description, "float32", workers=CORES).seconds
+            )
+            trial.append(time.perf_counter() - began)
+            with tempfile.TemporaryDirectory() as temporary:
+                out_file = Path(temporary) / "f.h5"
+                report = extract(
+                    items, network, out_file, scales=description.scales, mirror=mirror, workers=CORES
+                )
+            real.append(report.seconds)
+        ratios = [a / b for a, b in zip(expected, real, strict=True)]
+        row = {"what": setting, "images": len(items), "trial": trial, "expected": expected, "real": real}
+        rows.append(row)
+        table.add_row(
+            f"{setting}, {len(items)} images",
+            *(f"{statistics.median(values):.1f}" for values in (trial, expected, real)),
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--part", choices=("net", "pipeline", "crop", "dense"), action="append")
+    parser.add_argument("--part", choices=("net", "pipeline", "crop", "dense", "plan"), action="append")
+    parser.add_argument("--plan", metavar="WEIGHTS:SCALES", action="append", help="default: six settings")
     parser.add_argument("--scales", default="256,384,512")
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
@@ -347,11 +391,10 @@ def main() -> None:
         exact = vggfeat.load(f"torchvision:vgg16@{file}")
         network = vggfeat.load(f"torchvision:vgg16@{file}").to("cpu", "auto")
         for part in options.part or ("net", "pipeline", "crop", "dense"):
-            headers = (
-                ("images/s", "share of the net alone")
-                if part == "pipeline"
-                else ("side", "images/s", "ours is faster by", "least cosine")
-            )
+            headers = {
+                "pipeline": ("images/s", "share of the net alone"),
+                "plan": ("trial, s", "expected, s", "real, s", "expected / real"),
+            }.get(part, ("side", "images/s", "ours is faster by", "least cosine"))
             table = columns(
                 "", *headers, title=f"{part}: {network.precision}, {torch.get_num_threads()} threads"
             )
@@ -359,6 +402,10 @@ def main() -> None:
                 measured[part] = net_alone(table, network, exact, options.repeats)
             elif part == "pipeline":
                 measured[part] = pipeline(table, network, options.photos, scales, options.repeats)
+            elif part == "plan":
+                measured[part] = planned(
+                    table, options.photos, options.plan or list(PLANS), options.limit, options.repeats
+                )
             elif part == "crop":
                 measured[part] = crop(
                     table, network, exact, photos, file, options.thingsvision, options.repeats

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from vggfeat import terminal, writer
+from vggfeat import extract, terminal, writer
 from vggfeat.images import Preprocessing
 from vggfeat.vgg import VGG
 
@@ -44,11 +44,13 @@ def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command does by the clock or by the processor, it does not in this process.
 
     One thread for each test anew, as a command that takes --workers leaves its number behind. A slow machine would
-    flush and tell how far it is every ten seconds; `--precision auto` is float32 where bfloat16 would be emulated.
+    flush, tell how far it is and advise after ten seconds; `--precision auto` is float32 where bfloat16 would be
+    emulated.
     """
     torch.set_num_threads(1)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", float("inf"))
     monkeypatch.setattr(terminal, "LINE_SECONDS", float("inf"))
+    monkeypatch.setattr(extract, "ADVICE_SECONDS", float("inf"))
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
 

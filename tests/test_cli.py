@@ -41,6 +41,7 @@ from .test_report import PART
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
 OTHER = f"{NET},seed=1"
+FOREWORD = ["images", "smallest side", "descriptor"]  # what extraction tells before it starts
 SMALL = ("--weights", NET, "--scales", "32,48", "--precision", "float32", "--device", "cpu")
 
 
@@ -114,8 +115,9 @@ def test_processes_from_a_folder_to_predictions(folder, tmp_path):
 
     ran = run("extract", "--dataset", "folder", "--root", "images", *SMALL)
     assert ran.returncode == 0
-    # where it takes more than ten seconds, how far it is, and nothing else
-    assert all(line.startswith("extract: ") for line in ran.stderr.splitlines()), ran.stderr
+    # what is described; where it takes more than ten seconds, how far it is; and nothing else
+    told = [line.partition(": ")[0] for line in ran.stderr.splitlines()]
+    assert told[:3] == FOREWORD and set(told[3:]) <= {"extract"}, ran.stderr
     assert "feats.h5" in ran.stdout and "fc7, 2 x 512" in ran.stdout
     # two processes, as the results must not depend on how many there are
     ran = run(
@@ -136,7 +138,12 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     ran = command(
         "extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", features, "--json", report
     )
-    assert (ran.status, ran.err) == (0, "")
+    assert ran.status == 0
+    assert ran.err_lines == [
+        "images: 24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test",
+        "smallest side: 40 to 48 pixels, median 40; enlarged, of the 24: 16 at Q = 48",
+        "descriptor: fc7, 2 x 512: Q = 32, 48, with mirror images",
+    ]
     assert "images/s" in ran.out and "unreadable" not in ran.out
     facts = json.loads(report.read_text())
     assert (facts["images"], facts["unreadable"], facts["out"]) == (24, {}, str(features))
@@ -519,6 +526,40 @@ def test_dry_run_writes_nothing(command, folder, tmp_path):
     twice = json.loads((tmp_path / "plan.json").read_text())
     assert twice["gflop"] == pytest.approx(2 * once["gflop"]) and once["gflop"] > 0
     assert not out.exists()
+    assert once["smallest_sides"] == [40, 40, 48] and once["enlarged"] == {"32": 0, "48": 16}
+    assert "24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test" in ran.out
+    assert "40 to 48 pixels, median 40; enlarged, of the 24: 16 at Q = 48" in ran.out
+
+
+def test_a_long_extraction_says_what_would_take_less(command, folder, tmp_path, monkeypatch):
+    """In the plan, and once it has gone on for some time; not where nothing is cheaper, or all is quick."""
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL)
+    assert "cheaper" not in command(*line, "--dry-run").out
+    ran = command(*line, "--out", tmp_path / "a.h5")
+    assert ran.status == 0 and "would take" not in ran.err
+    monkeypatch.setattr("vggfeat.look.LONG", 0.0)
+    monkeypatch.setattr("vggfeat.look.WORTH", 1e-9)
+    monkeypatch.setattr("vggfeat.extract.ADVICE_SECONDS", 0.0)
+    ran = command(*line, "--dry-run", "--json", tmp_path / "plan.json")
+    assert "--scales 32 --no-mirror: about " in ran.out
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["cheaper"] == "--scales 32 --no-mirror" and told["cheaper_seconds"] > 0
+    ran = command(*line, "--out", tmp_path / "b.h5")
+    [advice] = [row for row in ran.err_lines if "would take" in row]
+    assert advice.startswith("this will take about ")
+    assert " more; with --scales 32 --no-mirror all images would take about " in advice
+
+
+def test_settings_that_are_not_given_fit_the_net(command, folder, tmp_path):
+    """S of the training; where the weights don't tell it, the paper's; and it is said which."""
+    line = ("extract", "--dataset", "folder", "--root", folder, "--limit", 2, "--device", "cpu")
+    ran = command(*line, "--weights", "mini:A", "--out", tmp_path / "a.h5")
+    assert ran.status == 0
+    assert "fc7, 1 x 896: Q = 112 (the net's training scales), with mirror images" in ran.err
+    assert vggfeat.open_features(tmp_path / "a.h5").description.scales == (112,)
+    ran = command(*line, "--weights", NET, "--no-mirror", "--dry-run")
+    assert ran.status == 0
+    assert "Q = 256, 384, 512 (the paper's; the weights don't tell theirs), without mirror images" in ran.out
 
 
 def test_root_comes_from_the_environment(command, folder, tmp_path, monkeypatch):
@@ -690,7 +731,8 @@ def test_unreadable_images_are_listed_and_left_out(command, folder, extracted, t
     line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", features, "--json", report)
     ran = command(*line)
     assert ran.status == 3 and "29 (5 unreadable)" in ran.out
-    *listed, hint = ran.err_lines
+    assert "can't be read: 4 of the 29, the first is red/empty.jpg: empty file (0 bytes)" in ran.err_lines
+    *listed, hint = ran.err_lines[-6:]
     assert [row.split(": ")[:2] for row in listed] == [["unreadable", f"red/{n}"] for n in BAD]
     assert hint == "the same command with --retry describes just these again"
     reasons = json.loads(report.read_text())["unreadable"]
@@ -903,7 +945,7 @@ def test_weights_that_stop_before_fc7_go_as_far_as_they_reach(command, data, fol
     assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1) and not out.exists()
     assert "have no layer 'fc7': they reach pool5; give " in ran.err and "layer" in ran.err
     ran = command(*line, "--scales", 32, "--dry-run")
-    assert ran.status == 0 and "pool5" in ran.out + ran.err, ran.err
+    assert ran.status == 0 and "; the weights reach pool5: that layer is taken" in ran.out, ran.err
     assert command(*line, "--scales", 32, "--layer", "conv1_2", "--limit", 2).status == 0
     assert vggfeat.open_features(out).shape == (2, 1, 64)
 

@@ -15,8 +15,18 @@ import vggfeat
 from vggfeat import cli, datasets
 from vggfeat.decode import read_rgb
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
-from vggfeat.extract import describe_all, description_of, extract, limited, network_of, plan
+from vggfeat.extract import (
+    by_shape,
+    describe_all,
+    description_of,
+    extract,
+    gathered,
+    limited,
+    network_of,
+    plan,
+)
 from vggfeat.images import smallest_side
+from vggfeat.look import Cheaper, look
 
 from .conftest import assert_same_descriptors, photograph
 
@@ -233,10 +243,69 @@ def test_a_disk_without_room_is_found_before_the_work(run_main, folder, tmp_path
 
 def test_plan_counts_the_work(network, folder):
     items = datasets.load("folder", folder)
-    asked = plan(items, network, (64,), "conv1_1", True, "float16")
+    description = description_of(network, "conv1_1", (64,), True)
+    asked = plan(items, look(items), network, description, "float16")
     assert asked.images == asked.sampled == 24
     assert asked.bytes == 24 * 8 * 2
     # conv1_1 alone: 2 * 8 channels * 27 weights a pixel, image and mirror; 8 images of each shape
     pixels = 8 * (64 * 96 + 96 * 64 + 64 * 64)
     assert asked.gflop == pytest.approx(2 * 2 * 8 * 27 * pixels / 1e9)
-    assert asked.seconds > 0
+    assert asked.seconds > 0 and asked.cheaper is None
+    assert (asked.smallest_sides, asked.enlarged) == ((40, 40, 48), {64: 24})
+
+
+def test_plan_knows_the_batches_that_there_will_be(network, monkeypatch):
+    """Full ones, those that memory sends on, and the rest, by the shapes alone."""
+    monkeypatch.setattr("vggfeat.extract.WAITING_BYTES", 60_000)
+    images = [photograph(i, 40 + i % 3, 40 + 2 * (i % 2)) for i in range(30)]
+    real = []
+
+    def compute(batch_NHWC):
+        real.append(tuple(batch_NHWC.shape[:3]))
+        return batch_NHWC.float().mean((1, 2))
+
+    for _ in by_shape(images.__getitem__, range(30), SCALES, compute, torch.device("cpu"), batch_size=1):
+        pass
+    shapes = (
+        ((s, *smallest_side(image, q).shape[:2]), i)
+        for i, image in enumerate(images)
+        for s, q in enumerate(SCALES)
+    )
+    told = list(gathered(shapes, lambda: 224 * 224))
+    assert [(len(members), *shape[1:]) for shape, members in told] == real
+    assert sum(n for n, _, _ in real) == 60 and len({n for n, _, _ in real}) > 2
+
+
+def test_what_is_cheaper_is_the_smallest_scale_alone(network):
+    paper = Cheaper.than(description_of(network, None, (384, 256, 512), True))
+    assert paper.options == "--scales 256 --no-mirror"
+    assert paper.share == pytest.approx(256**2 / (256**2 + 384**2 + 512**2) / 2)
+    assert paper.worth_saying(668, 46) and not paper.worth_saying(100, 10)
+    alone = Cheaper.than(description_of(network, None, (256,), False))
+    assert alone.share == 1 and not alone.worth_saying(668, 668)
+
+
+def test_a_look_at_headers_tells_what_reading_would(tmp_path, monkeypatch):
+    """Upright sizes, of some images evenly over all; what can't be read; a format whose header doesn't tell."""
+    for i in range(9):
+        exif = Image.Exif()
+        exif[0x0112] = i  # orientation; 5 to 8 stand on their side
+        Image.fromarray(photograph(i, 40, 50 + i)).save(tmp_path / f"{i}.jpg", exif=exif)
+    (tmp_path / "z.jpg").write_text("no image")
+    items = datasets.load("folder", tmp_path)
+    seen = look(items)
+    assert seen.shapes == {i: read_rgb(items.source(i)).shape[:2] for i in range(9)}
+    assert seen.unreadable == {"z.jpg": "not an image that Pillow can read"}
+    assert (seen.looked, seen.smallest_sides, seen.enlarged(40), seen.enlarged(41)) == (
+        10,
+        (40, 40, 40),
+        0,
+        9,
+    )
+    few = look(items, 4)
+    assert few.looked == 4 and list(few.shapes) == [0, 3, 6]
+    for name in ("x.bmp", "y.bmp"):  # what a file is, its content tells
+        Image.fromarray(photograph(3, 30, 41)).save(tmp_path / name, format="JPEG2000")
+    items = replace(items, names=["x.bmp", "y.bmp"])
+    monkeypatch.setattr("vggfeat.look.DECODED", 1)  # it takes a process each
+    assert list(look(items).shapes.values()) == [(30, 41)]

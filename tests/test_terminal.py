@@ -33,6 +33,14 @@ def run_code(code: str, *words: str, **settings: object) -> subprocess.Completed
 # --- nothing of a stranger's reaches the terminal as it is ------------------------------------------------------
 
 
+def test_of_many_unreadable_images_the_first_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    list_unreadable({f"{i}.jpg": "away" for i in range(9963)}, "FILE has them")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[19:] == ["unreadable: 19.jpg: away", "unreadable: and 9,943 more; FILE has them"]
+    list_unreadable({f"{i}.jpg": "away" for i in range(20)})
+    assert len(capsys.readouterr().err.splitlines()) == 20
+
+
 def test_controls_are_shown() -> None:
     assert printable(EVIL) == SHOWN
     for plain in ("", "a b", "[bold]:smile:", "Ωµ 日本 é", "1\u00a0000", "\U0001f600", "back\\slash"):

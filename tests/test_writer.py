@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -235,7 +236,7 @@ def test_a_disk_that_fails_later_loses_nothing(
             ran = run_main(cli.main, *words(spoilt, out))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    [line] = ran.err_lines
+    line = ran.err_lines[-1]
     assert ran.status == 1 and line.startswith("vggfeat: can't write")
     assert "File too large" in line and "goes on" in line
     again = run_main(cli.main, *words(spoilt, out))
@@ -277,10 +278,11 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
 
 
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(photograph(1, 40, 60)).save(tmp_path / "a.jpg")
     items = datasets.Items("csv", "unlabelled", tmp_path, ["a.jpg", "b\0.jpg"], None, [])
     with pytest.raises(VggfeatError, match="holds a zero byte"):
         extract.extract(items, vggfeat.load(WEIGHTS), tmp_path / "f.h5", scales=(40,))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_a_file_with_pending_rows_is_not_finished(folder: Path, tmp_path: Path) -> None:
@@ -606,6 +608,146 @@ def test_a_file_system_without_locks_is_a_warning(
     assert_same_file(tmp_path / "f.h5", whole)
 
 
+# --- images that go away, or were never there ----------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is one image: what has been read is described before much more is read."""
+    monkeypatch.setattr(extract, "CROP_PIXELS", 1)
+
+
+def _at_read(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Something happens before an image is read, the number-th from now."""
+    count, read = itertools.count(1), extract.read_rgb
+
+    def reading(source: Any) -> np.ndarray:
+        if next(count) == number:
+            act()
+        return read(source)
+
+    monkeypatch.setattr(extract, "read_rgb", reading)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("share", ["", "red"])
+def test_a_share_that_goes_away_stops_it_and_it_goes_on(
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch, alone: None,
+    share: str, workers: int,
+) -> None:  # fmt: skip
+    """All of the images, or those of one folder: no row is marked, nothing is finished; then the file is the same."""
+    out, partial = tmp_path / "f.h5", tmp_path / "f.h5.partial"
+    with monkeypatch.context() as patch:
+        _at_read(patch, 21, lambda: (spoilt / share).rename(tmp_path / "away"))
+        ran = run_main(cli.main, *words(spoilt, out, "--workers", workers))
+    assert ran.status == 1 and not out.exists()
+    told = ran.err_lines[-1]
+    assert (
+        f"the images in {spoilt / 'red'} can't be read any more (no such file): bring back the disk" in told
+    )
+    assert f"of 24 images are in {partial}" in told and told.endswith("the same command goes on from there")
+    with hdf5.open_file(partial, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
+        status = file.arrays["status"].read(file.descriptor)
+    assert (status == store.DONE).all(1).sum() >= 8
+    damaged = np.flatnonzero((status == store.UNREADABLE).any(1))
+    assert damaged.tolist() == [7, 15]
+
+    before = partial.read_bytes()
+    for more in [()] if share else [(), ("--overwrite",)]:  # of all, there is nothing to begin anew with
+        ran = run_main(cli.main, *words(spoilt, out, *more))
+        assert ran.status == 1 and partial.read_bytes() == before, ran.err
+    (tmp_path / "away").rename(spoilt / share)
+    ran = run_main(cli.main, *words(spoilt, out))
+    assert ran.status == 3 and "going on: " in ran.err and " are left" in ran.err
+    assert_same_file(out, whole)
+
+
+def test_what_is_missing_among_good_images_is_a_row_and_no_share(
+    folder: Path, tmp_path: Path, run_main: Command
+) -> None:
+    lines = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.jpg"))]
+    lines[3:3] = [f"gone/{i}.jpg,red" for i in range(9)]
+    (folder / "list.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    line = words(folder / "list.csv", tmp_path / "f.h5")
+    line[line.index("folder")] = "csv"
+    ran = run_main(cli.main, *line)
+    assert ran.status == 3 and "33 (9 unreadable)" in ran.out
+    assert len(vggfeat.open_features(tmp_path / "f.h5").errors) == 9
+
+
+@pytest.mark.parametrize("there", [0, 24])
+def test_lists_whose_images_are_not_there_are_refused(
+    folder: Path, tmp_path: Path, run_main: Command, there: int
+) -> None:
+    """In one line, before and instead of a file of nothing; by --dry-run, too."""
+    lines = [f"{path.relative_to(folder)},red" for path in sorted(folder.glob("*/*.jpg"))][:there]
+    lines += [f"gone/{i:03d}.jpg,blue" for i in range(120)]
+    (folder / "list.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    line = words(folder / "list.csv", tmp_path / "f.h5")
+    line[line.index("folder")] = "csv"
+    for more in ((), ("--dry-run",)):
+        ran = run_main(cli.main, *line, *more)
+        assert (ran.status, ran.out, ran.err_lines) == (
+            1,
+            "",
+            [
+                f"vggfeat: 120 of {120 + there} images that were looked at can't be opened, the first is "
+                f"{folder}/gone/000.jpg: no such file; unpack the images there, or bring back the disk or share that "
+                "they are on"
+            ],
+        )
+    assert not list(tmp_path.glob("f.h5*"))
+
+
+@pytest.mark.parametrize("kept", [0, 300])
+def test_nothing_is_finished_where_no_image_can_be_read(
+    folder: Path, tmp_path: Path, run_main: Command, kept: int
+) -> None:
+    """Neither by its header nor, where that is whole, by its pixels."""
+    for path in folder.glob("*/*.jpg"):
+        path.write_bytes(path.read_bytes()[: 2 * kept] if kept else b"")
+    ran = run_main(cli.main, *words(folder, tmp_path / "f.h5"))
+    assert ran.status == 1 and ran.out == ""
+    assert (
+        f"vggfeat: none of the 24 images can be read, the first is {folder}/blue/00.jpg: "
+        in ran.err_lines[-1]
+    )
+    assert not list(tmp_path.glob("f.h5*"))
+
+
+def test_a_retry_without_the_images_leaves_the_file_as_it_is(
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command
+) -> None:
+    before = whole.read_bytes()
+    (spoilt / "blue").rename(tmp_path / "away")
+    (spoilt / "blue").mkdir()
+    for path in (tmp_path / "away").iterdir():
+        (spoilt / "blue" / path.name).symlink_to("nowhere.jpg")
+    ran = run_main(cli.main, *words(spoilt, whole, "--retry"))
+    assert ran.status == 1 and whole.read_bytes() == before and not list(tmp_path.glob("*.partial"))
+    assert ran.err_lines == [
+        f"vggfeat: blue/00.jpg, which is described in {whole}, can't be read now (No such file or directory): bring it "
+        "back, or the disk or share that it is on, and the same command goes on, or give another --out"
+    ]
+
+
+def test_a_run_that_goes_on_tells_its_own_images_from_earlier_ones(
+    folder: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch, alone: None
+) -> None:
+    out = tmp_path / "f.h5"
+
+    def stop(*_: Any) -> None:
+        raise VggfeatError("stop")
+
+    with monkeypatch.context() as patch:
+        _meanwhile(patch, 8, stop)
+        assert run_main(cli.main, *words(folder, out, "--workers", 1)).status == 1
+    ran = run_main(cli.main, *words(folder, out))
+    assert ran.status == 0
+    assert f"going on: 4 of 24 images are in {out}.partial; 20 are left" in ran.err_lines
+    assert "24: 4 by earlier runs, 20 by this one" in ran.out and " in all" in ran.out
+
+
 # --- unreadable rows of a finished file --------------------------------------------------------------------
 
 
@@ -657,13 +799,19 @@ def test_an_interrupted_retry_goes_on(
 def test_a_finished_file_without_any_row_is_only_retried_as_it_was_made(
     folder: Path, tmp_path: Path, run_main: Command
 ) -> None:
-    """Descriptors of other weights would stand under the old description."""
-    out, away = tmp_path / "f.h5", tmp_path / "away"
-    away.mkdir()
-    for path in folder.glob("*/*.jpg"):
-        path.rename(away / f"{path.parent.name}-{path.name}")
-        path.write_bytes(b"")
-    assert run_main(cli.main, *words(folder, out)).status == 3
+    """Earlier versions finished them. Descriptors of other weights would stand under the old description."""
+    out, items, network = tmp_path / "f.h5", datasets.load("folder", folder), vggfeat.load(WEIGHTS)
+    job = (
+        items,
+        description_of(network, None, (40, 64), True),
+        512,
+        "float32",
+        {"versions": extract.versions()},
+    )
+    with writer.FeatureWriter(out, *job) as file:
+        for i in range(len(items)):
+            file.fail(i, "away")
+        file.finish()
     before = out.read_bytes()
     for option, value, what in (
         ("--scales", "64", "scales"),
@@ -672,9 +820,6 @@ def test_a_finished_file_without_any_row_is_only_retried_as_it_was_made(
         ran = run_main(cli.main, *words(folder, out, "--retry", option, value))
         assert ran.status == 1 and f"{out} was begun with {what}" in ran.err
         assert out.read_bytes() == before
-    for path in away.iterdir():
-        kind, _, name = path.name.partition("-")
-        path.rename(folder / kind / name)
     assert run_main(cli.main, *words(folder, out, "--retry")).status == 0
     assert not vggfeat.open_features(out).errors
 

@@ -113,9 +113,20 @@ def extract(
         str | None, typer.Option(help="See `vggfeat weights`; default oxford:D, the released net D.")
     ] = None,
     layer: Annotated[
-        str | None, typer.Option(help="The paper's name: conv1_1 ... pool5, fc6, fc7; default fc7.")
+        str | None,
+        typer.Option(
+            help="The paper's name: conv1_1 ... pool5, fc6, fc7; default fc7, or the last that the weights reach.",
+            show_default=False,
+        ),
     ] = None,
-    scales: Annotated[str, typer.Option(help="Smallest sides Q in pixels, comma-separated.")] = "256,384,512",
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            help="Smallest sides Q in pixels, comma-separated; default: those that the net was trained at, "
+            "256,384,512 for the paper's.",
+            show_default=False,
+        ),
+    ] = None,
     mirror: Annotated[bool, typer.Option(help="Average with the mirror image's descriptor.")] = True,
     max_pool: Annotated[
         Literal["floor", "ceil"] | None,
@@ -133,7 +144,9 @@ def extract(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the dataset into --root first.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it will take, by a trial; write nothing.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace output files, and a feature file begun otherwise.")
     ] = False,
@@ -147,9 +160,10 @@ def extract(
     debug: Debug = False,
 ) -> None:
     """Describe every image of a dataset; write one HDF5 feature file."""
-    qs = _numbers(scales, int, "--scales")
+    qs = None if scales is None else _numbers(scales, int, "--scales")
     from vggfeat import datasets
     from vggfeat import extract as extraction
+    from vggfeat.look import foreword, look
     from vggfeat.ranks import joined
     from vggfeat.weights import load
 
@@ -178,20 +192,23 @@ def extract(
         network.to(ranks.device, precision)
         if max_pool:
             network.set_pool(max_pool)
-        layer = layer or network.default_layer
+        description = extraction.description_of(network, layer, qs, mirror)
         if dry_run:
-            plan = extraction.plan(items, network, qs, layer, mirror, store)
-            write_json(json_file, plan.__dict__)
-            print_table(
-                "plan",
-                [
-                    ("images", f"{plan.images:,}"),
-                    ("descriptor", f"{layer}, {len(qs)} x {network.dim(layer)}"),
-                    ("work", f"{plan.gflop:,.0f} GFLOP (sizes of {plan.sampled} images)"),
-                    ("expected time", f"{duration(plan.seconds)} on {ranks.device} in {network.precision}"),
-                    ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
-                ],
+            seen = look(items, extraction.PLANNED)
+            plan = extraction.plan(
+                items, seen, network, description, store, batch_size=batch_size, workers=workers
             )
+            write_json(json_file, plan.__dict__)
+            for remark in items.remarks:
+                say(remark)
+            rows = [
+                *foreword(items, seen, network, description, layer, qs),
+                ("expected time", f"{duration(plan.seconds)} on {ranks.device} in {network.precision}"),
+                ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
+            ]
+            if plan.cheaper_seconds is not None:
+                rows.insert(-1, ("cheaper", f"{plan.cheaper}: about {duration(plan.cheaper_seconds)}"))
+            print_table("plan", rows)
             return
         with progress("extract", quiet=not ranks.first) as advance:
             report = extraction.extract(
@@ -221,15 +238,22 @@ def extract(
         "unreadable": bad,
         "command": command(),
     }
+    images = f"{report.images:,}" + (f" ({len(bad):,} unreadable)" if bad else "")
+    time = f"{duration(report.seconds)}, {report.rate:,.2f} images/s"
+    if report.earlier:
+        images += f": {report.earlier:,} by earlier runs, {report.images - report.earlier:,} by this one"
+        time = (
+            f"{duration(report.run_seconds)}, {report.rate:,.2f} images/s; {duration(report.seconds)} in all"
+        )
     rows = [
-        ("images", f"{report.images:,}" + (f" ({len(bad)} unreadable)" if bad else "")),
-        ("descriptor", f"{layer}, {len(qs)} x {network.dim(layer)}"),
-        ("time", f"{duration(report.seconds)}, {report.images / report.seconds:.2f} images/s"),
+        ("images", images),
+        ("descriptor", f"{description.layer}, {len(description.scales)} x {network.dim(description.layer)}"),
+        ("time", time),
     ]
     try_each(
         lambda: write_json(json_file, facts),
         lambda: print_table(str(out_file), rows),
-        lambda: list_unreadable(bad),
+        lambda: list_unreadable(bad, f"`vggfeat info {out_file} --json FILE` writes them all"),
     )
     if bad:
         say("the same command with --retry describes just these again")
@@ -368,7 +392,9 @@ def predict(
         lambda: write_text(csv_file, text.getvalue()),
         lambda: out.print(table),
     )
-    list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
+    list_unreadable(
+        {str(images[i]): reason for i, reason in sorted(bad.items())}, "--json FILE writes them all"
+    )
     if bad:
         raise typer.Exit(3)
 
@@ -546,9 +572,9 @@ def info(
         }
         rows = _feature_rows(f, facts["labels"], facts["checked"])
         unreadable = {f.names[i]: reason for i, reason in f.errors.items()}
-    write_json(json_file, facts)
+    write_json(json_file, facts if kind == "vggfeat-model" else {**facts, "errors": unreadable})
     print_table(str(file), list(_flat(plain(facts))) if everything else rows)
-    list_unreadable(unreadable)
+    list_unreadable(unreadable, "--json FILE writes them all")
 
 
 @app.command()

@@ -30,13 +30,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vggfeat import headers
-from vggfeat.errors import UnreadableImage, VggfeatError, reason
+from vggfeat.errors import UnreachableImage, UnreadableImage, VggfeatError, reason
 
 MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
 
@@ -48,6 +49,7 @@ _MAX_EXIF_BYTES = 64_000_000  # as Pillow unpacks it; a camera's takes less than
 _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC = 258, 262
 # in themselves, or by a transparent colour
 _WITH_ALPHA = {"1", "L", "P", "RGB", "LA", "La", "PA", "RGBA", "RGBa"}
+_EMPTY = "empty file (0 bytes)"
 _BLOCK = 1 << 22  # pixels that are converted at a time: more than most photographs have
 
 # From an upright array to its view as an image is stored with EXIF orientation k (EXIF 2.32, tag 274).
@@ -108,10 +110,28 @@ def read_rgb(
             f"an image is a path, bytes, a PIL image or a NumPy array, not {type(source).__name__}"
         )
     if not data:
-        raise UnreadableImage("empty file (0 bytes)")
+        raise UnreadableImage(_EMPTY)
     if next(_accepting(_IN_CHILD, data), None):
         return _decode_in_child(data, max_pixels)
     return _decode(lambda: _open(data, max_pixels), max_pixels)
+
+
+def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int] | None:
+    """(H, W) in pixels of the upright image, by its header: no pixel is decoded. None where a header doesn't tell.
+
+    source: a path or an array. Raises UnreadableImage where `read_rgb` would before it decodes.
+    """
+    if isinstance(source, np.ndarray):
+        return source.shape[0], source.shape[1]
+    data = _read_file(source, MAX_PIXELS)
+    if not data:
+        raise UnreadableImage(_EMPTY)
+    if next(_accepting(_IN_CHILD, data), None):
+        return None
+    with _unreadable():
+        image = _open(data, MAX_PIXELS)
+        sides = image.height, image.width
+        return sides[::-1] if 5 <= _orientation(image) <= 8 else sides
 
 
 def _read_file(path: str | os.PathLike[str], max_pixels: int) -> bytes:
@@ -123,12 +143,13 @@ def _read_file(path: str | os.PathLike[str], max_pixels: int) -> bytes:
             headers.refuse_above_bound(headers.Need(status.st_size, 0), max_pixels)
             data = file.read(status.st_size)
     except FileNotFoundError:
-        raise UnreadableImage("no such file") from None
+        raise UnreachableImage("no such file") from None
     except MemoryError as error:
         raise UnreadableImage("not enough memory to read it") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         why = reason(error)
-        raise UnreadableImage(_one_line(why[:1].lower() + why[1:])) from error
+        kind = UnreachableImage if isinstance(error, OSError) else UnreadableImage
+        raise kind(_one_line(why[:1].lower() + why[1:])) from error
     if len(data) < status.st_size:
         raise UnreadableImage(
             f"truncated: it shrank from {status.st_size} bytes to {len(data)} as it was read"
@@ -173,12 +194,19 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _decode(open_image: Callable[[], Image.Image], max_pixels: int) -> np.ndarray:
-    try:
+    with _unreadable():
         image = open_image()
         _check_size(image, max_pixels)
         image.load()
         _check_size(image, max_pixels)  # an icon's header can disagree with the picture inside
         return _rgb_of_pixels(image, _orientation(image))
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    """Inside, whatever goes wrong with an image is an UnreadableImage."""
+    try:
+        yield
     except UnreadableImage:
         raise
     except UnidentifiedImageError:

@@ -30,6 +30,10 @@ class UnreadableImage(VggfeatError):  # noqa: N818 - the paper trail's word: a r
     """One image can't be read; the message is the reason. Extraction marks its row and goes on."""
 
 
+class UnreachableImage(UnreadableImage):
+    """The system doesn't give an image's file: it isn't there, or not now, as on a share that is away."""
+
+
 class Interrupted(VggfeatError):  # noqa: N818 - named as what happened
     """Ctrl-C, or a signal to end; what was done until then is kept. The command exits with 128 + signal."""
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -27,19 +27,35 @@ from torch.utils.flop_counter import FlopCounterMode
 from vggfeat import __version__, weights
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
-from vggfeat.decode import read_rgb
+from vggfeat.decode import read_rgb, upright_shape
 from vggfeat.describe import describe
-from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError, out_of_memory
+from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError, out_of_memory
 from vggfeat.images import smallest_side, smallest_side_shape
+from vggfeat.look import Cheaper, Look, foreword, look, none_readable
 from vggfeat.ranks import Ranks
 from vggfeat.store import MAX_Q, MAX_SCALES, Description
+from vggfeat.terminal import duration
 from vggfeat.weights import Network
-from vggfeat.writer import FeatureWriter
+from vggfeat.writer import FeatureWriter, stamp
 
 FILTER, DECODER = "bilinear, antialiased", "Pillow"
 WAITING_BYTES = 512 << 20  # pixels that may wait in buckets; beyond it the fullest bucket goes on as it is
 CROP_PIXELS = 224 * 224
 BATCH_SIZE = {"cpu": 8, "cuda": 64, "mps": 16}
+Shape = tuple[int, int, int]  # the number of a scale, height and width there
+T = TypeVar("T")
+PLANNED, FEW = 4096, 200  # images whose headers a plan reads; of which it counts the operations
+TRIAL_SECONDS, TRIAL_SHARE = (
+    15.0,
+    0.1,
+)  # that a trial takes at most, of all; a fifth of those seconds in any case
+READING = (
+    0.3  # the share of the time from which on an extraction waits for its images rather than for the net
+)
+ADVICE_SECONDS, ADVICE_SHARE = (
+    10.0,
+    0.01,
+)  # of the work, after which an extraction that is long tells how long
 HUGE = 4  # times a batch: an image that may be left out where it doesn't fit the device
 
 
@@ -47,34 +63,49 @@ HUGE = 4  # times a batch: an image that may be left out where it doesn't fit th
 class Plan:
     """What an extraction will do, before it does it.
 
-    images: N. gflop: of all forward passes, estimated from the headers of `sampled` images (a multiply-add is
-    two operations). seconds: gflop over the rate of a short trial on this device. bytes: of the feature file.
+    images: N. sampled: the images whose headers tell their sizes. smallest_sides: the least, the median and the
+    largest of them, in pixels. enlarged: by Q, how many of them are smaller than it. gflop: of all forward passes (a
+    multiply-add is two operations). seconds: by a trial on some of the images. cheaper: options that would
+    take much less, about cheaper_seconds; None where they aren't worth a word. bytes: of the feature file.
     """
 
     images: int
     sampled: int
+    smallest_sides: tuple[int, int, int]
+    enlarged: dict[int, int]
     gflop: float
     seconds: float
+    cheaper: str | None
+    cheaper_seconds: float | None
     bytes: int
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an extraction did. unreadable: name -> reason, in the order of the rows."""
+    """What an extraction did, in how many seconds, with those of earlier runs into the same file.
+
+    earlier: images that were there before this run. run_seconds, rate: of this run, in images a second. unreadable:
+    name -> reason, in the order of the rows.
+    """
 
     images: int
     seconds: float
     unreadable: dict[str, str]
+    earlier: int
+    run_seconds: float
+    rate: float
 
 
-def description_of(network: Network, layer: str | None, scales: Sequence[int], mirror: bool) -> Description:
-    """A checked Description; layer None is fc7, or a timm backbone's features.
+def description_of(
+    network: Network, layer: str | None, scales: Sequence[int] | None, mirror: bool
+) -> Description:
+    """A checked Description; without layer or scales, the network's default ones.
 
     Raises VggfeatError: a layer that the weights don't reach, a repeated scale, a Q that is too small for it.
     """
     layer = layer or network.default_layer
     network.require(layer)
-    scales = tuple(int(q) for q in scales)
+    scales = network.default_scales if scales is None else tuple(int(q) for q in scales)
     if not scales or len(set(scales)) != len(scales):
         raise VggfeatError(f"scales {scales} must be one or more different numbers")
     if len(scales) > MAX_SCALES or max(scales) > MAX_Q:
@@ -172,8 +203,6 @@ def by_shape(
     """
     share = np.square(scales) / np.square(scales).sum()
     most_pixels = (batch_size or BATCH_SIZE[device.type]) * CROP_PIXELS
-    buckets: dict[tuple[int, int, int], list[tuple[int, np.ndarray]]] = defaultdict(list)
-    waiting = 0
     # On a GPU the next batch is on its way before the last one's result is asked for.
     running: deque[tuple[int, list[int], torch.Tensor]] = deque()
     ahead = 1 if device.type == "cuda" else 0
@@ -184,11 +213,29 @@ def by_shape(
             (s, smallest_side(image_HWC, q)) for s, q in enumerate(scales) if done is None or not done[i, s]
         ]
 
-    def start(key: tuple[int, int, int]) -> Iterator[tuple[int, int, np.ndarray | UnreadableImage]]:
-        nonlocal waiting, most_pixels
-        members = buckets.pop(key)
-        waiting -= sum(image.nbytes for _, image in members)
-        s, height, width = key
+    def decoded() -> Iterator[tuple[Shape | None, tuple[int, Any]]]:
+        """(shape, (i, image at a scale)) in the order of indices; (None, (i, error)) for an unreadable one."""
+        queue: deque[tuple[int, Future[list[tuple[int, np.ndarray]]]]] = deque()
+        upcoming = iter(indices)
+        while True:
+            while len(queue) < 4 * workers and (item := next(upcoming, None)) is not None:
+                queue.append((item, pool.submit(prepared, item)))
+            if not queue:
+                return
+            i, future = queue.popleft()
+            try:
+                images = future.result()
+            except UnreadableImage as error:
+                yield None, (i, error)
+                continue
+            for s, image in images:
+                yield (s, *image.shape[:2]), (i, image)
+
+    def start(
+        shape: Shape, members: list[tuple[int, np.ndarray]]
+    ) -> Iterator[tuple[int, int, np.ndarray | UnreadableImage]]:
+        nonlocal most_pixels
+        s, height, width = shape
         while members:
             n = max(1, most_pixels // (height * width))
             batch_NHWC = torch.from_numpy(np.stack([image for _, image in members[:n]]))
@@ -226,38 +273,46 @@ def by_shape(
                 yield i, s, value
             advance(len(members) * float(share[s]))
 
-    queue: deque[tuple[int, Future[list[tuple[int, np.ndarray]]]]] = deque()
-    upcoming = iter(indices)
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
     try:
-        while True:
-            while len(queue) < 4 * workers and (item := next(upcoming, None)) is not None:
-                queue.append((item, pool.submit(prepared, item)))
-            if not queue:
-                break
-            i, future = queue.popleft()
-            try:
-                images = future.result()
-            except UnreadableImage as error:
+        for shape, members in gathered(decoded(), lambda: most_pixels):
+            if shape is None:
+                i, error = members[0]
                 advance(1.0 if done is None else float(share[~done[i]].sum()))
                 yield i, 0, error
                 continue
-            for s, image in images:
-                key = (s, *image.shape[:2])
-                buckets[key].append((i, image))
-                waiting += image.nbytes
-                if (len(buckets[key]) + 1) * image.shape[0] * image.shape[1] > most_pixels:
-                    yield from start(key)
-                    yield from finish(ahead)
-            while waiting > WAITING_BYTES:
-                yield from start(max(buckets, key=lambda k: len(buckets[k]) * k[1] * k[2]))
-                yield from finish(ahead)
-        for key in list(buckets):
-            yield from start(key)
+            yield from start(shape, members)
             yield from finish(ahead)
         yield from finish(0)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def gathered(
+    images: Iterable[tuple[Shape | None, T]], most_pixels: Callable[[], int]
+) -> Iterator[tuple[Shape | None, list[T]]]:
+    """Gather images, each with its shape, into batches of one shape: (shape, images).
+
+    A batch goes on when one image more would be more than most_pixels, or when WAITING_BYTES wait and it is the
+    fullest, or at the end; what has no shape at once.
+    """
+    buckets: dict[Shape, list[T]] = defaultdict(list)
+    waiting = 0
+    for shape, image in images:
+        if shape is None:
+            yield None, [image]
+            continue
+        _, height, width = shape
+        buckets[shape].append(image)
+        waiting += 3 * height * width
+        due = shape if (len(buckets[shape]) + 1) * height * width > most_pixels() else None
+        if due is None and waiting > WAITING_BYTES:
+            due = max(buckets, key=lambda of: len(buckets[of]) * of[1] * of[2])
+        if due is not None:
+            batch = buckets.pop(due)
+            waiting -= 3 * len(batch) * due[1] * due[2]
+            yield due, batch
+    yield from buckets.items()
 
 
 def extract(
@@ -265,7 +320,7 @@ def extract(
     network: Network,
     out: str | Path,
     *,
-    scales: Sequence[int],
+    scales: Sequence[int] | None = None,
     layer: str | None = None,
     mirror: bool = True,
     batch_size: int | None = None,
@@ -282,13 +337,14 @@ def extract(
 
     An extraction that ends early, by whatever, leaves `out`.partial; the same call goes on from there. An unreadable
     image is no error, but a row of the Report; it is tried again by a call that goes on, and by one with
-    retry where the file is finished.
+    retry where the file is finished. If no image can be read, or their disk or share goes away meanwhile, that is an
+    error, and nothing is finished.
     ranks: of the processes that share the work; all of them call this, each gets the same Report.
-    progress: called with (work done in images, images in all). say: what happened on the way, in a sentence.
-    Raises VggfeatError: see `description_of`, `FeatureWriter`; Interrupted for Ctrl-C.
+    progress: called with (work done in images, images in all). say: what is about to be done, what happens on the way,
+    in a sentence.
+    Raises VggfeatError: see `look`, `description_of`, `FeatureWriter`; Interrupted for Ctrl-C.
     """
-    if not len(items):
-        raise VggfeatError(f"{items.root} has no images to extract")
+    seen = look(items)
     ranks = ranks or Ranks(network.device)
     description = description_of(network, layer, scales, mirror)
     facts = {
@@ -304,20 +360,39 @@ def extract(
         try:
             share = np.square(description.scales) / np.square(description.scales).sum()
             earlier = work = float((writer.described @ share).sum())
-            if earlier and ranks.first:
-                say(f"going on: {writer.kept()}")
+            there, before = int(writer.described.all(1).sum()), writer.seconds
+            if ranks.first:
+                for line in items.remarks:
+                    say(line)
+                for what, words in foreword(items, seen, network, description, layer, scales):
+                    say(f"{what}: {words}")
+                if earlier:
+                    say(f"going on: {writer.kept()}; {len(items) - there:,} are left")
             mine = np.flatnonzero(~writer.described.all(1))[ranks.rank :: ranks.world]
             ranks.barrier()  # all have seen the same file; from here on it changes
+            reader = _Reader(items, seen)
 
             def read(i: int) -> np.ndarray:
-                source = items.source(i)
-                writer.note_source(i, source)
-                return read_rgb(source)
+                writer.note_source(i, items.source(i))
+                return reader(i)
+
+            advised = not ranks.first
 
             def advance(images: float) -> None:
-                nonlocal work
+                nonlocal work, advised
                 work += images * ranks.world  # the others are about as far
                 progress(min(work, len(items)), len(items))
+                now = writer.seconds - before
+                enough = work - earlier > ADVICE_SHARE * len(items) or now > 6 * ADVICE_SECONDS
+                if not advised and now > ADVICE_SECONDS and enough and work > earlier:
+                    advised = True
+                    seconds = now / (work - earlier)  # of an image
+                    left, cheaper = seconds * (len(items) - work), Cheaper.than(description)
+                    if cheaper.worth_saying(left, whole := cheaper.share * seconds * len(items)):
+                        say(
+                            f"this will take about {duration(left)} more; with {cheaper.options} all images would "
+                            f"take about {duration(whole)}"
+                        )
 
             advance(0)
             compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
@@ -331,8 +406,11 @@ def extract(
                     writer.write(i, s, result)
             writer.flush()
             ranks.barrier()
-            failures, seconds = writer.unreadable, writer.seconds
+            unreadable = {items.names[i]: why for i, why in sorted(writer.unreadable.items())}
+            seconds = writer.seconds
             ranks.barrier()  # all have read it; now it may get its name
+            if len(unreadable) == len(items):
+                raise VggfeatError(none_readable(len(items), items, unreadable))
             if ranks.first:
                 writer.finish()
         except (KeyboardInterrupt, VggfeatError) as error:
@@ -342,7 +420,47 @@ def extract(
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"interrupted{kept}", *(error.args or [signal.SIGINT])) from error
             raise VggfeatError(f"{error}{kept}") from error
-    return Report(len(items), seconds, {items.names[i]: failures[i] for i in sorted(failures)})
+    rate = (len(items) - earlier) / max(seconds - before, 1e-9)
+    return Report(len(items), seconds, unreadable, there, seconds - before, rate)
+
+
+class _Reader:
+    """Reads images, and tells one that is missing from a disk or share that has gone away."""
+
+    def __init__(self, items: Items, seen: Look) -> None:
+        self._items = items
+        # One that could be read, of each folder and of all: part of a data set may lie on a share of its own.
+        self._good: dict[Path | None, Path] = {}
+        for i in seen.shapes:
+            self._note(items.source(i))
+
+    def _note(self, source: Path | np.ndarray) -> None:
+        if isinstance(source, Path):
+            self._good[source.parent] = self._good[None] = source
+
+    def __call__(self, i: int) -> np.ndarray:
+        """Image i. Raises UnreadableImage; VggfeatError if one that was read before can't be opened any more, either.
+
+        That one's row and those after it are to be described later, not to be marked as unreadable.
+        """
+        source = self._items.source(i)
+        try:
+            image_HWC = read_rgb(source)
+        except UnreachableImage as error:
+            before = self._good.get(source.parent, self._good.get(None)) if isinstance(source, Path) else None
+            if before is not None:
+                try:
+                    upright_shape(before)
+                except UnreachableImage:
+                    raise VggfeatError(
+                        f"the images in {before.parent} can't be read any more ({error}): bring back the disk or "
+                        "share that they are on"
+                    ) from error
+                except UnreadableImage:
+                    pass  # it is within reach
+            raise
+        self._note(source)
+        return image_HWC
 
 
 def _writer(
@@ -393,42 +511,126 @@ def embed(
 
 
 def plan(
-    items: Items, network: Network, scales: Sequence[int], layer: str | None, mirror: bool, store: str
+    items: Items,
+    seen: Look,
+    network: Network,
+    description: Description,
+    store: str,
+    *,
+    batch_size: int | None = None,
+    workers: int = 2,
 ) -> Plan:
-    """The work and the file of an extraction, from image headers and one short trial; writes nothing."""
-    description = description_of(network, layer, scales, mirror)
-    step = max(1, len(items) // 200)
-    shapes = [shape for i in range(0, len(items), step) if (shape := _shape(items.source(i)))]
-    flop = 0.0
-    for height, width in shapes:
-        for q in description.scales:
-            flop += forward_flop(network, description.layer, *smallest_side_shape(height, width, q))
-    per_image = flop / max(1, len(shapes)) * (2 if mirror else 1)
-    side = description.scales[0]
-    trial = torch.zeros((1, side, side, 3), dtype=torch.uint8, device=network.device)
-    describe(network, trial, description.layer, mirror).cpu()  # warm
-    started = time.perf_counter()
-    describe(network, trial, description.layer, mirror).cpu()
-    rate = (
-        forward_flop(network, description.layer, side, side)
-        * (2 if mirror else 1)
-        / (time.perf_counter() - started)
+    """The work and the file of an extraction, from image headers and a trial on some images; writes nothing.
+
+    Raises VggfeatError where no image that was looked at can be read.
+    """
+    if not seen.shapes:
+        raise VggfeatError(none_readable(seen.looked, items, seen.unreadable))
+    few = list(seen.shapes.values())[:: -(-len(seen.shapes) // FEW)]
+    flop = sum(
+        forward_flop(network, description.layer, *smallest_side_shape(height, width, q))
+        for height, width in few
+        for q in description.scales
     )
+    total = flop / len(few) * (2 if description.mirror else 1) * len(items)
+    seconds, cheaper = _expected(items, network, description, seen, batch_size, workers)
     size = len(items) * len(description.scales) * network.dim(description.layer) * np.dtype(store).itemsize
-    total = per_image * len(items)
-    return Plan(len(items), len(shapes), total / 1e9, total / rate, size)
+    worth = Cheaper.than(description).worth_saying(seconds, cheaper)
+    return Plan(
+        images=len(items),
+        sampled=len(seen.shapes),
+        smallest_sides=seen.smallest_sides,
+        enlarged={q: seen.enlarged(q) for q in description.scales},
+        gflop=total / 1e9,
+        seconds=seconds,
+        cheaper=Cheaper.than(description).options if worth else None,
+        cheaper_seconds=cheaper if worth else None,
+        bytes=size,
+    )
 
 
-def _shape(source: Any) -> tuple[int, int] | None:
-    from PIL import Image
+def _expected(
+    items: Items,
+    network: Network,
+    description: Description,
+    seen: Look,
+    batch_size: int | None,
+    workers: int,
+) -> tuple[float, float]:
+    """Seconds that describing all items will take, and with `Cheaper` settings, by describing some of them twice.
 
-    if isinstance(source, np.ndarray):
-        return source.shape[0], source.shape[1]
-    try:
-        with Image.open(source) as image:
-            return image.height, image.width
-    except Exception:  # an estimate: whatever is wrong with this file is told by the extraction itself
-        return None
+    A batch takes alpha + beta x pixels seconds, as it reads all weights, however few images are in it. So what counts
+    is how full the batches of the whole will be, which follows from the shapes. A shape that is new takes longer, as
+    its kernels are prepared: what the first pass took longer than the second.
+    """
+    scales, smallest = description.scales, int(np.argmin(description.scales))
+    most_pixels = (batch_size or BATCH_SIZE[network.device.type]) * CROP_PIXELS
+    rescaled = (
+        ((s, *smallest_side_shape(height, width, q)), i)
+        for i, (height, width) in seen.shapes.items()
+        for s, q in enumerate(scales)
+    )
+    batches = list(gathered(rescaled, lambda: most_pixels))
+    # Whole batches at the smallest scale: their images share batches at the others as in the whole.
+    groups = [members for shape, members in batches if shape and shape[0] == smallest]
+    pixels = float(sum(shape[1] * shape[2] * len(members) for shape, members in batches if shape))
+    compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
+
+    def read(i: int) -> np.ndarray:
+        stamp(items.source(i))
+        return read_rgb(items.source(i))
+
+    blank = torch.zeros((1, scales[smallest], scales[smallest], 3), dtype=torch.uint8, device=network.device)
+    compute(blank).cpu()  # starts threads, asks for memory
+    began = time.perf_counter()
+    compute(blank).cpu()
+    rough = (time.perf_counter() - began) / scales[smallest] ** 2 * pixels / len(seen.shapes)
+    began = time.perf_counter()
+    with suppress(UnreadableImage):
+        for q in scales:
+            smallest_side(read(groups[0][0]), q)
+    rough += (time.perf_counter() - began) / workers
+    budget = min(TRIAL_SECONDS, max(TRIAL_SECONDS / 5, TRIAL_SHARE * rough * len(items)))
+    chosen: list[int] = []
+    for group in np.random.default_rng(0).permutation(len(groups)):
+        chosen += groups[group]
+        if 2 * rough * len(chosen) > budget:
+            break
+
+    def once() -> tuple[float, np.ndarray]:
+        """Seconds that describing the chosen takes; pixels and seconds of each batch (n, 2)."""
+        timed: list[tuple[float, float]] = []
+
+        def timing(batch_NHWC: torch.Tensor) -> torch.Tensor:
+            began = time.perf_counter()
+            made = compute(batch_NHWC).cpu()
+            timed.append((batch_NHWC[..., 0].numel(), time.perf_counter() - began))
+            return made
+
+        began = time.perf_counter()
+        for _ in by_shape(
+            read, chosen, scales, timing, network.device, batch_size=batch_size, workers=workers
+        ):
+            pass
+        return time.perf_counter() - began, np.array(timed).reshape(-1, 2)
+
+    (first, _), (second, timed) = once(), once()
+    net = float(timed[:, 1].sum())
+    each = (second - net) / len(chosen)  # of an image: waiting for it to be read, and what is between batches
+    if each * len(chosen) > READING * second or not len(timed):
+        whole = second / len(chosen) * len(items)  # fuller batches would wait longer for their images
+        return whole, whole
+    beta, alpha = np.polyfit(timed[:, 0], timed[:, 1], 1) if np.ptp(timed[:, 0]) else (1.0, 0.0)
+    if min(alpha, beta) < 0:
+        beta, alpha = 1.0, 0.0
+    in_trial = alpha * len(timed) + beta * timed[:, 0].sum()
+    in_whole = (alpha * len(batches) + beta * pixels) * len(items) / len(seen.shapes)
+    kinds = len({(shape, len(members)) for shape, members in batches}) / len(set(timed[:, 0].tolist()))
+    computing = net * in_whole / in_trial + (first - second) * min(kinds, in_whole / in_trial)
+    return (
+        computing + each * len(items),
+        computing * Cheaper.than(description).share + each * len(items),
+    )
 
 
 _FLOP: dict[tuple[str, str, int, int], float] = {}

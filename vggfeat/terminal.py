@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import typer
@@ -44,6 +45,7 @@ from vggfeat.errors import VggfeatError, out_of_memory, reason
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
 CORES = os.cpu_count() or 1
+LISTED = 20  # unreadable images that are told one by one
 LINE_SECONDS = 10.0  # between lines of progress, where there is no terminal
 SIGNALS = signal.SIGINT, signal.SIGTERM
 # signals so near to the first are the same wish: torchrun sends on what the terminal sent to all
@@ -120,10 +122,12 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def list_unreadable(bad: dict[str, str]) -> None:
-    """Print each unreadable image's name and reason on stderr."""
-    for name, why in bad.items():
+def list_unreadable(bad: dict[str, str], rest: str = "") -> None:
+    """Print the names and reasons of the first unreadable images on stderr. rest: what tells the others, too."""
+    for name, why in islice(bad.items(), LISTED):
         say(f"unreadable: {name}: {why}")
+    if len(bad) > LISTED:
+        say(f"unreadable: and {len(bad) - LISTED:,} more" + (f"; {rest}" if rest else ""))
 
 
 def duration(seconds: float) -> str:

@@ -55,23 +55,24 @@ NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 Stamp = tuple[int, int, int, int]
 
 
+class _OutOfReachError(VggfeatError):
+    """An image that a file describes can't be looked at: nothing is known against the file."""
+
+
 def stamp(source: Any) -> Stamp:
     """Bytes, times of change (content, entry) in ns and CRC-32 of an image: to notice that another is in its place.
 
-    A path, or an array (whose times are 0); zeros if there is none.
+    A path, or an array (whose times are 0); zeros if it is no file. Raises OSError where it can't be read.
     """
     if isinstance(source, np.ndarray):
         return source.nbytes, 0, 0, zlib.crc32(np.ascontiguousarray(source).data)
-    try:
-        if not os.path.isfile(source):
-            return 0, 0, 0, 0
-        with open(source, "rb") as file:
-            status, checksum = os.fstat(file.fileno()), 0
-            while block := file.read(1 << 20):
-                checksum = zlib.crc32(block, checksum)
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, checksum
-    except (OSError, ValueError):
+    if not stat.S_ISREG(os.stat(source).st_mode):
         return 0, 0, 0, 0
+    with open(source, "rb") as file:
+        status, checksum = os.fstat(file.fileno()), 0
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, checksum
 
 
 class FeatureWriter:
@@ -166,6 +167,8 @@ class FeatureWriter:
                         self._refuse_others(file, job)
                         self._find(file)
                         return
+        except _OutOfReachError as error:
+            raise VggfeatError(f"{error}, or move {self.partial} away to begin anew") from error
         except VggfeatError as error:
             if not overwrite:
                 raise VggfeatError(f"{error}; give --overwrite to begin anew, or another --out") from error
@@ -199,7 +202,13 @@ class FeatureWriter:
                     f"{self.path} and {self.partial} are both there: move one away, then give --retry again"
                 )
             with damaged(self.path), hdf5.File(self.path, self._file, "feature file") as file:
-                self._refuse_others(file, job, "; give --overwrite instead of --retry, or another --out")
+                try:
+                    self._refuse_others(file, job)
+                except VggfeatError as error:
+                    advice = "; give --overwrite instead of --retry, or another --out"
+                    if isinstance(error, _OutOfReachError):
+                        advice = ", or give another --out"
+                    raise VggfeatError(f"{error}{advice}") from error
             os.rename(self.path, self.partial)
             self._taken_back = True
             hdf5.unseal(self._file)
@@ -214,12 +223,12 @@ class FeatureWriter:
             os.close(self._file)
             raise
 
-    def _refuse_others(self, file: hdf5.File, job: _Job, advice: str = "") -> None:
-        """Raise VggfeatError when a file is of another job, or an image has changed since."""
+    def _refuse_others(self, file: hdf5.File, job: _Job) -> None:
+        """Raise VggfeatError when a file is of another job, or an image has changed since, or isn't there to tell."""
         _refuse_version(file)
         difference = next(_differences(file, job), "") or _changed_image(file, job)
         if difference:
-            raise VggfeatError(f"{file.path} was begun with {difference}{advice}")
+            raise VggfeatError(f"{file.path} was begun with {difference}")
 
     def _has_rows(self, file: hdf5.File) -> bool:
         place = file.place("status", "u", (None, None))
@@ -270,7 +279,10 @@ class FeatureWriter:
 
     def note_source(self, row: int, source: Any) -> None:
         """Note which image is about to be described, so that a later run can tell whether it is still the same."""
-        self._stamps[row] = stamp(source)
+        try:
+            self._stamps[row] = stamp(source)
+        except (OSError, ValueError):  # what is wrong with it is told by who decodes it
+            self._stamps[row] = (0, 0, 0, 0)
 
     def write(self, row: int, scale: int, descriptor_D: np.ndarray) -> None:
         """Keep the descriptor of a row at its scale-th Q; it reaches the file with the next flush."""
@@ -577,8 +589,14 @@ def _changed_image(file: hdf5.File, job: _Job) -> str:
     described = (file.arrays["status"].read(file.descriptor) == DONE).any(1)
     columns = (file.arrays[f"images/{name}"].read(file.descriptor).tolist() for name in STAMPS)
     for i, there in enumerate(zip(*columns, strict=True)):
-        if described[i] and not _same(job.items.source(i), there):
-            return f"another image {job.items.names[i]}: it has changed since"
+        try:
+            if described[i] and not _same(job.items.source(i), there):
+                return f"another image {job.items.names[i]}: it has changed since"
+        except OSError as error:
+            raise _OutOfReachError(
+                f"{job.items.names[i]}, which is described in {file.path}, can't be read now ({reason(error)}): "
+                "bring it back, or the disk or share that it is on, and the same command goes on"
+            ) from error
     return ""
 
 
@@ -589,14 +607,14 @@ def _short(value: Any) -> str:
 
 
 def _same(source: Any, there: Stamp) -> bool:
-    """Whether an image is the one that was stamped; new times alone don't make it another, a new checksum does."""
+    """Whether an image is the one that was stamped; new times alone don't make it another, a new checksum does.
+
+    Raises OSError where its file can't be read.
+    """
     if not any(there):  # of a converted file, which knows nothing of its images
         return True
     if not isinstance(source, np.ndarray):
-        try:
-            status = os.stat(source)
-        except OSError:
-            return False
+        status = os.stat(source)
         if (status.st_size, status.st_mtime_ns, status.st_ctime_ns) == there[:3]:
             return True
         if status.st_size != there[0]:

@@ -37,7 +37,6 @@ from vggfeat.terminal import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B).",
 )
@@ -60,6 +59,13 @@ def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any
 def _root(given: Path | None) -> Path:
     """Where datasets lie."""
     return given or Path(os.environ.get("VGGFEAT_DATA", "data"))
+
+
+def _dataset_names(incomplete: str) -> list[tuple[str, str]]:
+    """What a shell can complete --dataset to, with what it is."""
+    from vggfeat.datasets import describe_datasets
+
+    return [(name, about) for name, about, _ in describe_datasets() if name.startswith(incomplete)]
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -86,7 +92,7 @@ BatchSize = Annotated[
 
 @app.command()
 def extract(
-    dataset: Annotated[str, typer.Option(help="See `vggfeat datasets`.")],
+    dataset: Annotated[str, typer.Option(help="See `vggfeat datasets`.", autocompletion=_dataset_names)],
     root: Annotated[
         Path | None,
         typer.Option(help="Where the dataset lies; default $VGGFEAT_DATA, or ./data.", show_default=False),

@@ -343,9 +343,10 @@ def main() -> None:
     measured = {}
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "vgg16.pth"
-        torch.save(vggfeat.load("random:D").module.state_dict(), file)
-        exact = vggfeat.load(f"torchvision:vgg16@{file}")
-        network = vggfeat.load(f"torchvision:vgg16@{file}").to("cpu", "auto")
+        exact = vggfeat.load("random:D", device="cpu", precision="float32")
+        torch.save(exact.module.state_dict(), file)
+        exact = vggfeat.load(f"torchvision:vgg16@{file}", device="cpu", precision="float32")
+        network = vggfeat.load(f"torchvision:vgg16@{file}", device="cpu")
         for part in options.part or ("net", "pipeline", "crop", "dense"):
             headers = (
                 ("images/s", "share of the net alone")

@@ -154,7 +154,9 @@ class Inputs:
         from vggfeat.weights import save_weights
 
         for net in ("A", "B"):
-            network = vggfeat.load(f"random:{net},width=0.05,crop=32,classes=2")
+            network = vggfeat.load(
+                f"random:{net},width=0.05,crop=32,classes=2", device="cpu", precision="float32"
+            )
             stage = self.folder / "runs" / net / f"{net}-36"
             stage.mkdir(parents=True)
             save_weights(

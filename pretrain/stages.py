@@ -219,9 +219,9 @@ def set_weights(run: Run, number: int, net: VGG) -> str:
     how = f"{recipe.random_layers} {recipe.init_std:g}" if recipe.random_layers == "normal" else "glorot"
     source = None
     if number == run.chosen[0] and run.start is not None:
-        source = load(str(run.start))
+        source = load(str(run.start), device="cpu", precision="float32")
     elif number > 0:
-        source = load(str(_trained(run, number - 1)))
+        source = load(_trained(run, number - 1), device="cpu", precision="float32")
     if source is None:
         if ranks.first:
             say(f"{stage.name}: all layers random ({how})")

@@ -253,7 +253,7 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
         from vggfeat import datasets, writer
         from vggfeat.extract import description_of
         items = datasets.load("folder", Path(sys.argv[1]))
-        description = description_of(vggfeat.load(sys.argv[3]), "fc7", (40,), True)
+        description = description_of(vggfeat.load(sys.argv[3], device="cpu", precision="float32"), "fc7", (40,), True)
         with writer.FeatureWriter(sys.argv[2], items, description, 512):
             print("open", flush=True)
             sys.stdin.read()

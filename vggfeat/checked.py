@@ -51,6 +51,13 @@ class Several:
     different: bool = False
 
 
+def path_of(value: Any, what: str) -> Path:
+    """A path that a caller gave. Raises VggfeatError for anything else. what: what it should lead to."""
+    if not isinstance(value, str | os.PathLike):
+        raise VggfeatError(f"give the path of {what}, not {shown(value)}")
+    return Path(value)
+
+
 def regular(path: Path, what: str, hint: str = "") -> int:
     """Length in bytes of a regular file. Raises VggfeatError for anything else: a pipe or device would never end.
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from vggfeat.checked import OneOf, Range, Several, shown
+from vggfeat.checked import OneOf, Range, Several, path_of, shown
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
@@ -190,7 +190,7 @@ def open_features(path: str | os.PathLike[str], layer: str | None = None) -> Fea
 
     Raises VggfeatError when it isn't one, is damaged or half-written, or doesn't have the layer.
     """
-    path = Path(path)
+    path = path_of(path, "a feature file")
     with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
         return read_features(file, layer)
 

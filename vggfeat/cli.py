@@ -162,8 +162,8 @@ def extract(
         )
         if limit is not None:
             items = extraction.limited(items, limit)
-        network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
-        network.to(ranks.device, precision)
+        source = (net, weights) if net and weights else (weights or net or "oxford:D",)
+        network = load(*source, device=ranks.device, precision=precision)
         if max_pool:
             network.set_pool(max_pool)
         layer = layer or network.default_layer
@@ -313,7 +313,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Score new images with a saved classifier."""
-    from vggfeat.model import load_model
+    from vggfeat.model import open_model
 
     check_outputs(
         {},
@@ -321,12 +321,13 @@ def predict(
         inputs=[*images, model, *weights_files(*(weights or []))],
         overwrite=overwrite,
     )
-    classifier = load_model(model)
+    classifier = open_model(model, weights=weights or (), device=device)
     refuse_inputs(
         {"--json": json_file, "--csv": csv_file}, weights_files(*(part.weights for part in classifier.parts))
     )
-    networks = classifier.load_networks(weights or [], device)
-    scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
+    scores_NK, bad = classifier.scores(
+        images, batch_size=batch_size, workers=workers, progress=True, return_unreadable=True
+    )
     table = columns("image", "class", "score")
     records: list[dict[str, Any]] = []
     for i, path in enumerate(images):
@@ -348,7 +349,7 @@ def predict(
     try_each(
         lambda: write_json(json_file, records),
         lambda: write_text(csv_file, text.getvalue()),
-        lambda: out.print(table),
+        lambda: out.print(table) if table.row_count else None,
     )
     list_unreadable({str(images[i]): reason for i, reason in sorted(bad.items())})
     if bad:
@@ -372,7 +373,7 @@ def report(
     """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the descriptors."""
     check_outputs({"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite)
     from vggfeat.datasets import at_hand
-    from vggfeat.model import load_model
+    from vggfeat.model import open_model
     from vggfeat.report import read_results, write_report
     from vggfeat.store import open_features
 
@@ -385,7 +386,7 @@ def report(
     page, left_out = write_report(
         read_results(results) if results else None,
         files,
-        load_model(model) if model else None,
+        open_model(model) if model else None,
         items,
         why_not,
     )
@@ -471,13 +472,13 @@ def info(
     """Tell all about a feature file or a model."""
     check_outputs({}, texts={"--json": json_file}, inputs=[file], overwrite=overwrite)
     from vggfeat.hdf5 import format_of
-    from vggfeat.model import FORMAT, load_model
+    from vggfeat.model import FORMAT, open_model
     from vggfeat.store import open_features
 
     facts: dict[str, Any]
     is_model = format_of(file) == FORMAT
     if is_model:
-        m = load_model(file)
+        m = open_model(file)
         facts = {
             "kind": "model",
             "classes": len(m.classes),

@@ -72,9 +72,9 @@ def _check(made: Path, format: str) -> None:
 
         open_features(made).verify()
     elif format == "vggfeat-model":
-        from vggfeat.model import load_model
+        from vggfeat.model import open_model
 
-        load_model(made)
+        open_model(made)
 
 
 class _Refused(Exception):  # noqa: N818 - it ends the child

@@ -168,7 +168,7 @@ class Trainer:
         state, made_with = read_state(path)
         for key, ours in self.identity.items():
             if key not in made_with:
-                raise VggfeatError(f"{path} doesn't say with which {key} it was made: give another --out")
+                raise VggfeatError(f"{path} doesn't say with which {key} it was made: give another `out`")
             if made_with[key] != ours:
                 theirs = str(made_with[key])[:60]
                 if isinstance(ours, list) and len(str(ours)) > 60:
@@ -177,7 +177,7 @@ class Trainer:
                     )
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
-                raise VggfeatError(f"{path} {what}: give the same, or another --out")
+                raise VggfeatError(f"{path} {what}: give the same, or another `out`")
         ends = {"iteration": self.stop_at, "drops": self.recipe.rate_drops}
         for name, most in ends.items():
             if (value := getattr(state, name)) > most:
@@ -242,7 +242,7 @@ class Trainer:
             if isinstance(error, ReadingFailed):
                 what = str(error)
             elif out_of_memory(error):
-                what = f"out of memory on {self.ranks.device}: give a --micro-batch below {self.machine.micro_batch}"
+                what = f"out of memory on {self.ranks.device}: give a `micro_batch` below {self.machine.micro_batch}"
             else:
                 raise
             where = f"{self.stage.name}, iteration {self.state.iteration}"
@@ -380,15 +380,15 @@ class Trainer:
         if not math.isfinite(loss):
             raise VggfeatError(
                 f"{where}: the loss is {loss} at a learning rate of {self.state.learning_rate:g}; the last checkpoint "
-                "is from before it: start anew (another --out) with a lower rate, as in --set *.learning_rate=1e-3"
+                "is from before it: start anew (another `out`) with a lower rate, as in `set` *.learning_rate=1e-3"
             )
         chance, after = math.log(len(self.data.classes)), self.recipe.chance_after
         now = after and self.state.iteration - self.machine.log_every < after <= self.state.iteration
         if self.from_random and now and loss > 0.98 * chance:
             raise VggfeatError(
                 f"{where}: the loss is {loss:.3f} and chance is {chance:.3f}: from these weights the net doesn't start "
-                "to learn; start from a trained A (--init A) or from Glorot's weights (--init glorot), or, where these "
-                f"died in the first iterations, more slowly (--set {self.stage.name}.learning_rate=5e-3)"
+                "to learn; start from a trained A (`init` A) or from Glorot's weights (`init` glorot), or, where these "
+                f"died in the first iterations, more slowly (`set` {self.stage.name}.learning_rate=5e-3)"
             )
 
     def _report(self, unreadable: list[tuple[str, str]], how: str) -> None:
@@ -446,8 +446,8 @@ class Trainer:
         if self._broken():
             raise VggfeatError(
                 f"{self.stage.name}, iteration {self.state.iteration}: the net has weights that are not finite; the "
-                "last checkpoint is from before it: start anew (another --out) with a lower rate, as in "
-                "--set *.learning_rate=1e-3"
+                "last checkpoint is from before it: start anew (another `out`) with a lower rate, as in "
+                "`set` *.learning_rate=1e-3"
             )
 
     def _write_weights(self, name: str, must: bool) -> None:

@@ -233,7 +233,7 @@ def test_float16_holds_the_same_to_its_precision_and_refuses_overflow(network, f
     with torch.no_grad():
         network.module.classifier[3].weight.mul_(1e6)
     try:
-        with pytest.raises(VggfeatError, match="beyond the range of float16; give --store float32"):
+        with pytest.raises(VggfeatError, match="beyond the range of float16; give `store` float32"):
             extract(items, network, tmp_path / "c.h5", scales=(40,), store="float16")
     finally:
         with torch.no_grad():
@@ -251,7 +251,7 @@ def test_an_existing_file_stays_until_another_is_whole(network, folder, tmp_path
         if done >= 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(VggfeatError, match="exists; give --overwrite"):
+    with pytest.raises(VggfeatError, match="exists; give `overwrite`"):
         extract(items, network, out, scales=(40,))
     with pytest.raises(Interrupted, match="the same command goes on"):
         extract(items, network, out, scales=(40,), overwrite=True, progress=interrupt)

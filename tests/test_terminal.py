@@ -209,6 +209,37 @@ def test_an_argument_is_told_as_the_commands_option(run_main: Command, tmp_path:
     assert run_main(main, "work").err.startswith("vggfeat: --layer --out ")
 
 
+LIBRARY = sorted(
+    path
+    for folder in ("vggfeat", "pretrain")
+    for path in (ROOT / folder).glob("**/*.py")
+    if "@app.command" not in (text := path.read_text(encoding="utf-8"))
+    and "terminal.run" not in text
+    and path.name not in ("terminal.py", "__main__.py")  # they are of every command
+)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_library_names_no_options(path: Path) -> None:
+    """Whoever calls it from Python has none: arguments are named in backticks, and `terminal` makes options of them.
+
+    A whole command to type may stand in backticks, as `vggfeat svm --out`, where nothing else does what is needed.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    told = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr | ast.Constant)]
+    # docstrings, and parts of what is looked at whole
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr | ast.JoinedStr):
+            inside = [node.value] if isinstance(node, ast.Expr) else node.values
+            told = [each for each in told if each not in inside]
+    for node in told:
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        values = [part.value if isinstance(part, ast.Constant) else "" for part in parts]
+        text = "".join(value for value in values if isinstance(value, str))
+        text = re.sub(r"`(vggfeat|python -m|torchrun) [^`]*`", "", text)
+        assert not re.search(r"(^|[\s(`])--[a-zA-Z]", text), f"{path}:{node.lineno}: {text}"
+
+
 # --- the shell's completion -------------------------------------------------------------------------------------
 
 

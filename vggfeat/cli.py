@@ -27,6 +27,7 @@ from vggfeat.terminal import (
     columns,
     command,
     duration,
+    in_options,
     list_unreadable,
     out,
     print_table,
@@ -392,7 +393,7 @@ def report(
     )
     write_text(out_file, page)
     for line in left_out:
-        say(f"left out: {line}")
+        say(in_options(f"left out: {line}"))
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
 
 
@@ -454,7 +455,7 @@ def neighbours(
         lambda: out.print(table),
     )
     if missing:
-        say(f"left out: {missing}")
+        say(in_options(f"left out: {missing}"))
     if picture:
         out.print(f"picture: {picture}")
 

@@ -121,7 +121,7 @@ def network_of(
     if network.fingerprint != description.fingerprint:
         raise VggfeatError(
             f"weights {spec} are not those that described the images (sha256 {network.fingerprint[:12]}, "
-            f"not {description.fingerprint[:12]}); give the right file with --weights"
+            f"not {description.fingerprint[:12]}); give the right file with `weights`"
         )
     if description.pool != network.metadata.get("pool", description.pool):
         network.set_pool(description.pool)
@@ -236,7 +236,7 @@ def by_shape(
                 advance(float(share[s]))
                 members = members[1:]
             else:
-                raise VggfeatError(f"{what}; free some of its memory, or give another --device")
+                raise VggfeatError(f"{what}; free some of its memory, or give another `device`")
 
     def finish(but: int) -> Iterator[tuple[int, int, np.ndarray]]:
         while len(running) > but:

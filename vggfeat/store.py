@@ -142,7 +142,7 @@ class Features:
             if spoilt:
                 raise Damaged(
                     f"descriptors other than written: {len(spoilt)}, first that of {shown(self.names[spoilt[0]])}; "
-                    "`vggfeat extract` as it was made, with --retry, describes them again"
+                    "`vggfeat extract --retry`, otherwise as it was made, describes them again"
                 )
 
 

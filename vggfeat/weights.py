@@ -114,7 +114,7 @@ class Network:
         if layer not in self.layers:
             raise VggfeatError(
                 f"weights {self.spec} have no layer {layer!r}: they reach {self.layers[-1]}; "
-                f"give --layer one of {', '.join(self.layers)}"
+                f"give `layer` one of {', '.join(self.layers)}"
             )
 
     def dim(self, layer: str) -> int:
@@ -207,7 +207,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise VggfeatError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if resolved.type == "cuda" and (resolved.index or 0) >= count:
-        raise VggfeatError(f"device {device!r} is not there: PyTorch sees {count} GPUs; give --device cpu")
+        raise VggfeatError(f"device {device!r} is not there: PyTorch sees {count} GPUs; give `device` cpu")
     return resolved
 
 
@@ -239,13 +239,13 @@ def load(
         network = load(spec, device=device, precision=precision)
         if name != network.name:
             raise VggfeatError(
-                f"weights {weights} hold net {network.name}, not {name}; leave out --net or correct it"
+                f"weights {weights} hold net {network.name}, not {name}: give that net, or the weights alone"
             )
         return network
     if name in NETS:
         if name not in OXFORD:
             raise VggfeatError(
-                f"no weights were released for net {name}; give --weights FILE (released: D, E)"
+                f"no weights were released for net {name} (but for D and E): give a file as `weights`"
             )
         name = f"oxford:{name}"
     if name == "mini":

@@ -49,7 +49,7 @@ FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0
 STAMPS = ("bytes", "modified", "changed", "crc32")
 VERSIONS = ("vggfeat", "torch", "timm", "PIL")
 """Packages that take part in what a descriptor is."""
-EXISTS = "exists; give --overwrite, or another --out (--retry describes what was unreadable in it)"
+EXISTS = "exists; give `overwrite`, or another `out` (`retry` describes what was unreadable in it)"
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 """What a file system without locks answers."""
 Stamp = tuple[int, int, int, int]
@@ -168,7 +168,7 @@ class FeatureWriter:
                         return
         except VggfeatError as error:
             if not overwrite:
-                raise VggfeatError(f"{error}; give --overwrite to begin anew, or another --out") from error
+                raise VggfeatError(f"{error}; give `overwrite` to begin anew, or another `out`") from error
         self._begin(job)
 
     def _begin(self, job: _Job) -> None:
@@ -196,10 +196,10 @@ class FeatureWriter:
         try:
             if os.path.lexists(self.partial):
                 raise VggfeatError(
-                    f"{self.path} and {self.partial} are both there: move one away, then give --retry again"
+                    f"{self.path} and {self.partial} are both there: move one away, then give `retry` again"
                 )
             with damaged(self.path), hdf5.File(self.path, self._file, "feature file") as file:
-                self._refuse_others(file, job, "; give --overwrite instead of --retry, or another --out")
+                self._refuse_others(file, job, "; give `overwrite` instead of `retry`, or another `out`")
             os.rename(self.path, self.partial)
             self._taken_back = True
             hdf5.unseal(self._file)
@@ -281,7 +281,7 @@ class FeatureWriter:
             raise VggfeatError(
                 f"row {row} has descriptors beyond the range of {target}; "
                 + (
-                    "give --store float32 --overwrite"
+                    "give `store` float32 and `overwrite`"
                     if target == np.float16
                     else "the weights are not usable"
                 )
@@ -542,7 +542,7 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
             yield f"{names.get(key, key)} {_short(there[key])}, not {_short(here[key])}"
     stored = file.arrays["descriptors"]
     if stored.dtype != job.dtype:
-        yield f"--store {stored.dtype}, not {job.dtype}"
+        yield f"`store` {stored.dtype}, not {job.dtype}"
     before, now = facts.get("versions", {}), job.facts.get("versions", {})
     for package in VERSIONS:
         if before.get(package) != now.get(package):

@@ -48,7 +48,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError naming the file and the line that is malformed.
     """
     if download:
-        raise VggfeatError("there is nothing to download for a CSV file of your own: leave out --download")
+        raise VggfeatError("there is nothing to download for a CSV file of your own: leave out `download`")
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
     table = _read(path)
     if not any(table.labels):
@@ -97,7 +97,7 @@ def _many(cells: list[str], path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _read(path: Path) -> _Table:
-    regular(path.absolute(), "CSV file", "give it with --root")
+    regular(path.absolute(), "CSV file", "give it with `root`")
     try:
         # utf-8-sig: spreadsheets write a byte-order mark. surrogateescape: a path need not be valid UTF-8.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

@@ -37,7 +37,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError when the layout is none of the three above, or a class folder has no images.
     """
     if download:
-        raise VggfeatError("there is nothing to download for a folder of your own: leave out --download")
+        raise VggfeatError("there is nothing to download for a folder of your own: leave out `download`")
     root = need_root("folder", root, "the folder that holds one folder of images per class")
     folders, images = children(root)
     if not folders:
@@ -168,7 +168,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except FileNotFoundError:
-        raise VggfeatError(f"no folder {os.path.abspath(folder)}: check --root") from None
+        raise VggfeatError(f"no folder {os.path.abspath(folder)}: check `root`") from None
     except OSError as error:
         raise VggfeatError(f"can't list the folder {os.path.abspath(folder)}: {reason(error)}") from error
 

@@ -233,7 +233,9 @@ def test_voc_without_a_test_list(tmp_path: Path) -> None:
 
 
 def test_voc_faults_name_the_file_and_the_line(tmp_path: Path) -> None:
-    fails("voc2007", tmp_path, str(tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"), "add `download`")
+    fails(
+        "voc2007", tmp_path, str(tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"), "add `download`"
+    )
     main = make_voc(tmp_path / "VOC2012", LISTS_2012, labelled=("train", "val", "test"))
     fails("voc2007", tmp_path / "VOC2012", "VOCdevkit")  # another year's folder
     good = {path: path.read_text() for path in main.iterdir()}

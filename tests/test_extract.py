@@ -205,6 +205,8 @@ def test_every_row_stays_in_its_place(network, folder, tmp_path):
     np.testing.assert_array_equal(features.read((64, 40)), x[:, ::-1])
     with pytest.raises(VggfeatError, match="no scale 99; it has 40, 64"):
         features.read((99,))
+    with pytest.raises(VggfeatError, match=r"`scales` must be whole numbers of pixels, .* not 64"):
+        features.read(64)
     np.testing.assert_array_equal(features.labels, items.labels)
     assert {name: rows.tolist() for name, rows in features.splits.items()} == {
         name: rows.tolist() for name, rows in items.splits.items()

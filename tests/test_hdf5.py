@@ -417,7 +417,9 @@ def test_a_descriptor_that_changed_on_the_disk_is_found(tmp_path: Path, run_main
     ran = run_main(cli.main, "info", features.path, "--verify")
     assert ran.status == 1 and "descriptors other than written: 1, first that of" in ran.err
     assert features.read(rows=slice(0, 2)).shape == (2, 2, 8)
-    with pytest.raises(VggfeatError, match="`vggfeat extract --retry`, otherwise as it was made, describes them again"):
+    with pytest.raises(
+        VggfeatError, match="`vggfeat extract --retry`, otherwise as it was made, describes them again"
+    ):
         features.read()
 
 

@@ -518,7 +518,10 @@ def test_a_descriptor_that_the_disk_has_changed_is_described_again(
     raw[at] ^= 1
     out.write_bytes(raw)
     ran = run_main(cli.main, "info", out, "--verify")
-    assert ran.status == 1 and "`vggfeat extract --retry`, otherwise as it was made, describes them again" in ran.err
+    assert (
+        ran.status == 1
+        and "`vggfeat extract --retry`, otherwise as it was made, describes them again" in ran.err
+    )
     ran = run_main(cli.main, *words(spoilt, out, "--retry"))
     assert ran.status == 3 and "going on: 21 of 24 images" in ran.err
     assert_same_file(out, whole)

@@ -8,7 +8,6 @@ described is in the file ten seconds later (`writer`), and isn't described again
 from __future__ import annotations
 
 import numbers
-import operator
 import os
 import signal
 import sys
@@ -30,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vggfeat import __version__, terminal, weights
 from vggfeat.aggregate import POOLINGS, aggregate
-from vggfeat.checked import shown
+from vggfeat.checked import shown, sides
 from vggfeat.datasets import Items
 from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb
 from vggfeat.describe import describe
@@ -82,12 +81,7 @@ def description_of(
     """
     layer = network.default_layer if layer is None else layer
     network.require(layer)
-    try:
-        scales = tuple(map(operator.index, network.default_scales if scales is None else scales))
-    except TypeError:
-        raise VggfeatError(
-            f"`scales` must be whole numbers of pixels, as (256, 384, 512), not {scales!r:.60}"
-        ) from None
+    scales = sides(network.default_scales if scales is None else scales)
     if not isinstance(mirror, bool | np.bool_):
         raise VggfeatError(f"`mirror` must be True or False, not {shown(mirror)}")
     if not scales or len(set(scales)) != len(scales):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from vggfeat.checked import OneOf, Range, Several, path_of, shown
+from vggfeat.checked import OneOf, Range, Several, path_of, shown, sides
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
@@ -117,6 +117,7 @@ class Features:
         rows: a slice, or rising indices. Each row is held against its checksum.
         Raises VggfeatError for a scale that the file doesn't have, for damage, and when the file was replaced.
         """
+        scales = None if scales is None else sides(scales)
         missing = [q for q in scales or () if q not in self.description.scales]
         if missing:
             raise VggfeatError(

@@ -22,7 +22,6 @@ from vggfeat.decode import read_rgb
 from vggfeat.extract import forward_flop
 from vggfeat.images import smallest_side
 from vggfeat.terminal import columns, out
-from vggfeat.weights import resolve_device
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    network = vggfeat.load(options.weights).to(resolve_device(options.device), "auto")
+    network = vggfeat.load(options.weights, device=options.device)
     paths = sorted(options.photos.iterdir())[: options.limit]
     table = columns("Q", "dense, s/image", "50 crops, s/image", "ratio", "by arithmetic")
     sums = np.zeros(4)

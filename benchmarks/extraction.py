@@ -343,7 +343,7 @@ def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: 
     for setting in settings:
         mirror = not setting.endswith(":no-mirror")
         spec, _, scales = setting.removesuffix(":no-mirror").rpartition(":")
-        network = vggfeat.load(spec).to("cpu", "auto")
+        network = vggfeat.load(spec, device="cpu")
         description = description_of(network, None, tuple(map(int, scales.split(","))), mirror)
         trial, expected, real = [], [], []
         for _ in range(repeats):
@@ -387,9 +387,10 @@ def main() -> None:
     measured = {}
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "vgg16.pth"
-        torch.save(vggfeat.load("random:D").module.state_dict(), file)
-        exact = vggfeat.load(f"torchvision:vgg16@{file}")
-        network = vggfeat.load(f"torchvision:vgg16@{file}").to("cpu", "auto")
+        exact = vggfeat.load("random:D", device="cpu", precision="float32")
+        torch.save(exact.module.state_dict(), file)
+        exact = vggfeat.load(f"torchvision:vgg16@{file}", device="cpu", precision="float32")
+        network = vggfeat.load(f"torchvision:vgg16@{file}", device="cpu")
         for part in options.part or ("net", "pipeline", "crop", "dense"):
             headers = {
                 "pipeline": ("images/s", "share of the net alone"),

@@ -74,7 +74,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     trained_a: VGG | None = None
     if args.a:
-        trained_a = cast(VGG, load(args.a).module)
+        trained_a = cast(VGG, load(args.a, device="cpu", precision="float32").module)
         args.width, args.crop = trained_a.width, trained_a.crop
     stage = Stage("A", (args.crop * 9 // 8,) * 2, args.learning_rate, iterations=args.iterations)
     recipe = Recipe("initialisation", (stage,), width=args.width, crop=args.crop, batch_size=args.batch_size)

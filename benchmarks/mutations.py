@@ -37,7 +37,7 @@ from vggfeat import datasets
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import description_of, versions
 from vggfeat.hdf5 import MAGIC
-from vggfeat.model import load_model
+from vggfeat.model import open_model
 from vggfeat.writer import FeatureWriter
 
 MEMORY = 1 << 30
@@ -62,12 +62,12 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     """All that there are."""
     yield Kind("features", inputs.features, lambda path: vggfeat.open_features(path).descriptors)
     yield Kind("half-written", inputs.begun, _going_on(inputs.images))
-    yield Kind("model", inputs.model[0], load_model)
+    yield Kind("model", inputs.model[0], open_model)
     yield Kind("posteriors", inputs.made(evaluate(inputs), "p.h5")[0], KeptPosteriors.read)
     stage = inputs.made(training(inputs), "run/A-36")[0]
     weights = stage / "weights.safetensors"
     yield Kind("checkpoint", stage / "last.safetensors", _checkpoint(weights))
-    yield Kind("safetensors", weights, lambda path: vggfeat.load(str(path)))
+    yield Kind("safetensors", weights, vggfeat.load)
     released = inputs.folder / "released.pth"
     torch.save(timm.create_model(TIMM).state_dict(), released)  # smaller than any whole net of Table 1
     yield Kind("pth", released, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
@@ -82,7 +82,8 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
 
 
 def _going_on(images: Path) -> Callable[[Path], Any]:
-    items, network = datasets.load("folder", images), vggfeat.load(WEIGHTS)
+    items = datasets.load("folder", images)
+    network = vggfeat.load(WEIGHTS, device="cpu", precision="float32")
     description, facts = description_of(network, None, (40, 48), True), {"versions": versions()}
 
     def read(path: Path) -> None:
@@ -93,7 +94,7 @@ def _going_on(images: Path) -> Callable[[Path], Any]:
 
 
 def _checkpoint(weights: Path) -> Callable[[Path], Any]:
-    net: Any = vggfeat.load(str(weights)).module.requires_grad_(True)
+    net: Any = vggfeat.load(weights, device="cpu", precision="float32").module.requires_grad_(True)
     parameters: list[Any] = [p for layer in weight_layers(net).values() for p in (layer.weight, layer.bias)]
     optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 

@@ -21,7 +21,7 @@ from pretrain.posteriors import class_order, dense, images_of
 from vggfeat.decode import read_rgb
 from vggfeat.images import mirror, smallest_side
 from vggfeat.terminal import columns, out
-from vggfeat.weights import Network, resolve_device
+from vggfeat.weights import Network
 
 STRIDE = 32  # pixels between windows: five poolings
 
@@ -50,7 +50,7 @@ def main() -> None:
     items = images_of(options.data, "val", options.limit)
     table = columns("weights", "images", "dense, top-1 error %", "the same windows as crops")
     for spec in options.weights:
-        network = vggfeat.load(spec).to(resolve_device(options.device), "auto")
+        network = vggfeat.load(spec, device=options.device)
         if network.module.crop % STRIDE or network.module.pool != "floor":
             raise SystemExit(
                 f"{spec}: its windows are no crops (crop of {network.module.crop}, {network.module.pool} pooling)"

@@ -81,7 +81,7 @@ def main() -> None:
         # a layer's name has no slash and no dot, a path's last part has one or the other
         spec, slash, layer = given.rpartition("/")
         spec, layer = (spec, layer) if slash and "." not in layer else (given, "")
-        network = vggfeat.load(spec).to("cpu", "auto")
+        network = vggfeat.load(spec, device="cpu")
         path = options.folder / f"{options.dataset}-{''.join(c if c.isalnum() else '-' for c in given)}.h5"
         if not path.exists():
             with progress(given) as advance:

@@ -157,7 +157,9 @@ class Inputs:
         scales = {"A-112": [36, 36], "NET-112": [36, 36], "NET-112-160": [36, 64]}
         others = ["width=0.05", "crop=32", *(f"{stage}.train_scale={S}" for stage, S in scales.items())]
         for net in ("A", "B"):
-            network = vggfeat.load(f"random:{net},width=0.05,crop=32,classes=2")
+            network = vggfeat.load(
+                f"random:{net},width=0.05,crop=32,classes=2", device="cpu", precision="float32"
+            )
             stage = self.folder / "runs" / net / f"{net}-36"
             stage.mkdir(parents=True)
             save_weights(

@@ -155,8 +155,8 @@ def evaluate(
         else:
             if submission is not None:  # as it would end, before hours of work
                 for spec in weights:
-                    refuse_unknown(load(spec).classes or [], numbers)
-            networks = (load(spec).to(ranks.device, precision) for spec in weights)
+                    refuse_unknown(load(spec, device="cpu").classes or [], numbers)
+            networks = (load(spec, device=ranks.device, precision=precision) for spec in weights)
             with progress("evaluate") as show:
 
                 def advance(done: float, total: int) -> None:

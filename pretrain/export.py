@@ -55,7 +55,7 @@ def export(
     from vggfeat.vgg import VGG
     from vggfeat.weights import load
 
-    network = load(weights)
+    network = load(weights, device="cpu", precision="float32")
     if not isinstance(network.module, VGG) or network.layers[-1] != "fc8":
         raise VggfeatError(f"{weights} is no whole net of Table 1: its FC layers are needed")
     writer: dict[str, Callable[[Any, Path], float]] = {
@@ -130,7 +130,8 @@ def to_float16(network: Any, path: Path) -> float:
         raise VggfeatError(f"{too_large[0]} has values beyond float16's range: not written")
     write_tensors(path, tensors, network.metadata)
     x = _input(network)
-    return _difference(network.module.crop_scores(x), load(str(path)).module.crop_scores(x))
+    half = load(path, device="cpu", precision="float32").module
+    return _difference(network.module.crop_scores(x), half.crop_scores(x))
 
 
 def to_onnx(network: Any, path: Path) -> float:

@@ -74,7 +74,7 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
     learned = np.setdiff1d(train, held_out)
     if len(learned) < recipe.batch_size:
         raise VggfeatError(
-            f"{len(learned)} training images are fewer than one batch of {recipe.batch_size}: give --set batch_size=N"
+            f"{len(learned)} training images are fewer than one batch of {recipe.batch_size}: give `set` batch_size=N"
         )
     return TrainingSet(items, learned, held_out, val)
 

@@ -101,7 +101,7 @@ def free_memory(device: torch.device, processes: int) -> int:
             available = next(line for line in file if line.startswith("MemAvailable"))
     except OSError as error:
         raise VggfeatError(
-            f"the system doesn't tell its free memory ({error}): give --micro-batch"
+            f"the system doesn't tell its free memory ({error}): give `micro_batch`"
         ) from error
     return int(available.split()[1]) * 1024 // processes
 

@@ -273,7 +273,7 @@ class _Reader:
             )
         except OSError as error:
             raise VggfeatError(
-                f"can't start a process that reads images: {error}; give fewer --workers"
+                f"can't start a process that reads images: {error}; give fewer `workers`"
             ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -372,7 +372,7 @@ class _Reader:
         except subprocess.TimeoutExpired:
             status = 0
         how = f"was killed by signal {-status}, often because memory ran out" if status < 0 else "has ended"
-        return ReadingFailed(f"a process that reads images {how}: give fewer --workers")
+        return ReadingFailed(f"a process that reads images {how}: give fewer `workers`")
 
     def end(self) -> None:
         """End the process at once: it has nothing to save."""
@@ -386,7 +386,7 @@ class _Reader:
 
 def _cant_hand_over(why: object) -> ReadingFailed:
     """For what the system refuses, to either side: memory for batches, descriptors."""
-    return ReadingFailed(f"can't hand over images from other processes ({why}): give --workers 0")
+    return ReadingFailed(f"can't hand over images from other processes ({why}): give `workers` 0")
 
 
 def _read(file: int, buffer: memoryview, offset: int) -> int:

@@ -209,7 +209,7 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
     whole = _shallow(recipe)
     stages = [_shallow(stage) for stage in recipe.stages]
     for override in overrides:
-        where = f"--set {override[:60]}"
+        where = f"`set` {override[:60]}"
         key, equals, text = override.partition("=")
         if not equals:
             raise VggfeatError(f"{where}: write KEY=VALUE or STAGE.KEY=VALUE")
@@ -256,7 +256,7 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
     if net not in NETS:
         raise VggfeatError(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
     if init not in INITS:
-        raise VggfeatError(f"--init must be one of {', '.join(INITS)}, not {init!r}")
+        raise VggfeatError(f"`init` must be one of {', '.join(INITS)}, not {init!r}")
     with_a = init == "A" and net not in SHALLOW
     stages = [
         stage.of(net) for stage in recipe.stages if net in stage.nets and (stage.net == "NET" or with_a)
@@ -286,7 +286,7 @@ def select(recipe: Recipe, stages: str) -> range:
         if text.isdecimal() and text.isascii() and 1 <= int(text) <= len(names):
             return int(text) - 1
         numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
-        raise VggfeatError(f"--stages {stages}: there is no stage {text!r} in the chain {numbered}")
+        raise VggfeatError(f"`stages` {stages}: there is no stage {text!r} in the chain {numbered}")
 
     if not stages:
         return range(len(names))
@@ -295,7 +295,7 @@ def select(recipe: Recipe, stages: str) -> range:
     first, _, last = stages.partition(":") if ":" in stages else stages.partition("-")
     start, stop = position(first), position(last or first)
     if start > stop:
-        raise VggfeatError(f"--stages {stages}: {names[stop]} comes before {names[start]}")
+        raise VggfeatError(f"`stages` {stages}: {names[stop]} comes before {names[start]}")
     return range(start, stop + 1)
 
 

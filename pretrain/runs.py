@@ -182,7 +182,7 @@ def measure_tables(
         kinds = {row.multi for row in its_rows} | {False}
         scales = sorted({q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)})
         modes = MODES if any(row.mode != "dense" for row in its_rows) else ("dense",)
-        network = load(net.weights).to(ranks.device, precision)
+        network = load(net.weights, device=ranks.device, precision=precision)
         with progress(f"{net.net} {network.metadata['train_scale']}, seed {net.seed}") as show:
 
             def advance(done: float, total: int, show: Any = show) -> None:

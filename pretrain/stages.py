@@ -105,7 +105,7 @@ def _alone(run: Run) -> Iterator[None]:
             )  # lockf, not flock: NFS has it between machines, too
         except (BlockingIOError, PermissionError):
             raise VggfeatError(
-                f"another run is at work in {run.out}: wait for it, or give another --out"
+                f"another run is at work in {run.out}: wait for it, or give another `out`"
             ) from None
         except OSError as error:
             say(f"warning: {run.out} can't be locked ({reason(error)}): start no other run there")
@@ -184,7 +184,7 @@ def training_colours(run: Run) -> Colours:
         colours = Colours.read(cache)
         if colours.training_set != name_digest(names):
             raise VggfeatError(
-                f"{cache} was measured on another training set: give another --out, or delete it"
+                f"{cache} was measured on another training set: give another `out`, or delete it"
             )
     else:
         low, high = ranks.share(0, len(names))
@@ -250,9 +250,9 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     how = f"standard deviation {recipe.init_std:g}" if normal else "Glorot's way"
     source = None
     if number == run.chosen[0] and run.start is not None:
-        source = load(str(run.start))
+        source = load(str(run.start), device="cpu", precision="float32")
     elif number > 0:
-        source = load(str(_trained(run, number - 1)))
+        source = load(_trained(run, number - 1), device="cpu", precision="float32")
     if source is None:
         record = f"random normal {recipe.init_std:g}" if normal else "random glorot"
         return Start(record, f"all layers random ({how})", ())
@@ -271,7 +271,7 @@ def _trained(run: Run, number: int) -> Path:
     if not path.exists():
         name, after = run.recipe.stages[number].name, run.recipe.stages[number + 1].name
         raise VggfeatError(
-            f"stage {after} starts from {name}, whose weights are not at {path}: train it first, or give --from FILE"
+            f"stage {after} starts from {name}, whose weights are not at {path}: train it first, or give `from` FILE"
         )
     return path
 

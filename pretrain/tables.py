@@ -392,7 +392,7 @@ def check_ledger(path: Path) -> None:
     """Refuse what is no ledger, or cells beside it that can't be read, before work that would be put into it."""
     text = read_text(path, "ledger") if path.exists() else ""
     if text and MARK not in text and path.suffix != ".md":
-        raise VggfeatError(f"--ledger {path} is no Markdown file: give the name of one, or of none")
+        raise VggfeatError(f"`ledger` {path} is no Markdown file: give the name of one, or of none")
     for cells in path.parent.glob("ledger-*.json"):
         read_cells(cells)
 

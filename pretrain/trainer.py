@@ -173,7 +173,7 @@ class Trainer:
         state, made_with = read_state(path)
         for key, ours in self.identity.items():
             if key not in made_with:
-                raise VggfeatError(f"{path} doesn't say with which {key} it was made: give another --out")
+                raise VggfeatError(f"{path} doesn't say with which {key} it was made: give another `out`")
             if made_with[key] != ours:
                 theirs = str(made_with[key])[:60]
                 if isinstance(ours, list) and len(str(ours)) > 60:
@@ -183,7 +183,7 @@ class Trainer:
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
                 raise VggfeatError(
-                    f"{path} {what}: give the same, move {self.folder} away, or give another --out"
+                    f"{path} {what}: give the same, move {self.folder} away, or give another `out`"
                 )
         ends = {
             "iteration": self.stop_at,
@@ -261,7 +261,7 @@ class Trainer:
             if isinstance(error, ReadingFailed):
                 what = str(error)
             elif out_of_memory(error):
-                what = f"out of memory on {self.ranks.device}: give a --micro-batch below {self.machine.micro_batch}"
+                what = f"out of memory on {self.ranks.device}: give a `micro_batch` below {self.machine.micro_batch}"
             else:
                 raise
             where = f"{self.stage.name}, iteration {self.state.iteration}"
@@ -430,19 +430,19 @@ class Trainer:
         stage, state = self.stage, self.state
         self._save(must=True)
         self.ranks.barrier()  # torchrun ends the first process as soon as another has left
-        ways = [f"another learning rate than {stage.learning_rate:g} (--set STAGE.learning_rate=RATE)"]
+        ways = [f"another learning rate than {stage.learning_rate:g} (`set` STAGE.learning_rate=RATE)"]
         if state.finished:
-            ways.append("a longer stage (--set STAGE.iterations=N)")
+            ways.append("a longer stage (`set` STAGE.iterations=N)")
         if not self.from_random:
-            ways.append("a start that has learned more (--from FILE)")
+            ways.append("a start that has learned more (`from` FILE)")
         elif stage.net not in SHALLOW:
-            ways.append("a trained A to start from (--init A)")
+            ways.append("a trained A to start from (`init` A)")
         if self.recipe.random_layers == "normal":
-            ways.append("Glorot's weights (--init glorot)")
+            ways.append("Glorot's weights (`init` glorot)")
         raise VggfeatError(
             f"{stage.name}, iteration {state.iteration}: the net is no better than chance: {why}; what may help: "
             f"{', '.join(ways)}; move {self.folder} away first. Its checkpoint is kept, and the same command with "
-            "--set chance_after=0 goes on from it"
+            "`set` chance_after=0 goes on from it"
         )
 
     def _report(self, unreadable: list[tuple[str, str]], how: str) -> None:
@@ -507,7 +507,7 @@ class Trainer:
         """What to do about values that are not finite."""
         return (
             f"the last checkpoint is from before it: move {self.folder} away, and begin the stage anew with a lower "
-            f"rate than {self.stage.learning_rate:g} (--set STAGE.learning_rate=RATE)"
+            f"rate than {self.stage.learning_rate:g} (`set` STAGE.learning_rate=RATE)"
         )
 
     def _write_weights(self, name: str, must: bool) -> None:

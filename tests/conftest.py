@@ -6,7 +6,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,20 +39,28 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def any_hardware() -> Iterator[None]:
+    """The device and the precision "auto" are the CPU and float32 in this process, whatever the hardware has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            patch.setattr(torch.cpu, name, lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command does by the clock or by the processor, it does not in this process.
+    """What a command does by the clock, it does not in this process.
 
     One thread for each test anew, as a command that takes --workers leaves its number behind. A slow machine would
-    flush, tell how far it is and advise after ten seconds; `--precision auto` is float32 where bfloat16 would be
-    emulated.
+    flush, tell how far it is and advise after ten seconds.
     """
     torch.set_num_threads(1)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", float("inf"))
     monkeypatch.setattr(terminal, "LINE_SECONDS", float("inf"))
     monkeypatch.setattr(extract, "ADVICE_SECONDS", float("inf"))
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
 
 
 # What a process says of itself by this: the most memory that it has had, in bytes.

@@ -32,7 +32,7 @@ from vggfeat import cli
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
 from vggfeat.datasets.voc import CLASSES
-from vggfeat.model import load_model
+from vggfeat.model import open_model
 from vggfeat.terminal import CORES
 from vggfeat.writer import FeatureWriter
 
@@ -277,7 +277,7 @@ def test_two_networks_are_fused(command, folder, extracted, tmp_path):
     ran = command("predict", paths[0], "--model", model, "--weights", NET)
     assert (ran.status, ran.err_lines) == (
         1,
-        ["vggfeat: the model needs 2 --weights, in its order; 1 given"],
+        [f"vggfeat: {model} needs 2 --weights, in its order; 1 given"],
     )
     ran = command("predict", paths[0], "--model", model, "--weights", OTHER, "--weights", NET)
     assert ran.status == 1 and "not those that described the images" in ran.err
@@ -326,10 +326,10 @@ def test_caltech_is_stacked_and_the_rest_averaged(command, folder, tmp_path):
     assert ran.status == 0 and cells(ran.out, "pool over scales") == ["stack (the protocol of caltech101)"]
     results = json.loads(report.read_text())
     assert (results["pool"], results["pool_by"]) == ("stack", "the protocol of caltech101")
-    assert load_model(model).pool == "stack" and load_model(model).coef_KD.shape[1] == 2 * 512
+    assert open_model(model).pool == "stack" and open_model(model).coef_KD.shape[1] == 2 * 512
     assert command("predict", folder / "red" / "00.jpg", "--model", model).status == 0
     ran = command("svm", "--features", features, "--pool", "max", *outputs)
-    assert cells(ran.out, "pool over scales") == ["max (--pool)"] and load_model(model).pool == "max"
+    assert cells(ran.out, "pool over scales") == ["max (as asked)"] and open_model(model).pool == "max"
     ran = command("svm", "--features", features, "--scales", 48, *outputs)
     assert ran.status == 0 and "pool" not in ran.out + ran.err  # one scale: all are the same
     query = ("neighbours", "--features", features, "--query", "red/03.jpg", "--top", 3, "--json", report)
@@ -786,6 +786,19 @@ def test_unreadable_images_are_listed_and_left_out(command, folder, extracted, t
     assert names == [str(p) for p in images] and np.isnan(scores).all(axis=1).tolist() == [0, 1, 0, 1]
 
 
+def test_predict_draws_no_table_of_nothing(command, trained, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    images = [tmp_path / "bad.jpg", tmp_path / "gone.jpg"]
+    ran = command("predict", *images, "--model", trained, "--json", tmp_path / "p.json")
+    assert (ran.status, ran.out) == (3, "")
+    assert ran.err_lines == [
+        f"unreadable: {images[0]}: empty file (0 bytes)",
+        f"unreadable: {images[1]}: no such file",
+    ]
+    told = [(record["image"], record["error"]) for record in json.loads((tmp_path / "p.json").read_text())]
+    assert told == [(str(images[0]), "empty file (0 bytes)"), (str(images[1]), "no such file")]
+
+
 def test_names_in_brackets_and_in_bytes_are_printed_as_they_are(command, folder, trained, tmp_path):
     """Square brackets and colons are no markup, and a name need not be UTF-8."""
     odd = tmp_path / "odd[bold][final]:smile:.jpg"
@@ -1121,8 +1134,8 @@ def test_max_pooling_by_option_is_kept_by_the_model(command, folder, tmp_path):
     assert np.abs(x["floor"] - x["ceil"]).max() > 1e-3 * np.abs(x["floor"]).max()
     model = tmp_path / "m.h5"
     assert command("svm", "--features", path, "--C", 8, "--workers", 1, "--out", model).status == 0
-    classifier = load_model(model)
+    classifier = open_model(model)
     images = [folder / name for name in features.names[:3]]
-    scores, _ = classifier.predict(classifier.load_networks(), images)
-    expected = classifier.scores(aggregate(x["ceil"][:3, None], "average"))
+    scores = classifier.scores(images)
+    expected = classifier.decision_function(aggregate(x["ceil"][:3, None], "average"))
     assert_same_scores(scores, expected)

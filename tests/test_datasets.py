@@ -238,7 +238,9 @@ def test_voc_without_a_test_list(tmp_path: Path) -> None:
 
 
 def test_voc_faults_name_the_file_and_the_line(tmp_path: Path) -> None:
-    fails("voc2007", tmp_path, str(tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"), "--download")
+    fails(
+        "voc2007", tmp_path, str(tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"), "add `download`"
+    )
     main = make_voc(tmp_path / "VOC2012", LISTS_2012, labelled=("train", "val", "test"))
     fails("voc2007", tmp_path / "VOC2012", "VOCdevkit")  # another year's folder
     good = {path: path.read_text() for path in main.iterdir()}
@@ -293,8 +295,8 @@ def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None
 
 def test_caltech_faults(tmp_path: Path) -> None:
     where = str(tmp_path / "caltech101" / "101_ObjectCategories")
-    fails("caltech101", tmp_path, where, "--root", "--download")
-    fails("caltech101", None, "--root")
+    fails("caltech101", tmp_path, where, "give `root`", "add `download`")
+    fails("caltech101", None, "needs `root`")
     (tmp_path / "101_ObjectCategories").mkdir()
     fails("caltech101", tmp_path, "no class folders", str(tmp_path / "101_ObjectCategories"))
 
@@ -545,7 +547,7 @@ def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
 
 
 def test_folder_faults_say_what_to_do(tmp_path: Path) -> None:
-    fails("folder", None, "--root")
+    fails("folder", None, "needs `root`")
     fails("folder", tmp_path / "none", str(tmp_path / "none"))
     fails("folder", tmp_path, "no images", str(tmp_path))
     touch(tmp_path, "file", "mixed/cat/1.jpg", "mixed/2.jpg")
@@ -851,7 +853,7 @@ def test_caltech_download_is_all_or_nothing(
 
 @pytest.mark.parametrize("name", ["imagenet", "folder", "csv", "digits"])
 def test_what_has_no_download_says_so(tmp_path: Path, name: str) -> None:
-    fails(name, tmp_path, "leave out --download" if name != "imagenet" else "no open download", download=True)
+    fails(name, tmp_path, "leave out `download`" if name != "imagenet" else "no open download", download=True)
 
 
 # --- the registry -------------------------------------------------------------------------------------------

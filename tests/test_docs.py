@@ -1,6 +1,7 @@
 """Every command in the README and docs/ runs, on small stand-ins for the data sets and the released weights.
 
-Done in this process, one document after another, each in a folder of its own where its commands follow one another.
+Done in this process, one document after another, each in a folder of its own where its commands follow one another; a
+document's Python comes after them.
 torchrun's part of a line is left out (other tests start processes). Benchmarks, which take minutes, are
 parsed and not run.
 """
@@ -312,3 +313,11 @@ def test_every_command_runs(
         # a stand-in's width; `pretrain/test_export.py` has the real one
         narrow = "torchvision and timm have this net at width 1 and crop 224 only" in ran.err
         assert ran.status == 0 or damaged or narrow, f"{document.name}: {line}\n{ran.err[-2000:]}"
+    if document.name == "formats.md":  # what it reads, any feature file
+        ran = run_main(cli.main, "extract", "--dataset", "folder", "--root", "photos", "--scales", "64,96")
+        assert ran.status == 3, ran.err
+    photo = Image.open("new1.jpg")
+    photo.save("a.jpg")
+    names = {"pil_image": photo, "array_HWC": np.asarray(photo)}
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.S | re.M):
+        exec(block, names)

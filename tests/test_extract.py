@@ -121,10 +121,54 @@ def test_embed_is_normalised_and_ordered(network, tmp_path):
     assert_same_descriptors(x[0], x[3])
     np.testing.assert_array_less(x[0] @ x[2], 0.9999)
     assert vggfeat.embed(network, [array], scales=SCALES, pool="stack").shape == (1, 1024)
-    with pytest.raises(UnreadableImage, match="image 1: no such file"):
-        vggfeat.embed(network, [array, tmp_path / "b.png"], scales=SCALES)
-    with pytest.raises(VggfeatError, match="a list of images"):
-        vggfeat.embed(network, str(tmp_path / "a.png"), scales=SCALES)
+
+
+def test_embed_keeps_what_can_be_read(network, tmp_path):
+    images = [photograph(0, 50, 60), tmp_path / "gone.png", photograph(1, 60, 50), b"no image"]
+    with pytest.raises(UnreadableImage, match=r"image [13]: "):
+        vggfeat.embed(network, images, scales=SCALES)
+    for pool, length in (("average", 512), ("stack", 1024), ("max", 512)):
+        x, unreadable = vggfeat.embed(network, images, SCALES, pool=pool, return_unreadable=True)
+        assert x.shape == (4, length) and list(unreadable) == [1, 3] and unreadable[1] == "no such file"
+        assert np.isnan(x[[1, 3]]).all()
+        assert_same_descriptors(x[[0, 2]], vggfeat.embed(network, images[::2], SCALES, pool=pool))
+    x, unreadable = vggfeat.embed(network, images[::2], SCALES, return_unreadable=True)
+    assert unreadable == {} and np.isfinite(x).all()
+    x, unreadable = vggfeat.embed(network, images[1:2], SCALES, return_unreadable=True)
+    assert x.shape == (1, 512) and np.isnan(x).all() and unreadable == {0: "no such file"}
+
+
+def test_embed_marks_an_image_of_which_one_scale_fails(network):
+    """A strip that is too long at the larger scale only; its row is NaN whatever the smaller one gave."""
+    strip = np.zeros((10, 40_000, 3), np.uint8)
+    x, unreadable = vggfeat.embed(
+        network,
+        [photograph(0, 50, 60), strip],
+        (32, 64),
+        layer="conv1_1",
+        mirror=False,
+        return_unreadable=True,
+    )
+    assert list(unreadable) == [1] and "at Q=64" in unreadable[1] and np.isnan(x[1]).all()
+    assert np.isfinite(x[0]).all()
+
+
+def test_embed_takes_the_networks_own_scales(network, monkeypatch):
+    images = [photograph(0, 50, 60)]
+    monkeypatch.setitem(network.metadata, "train_scale", "40-64")
+    x = vggfeat.embed(network, images)
+    assert_same_descriptors(x, vggfeat.embed(network, images, scales=(40, 52, 64)))
+    assert not np.allclose(x, vggfeat.embed(network, images, scales=(40,)), rtol=1e-3)
+
+
+def test_embed_shows_its_progress_where_it_is_asked_to(network, monkeypatch, capsys):
+    monkeypatch.setattr("vggfeat.terminal.LINE_SECONDS", 0.0)
+    images = [photograph(i, 40, 50) for i in range(3)]
+    vggfeat.embed(network, images, SCALES, batch_size=1)
+    assert capsys.readouterr() == ("", "")
+    vggfeat.embed(network, images, SCALES, batch_size=1, progress=True)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "describe: 3/3 images, " in printed.err
 
 
 def test_bad_settings_are_refused(network):
@@ -171,6 +215,8 @@ def test_every_row_stays_in_its_place(network, folder, tmp_path):
     np.testing.assert_array_equal(features.read((64, 40)), x[:, ::-1])
     with pytest.raises(VggfeatError, match="no scale 99; it has 40, 64"):
         features.read((99,))
+    with pytest.raises(VggfeatError, match=r"`scales` must be whole numbers of pixels, .* not 64"):
+        features.read(64)
     np.testing.assert_array_equal(features.labels, items.labels)
     assert {name: rows.tolist() for name, rows in features.splits.items()} == {
         name: rows.tolist() for name, rows in items.splits.items()
@@ -199,7 +245,7 @@ def test_float16_holds_the_same_to_its_precision_and_refuses_overflow(network, f
     with torch.no_grad():
         network.module.classifier[3].weight.mul_(1e6)
     try:
-        with pytest.raises(VggfeatError, match="beyond the range of float16; give --store float32"):
+        with pytest.raises(VggfeatError, match="beyond the range of float16; give `store` float32"):
             extract(items, network, tmp_path / "c.h5", scales=(40,), store="float16")
     finally:
         with torch.no_grad():
@@ -217,7 +263,7 @@ def test_an_existing_file_stays_until_another_is_whole(network, folder, tmp_path
         if done >= 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(VggfeatError, match="exists; give --overwrite"):
+    with pytest.raises(VggfeatError, match="exists; give `overwrite`"):
         extract(items, network, out, scales=(40,))
     with pytest.raises(Interrupted, match="the same command goes on"):
         extract(items, network, out, scales=(40,), overwrite=True, progress=interrupt)

@@ -276,7 +276,7 @@ def test_the_one_rule(tmp_path: Path) -> None:
                     ],
                     overwrite=True,
                 )
-    with pytest.raises(VggfeatError, match=f"^{old} exists; give --overwrite, or another --json$"):
+    with pytest.raises(VggfeatError, match=f"^{old} exists; give `overwrite`, or another --json$"):
         check_outputs({}, texts={"--json": old})
     check_outputs({}, texts={"--json": old}, overwrite=True)
     for device in (tmp_path / "pipe", Path("/dev/null")):

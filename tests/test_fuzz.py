@@ -23,7 +23,7 @@ from vggfeat import datasets, writer
 from vggfeat.datasets.download import downloading
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import description_of, extract, limited
-from vggfeat.model import load_model, model_from, save_model
+from vggfeat.model import model_from, open_model, save_model
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.tensors import bare, read
 from vggfeat.weights import save_weights
@@ -77,7 +77,7 @@ def go_on(path: Path) -> None:
 READERS: dict[str, Callable[[Path], Any]] = {
     "features.h5": lambda path: vggfeat.open_features(path).descriptors,
     "begun.h5.partial": go_on,
-    "model.h5": load_model,
+    "model.h5": open_model,
     "posteriors.h5": KeptPosteriors.read,
     "weights.safetensors": lambda path: vggfeat.load(str(path)),
     "weights.pth": lambda path: vggfeat.load(f"torchvision:vgg16@{path}"),

@@ -23,7 +23,7 @@ from vggfeat.convert import convert
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import column, document, format_of, open_file, write_file
-from vggfeat.model import Model, load_model, save_model
+from vggfeat.model import Model, open_model, save_model
 from vggfeat.protocols import Scored
 from vggfeat.store import Description, open_features
 from vggfeat.writer import FeatureWriter
@@ -76,7 +76,7 @@ def posteriors_at(path: Path) -> Path:
 
 MAKERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "features": (features_at, lambda path: open_features(path).descriptors),
-    "model": (model_at, load_model),
+    "model": (model_at, open_model),
     "posteriors": (posteriors_at, KeptPosteriors.read),
 }
 kinds = pytest.mark.parametrize("kind", MAKERS)
@@ -364,7 +364,7 @@ def test_a_model_of_another_length_than_its_descriptors_is_refused(tmp_path: Pat
     )
     model = Model(["a"], np.ones((1, 9)), np.zeros(1), (part,), "average", False, {})
     with pytest.raises(VggfeatError, match="weighs 9 values, its descriptors have 64"):
-        model.load_networks(device="cpu")
+        model.scores([np.zeros((40, 40, 3), np.uint8)])
 
 
 def test_several_layers_and_boxes(tmp_path: Path) -> None:
@@ -417,7 +417,9 @@ def test_a_descriptor_that_changed_on_the_disk_is_found(tmp_path: Path, run_main
     ran = run_main(cli.main, "info", features.path, "--verify")
     assert ran.status == 1 and "descriptors other than written: 1, first that of" in ran.err
     assert features.read(rows=slice(0, 2)).shape == (2, 2, 8)
-    with pytest.raises(VggfeatError, match="--retry, describes them again"):
+    with pytest.raises(
+        VggfeatError, match="`vggfeat extract --retry`, otherwise as it was made, describes them again"
+    ):
         features.read()
 
 
@@ -459,7 +461,7 @@ def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
             np.testing.assert_array_equal(kept.nets[0].modes["crops"], was["nets/000/crops"][:])
             assert kept.nets[1].of["net"] == "E" and kept.nets[0].scales == (256, 288)
         elif name == "model.h5":
-            model = load_model(new)
+            model = open_model(new)
             np.testing.assert_array_equal(model.coef_KD, was["coef"][:])
             assert model.parts[0].layer == "pool4" and model.results == json.loads(was["results"][()])
             np.testing.assert_array_equal(model.scored["split0"].scores, was["scored/split0/scores"][:])

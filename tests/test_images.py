@@ -513,7 +513,7 @@ def test_arrays_that_are_no_images(array: np.ndarray, reason: str) -> None:
 
 
 def test_what_is_no_source_at_all() -> None:
-    with pytest.raises(VggfeatError, match="not int"):
+    with pytest.raises(VggfeatError, match="the image is 3: give a path, the bytes of a file"):
         read_rgb(3)  # type: ignore[arg-type]
 
 

@@ -308,7 +308,7 @@ def test_what_is_not_given_is_left_out_and_said(three, given):
     )
     _Check(page)
     assert "91.67 %" in page and "confusions" not in sections(page)
-    need = {"results": "--model", "features": "--model", "model": "--features"}[given]
+    need = {"results": "`model`", "features": "`model`", "model": "`features`"}[given]
     assert left_out[0].startswith("curves, confusions and mistakes: ") and need in left_out[0]
     assert ("map" in sections(page)) == (given == "features")
 

@@ -205,7 +205,7 @@ def test_a_validation_part_chooses_c(blobs: tuple[np.ndarray, np.ndarray]) -> No
     assert chosen.scores_.shape == (2, 1)
     with pytest.raises(ValueError, match="fold 0 of cv is empty"):
         LinearSVMCV(cv=[(np.arange(80), np.arange(0))]).fit(X, y)
-    with pytest.raises(ValueError, match="Cs must be positive"):
+    with pytest.raises(ValueError, match="each of Cs must be a positive number"):
         LinearSVMCV(Cs=[1.0, 0.0]).fit(X, y)
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from vggfeat import cli, terminal
 from vggfeat.errors import CantWrite, UnreadableImage, VggfeatError, WrongUsage
@@ -140,9 +141,8 @@ terminal.run(app, "python -m some.work")
 def test_the_lines_of_several_processes_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bytes] = []
 
-    class Unbuffered(
-        io.RawIOBase
-    ):  # as PYTHONUNBUFFERED makes it: each write of a text is one to the terminal
+    # as PYTHONUNBUFFERED makes it: each write of a text is one to the terminal
+    class Unbuffered(io.RawIOBase):
         def writable(self) -> bool:
             return True
 
@@ -180,6 +180,121 @@ def test_only_terminal_speaks_to_the_terminal() -> None:
             ):
                 found.add((str(path.relative_to(ROOT)), name))
     assert found == allowed
+
+
+# --- arguments and options --------------------------------------------------------------------------------------
+
+
+def test_an_argument_is_told_as_the_commands_option(run_main: Command, tmp_path: Path) -> None:
+    """In Python `layer` is an argument; who typed a command is told of --layer, if it has that."""
+    app = typer.Typer()
+
+    @app.command()
+    def work(
+        layer: str = "",
+        out_file: str = typer.Option("", "--out"),
+        micro_batch: int = 0,
+        data: str = typer.Option("", "--data", "--root"),
+        kind: str = typer.Option("", "--C"),
+    ) -> None:
+        raise VggfeatError(
+            f"`layer` `out` `micro_batch` `root` `C` `pool` `out_file`, or `vggfeat svm` {layer}"
+        )
+
+    def main() -> None:
+        terminal.run(app, "vggfeat")
+
+    ran = run_main(main, "--layer", "x")
+    assert ran.err == (
+        "vggfeat: --layer --out --micro-batch --root --C `pool` `out_file`, or `vggfeat svm` x\n"
+    )
+
+    @app.command()
+    def other(pool: str = "") -> None:
+        raise VggfeatError("`layer`, `pool`")
+
+    assert run_main(main, "other").err == "vggfeat: `layer`, --pool\n"
+    assert run_main(main, "work").err.startswith("vggfeat: --layer --out ")
+
+
+LIBRARY = sorted(
+    path
+    for folder in ("vggfeat", "pretrain")
+    for path in (ROOT / folder).glob("**/*.py")
+    if "@app.command" not in (text := path.read_text(encoding="utf-8"))
+    and "terminal.run" not in text
+    and path.name not in ("terminal.py", "__main__.py")  # they are of every command
+)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_library_names_no_options(path: Path) -> None:
+    """Whoever calls it from Python has none: arguments are named in backticks, and `terminal` makes options of them.
+
+    A whole command to type may stand in backticks, as `vggfeat svm --out`, where nothing else does what is needed.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    told = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr | ast.Constant)]
+    # docstrings, and parts of what is looked at whole
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr | ast.JoinedStr):
+            inside = [node.value] if isinstance(node, ast.Expr) else node.values
+            told = [each for each in told if each not in inside]
+    for node in told:
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        values = [part.value if isinstance(part, ast.Constant) else "" for part in parts]
+        text = "".join(value for value in values if isinstance(value, str))
+        text = re.sub(r"`(vggfeat|python -m|torchrun) [^`]*`", "", text)
+        assert not re.search(r"(^|[\s(`])--[a-zA-Z]", text), f"{path}:{node.lineno}: {text}"
+
+
+# --- the shell's completion -------------------------------------------------------------------------------------
+
+
+def completed(line: str) -> subprocess.CompletedProcess[str]:
+    """What bash would offer behind a line, and what was imported for it."""
+    asked = {
+        "_VGGFEAT_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - (0 if line.endswith(" ") else 1)),
+    }
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "vggfeat"], env={**os.environ, **asked},
+        capture_output=True, text=True, timeout=HANG, cwd=ROOT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("vggfeat ex", ["extract"]),
+        ("vggfeat extract --da", ["--dataset"]),
+        ("vggfeat extract --dataset cal", ["caltech101", "caltech256"]),
+        ("vggfeat extract --precision b", ["bfloat16"]),
+        ("vggfeat extract --out no", []),  # the shell completes files by itself
+    ],
+)
+def test_the_shell_completes_commands_and_options(line: str, offered: list[str]) -> None:
+    ran = completed(line)
+    assert (ran.returncode, ran.stdout.split()) == (0, offered)
+    imported = {words.rpartition("|")[2].strip() for words in ran.stderr.splitlines()}
+    assert "typer" in imported and "torch" not in imported  # a key press waits for it
+    assert all(words.startswith("import time:") for words in ran.stderr.splitlines())
+
+
+def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
+    home = {**os.environ, "HOME": str(tmp_path)}
+    command = f"{sys.executable} -m vggfeat"
+    for asked in ("--show-completion", "--install-completion"):
+        # the second command keeps bash from becoming the first
+        ran = subprocess.run(
+            ["bash", "-c", f"{command} {asked}; exit $?"], env=home, capture_output=True, text=True, timeout=HANG,
+            cwd=ROOT,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (0, "")
+    assert "vggfeat" in (tmp_path / ".bashrc").read_text()
+    [script] = (tmp_path / ".bash_completions").iterdir()
+    assert "_VGGFEAT_COMPLETE" in script.read_text()
 
 
 # --- a terminal that is closed, full or gone --------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_the_real_convolutions_without_fc_layers(data):
     assert (network.preprocessing.channel_order, network.preprocessing.input_range) == ("BGR", 255.0)
     assert network.preprocessing.mean == CAFFE_MEAN_BGR
     assert network.default_layer == "pool5"
-    with pytest.raises(VggfeatError, match=r"no layer 'fc7': they reach pool5; give .*layer"):
+    with pytest.raises(VggfeatError, match="no layer 'fc7': they reach pool5; give `layer`"):
         network.require("fc7")
 
 

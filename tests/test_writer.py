@@ -254,7 +254,7 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
         from vggfeat import datasets, writer
         from vggfeat.extract import description_of
         items = datasets.load("folder", Path(sys.argv[1]))
-        description = description_of(vggfeat.load(sys.argv[3]), "fc7", (40,), True)
+        description = description_of(vggfeat.load(sys.argv[3], device="cpu", precision="float32"), "fc7", (40,), True)
         with writer.FeatureWriter(sys.argv[2], items, description, 512):
             print("open", flush=True)
             sys.stdin.read()
@@ -383,7 +383,7 @@ def test_other_labels_versions_and_damage_are_refused(
         patch.setattr(extract, "versions", lambda: {**extract_versions, "torch": "3.0"})
         refused(r"torch 2\S+, not 3.0")
     partial.write_bytes(good[: len(good) // 2])
-    refused(f"^{partial} is damaged: it has .*give --overwrite")  # which file, once
+    refused(f"^{partial} is damaged: it has .*give `overwrite`")  # which file, once
     partial.write_bytes(b"a text")
     refused("is no half-written feature file of this version")
     partial.write_bytes((Path(__file__).parent / "version1" / "features.h5").read_bytes())
@@ -520,7 +520,10 @@ def test_a_descriptor_that_the_disk_has_changed_is_described_again(
     raw[at] ^= 1
     out.write_bytes(raw)
     ran = run_main(cli.main, "info", out, "--verify")
-    assert ran.status == 1 and "--retry, describes them again" in ran.err
+    assert (
+        ran.status == 1
+        and "`vggfeat extract --retry`, otherwise as it was made, describes them again" in ran.err
+    )
     ran = run_main(cli.main, *words(spoilt, out, "--retry"))
     assert ran.status == 3 and "going on: 21 of 24 images" in ran.err
     assert_same_file(out, whole)

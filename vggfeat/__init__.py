@@ -1,10 +1,16 @@
 """Dense multi-scale VGG descriptors and linear SVMs (Simonyan & Zisserman, arXiv 1409.1556).
 
 import vggfeat
-net = vggfeat.load("D")
-x = vggfeat.embed(net, ["a.jpg", pil_image, array_HWC], scales=(256, 384, 512))   # (3, 4096), L2-normalised
-svm = vggfeat.LinearSVM(C=4.0).fit(X, y)
-feats = vggfeat.open_features("feats.h5")
+
+net = vggfeat.load("mini")                                  # or "D", the released net, fetched when first used
+X = vggfeat.embed(net, ["a.jpg", pil_image, array_HWC])     # (3, D) float32, L2-normalised
+
+file = vggfeat.open_features("feats.h5")                    # of `vggfeat extract`
+svm = vggfeat.LinearSVM(C=4.0).fit(X, ["cat", "dog", "dog"])
+svm.predict(X)
+
+model = vggfeat.open_model("model.h5")                      # of `vggfeat svm --out`
+model.predict(["a.jpg", pil_image])                         # the class of each
 """
 
 from __future__ import annotations
@@ -17,34 +23,48 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vggfeat.errors import UnreadableImage, VggfeatError
     from vggfeat.extract import embed
-    from vggfeat.store import open_features
+    from vggfeat.model import Model, open_model
+    from vggfeat.store import Features, open_features
     from vggfeat.svm import LinearSVM, LinearSVMCV
     from vggfeat.weights import Network, load
 
 # Loaded when first used: `vggfeat --help` and reading a feature file need no PyTorch.
 _WHERE = {
-    "Network": "weights",
-    "load": "weights",
-    "embed": "extract",
-    "open_features": "store",
+    "Features": "store",
     "LinearSVM": "svm",
     "LinearSVMCV": "svm",
-    "VggfeatError": "errors",
+    "Model": "model",
+    "Network": "weights",
     "UnreadableImage": "errors",
+    "VggfeatError": "errors",
+    "embed": "extract",
+    "load": "weights",
+    "open_features": "store",
+    "open_model": "model",
 }
 __all__ = [
+    "Features",
     "LinearSVM",
     "LinearSVMCV",
+    "Model",
     "Network",
     "UnreadableImage",
     "VggfeatError",
     "embed",
     "load",
     "open_features",
+    "open_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(f"vggfeat.{_WHERE[name]}"), name)
-    raise AttributeError(f"module 'vggfeat' has no attribute {name!r}")
+    # name and obj: Python then says which name was meant
+    raise AttributeError(
+        f"module 'vggfeat' has no attribute {name!r}", name=name, obj=import_module("vggfeat")
+    )
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

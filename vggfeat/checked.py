@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import os
 import stat
 import tomllib
@@ -49,6 +50,23 @@ class Several:
 
     most: int
     different: bool = False
+
+
+def path_of(value: Any, what: str) -> Path:
+    """A path that a caller gave. Raises VggfeatError for anything else. what: what it should lead to."""
+    if not isinstance(value, str | os.PathLike):
+        raise VggfeatError(f"give the path of {what}, not {shown(value)}")
+    return Path(value)
+
+
+def sides(scales: Any) -> tuple[int, ...]:
+    """Smallest sides Q that a caller gave. Raises VggfeatError unless they are whole numbers, one or several."""
+    try:
+        return tuple(map(operator.index, scales))
+    except TypeError:
+        raise VggfeatError(
+            f"`scales` must be whole numbers of pixels, as (256, 384, 512), not {scales!r:.60}"
+        ) from None
 
 
 def regular(path: Path, what: str, hint: str = "") -> int:

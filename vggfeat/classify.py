@@ -36,7 +36,7 @@ def problem_from(
         raise VggfeatError(f"{first.path} has no labels (an unlabelled dataset): there is nothing to learn")
     parts = tuple(_with_scales(file, scales) for file in files)
     protocol = str(first.attributes["protocol"])
-    pool, pool_by = (pool, "--pool") if pool else pool_of(protocol)
+    pool, pool_by = (pool, "as asked") if pool else pool_of(protocol)
     problem = Problem(
         X=fuse([aggregate(file.read(part.scales), pool) for file, part in zip(files, parts, strict=True)]),
         labels=first.labels,

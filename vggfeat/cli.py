@@ -31,6 +31,7 @@ from vggfeat.terminal import (
     columns,
     command,
     duration,
+    in_options,
     list_unreadable,
     out,
     print_table,
@@ -47,7 +48,6 @@ MOST_DEPTH = 8  # of records inside records that are printed
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B).",
 )
@@ -70,6 +70,13 @@ def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any
 def _root(given: Path | None) -> Path:
     """Where datasets lie."""
     return given or Path(os.environ.get("VGGFEAT_DATA", "data"))
+
+
+def _dataset_names(incomplete: str) -> list[tuple[str, str]]:
+    """What a shell can complete --dataset to, with what it is."""
+    from vggfeat.datasets import describe_datasets
+
+    return [(name, about) for name, about, _ in describe_datasets() if name.startswith(incomplete)]
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -103,7 +110,7 @@ BatchSize = Annotated[
 
 @app.command()
 def extract(
-    dataset: Annotated[str, typer.Option(help="See `vggfeat datasets`.")],
+    dataset: Annotated[str, typer.Option(help="See `vggfeat datasets`.", autocompletion=_dataset_names)],
     root: Annotated[
         Path | None,
         typer.Option(help="Where the dataset lies; default $VGGFEAT_DATA, or ./data.", show_default=False),
@@ -188,8 +195,8 @@ def extract(
         if limit is not None:
             items = extraction.limited(items, limit)
         datasets.refuse_absent(items)
-        network = load(net, weights) if net and weights else load(weights or net or "oxford:D")
-        network.to(ranks.device, precision)
+        source = (net, weights) if net and weights else (weights or net or "oxford:D",)
+        network = load(*source, device=ranks.device, precision=precision)
         if max_pool:
             network.set_pool(max_pool)
         description = extraction.description_of(network, layer, qs, mirror)
@@ -207,7 +214,9 @@ def extract(
                 ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
             ]
             if plan.cheaper_seconds is not None:
-                rows.insert(-1, ("cheaper", f"{plan.cheaper}: about {duration(plan.cheaper_seconds)}"))
+                rows.insert(
+                    -1, ("cheaper", in_options(f"{plan.cheaper}: about {duration(plan.cheaper_seconds)}"))
+                )
             print_table("plan", rows)
             return
         with progress("extract", quiet=not ranks.first) as advance:
@@ -226,7 +235,7 @@ def extract(
                 command=command(),
                 ranks=ranks,
                 progress=advance,
-                say=say,
+                say=lambda line: say(in_options(line)),
             )
         if not ranks.first:
             raise typer.Exit(3 if report.unreadable else 0)
@@ -355,7 +364,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Score new images with a saved classifier."""
-    from vggfeat.model import load_model
+    from vggfeat.model import open_model
 
     check_outputs(
         {},
@@ -363,12 +372,13 @@ def predict(
         inputs=[*images, model, *weights_files(*(weights or []))],
         overwrite=overwrite,
     )
-    classifier = load_model(model)
+    classifier = open_model(model, weights=weights or (), device=device)
     refuse_inputs(
         {"--json": json_file, "--csv": csv_file}, weights_files(*(part.weights for part in classifier.parts))
     )
-    networks = classifier.load_networks(weights or [], device)
-    scores_NK, bad = classifier.predict(networks, images, batch_size, workers)
+    scores_NK, bad = classifier.scores(
+        images, batch_size=batch_size, workers=workers, progress=True, return_unreadable=True
+    )
     table = columns("image", "class", "score")
     records: list[dict[str, Any]] = []
     for i, path in enumerate(images):
@@ -390,7 +400,7 @@ def predict(
     try_each(
         lambda: write_json(json_file, records),
         lambda: write_text(csv_file, text.getvalue()),
-        lambda: out.print(table),
+        lambda: out.print(table) if table.row_count else None,
     )
     list_unreadable(
         {str(images[i]): reason for i, reason in sorted(bad.items())}, "--json FILE writes them all"
@@ -416,7 +426,7 @@ def report(
     """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the descriptors."""
     check_outputs({"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite)
     from vggfeat.datasets import at_hand
-    from vggfeat.model import load_model
+    from vggfeat.model import open_model
     from vggfeat.report import read_results, write_report
     from vggfeat.store import open_features
 
@@ -431,13 +441,13 @@ def report(
     page, left_out = write_report(
         read_results(results) if results else None,
         files,
-        load_model(model) if model else None,
+        open_model(model) if model else None,
         items,
         why_not,
     )
     write_text(out_file, page)
     for line in left_out:
-        say(f"left out: {line}")
+        say(in_options(f"left out: {line}"))
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
 
 
@@ -503,7 +513,7 @@ def neighbours(
     if len(qs or file.description.scales) > 1 and pool is None:
         say(f"pool: {over_scales} ({why})")
     if missing:
-        say(f"left out: {missing}")
+        say(in_options(f"left out: {missing}"))
     if picture:
         out.print(f"picture: {picture}")
 
@@ -534,9 +544,9 @@ def info(
             f"{file} holds kept posteriors: `python -m pretrain.evaluate --from {file}` looks at them"
         )
     if kind == "vggfeat-model":
-        from vggfeat.model import load_model
+        from vggfeat.model import open_model
 
-        m = load_model(file)
+        m = open_model(file)
         facts = {
             "kind": "model",
             "classes": len(m.classes),

@@ -73,9 +73,9 @@ def _checked(made: Path, format: str) -> str:
         features.verify()
         return f"a feature file of {features.shape[0]:,} images"
     if format == "vggfeat-model":
-        from vggfeat.model import load_model
+        from vggfeat.model import open_model
 
-        return f"a model of {len(load_model(made).classes):,} classes"
+        return f"a model of {len(open_model(made).classes):,} classes"
     return "kept posteriors"
 
 

@@ -37,9 +37,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vggfeat import headers
+from vggfeat.checked import shown
 from vggfeat.errors import UnreachableImage, UnreadableImage, VggfeatError, reason
 
 MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
+
+# What `read_rgb` takes, and how a message says it.
+IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+IMAGES = "a path, the bytes of a file, a PIL image, or a NumPy array (H, W, 3)"
 
 _IN_CHILD = ("AVIF", "JPEG2000", "BLP", "FITS", "ICNS")
 _CHILD_SECONDS, _CHILD_WAIT = 30, 120  # of processor time; until it is killed, on a machine that is busy
@@ -97,18 +102,13 @@ def read_rgb(
 
     Raises UnreadableImage for whatever is wrong with the image; its message is the reason, without the path.
     """
+    if not isinstance(source, IMAGE_TYPES):
+        raise VggfeatError(f"the image is {kind_of(source)}: give {IMAGES}")
     if isinstance(source, np.ndarray):
         return _rgb_of_array(source)
     if isinstance(source, Image.Image):
         return _decode(lambda: source, max_pixels)
-    if isinstance(source, bytes | bytearray | memoryview):
-        data = bytes(source)
-    elif isinstance(source, str | os.PathLike):
-        data = _read_file(source, max_pixels)
-    else:
-        raise VggfeatError(
-            f"an image is a path, bytes, a PIL image or a NumPy array, not {type(source).__name__}"
-        )
+    data = _read_file(source, max_pixels) if isinstance(source, str | os.PathLike) else bytes(source)
     if not data:
         raise UnreadableImage(_EMPTY)
     if next(_accepting(_IN_CHILD, data), None):
@@ -132,6 +132,21 @@ def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int
         image = _open(data, MAX_PIXELS)
         sides = image.height, image.width
         return sides[::-1] if 5 <= _orientation(image) <= 8 else sides
+
+
+def kind_of(value: Any) -> str:
+    """What a value is that was given for an image, or for a list of them, in a few words."""
+    kind = type(value)
+    if kind.__module__.partition(".")[0] == "torch" and hasattr(value, "permute"):
+        shape = tuple(value.shape)
+        return f"a PyTorch tensor {shape} (tensor.permute(1, 2, 0).cpu().numpy() makes an array of one (3, H, W))"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if isinstance(value, Image.Image):
+        return "a PIL image"
+    return (
+        shown(value) if value is None or isinstance(value, str | int | float) else f"of type {kind.__name__}"
+    )
 
 
 def _read_file(path: str | os.PathLike[str], max_pixels: int) -> bytes:
@@ -314,9 +329,10 @@ def _grey(values: np.ndarray) -> np.ndarray:
 
 
 def _rgb_of_array(array: np.ndarray) -> np.ndarray:
-    described = f"array of shape {array.shape} and dtype {array.dtype}"
+    described = kind_of(array)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise UnreadableImage(f"{described}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+        turned = "; of (3, H, W), array.transpose(1, 2, 0)" if array.shape[:1] == (3,) else ""
+        raise UnreadableImage(f"{described}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){turned}")
     if array.size == 0:
         raise UnreadableImage(f"{described}: there is nothing in it")
     if array.dtype.newbyteorder("=") == np.uint16:

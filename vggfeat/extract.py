@@ -7,34 +7,38 @@ described is in the file ten seconds later (`writer`), and isn't described again
 
 from __future__ import annotations
 
+import numbers
+import os
 import signal
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from io import IOBase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import h5py
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vggfeat import __version__, weights
-from vggfeat.aggregate import aggregate
+from vggfeat import __version__, terminal, weights
+from vggfeat.aggregate import POOLINGS, aggregate
+from vggfeat.checked import shown, sides
 from vggfeat.datasets import Items
-from vggfeat.decode import read_rgb, upright_shape
+from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb, upright_shape
 from vggfeat.describe import describe
 from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError, out_of_memory
 from vggfeat.images import smallest_side, smallest_side_shape
 from vggfeat.look import Cheaper, Look, foreword, look, none_readable
 from vggfeat.ranks import Ranks
 from vggfeat.store import MAX_Q, MAX_SCALES, Description
-from vggfeat.terminal import duration
+from vggfeat.terminal import CORES, duration
 from vggfeat.weights import Network
 from vggfeat.writer import FeatureWriter, stamp
 
@@ -99,13 +103,15 @@ class Report:
 def description_of(
     network: Network, layer: str | None, scales: Sequence[int] | None, mirror: bool
 ) -> Description:
-    """A checked Description; without layer or scales, the network's default ones.
+    """A checked Description; layer and scales None are the network's defaults.
 
     Raises VggfeatError: a layer that the weights don't reach, a repeated scale, a Q that is too small for it.
     """
-    layer = layer or network.default_layer
+    layer = network.default_layer if layer is None else layer
     network.require(layer)
-    scales = network.default_scales if scales is None else tuple(int(q) for q in scales)
+    scales = sides(network.default_scales if scales is None else scales)
+    if not isinstance(mirror, bool | np.bool_):
+        raise VggfeatError(f"`mirror` must be True or False, not {shown(mirror)}")
     if not scales or len(set(scales)) != len(scales):
         raise VggfeatError(f"scales {scales} must be one or more different numbers")
     if len(scales) > MAX_SCALES or max(scales) > MAX_Q:
@@ -117,7 +123,7 @@ def description_of(
         fingerprint=network.fingerprint,
         layer=layer,
         scales=scales,
-        mirror=mirror,
+        mirror=bool(mirror),
         pool=network.metadata.get("pool", "none"),
         filter=FILTER,
         precision=network.precision,
@@ -125,22 +131,24 @@ def description_of(
     )
 
 
-def network_of(description: Description, spec: str | None = None, device: str = "auto") -> Network:
+def network_of(
+    description: Description, spec: str | os.PathLike[str] | None = None, device: str | torch.device = "auto"
+) -> Network:
     """The network that described images so, in its precision. spec: where its weights lie, if they moved.
 
     Raises VggfeatError when the weights are missing or are not the same, or no network can describe images so.
     """
     spec = spec or description.weights
-    network = weights.load(spec)
+    network = weights.load(spec, device=device, precision=description.precision)
     if network.fingerprint != description.fingerprint:
         raise VggfeatError(
             f"weights {spec} are not those that described the images (sha256 {network.fingerprint[:12]}, "
-            f"not {description.fingerprint[:12]}); give the right file with --weights"
+            f"not {description.fingerprint[:12]}); give the right file with `weights`"
         )
     if description.pool != network.metadata.get("pool", description.pool):
         network.set_pool(description.pool)
     _refuse_small(network, description.layer, description.scales)
-    return network.to(weights.resolve_device(device), description.precision)
+    return network
 
 
 def _refuse_small(network: Network, layer: str, scales: Sequence[int]) -> None:
@@ -158,6 +166,8 @@ def describe_all(
     *,
     batch_size: int | None = None,
     workers: int = 2,
+    advance: Callable[[float], None] = lambda images: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
     """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set order.
 
@@ -167,7 +177,7 @@ def describe_all(
     for i, s, result in by_shape(
         lambda i: read_rgb(sources[i]), range(len(sources)), description.scales,
         partial(describe, network, layer=description.layer, mirror=description.mirror), network.device,
-        batch_size=batch_size, workers=workers,
+        batch_size=batch_size, workers=workers, advance=advance, say=say,
     ):  # fmt: skip
         if isinstance(result, UnreadableImage):
             rows.pop(i, None)
@@ -264,7 +274,7 @@ def by_shape(
                 advance(float(share[s]))
                 members = members[1:]
             else:
-                raise VggfeatError(f"{what}; free some of its memory, or give another --device")
+                raise VggfeatError(f"{what}; free some of its memory, or give another `device`")
 
     def finish(but: int) -> Iterator[tuple[int, int, np.ndarray]]:
         while len(running) > but:
@@ -481,33 +491,118 @@ def _writer(
     return writer or join()
 
 
+@overload
+def embed(
+    network: Network, images: Iterable[Any], scales: Sequence[int] | None = None, *, layer: str | None = None,
+    mirror: bool = True, pool: str = "average", batch_size: int | None = None, workers: int = CORES,
+    progress: bool = False, return_unreadable: Literal[False] = False,
+) -> np.ndarray: ...  # fmt: skip
+
+
+@overload
+def embed(
+    network: Network, images: Iterable[Any], scales: Sequence[int] | None = None, *, layer: str | None = None,
+    mirror: bool = True, pool: str = "average", batch_size: int | None = None, workers: int = CORES,
+    progress: bool = False, return_unreadable: Literal[True],
+) -> tuple[np.ndarray, dict[int, str]]: ...  # fmt: skip
+
+
 def embed(
     network: Network,
-    images: Sequence[Any],
-    scales: Sequence[int] = (256, 384, 512),
+    images: Iterable[Any],
+    scales: Sequence[int] | None = None,
     *,
     layer: str | None = None,
     mirror: bool = True,
     pool: str = "average",
     batch_size: int | None = None,
-    workers: int = 2,
-) -> np.ndarray:
+    workers: int = CORES,
+    progress: bool = False,
+    return_unreadable: bool = False,
+) -> np.ndarray | tuple[np.ndarray, dict[int, str]]:
     """L2-normalised descriptors (N, D) float32 of images, (N, Q * D) with pool="stack".
 
-    images: paths, bytes, PIL images or arrays (H, W, 3) uint8 RGB. Raises UnreadableImage for the first that
-    can't be read, VggfeatError for settings that don't fit the network.
+    images: see `list_of_images`. scales: smallest sides Q in pixels; by default `network.default_scales`.
+    layer: the paper's name; by default `network.default_layer`. mirror: average with the mirror image's descriptor.
+    pool: over the scales, "average", "stack" or "max". batch_size: images of 224x224 a forward pass, larger ones in
+    proportionally smaller batches; by default 8, on a GPU 64. workers: threads that decode and rescale.
+    progress: show it on stderr, as the commands do.
+    return_unreadable: return also {index: reason} of the images that can't be read, whose rows are NaN. Without it the
+    first that is met raises UnreadableImage. Raises VggfeatError for what isn't an image, and for settings that don't
+    fit the network.
     """
-    if isinstance(images, str | bytes | Path):
-        raise VggfeatError("embed takes a list of images; for one image give [image]")
+    if not isinstance(network, Network):
+        raise VggfeatError(f"`network` must be one that vggfeat.load returns, not {shown(network)}")
+    if pool not in POOLINGS:
+        raise VggfeatError(f"`pool` must be one of {', '.join(POOLINGS)}, not {shown(pool)}")
+    images = list_of_images(images)
     description = description_of(network, layer, scales, mirror)
-    rows: dict[int, np.ndarray] = {}
-    for i, result in describe_all(network, images, description, batch_size=batch_size, workers=workers):
-        if isinstance(result, UnreadableImage):
-            raise UnreadableImage(f"image {i}: {result}")
-        rows[i] = result
-    if not rows:
-        raise VggfeatError("embed got no images")
-    return aggregate(np.stack([rows[i] for i in range(len(rows))]), pool)
+    raw_NQD, unreadable = described(
+        network, images, description, batch_size, workers, progress, return_unreadable
+    )
+    x_ND = aggregate(raw_NQD, pool)
+    return (x_ND, unreadable) if return_unreadable else x_ND
+
+
+def list_of_images(images: Iterable[Any]) -> list[Any]:
+    """images as a list, of what `decode.read_rgb` takes: paths, bytes of files, PIL images, arrays (H, W, 3).
+
+    images: a list or tuple, an array (N, H, W, 3), or an iterator, which is read to its end first.
+    Raises VggfeatError, which says what to give: one image alone, none, tensors, anything else.
+    """
+    hint = "give a list of images, and for one image [image]"
+    one = isinstance(images, IMAGE_TYPES) and not (isinstance(images, np.ndarray) and images.ndim in (1, 4))
+    if one or isinstance(images, Mapping | Set | torch.Tensor | IOBase) or not isinstance(images, Iterable):
+        raise VggfeatError(f"`images` is {kind_of(images)}: {hint}")
+    listed = list(images)
+    if not listed:
+        raise VggfeatError("`images` is empty: there is nothing to describe")
+    for i, image in enumerate(listed):
+        if not isinstance(image, IMAGE_TYPES):
+            raise VggfeatError(f"image {i} of `images` is {kind_of(image)}: give {IMAGES}")
+    return listed
+
+
+def described(
+    network: Network,
+    images: Sequence[Any],
+    description: Description,
+    batch_size: int | None,
+    workers: int,
+    progress: bool,
+    keep_going: bool,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Descriptors (N, Q, D) float32 of images, neither pooled nor normalised; and index -> reason of unreadable ones.
+
+    keep_going: the unreadable ones are rows of NaN; else the first that is met raises UnreadableImage.
+    progress: show it on stderr. The others as of `by_shape`.
+    """
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        whole = isinstance(value, numbers.Integral) and value >= 1
+        if not whole and (value is not None or name == "workers"):
+            raise VggfeatError(f"`{name}` must be a whole number from 1 up, not {shown(value)}")
+    N, done = len(images), 0.0
+    raw_NQD = np.full((N, len(description.scales), network.dim(description.layer)), np.nan, np.float32)
+    unreadable: dict[int, str] = {}
+    with terminal.progress("describe", quiet=not progress) as show:
+
+        def advance(more: float) -> None:
+            nonlocal done
+            done += more
+            show(min(done, N), N)
+
+        show(0, N)
+        for i, result in describe_all(
+            network, images, description, batch_size=batch_size, workers=workers, advance=advance,
+            say=terminal.say if progress else lambda line: None,
+        ):  # fmt: skip
+            if not isinstance(result, UnreadableImage):
+                raw_NQD[i] = result
+            elif keep_going:
+                unreadable[i] = str(result)
+            else:
+                raise UnreadableImage(f"image {i}: {result}")
+    return raw_NQD, dict(sorted(unreadable.items()))
 
 
 def plan(

@@ -224,7 +224,7 @@ def check_outputs(
             continue
         target, there = place_of(path)
         if there is not None and not overwrite:
-            raise VggfeatError(f"{path} exists; give --overwrite, or another {option}")
+            raise VggfeatError(f"{path} exists; give `overwrite`, or another {option}")
         _try(target, path)
 
 

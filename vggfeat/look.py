@@ -114,7 +114,7 @@ class Cheaper:
         """Those that are cheaper than a description's; its own, of share 1, where there are none."""
         smallest, scales = min(description.scales), np.square(np.asarray(description.scales, float))
         return cls(
-            f"--scales {smallest} --no-mirror",
+            f"`scales` {smallest} `no_mirror`",
             float(smallest**2 / scales.sum()) / (2 if description.mirror else 1),
         )
 

@@ -6,21 +6,24 @@ K classes, D length of the aggregated descriptor, N images. The layout of the fi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, overload
 
 import numpy as np
+import torch
 
 from vggfeat.aggregate import POOLINGS, aggregate, fuse
-from vggfeat.checked import OneOf, Several
-from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.extract import describe_all, network_of
+from vggfeat.checked import OneOf, Several, path_of, shown
+from vggfeat.errors import VggfeatError
+from vggfeat.extract import described, list_of_images, network_of
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.store import Description
-from vggfeat.weights import Network
+from vggfeat.terminal import CORES
+from vggfeat.weights import Network, resolve_device
 
 FORMAT = "vggfeat-model"
 FORMAT_VERSION = 2
@@ -43,6 +46,7 @@ class Model:
     parts: how images are described, one a network (several were fused by stacking). pool: over the scales.
     multi_label: several classes an image (VOC), or exactly one. results: of the protocol that trained it.
     scored: the rows of the feature file that its figures were computed from, with the scores; see `protocols.Outcome`.
+    weights: where the weights of parts lie now; device: where the networks run.
     """
 
     classes: list[str]
@@ -53,22 +57,23 @@ class Model:
     multi_label: bool
     results: dict[str, Any]
     scored: dict[str, Scored] = field(default_factory=dict)
+    weights: tuple[str | os.PathLike[str], ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def scores(self, x_ND: np.ndarray) -> np.ndarray:
+    def decision_function(self, x_ND: np.ndarray) -> np.ndarray:
         """(N, K) scores of aggregated descriptors."""
         return x_ND @ self.coef_KD.T + self.intercept_K
 
-    def load_networks(self, specs: Sequence[str] = (), device: str = "auto") -> list[Network]:
-        """The networks of `parts`, in their precision; specs replace where the weights lie (moved files).
+    @cached_property
+    def networks(self) -> list[Network]:
+        """The networks of `parts`, in the precision of the training images' descriptors; loaded when first used.
 
         Raises VggfeatError when weights are missing or are not those that described the training images.
         """
-        if specs and len(specs) != len(self.parts):
-            raise VggfeatError(
-                f"the model needs {len(self.parts)} --weights, in its order; {len(specs)} given"
-            )
-        sources = specs or [part.weights for part in self.parts]
-        networks = [network_of(part, spec, device) for part, spec in zip(self.parts, sources, strict=True)]
+        sources = self.weights or [part.weights for part in self.parts]
+        networks = [
+            network_of(part, spec, self.device) for part, spec in zip(self.parts, sources, strict=True)
+        ]
         length = sum(
             network.dim(part.layer) * (len(part.scales) if self.pool == "stack" else 1)
             for network, part in zip(networks, self.parts, strict=True)
@@ -79,28 +84,79 @@ class Model:
             )
         return networks
 
+    @overload
+    def scores(
+        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        return_unreadable: Literal[False] = False,
+    ) -> np.ndarray: ...  # fmt: skip
+
+    @overload
+    def scores(
+        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        return_unreadable: Literal[True],
+    ) -> tuple[np.ndarray, dict[int, str]]: ...  # fmt: skip
+
+    def scores(
+        self,
+        images: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        workers: int = CORES,
+        progress: bool = False,
+        return_unreadable: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, dict[int, str]]:
+        """Scores (N, K) float64 of images, which are described exactly as the training images were.
+
+        All is as of `vggfeat.embed`: what images may be, and the rows of NaN where return_unreadable asks for the
+        reasons, too. Raises also what `networks` does.
+        """
+        scores_NK, unreadable = self._scores(images, batch_size, workers, progress, return_unreadable)
+        return (scores_NK, unreadable) if return_unreadable else scores_NK
+
+    @overload
+    def predict(
+        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        return_unreadable: Literal[False] = False,
+    ) -> list[Any]: ...  # fmt: skip
+
+    @overload
+    def predict(
+        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        return_unreadable: Literal[True],
+    ) -> tuple[list[Any], dict[int, str]]: ...  # fmt: skip
+
     def predict(
         self,
-        networks: Sequence[Network],
-        images: Sequence[Any],
+        images: Iterable[Any],
+        *,
         batch_size: int | None = None,
-        workers: int = 2,
-    ) -> tuple[np.ndarray, dict[int, str]]:
-        """Scores (N, K) of images described exactly as the training images were, NaN rows where unreadable.
+        workers: int = CORES,
+        progress: bool = False,
+        return_unreadable: bool = False,
+    ) -> list[Any] | tuple[list[Any], dict[int, str]]:
+        """The class of each image, by its name; of a multi-label model a list of those present, the surest first.
 
-        Returns also index -> reason of the unreadable ones.
+        None for an image that is unreadable, where return_unreadable asks for the reasons, too. The rest as `scores`.
         """
+        scores_NK, unreadable = self._scores(images, batch_size, workers, progress, return_unreadable)
+        names: list[Any] = []
+        for i, scores_K in enumerate(scores_NK):
+            surest = [self.classes[k] for k in (-scores_K).argsort(kind="stable") if scores_K[k] > 0]
+            best = surest if self.multi_label else self.classes[int(scores_K.argmax())]
+            names.append(None if i in unreadable else best)
+        return (names, unreadable) if return_unreadable else names
+
+    def _scores(
+        self, images: Iterable[Any], batch_size: int | None, workers: int, progress: bool, keep_going: bool
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        listed = list_of_images(images)
+        parts: list[np.ndarray] = []
         unreadable: dict[int, str] = {}
-        parts = []
-        for network, part in zip(networks, self.parts, strict=True):
-            raw = np.full((len(images), len(part.scales), network.dim(part.layer)), np.nan, np.float32)
-            for i, result in describe_all(network, images, part, batch_size=batch_size, workers=workers):
-                if isinstance(result, UnreadableImage):
-                    unreadable[i] = str(result)
-                else:
-                    raw[i] = result
-            parts.append(aggregate(raw, self.pool))
-        return self.scores(fuse(parts)), unreadable
+        for network, part in zip(self.networks, self.parts, strict=True):
+            raw_NQD, bad = described(network, listed, part, batch_size, workers, progress, keep_going)
+            parts.append(aggregate(raw_NQD, self.pool))
+            unreadable |= bad
+        return self.decision_function(fuse(parts)), dict(sorted(unreadable.items()))
 
 
 def model_from(
@@ -138,13 +194,30 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
     write_file(Path(path), FORMAT, FORMAT_VERSION, arrays)
 
 
-def load_model(path: str | os.PathLike[str]) -> Model:
-    """Read a model file. Raises VggfeatError when it isn't one, or is damaged."""
-    path = Path(path)
+def open_model(
+    path: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    device: str | torch.device = "auto",
+) -> Model:
+    """A classifier that `vggfeat svm --out` has saved, ready to score images.
+
+    weights: where its networks' weights lie now, in its order, if they moved; they are loaded when first used.
+    device: where the networks run, as of `vggfeat.load`; their precision is that of the training images' descriptors.
+    Raises VggfeatError when it isn't a model file, or is damaged.
+    """
+    path = path_of(path, "a model file")
+    if not isinstance(weights, str | os.PathLike | Sequence):
+        raise VggfeatError(f"`weights` must be where they lie, one place or a list, not {shown(weights)}")
+    sources = (weights,) if isinstance(weights, str | os.PathLike) else tuple(weights)
+    place = resolve_device(device)
     with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
         facts: Facts = file.document("facts", Facts)
         classes = file.texts("classes")
         K = len(classes)
+        needed = len(facts["descriptions"])
+        if sources and len(sources) != needed:
+            raise VggfeatError(f"{path} needs {needed} `weights`, in its order; {len(sources)} given")
         return Model(
             classes=classes,
             coef_KD=_finite(file, "coef", (K, None)),
@@ -158,6 +231,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
                 for name in file.under("scored/")
                 if name.endswith("/rows")
             },
+            weights=sources,
+            device=place,
         )
 
 

@@ -347,7 +347,7 @@ def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Spl
         names, facts["splits"] = _split_names(stored), f"drawn with seed {seed}"
     if not names:
         there = f"there is {' and '.join(stored)}, but no train: describe images with that split, too"
-        raise VggfeatError(there if stored else "there are no splits: give --seed to draw some")
+        raise VggfeatError(there if stored else "there are no splits: give `seed` to draw some")
     splits, chosen_on = [], "the val part of each split"
     for number, name in enumerate(names):
         for part in ("train", "test"):
@@ -511,7 +511,7 @@ def _curves(
             if np.isnan(score):
                 where = f" of {split.name}" if split.name else ""
                 raise VggfeatError(
-                    f"no class has a positive image in the validation part{where}: C can't be chosen; give one to --C"
+                    f"no class has a positive image in the validation part{where}: C can't be chosen; give one as `C`"
                 )
             label = f"{split.name} C={model.C:g}".strip()
             say(f"{label}: validation {metrics.FIGURES[_selected_by(problem)]} {100 * score:.2f} %")
@@ -597,7 +597,7 @@ def _choose_and_score(
         for split in splits:
             if len(split.val) == 0:
                 where = f" in {split.name}" if split.name else ""
-                raise VggfeatError(f"no readable images are left{where} to choose C on: give one to --C")
+                raise VggfeatError(f"no readable images are left{where} to choose C on: give one as `C`")
         curves, best, broken_off = _curves(problem, splits, grid, extend, svm, say)
     winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
     # The geometric median; of an even number the lower of the two in the middle, a value that was tried.

@@ -221,7 +221,7 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
         if local_world > torch.cuda.device_count():
             raise VggfeatError(
                 f"{local_world} processes on this machine and {torch.cuda.device_count()} GPUs: "
-                "start one process per GPU, or give --device cpu"
+                "start one process per GPU, or give `device` cpu"
             )
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)

@@ -167,7 +167,7 @@ def write_report(
     """
     if results is None:
         if model is None:
-            raise VggfeatError("a report needs --results or --model")
+            raise VggfeatError("a report needs `results` or `model`")
         results = model.results
     results = checked_results(results, "these results")
     left_out: list[str] = []
@@ -178,11 +178,11 @@ def write_report(
     rankings = {}
     curves = "curves, confusions and mistakes"
     if model is None:
-        left_out.append(f"{curves}: they need --model, written by `vggfeat svm --out`")
+        left_out.append(f"{curves}: they need `model`, written by `vggfeat svm --out`")
     elif not model.scored:
         left_out.append(f"{curves}: the model file has no scores; write it again with `vggfeat svm --out`")
     elif not features:
-        left_out.append(f"{curves}: they need --features, for the labels")
+        left_out.append(f"{curves}: they need `features`, for the labels")
     else:
         rankings = _rankings(model.scored, features[0], results)
         if not rankings:
@@ -197,7 +197,7 @@ def write_report(
     if features:
         sections += _map(features, model, results)
     else:
-        left_out.append("the map of the descriptors: it needs --features")
+        left_out.append("the map of the descriptors: it needs `features`")
     if left_out:
         made += html(
             "<h3>Left out</h3><ul>{items}</ul>", items=join(html("<li>{x}</li>", x=x) for x in left_out)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from vggfeat.checked import OneOf, Range, Several, shown
+from vggfeat.checked import OneOf, Range, Several, path_of, shown, sides
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
@@ -117,6 +117,7 @@ class Features:
         rows: a slice, or rising indices. Each row is held against its checksum.
         Raises VggfeatError for a scale that the file doesn't have, for damage, and when the file was replaced.
         """
+        scales = None if scales is None else sides(scales)
         missing = [q for q in scales or () if q not in self.description.scales]
         if missing:
             raise VggfeatError(
@@ -142,7 +143,7 @@ class Features:
             if spoilt:
                 raise Damaged(
                     f"descriptors other than written: {len(spoilt)}, first that of {shown(self.names[spoilt[0]])}; "
-                    "`vggfeat extract` as it was made, with --retry, describes them again"
+                    "`vggfeat extract --retry`, otherwise as it was made, describes them again"
                 )
 
 
@@ -190,7 +191,7 @@ def open_features(path: str | os.PathLike[str], layer: str | None = None) -> Fea
 
     Raises VggfeatError when it isn't one, is damaged or half-written, or doesn't have the layer.
     """
-    path = Path(path)
+    path = path_of(path, "a feature file")
     with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
         return read_features(file, layer)
 

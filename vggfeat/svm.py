@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from vggfeat.metrics import mean_average_precision
 from vggfeat.solver import LOSSES, Solution, Solver
+from vggfeat.weights import resolve_device
 
 SOLVERS = ("newton", "liblinear")
 C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
@@ -177,7 +179,7 @@ class LinearSVM(_OneAgainstTheRest):
     loss: "squared_hinge" or "hinge".
     tol: duality gap, as a share of the objective, at which a class is done; liblinear's own tolerance with it.
     solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear", scikit-learn's, for reference.
-    device: where "newton" computes, in PyTorch's words: "cpu", "cuda".
+    device: where "newton" computes: "cpu", "cuda", "cuda:N", or "auto", the first GPU or else the CPU.
     warm_start: start from what the last `fit` found, where it was of the same classes: as at a like C, on more images.
     class_weight: a class's factor on the C of its own images, {label: factor}, as in liblinear: in the problem "class k
         against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples / (n_classes n_k). For
@@ -248,7 +250,7 @@ class LinearSVM(_OneAgainstTheRest):
         near = None
         if before and np.array_equal(before[0], self.classes_) and before[1].shape[1] == X_ND.shape[1]:
             near = before[1][possible], before[2][possible]
-        solver = Solver(X_ND, self.device) if self.solver == "newton" else None
+        solver = Solver(X_ND, resolve_device(self.device)) if self.solver == "newton" else None
         start: Tensor | None = None
         for C in Cs:
             _positive("C", C)
@@ -310,9 +312,11 @@ class LinearSVMCV(_OneAgainstTheRest):
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LinearSVMCV:
         """Choose C, then fit on all of X. Warns and raises as `LinearSVM.fit`; ValueError for an empty fold, too."""
+        if np.size(self.Cs) == 0:
+            raise ValueError("Cs is empty: give at least one value of C")
+        for C in np.ravel(self.Cs).tolist():
+            _positive("each of Cs", C)
         self.Cs_ = np.unique(np.asarray(self.Cs, dtype=float))
-        for C in self.Cs_:
-            _positive("Cs", C)
         X_ND, targets_NP, weights_N, costs_NP = self._read(X, y, sample_weight)
         several = costs_NP.shape[1] > 1
         present = weights_N > 0
@@ -336,7 +340,7 @@ class LinearSVMCV(_OneAgainstTheRest):
             costs.append(costs_NP[:, folds[-1][1]] if several else costs_NP)
         all_targets = np.concatenate(problems, axis=1)
         all_costs = np.concatenate(costs, axis=1) if several else costs_NP
-        solver = Solver(X_ND, self.device)
+        solver = Solver(X_ND, resolve_device(self.device))
         start: Tensor | None = None
         self.scores_ = np.empty((len(self.Cs_), len(splits)))
         for c, C in enumerate(self.Cs_):
@@ -402,8 +406,8 @@ def _both_signs(targets_NP: NDArray) -> NDArray[np.bool_]:
 
 
 def _positive(name: str, value: Any) -> None:
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive, not {value!r}")
+    if not (isinstance(value, Real) and 0 < float(value) < np.inf):
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 
 def _refuse_nan(X_ND: NDArray) -> None:

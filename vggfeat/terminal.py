@@ -14,6 +14,7 @@ import errno
 import io
 import logging
 import os
+import re
 import select
 import shlex
 import signal
@@ -137,6 +138,33 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+_running: typer.Typer | None = None
+
+
+def in_options(text: str) -> str:
+    """What the library says, for whoever typed a command: an argument in backticks, as `layer`, is its option, --layer.
+
+    One that the command doesn't have stays as it is.
+    """
+    if _running is None or "`" not in text:
+        return text
+    options = _options_of(_running)
+    return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), text)
+
+
+def _options_of(app: typer.Typer) -> dict[str, str]:
+    """The options of the command that was typed, by the arguments that they stand for."""
+    command = typer.main.get_command(app)
+    commands = getattr(command, "commands", {"": command})
+    typed = next((word for word in sys.argv[1:] if word in commands), "")
+    options = [
+        option
+        for parameter in getattr(commands.get(typed), "params", [])
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    ]
+    return {option[2:].replace("-", "_"): option for option in options if option.startswith("--")}
 
 
 def command() -> str:
@@ -336,6 +364,8 @@ def run(app: typer.Typer, name: str) -> None:
 
 def _status(app: typer.Typer, name: str, caught: Caught) -> int:
     """Run a command; say what went wrong in one line; the exit status."""
+    global _running
+    _running = app
     program = name.split()[-1]
     try:
         status = int(app(prog_name=name, standalone_mode=False) or 0)
@@ -346,6 +376,8 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         error = raised
     if isinstance(error, SystemExit) and isinstance(error.__context__, OSError):
         error = error.__context__  # Typer leaves without a word where a pipe has broken, whichever it was
+    if isinstance(error, SystemExit) and _completing(name):
+        return int(error.code or 0)
     if "--debug" in sys.argv:
         for line in "".join(traceback.format_exception(error)).splitlines():
             say(line)
@@ -354,7 +386,7 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         return 128 + caught.signal
     if hasattr(error, "format_message"):  # Typer's errors of usage
         return _wrong_usage(error, program)
-    text = " ".join(str(error).split())
+    text = in_options(" ".join(str(error).split()))
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
         text = f"{error.filename}: {reason(error)}"  # a share that is away, a name that is too long
     elif not isinstance(error, VggfeatError) and out_of_memory(error):
@@ -365,6 +397,12 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     say(f"{program}: {text}")
     return getattr(error, "status", 1)
+
+
+def _completing(name: str) -> bool:
+    """Whether a shell asks what can be typed next, or a user for that: Typer answers by itself, and leaves."""
+    asked = {"--install-completion", "--show-completion"} & {word.partition("=")[0] for word in sys.argv}
+    return bool(asked) or f"_{name.upper()}_COMPLETE" in os.environ
 
 
 def _wrong_usage(error: Any, program: str) -> int:

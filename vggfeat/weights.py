@@ -142,10 +142,18 @@ class Network:
         self.metadata["pool"] = pool
         return self
 
-    def to(self, device: str | torch.device = "cpu", precision: str = "auto") -> Network:
-        """Move to a device, in a precision (see `resolve_precision`); changes this object and returns it."""
-        self.device = torch.device(device)
-        self.precision = resolve_precision(precision, self.device)
+    def to(self, device: str | torch.device = "auto", precision: str = "auto") -> Network:
+        """Move to a device, in a precision; changes this object and returns it. See `load`.
+
+        Raises VggfeatError: no such device; float32 of weights that have been rounded to bfloat16.
+        """
+        place = resolve_device(device)
+        wanted = resolve_precision(precision, place)
+        if (self.precision, wanted) == ("bfloat16", "float32"):
+            raise VggfeatError(
+                f"weights {self.spec} were rounded to bfloat16: load them again with `precision` float32"
+            )
+        self.device, self.precision = place, wanted
         self.module.to(device=self.device, dtype=DTYPES[self.precision], memory_format=torch.channels_last)
         return self
 
@@ -168,19 +176,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
             # bfloat16 without these instructions is emulated: slower than float32, and no better
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bfloat16" if fast else "float32"
-    if precision not in DTYPES:
-        raise VggfeatError(f"precision {precision!r} is not one of auto, {', '.join(DTYPES)}")
+    if not isinstance(precision, str) or precision not in DTYPES:
+        raise VggfeatError(f"precision {shown(precision)} is not one of auto, {', '.join(DTYPES)}")
     return precision
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """ "auto" -> the first GPU, or the CPU; a GPU that isn't there raises VggfeatError."""
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise VggfeatError(f"there is no device {device!r}; give auto, cpu, cuda or cuda:N") from error
+    except (RuntimeError, TypeError) as error:
+        raise VggfeatError(f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N") from error
     if resolved.type not in ("cpu", "cuda"):
         raise VggfeatError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
@@ -189,25 +199,41 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def load(name: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Network:
-    """A ready network, float32 on the CPU, in evaluation mode.
+def load(
+    name: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+) -> Network:
+    """A ready network, in evaluation mode, on the hardware's device in its precision, as the commands have it.
 
     name: a spec (see `SOURCES`), a path, or a net of Table 1 ("D", "E": the released weights).
     weights: a spec or path; `name` must then be the net that it holds.
-    Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network.
+    device: "auto", the first GPU or else the CPU; "cpu", "cuda", "cuda:N".
+    precision: "auto", bfloat16 where the device multiplies it, else float32; "float32", "bfloat16".
+    Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network, no such device.
     """
+    for what, given in (("name", name), ("weights", name if weights is None else weights)):
+        if not isinstance(given, str | os.PathLike):
+            raise VggfeatError(
+                f"`{what}` must be a source of weights, as 'mini' or 'oxford:D', or a path, not {shown(given)}"
+            )
+    device = resolve_device(device)
+    precision = resolve_precision(precision, device)
     name = os.fspath(name)
     if weights is not None:
-        network = load(f"mini:{name}" if weights == "mini" else os.fspath(weights))
+        spec = f"mini:{name}" if weights == "mini" else weights
+        network = load(spec, device=device, precision=precision)
         if name != network.name:
             raise VggfeatError(
-                f"weights {weights} hold net {network.name}, not {name}; leave out `net` or correct it"
+                f"weights {weights} hold net {network.name}, not {name}: give that net, or the weights alone"
             )
         return network
     if name in NETS:
         if name not in OXFORD:
             raise VggfeatError(
-                f"no weights were released for net {name}; give `weights` FILE (released: D, E)"
+                f"no weights were released for net {name} (but for D and E): give a file as `weights`"
             )
         name = f"oxford:{name}"
     if name == "mini":
@@ -226,7 +252,7 @@ def load(name: str | os.PathLike[str], weights: str | os.PathLike[str] | None = 
             f"mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see `vggfeat weights`)"
         )
     network.module.eval().requires_grad_(False)
-    return network.to("cpu", "float32")
+    return network.to(device, precision)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -49,7 +49,7 @@ FLUSH_ROWS, FLUSH_SECONDS = 1000, 10.0
 STAMPS = ("bytes", "modified", "changed", "crc32")
 VERSIONS = ("vggfeat", "torch", "timm", "PIL")
 """Packages that take part in what a descriptor is."""
-EXISTS = "exists; give --overwrite, or another --out (--retry describes what was unreadable in it)"
+EXISTS = "exists; give `overwrite`, or another `out` (`retry` describes what was unreadable in it)"
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 """What a file system without locks answers."""
 Stamp = tuple[int, int, int, int]
@@ -171,7 +171,7 @@ class FeatureWriter:
             raise VggfeatError(f"{error}, or move {self.partial} away to begin anew") from error
         except VggfeatError as error:
             if not overwrite:
-                raise VggfeatError(f"{error}; give --overwrite to begin anew, or another --out") from error
+                raise VggfeatError(f"{error}; give `overwrite` to begin anew, or another `out`") from error
         self._begin(job)
 
     def _begin(self, job: _Job) -> None:
@@ -199,15 +199,15 @@ class FeatureWriter:
         try:
             if os.path.lexists(self.partial):
                 raise VggfeatError(
-                    f"{self.path} and {self.partial} are both there: move one away, then give --retry again"
+                    f"{self.path} and {self.partial} are both there: move one away, then give `retry` again"
                 )
             with damaged(self.path), hdf5.File(self.path, self._file, "feature file") as file:
                 try:
                     self._refuse_others(file, job)
                 except VggfeatError as error:
-                    advice = "; give --overwrite instead of --retry, or another --out"
+                    advice = "; give `overwrite` instead of `retry`, or another `out`"
                     if isinstance(error, _OutOfReachError):
-                        advice = ", or give another --out"
+                        advice = ", or give another `out`"
                     raise VggfeatError(f"{error}{advice}") from error
             os.rename(self.path, self.partial)
             self._taken_back = True
@@ -293,7 +293,7 @@ class FeatureWriter:
             raise VggfeatError(
                 f"row {row} has descriptors beyond the range of {target}; "
                 + (
-                    "give --store float32 --overwrite"
+                    "give `store` float32 and `overwrite`"
                     if target == np.float16
                     else "the weights are not usable"
                 )
@@ -554,7 +554,7 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
             yield f"{names.get(key, key)} {_short(there[key])}, not {_short(here[key])}"
     stored = file.arrays["descriptors"]
     if stored.dtype != job.dtype:
-        yield f"--store {stored.dtype}, not {job.dtype}"
+        yield f"`store` {stored.dtype}, not {job.dtype}"
     before, now = facts.get("versions", {}), job.facts.get("versions", {})
     for package in VERSIONS:
         if before.get(package) != now.get(package):

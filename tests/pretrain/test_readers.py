@@ -119,7 +119,7 @@ def test_a_killed_reader_is_told(images: TrainingSet, keys: list[list[tuple[int,
         batches = several.read(HOW, images.items, keys)
         next(batches)
         several.processes[1].process.kill()
-        with pytest.raises(ReadingFailed, match=r"was killed by signal 9.*give fewer --workers"):
+        with pytest.raises(ReadingFailed, match=r"was killed by signal 9.*give fewer `workers`"):
             list(batches)
 
 
@@ -158,7 +158,7 @@ def test_memory_for_batches_that_is_refused_is_told_to_either_side(
     def limited(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
 
-    says = r"can't hand over images .*File too large.*give --workers 0"
+    says = r"can't hand over images .*File too large.*give `workers` 0"
     try:
         limited(5000)  # a request has 1 kB, a batch 20
         with Readers(1, CPU) as several:

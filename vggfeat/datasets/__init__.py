@@ -45,13 +45,13 @@ _DATASETS = {
         partial(voc.load, year=2007),
         "PASCAL VOC 2007: 9,963 images, 20 classes, several an image; official train/val/test; 11-point mAP",
         "ROOT/VOCdevkit/VOC2007/{ImageSets/Main,JPEGImages}",
-        "unpack the official archive there, or add --download",
+        "unpack the official archive there, or add `download`",
     ),
     "voc2012": _Dataset(
         partial(voc.load, year=2012),
         "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official train/val; mAP",
         "ROOT/VOCdevkit/VOC2012/{ImageSets/Main,JPEGImages}",
-        "unpack the official archive there, or add --download",
+        "unpack the official archive there, or add `download`",
     ),
     "caltech101": _Dataset(
         partial(caltech.load, dataset="caltech101"),
@@ -128,7 +128,7 @@ def at_hand(name: str, names: Sequence[str], root: Path | None, stored: str) -> 
     if not os.path.isdir(stored) or not any(os.path.isfile(os.path.join(stored, name)) for name in inside):
         return (
             None,
-            f"the images are not at hand (none is left in {shown(stored)}: --root says where they are)",
+            f"the images are not at hand (none is left in {shown(stored)}: `root` says where they are)",
         )
     return Items(name, "unlabelled", Path(stored), inside, None, []), ""
 

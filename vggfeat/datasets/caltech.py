@@ -78,7 +78,7 @@ def _find(root: Path, dataset: str) -> Path:
             return folder
     looked = " or ".join(str(folder.absolute()) for folder in candidates)
     raise VggfeatError(
-        f"no folder {looked}: give --root the folder that holds {categories}, or add --download"
+        f"no folder {looked}: give `root` the folder that holds {categories}, or add `download`"
     )
 
 

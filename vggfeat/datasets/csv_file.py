@@ -75,7 +75,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
     if download:
-        raise VggfeatError("there is nothing to download for a CSV file of your own: leave out --download")
+        raise VggfeatError("there is nothing to download for a CSV file of your own: leave out `download`")
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
     table = _read(path)
     remarks: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ def _question(table: _Table) -> None:
 
 
 def _read(path: Path) -> _Table:
-    regular(path.absolute(), "CSV file", "give it with --root")
+    regular(path.absolute(), "CSV file", "give it with `root`")
     try:
         with path.open("rb") as raw:
             head = raw.read(1 << 16)

@@ -19,7 +19,7 @@ def load(root: Path | None = None, download: bool = False) -> Items:
     """
     if download:
         raise VggfeatError(
-            "there is nothing to download for digits, it comes with scikit-learn: leave out --download"
+            "there is nothing to download for digits, it comes with scikit-learn: leave out `download`"
         )
     from sklearn.datasets import load_digits
 

@@ -28,7 +28,7 @@ def downloading(dataset: str, root: Path) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VggfeatError(
             f"could not download {dataset} into {root.absolute()}: {reason}; try again, "
-            "or fetch its official archive yourself and give --root the folder it is unpacked in"
+            "or fetch its official archive yourself and give `root` the folder it is unpacked in"
         ) from error
     finally:
         tarfile.TarFile.extraction_filter = before
@@ -37,5 +37,5 @@ def downloading(dataset: str, root: Path) -> Iterator[None]:
 def need_root(dataset: str, root: Path | None, what: str) -> Path:
     """`root`, or a VggfeatError that says what to give."""
     if root is None:
-        raise VggfeatError(f"{dataset} needs --root: {what}")
+        raise VggfeatError(f"{dataset} needs `root`: {what}")
     return root

@@ -103,7 +103,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError when the layout is none of the three above, or a class folder has no images.
     """
     if download:
-        raise VggfeatError("there is nothing to download for a folder of your own: leave out --download")
+        raise VggfeatError("there is nothing to download for a folder of your own: leave out `download`")
     root = need_root("folder", root, "the folder that holds one folder of images per class")
     left = LeftOut()
     folders, images = children(root, left)
@@ -241,7 +241,7 @@ def _refuse_parts(where: Path, inner_of: Mapping[str, set[str]], inside: str) ->
         return
     if len(names) == 1:
         what = (
-            f"move them into {where.absolute()}" if inside else f"give --root {where.absolute() / names[0]}"
+            f"move them into {where.absolute()}" if inside else f"give `root` {where.absolute() / names[0]}"
         )
         raise VggfeatError(
             f"of the folders in {where.absolute()} only {names[0]} has images, in the folders {_names(shared)}: "
@@ -250,7 +250,7 @@ def _refuse_parts(where: Path, inner_of: Mapping[str, set[str]], inside: str) ->
     held = f"{_names(names)} in {where.absolute()} hold the same folders, {_names(shared)}"
     if len(parts_among(shared)) == len(shared):
         raise VggfeatError(f"{held}: put those above the classes, as in {shared[0]}/{names[0]}")
-    above = "" if inside else "give --root one part, name the parts train, val and test, or "
+    above = "" if inside else "give `root` one part, name the parts train, val and test, or "
     raise VggfeatError(
         f"{held}: if those are the classes, {above}move all images of a class into one folder; if not, list the images "
         "with their classes in a CSV file"
@@ -319,7 +319,7 @@ def _entries(folder: str | Path, left: LeftOut, prefix: str) -> list[os.DirEntry
         with os.scandir(folder) as found:
             entries = list(found)
     except FileNotFoundError:
-        raise VggfeatError(f"no folder {os.path.abspath(folder)}: check --root") from None
+        raise VggfeatError(f"no folder {os.path.abspath(folder)}: check `root`") from None
     except OSError as error:
         raise VggfeatError(f"can't list the folder {os.path.abspath(folder)}: {reason(error)}") from error
     for entry in entries:

@@ -28,14 +28,14 @@ def load(root: Path | None, download: bool = False) -> Items:
     """
     if download:
         raise VggfeatError(
-            "imagenet has no open download: get it from image-net.org, then leave out --download"
+            "imagenet has no open download: get it from image-net.org, then leave out `download`"
         )
     root = need_root("imagenet", root, "the folder that holds train and val")
     left = LeftOut()
     folder_of = part_folders(root, left) if root.is_dir() else {}
     if not folder_of:
         looked = " or ".join(str((root / split).absolute()) for split in ("train", "val"))
-        raise VggfeatError(f"no folder {looked}: give --root the folder that holds train/WNID and val/WNID")
+        raise VggfeatError(f"no folder {looked}: give `root` the folder that holds train/WNID and val/WNID")
     if "val" in folder_of and not children(root / folder_of["val"])[0]:
         raise VggfeatError(
             f"no class folders in {(root / folder_of['val']).absolute()}: sort the validation images into folders "

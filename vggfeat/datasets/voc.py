@@ -64,7 +64,7 @@ def _find(root: Path, year: int) -> Path:
         if (folder / "ImageSets" / "Main").is_dir():
             return folder
     looked = " or ".join(str(folder.absolute() / "ImageSets" / "Main") for folder in candidates)
-    raise VggfeatError(f"no folder {looked}: give --root the folder that holds VOCdevkit, or add --download")
+    raise VggfeatError(f"no folder {looked}: give `root` the folder that holds VOCdevkit, or add `download`")
 
 
 def _read(folder: Path, year: int) -> Items:
@@ -106,7 +106,7 @@ def _read(folder: Path, year: int) -> Items:
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Line number and words of each line that isn't blank."""
-    hint = "the copy is incomplete; unpack the archive again, or add --download"
+    hint = "the copy is incomplete; unpack the archive again, or add `download`"
     text = read_text(path.absolute(), "file", hint, errors="surrogateescape")
     return [(n, words) for n, line in enumerate(text.split("\n"), 1) if (words := line.split())]
 

@@ -444,7 +444,7 @@ def test_the_words_for_splits_are_no_classes(tmp_path: Path, folders: dict[str, 
         (["fold1", "fold2"], ["fold1, fold2 in", "the same folders, cat, dog", "CSV file"]),
         (["2019", "2020", "2021"], ["2019, 2020, 2021 in", "the same folders"]),
         (["train/fold1", "train/fold2", "test/fold1"], ["fold1, fold2 in", "the same folders, cat, dog"]),
-        (["photos"], ["only photos has images, in the folders cat, dog", "give --root"]),
+        (["photos"], ["only photos has images, in the folders cat, dog", "give `root`"]),
     ],
 )
 def test_parts_by_other_names_are_no_classes_either(

@@ -444,7 +444,7 @@ def test_refusals() -> None:
     train, test = problem.splits["train"], problem.splits["test"]
     no_b = train[problem.labels[train] != 1]
     cases = [
-        (replace(problem, splits={}), {}, "there are no splits: give --seed to draw some$"),
+        (replace(problem, splits={}), {}, "there are no splits: give `seed` to draw some$"),
         (replace(problem, splits={"train": train}), {}, "neither val nor test"),
         (replace(problem, splits={"test": test}), {"seed": 1}, "there is test, but no train: describe"),
         (broken(problem, test=train[:0]), {"C": 1.0}, "no readable test images"),
@@ -455,7 +455,7 @@ def test_refusals() -> None:
             {},
             "no readable training image of: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 40 more$",
         ),
-        (broken(problem, val=train[:0]), {}, "no readable images are left to choose C on: give one to --C"),
+        (broken(problem, val=train[:0]), {}, "no readable images are left to choose C on: give one as `C`"),
         (replace(problem, splits={"split0/train": train}), {}, "split0 has no test part"),
         (problem, {"C": "best"}, "C must be auto or positive"),
         (problem, {"C": [1.0, -1.0]}, "C must be auto or numbers from 1e-12 to"),
@@ -469,7 +469,7 @@ def test_refusals() -> None:
     no_positive = multi_label()
     no_positive.labels[no_positive.splits["val"]] = -1
     said: list[str] = []
-    with pytest.raises(VggfeatError, match=r"positive image in the validation part: .* give one to --C"):
+    with pytest.raises(VggfeatError, match=r"positive image in the validation part: .* give one as `C`"):
         run(no_positive, progress=said.append)
     assert said == []  # nothing is tried with that part
     once = replace(single_label(n_per_class=1), splits={})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 from dataclasses import replace
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -320,6 +322,40 @@ def test_plan_knows_the_batches_that_there_will_be(network, monkeypatch):
     told = list(gathered(shapes, lambda: 224 * 224))
     assert [(len(members), *shape[1:]) for shape, members in told] == real
     assert sum(n for n, _, _ in real) == 60 and len({n for n, _, _ in real}) > 2
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@pytest.mark.parametrize("new", [0.0, 0.2])
+def test_plan_expects_what_the_whole_takes_by_a_part_of_it(network, tmp_path, monkeypatch, alpha, new):
+    """By a clock of our own: a batch takes alpha, one second for 10,000 pixels, and more if its shape is new."""
+    (tmp_path / "all").mkdir()
+    sides = np.random.default_rng(0).integers(0, 8, 120) ** 2
+    for i, side in enumerate(sides):
+        Image.new("RGB", (40 + int(side), 40)).save(tmp_path / "all" / f"{i:03d}.png")
+    clock, seen, described = 0.0, set(), 0
+
+    def describe(network, batch_NHWC, layer, mirror):
+        nonlocal clock, described
+        shape = tuple(batch_NHWC.shape)
+        clock += alpha + batch_NHWC[..., 0].numel() / 10_000 + (0 if shape in seen else new)
+        seen.add(shape)
+        described += shape[0]
+        return torch.zeros(shape[0], 4)
+
+    monkeypatch.setattr("vggfeat.extract.describe", describe)
+    monkeypatch.setattr("vggfeat.extract.time", SimpleNamespace(perf_counter=lambda: clock))
+    items = datasets.load("folder", tmp_path)
+    description = description_of(network, None, SCALES, False)
+    expected = plan(items, look(items), network, description, "float32", batch_size=1).seconds
+    assert described < 2 * 120  # each at two scales, twice: less than half of them
+    clock, _ = 0.0, seen.clear()
+    compute = functools.partial(describe, network, layer="fc7", mirror=False)
+    for _ in by_shape(
+        lambda i: read_rgb(items.source(i)), range(120), SCALES, compute, network.device, batch_size=1
+    ):
+        pass
+    assert clock > 90
+    assert expected == pytest.approx(clock, rel=0.05)
 
 
 def test_what_is_cheaper_is_the_smallest_scale_alone(network):

@@ -679,7 +679,8 @@ def _expected(
     compute(blank).cpu()  # starts threads, asks for memory
     began = time.perf_counter()
     compute(blank).cpu()
-    rough = (time.perf_counter() - began) / scales[smallest] ** 2 * pixels / len(seen.shapes)
+    of_blank = scales[smallest] ** 2, time.perf_counter() - began
+    rough = of_blank[1] / of_blank[0] * pixels / len(seen.shapes)
     began = time.perf_counter()
     with suppress(UnreadableImage):
         for q in scales:
@@ -715,7 +716,8 @@ def _expected(
     if each * len(chosen) > READING * second or not len(timed):
         whole = second / len(chosen) * len(items)  # fuller batches would wait longer for their images
         return whole, whole
-    beta, alpha = np.polyfit(timed[:, 0], timed[:, 1], 1) if np.ptp(timed[:, 0]) else (1.0, 0.0)
+    points = np.vstack([timed, of_blank])
+    beta, alpha = np.polyfit(points[:, 0], points[:, 1], 1) if np.ptp(points[:, 0]) else (1.0, 0.0)
     if min(alpha, beta) < 0:
         beta, alpha = 1.0, 0.0
     in_trial = alpha * len(timed) + beta * timed[:, 0].sum()

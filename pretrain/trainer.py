@@ -314,7 +314,7 @@ class Trainer:
                 if state.finished:
                     break
                 if 0 < self.chance_after <= state.at_chance:
-                    learned = "it had learned, but " if state.at_chance < state.iteration else ""
+                    learned = "it had learned, but " if self.chance.surely_beaten(state.best_top1) else ""
                     self._give_up(
                         f"{learned}for {state.at_chance} iterations its loss has been {state.mean_loss:.3f}, and that "
                         f"of a constant guess is {self.chance.loss:.3f}"
@@ -370,7 +370,7 @@ class Trainer:
                 f"{state.learning_rate:g}; {self._lower_rate()}"
             )
         if self.chance_after:
-            self.chance.count(state, loss, since, self.chance_after)
+            self.chance.count(state, loss, since, self.chance_after, self.recipe.batch_size)
         seconds = time.monotonic() - self.clock
         speed = (iteration - self.clock_iteration) * self.recipe.batch_size / seconds
         wait, rate = self.waited / seconds, state.learning_rate

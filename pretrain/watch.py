@@ -249,6 +249,7 @@ def is_number(value: Any) -> bool:
 
 
 NO_BETTER = 0.98  # of chance's loss: from here on a mean loss is that of a net that has learned nothing
+ENOUGH = 2000  # images: where dropout makes single losses differ by 40 %, the mean of so many is known to 1 %
 
 
 @dataclass(frozen=True)
@@ -275,12 +276,13 @@ class Chance:
         error = 100 * (1 - most / len(held_out))
         return cls(loss, error, math.sqrt(error * (100 - error) / len(held_out)))
 
-    def count(self, state: State, loss: float, iterations: int, limit: int) -> None:
+    def count(self, state: State, loss: float, iterations: int, limit: int, batch_size: int) -> None:
         """Take in the mean loss of the last iterations: how long the stage has been at chance.
 
-        It is while the mean over a twentieth of the limit is chance's: one batch's loss says little.
+        It is while the mean over a twentieth of the limit, and over `ENOUGH` images, is chance's.
         """
-        weight = min(1.0, iterations / max(1, min(state.iteration, limit // 20)))
+        window = min(state.iteration, max(limit // 20, ENOUGH // batch_size))
+        weight = min(1.0, iterations / max(1, window))
         state.mean_loss += weight * (loss - state.mean_loss)
         state.at_chance = state.at_chance + iterations if state.mean_loss > NO_BETTER * self.loss else 0
 

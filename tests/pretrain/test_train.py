@@ -466,6 +466,26 @@ def test_an_error_of_chance_is_refused_whatever_the_loss(
     assert command(*words, "--set=held_out=0.1", "--out", tmp_path / "few").status == 0
 
 
+def test_a_net_that_has_learned_and_falls_back_to_chance_is_stopped(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checks of four epochs are faultless; what comes then is a diverged net's constant guess."""
+
+    def step(self: Trainer, batch: Batch, images: float) -> torch.Tensor:
+        return torch.tensor(0.1 if self.state.iteration < 16 else 0.7, dtype=torch.float64)
+
+    errors = [0.0] * 4 + [50.0] * 100
+    monkeypatch.setattr(Trainer, "errors", lambda *_: (errors.pop(0), 0.0))
+    monkeypatch.setattr(Trainer, "step", step)
+    words = ["--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run", "--set=chance_after=20"]
+    words += ["--set=*.iterations=2000", "--set=patience=1000", "--set=held_out=0.2", "--set=batch_size=16"]
+    ran = command(*words)
+    assert ran.status == 1
+    assert "no better than chance: it had learned, but for 20 iterations its loss has been" in one_line(
+        ran.err
+    )
+
+
 def test_a_chain_that_learns_is_let_pass(command: Command, drawings: Path, tmp_path: Path) -> None:
     words = ["--net", "D", *FEW, "--set=*.iterations=30", "--set=chance_after=20", "--set=held_out=0.1"]
     ran = command(*words, "--data", drawings, "--out", tmp_path / "run")
@@ -483,7 +503,7 @@ def watched(losses: Callable[[int], float], iterations: int, classes: int, limit
     noise = np.random.default_rng(0).normal(0, 0.02, iterations // 20)
     for i in range(iterations // 20):
         state.iteration += 20
-        chance.count(state, max(0.0, losses(state.iteration) + noise[i]), 20, limit)
+        chance.count(state, max(0.0, losses(state.iteration) + noise[i]), 20, limit, 256)
         if state.at_chance >= limit:
             break
     return state
@@ -512,6 +532,12 @@ def test_what_stays_at_chance_or_falls_back_to_it_is_stopped() -> None:
     falls_back = watched(lambda i: 0.1 if i <= 5000 else 2.303, 20 * limit, 10, limit)
     assert 5000 + limit < falls_back.iteration < 5000 + 1.5 * limit
     assert limit <= falls_back.at_chance < falls_back.iteration
+    # single losses of small batches lie far below chance's; all of them together don't
+    noisy, few = State(), Chance.of(np.arange(2), np.zeros(0, np.int64))
+    for loss in (0.74, 0.66, 0.60, 0.78, 0.85, 0.78, 0.60, 0.68, 0.64, 0.72):  # of a net that doesn't learn
+        noisy.iteration += 1
+        few.count(noisy, loss, 1, 10, 16)
+    assert noisy.at_chance > 0 and noisy.mean_loss == pytest.approx(0.705)
     learns_late = watched(lambda i: 2.303 if i < 900 else 1.8, 3 * limit, 10, limit)
     assert learns_late.at_chance == 0 and learns_late.iteration == 3 * limit
 

@@ -201,10 +201,13 @@ def extract(
             network.set_pool(max_pool)
         description = extraction.description_of(network, layer, qs, mirror)
         if dry_run:
+            if not ranks.first:
+                return
             seen = look(items, extraction.PLANNED)
             plan = extraction.plan(
-                items, seen, network, description, store, batch_size=batch_size, workers=workers
-            )
+                items, seen, network, description, store, batch_size=batch_size, workers=workers,
+                processes=ranks.world,
+            )  # fmt: skip
             write_json(json_file, plan.__dict__)
             for remark in items.remarks:
                 say(remark)

@@ -614,8 +614,11 @@ def plan(
     *,
     batch_size: int | None = None,
     workers: int = 2,
+    processes: int = 1,
 ) -> Plan:
     """The work and the file of an extraction, from image headers and a trial on some images; writes nothing.
+
+    processes: how many share the work, each with a device of its own; the trial is of one.
 
     Raises VggfeatError where no image that was looked at can be read.
     """
@@ -628,7 +631,8 @@ def plan(
         for q in description.scales
     )
     total = flop / len(few) * (2 if description.mirror else 1) * len(items)
-    seconds, cheaper = _expected(items, network, description, seen, batch_size, workers)
+    expected = _expected(items, network, description, seen, batch_size, workers)
+    seconds, cheaper = (value / processes for value in expected)
     size = len(items) * len(description.scales) * network.dim(description.layer) * np.dtype(store).itemsize
     worth = Cheaper.than(description).worth_saying(seconds, cheaper)
     return Plan(

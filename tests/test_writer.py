@@ -678,12 +678,40 @@ def test_what_is_missing_among_good_images_is_a_row_and_no_share(
     assert len(vggfeat.open_features(tmp_path / "f.h5").errors) == 9
 
 
-@pytest.mark.parametrize("there", [0, 24])
-def test_lists_whose_images_are_not_there_are_refused(
-    folder: Path, tmp_path: Path, run_main: Command, there: int
+def test_a_long_run_of_missing_images_is_no_row_by_row_matter(
+    folder: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch, alone: None
+) -> None:
+    """Few of all, but none of so many in a row: they are to come back, or to leave the list."""
+    monkeypatch.setattr(extract, "MISSING", 9)
+    there = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.jpg"))]
+    gone = [f"gone/{i}.jpg,red" for i in range(9)]
+    line = words(folder / "list.csv", tmp_path / "f.h5")
+    line[line.index("folder")] = "csv"
+    (folder / "list.csv").write_text("\n".join(["path,label", *there[:9], *gone, *there[9:]]) + "\n")
+    for _ in range(2):
+        ran = run_main(cli.main, *line)
+        assert ran.status == 1 and not (tmp_path / "f.h5").exists()
+        assert (
+            f"no image from {folder}/gone/0.jpg to gone/8.jpg can be opened (no such file)"
+            in ran.err_lines[-1]
+        )
+    (folder / "gone").symlink_to(folder / "red")
+    for i, path in enumerate(sorted((folder / "red").glob("*.jpg"))[:9]):
+        (folder / "red" / f"{i}.jpg").write_bytes(path.read_bytes())
+    assert run_main(cli.main, *line).status == 0
+
+    other = [*there[:9], *gone[:8], there[9], gone[8], *there[10:]]
+    (folder / "list.csv").write_text("\n".join(["path,label", *other]) + "\n")
+    (folder / "gone").unlink()
+    line[line.index("--out") + 1] = str(tmp_path / "g.h5")
+    assert run_main(cli.main, *line).status == 3
+
+
+def test_lists_most_of_whose_images_are_not_there_are_refused(
+    folder: Path, tmp_path: Path, run_main: Command
 ) -> None:
     """In one line, before and instead of a file of nothing; by --dry-run, too."""
-    lines = [f"{path.relative_to(folder)},red" for path in sorted(folder.glob("*/*.jpg"))][:there]
+    lines = [f"{path.relative_to(folder)},red" for path in sorted(folder.glob("*/*.jpg"))]
     lines += [f"gone/{i:03d}.jpg,blue" for i in range(120)]
     (folder / "list.csv").write_text("\n".join(["path,label", *lines]) + "\n")
     line = words(folder / "list.csv", tmp_path / "f.h5")
@@ -694,7 +722,7 @@ def test_lists_whose_images_are_not_there_are_refused(
             1,
             "",
             [
-                f"vggfeat: 120 of {120 + there} images that were looked at can't be opened, the first is "
+                f"vggfeat: 120 of 144 images that were looked at can't be opened, the first is "
                 f"{folder}/gone/000.jpg: no such file; unpack the images there, or bring back the disk or share that "
                 "they are on"
             ],

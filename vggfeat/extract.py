@@ -35,7 +35,7 @@ from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb, upright_shape
 from vggfeat.describe import describe
 from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError, out_of_memory
 from vggfeat.images import smallest_side, smallest_side_shape
-from vggfeat.look import Cheaper, Look, foreword, look, none_readable
+from vggfeat.look import MISSING, Cheaper, Look, foreword, look, none_readable
 from vggfeat.ranks import Ranks
 from vggfeat.store import MAX_Q, MAX_SCALES, Description
 from vggfeat.terminal import CORES, duration
@@ -380,7 +380,7 @@ def extract(
                     say(f"going on: {writer.kept()}; {len(items) - there:,} are left")
             mine = np.flatnonzero(~writer.described.all(1))[ranks.rank :: ranks.world]
             ranks.barrier()  # all have seen the same file; from here on it changes
-            reader = _Reader(items, seen)
+            reader = _Reader(items, seen, ranks.world)
 
             def read(i: int) -> np.ndarray:
                 writer.note_source(i, items.source(i))
@@ -437,8 +437,9 @@ def extract(
 class _Reader:
     """Reads images, and tells one that is missing from a disk or share that has gone away."""
 
-    def __init__(self, items: Items, seen: Look) -> None:
-        self._items = items
+    def __init__(self, items: Items, seen: Look, step: int) -> None:
+        self._items, self._step = items, step  # step: this process reads every so many-th row
+        self._missing: set[int] = set()
         # One that could be read, of each folder and of all: part of a data set may lie on a share of its own.
         self._good: dict[Path | None, Path] = {}
         for i in seen.shapes:
@@ -449,7 +450,8 @@ class _Reader:
             self._good[source.parent] = self._good[None] = source
 
     def __call__(self, i: int) -> np.ndarray:
-        """Image i. Raises UnreadableImage; VggfeatError if one that was read before can't be opened any more, either.
+        """Image i. Raises UnreadableImage; VggfeatError if one that was read before can't be opened any more, either,
+        or if none in a long run of rows can.
 
         That one's row and those after it are to be described later, not to be marked as unreadable.
         """
@@ -468,9 +470,25 @@ class _Reader:
                     ) from error
                 except UnreadableImage:
                     pass  # it is within reach
+            self._missing.add(i)
+            self._refuse_run(i, error)
             raise
         self._note(source)
         return image_HWC
+
+    def _refuse_run(self, i: int, error: UnreachableImage) -> None:
+        """Raise VggfeatError where MISSING rows around row i, and nothing between them, can't be opened."""
+        first = last = i
+        while first - self._step in self._missing and last - first < MISSING:
+            first -= self._step
+        while last + self._step in self._missing and last - first < MISSING:
+            last += self._step
+        if last - first + self._step >= MISSING:
+            ends = f"{self._items.root / self._items.names[first]} to {self._items.names[last]}"
+            raise VggfeatError(
+                f"no image from {ends} can be opened ({error}): bring back the disk or share that they are on, or take "
+                "them off the list"
+            ) from error
 
 
 def _writer(

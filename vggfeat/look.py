@@ -17,7 +17,7 @@ from vggfeat.weights import Network
 
 LOOKED_AT = 256  # images whose headers are read before an extraction
 LOOK_BYTES = 512 << 20  # of files that are read for that
-MISSING = 100  # so many files that can't be opened, and more than half of those looked at, are no accident
+MISSING = 100  # so many files that can't be opened are no accident: in a row, or as more than half of some
 DECODED = 4  # of those whose headers don't tell their size
 LONG = 120.0  # seconds, from which on a cheaper setting is worth a word
 WORTH = 2.0  # times as fast, at least

@@ -7,6 +7,7 @@ described is in the file ten seconds later (`writer`), and isn't described again
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 import signal
@@ -34,7 +35,7 @@ from vggfeat.datasets import Items
 from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb, upright_shape
 from vggfeat.describe import describe
 from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError, out_of_memory
-from vggfeat.images import smallest_side, smallest_side_shape
+from vggfeat.images import MAX_RESCALED_PIXELS, smallest_side, smallest_side_shape
 from vggfeat.look import MISSING, Cheaper, Look, foreword, look, none_readable
 from vggfeat.ranks import Ranks
 from vggfeat.store import MAX_Q, MAX_SCALES, Description
@@ -642,6 +643,13 @@ def plan(
     """
     if not seen.shapes:
         raise VggfeatError(none_readable(seen.looked, items, seen.unreadable))
+    largest = max(description.scales)
+    fitting = {  # a longer strip is unreadable, and takes no time
+        i: shape
+        for i, shape in seen.shapes.items()
+        if math.prod(smallest_side_shape(*shape, largest)) <= MAX_RESCALED_PIXELS
+    }
+    seen = replace(seen, shapes=fitting or seen.shapes)
     few = list(seen.shapes.values())[:: -(-len(seen.shapes) // FEW)]
     flop = sum(
         forward_flop(network, description.layer, *smallest_side_shape(height, width, q))
@@ -694,8 +702,10 @@ def _expected(
     compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
 
     def read(i: int) -> np.ndarray:
-        stamp(items.source(i))
-        return read_rgb(items.source(i))
+        image_HWC = read_rgb(items.source(i))
+        with suppress(OSError):
+            stamp(items.source(i))  # as an extraction does
+        return image_HWC
 
     blank = torch.zeros((1, scales[smallest], scales[smallest], 3), dtype=torch.uint8, device=network.device)
     compute(blank).cpu()  # starts threads, asks for memory

@@ -245,7 +245,7 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
             last = now
             rate = (done - before) / (now - started)
             left = duration((total - done) / rate)
-            say(f"{verb}: {done:.0f}/{total} images, {rate:.1f} images/s, {left} left")
+            say(f"{verb}: {done:,.0f} of {total:,} images, {rate:,.1f} images/s, {left} left")
 
     yield line
 

@@ -457,7 +457,8 @@ class Trainer:
     def errors(self, rows: np.ndarray) -> tuple[float, float | None] | None:
         """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error.
 
-        None for the top-5 error of so few classes that it tells nothing; None for both when a signal came before the end: who sent it may kill after some seconds.
+        None for a top-5 error that tells nothing (`metrics.tells`); None for both when a signal came before the end:
+        who sent it may kill after some seconds.
         """
         low, high = self.ranks.share(0, len(rows))
         size = min(self.machine.micro_batch, 128)

@@ -546,8 +546,8 @@ def _of_source(
     if file is None:
         if not _checksum(path, "sha256").startswith(_digits(url)):
             raise VggfeatError(
-                f"{path} is not the released file: its sha256 doesn't begin with {_digits(url)}; move it away, and that "
-                f"is fetched, or give {source}@FILE"
+                f"{path} is not the released file: its sha256 doesn't begin with {_digits(url)}; move it away, and "
+                f"the released one is fetched, or give {source}@FILE"
             )
         return _vgg_network(source, tensors, release)
     if "mean" not in metadata:

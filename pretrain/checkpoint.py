@@ -28,8 +28,8 @@ from vggfeat.tensors import opened
 _Count = Annotated[int, Range(0, 2**53)]
 _Sum = Annotated[float, Range(0, 1e308)]
 _Percent = Annotated[float, Range(0, 100)]
-_Errors = tuple[_Percent, _Percent]
-"""Top-1 and top-5 error."""
+_Errors = tuple[_Percent, _Percent | None]
+"""Top-1 and top-5 error; None where there are too few classes for the latter (`metrics.tells`)."""
 
 
 class _Record(TypedDict):

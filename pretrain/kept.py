@@ -6,8 +6,9 @@ N images, Q test scales, K classes. `posteriors` computes them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -16,7 +17,7 @@ import numpy as np
 from vggfeat.checked import OneOf, Range, Several
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
-from vggfeat.metrics import top_k_wrong
+from vggfeat.metrics import tells, top_k_wrong
 
 FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 2
 MODES = ("dense", "crops")
@@ -33,7 +34,7 @@ FACTS = (
         "epochs",
         "training_set",
     ),
-    *("weights", "fingerprint", "precision"),
+    *("weights", "fingerprint", "pool", "precision"),
 )
 """Of a net, as strings; "" is unknown, as is a fact that an older file doesn't have."""
 MAX_NETS = MAX_SCALES = 1000
@@ -85,7 +86,8 @@ class KeptPosteriors:
     """Posteriors of several nets for the same images, and what they are of.
 
     data: the name of the images' folder (of several, where they differ). classes: K names, the order of the posteriors.
-    labels: (N,) index into classes, -1 unknown. unreadable: row -> reason.
+    labels: (N,) index into classes, -1 unknown. unreadable: row -> reason; in one of the nets, at least.
+    crc32: (N,) of the images' files, 0 where no net could read one; of length 0 where it is unknown for a net.
     """
 
     dataset: str
@@ -96,6 +98,7 @@ class KeptPosteriors:
     classes: list[str]
     unreadable: dict[int, str]
     nets: list[Posteriors]
+    crc32: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
 
     def save(self, path: Path) -> None:
         """Write as HDF5; the file appears whole. Raises CantWrite where the disk refuses."""
@@ -114,6 +117,8 @@ class KeptPosteriors:
             "unreadable/rows": np.array(rows, np.int64),
             **column("unreadable/reasons", [self.unreadable[i] for i in rows]),
         }
+        if len(self.crc32):
+            arrays["images/crc32"] = self.crc32.astype(np.uint32)
         for n, net in enumerate(self.nets):
             for mode, posteriors_QNK in net.modes.items():
                 arrays[f"nets/{n:03d}/{mode}"] = np.asarray(posteriors_QNK, np.float32)
@@ -134,9 +139,12 @@ class KeptPosteriors:
             unreadable = dict(zip(rows.tolist(), file.texts("unreadable/reasons"), strict=True))
             readable = np.ones(len(names), bool)
             readable[rows] = False
+            crc32 = np.zeros(0, np.uint32)
+            if "images/crc32" in file.arrays:  # an older file doesn't know its images
+                crc32 = file.array("images/crc32", "u", (len(names),))
             return cls(
                 facts["dataset"], facts["data"], facts["split"], names, labels, classes, unreadable,
-                [_net(file, n, net, readable, len(classes)) for n, net in enumerate(facts["nets"])],
+                [_net(file, n, net, readable, len(classes)) for n, net in enumerate(facts["nets"])], crc32,
             )  # fmt: skip
 
     @classmethod
@@ -146,17 +154,30 @@ class KeptPosteriors:
         Raises VggfeatError when one is of other images or classes than the first.
         """
         (_, first), *others = parts
+        known = all(len(part.crc32) for part in (first, *(other for _, other in others)))
         for name, other in others:
             first._take_in(other, name)
+        if not known:
+            first.crc32 = first.crc32[:0]
         return first
 
     @property
     def image_set(self) -> str:
-        """sha256 of what an error is of: the images' names and classes in order, and the classes to choose among."""
-        truth = (self.classes[label] if label >= 0 else "" for label in self.labels)
-        images = (f"{name}\0{true}" for name, true in zip(self.names, truth, strict=True))
+        """sha256 of what an error is of: the images' names and classes in order, and the classes to choose among.
+
+        Of the checksums of their files, too, where they are known.
+        """
+        images = [f"{name}\0{true}" for name, true in zip(self.names, self._truth(), strict=True)]
+        if len(self.crc32):
+            images = [
+                f"{image}\0{crc32:08x}" for image, crc32 in zip(images, self.crc32.tolist(), strict=True)
+            ]
         text = "\n".join([*images, "", *sorted(self.classes)])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _truth(self) -> list[str]:
+        """Each image's class, "" where it is unknown."""
+        return [self.classes[label] if label >= 0 else "" for label in self.labels]
 
     def _take_in(self, other: KeptPosteriors, path: str) -> None:
         if other.names != self.names or other.split != self.split:
@@ -166,24 +187,35 @@ class KeptPosteriors:
             )
         if sorted(other.classes) != sorted(self.classes):
             raise VggfeatError(f"{path} has other classes than the first: it can't be fused")
-        if other.image_set != self.image_set:
+        if other._truth() != self._truth():
             raise VggfeatError(f"{path} has the same images in other classes: it can't be fused")
+        if len(other.crc32) and len(self.crc32):
+            unlike = np.flatnonzero((other.crc32 != self.crc32) & (other.crc32 > 0) & (self.crc32 > 0))
+            if len(unlike):
+                raise VggfeatError(
+                    f"{path} is of other pictures under the same names ({len(unlike):,} of {len(self.names):,}, "
+                    f"such as {self.names[unlike[0]]}): it can't be fused"
+                )
         self.data = " and ".join(dict.fromkeys([*self.data.split(" and "), other.data]))
         order = [other.classes.index(name) for name in self.classes]
         for net in other.nets:
             net.modes = {mode: posteriors[:, :, order] for mode, posteriors in net.modes.items()}
             self.nets.append(net)
         self.unreadable |= other.unreadable
+        if len(other.crc32):
+            self.crc32 = np.maximum(self.crc32, other.crc32) if len(self.crc32) else other.crc32
 
     def fused(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
         """(N, K): the average over scales, modes and nets; NaN where unreadable."""
         return np.mean([net.mean(mode, scales) for net in self.nets], axis=0)
 
-    def errors(self, posteriors_NK: np.ndarray) -> tuple[float, float]:
-        """Top-1 and top-5 error over the labelled images, %."""
-        return 100 * float(self.wrong(posteriors_NK, 1).mean()), 100 * float(
-            self.wrong(posteriors_NK, 5).mean()
+    def errors(self, posteriors_NK: np.ndarray) -> tuple[float | None, float | None]:
+        """Top-1 and top-5 error over the labelled images, %; None where it tells nothing of so few classes."""
+        top1, top5 = (
+            100 * float(self.wrong(posteriors_NK, k).mean()) if tells(k, len(self.classes)) else None
+            for k in (1, 5)
         )
+        return top1, top5
 
     def wrong(self, posteriors_NK: np.ndarray, k: int) -> np.ndarray:
         """(n,) bool over the labelled images: the true class is not among the k most likely. So are unreadable ones."""
@@ -195,6 +227,22 @@ class KeptPosteriors:
         return wrong[labelled]
 
 
+def refuse_twice(nets: Iterable[Mapping[str, str]]) -> None:
+    """Raise VggfeatError where two of the nets to be fused, by their `FACTS`, are one: it would weigh twice."""
+    for a, b in combinations(nets, 2):
+        pools = {a["pool"], b["pool"]} - {""}
+        if (
+            a["fingerprint"]
+            and (a["fingerprint"], a["crop"]) == (b["fingerprint"], b["crop"])
+            and len(pools) < 2
+        ):
+            names = " and ".join(dict.fromkeys((a["weights"], b["weights"])))
+            raise VggfeatError(
+                f"net {a['net']} ({names}) is there twice, the same weights: fused, it would weigh twice; give it "
+                "once, at all Q that it is to have"
+            )
+
+
 def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Posteriors:
     """The n-th net of a file. Raises Damaged."""
     if unknown := facts["of"].keys() - set(FACTS):
@@ -204,7 +252,7 @@ def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Poste
         name = f"nets/{n:03d}/{mode}"
         kept[mode] = posteriors_QNK = file.array(name, "f", (len(facts["scales"]), len(readable), K))
         sound = (posteriors_QNK >= 0) & (posteriors_QNK <= 1 + 1e-5)  # NaN is neither
-        if not sound[:, readable].all():
+        if not sound[:, readable].all() or not (sound | np.isnan(posteriors_QNK)).all():
             raise Damaged(f"{name} has values that are no probabilities")
     of = {fact: facts["of"].get(fact, "") for fact in FACTS}
     if "changes" not in facts["of"]:  # an older file: the recipe's name alone doesn't tell its numbers

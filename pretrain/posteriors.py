@@ -21,12 +21,13 @@ from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets import Items, folder, imagenet
 from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import UnreadableImage, VggfeatError, reason
 from vggfeat.extract import by_shape
 from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 from vggfeat.weights import OXFORD, Network, train_scale
+from vggfeat.writer import stamp
 
 GRID = 5  # a side: 50 crops a scale with their mirror images
 
@@ -80,8 +81,10 @@ def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
 def measure(
     network: Network, items: Items, scales: Sequence[int], modes: Sequence[str], ranks: Ranks,
     *, batch_size: int = 8, workers: int = 2, advance: Callable[[float, int], None] = lambda done, total: None,
-) -> tuple[Posteriors, dict[int, str]]:  # fmt: skip
-    """A net's posteriors of all items, and row -> reason of unreadable ones; complete in the first process.
+) -> tuple[Posteriors, dict[int, str], np.ndarray]:  # fmt: skip
+    """A net's posteriors of all items, row -> reason of unreadable ones, and the CRC-32 of each item's file, (N,).
+
+    Complete in the first process. The checksum of an unreadable image is 0.
 
     Each process takes its part of the images; an image is decoded once for all scales and modes.
     """
@@ -89,7 +92,16 @@ def measure(
     K = network.module.num_classes
     mine_QMNK = np.full((len(scales), len(modes), high - low, K), np.nan, np.float32)
     failures: dict[int, str] = {}
+    crc32 = np.zeros(high - low, np.uint32)
     done = 0.0
+
+    def read(i: int) -> np.ndarray:
+        pixels = read_rgb(items.source(i))
+        try:
+            crc32[i - low] = stamp(items.source(i))[3]
+        except OSError as error:  # gone meanwhile
+            raise UnreadableImage(reason(error)) from error
+        return pixels
 
     def compute(images_NHWC: Tensor) -> Tensor:
         of_mode = {
@@ -104,29 +116,35 @@ def measure(
         advance(done, high - low)
 
     described = by_shape(
-        lambda i: read_rgb(items.source(i)), range(low, high), scales, compute, network.device,
-        batch_size=batch_size, workers=workers, advance=count,
+        read, range(low, high), scales, compute, network.device, batch_size=batch_size, workers=workers, advance=count,
     )  # fmt: skip
     for i, s, result in described:
         if isinstance(result, UnreadableImage):
             failures[i] = str(result)
             mine_QMNK[:, :, i - low] = np.nan
+            crc32[i - low] = 0
         else:
             mine_QMNK[s, :, i - low] = result
     whole_QMNK = ranks.collect(mine_QMNK, axis=2)
     for others in ranks.gather(failures):
         failures |= others
-    of = {
+    kept = {mode: whole_QMNK[:, m] for m, mode in enumerate(modes)}
+    posteriors = Posteriors(facts_of(network), tuple(scales), kept)
+    return posteriors, dict(sorted(failures.items())), ranks.collect(crc32, axis=0)
+
+
+def facts_of(network: Network) -> dict[str, str]:
+    """What is kept of a net beside its posteriors: `FACTS`."""
+    return {
         "net": network.name,
         "train_scale": network.metadata.get("train_scale", ""),
         "crop": str(network.module.crop),
         **how_trained(network.metadata),
         "weights": network.spec,
         "fingerprint": network.fingerprint,
+        "pool": network.module.pool,
         "precision": network.precision,
     }
-    kept = {mode: whole_QMNK[:, m] for m, mode in enumerate(modes)}
-    return Posteriors(of, tuple(scales), kept), dict(sorted(failures.items()))
 
 
 def how_trained(metadata: dict[str, str]) -> dict[str, str]:
@@ -215,11 +233,11 @@ def _of_one(
     classes = imagenet_synsets(network.classes or [])
     order = class_order(network, items.classes)
     labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
-    net, failures = measure(
+    net, failures, crc32 = measure(
         network, items, of_net, modes, ranks, batch_size=batch_size, workers=workers, advance=advance
     )
     return KeptPosteriors(
-        items.dataset, items.root.absolute().name, split, items.names, labels, classes, failures, [net]
+        items.dataset, items.root.absolute().name, split, items.names, labels, classes, failures, [net], crc32
     )
 
 

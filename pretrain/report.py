@@ -25,6 +25,7 @@ from pretrain.watch import LOG, events
 from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import check_outputs, whole
+from vggfeat.metrics import percent
 from vggfeat.page import Section, Series, chart, html, join, page, table
 from vggfeat.terminal import duration, out, run, say
 
@@ -102,8 +103,8 @@ def write_report(folder: Path, target: Path) -> None:
             Section("stages", "Stages", table(head, rows, numbers=range(1, 8))),
             Section(
                 "curves", "Curves", html('<div class="charts">{c}</div>', c=join(charts)),
-                "Held-out errors are of a central crop. Loss and images/s are means of the iterations between two "
-                "lines of the log.",
+                "Held-out and validation errors are of a central crop. Loss and images/s are means of the iterations "
+                "between two lines of the log.",
             ),
             Section("recipe", f"Recipe of {stages[0][0]}", table(("", ""), recipe, numbers=())),
         ],
@@ -156,7 +157,7 @@ def _errors(event: dict[str, Any] | None) -> tuple[str, str]:
     if event is None:
         return "-", "-"
     return tuple(  # type: ignore[return-value]
-        "-" if event.get(key) is None else f"{event[key]:.2f}" for key in ("top1_error", "top5_error")
+        percent(event.get(key)) for key in ("top1_error", "top5_error")
     )
 
 

@@ -36,6 +36,7 @@ from vggfeat.checked import read_text
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.files import write_json, write_text
+from vggfeat.metrics import tells
 from vggfeat.ranks import Ranks
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
@@ -47,7 +48,8 @@ from vggfeat.weights import load, train_scale
 class Trained:
     """A net of a run: its S and crop in pixels, which layers learned last, its recipe, how long it learned, its file.
 
-    stands_for: the paper's S that its own stands for, "" for none. changes: of the recipe (`recipe.identity`).
+    stands_for: the paper's S that its own stands for, "" for none. changes: of the recipe (`recipe.identity`), and
+    `max_pool` where it was evaluated with other pooling than its own.
     epochs: in all its stages, None where unknown. training_set: digest of its images, "" unknown.
     """
 
@@ -70,9 +72,13 @@ class Trained:
             S = train_scale(of["train_scale"])
             if not (S and of["learn"] and of["recipe"]) or of["net"] not in NETS:
                 raise ValueError
+            changes = of["changes"].splitlines()
+            own = "ceil" if RELEASED in changes else "floor"  # Caffe's, and ours
+            if of.get("pool", "") not in ("", own):
+                changes.append(f"max_pool={plain_word(of['pool'])}")
             return cls(
                 of["net"], S, int(of["crop"]), of["learn"], plain_word(of["recipe"]), of["weights"], int(of["seed"]),
-                of["stands_for"], tuple(of["changes"].splitlines()), float(of["epochs"]) if of["epochs"] else None,
+                of["stands_for"], tuple(changes), float(of["epochs"]) if of["epochs"] else None,
                 of["training_set"],
             )  # fmt: skip
         except (KeyError, ValueError):
@@ -202,6 +208,8 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
     written first, and the ledger is made of them, so the same command mends what a full disk has left undone.
     Raises VggfeatError: not a validation set, images without labels, no net that can be in a table, no row at all.
     """
+    if not tells(1, len(whole.classes)):
+        raise VggfeatError("the nets know one class only: there is no error to put into a table")
     if (whole.labels < 0).any() or not len(whole.labels):
         raise VggfeatError("the images have no labels: a table needs the validation set's")
     if whole.split != "val":
@@ -285,8 +293,9 @@ def _cell(
         scales.append(",".join(map(str, Q)))
         learned.append(Learned(kept.of["fingerprint"], net.epochs, net.training_set, kept.of["precision"]))
     posteriors_NK = np.mean(parts, axis=0)
-    top1, top5 = whole.errors(posteriors_NK)
+    _, top5 = whole.errors(posteriors_NK)
     wrong = whole.wrong(posteriors_NK, 1)
+    top1 = 100 * float(wrong.mean())
     S = " + ".join(whole.nets[role[member]].of["train_scale"] for member in row.members)
     return Cell(
         row.table, row.name, row.mode, S, " + ".join(dict.fromkeys(scales)), top1, top5, plain_word(whole.data),

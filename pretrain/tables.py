@@ -157,11 +157,12 @@ class Learned:
 
 @dataclass(frozen=True)
 class Cell:
-    """A measured row. top1, top5: errors, %. wrong: which of the images were top-1 errors, packed bits in hex.
+    """A measured row. top1, top5: errors, %; top5 None among too few classes (`metrics.tells`).
 
-    data: name of the images' folder. image_set: digest of the images' names, their classes and all `classes` that were
-    to choose among. recipe, changes: of all nets of the row. when: ISO date. seed: of the recipe; a row of several
-    seeds has a cell for each. Raises VggfeatError where `wrong` isn't of so many images and errors.
+    wrong: which of the images were top-1 errors, packed bits in hex. data: name of the images' folder. image_set:
+    digest of the images' names, their classes, all `classes` that were to choose among, and (not in older cells) the
+    checksums of their files. recipe, changes: of all nets of the row. when: ISO date. seed: of the recipe; a row of
+    several seeds has a cell for each. Raises VggfeatError where `wrong` isn't of so many images and errors.
     """
 
     table: int
@@ -170,7 +171,7 @@ class Cell:
     S: str
     Q: str
     top1: Percent
-    top5: Percent
+    top5: Percent | None
     data: str
     split: Annotated[str, OneOf(("val",))]
     images: Annotated[int, Range(1, 10**8)]
@@ -328,6 +329,8 @@ def unlike(better: Sequence[Cell], worse: Sequence[Cell], same_nets: bool) -> st
     for a, b in zip(better, worse, strict=True):
         if same_nets and not {n.fingerprint for n in b.nets} <= {n.fingerprint for n in a.nets}:
             found.append("other nets")
+        elif same_nets and a.changes != b.changes:  # as of how they pool
+            found.append(f"{', '.join(sorted({*a.changes} ^ {*b.changes}))} in one of them")
         if {n.precision for n in a.nets} != {n.precision for n in b.nets}:
             found.append(" against ".join("/".join(sorted({n.precision for n in c.nets})) for c in (a, b)))
     if same_nets:
@@ -441,8 +444,11 @@ def by_row(cells: Iterable[Cell]) -> dict[tuple[Key, tuple[str, ...]], list[Cell
     return rows
 
 
-def spread(values: Sequence[float]) -> str:
-    """A mean; with several values their standard deviation, too."""
+def spread(errors: Sequence[float | None]) -> str:
+    """A mean; with several values their standard deviation, too; "-" where one of them is None."""
+    values = [error for error in errors if error is not None]
+    if len(values) < len(errors):
+        return "-"
     mean = f"{np.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} +- {np.std(values, ddof=1):.1f}"
 

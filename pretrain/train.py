@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before all that takes time
 
     begin()
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -124,7 +124,7 @@ def train(
                     return
                 ended = train_stages(asked, stop, readers)
             if ended.finished and ranks.first:
-                _print_end(ended)
+                _print_end(ended, {stage.name: stage.test_scale for stage in whole.stages})
                 out.print(f"weights: {asked.out / 'weights.safetensors'}")
         if not ended.finished:
             raise typer.Exit(128 + stop.signal)
@@ -154,14 +154,19 @@ def _print_advice(stages: Sequence[StagePlan]) -> None:
         out.print("to try the program out in hours instead, train narrow nets on small crops: --recipe mini")
 
 
-def _print_end(ended: Ended) -> None:
-    table = columns("stage", "iterations", "held-out top-1, top-5 error, %", "validation, %", "time")
+def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
+    """Q: of each stage's checks, in pixels."""
+    from vggfeat.metrics import percent
+
+    kinds = (f"{images}, top-1, top-5 error, %" for images in ("held-out", "validation"))
+    table = columns("stage", "iterations", "Q", *kinds, "time")
     for name, state in ended.stages:
         errors = [
-            "-" if pair is None else "{:.2f}, {:.2f}".format(*pair) for pair in (state.held_out, state.val)
+            "-" if pair is None else ", ".join(map(percent, pair)) for pair in (state.held_out, state.val)
         ]
-        table.add_row(name, str(state.iteration), *errors, duration(state.seconds))
+        table.add_row(name, str(state.iteration), str(Q[name]), *errors, duration(state.seconds))
     out.print(table)
+    out.print("errors: of one central crop at Q; the paper's, over the whole image, are pretrain.evaluate's")
 
 
 if __name__ == "__main__":

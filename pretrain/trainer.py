@@ -34,6 +34,7 @@ from pretrain.watch import Chance, Log, Stop, cant_write, say
 from vggfeat.errors import VggfeatError, out_of_memory
 from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
+from vggfeat.metrics import percent, tells
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
@@ -405,11 +406,12 @@ class Trainer:
             log("drop", iteration, learning_rate=state.learning_rate)
             log.say(f"learning rate {state.learning_rate:g} after iteration {iteration}")
 
-    def _tell(self, log: Log, event: str, errors: tuple[float, float], images: int) -> None:
+    def _tell(self, log: Log, event: str, errors: tuple[float, float | None], images: int) -> None:
         log(event, self.state.iteration, top1_error=errors[0], top5_error=errors[1], images=images)
         name = {"held_out": "held-out", "val": "validation"}[event]
         log.say(
-            f"{name} error {errors[0]:.2f} % top-1, {errors[1]:.2f} % top-5, central crop at Q={self.stage.test_scale}"
+            f"{name} error {percent(errors[0])} % top-1, {percent(errors[1])} % top-5, central crop at "
+            f"Q={self.stage.test_scale}"
         )
 
     def _refuse_chance(self) -> None:
@@ -452,10 +454,11 @@ class Trainer:
                 say(f"unreadable, {how}: {name}: {why}")
 
     @torch.inference_mode()
-    def errors(self, rows: np.ndarray) -> tuple[float, float] | None:
+    def errors(self, rows: np.ndarray) -> tuple[float, float | None] | None:
         """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error.
 
-        None when a signal came before the end: who sent it may kill after some seconds.
+        None for a top-5 error that tells nothing (`metrics.tells`); None for both when a signal came before the end:
+        who sent it may kill after some seconds.
         """
         low, high = self.ranks.share(0, len(rows))
         size = min(self.machine.micro_batch, 128)
@@ -476,7 +479,10 @@ class Trainer:
                 break
         self.trainee.train()
         right1, right5, left = self.ranks.sum([right1, right5, float(self.stop.signal > 0)])
-        return None if left else (100 * (1 - right1 / len(rows)), 100 * (1 - right5 / len(rows)))
+        if left:
+            return None
+        top5 = 100 * (1 - right5 / len(rows)) if tells(5, self.net.num_classes) else None
+        return 100 * (1 - right1 / len(rows)), top5
 
     # --- files -------------------------------------------------------------------------------------------
 

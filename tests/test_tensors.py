@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -123,8 +124,11 @@ def test_a_caffemodel_gives_the_same_scores(tmp_path: Path, he: He, net: str, ol
     assert network.metadata["source"] == str(path)
 
 
-def test_a_caffemodel_is_the_authors_or_nobodys(tmp_path: Path) -> None:
-    """Its own facts hold: as oxford:D it has the classes' names too, as torchvision's it is refused."""
+def test_a_caffemodel_is_the_authors_or_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own facts hold: as oxford:D it has the classes' names too, as torchvision's it is refused.
+
+    Only the authors' file, byte for byte, learned as theirs.
+    """
     with torch.device("meta"):
         shapes = VGG("D", until="pool5").state_dict()
     zeros = {
@@ -136,7 +140,11 @@ def test_a_caffemodel_is_the_authors_or_nobodys(tmp_path: Path) -> None:
     path = tmp_path / "VGG.caffemodel"
     path.write_bytes(caffemodel(zeros))
     network = vggfeat.load(f"oxford:D@{path}")
-    assert network.metadata["train_scale"] == "256-512" and network.layers[-1] == "pool5"
+    assert network.layers[-1] == "pool5" and network.classes and network.classes[0] == "tench"
+    assert network.metadata["train_scale"] == "" and "not the released" in network.metadata["source"]
+    monkeypatch.setitem(weights.CAFFEMODELS, "D", hashlib.sha1(path.read_bytes()).hexdigest())
+    network = vggfeat.load(f"oxford:D@{path}")
+    assert (network.metadata["train_scale"], network.metadata["source"]) == ("256-512", weights.OXFORD["D"])
     with pytest.raises(
         VggfeatError, match=r"says of itself channel_order 'BGR', .* has 'RGB': give .* alone"
     ):

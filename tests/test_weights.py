@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import resource
 import shutil
 import zipfile
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -17,6 +19,8 @@ import torch
 import torchvision
 
 import vggfeat
+from pretrain.posteriors import how_trained
+from pretrain.tables import RELEASED
 from vggfeat import backbones, weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError
@@ -66,6 +70,25 @@ def test_fingerprint_changes_with_one_bit_and_not_with_order():
     assert weights.fingerprint({"a": torch.zeros(2, 3)}) != weights.fingerprint({"a": torch.zeros(3, 2)})
 
 
+def release_is(monkeypatch: pytest.MonkeyPatch, path: Path) -> tuple[str, str]:
+    """A stand-in for net D's released file, and its address and name from now on."""
+    with open(path, "rb") as file:
+        name = f"vgg16-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}.pth"
+    url = f"https://example.org/models/{name}"
+    monkeypatch.setitem(weights.OXFORD, "D", url)
+    return url, name
+
+
+def test_another_file_in_the_cache_is_refused(tmp_path, monkeypatch):
+    """Whatever lay there under the released file's name was the authors' net."""
+    place = tmp_path / "checkpoints" / "vgg16-00b39a1b.pth"
+    place.parent.mkdir()
+    released(tmp_path, {"classifier.1": 0.0}).rename(place)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(VggfeatError, match=r"00b39a1b\.pth is not the released file.* give oxford:D@FILE"):
+        vggfeat.load("oxford:D")
+
+
 def test_the_oxford_convention(tmp_path, monkeypatch):
     """classifier.1|4|6, BGR 0-255 minus the mean, ceil pooling; from a file, by keys alone, and downloaded."""
     torch.manual_seed(0)
@@ -86,9 +109,20 @@ def test_the_oxford_convention(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: tmp_path / "hub")
+    other = [vggfeat.load(spec) for spec in (f"oxford:D@{path}", str(path))]
+    url, name = release_is(monkeypatch, path)
     networks = [vggfeat.load(spec) for spec in (f"oxford:D@{path}", str(path), "oxford:D", "D")]
-    assert asked == [("vgg16-00b39a1b.pth", "00b39a1b")]  # and kept
-    assert len({n.fingerprint for n in networks}) == 1
+    assert asked == [(name, name[6:14])]  # and kept
+    assert len({n.fingerprint for n in [*networks, *other]}) == 1
+    assert [n.spec for n in networks] == [f"oxford:D@{path}", str(path), "oxford:D", "oxford:D"]
+    for n in networks:  # the released file, byte for byte
+        assert (n.metadata["source"], n.metadata["train_scale"]) == (url, "256-512")
+        assert how_trained(n.metadata)["changes"] == RELEASED
+    for n in other:  # any net whose file has these names was the authors', trained at 256 to 512
+        assert n.metadata["source"] == f"{path}, which is not the released vgg16-00b39a1b.pth"
+        assert n.metadata["train_scale"] == "" and set(how_trained(n.metadata).values()) == {""}
+        assert n.preprocessing == networks[0].preprocessing and n.metadata["pool"] == "ceil"
+        assert n.classes == networks[0].classes
     network = networks[0]
     assert network.name == "D" and network.default_layer == "fc7" and network.metadata["pool"] == "ceil"
     assert (
@@ -144,6 +178,7 @@ def test_torchvisions_enums(tmp_path):
     torch.save(theirs.state_dict(), path)
     network = vggfeat.load(f"torchvision:vgg11@{path}")
     assert network.name == "A" and network.metadata["pool"] == "floor" and network.layers[-1] == "fc8"
+    assert network.metadata["source"] == f"{path}, which is not the released vgg11-8a719046.pth"
     image = torch.from_numpy(photograph(1, 224, 224)[None])
     transform = torchvision.models.VGG11_Weights.IMAGENET1K_V1.transforms()
     expected = torchvision.transforms.functional.normalize(

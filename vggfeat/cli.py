@@ -702,13 +702,16 @@ def _description_rows(description: Description, values: int | None = None) -> li
 
 def _trained_rows(metadata: Any) -> list[tuple[str, str]]:
     """What the weights' own metadata say of their training, where it is told as our files tell it."""
+    from vggfeat.metrics import percent
+
     metadata = metadata if isinstance(metadata, dict) else {}
     names = {"source": "weights from", "train_scale": "trained at S", "epoch": "epochs"}
     rows = [(name, str(metadata[key])[:200]) for key, name in names.items() if metadata.get(key)]
     with suppress(VggfeatError):
-        errors = fitted(parse_json(str(metadata.get("errors", "{}")), ""), dict[str, dict[str, float]], "")
+        kind = dict[str, dict[str, float | None]]
+        errors = fitted(parse_json(str(metadata.get("errors", "{}")), ""), kind, "")
         for images, error in errors.items():
-            told = [f"{name.replace('top', 'top-')} {value:.2f} %" for name, value in error.items()]
+            told = [f"{name.replace('top', 'top-')} {percent(value)} %" for name, value in error.items()]
             rows.append((f"error, {images.replace('_', '-')} images", ", ".join(told)))
     return rows
 

@@ -140,9 +140,20 @@ def mean_class_recall(pred: ArrayLike, truth: ArrayLike, n_classes: int) -> floa
     return float(np.nanmean(class_recalls(pred, truth, n_classes)))
 
 
+def tells(k: int, classes: int) -> bool:
+    """Whether a top-k error says anything: among k classes or fewer it is 0 for every net, whatever it knows."""
+    return k < classes
+
+
+def percent(error: float | None) -> str:
+    """An error in per cent as it is printed; "-" for None, one that tells nothing (see `tells`)."""
+    return "-" if error is None else f"{error:.2f}"
+
+
 def top_k_error(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> float:
-    """Share of images whose true class is not among the k best scored; see `top_k_wrong`."""
-    return float(top_k_wrong(scores_NK, truth, k).mean())
+    """Share of images whose true class is not among the k best scored; see `top_k_wrong`. NaN where K <= k."""
+    wrong = top_k_wrong(scores_NK, truth, k)
+    return float(wrong.mean()) if tells(k, np.shape(scores_NK)[1]) else float("nan")
 
 
 def top_k_wrong(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> NDArray[np.bool_]:

@@ -35,6 +35,11 @@ OXFORD = {
     "D": "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
     "E": "https://web.eecs.umich.edu/~justincj/models/vgg19-d01eb7cb.pth",
 }
+# sha1 of the authors' own files, VGG_ILSVRC_16_layers.caffemodel and that of 19 layers, as Caffe's model zoo has them
+CAFFEMODELS = {
+    "D": "9363e1f6d65f7dba68c4f27a1e62105cdf6c4e24",
+    "E": "239785e7862442717d831f682bb824055e51e9ba",
+}
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 MINI = {net: Path(__file__).parent / "assets" / f"mini-{net}.safetensors" for net in ("A", "D")}
 WHOLE = {"width": "1", "crop": "224"}  # of a released net
@@ -425,7 +430,9 @@ def _load_file(path: Path) -> Network:
     if "net" in metadata and "mean" in metadata:
         return _vgg_network(place, tensors, metadata)
     if "classifier.1.weight" in tensors and "mean" not in metadata:
-        return _oxford(_net_by_convolutions(tensors, path), Path(place))
+        network = _oxford(_net_by_convolutions(tensors, path), Path(place))
+        network.spec = place  # by its names alone it is nobody's
+        return network
     sources = [f"timm:NAME@{path}"]
     if any(key.startswith(("features.", "conv")) for key in tensors):
         sources = [f"torchvision:{_torchvisions(tensors)}@{path}"]
@@ -526,17 +533,48 @@ def finite(tensor: Tensor) -> bool:
 # --- sources -----------------------------------------------------------------------------------------------
 
 
-def _of_source(source: str, file: Path | None, url: str, release: Mapping[str, str]) -> Network:
-    """The net of a release: downloaded, or from a file that doesn't contradict what the release is."""
-    tensors, metadata = _read(_downloaded(url, source) if file is None else file)
-    spec = source if file is None else f"{source}@{file}"
+def _of_source(
+    source: str, file: Path | None, url: str, release: Mapping[str, str], caffemodel: str = ""
+) -> Network:
+    """The net of a release: downloaded, or from a file that doesn't contradict what the release is.
+
+    Of another file than the released one, byte for byte, nothing is known of who trained it, and at which S.
+    caffemodel: sha1 of another file of the same release.
+    """
+    path = _downloaded(url, source) if file is None else file
+    tensors, metadata = _read(path)
     if file is None:
-        return _vgg_network(spec, tensors, release)
+        if not _checksum(path, "sha256").startswith(_digits(url)):
+            raise VggfeatError(
+                f"{path} is not the released file: its sha256 doesn't begin with {_digits(url)}; move it away, and "
+                f"the released one is fetched, or give {source}@FILE"
+            )
+        return _vgg_network(source, tensors, release)
     if "mean" not in metadata:
         refuse_other_release(source, file, tensors)
     fc8 = tensors.get("classifier.6.weight", tensors.get("fc8.weight"))
     outputs = len(fc8) if fc8 is not None and fc8.ndim else None
-    return _vgg_network(spec, tensors, agreed(source, file, release, metadata, outputs))
+    facts = agreed(source, file, release, metadata, outputs)
+    if not _checksum(file, "sha256").startswith(_digits(url)) and _checksum(file, "sha1") != caffemodel:
+        name = url.rpartition("/")[2]
+        claims = {"train_scale": "", "source": f"{file}, which is not the released {name}"}
+        facts |= {key: metadata.get(key, value) for key, value in claims.items() if key in release}
+    return _vgg_network(f"{source}@{file}", tensors, facts)
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """Of a file's bytes, as hex; kind: as hashlib calls it."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, kind).hexdigest()
+    except OSError as error:
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
+
+
+def _digits(url: str) -> str:
+    """The first digits of a released file's sha256, which its name ends with."""
+    found = re.search(r"-([0-9a-f]{8,})\.", url.rpartition("/")[2])
+    return found[1] if found else ""
 
 
 def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -575,7 +613,7 @@ def _oxford(net: str, file: Path | None) -> Network:
         "train_scale": "256-512",
         "source": OXFORD[net],
     }
-    return _of_source(f"oxford:{net}", file, OXFORD[net], release)
+    return _of_source(f"oxford:{net}", file, OXFORD[net], release, CAFFEMODELS[net])
 
 
 def _mini(net: str, file: Path | None) -> Network:
@@ -599,8 +637,7 @@ def _downloaded(url: str, spec: str) -> Path:
     """The file of a release in PyTorch's cache, fetched into it where it isn't there. Raises VggfeatError."""
     name = url.rpartition("/")[2]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    checksum = re.search(r"-([0-9a-f]{8,})\.", name)  # the first digits of the file's sha256
-    digits = checksum[1] if checksum else ""
+    digits = _digits(url)
     path = folder / name
     try:
         if not path.exists():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import subprocess
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from PIL import Image
 from scipy.io import savemat
 
 import vggfeat
-from pretrain.evaluate import app
+from pretrain.evaluate import app, told_apart
 from pretrain.kept import KeptPosteriors
 from pretrain.posteriors import how_trained
 from pretrain.recipe import Past, Recipe, chain, read_recipe
@@ -365,8 +367,9 @@ def test_tables_again_and_an_unreadable_image(
         changed = cell.wrong_images() != before[key].wrong_images()
         assert cell.wrong_images()[2 * 6 + 1]
         assert not np.delete(changed, 2 * 6 + 1).any()
-    # again: the same heading, not twice
-    assert ledger.read_text().count("## Tables 3 to 6, stand-in: recipe small") == 1
+    # a file that can't be read is not the one that was: a table of its own, and again: the same heading, not twice
+    assert command(*words).status == 3
+    assert ledger.read_text().count("## Tables 3 to 6, stand-in: recipe small") == 2
 
 
 def test_the_released_nets_stand_in_the_papers_own_table() -> None:
@@ -522,11 +525,149 @@ def test_what_is_of_other_images_is_not_fused(
         replace(kept, **change).save(tmp_path / "b.h5")
         ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "b.h5")
         assert ran.status == 1 and says in ran.err
-    replace(kept, data="moved").save(tmp_path / "b.h5")
+    moved = replace(kept, data="moved")
+    moved.nets[0].of["fingerprint"] = "of another net"
+    moved.save(tmp_path / "b.h5")
     joined = KeptPosteriors.joined(
         [(name, KeptPosteriors.read(tmp_path / name)) for name in ("a.h5", "b.h5")]
     )
     assert joined.data == "images and moved"
+
+
+def test_other_pictures_under_the_same_names_are_not_fused(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two folders with the same names, classes and split gave one figure, and one table of the ledger."""
+    words = ["--data", images, *FAST, "--scales", "36", "--posteriors"]
+    assert command("--weights", weights["A-36"], *words, tmp_path / "a.h5").status == 0
+    picture = images / "val" / "n03" / "2.png"
+    Image.fromarray(photograph(900, 44, 60)).save(picture)
+    assert command("--weights", weights["D-36"], *words, tmp_path / "d.h5").status == 0
+    a, d = (KeptPosteriors.read(tmp_path / f"{net}.h5") for net in "ad")
+    assert d.crc32[3 * 6 + 2] == zlib.crc32(picture.read_bytes()) and d.image_set != a.image_set
+    ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "d.h5")
+    assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1)
+    assert "d.h5 is of other pictures under the same names (1 of 42, such as val/n03/2.png)" in ran.err
+    # an older file doesn't tell: it is fused, and so doesn't the whole
+    older = replace(d, crc32=d.crc32[:0])
+    older.save(tmp_path / "old.h5")
+    older = KeptPosteriors.read(tmp_path / "old.h5")
+    ran = command(
+        "--from", tmp_path / "a.h5", "--from", tmp_path / "old.h5", "--posteriors", tmp_path / "j.h5"
+    )
+    assert ran.status == 0, ran.err
+    assert len(older.crc32) == len(KeptPosteriors.read(tmp_path / "j.h5").crc32) == 0
+    assert KeptPosteriors.read(tmp_path / "j.h5").image_set == older.image_set != d.image_set
+    # nor does it stand between two that tell
+    ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "old.h5", "--from", tmp_path / "d.h5")
+    assert ran.status == 1 and "is of other pictures" in ran.err
+
+
+def test_an_image_that_one_net_could_not_read_is_that_nets_error(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """The other's row was told to count it; and of kept posteriors nothing was listed, with status 0."""
+    words = ["--data", images, *FAST, "--scales", "36", "--posteriors"]
+    assert command("--weights", weights["A-36"], *words, tmp_path / "a.h5").status == 0
+    (images / "val" / "n02" / "1.png").write_bytes(b"nothing")
+    assert command("--weights", weights["D-36"], *words, tmp_path / "d.h5").status == 3
+    ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "d.h5", "--json", tmp_path / "r.json")
+    assert ran.status == 3
+    (told,) = ran.err_lines
+    assert told.startswith("unreadable: val/n02/1.png: ")
+    rows = [line.split("│")[1:-1] for line in ran.out.splitlines() if "dense" in line]
+    assert [(row[0].strip(), row[6].strip()) for row in rows] == [("A", "0"), ("D", "1"), ("A + D", "1")]
+    assert "imagenet val: 42 images, 1 of them unreadable, an error in each row that counts it" in ran.out
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert [row["unreadable"] for row in record["rows"]] == [0, 1, 1] and len(record["unreadable"]) == 1
+    alone = command("--from", tmp_path / "a.h5")
+    assert alone.status == 0 and "unreadable" not in alone.out + alone.err
+
+
+def test_a_net_and_a_scale_are_averaged_once(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """Twice the same net was a fusion of two; of --scales 36,36,50 the first weighed twice."""
+
+    def says(*words: object, status: int = 1) -> str:
+        ran = command(*words)
+        assert (ran.status, ran.out, len(ran.err_lines)) == (status, "", 1)
+        return ran.err
+
+    a, d, kept = weights["A-36"], weights["D-36"], tmp_path / "a.h5"
+    words = ["--data", images, *FAST]
+    assert command("--weights", a, *words, "--scales", "36,50", "--posteriors", kept).status == 0
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(a.read_bytes())
+    out = tmp_path / "no.h5"
+    for again in (["--from", kept, "--from", kept], ["--weights", a, "--weights", copy, *words]):
+        told = says(*again, "--posteriors", out)
+        assert "net A (" in told and "is there twice" in told and not out.exists()
+    assert "--scales 36,36,50: give each Q once" in says("--from", kept, "--scales", "36,36,50", status=2)
+    assert "give each Q once" in says("--weights", a, *words, "--scales", "36,50,36", status=2)
+    # what is wrong with the second net is told before the first one is evaluated
+    assert "smaller than the crop of 32" in says("--weights", a, "--weights", d, *words, "--scales", "31")
+
+
+def test_pooling_of_odd_sides_by_option(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    d = ["--weights", weights["D-36"], "--data", images, *FAST, "--scales", "50", "--posteriors"]
+    for pool in ("floor", "ceil"):
+        assert command(*d, tmp_path / f"{pool}.h5", "--max-pool", pool).status == 0
+    assert command(*d, tmp_path / "own.h5").status == 0
+    floor, ceil, own = (KeptPosteriors.read(tmp_path / f"{n}.h5").nets[0] for n in ("floor", "ceil", "own"))
+    assert (floor.of, ceil.of) == (own.of, {**own.of, "pool": "ceil"})
+    assert np.array_equal(floor.mean("dense"), own.mean("dense"))
+    assert not np.allclose(ceil.mean("dense"), own.mean("dense"), atol=1e-6)
+    # it isn't the same net: it can be fused, has a name of its own, and in a table a mark
+    assert "there twice" in command("--from", tmp_path / "own.h5", "--from", tmp_path / "floor.h5").err
+    both = ["--from", tmp_path / "own.h5", "--from", tmp_path / "ceil.h5"]
+    assert "D (max-pool floor) + D (max-pool ceil)" in command(*both).out
+    trained = [Trained.of(net.of) for net in (own, ceil)]
+    assert [net.changes for net in trained] == [(), ("max_pool=ceil",)] and len(roles(trained)) == 2
+    assert "--max-pool is for --weights" in command(*both, "--max-pool", "ceil").err
+
+
+def test_rows_of_nets_of_one_kind_are_told_apart() -> None:
+    net = {
+        "net": "D",
+        "train_scale": "256",
+        "pool": "floor",
+        "seed": "0",
+        "weights": "a",
+        "fingerprint": "f1",
+    }
+    other = {**net, "fingerprint": "f2"}
+    assert told_apart([net]) == ["D"]
+    assert told_apart([net, {**other, "train_scale": "384"}]) == ["D", "D"]  # beside their S
+    assert told_apart([net, {**other, "seed": "1", "weights": "b"}]) == ["D (seed 0)", "D (seed 1)"]
+    assert told_apart([net, {**other, "seed": "", "weights": "b"}]) == ["D (a)", "D (b)"]
+    assert told_apart([net, other, {**net, "net": "E"}]) == ["D (sha256 f1)", "D (sha256 f2)", "E"]
+
+
+def test_a_top_5_error_among_five_classes_is_none(
+    command: Command,
+    images: Path,
+    he,
+    plain: Preprocessing,
+    tmp_path: Path,  # type: ignore[no-untyped-def]
+) -> None:
+    """It was 0.00, a faultless net's."""
+    for name in CLASSES[5:]:
+        shutil.rmtree(images / "val" / name)
+    path = tmp_path / "five.safetensors"
+    five = he("A", num_classes=5, width=0.05, crop=32)
+    save_weights(path, five, plain, classes=CLASSES[:5], train_scale="36")
+    kept, record = tmp_path / "p.h5", tmp_path / "r.json"
+    for words in (["--weights", path, "--data", images, *FAST, "--posteriors", kept], ["--from", kept]):
+        ran = command(*words, "--json", record, "--overwrite")
+        assert ran.status == 0, ran.err
+        (row,) = (line.split("│")[1:-1] for line in ran.out.splitlines() if "dense" in line)
+        assert float(row[4]) > 0 and row[5].strip() == "-"
+        (figures,) = json.loads(record.read_text())["rows"]
+        assert figures["top1_error"] > 0 and figures["top5_error"] is None
+        assert {each["top5_error"] for each in figures["per_class"].values()} == {None}
 
 
 def test_older_posteriors_are_read_and_kept_out_of_tables(

@@ -17,7 +17,7 @@ from pretrain.kept import KeptPosteriors
 from pretrain.loader import read_training_set
 from pretrain.posteriors import images_of
 from pretrain.recipe import read_recipe
-from pretrain.runs import Trained, roles, rows_of
+from pretrain.runs import Trained, roles, rows_of, write_tables
 from pretrain.tables import (
     ILSVRC,
     PAPER,
@@ -81,6 +81,23 @@ def test_one_seed_is_decided_by_the_images_alone():
     }
     same = difference([a], [a])
     assert (same.points, same.half, same.p) == (0.0, 0.0, 1.0)
+
+
+def test_cells_of_few_classes_have_no_top_5_error(tmp_path: Path) -> None:
+    few = [cell("A 256", 20, seed, classes=5, top5=None) for seed in range(2)]
+    assert "| A 256 | dense | 20.0 +- 0.0 / - | 2 |" in table_markdown(3, few)
+    (tmp_path / "c.json").write_text(json.dumps(ledger_content(few)))
+    assert read_cells(tmp_path / "c.json") == few
+    one = KeptPosteriors("imagenet", "images", "val", ["val/a/0.png"], np.zeros(1, int), ["a"], {}, [])
+    with pytest.raises(VggfeatError, match="know one class only"):
+        write_tables((3,), one, tmp_path / "results.md")
+
+
+def test_the_same_nets_that_pool_otherwise_decide_no_claim() -> None:
+    several, one = cell("D 256", 20, key=1, table=4), cell("D 256", 30, key=2)
+    assert verdicts(several, one).popitem()[1] == "holds"
+    odd = "confounded: max_pool=ceil in one of them"
+    assert verdicts(replace(several, changes=["max_pool=ceil"]), one).popitem()[1] == odd
 
 
 def variances(better: list[Cell], worse: list[Cell]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -94,6 +95,12 @@ def test_the_chain_and_what_it_leaves(
         6,
     ]  # each epoch of 76 // 16 iterations, and the end
     assert {"top1_error", "top5_error", "images"} <= checks[0].keys()
+    # of two classes a top-5 error is none: 0.00 was printed, a faultless net's
+    assert all(event["top5_error"] is None for event in events if "top5_error" in event)
+    assert "% top-1, - % top-5, central crop at Q=" in ran.err
+    assert (
+        re.search(r"36-64 .*\b50 .* \d+\.\d+, - ", ran.out) and "errors: of one central crop at Q" in ran.out
+    )
 
     network = load(str(out / "weights.safetensors"))
     assert network.classes == ["blue", "red"]

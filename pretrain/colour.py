@@ -7,7 +7,6 @@ covariance of RGB values in [0, 1], a random factors. "Literally" that is about 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +17,7 @@ from typing import Annotated
 import numpy as np
 
 from vggfeat.checked import Range, fitted, parse_json, read_text
+from vggfeat.datasets.items import name_digest
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.files import write_json
@@ -28,7 +28,8 @@ class Colours:
     """What one pass over the training set finds.
 
     mean: RGB in 0..255. covariance: 3x3, of RGB in [0, 1]. images: N read. unreadable: name -> reason.
-    training_set: `name_digest` of the set's names. Every pixel of every readable image counts once.
+    training_set: `name_digest` of the set's names, so that those of another aren't used by mistake. Every pixel of
+    every readable image counts once.
     """
 
     mean: tuple[float, ...]
@@ -78,11 +79,6 @@ def refuse_impossible(mean: Sequence[float], covariance: Sequence[Sequence[float
         raise VggfeatError(
             f"covariance must be symmetric and have no negative variances, not {str(covariance)[:80]}"
         )
-
-
-def name_digest(names: Sequence[str]) -> str:
-    """sha256 of a training set's names in order: statistics of another set are not used by mistake."""
-    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass

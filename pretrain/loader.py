@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,12 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
     if "split0/train" in items.splits:
         train = np.sort(np.concatenate([items.splits["split0/train"], items.splits["split0/val"]]))
         val = items.splits["split0/test"]
+        said = (
+            f"no folders train and val: of the {len(items):,} images {len(train):,} are for training (split0's train and "
+            f"val), {len(val):,} (its test) only report the validation error; `vggfeat svm` on these images tests this "
+            "net fairly in split0 alone"
+        )
+        items = replace(items, remarks=(*items.remarks, said))
     elif "train" in items.splits:
         train = items.splits["train"]
         val = items.splits.get("val", np.zeros(0, np.int64))

@@ -306,7 +306,7 @@ def select(recipe: Recipe, stages: str) -> range:
 class Past:
     """A stage that a net has been through, for the history in its weights file. images: of its training set.
 
-    training_set: `colour.name_digest` of them.
+    training_set: `datasets.items.name_digest` of them.
     """
 
     stage: str

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pretrain.checkpoint import State
-from pretrain.colour import Colours, Sums, measure, name_digest
+from pretrain.colour import Colours, Sums, measure
 from pretrain.init import copy_layers, randomise
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
@@ -24,6 +24,7 @@ from pretrain.recipe import Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import BEST, CHECKPOINT, WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
+from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import place_of, scratch, whole
 from vggfeat.ranks import Ranks

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpoint
-from pretrain.colour import Colours, name_digest
+from pretrain.colour import Colours
 from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import SHALLOW, Past, Recipe
 from pretrain.watch import Chance, Log, Stop, cant_write, say
+from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError, out_of_memory
 from vggfeat.files import try_each
 from vggfeat.images import Preprocessing

@@ -6,13 +6,18 @@ N images, Q scales, D descriptor length.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from vggfeat.aggregate import aggregate, fuse
+from vggfeat.checked import fitted, parse_json
+from vggfeat.datasets.folder import class_splits
+from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import versions
 from vggfeat.protocols import Problem, pool_of
@@ -26,15 +31,15 @@ def problem_from(
 
     Several files (nets, layers) of the same images are stacked; an image that is unreadable in one is left out
     of all. pool: over the scales; None: as the protocol has it. scales: a subset of the stored ones.
-    Raises VggfeatError: see `open_features`; files whose images, labels or splits differ; no labels.
+    Raises VggfeatError: see `open_features`, `refuse_other_rows`; descriptors that are the same twice; no labels.
     """
     files = [open_features(path) for path in paths]
     first = files[0]
-    for other in files[1:]:
-        _refuse_other_items(first, other)
+    refuse_other_rows(files)
     if first.labels is None:
         raise VggfeatError(f"{first.path} has no labels (an unlabelled dataset): there is nothing to learn")
     parts = tuple(_with_scales(file, scales) for file in files)
+    _refuse_repeats(files, parts)
     protocol = str(first.attributes["protocol"])
     pool, pool_by = (pool, "as asked") if pool else pool_of(protocol)
     problem = Problem(
@@ -45,6 +50,8 @@ def problem_from(
         readable=np.logical_and.reduce([file.readable for file in files]),
         protocol=protocol,
         names=first.names,
+        total=first.attributes.get("total"),
+        seen=np.logical_or.reduce([trained_the_net(file) for file in files]),
     )
     about = {
         "dataset": first.attributes["dataset"],
@@ -57,12 +64,12 @@ def problem_from(
                 "layer": part.layer,
                 "mirror": part.mirror,
                 "scales": list(part.scales),
+                "rows": file.rows_digest,
             }
             for file, part in zip(files, parts, strict=True)
         ],
         "pool": pool,
         "pool_by": pool_by,
-        "scales": list(parts[0].scales),
         "versions": versions(),
     }
     return problem, parts, about
@@ -72,7 +79,25 @@ def _with_scales(file: Features, scales: tuple[int, ...] | None) -> Description:
     return file.description if scales is None else replace(file.description, scales=scales)
 
 
-def _refuse_other_items(a: Features, b: Features) -> None:
+def _refuse_repeats(files: Sequence[Features], parts: Sequence[Description]) -> None:
+    """Raise VggfeatError where two descriptions are the same: stacked twice, a descriptor is no fusion."""
+    # where the weights lie, and how they are rounded, makes no other descriptor
+    keys = [replace(part, weights="", precision="", scales=tuple(sorted(part.scales))) for part in parts]
+    for (a, one), (b, other) in combinations(zip(files, keys, strict=True), 2):
+        if one == other:
+            raise VggfeatError(
+                f"{a.path} and {b.path} can't be fused: both hold {one.layer} of net {one.net} "
+                f"({one.fingerprint[:12]}) at the same scales; leave one out"
+            )
+
+
+def refuse_other_rows(files: Sequence[Features]) -> None:
+    """Raise VggfeatError unless all files are of the same images, with the same labels and splits."""
+    for a, b in combinations(files, 2):
+        _refuse_others(a, b)
+
+
+def _refuse_others(a: Features, b: Features) -> None:
     what = f"{a.path} and {b.path} can't be fused:"
     if a.attributes["dataset"] != b.attributes["dataset"]:
         raise VggfeatError(
@@ -91,3 +116,45 @@ def _refuse_other_items(a: Features, b: Features) -> None:
         not np.array_equal(a.splits[k], b.splits[k]) for k in a.splits
     ):
         raise VggfeatError(f"{what} their splits differ")
+    known = (a.crc32 != 0) & (b.crc32 != 0)
+    if len(changed := np.flatnonzero(known & (a.crc32 != b.crc32))):
+        more = f", and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+        raise VggfeatError(f"{what} {a.names[changed[0]]} is another image in the second{more}")
+
+
+class _Stage(TypedDict):
+    training_set: str
+
+
+def trained_the_net(features: Features) -> np.ndarray:
+    """(N,) bool: the images that trained the net, as far as the weights' history tells; see `pretrain.train`.
+
+    A stage of it has a digest of the names that it learned from: in a folder of classes, its split0's train and val;
+    below train/, all. Those that couldn't be read are not among them, where the stage had met them before.
+    """
+    stages: list[_Stage] = []
+    metadata = features.attributes.get("weights_metadata")
+    with suppress(VggfeatError):  # what others write there tells nothing
+        history = metadata.get("history") if isinstance(metadata, dict) else None
+        stages = fitted(parse_json(str(history or "[]"), "history"), list[_Stage], "history")
+    learned = {stage["training_set"] for stage in stages}
+    seen = np.zeros(len(features.names), bool)
+    if (
+        not learned
+        or features.labels is None
+        or features.labels.ndim == 2
+        or not (features.labels >= 0).any()
+    ):
+        return seen
+    drawn = class_splits(features.labels)
+    every = np.arange(len(seen))
+    below = f"{Path(str(features.attributes['root'])).name}/"
+    for rows, folder in (
+        (np.union1d(drawn["split0/train"], drawn["split0/val"]), ""),
+        (features.splits.get("train", every[:0]), ""),
+        (every, below),
+    ):
+        for these in (rows, rows[features.readable[rows]]):
+            if name_digest([folder + features.names[i] for i in these]) in learned:
+                seen[these] = True
+    return seen

@@ -332,9 +332,12 @@ def svm(
     torch.set_num_threads(min(workers, CORES))
     outcome = protocols.run(
         problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
-        class_weight=class_weight, progress=say,
+        class_weight=class_weight, progress=lambda line: say(in_options(line)),
     )  # fmt: skip
     results = {**outcome.results, **about, "command": command()}
+    seen, scored = protocols.seen_by_net(results)
+    if scored:
+        say(f"warning: the net was trained on {seen}")
 
     def submit() -> None:
         if submission:
@@ -630,9 +633,9 @@ def weights() -> None:
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    from vggfeat.report import choice, class_columns, summary
+    from vggfeat.report import choice, class_columns, summary, title
 
-    print_table(f"{results['dataset']}: linear SVM", summary(results))
+    print_table(title(results), summary(results))
     for head, rows in (choice(results), class_columns(results)):
         if 0 < len(rows) <= 20:
             table = columns(*head)
@@ -653,7 +656,12 @@ def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str
     return [
         ("what", "feature file: a descriptor of each image at each scale"),
         ("data set", facts["dataset"] + (f", in {facts['root']}" if facts["root"] else "")),
-        ("images", f"{f.shape[0]:,}" + (f" ({len(f.errors):,} unreadable)" if f.errors else "")),
+        (
+            "images",
+            f"{f.shape[0]:,}"
+            + (f", the first of {facts['total']:,}" if "total" in facts else "")
+            + (f" ({len(f.errors):,} unreadable)" if f.errors else ""),
+        ),
         ("classes", f"{len(f.classes):,}" if f.classes else "none"),
         ("labels", labels),
         *((split, ", ".join(of_split)) for split, of_split in parts.items()),

@@ -778,14 +778,17 @@ def forward_flop(network: Network, layer: str, height: int, width: int) -> float
 
 
 def limited(items: Items, limit: int) -> Items:
-    """The first `limit` items; splits keep the rows that remain."""
-    kept = min(limit, len(items))
+    """The first `limit` items, and how many there are; splits keep the rows that remain."""
+    if limit >= len(items):
+        return items
+    kept = limit
     return replace(
         items,
         names=items.names[:kept],
         labels=None if items.labels is None else items.labels[:kept],
         splits={name: rows[rows < kept] for name, rows in items.splits.items()},
         images=None if items.images is None else items.images[:kept],
+        total=items.total or len(items),
     )
 
 

@@ -163,7 +163,7 @@ def foreword(
 
 def _of_classes(items: Items) -> str:
     """Their number, that of the classes, and the sizes of the splits."""
-    words = f"{len(items):,}"
+    words = f"{len(items):,}" + ("" if items.total is None else f", the first of {items.total:,},")
     words += ", no labels" if items.labels is None else f" of {len(items.classes):,} classes"
     drawn = {name.partition("/")[0] for name in items.splits if "/" in name}
     first = f"{min(drawn)}/" if drawn else ""

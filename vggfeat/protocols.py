@@ -27,6 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 from vggfeat import metrics
 from vggfeat.aggregate import POOLINGS
 from vggfeat.checked import OneOf, Range
+from vggfeat.datasets.items import other_counts
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
@@ -104,6 +105,7 @@ class Figures(TypedDict, total=False):
     map_11point_std: Fraction | None
     map_allpoint: Fraction | None
     map_allpoint_std: Fraction | None
+    n_classes: Count
     per_class: dict[str, ClassFigures]
 
 
@@ -122,6 +124,7 @@ class Choice(Figures, total=False):
     C_curve: list[Fraction]
     n_train: Count
     n_test: Count
+    n_test_seen: Count
 
 
 class _Part(TypedDict):
@@ -136,6 +139,7 @@ class Part(_Part, total=False):
     weights: str
     fingerprint: str
     mirror: bool
+    rows: str
 
 
 class _Results(TypedDict):
@@ -158,6 +162,8 @@ class Results(_Results, Choice, total=False):
     splits: str
     test_split: str
     n_unreadable: Count
+    net_trained_on: Count
+    other_images: list[str]
     model_trained_on: str
     rules: list[str]
     seconds: float
@@ -170,7 +176,6 @@ class Results(_Results, Choice, total=False):
     features: list[Part]
     pool: Annotated[str, OneOf(POOLINGS)]
     pool_by: str
-    scales: list[int]
     versions: dict[str, str]
     command: str
 
@@ -186,6 +191,8 @@ class Problem:
     readable: (N,) bool.
     protocol: "voc2007", "voc2012", "caltech101", "caltech256", "single-label" or "multi-label".
     names: N image names.
+    total: images of the data set, where these are the first of them; else None.
+    seen: (N,) bool, the images that trained the network that described them; None: unknown.
     """
 
     X: np.ndarray
@@ -195,6 +202,8 @@ class Problem:
     readable: np.ndarray
     protocol: str
     names: list[str]
+    total: int | None = None
+    seen: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.X)
@@ -280,15 +289,17 @@ def run(
         Official splits stay as they are; only a validation part that must be cut from train depends on it
         (None: 0).
     loss, solver, device: as `LinearSVM`. class_weight: None or "balanced", in choosing C, too.
-    progress: called with one line for each fit that ended.
+    progress: called with one line for each fit that ended, and where the seed changes nothing.
 
     The results have the keys of results.json. Figures are fractions of 1; what a protocol lacks is absent.
     - protocol, solver, class_weight, C, C_grid, C_curve (validation score of each C; with several splits the mean,
       over the values that all of them tried), C_grid_extended_by, selected_by, C_chosen_on.
     - splits, test_split (which part was scored), n_train, n_test (of the first split, if several),
-      n_unreadable (of all images), model_trained_on, scored_on (in words), compared_by (the figure that
-      is the protocol's), difficult ("left out"), rules (sentences), seconds.
-    - accuracy and mean_class_recall, or map_11point and map_allpoint, and per_class (None: no such figure).
+      n_unreadable (of all images), net_trained_on (how many of them), n_test_seen (of the scored images, how many the
+      net has been trained on), other_images (in what they are not the protocol's), model_trained_on, scored_on (in
+      words), compared_by (the figure that is the protocol's), difficult ("left out"), rules (sentences), seconds.
+    - accuracy and mean_class_recall, or map_11point and map_allpoint, n_classes (that have a score), and per_class
+      (None: no such figure).
       Several splits: their means, with _std (ddof=1) beside them, and per_split.
     - test_labels "none", when no test image has a label: the only figures are then under validation, of the
       classifier trained without that part.
@@ -313,6 +324,9 @@ def run(
     splits, facts = _splits(problem, seed, select)
     _check(problem, splits)
     say = progress or (lambda line: None)
+    drawn = CUT in (facts.get("C_chosen_on"), facts.get("validated_on"))
+    if seed is not None and facts["splits"] == "official" and not drawn:
+        say("the splits are the data set's own: `seed` changes nothing")
     svm = LinearSVM(loss=loss, solver=solver, device=device, class_weight=class_weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
@@ -444,7 +458,10 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
             missing = [problem.classes[k] for k in np.flatnonzero(counts == 0)]
             if missing:
                 more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
-                raise VggfeatError(f"no readable training image{where} of: {', '.join(missing[:10])}{more}")
+                raise VggfeatError(
+                    f"no readable training image{where} of: {', '.join(missing[:10])}{more}"
+                    + (f"; these are {_first(problem)}: describe all of them" if problem.total else "")
+                )
             continue
         truth = problem.labels[split.fit]
         if not ((truth == 1).any(axis=0) & (truth == -1).any(axis=0)).any():
@@ -553,7 +570,11 @@ def _figures(
     if not problem.multilabel:
         pred = scores_nK.argmax(axis=1)
         recalls = metrics.class_recalls(pred, truth, len(problem.classes))
-        overall = {"accuracy": metrics.accuracy(pred, truth), "mean_class_recall": float(np.nanmean(recalls))}
+        overall = {
+            "accuracy": metrics.accuracy(pred, truth),
+            "mean_class_recall": float(np.nanmean(recalls)),
+            "n_classes": int(np.isfinite(recalls).sum()),
+        }
         return overall, {name: {"recall": float(r)} for name, r in zip(problem.classes, recalls, strict=True)}
     eleven = metrics.mean_average_precision(scores_nK, truth, "11point")
     allpoint = metrics.mean_average_precision(scores_nK, truth, "allpoint")
@@ -565,7 +586,8 @@ def _figures(
         }
         for k, name in enumerate(problem.classes)
     }
-    return {"map_11point": eleven.mean, "map_allpoint": allpoint.mean}, per_class
+    n_classes = len(problem.classes) - len(allpoint.without)
+    return {"map_11point": eleven.mean, "map_allpoint": allpoint.mean, "n_classes": n_classes}, per_class
 
 
 # The whole protocol -----------------------------------------------------------------------------------------
@@ -640,6 +662,8 @@ def _choose_and_score(
     scored = [_score_split(problem, split, fitted[i][1]) for i, split in enumerate(splits)]
     results |= {"n_train": len(splits[0].refit), "n_test": scored[0][0]["n_test"]}
     results["n_unreadable"] = int((~problem.readable).sum())
+    if other := _other_images(problem, splits):
+        results["other_images"] = other
     kept = {
         split.name or facts["test_split"]: Scored(split.test, scores)
         for split, (_, scores) in zip(splits, fitted[: len(splits)], strict=True)
@@ -657,6 +681,11 @@ def _choose_and_score(
         results |= scored[0][0] | {"per_class": scored[0][1]}
     else:
         results |= _over_splits(problem, splits, scored, winners, curves)
+    if problem.seen is not None and problem.seen.any():
+        results["net_trained_on"] = int(problem.seen.sum())
+        tested = [split.val if no_truth else split.test[problem.known[split.test]] for split in splits]
+        for entry, rows in zip(results.get("per_split", [results]), tested, strict=True):
+            entry["n_test_seen"] = int(problem.seen[rows].sum())
     if problem.multilabel:
         _name_gaps(problem, results, model)
     if broken_off:
@@ -690,7 +719,7 @@ def _over_splits(
             raise VggfeatError(f"no test image of {split.name} has a label")
     out: dict[str, Any] = {}
     for key in scored[0][0]:
-        if key == "n_test":
+        if key in ("n_test", "n_classes"):
             continue
         values = [overall[key] for overall, _ in scored]
         out[key] = float(np.mean(values))
@@ -714,6 +743,43 @@ def _over_splits(
             for key in rows[0]
         }
     return out
+
+
+def _other_images(problem: Problem, splits: list[_Split]) -> list[str]:
+    """In what the images are not all, or not those of the paper's protocol."""
+    other = [_first(problem)] if problem.total else []
+    if problem.protocol in PROTOCOLS:
+        other += other_counts(problem.protocol, len(problem.classes), problem.splits)
+        wanted = PROTOCOLS[problem.protocol].n_train
+        if isinstance(wanted, int):
+            counts = [np.bincount(problem.labels[s.refit], minlength=len(problem.classes)) for s in splits]
+            if few := int((np.min(counts, axis=0) < wanted).sum()):
+                other.append(f"{few:,} classes with fewer than {wanted} training images")
+    return other
+
+
+def _first(problem: Problem) -> str:
+    return f"the first {len(problem.X):,} of {problem.total:,} images"
+
+
+def seen_by_net(results: Mapping[str, Any]) -> tuple[str, bool]:
+    """Which of the images trained the net, in words, "" where none is known to; whether any of them was scored."""
+    if not (n := results.get("net_trained_on")):
+        return "", False
+    splits = results.get("per_split")
+    of = [
+        (split.get("n_test_seen", 0), split.get("n_test", 0), f" of {split.get('name')}")
+        for split in splits or ()
+    ]
+    if not splits:
+        tested = results.get("validation", {}).get("n", results.get("n_test", 0))
+        of = [(results.get("n_test_seen", 0), tested, "")]
+    spoilt = [f"{seen:,} of the {tested:,} scored{where}" for seen, tested, where in of if seen]
+    if not spoilt:
+        return f"{_images(n)} of these, none of which is scored", False
+    clean = [where.removeprefix(" of ") for seen, _, where in of if not seen]
+    only = f"only {' and '.join(clean)} is clean" if clean else "no figure is clean"
+    return f"{_images(n)} of these, among them {', '.join(spoilt)}: {only}", True
 
 
 def scored_part(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from vggfeat import datasets, metrics
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.checked import fitted, parse_json, read_text
+from vggfeat.classify import refuse_other_rows
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
@@ -36,7 +37,7 @@ from vggfeat.page import (
     table,
     thumbnail,
 )
-from vggfeat.protocols import Results, Scored, protocol_of, scored_part, trained_on
+from vggfeat.protocols import Results, Scored, protocol_of, scored_part, seen_by_net, trained_on
 from vggfeat.store import Features
 
 MANY = 40  # classes; of more, the best and the worst are shown
@@ -53,7 +54,11 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
         if figures.get(key) is not None:
             std = figures.get(f"{key}_std")
             shown = percent(figures[key]) + ("" if std is None else f" +- {100 * std:.2f}")
-            rows.append((f"{name} on {_part(results)}", shown))
+            rows.append((f"{name} on {_part(results)}{over_classes(results, key)}", shown))
+    if "other_images" in results:
+        rows.append(("images", "; ".join(results["other_images"])))
+    if seen := seen_by_net(results)[0]:
+        rows.append(("the net was trained on", seen))
     rows += [("scored on", scored_on), ("trained on", trained_on(results))]
     splits = results.get("per_split", [])
     median = ", the median of the splits'" if len({split.get("C") for split in splits}) > 1 else ""
@@ -82,6 +87,24 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     rows.append(("protocol", str(results.get("protocol"))))
     return rows
+
+
+def title(results: dict[str, Any]) -> str:
+    """Of a table or a page of these results."""
+    other = results.get("other_images", [])
+    return f"{results['dataset']}{', ' if other else ''}{''.join(other[:1])}: linear SVM"
+
+
+def over_classes(results: dict[str, Any], key: str) -> str:
+    """ ", over 9 of 20 classes" for a mean over classes that some have no score for; else ""."""
+    figures = scored_part(results)[0]
+    per_class = figures.get("per_class") or {}
+    counts = [part["n_classes"] for part in results.get("per_split", [figures]) if "n_classes" in part]
+    counts = counts or [sum(map(_has_score, per_class.values()))]  # an older version's don't say
+    low, high, K = min(counts), max(counts), len(per_class)
+    if key == "accuracy" or low >= K:
+        return ""
+    return f", over {low:,}{f' to {high:,}' if high > low else ''} of {K:,} classes"
 
 
 def _has_score(of_class: dict[str, Any]) -> bool:
@@ -171,7 +194,7 @@ def write_report(
         results = model.results
     results = checked_results(results, "these results")
     left_out: list[str] = []
-    _refuse_others(results, features, model)
+    left_out += _refuse_others(results, features, model)
     lead = _lead(results)
     sections = [_figures(results), *_per_class(results), *_choice_of_c(results)]
     made = _how_made(results)
@@ -203,13 +226,13 @@ def write_report(
             "<h3>Left out</h3><ul>{items}</ul>", items=join(html("<li>{x}</li>", x=x) for x in left_out)
         )
     sections.append(Section("made", "How it was made", made))
-    return page(f"{results['dataset']}: linear SVM", lead, sections), left_out
+    return page(title(results), lead, sections), left_out
 
 
 def _lead(results: dict[str, Any]) -> str:
     figures, scored_on = scored_part(results)
     scores = [
-        f"{name} {percent(figures[key], 1)}"
+        f"{name} {percent(figures[key], 1)}{over_classes(results, key)}"
         for key, name in FIGURES.items()
         if isinstance(figures.get(key), float)
     ]
@@ -220,22 +243,29 @@ def _lead(results: dict[str, Any]) -> str:
     return f"{', '.join(scores) or 'no figures'} on {scored_on}; {' and '.join(nets)}"
 
 
-def _refuse_others(results: dict[str, Any], features: Sequence[Features], model: Model | None) -> None:
-    """Figures of one run beside curves of another would be a lie."""
+def _refuse_others(results: dict[str, Any], features: Sequence[Features], model: Model | None) -> list[str]:
+    """Figures of one run beside curves of another would be a lie. A line for each thing that can't be checked."""
     if model is not None:
         for key in ("dataset", "C", "n_test", *FIGURES):
             ours, theirs = results.get(key), model.results.get(key)
             if ours != theirs:
                 raise VggfeatError(f"the results and the model are of two runs: {key} is {ours} and {theirs}")
+        for key in ("rows", "fingerprint", "layer", "scales"):
+            ours, theirs = (
+                [part.get(key) for part in of.get("features", [])] for of in (results, model.results)
+            )
+            if ours != theirs:
+                raise VggfeatError(
+                    f"the results and the model are of two runs: they have other feature files ({key})"
+                )
     for file in features:
         if file.attributes.get("dataset") != results["dataset"]:
             raise VggfeatError(
                 f"{file.path} is of {file.attributes.get('dataset')}, the results are of {results['dataset']}"
             )
-        if len(file.names) != len(features[0].names) or file.names != features[0].names:
-            raise VggfeatError(f"{features[0].path} and {file.path} are not of the same images")
     if not features:
-        return
+        return []
+    refuse_other_rows(features)
     parts = results.get("features", [])
     if parts and len(parts) != len(features):
         raise VggfeatError(f"the results are of {len(parts)} feature files; {len(features)} given")
@@ -247,6 +277,11 @@ def _refuse_others(results: dict[str, Any], features: Sequence[Features], model:
                 f"({of.fingerprint[:12]}), they are of {part.get('layer')} of net {part.get('net')} "
                 f"({str(part.get('fingerprint'))[:12]})"
             )
+        if part.get("rows", file.rows_digest) != file.rows_digest:
+            raise VggfeatError(
+                f"{file.path} is not the feature file of these results: it has other images, labels or splits; give "
+                "the one that they were made of, or train again with this one"
+            )
     if model is not None and len(model.parts) != len(features):
         raise VggfeatError(f"the model is of {len(model.parts)} feature files; {len(features)} given")
     if model is not None and model.classes != features[0].classes:
@@ -254,6 +289,12 @@ def _refuse_others(results: dict[str, Any], features: Sequence[Features], model:
     for name, scored in (model.scored if model else {}).items():
         if len(scored.rows) and not 0 <= scored.rows.min() <= scored.rows.max() < len(features[0].names):
             raise VggfeatError(f"the model's {name} has rows that {features[0].path} hasn't")
+    unknown = [file for i, file in enumerate(features) if i >= len(parts) or "rows" not in parts[i]]
+    return [
+        f"the check that {file.path} has the images that these results are of: they are an older version's and don't "
+        "say; `vggfeat svm` makes them anew"
+        for file in unknown
+    ]
 
 
 def _rankings(scored: dict[str, Scored], features: Features, results: dict[str, Any]) -> dict[str, Ranking]:

@@ -7,14 +7,17 @@ The file has its final name only when it is complete; until then it is `NAME.par
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
 from vggfeat.checked import OneOf, Range, Several, path_of, shown, sides
+from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
@@ -66,6 +69,7 @@ class _Facts(TypedDict):
 class Facts(_Facts, total=False):
     """What is used of a feature file's facts."""
 
+    total: Annotated[int, Range(1, 2**53)]
     versions: dict[str, Any]
 
 
@@ -81,6 +85,7 @@ class Features:
     names (N), labels as in Items or None, classes (C), splits, status (N,) uint8, errors: row -> reason.
     description: how the images were described; its layer is the one that is read, of all `layers` in the file.
     boxes: (N, 4) int32, left, top, right, bottom in pixels, where rows are of boxes in images; else None.
+    crc32: (N,) uint32, of each image's file; 0 where that is unknown.
     attributes: all facts in the file.
     """
 
@@ -97,12 +102,27 @@ class Features:
     dtype: np.dtype
     layers: tuple[str, ...] = ()
     boxes: np.ndarray | None = None
+    crc32: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     number: bytes = b""
 
     @property
     def readable(self) -> np.ndarray:
         """(N,) bool: rows that have descriptors."""
         return self.status == DONE
+
+    @cached_property
+    def rows_digest(self) -> str:
+        """sha256 of what the rows are: images by name and checksum, boxes, labels, classes and splits.
+
+        What was learned from a file is known by it: the same rows again, whatever describes them.
+        """
+        digest = hashlib.sha256(name_digest(self.names).encode() + name_digest(self.classes).encode())
+        arrays = {"crc32": self.crc32, "boxes": self.boxes, "labels": self.labels, **self.splits}
+        for name, values in sorted(arrays.items()):
+            if values is not None:
+                digest.update(f"\0{name}{values.shape}".encode("utf-8", "surrogateescape"))
+                digest.update(values.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     @property
     def descriptors(self) -> np.ndarray:
@@ -208,11 +228,13 @@ def read_features(file: File, layer: str | None = None) -> Features:
     number = layers.index(layer) if layer is not None else 0
     description = replace(facts["description"], layer=layers[number])
     names, classes = file.texts("names"), file.texts("classes")
-    boxes = None
+    boxes, crc32 = None, np.zeros(len(names), np.uint32)
+    if "images/crc32" in file.arrays:
+        crc32 = file.array("images/crc32", "u", (len(names),))
     if "rows/image" in file.arrays:
         image_N = file.array("rows/image", "i", (None,))
         _check_indices("rows/image", image_N, len(names))
-        names = [names[i] for i in image_N.tolist()]
+        names, crc32 = [names[i] for i in image_N.tolist()], crc32[image_N]
         boxes = file.array("rows/box", "i", (len(names), 4))
     count, scales = len(names), len(description.scales)
     status = row_status(read_status(file, count, scales))
@@ -240,6 +262,7 @@ def read_features(file: File, layer: str | None = None) -> Features:
         dtype=place.dtype,
         layers=tuple(layers),
         boxes=boxes,
+        crc32=crc32,
         number=file.number,
     )
 

@@ -498,6 +498,7 @@ class _Job:
             "command": "",
             "layers": [description.layer],
             "description": description.to_dict(),
+            **({} if items.total is None else {"total": items.total}),
             **facts,
         }
         self.document = hdf5.document(self.facts)  # now, before there is a file
@@ -564,6 +565,8 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     listed = file.texts("names")
     if len(listed) != len(items):
         yield f"{len(listed):,} images, not {len(items):,}"
+    if (total := facts.get("total")) != items.total:
+        yield f"{_of(total)}, not {_of(items.total)}"
     for a, b in zip(listed, items.names, strict=False):
         if encode(a) != encode(b):
             yield f"an image {a} where there is {b} now"
@@ -576,6 +579,10 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     for name, values in known.items():
         if not np.array_equal(file.arrays[name].read(file.descriptor), values):
             yield _what(name)
+
+
+def _of(total: int | None) -> str:
+    return "all images" if total is None else f"the first of {total:,} images"
 
 
 def _what(name: str) -> str:

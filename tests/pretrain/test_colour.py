@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pretrain.augment import SAMPLE, draw, keyed
-from pretrain.colour import Colours, Sums, measure, name_digest
+from pretrain.colour import Colours, Sums, measure
 from pretrain.trainer import Trainee
+from vggfeat.datasets.items import name_digest
 from vggfeat.decode import read_rgb
 from vggfeat.errors import VggfeatError
 from vggfeat.images import smallest_side

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pretrain.colour import name_digest
 from pretrain.kept import KeptPosteriors
 from pretrain.loader import read_training_set
 from pretrain.posteriors import images_of
@@ -38,6 +37,7 @@ from pretrain.tables import (
     with_new,
     with_section,
 )
+from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError
 
 IMAGES = 400

@@ -17,7 +17,7 @@ import numpy as np
 
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.folder import LeftOut, children, refuse_links
-from vggfeat.datasets.items import Items
+from vggfeat.datasets.items import Items, remarks_on
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 
@@ -64,7 +64,8 @@ def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
     label_array = np.array(labels, np.int32)
     n_train, max_test = _SIZES[dataset]
     splits = random_splits(label_array, n_train=n_train, max_test=max_test)
-    return Items(dataset, dataset, folder, names, label_array, classes, splits, remarks=left.remarks())
+    remarks = (*left.remarks(), *remarks_on(dataset, len(classes), splits))
+    return Items(dataset, dataset, folder, names, label_array, classes, splits, remarks=remarks)
 
 
 def _find(root: Path, dataset: str) -> Path:

@@ -129,7 +129,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     classes = sorted(images_of)
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images_of[name]) for name in classes])
     names = [name for label in classes for name in images_of[label]]
-    splits = random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
+    splits = class_splits(labels)
     remarks = left.remarks()
     if part_of:
         remarks += (
@@ -137,6 +137,11 @@ def load(root: Path | None, download: bool = False) -> Items:
             f"belongs elsewhere than in {root.absolute()}",
         )
     return Items("folder", "single-label", root, names, labels, classes, splits, remarks=remarks)
+
+
+def class_splits(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The splits of a folder of classes, by its labels (N,): `pretrain.train` learns from split0's train and val."""
+    return random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
 
 
 def one_folder_each(root: Path, part_of: Mapping[str, str]) -> dict[str, str]:

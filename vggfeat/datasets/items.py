@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+# What the official archives hold, beside which a part of them is told: classes, with the background; labelled images.
+_CLASSES = {"caltech101": 102, "caltech256": 257}
+_IMAGES = {
+    "voc2007": {"train": 2501, "val": 2510, "test": 4952},
+    "voc2012": {"train": 5717, "val": 5823},
+}
+
+
+def name_digest(names: Sequence[str]) -> str:
+    """sha256 of images' names in their order, by which a set of them is known again."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def other_counts(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) -> list[str]:
+    """In which counts the images are not those that the paper's protocols are about, each in a few words."""
+    counts = []
+    if (classes := _CLASSES.get(protocol, n_classes)) != n_classes:
+        counts.append(f"{n_classes:,} classes instead of {classes:,}")
+    for part, official in _IMAGES.get(protocol, {}).items():
+        if (n := len(splits.get(part, ()))) != official:
+            counts.append(f"{n:,} {part} images instead of {official:,}")
+    return counts
+
+
+def remarks_on(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The same, as `Items.remarks`."""
+    counts = ", ".join(other_counts(protocol, n_classes, splits))
+    return (f"{protocol} with {counts}: no figure of these is its protocol's",) if counts else ()
 
 
 @dataclass(frozen=True)
@@ -26,6 +56,7 @@ class Items:
     images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory, else None.
     lists: files that were read for all this, relative to root; no command may write them.
     remarks: sentences for the user, of what was left out or understood in one of several ways.
+    total: images of the data set, where only the first of them were taken; else None.
     """
 
     dataset: str
@@ -38,6 +69,7 @@ class Items:
     images: np.ndarray | None = None
     lists: list[str] = field(default_factory=list)
     remarks: tuple[str, ...] = ()
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -19,7 +19,7 @@ import numpy as np
 
 from vggfeat.checked import read_text, shown
 from vggfeat.datasets.download import downloading, need_root
-from vggfeat.datasets.items import Items
+from vggfeat.datasets.items import Items, remarks_on
 from vggfeat.errors import CantWrite, VggfeatError, reason
 from vggfeat.files import refuse_filled, scratch
 
@@ -88,6 +88,7 @@ def _read(folder: Path, year: int) -> Items:
             for image, value in value_of.items():
                 labels[row_of[image], column] = value
 
+    splits = {s: np.array(sorted(row_of[i] for i in part), np.int64) for s, part in ids_of.items()}
     unlisted = [] if "test" in ids_of else [path.name for path in sorted(lists.glob("*_test.txt"))]
     return Items(
         dataset=f"voc{year}",
@@ -96,11 +97,15 @@ def _read(folder: Path, year: int) -> Items:
         names=[f"JPEGImages/{image}.jpg" for image in ids],
         labels=labels,
         classes=list(CLASSES),
-        splits={s: np.array(sorted(row_of[i] for i in part), np.int64) for s, part in ids_of.items()},
+        splits=splits,
         lists=[str(path.relative_to(folder)) for path in sorted(lists.glob("*.txt"))],
-        remarks=(f"left out: the test images, of which {unlisted[0]} tells, as there is no test.txt",)
-        if unlisted
-        else (),
+        remarks=(
+            *(
+                f"left out: the test images, of which {name} tells, as there is no test.txt"
+                for name in unlisted[:1]
+            ),
+            *remarks_on(f"voc{year}", len(CLASSES), splits),
+        ),
     )
 
 

@@ -188,7 +188,7 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert np.mean(list(recalls.values())) == pytest.approx(results["mean_class_recall"], abs=1e-12)
     [source] = results["features"]
     assert source["file"] == str(features) and source["layer"] == "fc7" and source["mirror"] is True
-    assert source["fingerprint"] == facts["fingerprint"] and results["scales"] == [32, 48]
+    assert source["fingerprint"] == facts["fingerprint"] and source["scales"] == [32, 48]
     assert results["command"].startswith("vggfeat svm --features")
     assert results["versions"]["vggfeat"] == vggfeat.__version__
 
@@ -479,7 +479,7 @@ def test_scales_and_seed_of_the_svm(command, extracted, tmp_path):
         return json.loads(report.read_text())
 
     one = results("--C", "0.5", "--scales", "48")
-    assert (one["scales"], one["C"], one["splits"]) == ([48], 0.5, "stored")
+    assert (one["features"][0]["scales"], one["C"], one["splits"]) == ([48], 0.5, "stored")
     assert "C_grid" not in one and "C_curve" not in one
     drawn = results("--C", "2,1", "--seed", 7, "--loss", "hinge")
     assert drawn["splits"] == "drawn with seed 7" and drawn["C_grid"] == [1.0, 2.0]

@@ -384,7 +384,7 @@ def test_another_run_is_refused(three, tmp_path):
 
 
 def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three, tmp_path):
-    """One image more, other pictures under the same names, other labels: figures and confusions would be of two sets."""
+    """One image more, other pictures under the same names, other labels: confusions would be of another set."""
     features, model, results = three
     labels, names = features.labels, features.names
     more = features_of(

@@ -64,9 +64,9 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
         train = np.sort(np.concatenate([items.splits["split0/train"], items.splits["split0/val"]]))
         val = items.splits["split0/test"]
         said = (
-            f"no folders train and val: of the {len(items):,} images {len(train):,} are for training (split0's train and "
-            f"val), {len(val):,} (its test) only report the validation error; `vggfeat svm` on these images tests this "
-            "net fairly in split0 alone"
+            f"no folders train and val: of the {len(items):,} images {len(train):,} are for training (split0's train "
+            f"and val), {len(val):,} (its test) only report the validation error; `vggfeat svm` on these images tests "
+            "this net fairly in split0 alone"
         )
         items = replace(items, remarks=(*items.remarks, said))
     elif "train" in items.splits:

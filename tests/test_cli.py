@@ -124,7 +124,7 @@ def test_processes_from_a_folder_to_predictions(folder, tmp_path):
         "svm", "--features", "feats.h5", "--C", "1,4", "--workers", 2, "--out", "m.h5", "--json", "r.json"
     )
     assert ran.returncode == 0 and "mean class recall" in ran.stdout
-    assert "validation mean_class_recall" in ran.stderr
+    assert "validation mean class recall" in ran.stderr
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["mean_class_recall"] == 1.0 and results["C_grid"] == [1.0, 4.0]
     ran = run("predict", "images/red/00.jpg", "images/blue/00.jpg", "--model", "m.h5", "--json", "p.json")
@@ -173,7 +173,7 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     ]
     results = json.loads(report.read_text())
     assert {
-        *("protocol", "dataset", "features", "pool", "scales", "solver", "C", "C_grid", "C_curve"),
+        *("protocol", "dataset", "features", "pool", "solver", "C", "C_grid", "C_curve"),
         *("n_train", "n_test", "n_unreadable", "accuracy", "accuracy_std", "mean_class_recall"),
         *("mean_class_recall_std", "per_class", "seconds", "command", "versions"),
     } <= results.keys()
@@ -188,7 +188,7 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert np.mean(list(recalls.values())) == pytest.approx(results["mean_class_recall"], abs=1e-12)
     [source] = results["features"]
     assert source["file"] == str(features) and source["layer"] == "fc7" and source["mirror"] is True
-    assert source["fingerprint"] == facts["fingerprint"] and results["scales"] == [32, 48]
+    assert source["fingerprint"] == facts["fingerprint"] and source["scales"] == [32, 48]
     assert results["command"].startswith("vggfeat svm --features")
     assert results["versions"]["vggfeat"] == vggfeat.__version__
 
@@ -447,6 +447,82 @@ def test_fusion_is_refused_for_other_images(command, folder, extracted, tmp_path
     assert refusal(digits) == "one is of folder, the other of digits"
 
 
+def test_fusion_is_refused_for_other_pictures_and_for_the_same_descriptors(
+    command, folder, extracted, tmp_path
+):
+    """Names and labels are equal; the files' checksums and the descriptions tell."""
+    again = tmp_path / "again.h5"
+    line = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        "--weights",
+        NET,
+        "--scales",
+        "48,64",
+        "--out",
+        again,
+    )
+    assert command(*line, "--precision", "float32").status == 0
+    both = ("svm", "--features", extracted, "--features", again, "--C", 1)
+    assert command(*both).status == 0  # other scales
+    for other, *options in ((extracted,), (again, "--scales", "48")):
+        ran = command(*both[:4], other, *options)
+        assert ran.status == 1 and ran.out == ""
+        assert re.search(
+            r"can't be fused: both hold fc7 of net A \(\w{12}\) at the same scales; leave one out$", ran.err
+        )
+    for i in (3, 7):
+        shutil.copy(folder / "red" / "00.jpg", folder / "blue" / f"{i:02d}.jpg")
+    assert command(*line, "--overwrite").status == 0
+    ran = command(*both)
+    told = f"vggfeat: {extracted} and {again} can't be fused: blue/03.jpg is another image in the second, and 1 more"
+    assert (ran.status, ran.err_lines) == (1, [told])
+
+
+def test_svm_warns_of_images_that_trained_the_net(command, folder, tmp_path):
+    """Of a folder of classes the net has learned from split0's train and val; also where it lies below train/."""
+    from pretrain.loader import read_training_set
+    from pretrain.recipe import read_recipe
+    from vggfeat.datasets.items import name_digest
+    from vggfeat.weights import save_weights
+
+    recipe = read_recipe("mini", ["batch_size=8"])
+    network = vggfeat.load(NET)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "train").symlink_to(folder)
+    told = {}
+    for root in (folder, parts):
+        learned = read_training_set(root, recipe)
+        rows = np.sort(np.concatenate([learned.train, learned.held_out]))
+        history = json.dumps([{"training_set": name_digest([learned.items.names[i] for i in rows])}])
+        save_weights(tmp_path / "w.safetensors", network.module, network.preprocessing, history=history)
+        line = ("extract", "--dataset", "folder", "--root", parts / "train", "--scales", "32", "--overwrite")
+        ran = command(*line, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "t.h5")
+        assert ran.status == 0, ran.err
+        report = ("--json", tmp_path / "r.json", "--overwrite")
+        ran = command("svm", "--features", tmp_path / "t.h5", "--C", 1, *report)
+        results = json.loads((tmp_path / "r.json").read_text())
+        seen = [split["n_test_seen"] for split in results["per_split"]]
+        told[root] = (results["net_trained_on"], seen[0], min(seen[1:]) > 0)
+        [warning] = [line for line in ran.err_lines if line.startswith("warning: the net was trained on")]
+        assert cells(ran.out, "the net was trained on") == [
+            warning.removeprefix("warning: the net was trained on ")
+        ]
+        assert warning.endswith("only split0 is clean" if root == folder else "no figure is clean")
+        if root == folder:
+            assert "net fairly in split0 alone" in learned.items.remarks[-1]
+    assert told == {folder: (20, 0, True), parts: (24, 4, True)}
+    damaged = json.dumps([{"training_set": 3}])
+    save_weights(tmp_path / "w.safetensors", network.module, network.preprocessing, history=damaged)
+    assert command(*line, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "t.h5").status == 0
+    ran = command("svm", "--features", tmp_path / "t.h5", "--C", 1)
+    assert ran.status == 0 and "the net was trained" not in ran.out + ran.err
+
+
 def test_weights_in_a_file_are_found_from_another_folder(command, folder, tmp_path, monkeypatch):
     """Paths of weights are kept so that a model can be used wherever it is called from."""
     from vggfeat.weights import save_weights
@@ -479,7 +555,7 @@ def test_scales_and_seed_of_the_svm(command, extracted, tmp_path):
         return json.loads(report.read_text())
 
     one = results("--C", "0.5", "--scales", "48")
-    assert (one["scales"], one["C"], one["splits"]) == ([48], 0.5, "stored")
+    assert (one["features"][0]["scales"], one["C"], one["splits"]) == ([48], 0.5, "stored")
     assert "C_grid" not in one and "C_curve" not in one
     drawn = results("--C", "2,1", "--seed", 7, "--loss", "hinge")
     assert drawn["splits"] == "drawn with seed 7" and drawn["C_grid"] == [1.0, 2.0]
@@ -510,6 +586,26 @@ def test_limit_store_and_overwrite(command, folder, extracted, tmp_path):
     assert ran.err_lines == [f"vggfeat: {model} exists; give --overwrite, or another --out"]
     ran = command("svm", "--features", extracted, "--out", model, "--C", 1, "--overwrite", "--workers", 1)
     assert ran.status == 0 and h5py.is_hdf5(model)
+
+
+def test_a_limited_extraction_is_told_wherever_it_is_used(command, folder, tmp_path):
+    path, report = tmp_path / "f.h5", tmp_path / "r.json"
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", path, "--overwrite")
+    ran = command(*line, "--limit", 20)
+    assert ran.status == 0 and ran.err_lines[0].startswith("images: 20, the first of 24, of 2 classes")
+    assert vggfeat.open_features(path).attributes["total"] == 24
+    assert cells(command("info", path).out, "images") == ["20, the first of 24"]
+    ran = command("svm", "--features", path, "--C", 1, "--json", report)
+    assert ran.status == 0 and "folder, the first 20 of 24 images: linear SVM" in ran.out
+    assert cells(ran.out, "images") == ["the first 20 of 24 images"]
+    assert json.loads(report.read_text())["other_images"] == ["the first 20 of 24 images"]
+    Image.fromarray(photograph(7, 40, 48)).save(
+        folder / "red" / "new.jpg"
+    )  # the file's word would no longer be true
+    ran = command(*line[:-1], "--limit", 20, "--retry")
+    assert ran.status == 1 and "the first of 24 images, not the first of 25 images" in ran.err
+    assert command(*line, "--limit", 25).status == 0
+    assert "total" not in vggfeat.open_features(path).attributes
 
 
 def test_dry_run_writes_nothing(command, folder, tmp_path):

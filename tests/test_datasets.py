@@ -232,7 +232,10 @@ def test_voc_without_a_test_list(tmp_path: Path) -> None:
     assert sizes(items) == {"train": 1, "val": 1}
     # all that was read is known as that, so that no command writes there
     assert set((tmp_path / "mine").rglob("*.txt")) < set(items.paths())
-    assert items.remarks == ()
+    assert items.remarks == (
+        "voc2007 with 1 train images instead of 2,501, 1 val images instead of 2,510, 0 test images instead of 4,952: "
+        "no figure of these is its protocol's",
+    )
     (tmp_path / "mine" / "ImageSets" / "Main" / "cow_test.txt").touch()
     assert "no test.txt" in load("voc2007", tmp_path / "mine").remarks[0]
 
@@ -276,7 +279,8 @@ def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None
     touch(folder, "198.spider/._198_0001.jpg", "198.spider/x.png")
     (folder / "198.spider" / "d.jpg").mkdir()
     items = load("caltech256", tmp_path)
-    (remark,) = items.remarks
+    remark, counts = items.remarks
+    assert counts == "caltech256 with 3 classes instead of 257: no figure of these is its protocol's"
     for piece in (
         "(no ending 1)",
         "198.spider/RENAME2",
@@ -512,10 +516,10 @@ def test_lists_without_images_are_refused_before_anything_is_read(tmp_path: Path
     make_voc(tmp_path / "VOC2007", {"train": ["000001"], "val": ["000002"]})
     items = load("voc2007", tmp_path)
     with pytest.raises(
-        VggfeatError, match=r"none of the 2 images of voc2007 is there.*000001.jpg.*--download"
+        VggfeatError, match=r"none of the 2 images of voc2007 is there.*000001.jpg.*`download`"
     ):
         refuse_absent(items)
-    assert at_hand("voc2007", items.names, tmp_path)[0] is None
+    assert at_hand("voc2007", items.names, tmp_path, "")[0] is None
     touch(tmp_path / "VOC2007", "JPEGImages/000002.jpg")
     refuse_absent(items)  # some are: the others are told of one by one
     text = "path,label\n" + "".join(f"{i}.jpg,cat\n" for i in range(3))

@@ -149,8 +149,81 @@ def test_a_seed_draws_random_splits_anew() -> None:
 
 def test_official_splits_ignore_the_seed() -> None:
     problem = single_label(noise=0.5)
-    first, second = (without_time(run(problem, C=[0.1, 1], seed=s).results) for s in (None, 7))
+    said: list[str] = []
+    first, second = (
+        without_time(run(problem, C=[0.1, 1], seed=s, progress=said.append).results) for s in (None, 7)
+    )
     assert first == second
+    line = "the splits are the data set's own: `seed` changes nothing"
+    assert said.count(line) == 1
+    run(with_random_splits(problem), C=1.0, seed=7, progress=said.append)
+    del problem.splits["val"]  # what is cut from train follows the seed
+    run(problem, C=[0.1, 1], seed=7, progress=said.append)
+    assert said.count(line) == 1
+
+
+def test_images_that_are_not_the_protocols_are_told() -> None:
+    def other(problem: Problem) -> list[str]:
+        return run(problem, C=1.0).results.get("other_images", [])
+
+    problem = with_random_splits(single_label())
+    assert other(problem) == []
+    assert other(replace(problem, total=200)) == ["the first 120 of 200 images"]
+    caltech = replace(problem, protocol="caltech101")
+    assert other(caltech) == ["4 classes instead of 102", "4 classes with fewer than 30 training images"]
+    assert other(replace(caltech, splits=protocols.random_splits(problem.labels, n_train=29, max_test=None)))
+    parts = [f"{n} {part} images instead of {of}" for n, part, of in (
+        (100, "train", "2,501"), (50, "val", "2,510"), (50, "test", "4,952"))]  # fmt: skip
+    assert other(multi_label()) == parts
+    lacking = replace(problem, total=200, labels=np.where(problem.labels == 3, -1, problem.labels))
+    with pytest.raises(
+        VggfeatError, match="of: d; these are the first 120 of 200 images: describe all of them"
+    ):
+        run(lacking, C=1.0)
+
+
+def test_scored_images_that_trained_the_net_are_counted() -> None:
+    def words(problem: Problem, rows: Any) -> tuple[str, bool]:
+        seen = np.isin(np.arange(len(problem.X)), rows)
+        return protocols.seen_by_net(run(replace(problem, seen=seen), C=1.0).results)
+
+    problem = with_random_splits(single_label())
+    first = np.concatenate([problem.splits["split0/train"], problem.splits["split0/val"]])
+    told, scored = words(problem, first)
+    n = [np.isin(problem.splits[f"split{s}/test"], first).sum() for s in (1, 2)]
+    assert scored and min(n) > 0
+    assert told == (
+        f"40 images of these, among them {n[0]} of the 32 scored of split1, {n[1]} of the 32 scored of split2: "
+        "only split0 is clean"
+    )
+    assert words(problem, np.arange(120))[0].endswith("32 of the 32 scored of split2: no figure is clean")
+    one = single_label()
+    assert words(one, one.splits["train"]) == ("60 images of these, none of which is scored", False)
+    assert (
+        words(one, one.splits["test"][:5])[0]
+        == "5 images of these, among them 5 of the 36 scored: no figure is clean"
+    )
+    assert words(one, []) == ("", False)
+    voc = multi_label(protocol="voc2012")
+    voc.labels[voc.splits["test"]] = 0
+    assert words(voc, voc.splits["val"]) == (
+        "50 images of these, among them 50 of the 50 scored: no figure is clean",
+        True,
+    )
+
+
+def test_classes_without_a_score_are_counted() -> None:
+    problem = single_label()
+    gone = problem.splits["test"][problem.labels[problem.splits["test"]] == 2]
+    problem.readable[gone] = False
+    assert run(problem, C=1.0).results["n_classes"] == 3
+    voc = multi_label()
+    voc.labels[voc.splits["test"], 1] = -1
+    results = run(voc, C=1.0).results
+    assert results["n_classes"] == 2 and results["classes_without_ap"] == ["cow"]
+    drawn = with_random_splits(single_label())
+    drawn.readable[drawn.splits["split1/test"][drawn.labels[drawn.splits["split1/test"]] == 0]] = False
+    assert [split["n_classes"] for split in run(drawn, C=1.0).results["per_split"]] == [4, 3, 4]
 
 
 @pytest.mark.parametrize("solver", ["newton", "liblinear"])
@@ -298,6 +371,8 @@ def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
     assert results["n_unreadable"] == 3
     kept = {name: np.setdiff1d(rows, bad) for name, rows in problem.splits.items()}
     clean = run(replace(problem, splits=kept)).results
+    for of in (results, clean):
+        of.pop("other_images", None)
     assert without_time(results) == without_time(clean)
     assert results["n_test"] == len(problem.splits["test"]) - 1
 

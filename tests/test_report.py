@@ -70,6 +70,12 @@ def results_of(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def of(features: Features, results: dict[str, Any]) -> dict[str, Any]:
+    """Results of the rows of a feature file."""
+    results["features"] = [{**part, "rows": features.rows_digest} for part in results["features"]]
+    return results
+
+
 def model_of(classes: list[str], scored: dict[str, Scored], results: dict[str, Any]) -> Model:
     K = len(classes)
     return Model(classes, np.zeros((K, 16)), np.zeros(K), (PART,), "average", False, results, scored)
@@ -88,6 +94,7 @@ def three(tmp_path: Path) -> tuple[Features, Model, dict[str, Any]]:
         C_curve=[0.8, 0.9, 0.85], selected_by="mean_class_recall",
     )  # fmt: skip
     features = features_of(tmp_path / "f.h5", labels, ["ant", "bee", NASTY])
+    of(features, results)
     return features, model_of(features.classes, {"test": Scored(rows, scores)}, results), results
 
 
@@ -205,7 +212,8 @@ def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
         C_grid=[0.03125, 1.0], C_curve=[0.5241, 0.6], selected_by=f"map_{kind}", C_chosen_on="val", test_split="test",
     )  # fmt: skip
     features = features_of(tmp_path / "f.h5", labels, ["ant", "bee"])
-    page, _ = write_report(results, [features], model_of(features.classes, scored, results), None, "gone")
+    model = model_of(features.classes, scored, of(features, results))
+    page, _ = write_report(results, [features], model, None, "gone")
     text = text_of(page)
     assert "mAP (11-point) on test 50.00 %" in text and "mAP (area) on test 40.00 %" in text
     name = {"11point": "AP (11-point)", "allpoint": "AP (area)"}[kind]
@@ -260,7 +268,7 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
     labels = np.arange(7, dtype=np.int32) % 2
     features = features_of(tmp_path / "f.h5", labels, ["x", "y"], [*outside[:3], *inside])
     scored = {"test": Scored(np.arange(7), np.where(np.arange(2) == labels[:, None], 1.0, -1.0))}
-    model = model_of(["x", "y"], scored, results_of())
+    model = model_of(["x", "y"], scored, of(features, results_of()))
     page, left_out = write_report(None, [features], model, items)
     assert page.count("data:image/jpeg") == 2
     assert left_out == ["5 thumbnails: the images can't be read any more"]
@@ -272,7 +280,7 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
     ):
         items, why = datasets.at_hand("folder", names, None, stored)
         assert items is None and why.startswith("the images are not at hand (none is left in '")
-        assert why.endswith(": --root says where they are)") and len(why) < 200
+        assert why.endswith(": `root` says where they are)") and len(why) < 200
 
 
 def test_without_images_the_page_says_so(three):
@@ -327,9 +335,8 @@ def test_any_number_of_classes(tmp_path, K):
     per_class = {name: {figure: float(rng.random())} for name in classes}
     results = results_of(per_class=per_class)
     features = features_of(tmp_path / "f.h5", labels, classes)
-    page, left_out = write_report(
-        results, [features], model_of(classes, scored, results), None, "none at hand"
-    )
+    model = model_of(classes, scored, of(features, results))
+    page, left_out = write_report(results, [features], model, None, "none at hand")
     _Check(page)
     assert len(page) < 2e6 and len(left_out) == 1
     shown = sections(page)
@@ -343,6 +350,7 @@ def test_any_number_of_classes(tmp_path, K):
 def test_labels_unknown_or_none(tmp_path, three):
     _, model, results = three
     unknown = features_of(tmp_path / "u.h5", np.full(30, -1, np.int32), model.classes)
+    of(unknown, results)
     page, left_out = write_report(results, [unknown], model, None, "")
     assert left_out == ["curves, confusions and mistakes: the scored images have no labels"]
     assert "map" in sections(page)
@@ -366,12 +374,63 @@ def test_another_run_is_refused(three, tmp_path):
     with pytest.raises(VggfeatError, match="is not the feature file of these results"):
         write_report(wrong, [features], None, None)
     short = features_of(tmp_path / "s.h5", features.labels[:9], features.classes)
-    for known in (results, {key: value for key, value in results.items() if key != "features"}):
-        with pytest.raises(VggfeatError, match="has rows that"):
-            write_report(known, [short], model, None)
+    unknown = {key: value for key, value in results.items() if key != "features"}
+    older = dataclasses.replace(model, results=unknown)
+    with pytest.raises(VggfeatError, match="has rows that"):
+        write_report(unknown, [short], older, None)
     fused = dataclasses.replace(model, parts=model.parts * 3)
     with pytest.raises(VggfeatError, match="the model is of 3 feature files; 1 given"):
         write_report(results, [features], fused, None)
+
+
+def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three, tmp_path):
+    """One image more, other pictures under the same names, other labels: confusions would be of another set."""
+    features, model, results = three
+    labels, names = features.labels, features.names
+    more = features_of(
+        tmp_path / "m.h5", np.append(labels[:1], labels), features.classes, ["new.jpg", *names]
+    )
+    others = features_of(tmp_path / "o.h5", labels[::-1].copy(), features.classes, names)
+    pictures = dataclasses.replace(features, crc32=np.arange(30, dtype=np.uint32) + 1)
+    for file in (more, others, pictures):
+        for given in ((results, None), (None, model), (results, model)):
+            with pytest.raises(VggfeatError, match="it has other images, labels or splits; give the one"):
+                write_report(given[0], [file], given[1], None)
+    again = features_of(tmp_path / "again.h5", labels, features.classes, names)
+    assert write_report(results, [again], model, None, "gone")[1] == ["thumbnails: gone"]
+    elsewhere = {**results, "features": [{**results["features"][0], "rows": "ef" * 32}]}
+    with pytest.raises(VggfeatError, match=r"of two runs: they have other feature files \(rows\)"):
+        write_report(elsewhere, [], model, None)
+    for part in results["features"]:
+        del part["rows"]
+    page, left_out = write_report(None, [features], model, None, "gone")
+    assert left_out[0].startswith(
+        f"the check that {features.path} has the images that these results are of: they are"
+    )
+    assert "an older version&#39;s" in page and "confusions" in sections(page)
+
+
+def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
+    per_class = {"ant": {"recall": None}, **{f"c{i}": {"recall": 1.0} for i in range(4)}}
+    splits = [
+        {"name": f"split{i}", "n_test": 6, "n_test_seen": 6 * (i > 0), "n_classes": 5 - i} for i in range(3)
+    ]
+    results = results_of(
+        accuracy=0.5, mean_class_recall=0.5, per_class=per_class, per_split=splits, net_trained_on=24,
+        other_images=["the first 60 of 90 images", "20 classes instead of 102"],
+    )  # fmt: skip
+    rows = dict(summary(results))
+    assert rows["mean class recall on the test parts, over 3 to 5 of 5 classes"] == "50.00 %"
+    assert rows["accuracy on the test parts"] == "50.00 %"
+    assert rows["images"] == "the first 60 of 90 images; 20 classes instead of 102"
+    assert rows["the net was trained on"] == (
+        "24 images of these, among them 6 of the 6 scored of split1, 6 of the 6 scored of split2: only split0 is clean"
+    )
+    page, _ = write_report(results, [], None, None)
+    assert "<title>folder, the first 60 of 90 images: linear SVM" in page
+    assert "mean class recall 50.0 %, over 3 to 5 of 5 classes, accuracy 50.0 % on" in text_of(page)
+    older = results_of(mean_class_recall=0.5, per_class=per_class)
+    assert "mean class recall on test, over 4 of 5 classes" in dict(summary(older))
 
 
 @pytest.mark.parametrize(

@@ -707,7 +707,7 @@ def test_a_long_run_of_missing_images_is_no_row_by_row_matter(
     assert run_main(cli.main, *line).status == 3
 
 
-def test_lists_most_of_whose_images_are_not_there_are_refused(
+def test_lists_whose_images_are_mostly_missing_are_refused(
     folder: Path, tmp_path: Path, run_main: Command
 ) -> None:
     """In one line, before and instead of a file of nothing; by --dry-run, too."""

@@ -211,7 +211,7 @@ def ending_well() -> Iterator[Caught]:
 def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
     """A bar with rate and time left on a terminal; a line every ten seconds elsewhere.
 
-    What was done before the first report (by an earlier run) doesn't count for the rate.
+    What was done before the first report (by an earlier run), and the time until then, don't count for the rate.
     """
     if quiet:
         yield lambda done, total: None
@@ -227,8 +227,9 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
             earlier: float | None = None
 
             def show(done: float, total: int) -> None:
-                nonlocal earlier
-                earlier = done if earlier is None else earlier
+                nonlocal earlier, started
+                if earlier is None:
+                    earlier, started = done, time.monotonic()
                 rate = (done - earlier) / max(time.monotonic() - started, 1e-9)
                 bar.update(task, completed=done, total=total, rate=f"{rate:.1f} images/s")
 
@@ -238,9 +239,10 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
     before: float | None = None
 
     def line(done: float, total: int) -> None:
-        nonlocal last, before
+        nonlocal last, before, started
         now = time.monotonic()
-        before = done if before is None else before
+        if before is None:
+            before, started = done, now
         if now - last >= LINE_SECONDS and done > before:
             last = now
             rate = (done - before) / (now - started)

@@ -319,5 +319,7 @@ def test_every_command_runs(
     photo = Image.open("new1.jpg")
     photo.save("a.jpg")
     names = {"pil_image": photo, "array_HWC": np.asarray(photo)}
-    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.S | re.M):
+    # those of weights.md are for files of other programs, which `test_tensors.py` makes
+    text = "" if document.name == "weights.md" else document.read_text()
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M):
         exec(block, names)

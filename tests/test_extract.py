@@ -170,7 +170,7 @@ def test_embed_shows_its_progress_where_it_is_asked_to(network, monkeypatch, cap
     assert capsys.readouterr() == ("", "")
     vggfeat.embed(network, images, SCALES, batch_size=1, progress=True)
     printed = capsys.readouterr()
-    assert printed.out == "" and "describe: 3/3 images, " in printed.err
+    assert printed.out == "" and "describe: 3 of 3 images, " in printed.err
 
 
 def test_bad_settings_are_refused(network):
@@ -364,7 +364,7 @@ def test_plan_expects_what_the_whole_takes_by_a_part_of_it(network, tmp_path, mo
 
 def test_what_is_cheaper_is_the_smallest_scale_alone(network):
     paper = Cheaper.than(description_of(network, None, (384, 256, 512), True))
-    assert paper.options == "--scales 256 --no-mirror"
+    assert paper.options == "`scales` 256 `no_mirror`"
     assert paper.share == pytest.approx(256**2 / (256**2 + 384**2 + 512**2) / 2)
     assert paper.worth_saying(668, 46) and not paper.worth_saying(100, 10)
     alone = Cheaper.than(description_of(network, None, (256,), False))

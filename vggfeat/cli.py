@@ -208,7 +208,8 @@ def extract(
                 items, seen, network, description, store, batch_size=batch_size, workers=workers,
                 processes=ranks.world,
             )  # fmt: skip
-            write_json(json_file, plan.__dict__)
+            cheaper = plan.cheaper and in_options(plan.cheaper)
+            write_json(json_file, {**plan.__dict__, "cheaper": cheaper})
             for remark in items.remarks:
                 say(remark)
             rows = [
@@ -217,9 +218,7 @@ def extract(
                 ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
             ]
             if plan.cheaper_seconds is not None:
-                rows.insert(
-                    -1, ("cheaper", in_options(f"{plan.cheaper}: about {duration(plan.cheaper_seconds)}"))
-                )
+                rows.insert(-1, ("cheaper", f"{cheaper}: about {duration(plan.cheaper_seconds)}"))
             print_table("plan", rows)
             return
         with progress("extract", quiet=not ranks.first) as advance:

@@ -206,6 +206,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ILSVRC2012_devkit_t12/data").mkdir(parents=True)
     savemat(tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat", {"synsets": record})
     write_images(tmp_path / "photos", [f"{c}/{i}.jpg" for c in ("cat", "dog", "flower") for i in range(8)])
+    write_images(tmp_path / "flowers", [f"{c}/{i}.jpg" for c in ("daisy", "roses") for i in range(8)])
     (tmp_path / "photos/flower/broken.jpg").write_bytes(b"no image at all")
     write_images(tmp_path / "flat", ["1.jpg", "2.jpg"])
     write_images(tmp_path, ["new1.jpg", "new2.jpg"])

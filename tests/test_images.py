@@ -558,7 +558,7 @@ def test_paths_that_hold_no_image(tmp_path: Path) -> None:
 )
 def test_a_file_too_short_to_tell_its_format_is_no_image(content: bytes) -> None:
     for length in range(1, len(content) + 1):
-        with pytest.raises(UnreadableImage, match="^not an image that Pillow can read$"):
+        with pytest.raises(UnreadableImage, match=r"^not an image that Pillow can read$"):
             read_rgb(content[:length])
 
 

@@ -400,7 +400,7 @@ OTHERS = {
     b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "Git LFS pointer.*git lfs pull",
     b"/annex/objects/MD5E-s553--0.pth\n": "is a git-annex pointer.*git annex get",
     b"../.git/annex/objects/x/y/MD5E-s553--0.pth": "is a git-annex pointer.*git annex get",
-    b'name: "VGG"\ninput: "data"\nlayers {\n  bottom: "data"': "is text for Caffe, which describes a net or its training: give the .caffemodel",
+    b'name: "VGG"\ninput: "data"\nlayers {\n  bottom: "data"': "is text for Caffe, .*: give the .caffemodel",
     b"Entry not found": "is text, not weights: it begins with 'Entry not found'",
     '{"error": "Zugriff verweigert für dieses Modell"}'.encode(): "is text, not weights",
     b"\x1f\x8b\x08\x00" + bytes(40): "is a gzip archive",

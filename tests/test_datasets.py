@@ -673,6 +673,11 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
             "path,cat,dog\na.jpg,1,0\nb.jpg,2,1\n",
             ["line 3", "'cat' is none of path, label", "0 or 1, not '2'"],
         ),
+        (
+            "path,cat,dog\na.jpg,1,-1\n",
+            ["line 2", "not '-1': 1 (or True) where the class is present, 0 (or False)"],
+        ),
+        ("path,cat,dog\na.jpg,yes,1\n", ["line 2", "0 or 1, not 'yes'"]),
         ("path,cat,dog\na.jpg,1,\n", ["line 2", "'dog'", "0 or 1, not ''"]),
         ("path,label\n,cat\n", ["line 2", "path"]),
         ("path,labels\na.jpg,cat;?\n", ["lone ?"]),
@@ -741,6 +746,34 @@ def test_csv_with_a_column_a_class(tmp_path: Path) -> None:
     assert items.protocol == "single-label" and items.labels is not None
     assert items.labels.tolist() == [1, 0, -1] and items.labels.dtype == np.int32
     assert items.remarks == ("each row of data.csv has one 1: read as one label an image",)
+
+
+def test_csv_with_a_column_a_class_of_booleans(tmp_path: Path) -> None:
+    """As pandas' get_dummies writes them, and spreadsheets."""
+    items = load(
+        "csv", write(tmp_path, "path,dog,cat\na.jpg,True,False\nb.jpg,TRUE,true\nc.jpg,false,FALSE\n")
+    )
+    assert items.labels is not None and items.labels.tolist() == [[1, -1], [1, 1], [-1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["flower white", "flower red", ""], ("'flower red'",)),
+        (["traffic light", "flower red", "flower red"], ()),
+        (["flower white", "flower red", "dog"], ()),
+        (["flower white;", "flower red"], ()),
+    ],
+)
+def test_csv_labels_that_may_be_two_are_told(
+    tmp_path: Path, labels: list[str], told: tuple[str, ...]
+) -> None:
+    text = "path,labels\n" + "".join(f"{i}.jpg,{label}\n" for i, label in enumerate(labels))
+    items = load("csv", write(tmp_path, text))
+    says = "labels with spaces are single classes: {}; ';' stands between two"
+    assert items.remarks == tuple(says.format(label) for label in told)
+    one = load("csv", write(tmp_path, text.replace("labels", "label").replace(";", "")))
+    assert one.remarks == ()
 
 
 def test_csv_rows_that_repeat_are_left_out_and_told(tmp_path: Path) -> None:

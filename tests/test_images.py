@@ -553,6 +553,15 @@ def test_paths_that_hold_no_image(tmp_path: Path) -> None:
         read_rgb(b"")
 
 
+@pytest.mark.parametrize(
+    "content", [b"hi\n", b"1234567890123456", bytes(16), b"II*\0", b"\xff\xd8\xff", b"GIF8"]
+)
+def test_a_file_too_short_to_tell_its_format_is_no_image(content: bytes) -> None:
+    for length in range(1, len(content) + 1):
+        with pytest.raises(UnreadableImage, match=r"^not an image that Pillow can read$"):
+            read_rgb(content[:length])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "secret.png"

@@ -219,6 +219,7 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + key: value for key, value in small_state().items()}
 
 
+SHARED = small_state()
 MOMENTUM = {
     "state": {0: {"momentum_buffer": torch.ones(4, 3, 3, 3), "step": 7}},
     "param_groups": [{"lr": 0.1}],
@@ -242,7 +243,8 @@ LIGHTNING = {
           "classifier.6.bias": torch.zeros(2)}, "module."),
         ({"state_dict": small_state(), "epoch": 3, "arch": "vgg16", "best_acc1": torch.tensor(71.5)}, "state_dict"),
         ({"epoch": 3, "state_dict": prefixed("module."), "optimizer": MOMENTUM}, "state_dict, module."),
-        ({"model": small_state(), "optimizer": MOMENTUM, "model_ema": small_state()}, "model"),
+        ({"model": small_state(), "optimizer": MOMENTUM, "loss": {"w": torch.ones(1, 3, 1, 1)}}, "model"),
+        ({"best": SHARED, "model": SHARED}, "model"),
         ({"model": {"state_dict": small_state()}, "iteration": 9}, "model.state_dict"),
         ({"weights": small_state()}, "weights"),
         ({**LIGHTNING, "state_dict": prefixed("model.")}, "state_dict, model."),
@@ -264,15 +266,27 @@ def test_checkpoints_hold_a_net(tmp_path: Path, content: Any, unwrapped: str | N
     [
         ({"generator": small_state(), "critic": small_state()}, r"several state dicts, 'generator', 'critic'"),
         ({"state_dict": {**prefixed("model."), **prefixed("teacher.")}}, r"several nets, under 'model.', 'teacher.'"),
+        ({"model": small_state(), "model_ema": prefixed("module.")}, r"several state dicts, 'model', 'model_ema'"),
+        ({"model": small_state(), "x": {"ema": small_state()}}, r"several state dicts, 'model', 'x.ema'"),
+        ({"state_dict": {**small_state(), **prefixed("ema.module.")}}, r"several nets, under '', 'ema.module.'"),
+        ({"state_dict": {**prefixed("net."), **prefixed("ema.module.")}}, r"several nets, under 'ema.', 'net.'"),
         ({"optimizer": MOMENTUM, "epoch": 3}, "no plain state dict"),
         ({"a": {"b": {"c": {"d": small_state()}}}}, "no plain state dict"),
         ({"state_dict": {}}, "no plain state dict"),
     ],
 )  # fmt: skip
-def test_checkpoints_that_hold_no_one_net(tmp_path: Path, content: Any, says: str) -> None:
-    torch.save(content, tmp_path / "c.ckpt")
-    with pytest.raises(VggfeatError, match=says):
-        bare(*read(tmp_path / "c.ckpt"), [["features.0.weight"]], tmp_path)
+def test_checkpoints_that_hold_no_one_net(
+    tmp_path: Path, content: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.ckpt"
+    torch.save(content, path)
+    with pytest.raises(VggfeatError, match=says) as refused:
+        bare(*read(path), [["features.0.weight"]], path)
+    monkeypatch.chdir(tmp_path)
+    if "several" in says:  # the lines in the message make a plain file
+        exec(str(refused.value)[str(refused.value).index("import ") :], {})
+        plain = tmp_path / "plain.pth"
+        assert bare(*read(plain), [["features.0.weight"]], plain)[0].keys() == small_state().keys()
 
 
 def test_a_record_that_is_held_a_million_times_is_looked_at_once(tmp_path: Path) -> None:
@@ -384,6 +398,9 @@ OTHERS = {
     b"\n  <html lang='en'>": "is a web page, not weights",
     b"<?xml version='1.0'?><Error><Code>AccessDenied": "is a web page",
     b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "Git LFS pointer.*git lfs pull",
+    b"/annex/objects/MD5E-s553--0.pth\n": "is a git-annex pointer.*git annex get",
+    b"../.git/annex/objects/x/y/MD5E-s553--0.pth": "is a git-annex pointer.*git annex get",
+    b'name: "VGG"\ninput: "data"\nlayers {\n  bottom: "data"': "is text for Caffe, .*: give the .caffemodel",
     b"Entry not found": "is text, not weights: it begins with 'Entry not found'",
     '{"error": "Zugriff verweigert für dieses Modell"}'.encode(): "is text, not weights",
     b"\x1f\x8b\x08\x00" + bytes(40): "is a gzip archive",
@@ -413,13 +430,30 @@ def test_what_is_no_weights_file_is_named(tmp_path: Path, content: bytes, ending
         assert str(refused.value).startswith(str(path))
 
 
+def test_a_prototxt_is_named(tmp_path: Path) -> None:
+    (tmp_path / "solver.prototxt").write_text('net: "train_val.prototxt"\nbase_lr: 0.01\n')
+    with pytest.raises(VggfeatError, match=r"is text for Caffe, .*: give the \.caffemodel"):
+        read(tmp_path / "solver.prototxt")
+
+
 def test_archives_are_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     with tarfile.open(tmp_path / "w.tar", "w") as tar:
         tar.add(tmp_path / "x", "x")
-    with zipfile.ZipFile(tmp_path / "w.pth", "w") as other:
-        other.writestr("model.weights.h5", b"")
-    for name, says in (("w.tar", "is a tar archive"), ("w.pth", "not one that PyTorch has written")):
+    np.savez(tmp_path / "w.npz", conv1_1=np.zeros(3))
+    np.savez_compressed(tmp_path / "small.npz", conv1_1=np.zeros(3))
+    kinds = {"w.keras": ("config.json", "model.weights.h5"), "w.zip": ("vgg16.pth",)}
+    for name, inside in kinds.items():
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as other:
+            for entry in inside:
+                other.writestr(entry, b"x")
+    for name, says in (
+        ("w.tar", "is a tar archive"),
+        ("w.keras", r"is a Keras 3 file: save it in Keras as \.h5; docs/weights.md"),
+        ("w.npz", r"is NumPy's \.npz"),
+        ("small.npz", r"is NumPy's \.npz"),
+        ("w.zip", r"is a zip archive of 'vgg16\.pth', not of PyTorch: unpack it"),
+    ):
         with pytest.raises(VggfeatError, match=says):
             read(tmp_path / name)
 
@@ -462,6 +496,18 @@ def test_the_lines_for_keras(tmp_path: Path, he: He, monkeypatch: pytest.MonkeyP
             file["optimizer_weights/block1_conv1/kernel/m:0"] = np.zeros((3, 3, 3, 2))
     run_lines_for("h5py", 0.03125)
     same_network("vgg16_keras.safetensors", module, CAFFE, "ceil")
+
+
+def test_the_lines_for_keras_stop_where_nothing_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of a .weights.h5 file of Keras 3."""
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("vgg16_weights_tf_dim_ordering_tf_kernels.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 64))
+    with pytest.raises(SystemExit, match="block1_conv1"):
+        run_lines_for("h5py", 1)
+    assert not Path("vgg16_keras.safetensors").exists()
 
 
 @pytest.mark.parametrize("newer", [True, False])

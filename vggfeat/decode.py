@@ -186,7 +186,11 @@ def _accepting(names: Iterable[str], data: bytes) -> Iterator[tuple[str, Callabl
     for name in names:
         if name in Image.OPEN:
             factory, accept = Image.OPEN[name]
-            if (accept(prefix) if accept else True) is True:  # a string says why this Pillow can't
+            try:
+                accepted = accept(prefix) if accept else True
+            except (IndexError, struct.error):  # a file shorter than what tells this format
+                continue
+            if accepted is True:  # a string says why this Pillow can't
                 yield name, factory
 
 

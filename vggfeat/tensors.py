@@ -76,6 +76,10 @@ _OTHERS = (
         b"version https://git-lfs",
         "is a Git LFS pointer, not the weights: run `git lfs pull` where it comes from",
     ),
+    *(
+        (start, "is a git-annex pointer, not the weights: run `git annex get` where it comes from")
+        for start in (b"/annex/objects/", b".git/annex/objects/", b"../.git/annex/objects/")
+    ),
     (b"\x1f\x8b", "is a gzip archive: unpack it, and give the file in it"),
     (b"BZh", "is a bzip2 archive: unpack it, and give the file in it"),
     (b"\xfd7zXZ", "is an xz archive: unpack it, and give the file in it"),
@@ -85,6 +89,7 @@ _OTHERS = (
     (b"\x93NUMPY", "is a NumPy array, not weights by their names"),
 )
 _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", re.I)
+_PROTOTXT = re.compile(r"^\s*layers?\s*\{", re.M)
 _NEW_DOWNLOAD = "the download needs another address, or a login; fetch the file itself"
 
 
@@ -123,7 +128,13 @@ def _kind(path: Path, head: bytes, size: int) -> str:
     if head.startswith(b"PK\x03\x04"):
         return "pickle"
     if text := _text(head):
-        raise VggfeatError(f"{path} is text, not weights: it begins with {shown(text)}; {_NEW_DOWNLOAD}")
+        if path.suffix == ".prototxt" or _PROTOTXT.search(text):
+            raise VggfeatError(
+                f"{path} is text for Caffe, which describes a net or its training: give the .caffemodel beside it"
+            )
+        raise VggfeatError(
+            f"{path} is text, not weights: it begins with {shown(text)}; if it was fetched, {_NEW_DOWNLOAD}"
+        )
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head):
         raise VggfeatError(f"{path} is an ONNX graph: give the state dict that it was exported from")
     if path.suffix == ".safetensors":  # a damaged one, of which the library knows more
@@ -220,44 +231,53 @@ def _read_pickle(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, Tens
     if not found:
         raise VggfeatError(f"{path} holds no plain state dict: no filters of convolutions by their names")
     if len(found) > 1:
+        value = "x" + "".join(f"[{shown(key)}]" for key in next(iter(found)))
         raise VggfeatError(
-            f"{path} holds several state dicts, {_some(found)}: load it in Python, and save one of them alone"
+            f"{path} holds several state dicts, {_some(map('.'.join, found))}: make a plain file of one of them in "
+            f"Python, for example: import torch; x = torch.load({os.fspath(path)!r}, 'cpu'); "
+            f"torch.save({value}, 'plain.pth')"
         )
-    ((where, state),) = found.items()
+    ((keys, state),) = found.items()
     tensors = {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
-    return tensors, {"unwrapped": where[:100]} if where else {}
+    return tensors, {"unwrapped": ".".join(keys)[:100]} if keys else {}
 
 
-def _state_dicts(content: Any) -> dict[str, dict[str, Any]]:
-    """Where -> the state dicts nearest to the top: records of tensors by name, filters of convolutions among them.
+def _state_dicts(content: Any) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Keys -> the state dicts nearest to the top: records of tensors by name, filters of convolutions among them.
 
-    Of several on one level, the one under a name that trainings give the net's own is alone.
+    Of several on one level, the one under a name that trainings give the net's own is alone, unless others there or
+    further down are of a net with the same filters, such as the average of a training's (EMA).
     """
-    level: dict[str, Any] = {"": content}
+    level: dict[tuple[str, ...], Any] = {(): content}
+    chosen: dict[tuple[str, ...], dict[str, Any]] = {}
     seen = set()
     for _ in range(3):
-        level = {where: value for where, value in level.items() if isinstance(value, dict)}
-        found = {where: value for where, value in level.items() if _is_state_dict(value)}
-        for name in _NETS_OWN:
-            chosen = {where: value for where, value in found.items() if where.rpartition(".")[2] == name}
-            if len(found) > 1 and len(chosen) == 1:
-                return chosen
-        if found:
-            return found
-        inner: dict[str, Any] = {}
-        for where, value in level.items():
-            if id(value) not in seen:  # a small pickle can hold one record a million times
+        level = {keys: value for keys, value in level.items() if isinstance(value, dict)}
+        found = {keys: value for keys, value in level.items() if _filters(value)}
+        if not chosen:
+            own = [[keys for keys in found if keys[-1:] == (name,)] for name in _NETS_OWN]
+            chosen = next(({keys[0]: found[keys[0]]} for keys in own if len(keys) == 1), found)
+        for first in list(chosen.values())[:1]:
+            shapes = _filters(first)
+            others = {keys: other for keys, other in found.items() if other is not first}
+            chosen |= {keys: other for keys, other in others.items() if _filters(other) == shapes}
+        inner: dict[tuple[str, ...], Any] = {}
+        for keys, value in level.items():
+            if (
+                keys not in found and id(value) not in seen
+            ):  # a small pickle can hold one record a million times
                 seen.add(id(value))
-                names = {key: item for key, item in value.items() if isinstance(key, str)}
-                inner |= {f"{where}.{key}".lstrip("."): item for key, item in names.items()}
+                inner |= {(*keys, key): item for key, item in value.items() if isinstance(key, str)}
         level = inner
-    return {}
+    return chosen
 
 
-def _is_state_dict(record: dict[Any, Any]) -> bool:
-    return any(
-        isinstance(key, str) and isinstance(value, Tensor) and value.ndim == 4
+def _filters(record: Mapping[Any, Any]) -> list[torch.Size]:
+    """The shapes of the filters of convolutions in a record of tensors by name; empty where it is no state dict."""
+    return sorted(
+        value.shape
         for key, value in record.items()
+        if isinstance(key, str) and isinstance(value, Tensor) and value.ndim == 4
     )
 
 
@@ -270,15 +290,12 @@ def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
                 f"{path} is a TorchScript program; if you trust it, make a plain file of it in Python: import torch; "
                 f"torch.save(torch.jit.load({os.fspath(path)!r}, 'cpu').state_dict(), 'plain.pth')"
             )
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+        if len(entries) != 1:
+            raise VggfeatError(f"{path} {_what_zip(archive.namelist())}")
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise VggfeatError(f"{path} is compressed, as PyTorch's files never are: save it again")
-        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-        if len(entries) != 1:
-            raise VggfeatError(
-                f"{path} is a zip archive, and not one that PyTorch has written: it has {len(entries)} data.pkl; "
-                "weights in it must be unpacked first"
-            )
         (pickled,) = entries
         if pickled.file_size > MOST_HEADER:
             raise VggfeatError(f"{path} can't be read as weights: its pickle has {pickled.file_size:,} bytes")
@@ -299,6 +316,17 @@ def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
         raise VggfeatError(f"{path} is a plain pickle, and not one that PyTorch has written: use torch.save")
     _check_names(file, 4, path)  # a magic number, a version, facts about the machine, the tensors
     return False
+
+
+def _what_zip(names: list[str]) -> str:
+    """What an archive is that PyTorch hasn't written, and what to do."""
+    if "model.weights.h5" in names:
+        return f"is a Keras 3 file: save it in Keras as .h5; {_CONVERT}"
+    if names and all(name.endswith(".npy") for name in names):
+        return (
+            "is NumPy's .npz, arrays without what a net's file says of itself: docs/formats.md has the names"
+        )
+    return f"is a zip archive of {_some(names)}, not of PyTorch: unpack it, and give the file in it"
 
 
 def _steps(file: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
@@ -359,26 +387,34 @@ def bare(
     the names that the net needs (`model.`, `net.`, `backbone.`); what has no such prefix is left out. Metadata tell.
     needed: names that the net has all, in one or another convention. Raises VggfeatError where several nets are there.
     """
-    if any(all(name in tensors for name in names) for names in needed):
-        return tensors, dict(metadata)
-    gone: list[str] = []
-    for word in ("module", "_orig_mod"):
+    original, gone = list(tensors), list[str]()
+    whole = any(all(name in tensors for name in names) for names in needed)
+    for word in () if whole else ("module", "_orig_mod"):
         shorter = {".".join(p for p in key.split(".") if p != word): value for key, value in tensors.items()}
         if len(shorter) == len(tensors) and shorter.keys() != tensors.keys():
             tensors, gone = shorter, [*gone, f"{word}."]
     for first, *others in needed:
         prefixes = {key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")}
         prefixes = {p for p in prefixes if all(p + name in tensors for name in others)}
-        if len(prefixes) > 1 and "" not in prefixes:
+        if len(prefixes) > 1:
+            some = max(prefixes)  # not the empty one, with which all names begin
+            key = dict(zip(tensors, original, strict=True))[some + first]
+            parts, cut = [p for p in some.split(".") if p], 0
+            while parts:  # as the file has them
+                part, cut = key[cut:].partition(".")[0], key.index(".", cut) + 1
+                parts = parts[part == parts[0] :]
             raise VggfeatError(
-                f"{path} holds several nets, under {_some(sorted(prefixes))}: load it in Python, and save one of "
-                "them alone"
+                f"{path} holds several nets, under {_some(sorted(prefixes))}: make a plain file of one of them in "
+                "Python, for example: import pathlib, torch, vggfeat.tensors; "
+                f"x, _ = vggfeat.tensors.read(pathlib.Path({os.fspath(path)!r})); torch.save("
+                f"{{k[{cut}:]: v for k, v in x.items() if k.startswith({shown(key[:cut])})}}, 'plain.pth')"
             )
         if prefixes and "" not in prefixes:
             (prefix,) = prefixes
             kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             gone.append(prefix[:100] if len(kept) == len(tensors) else f"{prefix[:100]} without the rest")
             tensors = kept
+        if prefixes:
             break
     if not gone:
         return tensors, dict(metadata)

@@ -6,7 +6,7 @@
     a/3.jpg,,                 a/3.jpg,;                 none of the classes
                               a/4.jpg,                  unknown
 
-    path,cat,dog              a column a class: 1 present, 0 absent; unknown where all are empty
+    path,cat,dog              a column a class: 1 or True present, 0 or False absent; unknown where all are empty
     a/1.jpg,1,0
 
 Paths are relative to the CSV file's folder, or absolute. The columns stand in any order, separated by commas,
@@ -37,7 +37,7 @@ from vggfeat.errors import VggfeatError, reason
 
 MOST_LABELS = 1 << 30  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 _HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
-_PRESENT = {"1": True, "1.0": True, "0": False, "0.0": False}
+_PRESENT = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}  # in any case
 _ODD = re.compile(r"^$|^\s|\s$|[\\:\0]")  # a path that may have been meant otherwise
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -94,6 +94,7 @@ def load(root: Path | None, download: bool = False) -> Items:
             remarks += (f"each row of {path.name} has one 1: read as one label an image",)
     else:
         _question(table)
+        remarks += _with_spaces(table)
         labels, classes = _many(table.labels, path) if table.kind == "labels" else _one(table.labels)
     known = (labels != 0).any(axis=1) if labels.ndim == 2 else labels >= 0
     if any(table.splits):
@@ -190,6 +191,18 @@ def _question(table: _Table) -> None:
     for cell, line in cells.items():
         if cell[:1] + cell[-1:] in ("[]", "{}", "()"):
             table.refuse(line, f"{shown(cell)} would be one label: write cat;dog for two, in a column labels")
+
+
+def _with_spaces(table: _Table) -> tuple[str, ...]:
+    """A remark where all of a `labels` column have spaces, and some a word in common: who wrote it may mean several."""
+    labels = sorted(set(table.labels) - {""})
+    if table.kind != "labels" or any(";" in label or " " not in label for label in labels):
+        return ()
+    used = Counter(word for label in labels for word in set(label.split()))
+    for label in labels:
+        if any(used[word] > 1 for word in label.split()):
+            return (f"labels with spaces are single classes: {shown(label)}; ';' stands between two",)
+    return ()
 
 
 def _read(path: Path) -> _Table:
@@ -306,13 +319,13 @@ def _present(cells: Sequence[str], table: _Table, line: int) -> tuple[int, ...] 
     if not any(cells):
         return None
     for name, cell in zip(table.classes, cells, strict=True):
-        if cell not in _PRESENT:
+        if cell.lower() not in _PRESENT:
             table.refuse(
                 line,
                 f"the column {shown(name)} is none of path, label, labels and split, so it is a class's and has "
-                f"0 or 1, not {shown(cell)}",
+                f"0 or 1, not {shown(cell)}: 1 (or True) where the class is present, 0 (or False) where not",
             )
-    return tuple(i for i, cell in enumerate(cells) if _PRESENT[cell])
+    return tuple(i for i, cell in enumerate(cells) if _PRESENT[cell.lower()])
 
 
 def _path(cell: str, table: _Table, line: int) -> str:

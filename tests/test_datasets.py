@@ -677,7 +677,11 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("path,label\n,cat\n", ["line 2", "path"]),
         ("path,labels\na.jpg,cat;?\n", ["lone ?"]),
         ("path,labels\na.jpg,;\n", ["no row has a label"]),
-        ('path,label\n"' + "x" * 200_000 + '",cat\n', ["line", "field"]),
+        ('path,label\n"' + "x" * 200_000 + '",cat\n', ["line 2", "field", "a quote"]),
+        ('path,label\na.jpg,"cat\nb.jpg,dog\nc.jpg,owl\n', ["line 2", "a quote is opened here and not closed"]),
+        ('path,label\na.jpg,cat\n"b.jpg,dog\n\nc.jpg,"owl"\n', ["line 3", "a quote is opened"]),
+        ('path,"label\na.jpg,cat\n', ["line 1", "a quote is opened"]),
+        ('path,label\r\n\r\na.jpg,"cat\r\n"\r\n', ["line 3", "a cell has a line end"]),
     ],
 )
 def test_csv_faults_name_the_file_and_the_line(tmp_path: Path, text: str, said: list[str]) -> None:

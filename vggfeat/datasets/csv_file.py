@@ -240,9 +240,12 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
     table = _Table(path)
     row_of: dict[str, int] = {}
     header: list[str] = []
+    end = 0  # the last line of the row before
     try:
         for row in reader:
-            line = reader.line_num
+            line, end = end + 1, reader.line_num
+            if any("\n" in cell or "\r" in cell for cell in row):
+                table.refuse(line, "a quote is opened here and not closed, or a cell has a line end")
             cells = [cell.strip() for cell in row]
             if not any(cells):
                 continue
@@ -271,7 +274,7 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
             table.splits.append(split)
             table.lines.append(line)
     except csv.Error as error:
-        raise VggfeatError(f"{where}, line {reader.line_num}: {error}") from error
+        raise VggfeatError(f"{where}, line {end + 1}: {error}; is a quote opened here and not closed?") from error
     if not header:
         raise VggfeatError(f"{where}, line 1: the file is empty; it must start with {_HEADER}")
     if not table.names:

@@ -660,8 +660,19 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("path,label\nd/../a.jpg,cat\na.jpg,dog\n", ["line 3", "twice", "'cat;dog' in a column labels"]),
         ("path,label,split\na.jpg,cat,train\na.jpg,cat,test\n", ["line 3", "in train there, in test here"]),
         ("path,labels,split\na.jpg,cat;dog,\na.jpg,cat,\n", ["line 3", "twice", "other labels"]),
-        ("path,label\na.jpg,cat|dog\n", ["line 2", "'cat|dog'", "name it labels"]),
-        ("path,label\na.jpg,cat\nb.jpg,cat;dog\n", ["line 3", "'cat;dog'", "name it labels"]),
+        ("path,label\na.jpg,cat|dog\n", ["line 2", "'cat|dog'", "write a labels column"]),
+        ("path,label\na.jpg,cat\nb.jpg,cat;dog\n", ["line 3", "'cat;dog'", "write a labels column"]),
+        (
+            'path,label\na.jpg,cat\nb.jpg,dog\nc.jpg,"cat,dog"\n',
+            ["line 4", "not 'cat,dog'", "a labels column", "as 'cat;dog'", "rename it"],
+        ),
+        ("path,label\na.jpg,cat dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "not 'cat dog'", "as 'cat;dog'"]),
+        ("path,label\na.jpg,cat/dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "not 'cat/dog'", "as 'cat;dog'"]),
+        ('path,label\na.jpg,"a,b"\nb.jpg,"b,c"\nc.jpg,"a,c"\n', ["line 2", "not 'a,b'", "as 'a;b'"]),
+        ("path,label\na.jpg,cat\nb.jpg,NaN\n", ["line 3", "'NaN' would be a class", "an empty cell"]),
+        ("path,label\na.jpg,None\n", ["line 2", "'None' would be a class", "an empty cell"]),
+        ("path,labels\na.jpg,cat;dog\nb.jpg,NULL\n", ["line 3", "'NULL' would be a class", "an empty cell"]),
+        ("path,label\na.jpg,N/A\n", ["line 2", "'N/A' would be a class", "an empty cell"]),
         (
             "path,labels\na.jpg,cat\nb.jpg,cat|dog\n",
             ["line 3", "'cat|dog' is one label", "cat;dog", "'cat|dog;'"],
@@ -730,8 +741,8 @@ def test_csv_names_of_one_label_are_not_questioned(tmp_path: Path) -> None:
     assert load("csv", write(tmp_path, text)).classes == sorted(labels)
     several = 'path,labels\na.jpg,"crane, bird;"\nb.jpg,"crane, machine"\n'  # the ; says that it is known
     assert load("csv", write(tmp_path, several)).classes == ["crane, bird", "crane, machine"]
-    one = 'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\n'  # both are ImageNet's
-    assert load("csv", write(tmp_path, one)).classes == ["maillot", "maillot, tank suit"]
+    one = 'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\nc.jpg,ski pole\nd.jpg,ski\n'  # all ImageNet's
+    assert load("csv", write(tmp_path, one)).classes == ["maillot", "maillot, tank suit", "ski", "ski pole"]
 
 
 def test_csv_with_a_column_a_class(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ from vggfeat.errors import VggfeatError, reason
 MOST_LABELS = 1 << 30  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 _HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
 _PRESENT = {"1": True, "1.0": True, "0": False, "0.0": False}
+# What pandas and others write for a missing value.
+_MISSING = frozenset(("nan", "NaN", "None", "NULL", "null", "NA", "N/A", "n/a", "<NA>", "#N/A", "-", "?"))
 _ODD = re.compile(r"^$|^\s|\s$|[\\:\0]")  # a path that may have been meant otherwise
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -164,7 +166,7 @@ def _question(table: _Table) -> None:
     cells = dict(zip(reversed(table.labels), reversed(table.lines), strict=True))  # the first line of each
     if several and any(";" in cell for cell in cells):
         return
-    for separator in "|,/+& " if several else ";|":
+    for separator in "|,/+& " if several else ";|,/+& ":
         words_of = {cell: {word.strip() for word in cell.split(separator)} - {""} for cell in cells}
         used = Counter(word for words in words_of.values() for word in words)
         for cell, line in sorted(cells.items(), key=lambda item: item[1]):
@@ -173,6 +175,9 @@ def _question(table: _Table) -> None:
             again = [word for word in words if used[word] > 1]
             if separator in ";|":
                 asked = separator in cell
+            elif not several:
+                # one label is the rule here: only if all words are classes ("maillot, tank suit" beside "maillot" isn't)
+                asked = len(words) > 1 and (words <= cells.keys() or (separator == "," and len(again) == len(words)))
             else:
                 asked = len(words) > 1 and bool(again) and (separator != " " or len(again) == len(words))
             if asked and several:
@@ -184,8 +189,9 @@ def _question(table: _Table) -> None:
             if asked:
                 table.refuse(
                     line,
-                    f"a label column has one label an image, not {shown(cell)}: name it labels, with ';' between "
-                    "labels, or rename the class",
+                    f"a label column has one label an image, not {shown(cell)}: write a labels column, with ';' between "
+                    f"labels, as {shown(';'.join(part.strip() for part in cell.split(separator)))}; or, if it is one "
+                    "class, rename it",
                 )
     for cell, line in cells.items():
         if cell[:1] + cell[-1:] in ("[]", "{}", "()"):
@@ -264,6 +270,11 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
             label = of.get(table.kind, "")
             if _NOT_UTF8.search(label):
                 table.refuse(line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8")
+            if label in _MISSING:
+                table.refuse(
+                    line,
+                    f"{shown(label)} would be a class: an unknown label is an empty cell; if it is one, rename it",
+                )
             first = row_of.setdefault(_identity(name, where.parent), len(table.names))
             if first < len(table.names):
                 _repeated(first, name, (label, present, split), table, line)

@@ -660,8 +660,19 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("path,label\nd/../a.jpg,cat\na.jpg,dog\n", ["line 3", "twice", "'cat;dog' in a column labels"]),
         ("path,label,split\na.jpg,cat,train\na.jpg,cat,test\n", ["line 3", "in train there, in test here"]),
         ("path,labels,split\na.jpg,cat;dog,\na.jpg,cat,\n", ["line 3", "twice", "other labels"]),
-        ("path,label\na.jpg,cat|dog\n", ["line 2", "'cat|dog'", "name it labels"]),
-        ("path,label\na.jpg,cat\nb.jpg,cat;dog\n", ["line 3", "'cat;dog'", "name it labels"]),
+        ("path,label\na.jpg,cat|dog\n", ["line 2", "'cat|dog'", "write a labels column"]),
+        ("path,label\na.jpg,cat\nb.jpg,cat;dog\n", ["line 3", "'cat;dog'", "write a labels column"]),
+        (
+            'path,label\na.jpg,cat\nb.jpg,dog\nc.jpg,"cat,dog"\n',
+            ["line 4", "not 'cat,dog'", "a labels column", "as 'cat;dog'", "rename it"],
+        ),
+        ("path,label\na.jpg,cat dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "not 'cat dog'", "as 'cat;dog'"]),
+        ("path,label\na.jpg,cat/dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "not 'cat/dog'", "as 'cat;dog'"]),
+        ('path,label\na.jpg,"a,b"\nb.jpg,"b,c"\nc.jpg,"a,c"\n', ["line 2", "not 'a,b'", "as 'a;b'"]),
+        ("path,label\na.jpg,cat\nb.jpg,NaN\n", ["line 3", "'NaN' would be a class", "an empty cell"]),
+        ("path,label\na.jpg,None\n", ["line 2", "'None' would be a class", "an empty cell"]),
+        ("path,labels\na.jpg,cat;dog\nb.jpg,NULL\n", ["line 3", "'NULL' would be a class", "an empty cell"]),
+        ("path,label\na.jpg,N/A\n", ["line 2", "'N/A' would be a class", "an empty cell"]),
         (
             "path,labels\na.jpg,cat\nb.jpg,cat|dog\n",
             ["line 3", "'cat|dog' is one label", "cat;dog", "'cat|dog;'"],
@@ -682,7 +693,14 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("path,label\n,cat\n", ["line 2", "path"]),
         ("path,labels\na.jpg,cat;?\n", ["lone ?"]),
         ("path,labels\na.jpg,;\n", ["no row has a label"]),
-        ('path,label\n"' + "x" * 200_000 + '",cat\n', ["line", "field"]),
+        ('path,label\n"' + "x" * 200_000 + '",cat\n', ["line 2", "field", "a quote"]),
+        (
+            'path,label\na.jpg,"cat\nb.jpg,dog\nc.jpg,owl\n',
+            ["line 2", "a quote is opened here and not closed"],
+        ),
+        ('path,label\na.jpg,cat\n"b.jpg,dog\n\nc.jpg,"owl"\n', ["line 3", "a quote is opened"]),
+        ('path,"label\na.jpg,cat\n', ["line 1", "a quote is opened"]),
+        ('path,label\r\n\r\na.jpg,"cat\r\n"\r\n', ["line 3", "a cell has a line end"]),
     ],
 )
 def test_csv_faults_name_the_file_and_the_line(tmp_path: Path, text: str, said: list[str]) -> None:
@@ -731,21 +749,73 @@ def test_csv_names_of_one_label_are_not_questioned(tmp_path: Path) -> None:
     assert load("csv", write(tmp_path, text)).classes == sorted(labels)
     several = 'path,labels\na.jpg,"crane, bird;"\nb.jpg,"crane, machine"\n'  # the ; says that it is known
     assert load("csv", write(tmp_path, several)).classes == ["crane, bird", "crane, machine"]
-    one = 'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\n'  # both are ImageNet's
-    assert load("csv", write(tmp_path, one)).classes == ["maillot", "maillot, tank suit"]
+    one = (
+        'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\nc.jpg,ski pole\nd.jpg,ski\n'  # all ImageNet's
+    )
+    assert load("csv", write(tmp_path, one)).classes == ["maillot", "maillot, tank suit", "ski", "ski pole"]
 
 
 def test_csv_with_a_column_a_class(tmp_path: Path) -> None:
     text = "path,dog,Cat,split\na.jpg,1,0,train\nb.jpg,1.0,1,train\nc.jpg,0,0,test\nd.jpg,,,test\n"
     items = load("csv", write(tmp_path, text))
-    assert items.protocol == "multi-label" and items.classes == ["dog", "Cat"] and items.remarks == ()
+    assert items.protocol == "multi-label" and items.classes == ["dog", "Cat"]
+    assert items.remarks == ("columns taken for classes: dog, Cat",)
     assert items.labels is not None and items.labels.dtype == np.int8
     assert items.labels.tolist() == [[1, -1], [1, 1], [-1, -1], [0, 0]]
     assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0, 1], "test": [2]}
     items = load("csv", write(tmp_path, "path,dog,cat\na.jpg,0,1\nb.jpg,1,0\nc.jpg,,\n"))
     assert items.protocol == "single-label" and items.labels is not None
     assert items.labels.tolist() == [1, 0, -1] and items.labels.dtype == np.int32
-    assert items.remarks == ("each row of data.csv has one 1: read as one label an image",)
+    assert items.remarks[1:] == ("each row of data.csv has one 1: read as one label an image",)
+    many = ",".join(f"c{i}" for i in range(22))
+    items = load("csv", write(tmp_path, f"path,{many}\na.jpg{',1' * 22}\n"))
+    assert items.remarks[0].endswith("c18, c19 and 2 more")
+    assert load("csv", write(tmp_path, "path,cat,train\na.jpg,1,1\n")).classes == ["cat", "train"]  # as VOC's
+    assert load("csv", write(tmp_path, "path,class1,class2\na.jpg,1,1\n")).classes == ["class1", "class2"]
+
+
+def test_csv_line_that_names_the_separator_is_no_header(tmp_path: Path) -> None:
+    for mark in ("sep=;", '"sep=;"', "\ufeffSEP=;"):
+        items = load("csv", write(tmp_path, f"{mark}\r\npath;label\r\na.jpg;cat\r\n"))
+        assert (items.names, items.classes) == (["a.jpg"], ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (",path,label", "leave out the column 1, which has no name (index=False in pandas)"),
+        ("Unnamed: 0,path,label", "leave out the column 'Unnamed: 0' (index=False in pandas)"),
+        ("filename,label", "rename 'filename' to path"),
+        ("Image;label", "rename 'Image' to path"),
+        ("img_path,class", "rename 'img_path' to path"),
+        ("path,class", "rename 'class' to label"),
+        ("path,category,split", "rename 'category' to label"),
+        ("path,tags", "rename 'tags' to labels"),
+        ("path,label,subset", "rename 'subset' to split"),
+        (
+            "path,label,width,height",
+            "the column 'width' is none of path, label, labels and split: leave it out",
+        ),
+        ("path,label,class", "the column 'class' is none of"),
+        ("path,label,label", "two columns 'label'"),
+        ("path,label,labels", "both label and labels"),
+        ("path,split", "add a column label"),
+        ("a,b", "there is no column path"),
+        ("path,is_valid,daisy,roses", "'is_valid' would be a class: write a column split"),
+        ("path,train,test,daisy", "'train' would be a class: write a column split"),
+        ("path,isTest,daisy,roses", "'isTest' would be a class"),
+        ("path,fold,daisy,roses", "'fold' would be a class: leave it out"),
+        ("path,id,daisy,roses", "'id' would be a class: leave it out"),
+        ("path,daisy,roses,width", "'width' would be a class: leave it out"),
+        ("path,target,daisy,roses", "rename 'target' to label"),
+        ("path,target", "rename 'target' to label"),
+        ("path,daisy", "rename 'daisy' to label, with the name of a class in each cell instead of 0 and 1"),
+    ],
+)
+def test_csv_header_says_which_column_is_wrong(tmp_path: Path, header: str, said: str) -> None:
+    separator = ";" if ";" in header else ","
+    row = separator.join(["a.jpg"] + ["1"] * header.count(separator))
+    fails("csv", write(tmp_path, f"{header}\n{row}\n"), "line 1: ", said, "header")
 
 
 def test_csv_with_a_column_a_class_of_booleans(tmp_path: Path) -> None:

@@ -30,15 +30,35 @@ import numpy as np
 
 from vggfeat.checked import regular, shown
 from vggfeat.datasets.download import need_root
-from vggfeat.datasets.folder import TRAIN_FRACTION
+from vggfeat.datasets.folder import TRAIN_FRACTION, short
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import part_named, random_splits
 from vggfeat.errors import VggfeatError, reason
 
 MOST_LABELS = 1 << 30  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 _HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
+_KNOWN = ("path", "label", "labels", "split")
+# Other programs' words for these columns, in lower case and without what stands between words.
+_MEANT = {
+    "path": ("filename", "filepath", "file", "image", "img", "imagename", "imagepath", "imgpath", "filenames", "images",
+             "paths", "imagefile", "imageid", "photo"),
+    "label": ("class", "category", "target", "classname", "labelname", "categoryname", "species"),
+    "labels": ("classes", "tags", "categories", "targets"),
+    "split": ("set", "subset", "partition", "phase", "splits"),
+}  # fmt: skip
+_COLUMN = {word: known for known, words in _MEANT.items() for word in words}
+# Of images too, but no classes, though they may have 0 and 1.
+_NO_CLASS = frozenset((
+    "id", "index", "idx", "width", "height", "classid", "classidx", "labelid", "categoryid", "name", "url", "size",
+    "fold", "area", "score", "weight", "confidence", "xmin", "ymin", "xmax", "ymax", "iscrowd", "difficult", "truncated",
+    "occluded",
+))  # fmt: skip
+_MOST_NAMED = 20  # classes that a remark names
 _PRESENT = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}  # in any case
+# What pandas and others write for a missing value.
+_MISSING = frozenset(("nan", "NaN", "None", "NULL", "null", "NA", "N/A", "n/a", "<NA>", "#N/A", "-", "?"))
 _ODD = re.compile(r"^$|^\s|\s$|[\\:\0]")  # a path that may have been meant otherwise
+_SEP = re.compile(r"\W*sep=", re.IGNORECASE)  # a spreadsheet's line above the header
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS_DISK = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -90,6 +110,8 @@ def load(root: Path | None, download: bool = False) -> Items:
         return Items("csv", "unlabelled", path.parent, table.names, None, [], remarks=remarks)
     if table.kind == "columns":
         labels, classes = _columns(table), table.classes
+        more = f" and {len(classes) - _MOST_NAMED:,} more" if len(classes) > _MOST_NAMED else ""
+        remarks += (f"columns taken for classes: {', '.join(map(short, classes[:_MOST_NAMED]))}{more}",)
         if labels.ndim == 1:
             remarks += (f"each row of {path.name} has one 1: read as one label an image",)
     else:
@@ -165,7 +187,7 @@ def _question(table: _Table) -> None:
     cells = dict(zip(reversed(table.labels), reversed(table.lines), strict=True))  # the first line of each
     if several and any(";" in cell for cell in cells):
         return
-    for separator in "|,/+& " if several else ";|":
+    for separator in "|,/+& " if several else ";|,/+& ":
         words_of = {cell: {word.strip() for word in cell.split(separator)} - {""} for cell in cells}
         used = Counter(word for words in words_of.values() for word in words)
         for cell, line in sorted(cells.items(), key=lambda item: item[1]):
@@ -174,6 +196,11 @@ def _question(table: _Table) -> None:
             again = [word for word in words if used[word] > 1]
             if separator in ";|":
                 asked = separator in cell
+            elif not several:
+                # one label is the rule here: only if all words are classes (beside "maillot", "maillot, tank suit" isn't)
+                asked = len(words) > 1 and (
+                    words <= cells.keys() or (separator == "," and len(again) == len(words))
+                )
             else:
                 asked = len(words) > 1 and bool(again) and (separator != " " or len(again) == len(words))
             if asked and several:
@@ -185,8 +212,9 @@ def _question(table: _Table) -> None:
             if asked:
                 table.refuse(
                     line,
-                    f"a label column has one label an image, not {shown(cell)}: name it labels, with ';' between "
-                    "labels, or rename the class",
+                    f"a label column has one label an image, not {shown(cell)}: write a labels column, with ';' "
+                    f"between labels, as {shown(';'.join(part.strip() for part in cell.split(separator)))}; or, if it is one "
+                    "class, rename it",
                 )
     for cell, line in cells.items():
         if cell[:1] + cell[-1:] in ("[]", "{}", "()"):
@@ -239,10 +267,10 @@ def _encoding(head: bytes, path: Path) -> str:
 
 def _delimiter(head: str) -> str:
     """What the header separates its columns by."""
-    first = next((line for line in head.splitlines() if line.strip()), "")
+    first = next((line for line in head.splitlines() if line.strip() and not _SEP.match(line)), "")
     for delimiter in ",;\t|":
         cells = next(csv.reader([first], delimiter=delimiter), [])
-        if len(cells) > 1 and "path" in (cell.strip().lower() for cell in cells):
+        if len(cells) > 1 and any(_meant(cell.strip()) == "path" for cell in cells):
             return delimiter
     return ","
 
@@ -253,11 +281,14 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
     table = _Table(path)
     row_of: dict[str, int] = {}
     header: list[str] = []
+    end = 0  # the last line of the row before
     try:
         for row in reader:
-            line = reader.line_num
+            line, end = end + 1, reader.line_num
+            if any("\n" in cell or "\r" in cell for cell in row):
+                table.refuse(line, "a quote is opened here and not closed, or a cell has a line end")
             cells = [cell.strip() for cell in row]
-            if not any(cells):
+            if not any(cells) or (not header and _SEP.match(cells[0])):
                 continue
             if not header:
                 while not cells[-1]:  # a spreadsheet's empty columns
@@ -274,6 +305,11 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
             label = of.get(table.kind, "")
             if _NOT_UTF8.search(label):
                 table.refuse(line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8")
+            if label in _MISSING:
+                table.refuse(
+                    line,
+                    f"{shown(label)} would be a class: an unknown label is an empty cell; if it is one, rename it",
+                )
             first = row_of.setdefault(_identity(name, where.parent), len(table.names))
             if first < len(table.names):
                 _repeated(first, name, (label, present, split), table, line)
@@ -284,7 +320,9 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
             table.splits.append(split)
             table.lines.append(line)
     except csv.Error as error:
-        raise VggfeatError(f"{where}, line {reader.line_num}: {error}") from error
+        raise VggfeatError(
+            f"{where}, line {end + 1}: {error}; is a quote opened here and not closed?"
+        ) from error
     if not header:
         raise VggfeatError(f"{where}, line 1: the file is empty; it must start with {_HEADER}")
     if not table.names:
@@ -294,16 +332,60 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
 
 def _header(cells: list[str], table: _Table, line: int) -> list[str]:
     """The columns' names; sets what the table has of labels."""
-    known = ("path", "label", "labels", "split")
-    header = [cell.lower() if cell.lower() in known else cell for cell in cells]
-    kinds: list[str] = [name for name in ("label", "labels") if name in header]
-    classes = [name for name in header if name not in known]
-    wrong = "path" not in header or len(kinds) + bool(classes) != 1 or "" in header
-    if wrong or len(set(header)) < len(header) or any(map(_NOT_UTF8.search, header)):
+    header = [cell.lower() if cell.lower() in _KNOWN else cell for cell in cells]
+    if wrong := _wrong_column(header):
         found = shown(",".join(cells))
-        table.refuse(line, f"the first line must be a header, {_HEADER}; not {found}")
-    table.kind, table.classes = (kinds or ["columns"])[0], classes
+        table.refuse(line, f"{wrong}; the first line must be a header, {_HEADER}, not {found}")
+    table.classes = [name for name in header if name not in _KNOWN]
+    table.kind = next((name for name in ("label", "labels") if name in header), "columns")
     return header
+
+
+def _wrong_column(header: list[str]) -> str:
+    """What is wrong with which column, and what to do; nothing where all is right."""
+    others = [name for name in header if name not in _KNOWN]
+    meant = {known: name for name in reversed(others) if (known := _meant(name))}  # the first for each
+    labelled = "label" in header or "labels" in header
+    if "path" not in header:
+        return f"rename {shown(meant['path'])} to path" if "path" in meant else "there is no column path"
+    for column, name in enumerate(header):
+        if not name or re.fullmatch(r"Unnamed: \d+", name):
+            what = shown(name) if name else f"{column + 1}, which has no name"
+            return f"leave out the column {what} (index=False in pandas)"
+        if name in header[:column]:
+            return f"there are two columns {shown(name)}: leave out one"
+        if _NOT_UTF8.search(name):
+            return f"the column {shown(name)} is not UTF-8: save the file as CSV UTF-8"
+    if "label" in header and "labels" in header:
+        return "there are both label and labels: leave out one"
+    if not labelled and not others:
+        return "add a column label; it may be empty where nothing is known"
+    for known, name in meant.items():
+        if known not in header and not (labelled and known in ("label", "labels")):
+            return f"rename {shown(name)} to {known}"
+    if others and labelled:
+        return f"the column {shown(others[0])} is none of path, label, labels and split: leave it out"
+    if len(others) == 1:
+        return f"rename {shown(others[0])} to label, with the name of a class in each cell instead of 0 and 1"
+    parts = [name for name in others if (found := part_named(name)) and found[1] in ((), ("is",))]
+    if parts and parts != ["train"]:  # which alone may be VOC's class
+        return (
+            f"{shown(parts[0])} would be a class: write a column split, with train, val and test, or leave it out; if "
+            "it is a class, rename it"
+        )
+    for name in others:
+        if _letters(name) in _NO_CLASS or _meant(name):
+            return f"{shown(name)} would be a class: leave it out, or, if it is one, rename it"
+    return ""
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _meant(name: str) -> str:
+    """Which of the known columns a name stands for; nothing where none."""
+    return name.lower() if name.lower() in _KNOWN else _COLUMN.get(_letters(name), "")
 
 
 def _split(cell: str, table: _Table, line: int) -> str:

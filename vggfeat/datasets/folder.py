@@ -67,10 +67,10 @@ class LeftOut:
                 named.append(f"others {rest:,}")
             total = sum(n for n, _ in self.endings.values())
             what = f"{total:,} file{'s' * (total > 1)} without an image's ending ({', '.join(named)})"
-            clauses.append(f"{what}, for example {_short(by_number[0][1][1])}")
+            clauses.append(f"{what}, for example {short(by_number[0][1][1])}")
         for kind, (n, first) in self.kinds.items():
             clauses.append(
-                f"{n:,} {kind.replace('{s}', 's' * (n > 1))}{', for example' if n > 1 else ':'} {_short(first)}"
+                f"{n:,} {kind.replace('{s}', 's' * (n > 1))}{', for example' if n > 1 else ':'} {short(first)}"
             )
         if unread := sorted(_UNREADABLE & self.endings.keys()):
             clauses.append(f"to have pictures of {' '.join(unread)} described, save them as JPEG or PNG")
@@ -91,7 +91,7 @@ def _ending(ending: str) -> str:
     return ending if len(ending) <= 12 and ending.isprintable() and " " not in ending else shown(ending)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A name as a sentence may have it."""
     return name if len(name) <= 60 else "…" + name[-59:]
 
@@ -354,7 +354,7 @@ def _holds_folders(folder: Path) -> bool:
 
 def _names(names: Iterable[str]) -> str:
     """Some names, as a sentence may have them."""
-    listed = [_short(name) for name in names]
+    listed = [short(name) for name in names]
     return ", ".join(listed[:_MOST_NAMES]) + (" …" if len(listed) > _MOST_NAMES else "")
 
 

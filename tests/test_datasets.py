@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Command
-from vggfeat import cli
+from vggfeat import cli, look
 from vggfeat.datasets import Items, at_hand, describe_datasets, load, random_splits, refuse_absent
 from vggfeat.datasets.voc import CLASSES, check_submission, write_submission
 from vggfeat.errors import VggfeatError
+from vggfeat.extract import limited
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data")
@@ -421,6 +422,8 @@ def tree(root: Path, *folders: str, names: tuple[str, ...] = CLASSES_IN) -> Path
     [
         {"training": "train", "testing": "test"},
         {"Train": "train", "TEST": "test", "Validation": "val"},
+        {"train": "train", "validate": "val", "tests": "test"},
+        {"train": "train", "Validations": "val"},
         {"trn": "train", "dev": "val", "tst": "test"},
         {"trainval": "train", "hold-out": "test"},
         {"train_images": "train", "images_test": "test"},
@@ -443,7 +446,10 @@ def test_the_words_for_splits_are_no_classes(tmp_path: Path, folders: dict[str, 
     [
         (["train", "eval"], ["eval may be for validation or for test"]),
         (["Train", "training"], ["both Train and training, for train"]),
-        (["train", "annotations"], ["holds train, as a split data set does, beside annotations"]),
+        (
+            ["train", "annotations"],
+            ["holds train, as a split data set does, beside annotations", "rename what is a split"],
+        ),
         (["train2017", "test2017", "extra"], ["holds test2017, train2017", "beside extra"]),
         (["fold1", "fold2"], ["fold1, fold2 in", "the same folders, cat, dog", "CSV file"]),
         (["2019", "2020", "2021"], ["2019, 2020, 2021 in", "the same folders"]),
@@ -733,11 +739,11 @@ def test_csv_as_spreadsheets_save_it(tmp_path: Path, separator: str, encoding: s
     items = load("csv", write(tmp_path, text.encode(encoding)))
     assert items.names == ["\xe4.jpg", "b.jpg"] and items.classes == ["c\xe4t", "dog"]
     assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0], "test": [1]}
-    assert items.remarks == ()
+    assert len(items.remarks) == 1 and items.remarks[0].startswith("no training image of 'dog'")
 
 
 def test_csv_words_for_splits(tmp_path: Path) -> None:
-    words = ["training", "Train_Set", "validation", "dev", "testing", "TST", ""]
+    words = ["training", "Train_Set", "validate", "dev", "testing", "TST", ""]
     text = "path,label,split\n" + "".join(f"{i}.jpg,cat,{word}\n" for i, word in enumerate(words))
     splits = load("csv", write(tmp_path, text)).splits
     assert {k: v.tolist() for k, v in splits.items()} == {"train": [0, 1], "val": [2, 3], "test": [4, 5]}
@@ -869,8 +875,52 @@ def test_csv_paths_as_they_were_meant(tmp_path: Path) -> None:
     ]
 
 
+def test_classes_that_differ_in_case_or_cant_be_learned_are_named(tmp_path: Path) -> None:
+    def remarks(text: str) -> tuple[str, ...]:
+        return load("csv", write(tmp_path, text)).remarks
+
+    twins = "names of classes that differ only in case: 'Daisy', 'daisy'"
+    assert remarks("path,label\na.jpg,Daisy\nb.jpg,daisy\nc.jpg,rose\n") == (twins,)
+    touch(
+        tmp_path,
+        *(f"{part}/{name}/1.jpg" for part in ("train", "val") for name in ("Daisy", "daisy", "rose")),
+    )
+    assert load("folder", tmp_path / "train").remarks == (twins,)
+    (tmp_path / "data.csv").unlink()
+    assert load("folder", tmp_path).remarks == (twins,)
+    refused = ": svm will refuse, since it can't learn a class without one"
+    assert remarks("path,cat,dog,lily\na.jpg,1,0,0\nb.jpg,0,1,0\n")[-1] == f"no image of 'lily'{refused}"
+    assert remarks("path,cat,dog,lily\na.jpg,1,1,0\nb.jpg,0,1,0\n")[-1] == "no image of 'lily'"
+    text = "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nc.jpg,tulip,test\nd.jpg,cat,test\n"
+    assert remarks(text) == (f"no training image of 'tulip'{refused}",)
+    text = "path,labels,split\na.jpg,cat;,train\nb.jpg,tulip,test\n"
+    assert remarks(text) == ("no training image of 'tulip'",)
+
+
+def test_few_of_the_classes_in_a_limited_set_are_told(tmp_path: Path) -> None:
+    tree(
+        tmp_path,
+        "train",
+        names=tuple(f"{name}/{i}.jpg" for name in ("cat", "dog", "owl") for i in range(3)),
+    )
+    items = load("folder", tmp_path / "train")
+    assert limited(items, 4).remarks == ("`limit` 4 takes the first images, of 2 of the 3 classes",)
+    assert limited(items, 7).remarks == limited(items, 100).remarks == ()
+    items = load("csv", write(tmp_path, "path,labels\na.jpg,cat;\nb.jpg,dog\n"))
+    assert limited(items, 1).remarks[1:] == ("`limit` 1 takes the first images, of 1 of the 2 classes",)
+
+
+def test_one_class_is_said_in_the_singular(tmp_path: Path) -> None:
+    items = load("csv", write(tmp_path, "path,label\na.jpg,cat\nb.jpg,cat\n"))
+    assert look._of_classes(items).startswith("2 of 1 class; 3 random splits")
+
+
+def test_the_other_kind_of_root_names_its_dataset(tmp_path: Path) -> None:
+    fails("folder", write(tmp_path, "path,label\na.jpg,cat\n"), "is a file", "`dataset` csv")
+    fails("csv", tmp_path, str(tmp_path), "is a folder", "`dataset` folder")
+
+
 def test_csv_root_must_be_a_file(tmp_path: Path) -> None:
-    fails("csv", tmp_path, str(tmp_path), "CSV file")
     fails("csv", tmp_path / "no.csv", str(tmp_path / "no.csv"))
 
 

@@ -32,6 +32,7 @@ from vggfeat import __version__, terminal, weights
 from vggfeat.aggregate import POOLINGS, aggregate
 from vggfeat.checked import shown, sides
 from vggfeat.datasets import Items
+from vggfeat.datasets.items import images_of_classes
 from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb, upright_shape
 from vggfeat.describe import describe
 from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError, out_of_memory
@@ -781,13 +782,20 @@ def limited(items: Items, limit: int) -> Items:
     """The first `limit` items, and how many there are; splits keep the rows that remain."""
     if limit >= len(items):
         return items
-    kept = limit
+    kept, remarks = limit, items.remarks
+    if items.labels is not None:
+        n = np.count_nonzero(images_of_classes(items.labels[:kept], len(items.classes)))
+        if n < len(items.classes):
+            remarks += (
+                f"`limit` {kept:,} takes the first images, of {n:,} of the {len(items.classes):,} classes",
+            )
     return replace(
         items,
         names=items.names[:kept],
         labels=None if items.labels is None else items.labels[:kept],
         splits={name: rows[rows < kept] for name, rows in items.splits.items()},
         images=None if items.images is None else items.images[:kept],
+        remarks=remarks,
         total=items.total or len(items),
     )
 

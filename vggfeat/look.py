@@ -164,7 +164,7 @@ def foreword(
 def _of_classes(items: Items) -> str:
     """Their number, that of the classes, and the sizes of the splits."""
     words = f"{len(items):,}" + ("" if items.total is None else f", the first of {items.total:,},")
-    words += ", no labels" if items.labels is None else f" of {len(items.classes):,} classes"
+    words += ", no labels" if items.labels is None else f" of {_classes(len(items.classes))}"
     drawn = {name.partition("/")[0] for name in items.splits if "/" in name}
     first = f"{min(drawn)}/" if drawn else ""
     sizes = [
@@ -175,3 +175,7 @@ def _of_classes(items: Items) -> str:
     if not sizes:
         return words
     return f"{words}; {f'{len(drawn)} random splits of ' if drawn else ''}{', '.join(sizes)}"
+
+
+def _classes(n: int) -> str:
+    return "1 class" if n == 1 else f"{n:,} classes"

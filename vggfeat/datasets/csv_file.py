@@ -31,7 +31,7 @@ import numpy as np
 from vggfeat.checked import regular, shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import TRAIN_FRACTION, short
-from vggfeat.datasets.items import Items
+from vggfeat.datasets.items import Items, remarks_on_classes
 from vggfeat.datasets.splits import part_named, random_splits
 from vggfeat.errors import VggfeatError, reason
 
@@ -50,8 +50,8 @@ _COLUMN = {word: known for known, words in _MEANT.items() for word in words}
 # Of images too, but no classes, though they may have 0 and 1.
 _NO_CLASS = frozenset((
     "id", "index", "idx", "width", "height", "classid", "classidx", "labelid", "categoryid", "name", "url", "size",
-    "fold", "area", "score", "weight", "confidence", "xmin", "ymin", "xmax", "ymax", "iscrowd", "difficult", "truncated",
-    "occluded",
+    "fold", "area", "score", "weight", "confidence", "xmin", "ymin", "xmax", "ymax", "iscrowd", "difficult",
+    "truncated", "occluded",
 ))  # fmt: skip
 _MOST_NAMED = 20  # classes that a remark names
 _PRESENT = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}  # in any case
@@ -97,6 +97,8 @@ def load(root: Path | None, download: bool = False) -> Items:
     if download:
         raise VggfeatError("there is nothing to download for a CSV file of your own: leave out `download`")
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
+    if path.is_dir():
+        raise VggfeatError(f"{path.absolute()} is a folder: its images are read with `dataset` folder")
     table = _read(path)
     remarks: tuple[str, ...] = ()
     if n := len(table.repeated):
@@ -125,6 +127,7 @@ def load(root: Path | None, download: bool = False) -> Items:
         splits = {name: rows.astype(np.int64) for name, rows in splits.items() if len(rows)}
     else:
         splits = random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
+    remarks += remarks_on_classes(labels, classes, splits)
     protocol = "multi-label" if labels.ndim == 2 else "single-label"
     return Items("csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks)
 
@@ -197,7 +200,7 @@ def _question(table: _Table) -> None:
             if separator in ";|":
                 asked = separator in cell
             elif not several:
-                # one label is the rule here: only if all words are classes (beside "maillot", "maillot, tank suit" isn't)
+                # one label is the rule here, as "maillot, tank suit" beside "maillot": only if all words are classes
                 asked = len(words) > 1 and (
                     words <= cells.keys() or (separator == "," and len(again) == len(words))
                 )
@@ -213,7 +216,8 @@ def _question(table: _Table) -> None:
                 table.refuse(
                     line,
                     f"a label column has one label an image, not {shown(cell)}: write a labels column, with ';' "
-                    f"between labels, as {shown(';'.join(part.strip() for part in cell.split(separator)))}; or, if it is one "
+                    "between labels, as "
+                    f"{shown(';'.join(part.strip() for part in cell.split(separator)))}; or, if it is one "
                     "class, rename it",
                 )
     for cell, line in cells.items():

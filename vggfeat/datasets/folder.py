@@ -20,7 +20,7 @@ import numpy as np
 
 from vggfeat.checked import shown
 from vggfeat.datasets.download import need_root
-from vggfeat.datasets.items import Items
+from vggfeat.datasets.items import Items, remarks_on_classes
 from vggfeat.datasets.splits import part_named, parts_among, random_splits
 from vggfeat.errors import VggfeatError, reason
 
@@ -105,6 +105,11 @@ def load(root: Path | None, download: bool = False) -> Items:
     if download:
         raise VggfeatError("there is nothing to download for a folder of your own: leave out `download`")
     root = need_root("folder", root, "the folder that holds one folder of images per class")
+    if root.is_file():
+        raise VggfeatError(
+            f"{root.absolute()} is a file: give the folder that holds the images; a CSV file that lists them is "
+            "read with `dataset` csv"
+        )
     left = LeftOut()
     folders, images = children(root, left)
     if not folders:
@@ -123,14 +128,15 @@ def load(root: Path | None, download: bool = False) -> Items:
     if ("train" in parts and len(parts) > 1) or any(_holds_folders(root / name) for name in part_of):
         raise VggfeatError(
             f"{root.absolute()} holds {_names(part_of)}, as a split data set does, beside {_names(others)}: move one "
-            "or the other elsewhere; if all are classes, list the images in a CSV file instead"
+            "or the other elsewhere, or rename what is a split train, val or test; if all are classes, list the images "
+            "in a CSV file instead"
         )
     images_of = class_images(root, left=left)
     classes = sorted(images_of)
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images_of[name]) for name in classes])
     names = [name for label in classes for name in images_of[label]]
     splits = class_splits(labels)
-    remarks = left.remarks()
+    remarks = left.remarks() + remarks_on_classes(labels, classes, splits)
     if part_of:
         remarks += (
             f"taken for classes: {_names(part_of)}, with images directly inside, beside {_names(others)}; what is none "
@@ -192,7 +198,8 @@ def read_splits(dataset: str, root: Path, folder_of: dict[str, str], left: LeftO
             labels += [label_of[name]] * len(images_of_class[name])
         splits[split] = np.arange(start, len(names), dtype=np.int64)
     label_array = np.array(labels, np.int32)
-    return Items(dataset, "single-label", root, names, label_array, classes, splits, remarks=left.remarks())
+    remarks = left.remarks() + remarks_on_classes(label_array, classes, splits)
+    return Items(dataset, "single-label", root, names, label_array, classes, splits, remarks=remarks)
 
 
 def class_images(root: Path, inside: str = "", left: LeftOut | None = None) -> dict[str, list[str]]:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from vggfeat.checked import shown
+
 # What the official archives hold, beside which a part of them is told: classes, with the background; labelled images.
 _CLASSES = {"caltech101": 102, "caltech256": 257}
 _IMAGES = {
     "voc2007": {"train": 2501, "val": 2510, "test": 4952},
     "voc2012": {"train": 5717, "val": 5823},
 }
+
+_MOST_NAMED = 10  # classes that a remark names
 
 
 def name_digest(names: Sequence[str]) -> str:
@@ -37,6 +41,40 @@ def remarks_on(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) 
     """The same, as `Items.remarks`."""
     counts = ", ".join(other_counts(protocol, n_classes, splits))
     return (f"{protocol} with {counts}: no figure of these is its protocol's",) if counts else ()
+
+
+def images_of_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """(n_classes,) how many images each class is present in; labels as of `Items`."""
+    if labels.ndim == 2:
+        return np.count_nonzero(labels == 1, axis=0)
+    return np.bincount(labels[labels >= 0], minlength=n_classes)
+
+
+def remarks_on_classes(
+    labels: np.ndarray, classes: Sequence[str], splits: Mapping[str, np.ndarray]
+) -> tuple[str, ...]:
+    """Of names that are one but for their case, and of classes that nothing can be learned of, as `Items.remarks`."""
+    remarks = []
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(name.casefold(), []).append(name)
+    if twins := [name for names in alike.values() if len(names) > 1 for name in names]:
+        remarks.append(f"names of classes that differ only in case: {_several(twins)}")
+    here = images_of_classes(labels, len(classes)) > 0
+    refused = "" if labels.ndim == 2 else ": svm will refuse, since it can't learn a class without one"
+    if gone := [name for name, there in zip(classes, here, strict=True) if not there]:
+        remarks.append(f"no image of {_several(gone)}{refused}")
+    train = next((splits[name] for name in ("train", "split0/train") if name in splits), None)
+    if train is not None:
+        learned = images_of_classes(labels[train], len(classes)) > 0
+        if gone := [name for name, missed in zip(classes, here & ~learned, strict=True) if missed]:
+            remarks.append(f"no training image of {_several(gone)}{refused}")
+    return tuple(remarks)
+
+
+def _several(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(shown, names[:_MOST_NAMED])) + more
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from vggfeat.errors import VggfeatError
 # "eval" is said of val and of test: a name that is known, and has to be asked about.
 _WORDS = {
     "train": ("train", "training", "trn", "trainval"),
-    "val": ("val", "valid", "validation", "dev", "devel", "development"),
-    "test": ("test", "testing", "tst", "holdout"),
+    "val": ("val", "valid", "validate", "validation", "validations", "dev", "devel", "development"),
+    "test": ("test", "tests", "testing", "tst", "holdout"),
     "eval": ("eval", "evaluation"),
 }
 # What may stand beside such a word and says no more: "training_set", "test images".

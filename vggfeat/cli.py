@@ -338,6 +338,8 @@ def svm(
     seen, scored = protocols.seen_by_net(results)
     if scored:
         say(f"warning: the net was trained on {seen}")
+    for line in results.get("same_images", ()):
+        say(f"warning: {line}")
 
     def submit() -> None:
         if submission:

@@ -57,6 +57,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"{name} on {_part(results)}{over_classes(results, key)}", shown))
     if "other_images" in results:
         rows.append(("images", "; ".join(results["other_images"])))
+    rows += [("the same images", line) for line in results.get("same_images", ())]
     if seen := seen_by_net(results)[0]:
         rows.append(("the net was trained on", seen))
     rows += [("scored on", scored_on), ("trained on", trained_on(results))]

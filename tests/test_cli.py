@@ -671,6 +671,10 @@ def test_dry_run_writes_nothing(command, folder, tmp_path):
     twice = json.loads((tmp_path / "plan.json").read_text())
     assert twice["gflop"] == pytest.approx(2 * once["gflop"]) and once["gflop"] > 0
     assert not out.exists()
+    out.write_bytes(b"")
+    for refused, why in ((out, "exists; give `--overwrite`"), (tmp_path / "none" / "f.h5", "folder")):
+        told = command(*(refused if word == out else word for word in line))
+        assert told.status == 1 and why.replace("`", "") in told.err.replace("`", "")  # as the run would be
     assert once["smallest_sides"] == [40, 40, 48] and once["enlarged"] == {"32": 0, "48": 16}
     assert "24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test" in ran.out
     assert "40 to 48 pixels, median 40; enlarged, of the 24: 16 at Q = 48" in ran.out

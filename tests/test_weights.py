@@ -26,6 +26,7 @@ from vggfeat import backbones, weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
+from vggfeat.tensors import metadata_of
 from vggfeat.vgg import NETS, VGG
 
 from .conftest import assert_same_descriptors, photograph
@@ -221,12 +222,15 @@ def test_torchvisions_features_enum_has_no_usable_fc_layers(tmp_path):
 def test_a_hole_is_no_shallower_net(ours, gone, spoilt, says):
     """Weights may end early; where a later layer is there, they are damaged."""
     path, module = ours
+    facts = metadata_of(path)
     state = {key: value for key, value in module.state_dict().items() if key not in gone}
     state |= {key: torch.full_like(state[key], torch.nan) for key in spoilt}
-    resaved(path, state)
+    weights.write_tensors(path, state, facts)
     with pytest.raises(VggfeatError, match="is damaged: " + re.escape(says)):
         vggfeat.load(path)
-    resaved(path, {key: value for key, value in state.items() if not key.startswith("classifier")})
+    weights.write_tensors(
+        path, {key: value for key, value in state.items() if not key.startswith("classifier")}, facts
+    )
     if says.startswith("classifier"):
         assert vggfeat.load(path).layers[-1] == "pool5"
 
@@ -242,13 +246,14 @@ def test_a_hole_is_no_shallower_net(ours, gone, spoilt, says):
 )
 def test_another_head_is_left_out_and_told(ours, names, left_out):
     path, module = ours
+    facts = metadata_of(path)
     state = dict(module.state_dict())
     if names[0].startswith("classifier.6."):
         del state["classifier.6.weight"], state["classifier.6.bias"]
-    resaved(path, state | {name: torch.zeros(2, 2) for name in names})
+    weights.write_tensors(path, state | {name: torch.zeros(2, 2) for name in names}, facts)
     network = vggfeat.load(path)
     assert network.layers[-1] == "fc7" and network.metadata["unwrapped"] == left_out
-    resaved(path, state | {"classifier.2.weight": torch.zeros(2)})
+    weights.write_tensors(path, state | {"classifier.2.weight": torch.zeros(2)}, facts)
     with pytest.raises(VggfeatError, match=r"it has 'classifier\.2\.weight', which the net doesn't"):
         vggfeat.load(path)
 

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from PIL import Image
 import vggfeat
 from vggfeat import cli
 from vggfeat.aggregate import aggregate
+from vggfeat.classify import _first_of_same
 from vggfeat.datasets import Items
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.model import open_model
@@ -608,6 +610,53 @@ def test_a_limited_extraction_is_told_wherever_it_is_used(command, folder, tmp_p
     assert "total" not in vggfeat.open_features(path).attributes
 
 
+def test_an_image_that_is_there_twice_is_told(command, folder, tmp_path):
+    """In train and in a scored part, or in two classes; not for images of one checksum that look otherwise."""
+    line = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        *SMALL,
+        "--out",
+        tmp_path / "f.h5",
+        "--overwrite",
+    )
+    svm = ("svm", "--features", tmp_path / "f.h5", "--C", 1, "--json", tmp_path / "r.json", "--overwrite")
+    assert command(*line).status == 0
+    assert "warning" not in command(*svm).err
+    assert "same_images" not in json.loads((tmp_path / "r.json").read_text())
+    for i in range(12):
+        shutil.copy(folder / "red" / f"{i:02d}.jpg", folder / "red" / f"copy{i:02d}.jpg")
+    shutil.copy(folder / "red" / "00.jpg", folder / "blue" / "stray.jpg")
+    assert command(*line).status == 0
+    features = vggfeat.open_features(tmp_path / "f.h5")
+    ran = command(*svm)
+    results = json.loads((tmp_path / "r.json").read_text())
+    crc = features.crc32
+    expected = [
+        int(np.isin(crc[features.splits[f"split{s}/test"]],
+                    crc[np.union1d(features.splits[f"split{s}/train"], features.splits[f"split{s}/val"])]).sum())
+        for s in range(3)
+    ]  # fmt: skip
+    assert [split.get("n_test_in_train", 0) for split in results["per_split"]] == expected and max(
+        expected
+    ) > 0
+    twice, labels = results["same_images"]
+    assert f"{expected[0]} of the" in twice and twice.endswith(": the figures are too good")
+    assert labels == (
+        "2 images with other labels than the same image elsewhere, such as red/00.jpg and blue/stray.jpg"
+    )
+    assert [row for row in ran.err_lines if "warning" in row] == [f"warning: {twice}", f"warning: {labels}"]
+    assert twice in ran.out and labels in ran.out
+    one = replace(features, crc32=np.full(len(crc), 7, np.uint32))
+    _, kind = np.unique(crc, return_inverse=True)
+    X, readable = np.eye(kind.max() + 1)[kind], features.readable
+    assert (_first_of_same(one, X, readable) == _first_of_same(features, X, readable)).all()
+    assert (_first_of_same(replace(one, crc32=0 * crc), X, readable) == np.arange(len(X))).all()
+
+
 def test_dry_run_writes_nothing(command, folder, tmp_path):
     out = tmp_path / "feats.h5"
     line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", out, "--dry-run")
@@ -622,6 +671,10 @@ def test_dry_run_writes_nothing(command, folder, tmp_path):
     twice = json.loads((tmp_path / "plan.json").read_text())
     assert twice["gflop"] == pytest.approx(2 * once["gflop"]) and once["gflop"] > 0
     assert not out.exists()
+    out.write_bytes(b"")
+    for refused, why in ((out, "exists; give `--overwrite`"), (tmp_path / "none" / "f.h5", "folder")):
+        told = command(*(refused if word == out else word for word in line))
+        assert told.status == 1 and why.replace("`", "") in told.err.replace("`", "")  # as the run would be
     assert once["smallest_sides"] == [40, 40, 48] and once["enlarged"] == {"32": 0, "48": 16}
     assert "24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test" in ran.out
     assert "40 to 48 pixels, median 40; enlarged, of the 24: 16 at Q = 48" in ran.out

@@ -271,7 +271,10 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
     model = model_of(["x", "y"], scored, of(features, results_of()))
     page, left_out = write_report(None, [features], model, items)
     assert page.count("data:image/jpeg") == 2
-    assert left_out == ["5 thumbnails: the images can't be read any more"]
+    assert left_out == [
+        f"3 thumbnails: the images are not under {items.root}",
+        "2 thumbnails: the images can't be read any more",
+    ]
     for names, stored in (
         (outside, str(root)),
         (inside, str(tmp_path / "gone")),
@@ -555,3 +558,9 @@ def test_a_map_of_equal_descriptors_is_one_point():
         warnings.simplefilter("error")
         xy, _ = _plane(np.ones((70, 16), np.float32))
     assert (xy == 0).all() and xy.shape == (70, 2)
+
+
+def test_a_model_names_the_length_that_it_needs(three):
+    model = three[1]
+    with pytest.raises(VggfeatError, match=r"shape \(2, 5\); the model needs \(N, [0-9]+\)"):
+        model.decision_function(np.zeros((2, 5)))

@@ -295,3 +295,13 @@ def test_is_a_scikit_learn_estimator(blobs: tuple[np.ndarray, np.ndarray]) -> No
         for estimator in (LinearSVM(), LinearSVMCV()):
             results = check_estimator(estimator, on_skip=None, on_fail="raise")  # nothing is excluded
             assert sum(result["status"] == "passed" for result in results) > 50
+
+
+def test_what_labels_cant_be_is_said_plainly() -> None:
+    X = np.eye(4)
+    with pytest.raises(ValueError, match="one class only, 0: an SVM"):
+        LinearSVM().fit(X, np.zeros(4, int))
+    with pytest.raises(ValueError, match="0 means left out; where a class is absent give -1"):
+        LinearSVM().fit(X, np.eye(4, 2, dtype=int))
+    with pytest.raises(ValueError, match="where it is False give -1"):
+        LinearSVM().fit(X, np.eye(4, 2, dtype=bool))

@@ -543,6 +543,26 @@ def test_the_lines_for_a_checkpoint_with_objects(tmp_path: Path, monkeypatch: py
     assert read(tmp_path / "plain.pth")[0].keys() == small_state().keys()
 
 
+def test_quantised_and_cut_files_are_told(tmp_path: Path) -> None:
+    quantised = torch.quantize_per_tensor(torch.ones(4, 3, 3, 3), 0.1, 0, torch.qint8)
+    for value in (quantised, torch.ones(4, 3, 3, 3, dtype=torch.int8)):
+        torch.save({"features.0.weight": value}, tmp_path / "q.pth")
+        with pytest.raises(VggfeatError, match=r"8-bit \(quantised\) tensors.*: save the net in float"):
+            read(tmp_path / "q.pth")
+    torch.save(
+        {"features.0.weight": torch.ones(64, 3, 3, 3)},
+        tmp_path / "o.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    safetensors.torch.save_file({"features.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "s.safetensors")
+    for name, sizes in (("o.pth", (3000,)), ("s.safetensors", (60, 3000))):
+        whole = (tmp_path / name).read_bytes()
+        for size in sizes:
+            (tmp_path / name).write_bytes(whole[:size])
+            with pytest.raises(VggfeatError, match="cut off: fetch or save it again"):
+                read(tmp_path / name)
+
+
 def test_a_length_that_isnt_there(tmp_path: Path) -> None:
     """A .safetensors file that was cut off is told as one, not as something else."""
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", 5000) + b'{"a": 1')

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import zipfile
@@ -25,6 +26,7 @@ from vggfeat import backbones, weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
+from vggfeat.tensors import metadata_of
 from vggfeat.vgg import NETS, VGG
 
 from .conftest import assert_same_descriptors, photograph
@@ -201,6 +203,68 @@ def test_torchvisions_features_enum_has_no_usable_fc_layers(tmp_path):
     assert network.preprocessing.std == pytest.approx((1 / 255,) * 3)
     with pytest.raises(VggfeatError, match="no layer 'fc7'"):
         network.require("fc7")
+
+
+@pytest.mark.parametrize(
+    ("gone", "spoilt", "says"),
+    [
+        (["features.8.weight", "features.8.bias"], [], "features.8.weight of conv3_2 is missing, and it has"),
+        (["features.8.bias"], [], "features.8.bias of conv3_2 is missing, and it has features.8.weight"),
+        (
+            [],
+            ["features.8.weight", "features.8.bias"],
+            "features.8.weight of conv3_2 is not finite, and it has",
+        ),
+        (["classifier.0.weight", "classifier.0.bias"], [], "classifier.0.weight of fc6 is missing"),
+        (["classifier.6.bias"], [], "classifier.6.bias of fc8 is missing"),
+    ],
+)
+def test_a_hole_is_no_shallower_net(ours, gone, spoilt, says):
+    """Weights may end early; where a later layer is there, they are damaged."""
+    path, module = ours
+    facts = metadata_of(path)
+    state = {key: value for key, value in module.state_dict().items() if key not in gone}
+    state |= {key: torch.full_like(state[key], torch.nan) for key in spoilt}
+    weights.write_tensors(path, state, facts)
+    with pytest.raises(VggfeatError, match="is damaged: " + re.escape(says)):
+        vggfeat.load(path)
+    weights.write_tensors(
+        path, {key: value for key, value in state.items() if not key.startswith("classifier")}, facts
+    )
+    if says.startswith("classifier"):
+        assert vggfeat.load(path).layers[-1] == "pool5"
+
+
+@pytest.mark.parametrize(
+    ("names", "left_out"),
+    [
+        (["classifier.6.0.weight", "classifier.6.0.bias"], "left out: classifier.6.0"),
+        (["classifier.7.weight"], "left out: classifier.6, classifier.7"),
+        (["fc.weight", "fc.bias"], "left out: classifier.6, fc"),
+        (["head.1.weight"], "left out: classifier.6, head.1"),
+    ],
+)
+def test_another_head_is_left_out_and_told(ours, names, left_out):
+    path, module = ours
+    facts = metadata_of(path)
+    state = dict(module.state_dict())
+    if names[0].startswith("classifier.6."):
+        del state["classifier.6.weight"], state["classifier.6.bias"]
+    weights.write_tensors(path, state | {name: torch.zeros(2, 2) for name in names}, facts)
+    network = vggfeat.load(path)
+    assert network.layers[-1] == "fc7" and network.metadata["unwrapped"] == left_out
+    weights.write_tensors(path, state | {"classifier.2.weight": torch.zeros(2)}, facts)
+    with pytest.raises(VggfeatError, match=r"it has 'classifier\.2\.weight', which the net doesn't"):
+        vggfeat.load(path)
+
+
+def test_preprocessing_that_was_asked_for_is_told(tmp_path, he):
+    """Of convolutions alone no name tells whose they are."""
+    path = tmp_path / "f.pth"
+    torch.save(VGG("D", until="pool5").state_dict(), path)
+    for source in ("oxford:D", "torchvision:vgg16"):
+        told = vggfeat.load(f"{source}@{path}").metadata["source"]
+        assert told.endswith(f"; preprocessing as of {source}, as asked")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])

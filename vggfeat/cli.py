@@ -177,7 +177,7 @@ def extract(
     folder = _root(root)
     partial = Path(f"{os.path.realpath(out_file)}.partial")
     check_outputs(
-        {} if dry_run or retry else {"--out": out_file},
+        {} if retry else {"--out": out_file},
         texts={"--json": json_file},
         inputs=[folder, *weights_files(weights), partial, out_file if retry else None],
         overwrite=overwrite,
@@ -337,6 +337,8 @@ def svm(
     seen, scored = protocols.seen_by_net(results)
     if scored:
         say(f"warning: the net was trained on {seen}")
+    for line in results.get("same_images", ()):
+        say(f"warning: {line}")
 
     def submit() -> None:
         if submission:

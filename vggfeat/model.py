@@ -61,7 +61,14 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def decision_function(self, x_ND: np.ndarray) -> np.ndarray:
-        """(N, K) scores of aggregated descriptors."""
+        """(N, K) scores of aggregated descriptors (N, D), or (K,) of one (D,). Raises VggfeatError for another D."""
+        x_ND = np.asarray(x_ND)
+        length = self.coef_KD.shape[1]
+        if x_ND.ndim not in (1, 2) or x_ND.shape[-1] != length:
+            raise VggfeatError(
+                f"descriptors have shape {x_ND.shape}; the model needs (N, {length}), aggregated by {self.pool} over "
+                "the scales (`vggfeat.aggregate`)"
+            )
         return x_ND @ self.coef_KD.T + self.intercept_K
 
     @cached_property

@@ -125,6 +125,7 @@ class Choice(Figures, total=False):
     n_train: Count
     n_test: Count
     n_test_seen: Count
+    n_test_in_train: Count
 
 
 class _Part(TypedDict):
@@ -164,6 +165,7 @@ class Results(_Results, Choice, total=False):
     n_unreadable: Count
     net_trained_on: Count
     other_images: list[str]
+    same_images: list[str]
     model_trained_on: str
     rules: list[str]
     seconds: float
@@ -193,6 +195,7 @@ class Problem:
     names: N image names.
     total: images of the data set, where these are the first of them; else None.
     seen: (N,) bool, the images that trained the network that described them; None: unknown.
+    same: (N,) the first row that holds the same image file, of most rows their own; None: unknown.
     """
 
     X: np.ndarray
@@ -204,6 +207,7 @@ class Problem:
     names: list[str]
     total: int | None = None
     seen: np.ndarray | None = None
+    same: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.X)
@@ -296,8 +300,10 @@ def run(
       over the values that all of them tried), C_grid_extended_by, selected_by, C_chosen_on.
     - splits, test_split (which part was scored), n_train, n_test (of the first split, if several),
       n_unreadable (of all images), net_trained_on (how many of them), n_test_seen (of the scored images, how many the
-      net has been trained on), other_images (in what they are not the protocol's), model_trained_on, scored_on (in
-      words), compared_by (the figure that is the protocol's), difficult ("left out"), rules (sentences), seconds.
+      net has been trained on), other_images (in what they are not the protocol's), same_images (in words, which are
+      there more than once), n_test_in_train (how many of the scored ones were trained on), model_trained_on,
+      scored_on (in words), compared_by (the figure that is the protocol's), difficult ("left out"), rules (sentences),
+      seconds.
     - accuracy and mean_class_recall, or map_11point and map_allpoint, n_classes (that have a score), and per_class
       (None: no such figure).
       Several splits: their means, with _std (ddof=1) beside them, and per_split.
@@ -686,6 +692,7 @@ def _choose_and_score(
         tested = [split.val if no_truth else split.test[problem.known[split.test]] for split in splits]
         for entry, rows in zip(results.get("per_split", [results]), tested, strict=True):
             entry["n_test_seen"] = int(problem.seen[rows].sum())
+    results |= _same_images(problem, splits, no_truth, results.get("per_split", [results]))
     if problem.multilabel:
         _name_gaps(problem, results, model)
     if broken_off:
@@ -756,6 +763,40 @@ def _other_images(problem: Problem, splits: list[_Split]) -> list[str]:
             if few := int((np.min(counts, axis=0) < wanted).sum()):
                 other.append(f"{few:,} classes with fewer than {wanted} training images")
     return other
+
+
+def _same_images(
+    problem: Problem, splits: list[_Split], no_truth: bool, entries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """In words, which images are scored and trained on, or have two labels: one file, more than once among the images.
+
+    Each split's entry gets the number of the former.
+    """
+    same = problem.same
+    if same is None:
+        return {}
+    told: list[str] = []
+    counts, pair = [], ""
+    for split, entry in zip(splits, entries, strict=True):
+        train, scored = (split.fit, split.val) if no_truth else (split.refit, split.test)
+        scored = scored[problem.known[scored]]
+        both = scored[np.isin(same[scored], same[train])]
+        if len(both):
+            entry["n_test_in_train"] = len(both)
+            where = f" of {split.name}" if split.name else ""
+            counts.append(f"{len(both):,} of the {_images(len(scored))} scored{where}")
+            twin = train[same[train] == same[both[0]]][0]
+            pair = pair or f"{problem.names[both[0]]} and {problem.names[twin]}"
+    if counts:
+        verb = "is" if counts[0].startswith("1 ") and len(counts) == 1 else "are"
+        told.append(f"{', '.join(counts)} {verb} in train, too, such as {pair}: the figures are too good")
+    rows = np.flatnonzero(problem.readable & problem.known)
+    other = rows[(problem.labels[rows] != problem.labels[same[rows]]).reshape(len(rows), -1).any(axis=1)]
+    other = other[problem.known[same[other]]]
+    if len(other):
+        pair = f"{problem.names[other[0]]} and {problem.names[same[other[0]]]}"
+        told.append(f"{_images(len(other))} with other labels than the same image elsewhere, such as {pair}")
+    return {"same_images": told} if told else {}
 
 
 def _first(problem: Problem) -> str:

@@ -57,6 +57,7 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"{name} on {_part(results)}{over_classes(results, key)}", shown))
     if "other_images" in results:
         rows.append(("images", "; ".join(results["other_images"])))
+    rows += [("the same images", line) for line in results.get("same_images", ())]
     if seen := seen_by_net(results)[0]:
         rows.append(("the net was trained on", seen))
     rows += [("scored on", scored_on), ("trained on", trained_on(results))]
@@ -466,7 +467,7 @@ def _mistakes(
     shown, how = _chosen(ranking.aps)
     each = max(2, min(6, PICTURES // (2 * len(shown) or 1)))
     picture_of = _pictures(features, items)
-    missing = 0
+    absent: list[int] = []
     blocks = []
     for k in shown:
         of_class = ranking.truth[:, k] == 1
@@ -482,7 +483,7 @@ def _mistakes(
             for i in best:
                 row = int(ranking.rows[i])
                 uri = picture_of(row)
-                missing += uri is None
+                absent += [row] if uri is None else []
                 figures.append(picture(uri, features.names[row], _caption(ranking, i, k, classes, kind)))
             none = html('<p class="soft">none</p>')
             lines.append(
@@ -496,9 +497,16 @@ def _mistakes(
     if items is None:
         left_out.append(f"thumbnails: {why_no_images}")
         about += f" Thumbnails are left out: {why_no_images}."
-    elif missing:
-        left_out.append(f"{missing} thumbnails: the images can't be read any more")
-        about += f" {missing} images can't be read any more."
+    elif absent:
+        there = set(items.names)
+        elsewhere = sum(features.names[row] not in there for row in absent)
+        for n, why in (
+            (elsewhere, f"are not under {items.root}"),
+            (len(absent) - elsewhere, "can't be read any more"),
+        ):
+            if n:
+                left_out.append(f"{n} thumbnails: the images {why}")
+                about += f" {n} images {why}."
     return [Section("images", "Right and wrong", join(blocks), about)]
 
 

@@ -101,11 +101,16 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
             if y.dtype == bool or not np.isin(y, (1, -1, 0)).all():
                 raise ValueError(
                     "a y of shape (N, K) must hold 1 (present), -1 (absent) or 0 (left out) only"
+                    + (": where it is False give -1" if y.dtype == bool else "")
                 )
             self.classes_ = np.arange(y.shape[1])
             targets = y.astype(np.int8)
             if not _both_signs(targets[weights_N > 0]).any():
-                raise ValueError("no class of y has both a positive (1) and a negative (-1) example")
+                zeros = (targets == 0).any() and not (targets == -1).any()
+                raise ValueError(
+                    "no class of y has both a positive (1) and a negative (-1) example"
+                    + (": 0 means left out; where a class is absent give -1" if zeros else "")
+                )
             return targets
         if y.ndim == 2:
             message = "A column-vector y was passed when a 1d array was expected; it is flattened."
@@ -114,7 +119,7 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         check_classification_targets(labels_N)
         self.classes_ = np.unique(labels_N)
         if len(np.unique(labels_N[weights_N > 0])) < 2:
-            which = f", {self.classes_[0]!r}" if len(self.classes_) == 1 else " with a positive weight"
+            which = f", {self.classes_[0]}" if len(self.classes_) == 1 else " with a positive weight"
             raise ValueError(f"y holds one class only{which}: an SVM needs at least two")
         # two classes have one problem: the second against the first
         positive = self.classes_[1:] if len(self.classes_) == 2 else self.classes_

@@ -64,6 +64,10 @@ _NETS_OWN = (
     "model",
     "net",
 )  # what trainings call the net's part of a checkpoint
+# What the pickle of a quantised tensor names
+_QUANTISED = re.compile(
+    r"torch\.((Char|QInt8|QUInt8|QInt32)Storage|_utils\._rebuild_qtensor|per_\w+_affine|u?int8|q(u?int8|int32))"
+)
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first pickle of PyTorch's old format
 _CONVERT = "docs/weights.md has the lines of Python that make a .safetensors file of it"
 # First bytes -> what a file is that is often taken for weights, and what to do.
@@ -186,6 +190,11 @@ def opened(path: Path) -> Iterator[Any]:
         length = int.from_bytes(raw.read(8), "little")
         if length > MOST_HEADER:
             raise ValueError(f"its header claims {length:,} bytes")
+        start, there = raw.read(length), os.fstat(raw.fileno()).st_size
+        header = parse_json(start.decode("utf-8", "replace"), "header") if len(start) == length else {}
+        ends = [tensor.get("data_offsets", [0])[-1] for tensor in header.values()]
+        if len(start) < length or 8 + length + max(ends, default=0) > there:
+            raise ValueError("it is cut off: fetch or save it again")
         with safetensors.safe_open(_unicode_name(path, raw), framework="pt") as file:
             yield file
 
@@ -226,7 +235,12 @@ def _read_pickle(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, Tens
     file.seek(0)
     place = _unicode_name(path, file) if mapped else file
     with warnings.catch_warnings(action="ignore"):  # of what a damaged file says of itself
-        content = torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
+        try:
+            content = torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
+        except (RuntimeError, EOFError) as error:
+            if mapped:
+                raise
+            raise VggfeatError(f"{path} is damaged or cut off: fetch or save it again") from error
     found = _state_dicts(content)
     if not found:
         raise VggfeatError(f"{path} holds no plain state dict: no filters of convolutions by their names")
@@ -361,6 +375,8 @@ def _check_names(file: IO[bytes], pickles: int, path: Path, plain: bool = False)
         raise VggfeatError(
             f"{what} in a plain pickle: if you trust it, load it in Python, and use torch.save"
         )
+    if all(_QUANTISED.fullmatch(name) for name in objects):
+        raise VggfeatError(f"{path} holds 8-bit (quantised) tensors, {_some(objects)}: save the net in float")
     value = f"x[{words[0]!r}]" if words else "x"
     if any(name.startswith(("torch.nn.modules", "torchvision.models")) for name in objects):
         value += ".state_dict()"

@@ -328,6 +328,10 @@ AUTHORS_FC = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}
 TIMM_FC = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 
 
+# What people put in fc8's place, or behind it, to train a net further on classes of their own
+_OTHER_HEAD = re.compile(r"(classifier\.(6\.(?!weight$|bias$)|[7-9]\.|[1-9][0-9]+\.)|head\.|fc\.)")
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors of a net of Table 1 by their names, in whose convention ever, and what the file says of itself."""
     found = [[f"{layer}.weight", f"{layer}.bias"] for layer in ("features.0", "conv1_1")]
@@ -471,6 +475,7 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
             if value.ndim == 4 and ours.startswith("classifier") and value.is_contiguous() and len(value):
                 value = value.view(len(value), -1)  # FC layers as convolutions
             tensors[ours] = value
+    metadata = _without_other_head(tensors, metadata)
     if num_classes is None:
         fc8 = tensors.get("classifier.6.weight")
         num_classes = len(fc8) if fc8 is not None and fc8.ndim == 2 else 1000
@@ -484,7 +489,7 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
     if unknown:
         raise VggfeatError(f"{spec} doesn't fit net {net}: it has {shown(unknown[0])}, which the net doesn't")
     refuse_unfit(tensors, expected, f"{spec} doesn't fit net {net} (width {width:g}, crop {crop})")
-    reach = None
+    reach, hole = None, ""
     start = 0
     for layer in full.layers:
         if layer in FC_LAYERS:
@@ -493,10 +498,18 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
             prefixes = [f"features.{i}." for i in range(start, full.ends[layer])]
             start = full.ends[layer]
         keys = [k for k in expected if k.startswith(tuple(prefixes))]
-        # Also ends here: torchvision's IMAGENET1K_FEATURES fills the FC layers with NaN.
-        if any(k not in tensors or not finite(tensors[k]) for k in keys):
-            break
-        reach = layer
+        # Weights may end early; and torchvision's IMAGENET1K_FEATURES fills the FC layers with NaN.
+        lacking = [k for k in keys if k not in tensors or not finite(tensors[k])]
+        if lacking and not hole:
+            state = "not finite" if lacking[0] in tensors else "missing"
+            hole = f"{lacking[0]} of {layer} is {state}"
+        if hole and len(lacking) < len(keys):
+            raise VggfeatError(
+                f"{spec} is damaged: {hole}, and it has {next(k for k in keys if k not in lacking)} of {layer}; "
+                "get it again, or save it without the layers from there on"
+            )
+        if not hole:
+            reach = layer
     if reach is None:
         raise VggfeatError(f"{spec} has no usable weights of net {net}: conv1_1 is missing or not finite")
     with torch.device("meta"):
@@ -507,6 +520,20 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
     kept = {k: tensors.pop(k).to(torch.float32, copy=True).contiguous() for k in module.state_dict()}
     module.load_state_dict(kept, assign=True)
     return Network(spec, module, facts.preprocessing, sha256, own, facts.classes)
+
+
+def _without_other_head(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Take another head than fc8, and an fc8 before it, out of `tensors`: such weights reach fc7. Metadata tell."""
+    other = [key for key in tensors if _OTHER_HEAD.match(key)]
+    if not other:
+        return metadata
+    for key in [*other, "classifier.6.weight", "classifier.6.bias"]:
+        if tensors.pop(key, None) is not None and key not in other:
+            other.append(key)
+    layers = dict.fromkeys(key.rpartition(".")[0] for key in sorted(other))
+    left_out = f"left out: {', '.join(layers)}"[:100]
+    told = [metadata["unwrapped"]] if "unwrapped" in metadata else []
+    return {**metadata, "unwrapped": ", ".join([*told, left_out])}
 
 
 def refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
@@ -543,6 +570,7 @@ def _of_source(
     """
     path = _downloaded(url, source) if file is None else file
     tensors, metadata = _read(path)
+    names_tell = any(key.startswith(("classifier.", "fc")) for key in tensors)
     if file is None:
         if not _checksum(path, "sha256").startswith(_digits(url)):
             raise VggfeatError(
@@ -557,7 +585,8 @@ def _of_source(
     facts = agreed(source, file, release, metadata, outputs)
     if not _checksum(file, "sha256").startswith(_digits(url)) and _checksum(file, "sha1") != caffemodel:
         name = url.rpartition("/")[2]
-        claims = {"train_scale": "", "source": f"{file}, which is not the released {name}"}
+        told = "" if names_tell or "mean" in metadata else f"; preprocessing as of {source}, as asked"
+        claims = {"train_scale": "", "source": f"{file}, which is not the released {name}{told}"}
         facts |= {key: metadata.get(key, value) for key, value in claims.items() if key in release}
     return _vgg_network(f"{source}@{file}", tensors, facts)
 

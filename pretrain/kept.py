@@ -71,12 +71,13 @@ class Posteriors:
         chosen = self.scales if scales is None else tuple(scales)
         wanted = MODES if mode == "both" else (mode,)
         name = f"net {self.of['net']} ({self.of['weights']})"
+        known = ", ".join(map(str, self.scales))
         for m in wanted:
             if m not in self.modes:
                 raise VggfeatError(f"the posteriors of {name} are {', '.join(self.modes)} only, not {m}")
         for q in chosen:
             if q not in self.scales:
-                raise VggfeatError(f"the posteriors of {name} have no Q={q}, only {self.scales}")
+                raise VggfeatError(f"the posteriors of {name} have no Q={q}, only Q = {known}")
         rows = [self.scales.index(q) for q in chosen]
         return np.mean([self.modes[m][rows].mean(0, dtype=np.float64) for m in wanted], axis=0)
 

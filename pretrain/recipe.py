@@ -221,6 +221,11 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
         if not dot:
             if key in ("stages", "file"):
                 raise VggfeatError(f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *")
+            if key in stages[0] and key not in whole:
+                raise VggfeatError(
+                    f"{where}: {key} is a stage's: write *.{key}={text[:60].strip()} for all stages, or "
+                    f"STAGE.{key}, STAGE one of {_names(recipe)}"
+                )
             whole[key] = fitted_field(value, Recipe, key, where)
             continue
         meant = [
@@ -232,6 +237,8 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
             raise VggfeatError(
                 f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *"
             )
+        if key in whole and key not in stages[0]:
+            raise VggfeatError(f"{where}: {key} is of the whole recipe: write {key}={text[:60].strip()}")
         for record in meant:
             record[key] = fitted_field(value, Stage, key, where)
             if key in LENGTHS:  # one length replaces the other
@@ -353,10 +360,14 @@ def identity(recipe: Recipe, stage: str) -> Identity:
         if told and getattr(recipe, key) != getattr(own, key):
             found.append(f"{key}={json.dumps(getattr(recipe, key))}")
     past = recipe.stages[: names.index(stage) + 1]
-    net = recipe.stages[-1].net
-    with_a = any(each.net != net for each in recipe.stages)
+    net, last = past[-1].net, recipe.stages[-1].net
+    # an A that a deeper net starts from is told by A's own chain: what both call A may have learned for other times
+    its_own = recipe.stages if net == last else past
+    with_a = any(each.net != net for each in its_own)
     meant = [each for each in own.stages if net in each.nets and (each.net == "NET" or with_a)]
-    if len(meant) == len(recipe.stages):
+    if net != last:
+        meant = (meant or [each for each in own.stages if each.net == net and last in each.nets])[: len(past)]
+    if len(meant) == len(its_own):
         changed = [_changed(each, theirs.of(net)) for each, theirs in zip(past, meant, strict=False)]
         for item in dict.fromkeys(item for items in changed for item in items):
             where = [

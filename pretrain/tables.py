@@ -28,6 +28,7 @@ Percent = Annotated[float, Range(0, 100)]
 
 VERSION = 2
 MARK = "<!-- ledger: "
+_HEAD = "| nets, the paper's S |"
 ILSVRC = "Tables 3 to 6, ILSVRC-2012"
 
 
@@ -374,15 +375,24 @@ def read_cells(path: Path) -> list[Cell]:
     """The cells kept in a JSON file; none if there is no file. Raises VggfeatError for another file."""
     if not path.exists():
         return []
-    record = parse_json(read_text(path, "ledger of cells"), path)
+    way_out = "bring it back from version control or a copy, or give another `ledger`; the page beside it is as it was"
+    try:
+        record = parse_json(read_text(path, "ledger of cells"), path)
+    except VggfeatError as error:
+        raise VggfeatError(f"{error}: {way_out}") from error
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise VggfeatError(
             f"{path} is no ledger of cells of version {VERSION} (older ones don't tell a cell's images and recipe): "
             "move it away, take its tables out of the page, and make them again"
         )
-    cells: list[Cell] = fitted(record, _Ledger, path)["cells"]
+    try:
+        cells: list[Cell] = fitted(record, _Ledger, path)["cells"]
+    except VggfeatError as error:
+        raise VggfeatError(f"{error}: {way_out}") from error
     if len({(cell.image_set, cell.images) for cell in cells}) > len({cell.image_set for cell in cells}):
-        raise VggfeatError(f"{path} is damaged: cells of one set of images are of other numbers of them")
+        raise VggfeatError(
+            f"{path} is damaged: cells of one set of images are of other numbers of them: {way_out}"
+        )
     return cells
 
 
@@ -398,13 +408,25 @@ def check_ledger(path: Path) -> None:
         raise VggfeatError(f"`ledger` {path} is no Markdown file: give the name of one, or of none")
     for cells in path.parent.glob("ledger-*.json"):
         read_cells(cells)
+    for heading, body in re.findall(f"{re.escape(MARK)}(.*) -->\n((?:(?!{re.escape(MARK)}).*\n)*)", text):
+        its = re.search(r"recipe ([\w.+-]+) on ([\w.+-]+) ", heading)
+        name = f"ledger-{its[1]}-{its[2]}.json" if its else "ledger-ilsvrc.json"
+        if _HEAD in body and not (path.parent / name).exists():  # made anew, the tables would lose these rows
+            raise VggfeatError(
+                f"{path} has tables whose cells are missing, {path.parent / name}: bring that file back from version "
+                "control or a copy, or give another `ledger`, or take those tables out of the page to begin them anew"
+            )
 
 
 def with_new(kept: Sequence[Cell], new: Iterable[Cell]) -> list[Cell]:
-    """New cells in place of older ones of the same images, recipe, row and seed; all in the paper's order."""
+    """New cells in place of older ones of the same images (tested, trained on), recipe, row and seed.
+
+    All in the paper's order.
+    """
 
     def identity(cell: Cell) -> tuple[object, ...]:
-        return cell.image_set, cell.recipe, *cell.changes, cell.key, cell.seed
+        sets = tuple(net.training_set for net in cell.nets)
+        return cell.image_set, cell.recipe, *cell.changes, cell.key, cell.seed, sets
 
     every = {identity(cell): cell for cell in [*kept, *new]}
     order = {(row.table, row.name, row.mode): i for i, row in enumerate(PAPER)}
@@ -437,11 +459,61 @@ def sections(cells: Sequence[Cell], ilsvrc: bool = False) -> dict[str, list[Cell
 
 
 def by_row(cells: Iterable[Cell]) -> dict[tuple[Key, tuple[str, ...]], list[Cell]]:
-    """The cells of each place in the paper and each change of the recipe, one a seed."""
+    """The cells of each place in the paper and each change of the recipe, one a seed.
+
+    What else than the seed tells nets apart, in words, stands among the changes: they are no seeds of one row.
+    """
     rows: dict[tuple[Key, tuple[str, ...]], list[Cell]] = {}
     for cell in cells:
         rows.setdefault((cell.key, tuple(cell.changes)), []).append(cell)
-    return rows
+    return {
+        (key, (*changes, *told)): alike
+        for (key, changes), seeds in rows.items()
+        for told, alike in _differ_in_the_seed(seeds)
+    }
+
+
+def _differ_in_the_seed(cells: Iterable[Cell]) -> list[tuple[tuple[str, ...], list[Cell]]]:
+    """Parts of a row whose nets had the same training and precision, and what tells each part from the others."""
+    parts: list[list[Cell]] = []
+    for cell in sorted(cells, key=lambda c: [net.epochs or 0.0 for net in c.nets]):
+        part = next(
+            (part for part in parts if _as_long(part[0], cell) and _sets(part[0]) == _sets(cell)), None
+        )
+        if part is None:
+            parts.append(part := [])
+        part.append(cell)
+    words = []
+    for part in parts:
+        epochs = " + ".join("unknown" if net.epochs is None else f"{net.epochs:g}" for net in part[0].nets)
+        sets, precisions = _sets(part[0])
+        words.append(
+            (
+                f"{epochs} epoch{'' if epochs == '1' else 's'} of training",
+                f"training images {' + '.join(dict.fromkeys(each[:8] or 'unknown' for each in sets))}",
+                "/".join(dict.fromkeys(precisions)),
+            )
+        )
+    differ = [len({each[i] for each in words}) > 1 for i in range(3)]
+    return [
+        (
+            tuple(word for word, told in zip(each, differ, strict=True) if told),
+            sorted(part, key=lambda c: c.seed),
+        )
+        for each, part in zip(words, parts, strict=True)
+    ]
+
+
+def _as_long(shorter: Cell, longer: Cell) -> bool:
+    return all(
+        (a.epochs is None) == (b.epochs is None)
+        and max(a.epochs or 0, b.epochs or 0) <= AS_LONG * min(a.epochs or 0, b.epochs or 0)
+        for a, b in zip(shorter.nets, longer.nets, strict=True)
+    )
+
+
+def _sets(cell: Cell) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(net.training_set for net in cell.nets), tuple(net.precision for net in cell.nets)
 
 
 def spread(errors: Sequence[float | None]) -> str:
@@ -455,7 +527,7 @@ def spread(errors: Sequence[float | None]) -> str:
 
 def _notes(cells: Sequence[Cell]) -> dict[tuple[str, ...], str]:
     """Changes of the recipe -> the mark of a row that has them; none for the recipe as it is."""
-    changes = sorted({tuple(cell.changes) for cell in cells})
+    changes = sorted({changes for _, changes in by_row(cells)})
     return {(): ""} | {change: f" [{i}]" for i, change in enumerate(filter(None, changes), 1)}
 
 
@@ -479,7 +551,7 @@ def table_markdown(number: int, cells: Sequence[Cell], ilsvrc: bool = False) -> 
     if ours:
         theirs = "the paper" if ilsvrc else "the paper, ILSVRC's 1,000 classes"
         lines += [
-            f"| nets, the paper's S | mode | ours | seeds | S; Q | epochs | date | {theirs} |",
+            f"{_HEAD} mode | ours | seeds | S; Q | epochs | date | {theirs} |",
             "|" + 8 * "---|",
         ]
     for (key, changes), seeds in ours.items():
@@ -513,27 +585,27 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
     """Each of the paper's claims, decided by the pairs of rows of a section, over the seeds that both have."""
     marks = _notes(cells)
     found = [
-        (claim, a, b, difference(a, b), unlike(a, b, claim.same_nets))
+        (claim, kinds, a, b, difference(a, b), unlike(a, b, claim.same_nets))
         for claim in CLAIMS
         for better, worse in claim.pairs
-        for a, b in _pairs(better, worse, cells)
+        for kinds, a, b in _pairs(better, worse, cells)
     ]
     if not found:
         return ""
     decided = [i for i, (*_, odd) in enumerate(found) if not odd]
-    safe = dict(zip(decided, holm([found[i][3].p for i in decided]), strict=True))
+    safe = dict(zip(decided, holm([found[i][4].p for i in decided]), strict=True))
     lines = [
         "**The paper's claims**, each on the same images and seeds",
         "",
         "| claim | the pair | top-1 error, % | difference +- half of its 95 % interval | verdict | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    for i, (claim, a, b, by, odd) in enumerate(found):
+    for i, (claim, kinds, a, b, by, odd) in enumerate(found):
         # where net and S don't tell the cells of a claim apart, the mode and the number of Q do
         told = a[0].table == 3 and b[0].table == 3
         pair = " against ".join(
-            c.row + marks[tuple(c.changes)] + ("" if told else f", {c.mode}, {c.Q.count(',') + 1} Q")
-            for c in (a[0], b[0])
+            c.row + marks[kind] + ("" if told else f", {c.mode}, {c.Q.count(',') + 1} Q")
+            for kind, c in zip(kinds, (a[0], b[0]), strict=True)
         )
         means = ", ".join(f"{np.mean([c.top1 for c in part]):.1f}" for part in (a, b))
         if odd:
@@ -556,7 +628,9 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pairs(better: Key, worse: Key, cells: Sequence[Cell]) -> Iterator[tuple[list[Cell], list[Cell]]]:
+def _pairs(
+    better: Key, worse: Key, cells: Sequence[Cell]
+) -> Iterator[tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Cell], list[Cell]]]:
     """The rows of two places, of the same changes of the recipe or none in one of them, with their common seeds."""
     rows = by_row(cells)
     for key_a, ours in rows.items():
@@ -566,7 +640,7 @@ def _pairs(better: Key, worse: Key, cells: Sequence[Cell]) -> Iterator[tuple[lis
                 continue
             a, b = ({c.seed: c for c in side} for side in (ours, theirs))
             if shared := sorted(a.keys() & b.keys()):
-                yield [a[seed] for seed in shared], [b[seed] for seed in shared]
+                yield changes, [a[seed] for seed in shared], [b[seed] for seed in shared]
 
 
 def section_markdown(heading: str, cells: Sequence[Cell]) -> str:

@@ -493,6 +493,24 @@ def test_recipes_of_ones_own_are_told_apart_by_their_numbers(small: Path, tmp_pa
         assert set(how_trained({"source": f"pretrain {name} A-256", "recipe": lost}).values()) == {""}
 
 
+def test_an_a_that_a_deeper_net_starts_from_is_told_by_as_own_chain(tmp_path: Path) -> None:
+    """A of 20 epochs under D and of 9 by `--net A` were seeds of one row."""
+
+    def changes(text: str, net: str, *overrides: str) -> str:
+        (tmp_path / "own.toml").write_text(text)
+        recipe = chain(read_recipe(str(tmp_path / "own.toml"), overrides, net), net)
+        return how_trained({"source": "pretrain own A-36", "recipe": recipe.to_json()})["changes"]
+
+    own = "epochs = 9\n".join(SMALL.rsplit("epochs = 20\n", 1))
+    assert changes(own, "A") == "" and changes(own, "D") == "*.epochs=20.0"
+    assert changes(own, "A", "NET-36.epochs=20") == "*.epochs=20.0"  # the same training
+    assert changes(own, "D", "A-36.epochs=9") == ""
+    assert changes(SMALL, "A") == changes(SMALL, "D") == ""
+    # where no `--net A` makes one, the file's own stage is meant
+    only = own.replace('net = "NET"', 'net = "NET"\nnets = ["D"]', 1)
+    assert changes(only, "D") == "" and changes(only, "D", "A-36.epochs=9") == "*.epochs=9.0"
+
+
 def test_a_chain_that_began_elsewhere_says_so(small: Path) -> None:
     recipe = chain(read_recipe(str(small)), "D")
     metadata = {"source": "pretrain small D-36", "recipe": recipe.to_json()}
@@ -727,6 +745,7 @@ def test_rows_whose_posteriors_were_not_kept_are_left_out(
     ran = command("--from", tmp_path / "d.h5", "--table", "all", "--ledger", tmp_path / "results.md")
     assert ran.status == 0, ran.err
     assert "table 4, D 256, dense: left out, the posteriors of net D" in ran.err
+    assert "have no Q=41, only Q = 36" in ran.err
     assert [c.key for c in cells_in(tmp_path)] == [(3, "D 256", "dense")]
     ran = command("--from", tmp_path / "d.h5", "--table", "5", "--ledger", tmp_path / "no.md")
     assert ran.status == 1 and "none of these nets fills a row of table 5" in ran.err

@@ -139,6 +139,11 @@ def test_every_number_can_be_overridden() -> None:
         ("drop_by=[0.9, 0.5]", "drop_by must be"),
         ("dropout", "write KEY=VALUE"),
         ("stages=3", "write STAGE.KEY=VALUE"),
+        (
+            "learning_rate=0.1",
+            r"a stage's: write \*.learning_rate=0.1 for all stages, or STAGE.learning_rate, STAGE one of A-256, NET-",
+        ),
+        ("*.momentum=0.5", "momentum is of the whole recipe: write momentum=0.5"),
         ("momentum=nan", "momentum must be a finite number, not nan"),
         ("momentum=2", "momentum must lie in"),
         ("width=" + "[" * 100_000, "width must be a finite number"),

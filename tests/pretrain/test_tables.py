@@ -238,6 +238,60 @@ def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have():
     assert "| A 256 | dense | 20.0 / 5.0 | 1 |" in alone
 
 
+def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own():
+    def of(seed: int, **others: Any) -> Cell:
+        made = cell("A 256", 20 + seed, seed)
+        return replace(made, nets=[replace(made.nets[0], **others)])
+
+    def table(*cells: Cell) -> list[str]:
+        lines = section_markdown("x", cells).splitlines()
+        found = [line for line in lines if line.startswith(("| A 256", "- ["))]
+        return [line.partition(" / ")[0] if line[0] == "|" else line[2:] for line in found]
+
+    assert table(of(0), of(1, epochs=21)) == [
+        "| A 256 | dense | 20.5 +- 0.7"
+    ]  # as the plateau rule may end it
+    assert table(of(0, epochs=1.0), of(1, epochs=2.0), of(2, epochs=2.0)) == [
+        "[1]: the recipe with 1 epoch of training", "[2]: the recipe with 2 epochs of training",
+        "| A 256 [1] | dense | 20.0", "| A 256 [2] | dense | 21.5 +- 0.7",
+    ]  # fmt: skip
+    assert table(of(0), of(1, epochs=None))[:2] == [
+        "[1]: the recipe with 20 epochs of training", "[2]: the recipe with unknown epochs of training",
+    ]  # fmt: skip
+    assert table(of(0), of(1, training_set="ef56"))[:2] == [
+        "[1]: the recipe with training images cd34", "[2]: the recipe with training images ef56",
+    ]  # fmt: skip
+    assert table(of(0), of(1, precision="bfloat16"))[:2] == [
+        "[1]: the recipe with bfloat16", "[2]: the recipe with float32",
+    ]  # fmt: skip
+    other = of(0, training_set="ef56")  # nor does one seed's net of other images take the other's place
+    assert with_new([of(0)], [other]) == [of(0), other]
+    against = [replace(cell("A-LRN 256", 30, seed, key=1), nets=of(seed, epochs=2.0).nets) for seed in (0, 1)]
+    said = verdicts(of(0, epochs=1.0), of(1, epochs=2.0), *against)
+    assert list(said) == ["A 256 [1] against A-LRN 256", "A 256 [2] against A-LRN 256"]
+    assert said["A 256 [1] against A-LRN 256"].startswith("confounded: 1 epochs against 2")
+
+
+def test_a_page_whose_cells_are_missing_keeps_its_rows(tmp_path: Path) -> None:
+    """The page's rows were replaced by the fewer ones of the next command."""
+    page, own = tmp_path / "results.md", tmp_path / "ledger-mini-images.json"
+    (heading,) = sections([cell("A 256", 20)])
+    text = with_section("# Results\n", ILSVRC, [])
+    page.write_text(with_section(text, heading, [cell("A 256", 20)]))
+    with pytest.raises(
+        VggfeatError, match=r"cells are missing, .*/ledger-mini-images.json: bring that file back"
+    ):
+        check_ledger(page)
+    own.write_text(json.dumps(ledger_content([cell("A 256", 20)])))
+    check_ledger(page)  # the empty section of the paper's own data has no cells
+    page.write_text(with_section(page.read_text(), ILSVRC, [cell("A 256", 20)]))
+    with pytest.raises(VggfeatError, match=r"ledger-ilsvrc\.json: bring that file back"):
+        check_ledger(page)
+    own.write_text(own.read_text()[:100])
+    with pytest.raises(VggfeatError, match=r"is not JSON: .*: bring it back from .* or give another `ledger`"):
+        check_ledger(page)
+
+
 def test_what_nobody_ran_is_one_line_and_another_task_is_called_one():
     text = section_markdown(ILSVRC, [])
     assert "Not run: all 32 rows." in text and len(text.splitlines()) == 6

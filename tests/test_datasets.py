@@ -845,11 +845,11 @@ def test_csv_labels_that_may_be_two_are_told(
     tmp_path: Path, labels: list[str], told: tuple[str, ...]
 ) -> None:
     text = "path,labels\n" + "".join(f"{i}.jpg,{label}\n" for i, label in enumerate(labels))
-    items = load("csv", write(tmp_path, text))
     says = "labels with spaces are single classes: {}; ';' stands between two"
-    assert items.remarks == tuple(says.format(label) for label in told)
+    remarks = load("csv", write(tmp_path, text)).remarks
+    assert [line for line in remarks if "spaces" in line] == [says.format(label) for label in told]
     one = load("csv", write(tmp_path, text.replace("labels", "label").replace(";", "")))
-    assert one.remarks == ()
+    assert not any("spaces" in line for line in one.remarks)
 
 
 def test_csv_rows_that_repeat_are_left_out_and_told(tmp_path: Path) -> None:

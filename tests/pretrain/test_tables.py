@@ -288,7 +288,9 @@ def test_a_page_whose_cells_are_missing_keeps_its_rows(tmp_path: Path) -> None:
     with pytest.raises(VggfeatError, match=r"ledger-ilsvrc\.json: bring that file back"):
         check_ledger(page)
     own.write_text(own.read_text()[:100])
-    with pytest.raises(VggfeatError, match=r"is not JSON: .*: bring it back from .* or give another `ledger`"):
+    with pytest.raises(
+        VggfeatError, match=r"is not JSON: .*: bring it back from .* or give another `ledger`"
+    ):
         check_ledger(page)
 
 

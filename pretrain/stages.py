@@ -24,10 +24,12 @@ from pretrain.recipe import Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import BEST, CHECKPOINT, WEIGHTS, Machine, Trainer
 from pretrain.watch import Stop, say
+from vggfeat.checked import shown
 from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import place_of, scratch, whole
 from vggfeat.ranks import Ranks
+from vggfeat.tensors import metadata_of
 from vggfeat.terminal import CORES, list_unreadable, progress
 from vggfeat.vgg import VGG
 from vggfeat.weights import Network, load
@@ -75,11 +77,33 @@ class Ended:
     """Name of each stage that was trained or found, and where it is."""
 
 
+def check(run: Run) -> None:
+    """Refuse what the run could not begin with, or would overwrite, before any work; it writes nothing.
+
+    Raises VggfeatError: no or unfit weights to start from; a folder with the weights of another net or recipe.
+    """
+    names = [stage.name for stage in run.recipe.stages]
+    places = [(run.out, names), *((run.folder(number), [names[number]]) for number in run.chosen)]
+    for folder, stages in places:
+        path = folder / WEIGHTS
+        if path.is_file():
+            source = metadata_of(path).get("source", "")
+            if source not in [f"pretrain {run.recipe.name} {stage}" for stage in stages]:
+                raise VggfeatError(
+                    f"{path} has other weights ({shown(source) if source else 'of unknown source'}), which this run "
+                    "would replace: give another `out`"
+                )
+    first = run.chosen[0]
+    if first > 0 or run.start is not None:
+        set_weights(run, first, net_of(run.recipe, first, len(run.data.classes)))
+
+
 def train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     """Train the chosen stages one after another, or until a signal. The last one's weights go to `run.out`.
 
     Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that is.
     """
+    check(run)
     with _alone(run) if run.ranks.first else nullcontext():
         return _train_stages(run, stop, readers)
 
@@ -123,9 +147,6 @@ def _alone(run: Run) -> Iterator[None]:
 def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     ranks = run.ranks
     ranks.barrier()
-    first = run.chosen[0]
-    if first > 0 and run.start is None:
-        _trained(run, first - 1)  # said before the colours are measured
     colours = training_colours(run)
     data = run.data.without(set(colours.unreadable))
     if len(data.train) < run.recipe.batch_size:

@@ -92,7 +92,7 @@ def train(
         from pretrain.loader import read_training_set
         from pretrain.plan import plan
         from pretrain.readers import Readers
-        from pretrain.stages import Run, train_stages
+        from pretrain.stages import Run, check, train_stages
         from pretrain.trainer import Machine
         from vggfeat.ranks import joined
         from vggfeat.weights import resolve_precision
@@ -113,6 +113,7 @@ def train(
                     say(remark)
                 asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
                 if dry_run:
+                    check(asked)
                     if ranks.first:
                         stages_plan = list(plan(whole, chosen, images, ranks, asked.machine))
                         _print_plan(stages_plan)

@@ -745,7 +745,7 @@ def test_rows_whose_posteriors_were_not_kept_are_left_out(
     ran = command("--from", tmp_path / "d.h5", "--table", "all", "--ledger", tmp_path / "results.md")
     assert ran.status == 0, ran.err
     assert "table 4, D 256, dense: left out, the posteriors of net D" in ran.err
-    assert "have no Q=41, only Q = 36" in ran.err
+    assert "have no Q=32, only Q = 36" in ran.err
     assert [c.key for c in cells_in(tmp_path)] == [(3, "D 256", "dense")]
     ran = command("--from", tmp_path / "d.h5", "--table", "5", "--ledger", tmp_path / "no.md")
     assert ran.status == 1 and "none of these nets fills a row of table 5" in ran.err

@@ -396,9 +396,15 @@ def test_stages_need_the_weights_before_them(command: Command, drawings: Path, t
     ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE, "--from", start)
     assert ran.status == 1
     assert "'red' is in one and not in the other" in one_line(ran.err)
+    # which a dry run says, too
+    for more, says in ((("--from", start), "'red' is in one"), ((), "stage D-36 starts from A-36")):
+        ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE, *more, "--dry-run")
+        assert ran.status == 1 and says in one_line(ran.err)
     # a run's folder with another net's checkpoint in it
     shutil.copytree(other, tmp_path / "moved")
     (tmp_path / "moved" / A_STAGE).rename(tmp_path / "moved" / "B-36")
+    for path in (tmp_path / "moved").rglob("weights.safetensors"):
+        path.unlink()
     ran = command("--net", "B", "--init", "glorot", *FEW, "--stages", "B-36", "--data", tmp_path / "renamed",
                 "--out", tmp_path / "moved")  # fmt: skip
     assert ran.status == 1
@@ -407,6 +413,30 @@ def test_stages_need_the_weights_before_them(command: Command, drawings: Path, t
     ran = command("--net", "A", *FEW, "--data", tmp_path / "renamed", "--out", other)
     assert ran.status == 1
     assert "is no checkpoint of a training run" in one_line(ran.err)
+
+
+def test_a_folder_with_the_weights_of_another_net_is_refused(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    """E's weights took the place of D's without a word."""
+    out = tmp_path / "run"
+    words = [*FEW, "--data", drawings, "--out", out]
+    by_parts = [command("--net", "C", *words, "--stages", stage) for stage in ("1", "2")]
+    assert [ran.status for ran in by_parts] == [0, 0], by_parts[1].err
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    for net, *more in (("E",), ("A",), ("E", "--dry-run"), ("C", "--recipe", "tables", "--dry-run")):
+        ran = command("--net", net, *words, *more)
+        assert ran.status == 1, ran.err
+        assert "has other weights ('pretrain mini C-36'), which this run would replace" in one_line(ran.err)
+    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
+    # a stage's folder may have such a file, too
+    (out / "E-36").mkdir()
+    shutil.copy(out / "weights.safetensors", out / "E-36")
+    (out / "weights.safetensors").unlink()
+    ran = command("--net", "E", *words)
+    assert ran.status == 1 and f"{out / 'E-36' / 'weights.safetensors'} has other weights" in one_line(
+        ran.err
+    )
 
 
 def test_a_loss_that_blows_up_stops_with_advice(command: Command, drawings: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -544,7 +545,8 @@ def test_the_lines_for_a_checkpoint_with_objects(tmp_path: Path, monkeypatch: py
 
 
 def test_quantised_and_cut_files_are_told(tmp_path: Path) -> None:
-    quantised = torch.quantize_per_tensor(torch.ones(4, 3, 3, 3), 0.1, 0, torch.qint8)
+    with warnings.catch_warnings(action="ignore"):  # that PyTorch will do without these
+        quantised = torch.quantize_per_tensor(torch.ones(4, 3, 3, 3), 0.1, 0, torch.qint8)
     for value in (quantised, torch.ones(4, 3, 3, 3, dtype=torch.int8)):
         torch.save({"features.0.weight": value}, tmp_path / "q.pth")
         with pytest.raises(VggfeatError, match=r"8-bit \(quantised\) tensors.*: save the net in float"):

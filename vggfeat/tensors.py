@@ -16,7 +16,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -191,12 +191,21 @@ def opened(path: Path) -> Iterator[Any]:
         if length > MOST_HEADER:
             raise ValueError(f"its header claims {length:,} bytes")
         start, there = raw.read(length), os.fstat(raw.fileno()).st_size
-        header = parse_json(start.decode("utf-8", "replace"), "header") if len(start) == length else {}
-        ends = [tensor.get("data_offsets", [0])[-1] for tensor in header.values()]
-        if len(start) < length or 8 + length + max(ends, default=0) > there:
+        if len(start) < length or 8 + length + _end_of_values(start) > there:
             raise ValueError("it is cut off: fetch or save it again")
         with safetensors.safe_open(_unicode_name(path, raw), framework="pt") as file:
             yield file
+
+
+def _end_of_values(header: bytes) -> int:
+    """Behind the header, in bytes; 0 where it isn't one, which the library tells."""
+    with suppress(VggfeatError, UnicodeDecodeError):
+        named = fitted(parse_json(header.decode(), "header"), dict[str, dict[str, Any]], "header")
+        offsets = [tensor.get("data_offsets") for name, tensor in named.items() if name != "__metadata__"]
+        return max(
+            (pair[1] for pair in fitted(offsets, list[list[int]], "offsets") if len(pair) == 2), default=0
+        )
+    return 0
 
 
 def _unicode_name(path: Path, file: IO[bytes]) -> str:

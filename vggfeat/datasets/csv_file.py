@@ -190,7 +190,7 @@ def _question(table: _Table) -> None:
     cells = dict(zip(reversed(table.labels), reversed(table.lines), strict=True))  # the first line of each
     if several and any(";" in cell for cell in cells):
         return
-    for separator in "|,/+& " if several else ";|,/+& ":
+    for separator in "|,/+& " if several else ";|,/+&":
         words_of = {cell: {word.strip() for word in cell.split(separator)} - {""} for cell in cells}
         used = Counter(word for words in words_of.values() for word in words)
         for cell, line in sorted(cells.items(), key=lambda item: item[1]):
@@ -226,8 +226,18 @@ def _question(table: _Table) -> None:
 
 
 def _with_spaces(table: _Table) -> tuple[str, ...]:
-    """A remark where all of a `labels` column have spaces, and some a word in common: who wrote it may mean several."""
+    """A remark where all of a `labels` column have spaces, and some a word in common: who wrote it may mean several.
+
+    Of a `label` column where the words of one are classes, too; but "ski mask" is one beside "ski" and "mask".
+    """
     labels = sorted(set(table.labels) - {""})
+    if table.kind == "label":
+        for label in labels:
+            if len(words := label.split()) > 1 and set(words) <= set(labels):
+                several = shown(";".join(words))
+                return (
+                    f"{shown(label)} is one class; for several an image write a labels column, as {several}",
+                )
     if table.kind != "labels" or any(";" in label or " " not in label for label in labels):
         return ()
     used = Counter(word for label in labels for word in set(label.split()))

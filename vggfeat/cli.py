@@ -176,12 +176,9 @@ def extract(
 
     folder = _root(root)
     partial = Path(f"{os.path.realpath(out_file)}.partial")
-    check_outputs(
-        {} if retry else {"--out": out_file},
-        texts={"--json": json_file},
-        inputs=[folder, *weights_files(weights), partial, out_file if retry else None],
-        overwrite=overwrite,
-    )
+    read = [folder, *weights_files(weights), partial, out_file if retry else None]
+    output = {} if retry else {"--out": out_file}
+    check_outputs({} if dry_run else output, texts={"--json": json_file}, inputs=read, overwrite=overwrite)
     with joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
@@ -220,6 +217,10 @@ def extract(
             if plan.cheaper_seconds is not None:
                 rows.insert(-1, ("cheaper", f"{cheaper}: about {duration(plan.cheaper_seconds)}"))
             print_table("plan", rows)
+            try:
+                check_outputs(output, inputs=read, overwrite=overwrite)
+            except VggfeatError as error:
+                say(in_options(f"without --dry-run this would be refused: {error}"))
             return
         with progress("extract", quiet=not ranks.first) as advance:
             report = extraction.extract(

@@ -491,13 +491,6 @@ def test_a_pickle_of_another_protocol_is_read_without_a_word(tmp_path, he, recwa
     assert not recwarn.list
 
 
-def test_a_zip_archive_of_something_else_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "w.pth", "w") as other:
-        other.writestr("photos/1.jpg", b"")
-    with pytest.raises(VggfeatError, match=r"w\.pth is a zip archive, and not one that PyTorch has written"):
-        vggfeat.load(f"oxford:D@{tmp_path / 'w.pth'}")
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -776,7 +776,7 @@ def test_what_cannot_be_evaluated(
         metadata = file.metadata()
     tensors["classifier.6.weight"][0, 0] = float("nan")
     safetensors.torch.save_file(tensors, tmp_path / "nan.safetensors", metadata=metadata)
-    assert "no usable class scores" in says("--weights", tmp_path / "nan.safetensors", "--data", images)
+    assert "of fc8 is not finite" in says("--weights", tmp_path / "nan.safetensors", "--data", images)
     (tmp_path / "x.h5").write_bytes(b"no")
     assert "x.h5" in says("--from", tmp_path / "x.h5")
     assert "no --scales" in says("--table", "3", "--scales", "36", "--data", images, status=2)

@@ -34,6 +34,7 @@ from vggfeat.terminal import (
     CORES,
     columns,
     command,
+    in_options,
     list_unreadable,
     out,
     progress,
@@ -165,7 +166,7 @@ def evaluate(
     with joined(device) as ranks:
         items = images_of(data, split, limit)
         for remark in items.remarks if ranks.first else ():
-            say(remark)
+            say(in_options(remark))
         refuse_inputs({"--posteriors": posteriors, **texts}, items.paths())
         threads = workers or max(1, CORES // ranks.local_world)
         how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}

@@ -26,7 +26,7 @@ import typer
 from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import stop_on_signals
 from vggfeat.files import refuse_inputs
-from vggfeat.terminal import CORES, columns, duration, out, run, say
+from vggfeat.terminal import CORES, columns, duration, in_options, out, run, say
 
 if TYPE_CHECKING:
     from pretrain.plan import StagePlan
@@ -110,7 +110,7 @@ def train(
             with Readers(0 if dry_run else machine.workers, ranks.device) as readers:
                 images = read_training_set(data, whole)
                 for remark in images.items.remarks if ranks.first else ():
-                    say(remark)
+                    say(in_options(remark))
                 asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
                 if dry_run:
                     check(asked)

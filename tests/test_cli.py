@@ -676,6 +676,10 @@ def test_dry_run_writes_nothing(command, folder, tmp_path):
         told = command(*(refused if word == out else word for word in line))
         assert told.status == 0 and "expected time" in told.out
         assert "without --dry-run this would be refused: " in told.err and why in told.err
+    said = command(
+        *line, "--overwrite", "--limit", 3
+    ).err_lines  # what the library says of it, in the option's name
+    assert "--limit 3 takes the first images, of 1 of the 2 classes" in said
     assert once["smallest_sides"] == [40, 40, 48] and once["enlarged"] == {"32": 0, "48": 16}
     assert "24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test" in ran.out
     assert "40 to 48 pixels, median 40; enlarged, of the 24: 16 at Q = 48" in ran.out

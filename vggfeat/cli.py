@@ -208,7 +208,7 @@ def extract(
             cheaper = plan.cheaper and in_options(plan.cheaper)
             write_json(json_file, {**plan.__dict__, "cheaper": cheaper})
             for remark in items.remarks:
-                say(remark)
+                say(in_options(remark))
             rows = [
                 *foreword(items, seen, network, description, layer, qs),
                 ("expected time", f"{duration(plan.seconds)} on {ranks.device} in {network.precision}"),

@@ -2,8 +2,9 @@
 
     python -m benchmarks.evaluation --photos DIR --limit 4 --scales 256,384,512
 
-Net D, full width, 1,000 classes, with mirror images; both through `pretrain.evaluate`'s own code, interleaved, medians.
-Beside the measured ratio stands the arithmetic one: multiply-adds of 50 crops a scale over those of whole images.
+Net D, full width, 1,000 classes, with mirror images; both through `pretrain.evaluate`'s own code,
+interleaved, medians. Beside the measured ratio stands the arithmetic one: multiply-adds of 50 crops
+a scale over those of whole images.
 """
 
 from __future__ import annotations
@@ -42,31 +43,47 @@ def main() -> None:
     sums = np.zeros(4)
     for Q in map(int, options.scales.split(",")):
         images = [
-            torch.from_numpy(smallest_side(read_rgb(path), Q))[None].to(network.device) for path in paths
+            torch.from_numpy(smallest_side(read_rgb(path), Q))[None].to(network.device)
+            for path in paths
         ]
         times: dict[str, list[float]] = {"dense": [], "crops": []}
         for _ in range(options.repeats + 1):
-            for mode, compute in (("dense", dense), ("crops", lambda n, x: crops(n, x, options.batch_size))):
+            for mode, compute in (
+                ("dense", dense),
+                ("crops", lambda n, x: crops(n, x, options.batch_size)),
+            ):
                 began = time.perf_counter()
                 for image in images:
                     compute(network, image).cpu()  # type: ignore[operator]
                 times[mode].append((time.perf_counter() - began) / len(images))
         side = network.module.crop
-        whole = sum(forward_flop(network, "fc8", *image.shape[1:3]) for image in images) / len(images)
+        whole = sum(forward_flop(network, "fc8", *image.shape[1:3]) for image in images) / len(
+            images
+        )
         figures = np.array(
-            [*(statistics.median(times[mode][1:]) for mode in ("dense", "crops")), 2 * whole,
-             50 * forward_flop(network, "fc8", side, side)]
-        )  # fmt: skip
+            [
+                *(statistics.median(times[mode][1:]) for mode in ("dense", "crops")),
+                2 * whole,
+                50 * forward_flop(network, "fc8", side, side),
+            ]
+        )
         sums += figures
         table.add_row(str(Q), *_shown(figures))
     table.add_row("all", *_shown(sums))
     out.print(table)
-    out.print(f"{len(paths)} photographs, net {network.name}, {network.precision} on {network.device}")
+    out.print(
+        f"{len(paths)} photographs, net {network.name}, {network.precision} on {network.device}"
+    )
 
 
 def _shown(figures: np.ndarray) -> tuple[str, ...]:
     dense_s, crops_s, dense_flop, crops_flop = figures
-    return f"{dense_s:.2f}", f"{crops_s:.2f}", f"{crops_s / dense_s:.2f}", f"{crops_flop / dense_flop:.2f}"
+    return (
+        f"{dense_s:.2f}",
+        f"{crops_s:.2f}",
+        f"{crops_s / dense_s:.2f}",
+        f"{crops_flop / dense_flop:.2f}",
+    )
 
 
 if __name__ == "__main__":

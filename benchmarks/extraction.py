@@ -1,20 +1,23 @@
-"""Images per second of extraction with net D, beside its peers on the same photographs, layer and weights, on a CPU.
+"""Images per second of extraction with net D, beside its peers on the same photographs, layer and
+weights, on a CPU.
 
     python -m benchmarks.extraction --photos DIR [--part net] [--repeats 5] [--thingsvision PYTHON]
-    python -m benchmarks.extraction --photos DIR --part plan [--plan mini:112,136,160 --plan random:D:256:no-mirror]
+    python -m benchmarks.extraction --photos DIR --part plan --plan mini:112,136,160
 
-net       the forward pass alone, to fc7, on batches of one shape: ours, OpenVINO in bfloat16 (where it is installed),
-          PyTorch's modules in bfloat16, channels-last.
-pipeline  from JPEG to feature file, fc7 at each Q of --scales: the share of the time that the same batches take alone.
-crop      the 224 centre crop at Q = 256 to fc7: ours, torchvision's feature extractor and timm's vgg16 behind a
-          DataLoader with a process a core, thingsvision (--thingsvision: the Python of an environment that has it).
-dense     the average map over the whole image at the three scales: ours, and the obvious loop over images and scales
-          with torchvision's vgg16 in float32, FC layers turned into convolutions; to pool5 and to fc7.
-
+net       the forward pass alone, to fc7, on batches of one shape: ours, OpenVINO in bfloat16 (where
+          it is installed), PyTorch's modules in bfloat16, channels-last.
+pipeline  from JPEG to feature file, fc7 at each Q of --scales: the share of the time that the same
+          batches take alone.
+crop      the 224 centre crop at Q = 256 to fc7: ours, torchvision's feature extractor and timm's
+          vgg16 behind a DataLoader with a process a core, thingsvision (--thingsvision: the Python
+          of an environment that has it).
+dense     the average map over the whole image at the three scales: ours, and the obvious loop over
+          images and scales with torchvision's vgg16 in float32, FC layers turned into convolutions;
+          to pool5 and to fc7.
 plan      the time that `--dry-run` expects beside the time that the extraction takes, in turns.
 
-Random weights (speed doesn't depend on them), the same on each side, in a file of torchvision's layout. Sides take
-turns; medians; least cosine of the outputs to float32's, which must be 0.999.
+Random weights (speed doesn't depend on them), the same on each side, in a file of torchvision's
+layout. Sides take turns; medians; least cosine of the outputs to float32's, which must be 0.999.
 """
 
 from __future__ import annotations
@@ -44,7 +47,15 @@ import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
 from vggfeat.decode import read_rgb  # noqa: E402
 from vggfeat.describe import describe  # noqa: E402
-from vggfeat.extract import PLANNED, by_shape, describe_all, description_of, extract, limited, plan  # noqa: E402
+from vggfeat.extract import (  # noqa: E402
+    PLANNED,
+    by_shape,
+    describe_all,
+    description_of,
+    extract,
+    limited,
+    plan,
+)
 from vggfeat.images import centre_crop, smallest_side  # noqa: E402
 from vggfeat.look import look  # noqa: E402
 from vggfeat.weights import Network  # noqa: E402
@@ -74,14 +85,21 @@ def in_turns(sides: Sides, repeats: int) -> tuple[dict[str, float], dict[str, np
 
 
 def report(
-    table: Any, what: str, images: int, seconds: dict[str, float], outputs: dict[str, np.ndarray], like: str
+    table: Any,
+    what: str,
+    images: int,
+    seconds: dict[str, float],
+    outputs: dict[str, np.ndarray],
+    like: str,
 ) -> Rows:
     """A line a side: images/s, ours as a multiple of it, least cosine to the output `like`."""
     rows = []
     for name, value in seconds.items():
         cosine = least_cosine(outputs[name], outputs[like])
         if cosine < LEAST_COSINE:
-            raise SystemExit(f"{what}: the output of {name} differs from {like}'s: least cosine {cosine:.5f}")
+            raise SystemExit(
+                f"{what}: the output of {name} differs from {like}'s: least cosine {cosine:.5f}"
+            )
         rate, ratio = images / value, value / seconds["ours"]
         row = {"what": what, "side": name, "images_per_s": rate, "ratio": ratio, "cosine": cosine}
         rows.append(row)
@@ -91,7 +109,9 @@ def report(
 
 
 def plain(network: Network, precision: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """PyTorch's modules one after the other, FC layers as convolutions with weights of their own; to fc7's mean."""
+    """PyTorch's modules one after the other, FC layers as convolutions with weights of their own;
+    to fc7's mean.
+    """
     module = copy.deepcopy(network.module).to(dtype=precision, memory_format=torch.channels_last)
     fcs = []
     for fc, k in ((module.classifier[0], 7), (module.classifier[3], 1)):
@@ -155,7 +175,9 @@ def openvino(exact: Network, x_NCHW: torch.Tensor) -> Callable[[], np.ndarray]:
     return lambda: compiled(x)[0]
 
 
-def pipeline(table: Any, network: Network, folder: Path, scales: tuple[int, ...], repeats: int) -> Rows:
+def pipeline(
+    table: Any, network: Network, folder: Path, scales: tuple[int, ...], repeats: int
+) -> Rows:
     """Whole extractions, and each time their batches again, from memory."""
     items = datasets.load("folder", folder)
     rows = []
@@ -183,10 +205,16 @@ def pipeline(table: Any, network: Network, folder: Path, scales: tuple[int, ...]
             if turn:
                 shares.append(alone / whole)
                 rates.append(len(items) / whole)
-        row = {"what": f"Q={q}", "images_per_s": statistics.median(rates), "share": statistics.median(shares)}
+        row = {
+            "what": f"Q={q}",
+            "images_per_s": statistics.median(rates),
+            "share": statistics.median(shares),
+        }
         rows.append(row)
         table.add_row(
-            f"Q={q}, {len(items)} photographs", f"{row['images_per_s']:.2f}", f"{100 * row['share']:.0f} %"
+            f"Q={q}, {len(items)} photographs",
+            f"{row['images_per_s']:.2f}",
+            f"{100 * row['share']:.0f} %",
         )
     return rows
 
@@ -227,7 +255,9 @@ def crop(
         key: value.shape for key, value in backbone.state_dict().items()
     }  # its FC layers are convolutions
     renamed = {
-        key.replace("classifier.0", "pre_logits.fc1").replace("classifier.3", "pre_logits.fc2"): value
+        key.replace("classifier.0", "pre_logits.fc1").replace(
+            "classifier.3", "pre_logits.fc2"
+        ): value
         for key, value in state.items()
     }
     backbone.load_state_dict({key: renamed[key].view(shape) for key, shape in shapes.items()})
@@ -241,10 +271,14 @@ def crop(
         got = {
             i: value
             for i, _, value in by_shape(
-                lambda i: centre_crop(smallest_side(read_rgb(photos[i]), 256), 224), range(len(photos)), (224,),
-                lambda x: describe(network, x, "fc7", False), network.device, workers=torch.get_num_threads(),
+                lambda i: centre_crop(smallest_side(read_rgb(photos[i]), 256), 224),
+                range(len(photos)),
+                (224,),
+                lambda x: describe(network, x, "fc7", False),
+                network.device,
+                workers=torch.get_num_threads(),
             )
-        }  # fmt: skip
+        }
         return np.stack([got[i] for i in range(len(photos))])
 
     sides = {
@@ -255,7 +289,8 @@ def crop(
     seconds, outputs = in_turns(sides, repeats)
     rows = report(table, "224 crop", len(photos), seconds, outputs, "torchvision")
     if python:
-        # its own resize and crop round otherwise than ours: its outputs are held against torchvision's after those
+        # its own resize and crop round otherwise than ours: its outputs are held against
+        # torchvision's after those
         transform = torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms()
         with torch.inference_mode():
             crops = [transform(Image.open(photo).convert("RGB"))[None] for photo in photos]
@@ -279,7 +314,8 @@ seconds = []
 for turn in range(int(repeats) + 1):
     began = time.perf_counter()
     transforms = e.get_transformations(resize_dim=256, crop_dim=224)
-    data = ImageDataset(root=folder, out_path=out + ".names", backend=e.get_backend(), transforms=transforms)
+    where = dict(root=folder, out_path=out + ".names")
+    data = ImageDataset(backend=e.get_backend(), transforms=transforms, **where)
     batches = DataLoader(dataset=data, batch_size=8, backend=e.get_backend())
     features = e.extract_features(batches=batches, module_name="classifier.4", flatten_acts=False)
     seconds.append(time.perf_counter() - began)
@@ -288,7 +324,9 @@ print(statistics.median(seconds[1:]))
 """
 
 
-def thingsvision(python: str, photos: list[Path], file: Path, repeats: int) -> tuple[float, np.ndarray]:
+def thingsvision(
+    python: str, photos: list[Path], file: Path, repeats: int
+) -> tuple[float, np.ndarray]:
     """In an environment of its own, after the others: it needs another PyTorch."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photos" / "all"
@@ -297,14 +335,21 @@ def thingsvision(python: str, photos: list[Path], file: Path, repeats: int) -> t
             (folder / f"{i:05d}{photo.suffix}").symlink_to(photo.resolve())
         result = Path(temporary) / "features.npy"
         words = [folder.parent, file, repeats, torch.get_num_threads(), result]
-        ran = subprocess.run([python, "-c", THINGSVISION, *map(str, words)], capture_output=True, text=True)
+        ran = subprocess.run(
+            [python, "-c", THINGSVISION, *map(str, words)], capture_output=True, text=True
+        )
         if ran.returncode:
             raise SystemExit(f"thingsvision: {ran.stderr[-2000:]}")
         return float(ran.stdout.splitlines()[-1]), np.load(result)
 
 
 def dense(
-    table: Any, network: Network, exact: Network, photos: list[Path], scales: tuple[int, ...], repeats: int
+    table: Any,
+    network: Network,
+    exact: Network,
+    photos: list[Path],
+    scales: tuple[int, ...],
+    repeats: int,
 ) -> Rows:
     run = plain(exact, torch.float32)
     rows = []
@@ -331,9 +376,13 @@ def dense(
 
 
 PLANS = (
-    "mini:112,136,160", "mini:112:no-mirror", "random:A,width=0.25:256,384,512", "random:A,width=0.25:256:no-mirror",
-    "random:D:256:no-mirror", "random:D:256,384,512",
-)  # fmt: skip
+    "mini:112,136,160",
+    "mini:112:no-mirror",
+    "random:A,width=0.25:256,384,512",
+    "random:A,width=0.25:256:no-mirror",
+    "random:D:256:no-mirror",
+    "random:D:256,384,512",
+)
 
 
 def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: int) -> Rows:
@@ -349,17 +398,30 @@ def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: 
         for _ in range(repeats):
             began = time.perf_counter()
             expected.append(
-                plan(items, look(items, PLANNED), network, description, "float32", workers=CORES).seconds
+                plan(
+                    items, look(items, PLANNED), network, description, "float32", workers=CORES
+                ).seconds
             )
             trial.append(time.perf_counter() - began)
             with tempfile.TemporaryDirectory() as temporary:
                 out_file = Path(temporary) / "f.h5"
                 report = extract(
-                    items, network, out_file, scales=description.scales, mirror=mirror, workers=CORES
+                    items,
+                    network,
+                    out_file,
+                    scales=description.scales,
+                    mirror=mirror,
+                    workers=CORES,
                 )
             real.append(report.seconds)
         ratios = [a / b for a, b in zip(expected, real, strict=True)]
-        row = {"what": setting, "images": len(items), "trial": trial, "expected": expected, "real": real}
+        row = {
+            "what": setting,
+            "images": len(items),
+            "trial": trial,
+            "expected": expected,
+            "real": real,
+        }
         rows.append(row)
         table.add_row(
             f"{setting}, {len(items)} images",
@@ -374,8 +436,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--part", choices=("net", "pipeline", "crop", "dense", "plan"), action="append")
-    parser.add_argument("--plan", metavar="WEIGHTS:SCALES", action="append", help="default: six settings")
+    parser.add_argument(
+        "--part", choices=("net", "pipeline", "crop", "dense", "plan"), action="append"
+    )
+    parser.add_argument(
+        "--plan", metavar="WEIGHTS:SCALES", action="append", help="default: six settings"
+    )
     parser.add_argument("--scales", default="256,384,512")
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
@@ -397,7 +463,9 @@ def main() -> None:
                 "plan": ("trial, s", "expected, s", "real, s", "expected / real"),
             }.get(part, ("side", "images/s", "ours is faster by", "least cosine"))
             table = columns(
-                "", *headers, title=f"{part}: {network.precision}, {torch.get_num_threads()} threads"
+                "",
+                *headers,
+                title=f"{part}: {network.precision}, {torch.get_num_threads()} threads",
             )
             if part == "net":
                 measured[part] = net_alone(table, network, exact, options.repeats)
@@ -405,7 +473,11 @@ def main() -> None:
                 measured[part] = pipeline(table, network, options.photos, scales, options.repeats)
             elif part == "plan":
                 measured[part] = planned(
-                    table, options.photos, options.plan or list(PLANS), options.limit, options.repeats
+                    table,
+                    options.photos,
+                    options.plan or list(PLANS),
+                    options.limit,
+                    options.repeats,
                 )
             elif part == "crop":
                 measured[part] = crop(
@@ -417,7 +489,8 @@ def main() -> None:
     if options.json:
         options.json.write_text(
             json.dumps(
-                {"precision": network.precision, "threads": torch.get_num_threads(), **measured}, indent=1
+                {"precision": network.precision, "threads": torch.get_num_threads(), **measured},
+                indent=1,
             )
         )
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.growth [--images 100,1000,10000,100000] [--folder DIR]
 
-Generated photographs (JPEG, 60x40 to 72x48 pixels, each different), in folders of 1,000; a small net (A at an eighth of
-the width), so that reading, waiting and writing are what is measured. Each extraction is a process of its own, with the
-command's own defaults. Memory: the peak of the whole process.
+Generated photographs (JPEG, 60x40 to 72x48 pixels, each different), in folders of 1,000; a small
+net (A at an eighth of the width), so that reading, waiting and writing are what is measured. Each
+extraction is a process of its own, with the command's own defaults. Memory: the peak of the whole
+process.
 """
 
 from __future__ import annotations
@@ -83,7 +84,17 @@ def main() -> None:
                 "--scales",
                 "40,64",
             ]
-            words += ["--scales", "40,64", "--limit", count, "--out", target, "--overwrite", "--json", told]
+            words += [
+                "--scales",
+                "40,64",
+                "--limit",
+                count,
+                "--out",
+                target,
+                "--overwrite",
+                "--json",
+                told,
+            ]
             ran = subprocess.run(
                 [sys.executable, "-c", EXTRACT, *map(str, words)], capture_output=True, text=True
             )
@@ -91,10 +102,16 @@ def main() -> None:
                 raise SystemExit(ran.stderr)
             seconds = json.loads(told.read_text())["seconds"]
             peak = int(ran.stderr.split()[-1]) / (1e3 if sys.platform != "darwin" else 1e6)
-            rows.append({"images": count, "seconds": seconds, "rate": count / seconds, "peak_MB": peak})
+            rows.append(
+                {"images": count, "seconds": seconds, "rate": count / seconds, "peak_MB": peak}
+            )
             size = target.stat().st_size / 1e6
             table.add_row(
-                f"{count:,}", f"{seconds:.1f}", f"{count / seconds:.0f}", f"{peak:.0f}", f"{size:.0f}"
+                f"{count:,}",
+                f"{seconds:.1f}",
+                f"{count / seconds:.0f}",
+                f"{peak:.0f}",
+                f"{size:.0f}",
             )
     out.print(table)
     if options.json:

@@ -1,13 +1,15 @@
-"""What "10^-2 variance" can mean (Sect. 3.1): initial scores and first iterations of A, D and E, by initialisation.
+"""What "10^-2 variance" can mean (Sect. 3.1): initial scores and first iterations of A, D and E, by
+initialisation.
 
     python -m benchmarks.initialisation --data IMAGENET --out build/initialisation
-    python -m benchmarks.initialisation --data IMAGENET --a runs/A/weights.safetensors --batch-size 64
+    python -m benchmarks.initialisation --data IMAGENET --a A.safetensors --batch-size 64
 
-Full-width nets learn from crops of 64 pixels of S=72 (so that 200 iterations fit on a laptop; the convolutions' fan-in,
-which decides what a standard deviation does to the signal, is the paper's). Initial scores are taken at 224 as well.
-Initialisations: normal with standard deviation 0.1 (the variance read literally) and 0.01, Glorot & Bengio's, and
-seven layers from A (Glorot's, trained for `--a-iterations` here, or `--a`'s, whose width and crop all nets then have)
-with the others normal 0.01 (the paper's way) or Glorot's. Prints a table; writes the losses as JSON and a plot.
+Full-width nets learn from crops of 64 pixels of S=72 (so that 200 iterations fit on a laptop; the
+convolutions' fan-in, which decides what a standard deviation does to the signal, is the paper's).
+Initial scores are taken at 224 as well. Initialisations: normal with standard deviation 0.1 (the
+variance read literally) and 0.01, Glorot & Bengio's, and seven layers from A (Glorot's, trained for
+`--a-iterations` here, or `--a`'s, whose width and crop all nets then have) with the others normal
+0.01 (the paper's way) or Glorot's. Prints a table; writes the losses as JSON and a plot.
 """
 
 from __future__ import annotations
@@ -45,10 +47,13 @@ INITS = {
 
 
 def initial_score(net: VGG, data: TrainingSet, mean: tuple[float, ...], crop: int) -> float:
-    """Largest absolute score of eight photographs' central crops, minus the mean, in float64: no overflow."""
+    """Largest absolute score of eight photographs' central crops, minus the mean, in float64: no
+    overflow.
+    """
     rows = data.train[:: max(1, len(data.train) // 8)][:8]
     crops = [
-        centre_crop(smallest_side(read_rgb(data.items.source(int(i))), crop * 8 // 7), crop) for i in rows
+        centre_crop(smallest_side(read_rgb(data.items.source(int(i))), crop * 8 // 7), crop)
+        for i in rows
     ]
     x = Preprocessing(mean)(torch.stack([torch.from_numpy(c) for c in crops])).double()  # type: ignore[arg-type]
     with torch.inference_mode():
@@ -63,7 +68,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/initialisation"))
     parser.add_argument("--nets", default="A,D,E")
     parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--a-iterations", type=int, default=600, help="of the A that deeper nets start from")
+    parser.add_argument(
+        "--a-iterations", type=int, default=600, help="of the A that deeper nets start from"
+    )
     parser.add_argument("--a", help="weights of a trained A that deeper nets start from instead")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--crop", type=int, default=64)
@@ -77,7 +84,9 @@ def main() -> None:
         trained_a = cast(VGG, load(args.a, device="cpu", precision="float32").module)
         args.width, args.crop = trained_a.width, trained_a.crop
     stage = Stage("A", (args.crop * 9 // 8,) * 2, args.learning_rate, iterations=args.iterations)
-    recipe = Recipe("initialisation", (stage,), width=args.width, crop=args.crop, batch_size=args.batch_size)
+    recipe = Recipe(
+        "initialisation", (stage,), width=args.width, crop=args.crop, batch_size=args.batch_size
+    )
     data = read_training_set(args.data, recipe)
     names = [data.items.names[i] for i in data.train[::10]]
     colours = measure(data.items.root, names, 2).colours(names)
@@ -98,12 +107,15 @@ def main() -> None:
         for label, (how, std, from_a) in INITS.items():
             if from_a and (name == "A" or trained_a is None):
                 continue
-            net, whole = (VGG(name, len(data.classes), args.width, crop) for crop in (args.crop, 224))
+            net, whole = (
+                VGG(name, len(data.classes), args.width, crop) for crop in (args.crop, 224)
+            )
             for drawn in (net, whole):
                 randomise(drawn, how, std, torch.Generator().manual_seed(0))
             if from_a:
                 copy_layers(net, trained_a)  # type: ignore[arg-type]
-            # an A trained at another crop has another fc6: "from A" is measured at its own crop only
+            # an A trained at another crop has another fc6: "from A" is measured at its own crop
+            # only
             scores = ["-" if from_a else f"{initial_score(whole, data, colours.mean, 224):.1e}"]
             del whole
             scores.append(f"{initial_score(net, data, colours.mean, args.crop):.1e}")
@@ -160,7 +172,9 @@ def plot(curves: dict[str, list[float]], classes: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     nets = list(dict.fromkeys(label.partition(",")[0] for label in curves))
-    figure, panels = plt.subplots(1, len(nets), figsize=(4.5 * len(nets), 3.6), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(nets), figsize=(4.5 * len(nets), 3.6), sharey=True, squeeze=False
+    )
     for panel, net in zip(panels[0], nets, strict=True):
         for label, losses in curves.items():
             if label.startswith(f"{net},"):
@@ -170,10 +184,14 @@ def plot(curves: dict[str, list[float]], classes: int, path: Path) -> None:
                     for i in range(len(finite))
                 ]
                 broke = f" (not finite at {len(losses)})" if len(finite) < len(losses) else ""
-                panel.plot(range(1, len(smooth) + 1), smooth, label=label.partition(", ")[2] + broke)
+                panel.plot(
+                    range(1, len(smooth) + 1), smooth, label=label.partition(", ")[2] + broke
+                )
         panel.axhline(math.log(classes), color="grey", linewidth=0.8, linestyle=":")
         panel.set(
-            title=f"net {net}", xlabel="iteration", ylim=(0.75 * math.log(classes), 1.3 * math.log(classes))
+            title=f"net {net}",
+            xlabel="iteration",
+            ylim=(0.75 * math.log(classes), 1.3 * math.log(classes)),
         )
         panel.legend(fontsize=8)
     panels[0][0].set_ylabel("training loss, mean of 10 (dotted: chance)")

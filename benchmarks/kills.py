@@ -1,10 +1,12 @@
-"""Commands that write, killed at each call by which they change a file; then they must end as if nothing had been.
+"""Commands that write, killed at each call by which they change a file; then they must end as if
+nothing had been.
 
-`kills.c` is preloaded into a process that has imported everything. It forks a child for each trial, which runs the
-command in a fresh folder until SIGKILL ends its process group: before its n-th call, after half of the bytes that this
-call writes, or after the last call. Then what has its final name must be whole, and the same command must end with its
-usual status, the same files, no other ones, and the same content; where it says that the output exists, it is whole
-and --overwrite ends so. Of several processes one is killed, and the others must end by themselves.
+`kills.c` is preloaded into a process that has imported everything. It forks a child for each trial,
+which runs the command in a fresh folder until SIGKILL ends its process group: before its n-th call,
+after half of the bytes that this call writes, or after the last call. Then what has its final name
+must be whole, and the same command must end with its usual status, the same files, no other ones,
+and the same content; where it says that the output exists, it is whole and --overwrite ends so. Of
+several processes one is killed, and the others must end by themselves.
 """
 
 from __future__ import annotations
@@ -43,17 +45,21 @@ HOW = ("before", "after", "half of")
 BOUND = 300.0
 """Seconds after which a process counts as one that hangs; a thousand times what one takes."""
 PATIENCE = 5.0
-"""Seconds that a process has to notice that another of its job was killed, before it is asked to leave."""
+"""Seconds that a process has to notice that another of its job was killed, before it is asked to
+leave.
+"""
 TIMES = {"seconds", "command", "time", "images_per_second", "data_wait"}
 """Of JSON: what differs from run to run."""
 _HEAD, _CALL = struct.Struct("4q"), struct.Struct("q248s")
 
 
-# --- one run ---------------------------------------------------------------------------------------------------
+# --- one run --------------------------------------------------------------------------------------
 
 
 class Page:
-    """What a run and `kills.c` share: how many calls there were, which ones, and at which the run is killed."""
+    """What a run and `kills.c` share: how many calls there were, which ones, and at which the run
+    is killed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,13 +83,17 @@ class Page:
         """(call and path, bytes that it writes) of each."""
         raw = self.path.read_bytes()
         count = _HEAD.unpack_from(raw)[0]
-        found = [_CALL.unpack_from(raw, _HEAD.size + i * _CALL.size) for i in range(min(count, 4096))]
+        found = [
+            _CALL.unpack_from(raw, _HEAD.size + i * _CALL.size) for i in range(min(count, 4096))
+        ]
         return [(os.fsdecode(text.split(b"\0")[0]), size) for size, text in found]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended. status: negative for a signal; None: it hung. text: what it printed. modules: all it had."""
+    """How a process ended. status: negative for a signal; None: it hung. text: what it printed.
+    modules: all it had.
+    """
 
     status: int | None
     text: str
@@ -103,8 +113,8 @@ class Ended:
 class Job:
     """A command. Its words are relative to the folder that it runs in.
 
-    before: what lies in the folder at first. status: of a run that nobody interrupts. steps: its files are replaced
-    several times, each time whole. overwrite: the option exists.
+    before: what lies in the folder at first. status: of a run that nobody interrupts. steps: its
+    files are replaced several times, each time whole. overwrite: the option exists.
     """
 
     name: str
@@ -147,7 +157,8 @@ def start(
 
 
 def wait(pid: int, patience: float | None = None) -> int | None:
-    """How a process ended; None where it had to be killed. All that it has started is gone then, too.
+    """How a process ended; None where it had to be killed. All that it has started is gone then,
+    too.
 
     patience: seconds after which it gets a SIGTERM.
     """
@@ -168,7 +179,9 @@ def wait(pid: int, patience: float | None = None) -> int | None:
 
 
 def store() -> tuple[int, int]:
-    """A process that keeps what ranks tell one another at first, as torchrun does; its number and port."""
+    """A process that keeps what ranks tell one another at first, as torchrun does; its number and
+    port.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -235,11 +248,13 @@ class Room:
         return [Ended.of(status, self.folder / f"log{r}") for r, status in sorted(statuses.items())]
 
 
-# --- what is left ----------------------------------------------------------------------------------------------
+# --- what is left ---------------------------------------------------------------------------------
 
 
 def names(folder: Path) -> set[str]:
-    """All that is in a folder, hidden too; but not TensorBoard's files, of which each run begins one more."""
+    """All that is in a folder, hidden too; but not TensorBoard's files, of which each run begins
+    one more.
+    """
     found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     return {name for name in found if "events.out.tfevents" not in name}
 
@@ -252,7 +267,9 @@ def timeless(value: Any) -> Any:
 
 
 def content(path: Path) -> Any:
-    """What a file says, in values that can be compared. Raises whatever its reader does where it isn't whole."""
+    """What a file says, in values that can be compared. Raises whatever its reader does where it
+    isn't whole.
+    """
     from vggfeat import hdf5
     from vggfeat.store import FORMAT, open_features
 
@@ -272,7 +289,10 @@ def content(path: Path) -> Any:
     if path.suffix == ".safetensors":
         with safe_open(path, "np") as file:
             metadata = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
-            return {**{key: file.get_tensor(key) for key in file.keys()}, "metadata": metadata}  # noqa: SIM118
+            return {
+                **{key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118
+                "metadata": metadata,
+            }
     if path.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".json":
@@ -295,7 +315,9 @@ def _parsed(text: str) -> Any:
 
 
 def unlike(one: Any, other: Any, name: str = "") -> str:
-    """Where two contents differ, "" if nowhere; descriptors may by what a batch of another size rounds otherwise."""
+    """Where two contents differ, "" if nowhere; descriptors may by what a batch of another size
+    rounds otherwise.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             return f"{name}: {sorted(one.keys() ^ other.keys())} in one of the two"
@@ -309,12 +331,16 @@ def unlike(one: Any, other: Any, name: str = "") -> str:
         if name != "descriptors":
             return "" if one.tobytes() == other.tobytes() else f"{name}: other values"
         largest = np.abs(np.nan_to_num(other)).max(-1, keepdims=True)
-        near = (np.isnan(one) == np.isnan(other)).all() and not (np.abs(one - other) > 1e-4 * largest).any()
+        near = (np.isnan(one) == np.isnan(other)).all() and not (
+            np.abs(one - other) > 1e-4 * largest
+        ).any()
         return "" if near else f"{name}: other values"
     if type(one) is type(other) and one == other:
         return ""
     a, b = str(one), str(other)
-    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    at = next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
     return f"{name}: ...{a[max(0, at - 40) : at + 60]!r}, not ...{b[max(0, at - 40) : at + 60]!r}"
 
 
@@ -329,7 +355,9 @@ class Sweep:
     def __init__(self, room: Room, job: Job) -> None:
         self.room, self.job = room, job
         self.whole = room.fresh(job, f"whole-{job.name}")
-        self.before = {name: content(self.whole / name) for name in names(self.whole) if not growing(name)}
+        self.before = {
+            name: content(self.whole / name) for name in names(self.whole) if not growing(name)
+        }
         ended = room.run(job, self.whole)
         if any(part.status != job.status for part in ended):
             raise AssertionError(f"{job.name}: {', '.join(map(str, ended))}")
@@ -351,7 +379,8 @@ class Sweep:
                 every.append((rank, n, BEFORE))
                 if halves and size > 1:
                     every.append((rank, n, HALF))
-                # after a call is before the next one; but safetensors renames its `.tmp` without asking libc
+                # after a call is before the next one; but safetensors renames its `.tmp` without
+                # asking libc
                 if n == len(calls) or ("/.tmp" in call and "/.tmp" not in calls[n][0]):
                     every.append((rank, n, AFTER))
         if most is None or most >= len(every):
@@ -359,7 +388,9 @@ class Sweep:
         return sorted(random.Random(self.job.name).sample(every, most))  # the same ones each time
 
     def fault(self, rank: int, n: int, how: int) -> str | None:
-        """What is wrong after a kill; "" is nothing; None: the run came to its end before that call."""
+        """What is wrong after a kill; "" is nothing; None: the run came to its end before that
+        call.
+        """
         job, room = self.job, self.room
         folder = room.fresh(job, "trial")
         first = room.run(job, folder, n, how, rank)
@@ -370,16 +401,21 @@ class Sweep:
                 return None
             return f"{where}: not killed, but {first[rank]}"
         for other, ended in enumerate(first):
-            if other != rank and (ended.status is None or ended.status < 0 or "unexpected" in ended.text):
+            if other != rank and (
+                ended.status is None or ended.status < 0 or "unexpected" in ended.text
+            ):
                 return f"{where}: then rank {other} {ended}"
         try:
             self._look(folder, "after the kill")
             second = room.run(job, folder)
             more: list[str] = []
             while any(part.status == 1 and "exists" in part.text for part in second):
-                # the first run got as far as this output, which must be whole; it is replaced or moved away
+                # the first run got as far as this output, which must be whole; it is replaced or
+                # moved away
                 self._look(folder, "where the output is said to exist")
-                filled = re.search(r"(\S+) already exists and isn't an empty folder", second[0].text)
+                filled = re.search(
+                    r"(\S+) already exists and isn't an empty folder", second[0].text
+                )
                 if filled:
                     shutil.rmtree(folder / filled[1])
                 elif job.overwrite and not more:
@@ -426,11 +462,13 @@ class _Fault(Exception):  # noqa: N818 - it ends a trial
     pass
 
 
-# --- the process that all this takes place in ------------------------------------------------------------------
+# --- the process that all this takes place in -----------------------------------------------------
 
 
 def prepare() -> None:
-    """Import what commands import, so that their children needn't; no thread may be there when they are forked."""
+    """Import what commands import, so that their children needn't; no thread may be there when they
+    are forked.
+    """
     import sklearn.svm  # noqa: F401
     import timm  # noqa: F401
     import torch.utils.tensorboard
@@ -444,7 +482,9 @@ def prepare() -> None:
 
 
 def preloaded(words: Sequence[str]) -> int:
-    """Run `python -m benchmarks.reliability` with words in a process that has `kills.c` in it; its status."""
+    """Run `python -m benchmarks.reliability` with words in a process that has `kills.c` in it; its
+    status.
+    """
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         library = Path(folder) / "kills.so"
         compiler = shutil.which(os.environ.get("CC", "cc"))
@@ -452,8 +492,14 @@ def preloaded(words: Sequence[str]) -> int:
             raise VggfeatError("there is no C compiler (cc, or $CC)")
         subprocess.run([compiler, "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
         environment = {
-            **os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "", "KILLS_FOLDER": folder, "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": folder,
-        }  # fmt: skip
+            **os.environ,
+            "LD_PRELOAD": str(library),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "KILLS_FOLDER": folder,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": folder,
+        }
         command = [sys.executable, "-m", "benchmarks.reliability", *words]
         return subprocess.run(command, env=environment).returncode

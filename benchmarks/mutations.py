@@ -1,8 +1,9 @@
 """Files of every kind that is read, changed at random, and what reading them takes and says.
 
-A mutation overwrites some bytes, cuts the end off, puts another number into the table of contents, or changes what a
-container holds and gives it the right checksums again, as a stranger would. It is read in a child with a limit of
-memory, whose processor time counts, so that a busy machine makes no hang.
+A mutation overwrites some bytes, cuts the end off, puts another number into the table of contents,
+or changes what a container holds and gives it the right checksums again, as a stranger would. It is
+read in a child with a limit of memory, whose processor time counts, so that a busy machine makes no
+hang.
 """
 
 from __future__ import annotations
@@ -69,10 +70,14 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     yield Kind("checkpoint", stage / "last.safetensors", _checkpoint(weights))
     yield Kind("safetensors", weights, vggfeat.load)
     released = inputs.folder / "released.pth"
-    torch.save(timm.create_model(TIMM).state_dict(), released)  # smaller than any whole net of Table 1
+    torch.save(
+        timm.create_model(TIMM).state_dict(), released
+    )  # smaller than any whole net of Table 1
     yield Kind("pth", released, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
     checkpoint = inputs.folder / "checkpoint.ckpt"
-    wrapped = {f"module.{key}": value for key, value in timm.create_model(TIMM).state_dict().items()}
+    wrapped = {
+        f"module.{key}": value for key, value in timm.create_model(TIMM).state_dict().items()
+    }
     torch.save({"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, checkpoint)
     yield Kind("ckpt", checkpoint, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
     for name, old in (("caffemodel", False), ("caffe-2014", True)):
@@ -87,7 +92,9 @@ def _going_on(images: Path) -> Callable[[Path], Any]:
     description, facts = description_of(network, None, (40, 48), True), {"versions": versions()}
 
     def read(path: Path) -> None:
-        with FeatureWriter(path.with_suffix(""), items, description, network.dim("fc7"), "float32", facts):
+        with FeatureWriter(
+            path.with_suffix(""), items, description, network.dim("fc7"), "float32", facts
+        ):
             pass
 
     return read
@@ -95,7 +102,9 @@ def _going_on(images: Path) -> Callable[[Path], Any]:
 
 def _checkpoint(weights: Path) -> Callable[[Path], Any]:
     net: Any = vggfeat.load(weights, device="cpu", precision="float32").module.requires_grad_(True)
-    parameters: list[Any] = [p for layer in weight_layers(net).values() for p in (layer.weight, layer.bias)]
+    parameters: list[Any] = [
+        p for layer in weight_layers(net).values() for p in (layer.weight, layer.bias)
+    ]
     optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
     def read(path: Path) -> None:
@@ -105,7 +114,7 @@ def _checkpoint(weights: Path) -> Callable[[Path], Any]:
     return read
 
 
-# --- mutations -------------------------------------------------------------------------------------------------
+# --- mutations ------------------------------------------------------------------------------------
 
 
 def mutate(raw: bytes, path: Path, seed: int) -> None:
@@ -118,7 +127,9 @@ def mutate(raw: bytes, path: Path, seed: int) -> None:
 
 
 def _bytes(raw: bytes, r: random.Random) -> bytes:
-    """Some bytes changed, more of them at the front, where the structure is; or moved, or the end cut off."""
+    """Some bytes changed, more of them at the front, where the structure is; or moved, or the end
+    cut off.
+    """
     made = bytearray(raw)
     for _ in range(r.randint(1, 6)):
         at = int(r.random() ** r.choice((1, 3)) * len(made))
@@ -133,7 +144,9 @@ def _bytes(raw: bytes, r: random.Random) -> bytes:
 
 
 def _number(raw: bytes, r: random.Random) -> bytes:
-    """Another number, or another word, in the JSON that says where things lie; its length is right again."""
+    """Another number, or another word, in the JSON that says where things lie; its length is right
+    again.
+    """
     if raw.startswith(MAGIC):
         length = struct.unpack_from("<I", raw, 8)[0]
         table = _other(raw[64 : 64 + length], r)
@@ -149,7 +162,9 @@ def _number(raw: bytes, r: random.Random) -> bytes:
 
 def _other(text: bytes, r: random.Random) -> bytes:
     found = list(
-        re.finditer(rb"-?\d+(\.\d+)?", text) if r.random() < 0.8 else re.finditer(rb"[A-Za-z_/.]+", text)
+        re.finditer(rb"-?\d+(\.\d+)?", text)
+        if r.random() < 0.8
+        else re.finditer(rb"[A-Za-z_/.]+", text)
     )
     at = r.choice(found)
     odd: Any = r.choice(
@@ -163,7 +178,9 @@ def _inside(raw: bytes, r: random.Random) -> bytes:
     if not raw.startswith(b"PK"):
         low = r.randrange(len(raw))
         high = min(len(raw), low + r.choice((64, 512, 4096)))
-        return raw[:low] + _bytes(raw[low:high], r)[: high - low].ljust(high - low, b"\0") + raw[high:]
+        return (
+            raw[:low] + _bytes(raw[low:high], r)[: high - low].ljust(high - low, b"\0") + raw[high:]
+        )
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(made, "w") as new:
         entries = old.namelist()
@@ -175,12 +192,14 @@ def _inside(raw: bytes, r: random.Random) -> bytes:
     return made.getvalue()
 
 
-# --- reading them ----------------------------------------------------------------------------------------------
+# --- reading them ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Counted:
-    """counts: outcome -> mutations. peak: bytes beside those of a child that has read the sound file."""
+    """counts: outcome -> mutations. peak: bytes beside those of a child that has read the sound
+    file.
+    """
 
     name: str
     bound: int
@@ -241,9 +260,13 @@ def _child(kind: Kind, raw: bytes, path: Path, seeds: range, told: int) -> None:
             try:
                 kind.read(path)
             except VggfeatError as error:
-                outcome = "refused" if "\n" not in str(error) else f"other error: several lines {error!r}"
+                outcome = (
+                    "refused" if "\n" not in str(error) else f"other error: several lines {error!r}"
+                )
             except Exception as error:
-                outcome = f"other error: {type(error).__name__} {' '.join(str(error).split())[:100]}"
+                outcome = (
+                    f"other error: {type(error).__name__} {' '.join(str(error).split())[:100]}"
+                )
             os.write(told, (json.dumps([seed, outcome, _peak() - before]) + "\n").encode())
         os._exit(0)
     except BaseException:

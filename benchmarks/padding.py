@@ -1,10 +1,12 @@
-"""Why dense and crops differ (Sect. 3.2): the windows of the dense net, among their neighbours or as crops.
+"""Why dense and crops differ (Sect. 3.2): the windows of the dense net, among their neighbours or
+as crops.
 
-    python -m benchmarks.padding --weights runs/D/weights.safetensors --data imagenette144 --scale 136
+    python -m benchmarks.padding --weights D.safetensors --data imagenette144 --scale 136
 
-"dense" is pretrain.evaluate's. "the same windows as crops" cuts out the very pixels that each position of the dense
-score map stands for, and averages their scores likewise: all that changes is that zeros surround a window in every
-layer, and not the rest of the image. Needs a net with floor pooling whose crop is a multiple of 32 pixels.
+"dense" is pretrain.evaluate's. "the same windows as crops" cuts out the very pixels that each
+position of the dense score map stands for, and averages their scores likewise: all that changes is
+that zeros surround a window in every layer, and not the rest of the image. Needs a net with floor
+pooling whose crop is a multiple of 32 pixels.
 """
 
 from __future__ import annotations
@@ -28,9 +30,13 @@ STRIDE = 32  # pixels between windows: five poolings
 
 @torch.inference_mode()
 def windows(network: Network, image_HWC: Tensor) -> Tensor:
-    """(K,) posteriors: the mean score of the dense net's windows as crops, softmax, mean with the mirror image's."""
+    """(K,) posteriors: the mean score of the dense net's windows as crops, softmax, mean with the
+    mirror image's.
+    """
     crop = network.module.crop
-    tops, lefts = (range(0, side // STRIDE * STRIDE - crop + 1, STRIDE) for side in image_HWC.shape[:2])
+    tops, lefts = (
+        range(0, side // STRIDE * STRIDE - crop + 1, STRIDE) for side in image_HWC.shape[:2]
+    )
     views_VHWC = torch.cat([image_HWC[None], mirror(image_HWC[None])])
     cut = [views_VHWC[:, top : top + crop, left : left + crop] for top in tops for left in lefts]
     scores = network.crop_scores(network.preprocessing(torch.cat(cut))).float()
@@ -53,14 +59,17 @@ def main() -> None:
         network = vggfeat.load(spec, device=options.device)
         if network.module.crop % STRIDE or network.module.pool != "floor":
             raise SystemExit(
-                f"{spec}: its windows are no crops (crop of {network.module.crop}, {network.module.pool} pooling)"
+                f"{spec}: its windows are no crops (crop of {network.module.crop},"
+                f" {network.module.pool} pooling)"
             )
         order = class_order(network, items.classes)
         wrong = np.zeros(2)
         for i, label in enumerate(items.labels):
             image = torch.from_numpy(smallest_side(read_rgb(items.source(i)), options.scale))
             image = image.to(network.device)
-            for k, posteriors in enumerate((dense(network, image[None])[0], windows(network, image))):
+            for k, posteriors in enumerate(
+                (dense(network, image[None])[0], windows(network, image))
+            ):
                 wrong[k] += int(posteriors[order].argmax()) != label
         errors = (f"{100 * share:.1f}" for share in wrong / len(items.labels))
         table.add_row(spec, str(len(items.labels)), *errors)

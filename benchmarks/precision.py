@@ -1,11 +1,12 @@
-"""What a coarser precision costs: descriptors and scores of two extractions of the same images, one in float32.
+"""What a coarser precision costs: descriptors and scores of two extractions of the same images, one
+in float32.
 
-    vggfeat extract --dataset caltech101 --layer pool5 --scales 256 --no-mirror --precision float32 --out exact.h5
-    vggfeat extract --dataset caltech101 --layer pool5 --scales 256 --no-mirror --precision bfloat16 --out coarse.h5
+    vggfeat extract --dataset caltech101 --layer pool5 --precision float32 --out exact.h5
+    vggfeat extract --dataset caltech101 --layer pool5 --precision bfloat16 --out coarse.h5
     python -m benchmarks.precision exact.h5 coarse.h5
 
-Prints the least and the median cosine of an image's descriptors at each scale, the rate of both extractions, and, where
-the images have labels, the score of the data set's protocol on both.
+Prints the least and the median cosine of an image's descriptors at each scale, the rate of both
+extractions, and, where the images have labels, the score of the data set's protocol on both.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def main() -> None:
             results = protocols.run(problem_from([features.path], "average", None)[0]).results
             keys = [key for key in ("map_11point", "mean_class_recall") if key in results]
             found[name] = {key: results[key] for key in keys} | {"images_per_s": rate}
-            spread = f" +- {100 * results[f'{keys[0]}_std']:.2f}" if f"{keys[0]}_std" in results else ""
+            spread = (
+                f" +- {100 * results[f'{keys[0]}_std']:.2f}" if f"{keys[0]}_std" in results else ""
+            )
             score = f"{keys[0]} {100 * results[keys[0]]:.2f}{spread}"
         table.add_row(name, f"{rate:.1f}", score)
     out.print(table)

@@ -1,12 +1,16 @@
-"""How long a protocol's SVMs take: all classes, C and folds at once, beside scikit-learn's LinearSVC on every core.
+"""How long a protocol's SVMs take: all classes, C and folds at once, beside scikit-learn's
+LinearSVC on every core.
 
-    python -m benchmarks.svm --protocol voc --lists VOC2007/ImageSets/Main          # made descriptors, real labels
-    python -m benchmarks.svm --protocol vissl --lists VOC2007/ImageSets/Main        # 20 classes, 14 costs, 3 folds
-    python -m benchmarks.svm --protocol splits --features c256.h5 --pool stack      # Caltech-101's three splits
+Made descriptors and real labels; 20 classes, 14 costs and 3 folds; Caltech-101's three splits:
 
-The peer fits one LinearSVC a class and C, as the published scripts do, in one process a core, from a memory-mapped
-float64 X. Both choose C by the same score on the same rows and refit. Interleaved; the medians of `--repeats`, and
-beside them the winners, the scores and the relative differences of the objectives (positive: ours is above the peer's).
+    python -m benchmarks.svm --protocol voc --lists VOC2007/ImageSets/Main
+    python -m benchmarks.svm --protocol vissl --lists VOC2007/ImageSets/Main
+    python -m benchmarks.svm --protocol splits --features c256.h5 --pool stack
+
+The peer fits one LinearSVC a class and C, as the published scripts do, in one process a core, from
+a memory-mapped float64 X. Both choose C by the same score on the same rows and refit. Interleaved;
+the medians of `--repeats`, and beside them the winners, the scores and the relative differences of
+the objectives (positive: ours is above the peer's).
 """
 
 from __future__ import annotations
@@ -34,7 +38,9 @@ from vggfeat.terminal import columns, err, out
 
 @dataclass
 class Task:
-    """X (N, D); targets (N, K) of 1, -1, 0; of each fold the rows that fit and that judge; then refit and test."""
+    """X (N, D); targets (N, K) of 1, -1, 0; of each fold the rows that fit and that judge; then
+    refit and test.
+    """
 
     name: str
     X: np.ndarray
@@ -54,7 +60,9 @@ class Task:
 
 @dataclass
 class Ran:
-    """seconds; validation score of each C; the winner; test score; objectives (len(Cs), folds, K)."""
+    """seconds; validation score of each C; the winner; test score; objectives (len(Cs), folds,
+    K).
+    """
 
     seconds: float
     curve: np.ndarray
@@ -77,7 +85,8 @@ def ours(task: Task) -> Ran:
     curve = np.zeros((len(task.Cs), len(task.folds)))
     objectives = np.zeros((len(task.Cs), len(task.folds), task.targets.shape[1]))
     same_rows = len(task.folds) > 1 and all(
-        len(fit) + len(val) == len(task.refit) and np.isin(fit, task.refit).all() for fit, val in task.folds
+        len(fit) + len(val) == len(task.refit) and np.isin(fit, task.refit).all()
+        for fit, val in task.folds
     )
     if same_rows:  # cross-validation: the folds are masks on the same images
         masks = []
@@ -124,21 +133,32 @@ def peer(task: Task, cores: int) -> Ran:
     began = time.perf_counter()
     X = task.X.astype(np.float64)
     K = task.targets.shape[1]
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1), joblib.Parallel(cores) as parallel:
+    with (
+        joblib.parallel_config(backend="loky", inner_max_num_threads=1),
+        joblib.Parallel(cores) as parallel,
+    ):
         jobs = [
-            (c, f, k) for c in reversed(range(len(task.Cs))) for f in range(len(task.folds)) for k in range(K)
+            (c, f, k)
+            for c in reversed(range(len(task.Cs)))
+            for f in range(len(task.folds))
+            for k in range(K)
         ]
         fits = parallel(
-            joblib.delayed(one_fit)(X, task.targets[:, k], task.folds[f][0], task.Cs[c]) for c, f, k in jobs
+            joblib.delayed(one_fit)(X, task.targets[:, k], task.folds[f][0], task.Cs[c])
+            for c, f, k in jobs
         )
         fitted = dict(zip(jobs, fits, strict=True))
         curve = np.zeros((len(task.Cs), len(task.folds)))
         for c in range(len(task.Cs)):
             for f, (_, val) in enumerate(task.folds):
-                scores = np.stack([X[val] @ fitted[c, f, k][0] + fitted[c, f, k][1] for k in range(K)], 1)
+                scores = np.stack(
+                    [X[val] @ fitted[c, f, k][0] + fitted[c, f, k][1] for k in range(K)], 1
+                )
                 curve[c, f] = task.judge(scores, val)
         C = task.Cs[int(curve.mean(1).argmax())]
-        final = parallel(joblib.delayed(one_fit)(X, task.targets[:, k], task.refit, C) for k in range(K))
+        final = parallel(
+            joblib.delayed(one_fit)(X, task.targets[:, k], task.refit, C) for k in range(K)
+        )
     test = task.judge(np.stack([X[task.test] @ w + b for w, b in final], 1), task.test)
     seconds = time.perf_counter() - began
     objectives = np.zeros((len(task.Cs), len(task.folds), K))
@@ -152,32 +172,45 @@ def voc_labels(lists: Path, split: str) -> np.ndarray:
     """(n, 20) of 1, 0 (difficult), -1, in the order of the list files."""
     files = sorted(lists.glob(f"*_{split}.txt"))
     if len(files) != 20:
-        raise SystemExit(f"{lists} has {len(files)} lists *_{split}.txt, not 20; give VOC2007/ImageSets/Main")
+        raise SystemExit(
+            f"{lists} has {len(files)} lists *_{split}.txt, not 20; give VOC2007/ImageSets/Main"
+        )
     return np.array(
-        [[int(line.split()[1]) for line in file.read_text().splitlines()] for file in files], np.int8
+        [[int(line.split()[1]) for line in file.read_text().splitlines()] for file in files],
+        np.int8,
     ).T
 
 
 def made_descriptors(labels: np.ndarray, D: int, seed: int) -> np.ndarray:
-    """Not negative, of unit length, with a falling spectrum, as fc7's; classes that overlap. (N, D) float32."""
+    """Not negative, of unit length, with a falling spectrum, as fc7's; classes that overlap. (N, D)
+    float32.
+    """
     fixed, rng = np.random.default_rng(99), np.random.default_rng(seed)
     latent = 300
     directions = fixed.standard_normal((labels.shape[1], latent)) * 0.25
-    mixing = fixed.standard_normal((latent, D)) / latent**0.5 * np.exp(0.5 * fixed.standard_normal(D))
+    mixing = (
+        fixed.standard_normal((latent, D)) / latent**0.5 * np.exp(0.5 * fixed.standard_normal(D))
+    )
     hidden = (labels == 1) @ directions + rng.standard_normal((len(labels), latent))
     hidden /= np.sqrt(1 + np.arange(latent) / 10)
-    X = np.maximum(hidden @ mixing + 0.15 * rng.standard_normal((len(labels), D)) - 0.3, 0).astype(np.float32)
+    X = np.maximum(hidden @ mixing + 0.15 * rng.standard_normal((len(labels), D)) - 0.3, 0).astype(
+        np.float32
+    )
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
     if options.protocol == "splits":
         problem, _, _ = problem_from(options.features, options.pool, None)
-        targets = np.where(problem.labels[:, None] == np.arange(len(problem.classes)), 1, -1).astype(np.int8)
+        targets = np.where(
+            problem.labels[:, None] == np.arange(len(problem.classes)), 1, -1
+        ).astype(np.int8)
         names = sorted({name.split("/")[0] for name in problem.splits})
         made = []
         for name in names:
-            train, val, test = (problem.splits[f"{name}/{part}"] for part in ("train", "val", "test"))
+            train, val, test = (
+                problem.splits[f"{name}/{part}"] for part in ("train", "val", "test")
+            )
             fit, refit = np.setdiff1d(train, val), np.union1d(train, val)
             Cs = [2.0**k for k in range(-5, 14, 2)]
             made.append(Task(name, problem.X, targets, [(fit, val)], refit, test, Cs, True))
@@ -186,11 +219,23 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     targets = np.concatenate(list(labels.values()))
     X = made_descriptors(targets, options.dimensions, seed=0)
     n, m = len(labels["train"]), len(labels["val"])
-    train, val, both, test = np.arange(n), np.arange(n, n + m), np.arange(n + m), np.arange(n + m, len(X))
+    train, val, both, test = (
+        np.arange(n),
+        np.arange(n, n + m),
+        np.arange(n + m),
+        np.arange(n + m, len(X)),
+    )
     if options.protocol == "voc":
         return [
             Task(
-                "VOC-2007", X, targets, [(train, val)], both, test, [2.0**k for k in range(-7, 12, 2)], False
+                "VOC-2007",
+                X,
+                targets,
+                [(train, val)],
+                both,
+                test,
+                [2.0**k for k in range(-7, 12, 2)],
+                False,
             )
         ]
     folds = [(both[a], both[b]) for a, b in KFold(3, shuffle=True, random_state=0).split(both)]
@@ -227,20 +272,29 @@ def main() -> None:
         for _ in range(options.repeats):
             pairs.append((ours(task), peer(task, options.cores)))
             err.print(
-                f"{task.name}: ours {pairs[-1][0].seconds:.1f} s, LinearSVC {pairs[-1][1].seconds:.1f} s"
+                f"{task.name}: ours {pairs[-1][0].seconds:.1f} s, LinearSVC"
+                f" {pairs[-1][1].seconds:.1f} s"
             )
         mine, theirs = pairs[0]
         seconds = [statistics.median(pair[i].seconds for pair in pairs) for i in (0, 1)]
         difference = mine.objectives / theirs.objectives - 1
         fits = len(task.Cs) * len(task.folds) * task.targets.shape[1]
         table.add_row(
-            task.name, f"{len(task.refit)}, {task.X.shape[1]}, {fits}", f"{seconds[0]:.1f}", f"{seconds[1]:.1f}",
-            f"{seconds[1] / seconds[0]:.1f}", f"{mine.C:g}, {theirs.C:g}",
-            f"{mine.curve.max():.4f}, {theirs.curve.max():.4f}", f"{mine.test:.4f}, {theirs.test:.4f}",
+            task.name,
+            f"{len(task.refit)}, {task.X.shape[1]}, {fits}",
+            f"{seconds[0]:.1f}",
+            f"{seconds[1]:.1f}",
+            f"{seconds[1] / seconds[0]:.1f}",
+            f"{mine.C:g}, {theirs.C:g}",
+            f"{mine.curve.max():.4f}, {theirs.curve.max():.4f}",
+            f"{mine.test:.4f}, {theirs.test:.4f}",
             f"{difference.min():+.1e} to {difference.max():+.1e}",
-        )  # fmt: skip
+        )
     out.print(table)
-    out.print(f"{options.cores} cores for each side; LinearSVC at its own tol, 1e-4; ours at a gap of 1e-5")
+    out.print(
+        f"{options.cores} cores for each side; LinearSVC at its own tol, 1e-4; ours at a gap of"
+        " 1e-5"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How near liblinear's optimum ours is: relative difference of the objectives, both losses, C from 2^-7 to 2^7.
+"""How near liblinear's optimum ours is: relative difference of the objectives, both losses, C from
+2^-7 to 2^7.
 
-    python -m benchmarks.svm_objective --lists VOC2007/ImageSets/Main --features c256.h5 --features c384.h5 …
+    python -m benchmarks.svm_objective --lists VOC2007/ImageSets/Main --features c256.h5 …
 
-The peer is scikit-learn's LinearSVC at tol 1e-6, a fit a class, in one process a core; ours runs at a gap of 1e-6. A
-difference of d is (ours - theirs) / theirs: at most our gap above it, below it where liblinear itself stopped early
-(a limit of 20,000 iterations, or badly scaled features). `--classes`: how many of Caltech's liblinear has to fit; of
-VOC's a quarter as many.
+The peer is scikit-learn's LinearSVC at tol 1e-6, a fit a class, in one process a core; ours runs at
+a gap of 1e-6. A difference of d is (ours - theirs) / theirs: at most our gap above it, below it
+where liblinear itself stopped early (a limit of 20,000 iterations, or badly scaled features).
+`--classes`: how many of Caltech's liblinear has to fit; of VOC's a quarter as many.
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ ITERATIONS = 20_000
 def fit(X: np.ndarray, t: np.ndarray, C: float, loss: str) -> tuple[float, bool]:
     """liblinear's objective, and whether it stopped by itself."""
     known = t != 0
-    # the dual of the hinge only; of the squared hinge the primal, whose Newton steps don't crawl where C is large
-    svc = LinearSVC(C=C, loss=loss, tol=1e-6, max_iter=ITERATIONS, dual=loss == "hinge", random_state=0)
+    # the dual of the hinge only; of the squared hinge the primal, whose Newton steps don't crawl
+    # where C is large
+    svc = LinearSVC(
+        C=C, loss=loss, tol=1e-6, max_iter=ITERATIONS, dual=loss == "hinge", random_state=0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         svc.fit(X[known], t[known])
-    return objective(X, t, C, svc.coef_[0], float(svc.intercept_[0]), loss), bool(svc.n_iter_ < ITERATIONS)
+    return objective(X, t, C, svc.coef_[0], float(svc.intercept_[0]), loss), bool(
+        svc.n_iter_ < ITERATIONS
+    )
 
 
 def cases(options: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -50,22 +56,31 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray
             problem, _, _ = problem_from(options.features[:count], "stack", None)
             rows = problem.splits["split0/train"]
             labels = problem.labels[rows, None] == np.arange(len(problem.classes))
-            every = np.arange(0, len(problem.classes), max(1, len(problem.classes) // options.classes))
+            every = np.arange(
+                0, len(problem.classes), max(1, len(problem.classes) // options.classes)
+            )
             T = np.where(labels, 1, -1).astype(np.int8)[:, every]
             made[f"Caltech-101, {count} scale{'s' if count > 1 else ''}"] = problem.X[rows], T
     if options.lists:
         targets = np.concatenate([voc_labels(options.lists, split) for split in ("train", "val")])
-        every = np.arange(0, targets.shape[1], max(1, targets.shape[1] // max(1, options.classes // 4)))
+        every = np.arange(
+            0, targets.shape[1], max(1, targets.shape[1] // max(1, options.classes // 4))
+        )
         made["VOC-shaped"] = made_descriptors(targets, 4096, seed=0), targets[:, every]
 
     def blobs(N: int, D: int, K: int) -> tuple[np.ndarray, np.ndarray]:
         y = rng.integers(0, K, N)
-        X = np.maximum(rng.normal(0, 1, (N, D)) + 0.5 * rng.normal(0, 1, (K, D))[y], 0).astype(np.float32)
+        X = np.maximum(rng.normal(0, 1, (N, D)) + 0.5 * rng.normal(0, 1, (K, D))[y], 0).astype(
+            np.float32
+        )
         X /= np.linalg.norm(X, axis=1, keepdims=True)
         return X, np.where(y[:, None] == np.arange(K), 1, -1).astype(np.int8)
 
     X, T = blobs(400, 60, 4)
-    made["badly scaled: columns from 1e-2 to 1e2"] = X * np.logspace(-2, 2, 60).astype(np.float32), T
+    made["badly scaled: columns from 1e-2 to 1e2"] = (
+        X * np.logspace(-2, 2, 60).astype(np.float32),
+        T,
+    )
     made["not normalised: length 30"] = X * np.float32(30), T
     made["N much smaller than D"] = blobs(60, 4096, 4)
     made["N much larger than D"] = blobs(6000, 20, 4)
@@ -79,7 +94,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lists", type=Path, help="VOC-2007's ImageSets/Main.")
-    parser.add_argument("--features", type=Path, action="append", help="Feature files of Caltech-101.")
+    parser.add_argument(
+        "--features", type=Path, action="append", help="Feature files of Caltech-101."
+    )
     parser.add_argument("--classes", type=int, default=12)
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -114,10 +131,15 @@ def main() -> None:
             by_itself = np.array([done for _, done in theirs])
             difference = np.array(mine) / np.array([value for value, _ in theirs]) - 1
             table.add_row(
-                name, loss, f"{X.shape[0]}, {X.shape[1]}, {T.shape[1]}",
-                f"{difference.min():+.0e} to {difference.max():+.0e}", f"{gap:.0e}",
-                f"{middle - began:.1f}", f"{end - middle:.1f}", f"{by_itself.sum()} of {len(by_itself)}",
-            )  # fmt: skip
+                name,
+                loss,
+                f"{X.shape[0]}, {X.shape[1]}, {T.shape[1]}",
+                f"{difference.min():+.0e} to {difference.max():+.0e}",
+                f"{gap:.0e}",
+                f"{middle - began:.1f}",
+                f"{end - middle:.1f}",
+                f"{by_itself.sum()} of {len(by_itself)}",
+            )
             err.print(f"{name}, {loss}: {difference.min():+.1e} to {difference.max():+.1e}")
     out.print(table)
 

@@ -1,14 +1,19 @@
-"""How the cost of K linear SVMs grows with images N, dimensions D and classes K: seconds and memory beside LinearSVC's.
+"""How the cost of K linear SVMs grows with images N, dimensions D and classes K: seconds and memory
+beside LinearSVC's.
 
-    python -m benchmarks.svm_scaling --out docs/svm-scaling.svg         # a line each; ours and the peer's in turn
-    python -m benchmarks.svm_scaling --imagenet 64000 --file big.h5     # ImageNet's shape, out of core: ours alone
+A line each, ours and the peer's in turn; ImageNet's shape, out of core, ours alone:
 
-Each measurement is a process of its own on one core, C = 1, descriptors as VGG's (not negative, unit length, classes
-that overlap). Memory: the peak of the process less what it held before the fit, X included in neither. The slope is
-that of log seconds over log size, by least squares. LinearSVC fits its K classes one after the other.
+    python -m benchmarks.svm_scaling --out docs/svm-scaling.svg
+    python -m benchmarks.svm_scaling --imagenet 64000 --file big.h5
 
-`--imagenet N` writes N float16 descriptors of D = 4096, of 1,000 classes, into an HDF5 file, trains `--classes` of them
-from blocks of its rows, and prints the seconds, the memory and what ImageNet's 1,281,167 would take at the same rate.
+Each measurement is a process of its own on one core, C = 1, descriptors as VGG's (not negative,
+unit length, classes that overlap). Memory: the peak of the process less what it held before the
+fit, X included in neither. The slope is that of log seconds over log size, by least squares.
+LinearSVC fits its K classes one after the other.
+
+`--imagenet N` writes N float16 descriptors of D = 4096, of 1,000 classes, into an HDF5 file, trains
+`--classes` of them from blocks of its rows, and prints the seconds, the memory and what ImageNet's
+1,281,167 would take at the same rate.
 """
 
 from __future__ import annotations
@@ -30,7 +35,11 @@ import numpy as np
 from vggfeat.terminal import columns, err, out
 
 BASE = {"N": 4000, "D": 1024, "K": 20}
-SIZES = {"N": (1000, 2000, 4000, 8000, 16000), "D": (256, 512, 1024, 2048, 4096), "K": (5, 20, 80, 320)}
+SIZES = {
+    "N": (1000, 2000, 4000, 8000, 16000),
+    "D": (256, 512, 1024, 2048, 4096),
+    "K": (5, 20, 80, 320),
+}
 IMAGENET = 1_281_167
 
 
@@ -85,9 +94,15 @@ def plot(measured: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> 
             axis = axes[row, column]
             for side, style in (("ours", "o-"), ("LinearSVC", "s--")):
                 values = [max(run[key], 0.1) for run in measured[letter][side]]
-                name = f"{side}, slope {slope(list(SIZES[letter]), values):.1f}" if key == "seconds" else side
+                name = (
+                    f"{side}, slope {slope(list(SIZES[letter]), values):.1f}"
+                    if key == "seconds"
+                    else side
+                )
                 axis.loglog(SIZES[letter], values, style, label=name)
-            axis.set_xlabel(f"{letter}  ({', '.join(f'{k} = {v}' for k, v in BASE.items() if k != letter)})")
+            axis.set_xlabel(
+                f"{letter}  ({', '.join(f'{k} = {v}' for k, v in BASE.items() if k != letter)})"
+            )
             axis.set_xticks(SIZES[letter], [str(size) for size in SIZES[letter]])
             axis.set_xticks([], minor=True)
             axis.grid(alpha=0.3)
@@ -119,14 +134,25 @@ def imagenet(N: int, classes: int, file: Path, tol: float, memory_GB: float) -> 
         seconds = time.perf_counter() - began
         memory = peak() - before
     table = columns(
-        "images", "classes", "seconds", "memory, GB", "Newton steps", "largest gap", "top-1 of them, %"
+        "images",
+        "classes",
+        "seconds",
+        "memory, GB",
+        "Newton steps",
+        "largest gap",
+        "top-1 of them, %",
     )
     own = y < classes
     right = 100 * (found.scores[own].argmax(1) == y[own]).mean()
     table.add_row(
-        f"{N:,}", f"{classes:,}", f"{seconds:.0f}", f"{memory / 1e3:.1f}",
-        f"{found.steps.min()} to {found.steps.max()}", f"{found.gap.max():.0e}", f"{right:.1f}",
-    )  # fmt: skip
+        f"{N:,}",
+        f"{classes:,}",
+        f"{seconds:.0f}",
+        f"{memory / 1e3:.1f}",
+        f"{found.steps.min()} to {found.steps.max()}",
+        f"{found.gap.max():.0e}",
+        f"{right:.1f}",
+    )
     out.print(table)
     hours = seconds / 3600 * IMAGENET / N * K / classes
     out.print(f"{IMAGENET:,} images and {K:,} classes at the same rate: {hours:.1f} h")
@@ -139,9 +165,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="SVG to write.")
     parser.add_argument("--imagenet", type=int, metavar="N")
     parser.add_argument("--file", type=Path, default=Path("build/imagenet-size.h5"))
-    parser.add_argument("--classes", type=int, default=1000, help="How many of the 1,000 are trained.")
+    parser.add_argument(
+        "--classes", type=int, default=1000, help="How many of the 1,000 are trained."
+    )
     parser.add_argument("--tol", type=float, default=1e-3)
-    parser.add_argument("--memory", type=float, default=8, help="GB for the problems solved at a time.")
+    parser.add_argument(
+        "--memory", type=float, default=8, help="GB for the problems solved at a time."
+    )
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -151,7 +181,12 @@ def main() -> None:
         options.file.parent.mkdir(parents=True, exist_ok=True)
         imagenet(options.imagenet, options.classes, options.file, options.tol, options.memory)
         return
-    one_core = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    one_core = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     measured: dict[str, dict[str, list[dict[str, float]]]] = {}
     table = columns("", "size", "ours, s", "LinearSVC, s", "ratio", "ours, MB", "LinearSVC, MB")
     for letter, sizes in SIZES.items():
@@ -159,14 +194,28 @@ def main() -> None:
         for size in sizes:
             shape = [str(value) for value in {**BASE, letter: size}.values()]
             for side, runs in measured[letter].items():
-                command = [sys.executable, "-m", "benchmarks.svm_scaling", "--measure", side, *shape]
-                done = subprocess.run(command, env=one_core, capture_output=True, text=True, check=True)
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.svm_scaling",
+                    "--measure",
+                    side,
+                    *shape,
+                ]
+                done = subprocess.run(
+                    command, env=one_core, capture_output=True, text=True, check=True
+                )
                 runs.append(json.loads(done.stdout))
             a, b = (measured[letter][side][-1] for side in ("ours", "LinearSVC"))
             table.add_row(
-                letter, f"{size}", f"{a['seconds']:.2f}", f"{b['seconds']:.2f}",
-                f"{b['seconds'] / a['seconds']:.1f}", f"{a['memory']:.0f}", f"{b['memory']:.0f}",
-            )  # fmt: skip
+                letter,
+                f"{size}",
+                f"{a['seconds']:.2f}",
+                f"{b['seconds']:.2f}",
+                f"{b['seconds'] / a['seconds']:.1f}",
+                f"{a['memory']:.0f}",
+                f"{b['memory']:.0f}",
+            )
             err.print(f"{letter} = {size}: {a['seconds']:.2f} s, LinearSVC {b['seconds']:.2f} s")
     out.print(table)
     for letter, sizes in SIZES.items():

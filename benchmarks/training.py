@@ -2,11 +2,12 @@
 
     python -m benchmarks.training --data IMAGENET [--net D] [--batch-size 16] [--repeats 3]
 
-Ours: `pretrain`'s loader and trainer, every augmentation on, in the precision that `auto` picks. The peer: a loop of
-torchvision's reference transforms (rescale, random crop, flip, tensor, normalise), its DataLoader and its VGG under
-DistributedDataParallel, SGD, float32 (and, as a second peer, under bfloat16 autocast). From files on disk to updated
-weights; interleaved; medians. Before that the two are checked to be the same work: from the same weights, on the same
-crops, without dropout, one step gives the same loss and the same weights.
+Ours: `pretrain`'s loader and trainer, every augmentation on, in the precision that `auto` picks.
+The peer: a loop of torchvision's reference transforms (rescale, random crop, flip, tensor,
+normalise), its DataLoader and its VGG under DistributedDataParallel, SGD, float32 (and, as a second
+peer, under bfloat16 autocast). From files on disk to updated weights; interleaved; medians. Before
+that the two are checked to be the same work: from the same weights, on the same crops, without
+dropout, one step gives the same loss and the same weights.
 
 On a GPU also: ours as a share of the rate of a large bfloat16 matrix product there.
 """
@@ -44,7 +45,9 @@ from vggfeat.terminal import CORES, columns, out
 from vggfeat.weights import resolve_device, resolve_precision
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides
-COLOURS = Colours((123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08)))
+COLOURS = Colours(
+    (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
+)
 
 
 class Photographs(torch.utils.data.Dataset):
@@ -73,7 +76,9 @@ class Photographs(torch.utils.data.Dataset):
 
 
 def peer_net(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
-    net = torchvision.models.get_model(NAMES[recipe.stages[0].net], weights=None, num_classes=classes)
+    net = torchvision.models.get_model(
+        NAMES[recipe.stages[0].net], weights=None, num_classes=classes
+    )
     ours = net_of(recipe, 0, classes)
     randomise(ours, "glorot", 0.0, torch.Generator().manual_seed(0))
     net.load_state_dict(ours.state_dict())
@@ -93,28 +98,40 @@ def peer_step(
 
 def peer_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     rate = recipe.stages[0].learning_rate
-    return torch.optim.SGD(net.parameters(), rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        net.parameters(), rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
 
 
-def peer_rate(recipe: Recipe, data: TrainingSet, workers: int, device: torch.device, low: bool) -> float:
+def peer_rate(
+    recipe: Recipe, data: TrainingSet, workers: int, device: torch.device, low: bool
+) -> float:
     """Images/s of the plain loop, after one iteration to warm up."""
     net = peer_net(recipe, len(data.classes), device)
     optimiser = peer_optimiser(net, recipe)
     loader = torch.utils.data.DataLoader(
-        Photographs(data, recipe.stages[0], recipe.crop), recipe.batch_size, shuffle=True, num_workers=workers,
-        pin_memory=device.type == "cuda", drop_last=True,
-    )  # fmt: skip
+        Photographs(data, recipe.stages[0], recipe.crop),
+        recipe.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+    )
     # epoch after epoch, as ours
     batches = (batch for _ in itertools.count() for batch in loader)
 
     def step() -> None:
         x, y = next(batches)
-        peer_step(net, optimiser, x.to(device, non_blocking=True), y.to(device, non_blocking=True), low)
+        peer_step(
+            net, optimiser, x.to(device, non_blocking=True), y.to(device, non_blocking=True), low
+        )
 
     return timed(step, recipe)
 
 
-def our_rate(recipe: Recipe, data: TrainingSet, machine: Machine, ranks: Ranks, folder: Path) -> float:
+def our_rate(
+    recipe: Recipe, data: TrainingSet, machine: Machine, ranks: Ranks, folder: Path
+) -> float:
     """Images/s of pretrain, after one iteration to warm up."""
     net = net_of(recipe, 0, len(data.classes))
     randomise(net, "glorot", 0.0, torch.Generator().manual_seed(0))
@@ -139,8 +156,12 @@ def timed(step: Callable[[], None], recipe: Recipe) -> float:
     return (recipe.stages[0].iterations - 1) * recipe.batch_size / (time.perf_counter() - began)
 
 
-def check_same_work(recipe: Recipe, data: TrainingSet, ranks: Ranks, folder: Path) -> tuple[float, float]:
-    """Relative differences of the loss and of the weights after a step on the same crops, without dropout, float32."""
+def check_same_work(
+    recipe: Recipe, data: TrainingSet, ranks: Ranks, folder: Path
+) -> tuple[float, float]:
+    """Relative differences of the loss and of the weights after a step on the same crops, without
+    dropout, float32.
+    """
     calm = replace(recipe, dropout=0.0, colour_std=0.0)
     net = net_of(calm, 0, len(data.classes))
     randomise(net, "glorot", 0.0, torch.Generator().manual_seed(0))
@@ -153,9 +174,13 @@ def check_same_work(recipe: Recipe, data: TrainingSet, ranks: Ranks, folder: Pat
     ours = float(trainer.step(batch, float(calm.batch_size)))
     peer = peer_net(calm, len(data.classes), ranks.device).eval()  # no dropout
     x = trainer.trainee.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()
-    theirs = peer_step(peer, peer_optimiser(peer, calm), x, batch.labels.to(ranks.device), low=False)
+    theirs = peer_step(
+        peer, peer_optimiser(peer, calm), x, batch.labels.to(ranks.device), low=False
+    )
     weights = zip(net.parameters(), peer.parameters(), strict=True)
-    worst = max(float((a - b).detach().norm() / b.norm().clamp_min(1e-9)) for a, b in weights if a.ndim > 1)
+    worst = max(
+        float((a - b).detach().norm() / b.norm().clamp_min(1e-9)) for a, b in weights if a.ndim > 1
+    )
     return abs(ours - theirs) / theirs, worst
 
 
@@ -207,11 +232,19 @@ def main() -> None:
         loss, weights = check_same_work(recipe, data, ranks, Path(scratch))
         out.print(f"the same step: loss differs by {loss:.1e}, weights by {weights:.1e} (relative)")
         assert max(loss, weights) < 1e-3
-        rates: dict[str, list[float]] = {"ours": [], "plain loop, float32": [], "plain loop, bfloat16": []}
+        rates: dict[str, list[float]] = {
+            "ours": [],
+            "plain loop, float32": [],
+            "plain loop, bfloat16": [],
+        }
         for _ in range(options.repeats):
             rates["ours"].append(our_rate(recipe, data, machine, ranks, Path(scratch)))
-            rates["plain loop, float32"].append(peer_rate(recipe, data, options.workers, device, low=False))
-            rates["plain loop, bfloat16"].append(peer_rate(recipe, data, options.workers, device, low=True))
+            rates["plain loop, float32"].append(
+                peer_rate(recipe, data, options.workers, device, low=False)
+            )
+            rates["plain loop, bfloat16"].append(
+                peer_rate(recipe, data, options.workers, device, low=True)
+            )
         dist.destroy_process_group()
     medians = {side: statistics.median(values) for side, values in rates.items()}
     table = columns("side", "images/s", "ours / it")
@@ -223,10 +256,14 @@ def main() -> None:
         )
     out.print(table)
     flops = 3e9 * forward_gflop(net_of(recipe, 0, len(data.classes))) * medians["ours"]
-    out.print(f"ours: {flops / 1e12:.3f} TFLOP/s in {machine.precision}, batch {options.batch_size}")
+    out.print(
+        f"ours: {flops / 1e12:.3f} TFLOP/s in {machine.precision}, batch {options.batch_size}"
+    )
     if device.type == "cuda":
         peak = matrix_rate(device)
-        out.print(f"matrix product: {peak / 1e12:.0f} TFLOP/s; ours is {100 * flops / peak:.0f} % of it")
+        out.print(
+            f"matrix product: {peak / 1e12:.0f} TFLOP/s; ours is {100 * flops / peak:.0f} % of it"
+        )
     if options.json:
         options.json.write_text(json.dumps({"images_per_second": rates, "flops": flops}, indent=1))
 

@@ -1,11 +1,13 @@
-"""How far features carry to other data: the score of one protocol on several weights, beside raw pixels and chance.
+"""How far features carry to other data: the score of one protocol on several weights, beside raw
+pixels and chance.
 
     python -m benchmarks.transfer --dataset digits --scales 96,128
-    python -m benchmarks.transfer --dataset caltech101 --root ../shared/data/caltech101 --scales 112,160 \
+    python -m benchmarks.transfer --dataset caltech101 --root caltech101 --scales 112,160 \
         --weights mini --weights mini:A --weights random:D,width=0.21875,crop=96
 
-Each row is the data set's own protocol (its splits, C chosen on the validation part), the scales stacked. Raw pixels:
-the image squashed to 32x32. Feature files are kept in --folder, so that a second run goes on.
+Each row is the data set's own protocol (its splits, C chosen on the validation part), the scales
+stacked. Raw pixels: the image squashed to 32x32. Feature files are kept in --folder, so that a
+second run goes on.
 """
 
 from __future__ import annotations
@@ -42,9 +44,14 @@ def raw_pixels(items: datasets.Items) -> protocols.Problem:
     readable = np.isfinite(x[:, 0])
     assert items.labels is not None
     return protocols.Problem(
-        l2_normalise(x - x[readable].mean(axis=0)), items.labels, items.classes, items.splits, readable,
-        items.protocol, items.names,
-    )  # fmt: skip
+        l2_normalise(x - x[readable].mean(axis=0)),
+        items.labels,
+        items.classes,
+        items.splits,
+        readable,
+        items.protocol,
+        items.names,
+    )
 
 
 def main() -> None:
@@ -54,7 +61,9 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--scales", default="112,136,160")
-    parser.add_argument("--weights", action="append", help="SPEC or SPEC/LAYER; several, mini by default")
+    parser.add_argument(
+        "--weights", action="append", help="SPEC or SPEC/LAYER; several, mini by default"
+    )
     parser.add_argument("--no-mirror", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("build/transfer"))
     parser.add_argument("--json", type=Path)
@@ -70,7 +79,11 @@ def main() -> None:
         key = "mean_class_recall" if "mean_class_recall" in results else "map_allpoint"
         score = f"{100 * results[key]:.2f} +- {100 * results.get(f'{key}_std', 0):.2f}"
         table.add_row(
-            name, descriptor, f"{results['C']:g}", score, "" if seconds is None else duration(seconds)
+            name,
+            descriptor,
+            f"{results['C']:g}",
+            score,
+            "" if seconds is None else duration(seconds),
         )
         records.append({"features": name, "descriptor": descriptor, **results})
 
@@ -82,18 +95,32 @@ def main() -> None:
         spec, slash, layer = given.rpartition("/")
         spec, layer = (spec, layer) if slash and "." not in layer else (given, "")
         network = vggfeat.load(spec, device="cpu")
-        path = options.folder / f"{options.dataset}-{''.join(c if c.isalnum() else '-' for c in given)}.h5"
+        path = (
+            options.folder
+            / f"{options.dataset}-{''.join(c if c.isalnum() else '-' for c in given)}.h5"
+        )
         if not path.exists():
             with progress(given) as advance:
                 extract(
-                    items, network, path, scales=scales, layer=layer or None, mirror=not options.no_mirror,
-                    workers=2, progress=advance,
-                )  # fmt: skip
+                    items,
+                    network,
+                    path,
+                    scales=scales,
+                    layer=layer or None,
+                    mirror=not options.no_mirror,
+                    workers=2,
+                    progress=advance,
+                )
         file = vggfeat.open_features(path)
         if file.description.fingerprint != network.fingerprint or file.description.scales != scales:
             raise SystemExit(f"{path} is of other weights or scales: delete it")
         problem, _, _ = problem_from([path], "stack")
-        row(spec, f"{file.description.layer}, {problem.X.shape[1]}", problem, file.attributes.get("seconds"))
+        row(
+            spec,
+            f"{file.description.layer}, {problem.X.shape[1]}",
+            problem,
+            file.attributes.get("seconds"),
+        )
     out.print(table)
     if options.json:
         options.json.write_text(json.dumps(records, indent=1, default=str) + "\n")

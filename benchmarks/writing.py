@@ -1,4 +1,6 @@
-"""Every command that writes files, on a small input: what `kills` kills, and what `mutations` changes the files of."""
+"""Every command that writes files, on a small input: what `kills` kills, and what `mutations`
+changes the files of.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ class Inputs:
         job = extract(self)
         self.room.run(job, self.room.fresh(job, "inputs/begun"))
         writes = [
-            n for n, (call, size) in enumerate(self.room.page().calls, 1) if "pwrite" in call and size > 1
+            n
+            for n, (call, size) in enumerate(self.room.page().calls, 1)
+            if "pwrite" in call and size > 1
         ]
         folder = self.room.fresh(job, "inputs/begun")
         self.room.run(job, folder, writes[-1], HALF)
@@ -96,7 +100,9 @@ class Inputs:
     @cached_property
     def model(self) -> tuple[Path, Path]:
         """The model and its results."""
-        model, results = self.made(Job("model", vggfeat_main, svm_words(self.features)), "m.h5", "r.json")
+        model, results = self.made(
+            Job("model", vggfeat_main, svm_words(self.features)), "m.h5", "r.json"
+        )
         return model, results
 
     @cached_property
@@ -118,7 +124,9 @@ class Inputs:
         path = self.folder / "voc.h5"
         with FeatureWriter(path, items, how, 24) as file:
             for i in range(count):
-                file.write(i, 0, (rng.random(24) + np.pad(labels[i] == 1, (0, 4))).astype(np.float32))
+                file.write(
+                    i, 0, (rng.random(24) + np.pad(labels[i] == 1, (0, 4))).astype(np.float32)
+                )
             file.finish()
         return path
 
@@ -130,7 +138,9 @@ class Inputs:
             for c, kind in enumerate(CLASSES):
                 (root / split / kind).mkdir(parents=True)
                 for i in range(count):
-                    picture(100 * c + 10 * count + i, 40, 44, 2 * c).save(root / split / kind / f"{i}.png")
+                    picture(100 * c + 10 * count + i, 40, 44, 2 * c).save(
+                        root / split / kind / f"{i}.png"
+                    )
         return root
 
     @cached_property
@@ -141,7 +151,9 @@ class Inputs:
         self.room.run(job, folder)
         calls = [call for call, _ in self.room.page().calls]
         saved = [
-            n for n, call in enumerate(calls, 1) if call.startswith("rename") and "last.safetensors" in call
+            n
+            for n, call in enumerate(calls, 1)
+            if call.startswith("rename") and "last.safetensors" in call
         ]
         folder = self.room.fresh(job, "inputs/stopped")
         self.room.run(job, folder, saved[len(saved) // 2], AFTER)
@@ -155,7 +167,11 @@ class Inputs:
         from vggfeat.weights import save_weights
 
         scales = {"A-112": [36, 36], "NET-112": [36, 36], "NET-112-160": [36, 64]}
-        others = ["width=0.05", "crop=32", *(f"{stage}.train_scale={S}" for stage, S in scales.items())]
+        others = [
+            "width=0.05",
+            "crop=32",
+            *(f"{stage}.train_scale={S}" for stage, S in scales.items()),
+        ]
         for net in ("A", "B"):
             network = vggfeat.load(
                 f"random:{net},width=0.05,crop=32,classes=2", device="cpu", precision="float32"
@@ -163,10 +179,14 @@ class Inputs:
             stage = self.folder / "runs" / net / f"{net}-36"
             stage.mkdir(parents=True)
             save_weights(
-                stage / "weights.safetensors", network.module, network.preprocessing, classes=CLASSES,
-                train_scale="36", source=f"pretrain mini {net}-36",
+                stage / "weights.safetensors",
+                network.module,
+                network.preprocessing,
+                classes=CLASSES,
+                train_scale="36",
+                source=f"pretrain mini {net}-36",
                 recipe=chain(read_recipe("mini", others), net).to_json(),
-            )  # fmt: skip
+            )
             (stage / "last.safetensors").write_bytes(b"")
         return self.folder / "runs"
 
@@ -184,7 +204,17 @@ def pretrain_main(name: str) -> None:
 
 
 def extract_words(root: Path) -> list[object]:
-    fixed = ["extract", "--dataset", "folder", "--root", root, "--weights", WEIGHTS, "--scales", "40,48"]
+    fixed = [
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        root,
+        "--weights",
+        WEIGHTS,
+        "--scales",
+        "40,48",
+    ]
     return [*fixed, "--out", "f.h5", "--json", "f.json", "--workers", 1, *FAST]
 
 
@@ -221,7 +251,9 @@ def extract_unreadable(inputs: Inputs) -> Job:
 
 @_job
 def extract_begun(inputs: Inputs) -> Job:
-    return Job("extract-begun", vggfeat_main, extract_words(inputs.images), {"f.h5.partial": inputs.begun})
+    return Job(
+        "extract-begun", vggfeat_main, extract_words(inputs.images), {"f.h5.partial": inputs.begun}
+    )
 
 
 @_job
@@ -234,7 +266,9 @@ def extract_retry(inputs: Inputs) -> Job:
 @_job
 def extract_overwrite(inputs: Inputs) -> Job:
     words = [*extract_words(inputs.images), "--overwrite"]
-    return Job("extract-overwrite", vggfeat_main, words, {"f.h5": inputs.other_features}, overwrite=False)
+    return Job(
+        "extract-overwrite", vggfeat_main, words, {"f.h5": inputs.other_features}, overwrite=False
+    )
 
 
 @_job
@@ -287,7 +321,15 @@ def report(inputs: Inputs) -> Job:
 
 @_job
 def neighbours(inputs: Inputs) -> Job:
-    words = ["neighbours", "--features", inputs.features, "--query", "red/0.png", "--picture", "n.png"]
+    words = [
+        "neighbours",
+        "--features",
+        inputs.features,
+        "--query",
+        "red/0.png",
+        "--picture",
+        "n.png",
+    ]
     return Job("neighbours", vggfeat_main, [*words, "--json", "n.json", "--root", inputs.images])
 
 
@@ -303,8 +345,26 @@ def convert(inputs: Inputs) -> Job:
 
 
 def _train_words(inputs: Inputs) -> list[object]:
-    numbers = ("width=0.05", "crop=32", "batch_size=8", "held_out=0.1", "chance_after=0", "*.epochs=1.5")
-    words = ["--net", "A", "--recipe", "mini", "--data", inputs.training, "--out", "run", "--device", "cpu"]
+    numbers = (
+        "width=0.05",
+        "crop=32",
+        "batch_size=8",
+        "held_out=0.1",
+        "chance_after=0",
+        "*.epochs=1.5",
+    )
+    words = [
+        "--net",
+        "A",
+        "--recipe",
+        "mini",
+        "--data",
+        inputs.training,
+        "--out",
+        "run",
+        "--device",
+        "cpu",
+    ]
     words += ["--precision", "float32", "--workers", 0, "--micro-batch", 8]
     words += [f"--set={number}" for number in numbers]
     return [*words, "--set=A-112.train_scale=[36,36]", "--checkpoint-minutes", 0, "--log-every", 1]
@@ -319,9 +379,13 @@ def training(inputs: Inputs) -> Job:
 @_job
 def training_resumed(inputs: Inputs) -> Job:
     return Job(
-        "training-resumed", partial(pretrain_main, "train"), _train_words(inputs), {"run": inputs.stopped},
-        steps=True, overwrite=False,
-    )  # fmt: skip
+        "training-resumed",
+        partial(pretrain_main, "train"),
+        _train_words(inputs),
+        {"run": inputs.stopped},
+        steps=True,
+        overwrite=False,
+    )
 
 
 @_job
@@ -338,7 +402,9 @@ def training_report(inputs: Inputs) -> Job:
 
 @_job
 def evaluate(inputs: Inputs) -> Job:
-    weights = [f"--weights={inputs.runs / net / f'{net}-36' / 'weights.safetensors'}" for net in ("A", "B")]
+    weights = [
+        f"--weights={inputs.runs / net / f'{net}-36' / 'weights.safetensors'}" for net in ("A", "B")
+    ]
     words = [*weights, "--data", inputs.training, "--scales", "36,40", "--workers", 1, *FAST]
     words = [*words, "--posteriors", "p.h5", "--json", "p.json"]
     return Job("evaluate", partial(pretrain_main, "evaluate"), words)
@@ -348,9 +414,21 @@ def evaluate(inputs: Inputs) -> Job:
 def ledger(inputs: Inputs) -> Job:
     text = inputs.folder / "results.md"
     text.write_text("# Results\n\nWhat was there before.\n")
-    words = ["--table", "3", "--runs", inputs.runs, "--data", inputs.training, "--workers", 1, *FAST]
+    words = [
+        "--table",
+        "3",
+        "--runs",
+        inputs.runs,
+        "--data",
+        inputs.training,
+        "--workers",
+        1,
+        *FAST,
+    ]
     words = [*words, "--ledger", "results.md", "--posteriors", "p.h5"]
-    return Job("ledger", partial(pretrain_main, "evaluate"), words, {"results.md": text}, steps=True)
+    return Job(
+        "ledger", partial(pretrain_main, "evaluate"), words, {"results.md": text}, steps=True
+    )
 
 
 @_job
@@ -361,12 +439,28 @@ def submission(inputs: Inputs) -> Job:
     )
     savemat(inputs.folder / "meta.mat", {"synsets": synsets})
     weights = inputs.runs / "A" / "A-36" / "weights.safetensors"
-    words = ["--weights", weights, "--data", inputs.training, "--scales", "36", "--workers", 1, *FAST]
+    words = [
+        "--weights",
+        weights,
+        "--data",
+        inputs.training,
+        "--scales",
+        "36",
+        "--workers",
+        1,
+        *FAST,
+    ]
     words = [*words, "--submission", "s.txt", "--devkit", inputs.folder / "meta.mat"]
     return Job("submission", partial(pretrain_main, "evaluate"), words)
 
 
 @_job
 def export(inputs: Inputs) -> Job:
-    words = [inputs.runs / "A" / "A-36" / "weights.safetensors", "--to", "float16", "--out", "a.safetensors"]
+    words = [
+        inputs.runs / "A" / "A-36" / "weights.safetensors",
+        "--to",
+        "float16",
+        "--out",
+        "a.safetensors",
+    ]
     return Job("export", partial(pretrain_main, "export"), words)

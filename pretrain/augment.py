@@ -1,7 +1,8 @@
-"""What is random about a training sample, drawn from a key and nothing else. S training scale, H, W height and width.
+"""What is random about a training sample, drawn from a key and nothing else. S training scale, H, W
+height and width.
 
-The key is (seed, stage, epoch, sample): whichever process, worker or micro-batch meets the sample, it sees the same
-scale, crop, flip, colour shift and dropped units.
+The key is (seed, stage, epoch, sample): whichever process, worker or micro-batch meets the sample,
+it sees the same scale, crop, flip, colour shift and dropped units.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ ORDER, SAMPLE = 0, 1
 
 
 def keyed(seed: int, purpose: int, stage: int, epoch: int, sample: int = 0) -> np.random.Generator:
-    """The random numbers of one key. Philox is counter-based: any key's stream starts at once, without the others."""
+    """The random numbers of one key. Philox is counter-based: any key's stream starts at once,
+    without the others.
+    """
     # The low words of the counter count the draws; the key and the high words name the stream.
     return np.random.Generator(
         np.random.Philox(key=[seed, purpose << 32 | stage], counter=[0, 0, epoch, sample])
@@ -47,13 +50,17 @@ def draw(
     S = int(rng.integers(low, high, endpoint=True))
     top, left, coin = rng.random(3)
     a, b, c = rng.standard_normal(3) * colour_std
-    return Augmentation(S, float(top), float(left), bool(flip and coin < 0.5), (float(a), float(b), float(c)))
+    return Augmentation(
+        S, float(top), float(left), bool(flip and coin < 0.5), (float(a), float(b), float(c))
+    )
 
 
 def augmented_crop(image_HWC: np.ndarray, augmentation: Augmentation, crop: int) -> np.ndarray:
-    """The (crop, crop, 3) uint8 that an augmentation cuts from an image; the colour shift is added on the device.
+    """The (crop, crop, 3) uint8 that an augmentation cuts from an image; the colour shift is added
+    on the device.
 
-    Only the crop is rescaled, not the image around it. Raises UnreadableImage for an image that S would blow up.
+    Only the crop is rescaled, not the image around it. Raises UnreadableImage for an image that S
+    would blow up.
     """
     height, width = smallest_side_shape(image_HWC.shape[0], image_HWC.shape[1], augmentation.S)
     top = int(augmentation.top * (height - crop + 1))
@@ -63,5 +70,7 @@ def augmented_crop(image_HWC: np.ndarray, augmentation: Augmentation, crop: int)
 
 
 def kept_units(rng: np.random.Generator, units: int, dropout: float) -> np.ndarray:
-    """(ceil(units / 8),) uint8: one bit a unit, set where it is kept, first unit in the highest bit."""
+    """(ceil(units / 8),) uint8: one bit a unit, set where it is kept, first unit in the highest
+    bit.
+    """
     return np.packbits(rng.random(units, dtype=np.float32) >= dropout)

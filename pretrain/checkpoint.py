@@ -1,7 +1,9 @@
-"""The state of a stage in one file: what exact resume needs, and no pickle. The file appears whole or not at all.
+"""The state of a stage in one file: what exact resume needs, and no pickle. The file appears whole
+or not at all.
 
-`last.safetensors` holds the tensors `model.*` and `momentum.*`; its metadata hold a `State` and an identity as JSON.
-Whatever is read is checked here: a file that something else wrote, or damaged, is refused by name.
+`last.safetensors` holds the tensors `model.*` and `momentum.*`; its metadata hold a `State` and an
+identity as JSON. Whatever is read is checked here: a file that something else wrote, or damaged, is
+refused by name.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class State:
     seconds: _Sum = 0.0
     """Spent in this stage, in all its runs."""
     check_due: bool = False
-    """Whether a signal came before the held-out check that is due after this iteration had ended."""
+    """Whether a signal came before the held-out check that is due after this iteration had ended.
+    """
     held_out: _Errors | None = None
     """The last check's top-1 and top-5 error, per cent."""
     val: _Errors | None = None
@@ -69,9 +72,16 @@ class State:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> State:
-        """From JSON. Raises VggfeatError that names what is missing, unknown, of another type or out of range."""
+        """From JSON. Raises VggfeatError that names what is missing, unknown, of another type or
+        out of range.
+        """
         if "logged" not in record:  # a checkpoint from before chance was watched in all stages
-            new = {"pending_loss": 0.0, "logged": record.get("iteration"), "mean_loss": 0.0, "at_chance": 0}
+            new = {
+                "pending_loss": 0.0,
+                "logged": record.get("iteration"),
+                "mean_loss": 0.0,
+                "at_chance": 0,
+            }
             record = {"check_due": False, **record, **new}
         if lacking := [field.name for field in fields(cls) if field.name not in record]:
             raise VggfeatError(f"its progress lacks {lacking[0]}")
@@ -79,11 +89,15 @@ class State:
         return state
 
     def judge(self, top1: float, recipe: Recipe) -> bool:
-        """Take in a held-out error: divide the rate or finish when it has stopped falling; whether it is the best."""
+        """Take in a held-out error: divide the rate or finish when it has stopped falling; whether
+        it is the best.
+        """
         if top1 < self.best_top1:
             self.best_top1, self.checks_since_best = top1, 0
             return True
-        if self.at_chance:  # no plateau: it hasn't begun to learn, and at a lower rate it never would
+        if (
+            self.at_chance
+        ):  # no plateau: it hasn't begun to learn, and at a lower rate it never would
             return False
         self.checks_since_best += 1
         if self.checks_since_best >= recipe.patience:
@@ -101,11 +115,17 @@ class State:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: State, identity: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    state: State,
+    identity: Mapping[str, Any],
 ) -> None:
-    """Write the model, its momentum, where it is and what it is, replacing the file only when all is on the disk.
+    """Write the model, its momentum, where it is and what it is, replacing the file only when all
+    is on the disk.
 
-    Raises SafetensorError or CantWrite when the disk refuses, and then leaves the file that was there.
+    Raises SafetensorError or CantWrite when the disk refuses, and then leaves the file that was
+    there.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _learning(model).items():
@@ -120,11 +140,15 @@ def save_checkpoint(
 
 
 def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def read_state(path: Path) -> tuple[State, dict[str, Any]]:
-    """A checkpoint's state and identity, without its tensors. Raises VggfeatError for a file that is none."""
+    """A checkpoint's state and identity, without its tensors. Raises VggfeatError for a file that
+    is none.
+    """
     why: object = "its metadata have no state"
     try:
         with _checkpoint(path) as file:
@@ -133,16 +157,22 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
         metadata, why = {}, error
     if "state" in metadata:
         try:
-            record: _Record = fitted(parse_json(metadata["state"], "its state"), _Record, "its state")
+            record: _Record = fitted(
+                parse_json(metadata["state"], "its state"), _Record, "its state"
+            )
             return State.of(record["progress"]), record["identity"]
         except VggfeatError as error:
             why = error
-    raise VggfeatError(f"{path} is no checkpoint of a training run: {why}; move it away to start anew")
+    raise VggfeatError(
+        f"{path} is no checkpoint of a training run: {why}; move it away to start anew"
+    )
 
 
 @contextmanager
 def _checkpoint(path: Path) -> Iterator[Any]:
-    """An open checkpoint. Raises VggfeatError for one that can't be opened just now: it is not to be moved away."""
+    """An open checkpoint. Raises VggfeatError for one that can't be opened just now: it is not to
+    be moved away.
+    """
     try:
         if not path.is_file():
             raise ValueError("it is no file")
@@ -156,8 +186,8 @@ def _checkpoint(path: Path) -> Iterator[Any]:
 def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors into model and optimiser, in their own memory layout.
 
-    Raises VggfeatError, and changes nothing, for a checkpoint of another net: a tensor too many, too few, or of another
-    shape or type; and for one with values that are not finite.
+    Raises VggfeatError, and changes nothing, for a checkpoint of another net: a tensor too many,
+    too few, or of another shape or type; and for one with values that are not finite.
     """
     parameters, learning = dict(model.named_parameters()), _learning(model)
     due = {
@@ -176,8 +206,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
                 value = file.get_tensor(name)
                 if value.shape != parameter.shape or value.dtype != parameter.dtype:
                     raise VggfeatError(
-                        f"{path} is a checkpoint of another net: {name} is {tuple(value.shape)} {value.dtype}, "
-                        f"here {tuple(parameter.shape)} {parameter.dtype}"
+                        f"{path} is a checkpoint of another net: {name} is {tuple(value.shape)}"
+                        f" {value.dtype}, here {tuple(parameter.shape)} {parameter.dtype}"
                     )
                 if not value.isfinite().all():
                     raise VggfeatError(

@@ -1,8 +1,10 @@
-"""The training set's colours: mean RGB, and the covariance whose principal components shift them at random.
+"""The training set's colours: mean RGB, and the covariance whose principal components shift them at
+random.
 
-The mean is all of the preprocessing (Sect. 2.1). The shift is Krizhevsky's (Krizhevsky et al. 2012, Sect. 4.1): to
-every pixel of an image is added [p1 p2 p3] [a1 l1, a2 l2, a3 l3]', p and l the eigenvectors and eigenvalues of the 3x3
-covariance of RGB values in [0, 1], a random factors. "Literally" that is about 3 grey levels of 255 a channel.
+The mean is all of the preprocessing (Sect. 2.1). The shift is Krizhevsky's (Krizhevsky et al. 2012,
+Sect. 4.1): to every pixel of an image is added [p1 p2 p3] [a1 l1, a2 l2, a3 l3]', p and l the
+eigenvectors and eigenvalues of the 3x3 covariance of RGB values in [0, 1], a random factors.
+"Literally" that is about 3 grey levels of 255 a channel.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from vggfeat.files import write_json
 class Colours:
     """What one pass over the training set finds.
 
-    mean: RGB in 0..255. covariance: 3x3, of RGB in [0, 1]. images: N read. unreadable: name -> reason.
-    training_set: `name_digest` of the set's names, so that those of another aren't used by mistake. Every pixel of
-    every readable image counts once.
+    mean: RGB in 0..255. covariance: 3x3, of RGB in [0, 1]. images: N read. unreadable: name ->
+    reason. training_set: `name_digest` of the set's names, so that those of another aren't used by
+    mistake. Every pixel of every readable image counts once.
     """
 
     mean: tuple[float, ...]
@@ -40,11 +42,15 @@ class Colours:
 
     @property
     def components(self) -> np.ndarray:
-        """(3, 3) float32: column k is 255 l_k p_k, so that `components @ alpha` is the shift in 0..255."""
+        """(3, 3) float32: column k is 255 l_k p_k, so that `components @ alpha` is the shift in
+        0..255.
+        """
         values, vectors = np.linalg.eigh(np.array(self.covariance))
         order = np.argsort(values)[::-1]
         vectors = vectors[:, order]
-        vectors = vectors * np.where(vectors.sum(0) < 0, -1, 1)  # a sign of our own choice: LAPACKs differ
+        vectors = vectors * np.where(
+            vectors.sum(0) < 0, -1, 1
+        )  # a sign of our own choice: LAPACKs differ
         return (255.0 * vectors * values[order]).astype(np.float32)
 
     def save(self, path: Path) -> None:
@@ -73,17 +79,22 @@ def refuse_impossible(mean: Sequence[float], covariance: Sequence[Sequence[float
     if len(mean) != 3 or not all(0 <= v <= 255 for v in mean):
         raise VggfeatError(f"mean must be three numbers in 0..255, not {str(mean)[:80]}")
     if [len(row) for row in covariance] != [3, 3, 3] or np.abs(covariance).max() >= 1e6:
-        raise VggfeatError(f"covariance must be three rows of three numbers, not {str(covariance)[:80]}")
+        raise VggfeatError(
+            f"covariance must be three rows of three numbers, not {str(covariance)[:80]}"
+        )
     matrix = np.array(covariance)
     if not np.allclose(matrix, matrix.T, rtol=1e-6) or np.linalg.eigvalsh(matrix).min() < -1e-6:
         raise VggfeatError(
-            f"covariance must be symmetric and have no negative variances, not {str(covariance)[:80]}"
+            "covariance must be symmetric and have no negative variances, not"
+            f" {str(covariance)[:80]}"
         )
 
 
 @dataclass
 class Sums:
-    """Exact integer sums over pixels, so that any division among processes gives the same mean and covariance."""
+    """Exact integer sums over pixels, so that any division among processes gives the same mean and
+    covariance.
+    """
 
     pixels: int = 0
     first: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))
@@ -104,15 +115,20 @@ class Sums:
         covariance = (self.second / self.pixels - np.outer(mean, mean)) / 255.0**2
         unreadable = {name: self.unreadable[name] for name in names if name in self.unreadable}
         return Colours(
-            tuple(mean.tolist()), tuple(map(tuple, covariance.tolist())), len(names) - len(unreadable), unreadable,
+            tuple(mean.tolist()),
+            tuple(map(tuple, covariance.tolist())),
+            len(names) - len(unreadable),
+            unreadable,
             name_digest(names),
-        )  # fmt: skip
+        )
 
 
 def measure(
     root: Path, names: Iterable[str], workers: int, advance: Callable[[int], None] = lambda n: None
 ) -> Sums:
-    """Sums over the images `root / name`, decoded in `workers` threads. advance: called after each with the count."""
+    """Sums over the images `root / name`, decoded in `workers` threads. advance: called after each
+    with the count.
+    """
     total = Sums()
     waiting = iter(names)
     with ThreadPoolExecutor(workers) as pool:

@@ -1,14 +1,18 @@
-"""Evaluate nets as Sect. 3.2 and 4 do: dense, multi-crop or both, over several Q, one net or several fused.
+"""Evaluate nets as Sect. 3.2 and 4 do: dense, multi-crop or both, over several Q, one net or
+several fused.
 
-    python -m pretrain.evaluate --weights runs/D/weights.safetensors --data /imagenet --scales 256,384,512
-    python -m pretrain.evaluate --weights oxford:D --weights oxford:E --data /imagenet --mode both --posteriors de.h5
-    python -m pretrain.evaluate --from de.h5 --mode crops                     # again, without a forward pass
-    python -m pretrain.evaluate --table 4 --runs runs --data /imagenet        # a table of the paper beside ours
-    torchrun --nproc-per-node 4 -m pretrain.evaluate --weights oxford:D --data /imagenet --scales 256,384,512
+One net at three Q; D and E fused, their posteriors kept; those again, without a forward pass; a
+table of the paper beside ours; on four GPUs:
 
-Exit status: 0 done; 1 it failed, one line says why; 2 usage; 3 done, but some images can't be read, or couldn't when
-the kept posteriors were made: they count as errors and are listed (0 under torchrun, which takes any other status for a
-crash).
+    python -m pretrain.evaluate --weights runs/D/weights.safetensors --scales 256,384,512
+    python -m pretrain.evaluate --weights oxford:D --weights oxford:E --posteriors de.h5 --mode both
+    python -m pretrain.evaluate --from de.h5 --mode crops
+    python -m pretrain.evaluate --table 4 --runs runs --data /imagenet
+    torchrun --nproc-per-node 4 -m pretrain.evaluate --weights oxford:D --data /imagenet
+
+Exit status: 0 done; 1 it failed, one line says why; 2 usage; 3 done, but some images can't be read,
+or couldn't when the kept posteriors were made: they count as errors and are listed (0 under
+torchrun, which takes any other status for a crash).
 """
 
 from __future__ import annotations
@@ -57,25 +61,42 @@ def evaluate(
     weights: Annotated[
         list[str], Option(help="A weights file, or a name as oxford:D; several are fused.")
     ] = [],  # noqa: B006
-    kept: Annotated[list[Path], Option("--from", help="Kept posteriors; several files are fused.")] = [],  # noqa: B006
+    kept: Annotated[
+        list[Path], Option("--from", help="Kept posteriors; several files are fused.")
+    ] = [],  # noqa: B006
     data: Annotated[
         Path,
-        Option("--data", "--root", envvar="VGGFEAT_DATA", help="Holds val/WNID; or test, a flat folder."),
+        Option(
+            "--data",
+            "--root",
+            envvar="VGGFEAT_DATA",
+            help="Holds val/WNID; or test, a flat folder.",
+        ),
     ] = Path("data"),
-    split: Annotated[Literal["val", "train", "test"], Option(help="test: images without labels.")] = "val",
+    split: Annotated[
+        Literal["val", "train", "test"], Option(help="test: images without labels.")
+    ] = "val",
     scales: Annotated[
         str, Option(help="Q, as 256,384,512; if not given, those of Sect. 4.2 for each net.")
     ] = "",
     mode: Annotated[Literal["dense", "crops", "both"], Option(help="crops: 50 a scale.")] = "dense",
     max_pool: Annotated[
         Literal["floor", "ceil"] | None,
-        Option(help="How the nets' pooling rounds odd sides; default: as the weights were trained."),
+        Option(
+            help="How the nets' pooling rounds odd sides; default: as the weights were trained."
+        ),
     ] = None,
-    posteriors: Annotated[Path | None, Option(help="Keep all posteriors in this HDF5 file.")] = None,
-    table: Annotated[str, Option(help="3, 4, 5, 6 or all: the table's rows for the nets in --runs.")] = "",
+    posteriors: Annotated[
+        Path | None, Option(help="Keep all posteriors in this HDF5 file.")
+    ] = None,
+    table: Annotated[
+        str, Option(help="3, 4, 5, 6 or all: the table's rows for the nets in --runs.")
+    ] = "",
     runs: Annotated[Path, Option(help="Folder with trained nets, for --table.")] = Path("runs"),
     ledger: Annotated[Path, Option(help="What --table updates.")] = Path("docs/results.md"),
-    submission: Annotated[Path | None, Option(help="Write the devkit's five classes an image.")] = None,
+    submission: Annotated[
+        Path | None, Option(help="Write the devkit's five classes an image.")
+    ] = None,
     devkit: Annotated[Path | None, Option(help="ILSVRC2012_devkit_t12, for --submission.")] = None,
     json_file: Annotated[
         Path | None, Option("--json", help="Figures, per class and confusions, too.")
@@ -96,14 +117,19 @@ def evaluate(
     if bool(weights) + bool(kept) + (bool(table) and not kept) != 1:
         raise WrongUsage("give one of --weights, --from and --table (or --from and --table)")
     if table and (scales or submission is not None or json_file is not None):
-        raise WrongUsage("--table takes the paper's Q and modes: no --scales, --submission or --json with it")
+        raise WrongUsage(
+            "--table takes the paper's Q and modes: no --scales, --submission or --json with it"
+        )
     if table and split != "val":
-        raise WrongUsage(f"--table is of the validation set, as the paper's are: no --split {split}")
+        raise WrongUsage(
+            f"--table is of the validation set, as the paper's are: no --split {split}"
+        )
     if table not in ("", "3", "4", "5", "6", "all"):
         raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
     if max_pool and not weights:
         raise WrongUsage(
-            "--max-pool is for --weights: kept posteriors have theirs, and --table takes the weights' own"
+            "--max-pool is for --weights: kept posteriors have theirs, and --table takes the"
+            " weights' own"
         )
     if submission is not None and devkit is None:
         raise WrongUsage("--submission needs --devkit: its meta.mat has the numbers of the classes")
@@ -134,7 +160,9 @@ def evaluate(
     from vggfeat.weights import Network, load
 
     def ending(whole: KeptPosteriors) -> None:
-        """What is made of posteriors, whether measured now or kept: each file, and then what is printed."""
+        """What is made of posteriors, whether measured now or kept: each file, and then what is
+        printed.
+        """
 
         def keep() -> None:
             if posteriors is not None:
@@ -149,10 +177,15 @@ def evaluate(
                 write_tables(tables, whole, ledger)
                 return
             content, *shown = report(whole, modes, wanted)
-            try_each(lambda: write_json(json_file, content), *(partial(out.print, part) for part in shown))
+            try_each(
+                lambda: write_json(json_file, content),
+                *(partial(out.print, part) for part in shown),
+            )
 
         def unreadable() -> None:
-            list_unreadable({whole.names[i]: reason for i, reason in sorted(whole.unreadable.items())})
+            list_unreadable(
+                {whole.names[i]: reason for i, reason in sorted(whole.unreadable.items())}
+            )
 
         try_each(keep, submit, figures, unreadable)
 
@@ -193,7 +226,9 @@ def evaluate(
                     if ranks.first:
                         show(done, total)
 
-                whole = evaluate_all(networks, wanted, modes, items, split, ranks, advance=advance, **how)
+                whole = evaluate_all(
+                    networks, wanted, modes, items, split, ranks, advance=advance, **how
+                )
         if not ranks.first:
             return
     ending(whole)
@@ -204,7 +239,9 @@ def evaluate(
 def report(
     whole: KeptPosteriors, modes: tuple[str, ...], scales: tuple[int, ...]
 ) -> tuple[dict[str, Any], Table, str]:
-    """The content of the JSON file; and what is printed, a line for each net and mode, and for all nets fused."""
+    """The content of the JSON file; and what is printed, a line for each net and mode, and for all
+    nets fused.
+    """
     from vggfeat.metrics import percent
 
     labelled = int((whole.labels >= 0).sum())
@@ -233,20 +270,36 @@ def report(
                 shown = percent(top1), percent(top5)
             figures.append(figure)
             rows.add_row(
-                " + ".join(name for name, _ in named), " + ".join(net.of["train_scale"] or "?" for net in nets),
-                " + ".join(dict.fromkeys(used)), kind, *shown, *[str(figure["unreadable"]) for _ in counted],
-            )  # fmt: skip
+                " + ".join(name for name, _ in named),
+                " + ".join(net.of["train_scale"] or "?" for net in nets),
+                " + ".join(dict.fromkeys(used)),
+                kind,
+                *shown,
+                *[str(figure["unreadable"]) for _ in counted],
+            )
     bad = f", {len(whole.unreadable)} of them unreadable" if whole.unreadable else ""
     bad += ", an error in each row that counts it" if bad and labelled else ""
     unreadable = {whole.names[i]: reason for i, reason in whole.unreadable.items()}
-    content = {"rows": figures, "dataset": whole.dataset, "split": whole.split, "unreadable": unreadable}
+    content = {
+        "rows": figures,
+        "dataset": whole.dataset,
+        "split": whole.split,
+        "unreadable": unreadable,
+    }
     line = f"{whole.dataset} {whole.split}: {len(whole.names)} images{bad}"
     return {**content, "command": command()}, rows, line
 
 
 def told_apart(nets: Sequence[Mapping[str, str]]) -> list[str]:
-    """What a row calls each net: its letter, and of nets of one letter and S what they differ in first."""
-    words = {"pool": "max-pool {}", "seed": "seed {}", "weights": "{}", "fingerprint": "sha256 {:.12}"}
+    """What a row calls each net: its letter, and of nets of one letter and S what they differ in
+    first.
+    """
+    words = {
+        "pool": "max-pool {}",
+        "seed": "seed {}",
+        "weights": "{}",
+        "fingerprint": "sha256 {:.12}",
+    }
     found = []
     for net in nets:
         alike = [
@@ -258,7 +311,8 @@ def told_apart(nets: Sequence[Mapping[str, str]]) -> list[str]:
             (
                 f" ({word.format(net[fact])})"
                 for fact, word in words.items()
-                if all(other[fact] for other in alike) and len({other[fact] for other in alike}) == len(alike)
+                if all(other[fact] for other in alike)
+                and len({other[fact] for other in alike}) == len(alike)
             ),
             "",
         )
@@ -277,7 +331,9 @@ def by_class(whole: KeptPosteriors, posteriors_NK: np.ndarray) -> dict[str, Any]
     for label in np.unique(labels):
         own = labels == label
         errors = {
-            f"top{k}_error": 100 * float(wrong[k][own].mean()) if tells(k, len(whole.classes)) else None
+            f"top{k}_error": (
+                100 * float(wrong[k][own].mean()) if tells(k, len(whole.classes)) else None
+            )
             for k in (1, 5)
         }
         per_class[whole.classes[label]] = {"images": int(own.sum()), **errors}

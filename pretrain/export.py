@@ -1,12 +1,14 @@
-"""A trained net for other programs: torchvision's or timm's state dict, or ONNX; or for this one, in half the bytes.
+"""A trained net for other programs: torchvision's or timm's state dict, or ONNX; or for this one,
+in half the bytes.
 
     python -m pretrain.export runs/D/weights.safetensors --to torchvision --out vgg16.pth
     python -m pretrain.export runs/D/weights.safetensors --to timm --out vgg16.safetensors
     python -m pretrain.export runs/D/weights.safetensors --to onnx --out vgg16.onnx
     python -m pretrain.export runs/D/weights.safetensors --to float16 --out small.safetensors
 
-Each result is read back by the program that it is for, and its scores are compared with ours before the file appears.
-The preprocessing is printed, kept in a .safetensors file's metadata, and is part of the graph in ONNX.
+Each result is read back by the program that it is for, and its scores are compared with ours before
+the file appears. The preprocessing is printed, kept in a .safetensors file's metadata, and is part
+of the graph in ONNX.
 """
 
 from __future__ import annotations
@@ -30,19 +32,24 @@ from vggfeat.terminal import print_table, run
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 # Table 1's nets that torchvision and timm have too.
 NAMES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
-# Of the largest score: another library's convolutions round otherwise, and half precision keeps 11 bits of a weight.
+# Of the largest score: another library's convolutions round otherwise, and half precision keeps 11
+# bits of a weight.
 TOLERANCE = {"torchvision": 1e-4, "timm": 1e-4, "onnx": 1e-4, "float16": 5e-3}
 
 
 @app.command()
 def export(
-    weights: Annotated[str, typer.Argument(help="A weights file, or any name that vggfeat extract takes.")],
+    weights: Annotated[
+        str, typer.Argument(help="A weights file, or any name that vggfeat extract takes.")
+    ],
     to: Annotated[
         Literal["torchvision", "timm", "onnx", "float16"],
         typer.Option(help="Which program it is for; float16: this one, in half the bytes."),
     ],
     out_file: Annotated[Path, typer.Option("--out", help=".pth or .safetensors; .onnx for onnx.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a net for another program, checked by that program."""
@@ -69,7 +76,8 @@ def export(
             difference = writer[to](network, partial)
             if not difference <= TOLERANCE[to]:
                 raise VggfeatError(
-                    f"{to} gives other scores than this net ({difference:.1e} of the largest): not written"
+                    f"{to} gives other scores than this net ({difference:.1e} of the largest): not"
+                    " written"
                 )
     except SafetensorError as error:  # the library's own word for a disk that refuses
         raise VggfeatError(f"can't write {out_file}: {error}") from error
@@ -81,17 +89,22 @@ def export(
     ]
     inside = to == "onnx"
     print_table(
-        to, rows + [(key, "in the graph" if inside else value) for key, value in preprocessing.items()]
+        to,
+        rows + [(key, "in the graph" if inside else value) for key, value in preprocessing.items()],
     )
 
 
 def to_torchvision(network: Any, path: Path) -> float:
-    """torchvision's state dict; the largest difference of its scores, relative to the largest score."""
+    """torchvision's state dict; the largest difference of its scores, relative to the largest
+    score.
+    """
     import torchvision
 
     module = _whole(network)
     save_state_dict({k: v.contiguous() for k, v in module.state_dict().items()}, network, path)
-    theirs = torchvision.models.get_model(NAMES[module.net], weights=None, num_classes=module.num_classes)
+    theirs = torchvision.models.get_model(
+        NAMES[module.net], weights=None, num_classes=module.num_classes
+    )
     theirs.load_state_dict(_read(path))
     x = _input(network)
     return _difference(module.crop_scores(x), theirs.eval()(x))
@@ -120,7 +133,9 @@ def to_timm(network: Any, path: Path) -> float:
 
 
 def to_float16(network: Any, path: Path) -> float:
-    """This program's own weights file with its metadata, values in half precision; the difference as above."""
+    """This program's own weights file with its metadata, values in half precision; the difference
+    as above.
+    """
     import torch
 
     from vggfeat.weights import load, write_tensors
@@ -135,7 +150,9 @@ def to_float16(network: Any, path: Path) -> float:
 
 
 def to_onnx(network: Any, path: Path) -> float:
-    """A graph from RGB in 0..255, float32 (N, 3, crop, crop), to scores (N, C); the difference in onnxruntime."""
+    """A graph from RGB in 0..255, float32 (N, 3, crop, crop), to scores (N, C); the difference in
+    onnxruntime.
+    """
     import torch
 
     try:
@@ -143,7 +160,9 @@ def to_onnx(network: Any, path: Path) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise VggfeatError(f"ONNX needs the package {error.name}: pip install 'vggfeat[export]'") from error
+        raise VggfeatError(
+            f"ONNX needs the package {error.name}: pip install 'vggfeat[export]'"
+        ) from error
     module, preprocessing = network.module, network.preprocessing
 
     class WithPreprocessing(torch.nn.Module):
@@ -167,9 +186,14 @@ def to_onnx(network: Any, path: Path) -> float:
     images = torch.randint(0, 256, (2, 3, module.crop, module.crop), generator=generator).float()
     batch = torch.export.Dim("N", min=1)
     program = torch.onnx.export(
-        whole, (images,), input_names=["images"], output_names=["scores"], dynamic_shapes={"images": {0: batch}},
-        dynamo=True, verbose=False,
-    )  # fmt: skip
+        whole,
+        (images,),
+        input_names=["images"],
+        output_names=["scores"],
+        dynamic_shapes={"images": {0: batch}},
+        dynamo=True,
+        verbose=False,
+    )
     assert program is not None
     program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -189,14 +213,16 @@ def _whole(network: Any) -> Any:
         )
     if module.width != 1 or module.crop != 224:
         raise VggfeatError(
-            f"torchvision and timm have this net at width 1 and crop 224 only, not {module.width:g} and {module.crop}; "
-            "use --to onnx"
+            f"torchvision and timm have this net at width 1 and crop 224 only, not {module.width:g}"
+            f" and {module.crop}; use --to onnx"
         )
     return module
 
 
 def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
-    """Plain tensors by name: .safetensors with the preprocessing as metadata, or .pth (loads with weights_only)."""
+    """Plain tensors by name: .safetensors with the preprocessing as metadata, or .pth (loads with
+    weights_only).
+    """
     import torch
 
     from vggfeat.weights import write_tensors
@@ -212,7 +238,11 @@ def _read(path: Path) -> dict[str, Any]:
     import safetensors.torch
     import torch
 
-    return torch.load(path, weights_only=True) if path.suffix == ".pth" else safetensors.torch.load_file(path)
+    return (
+        torch.load(path, weights_only=True)
+        if path.suffix == ".pth"
+        else safetensors.torch.load_file(path)
+    )
 
 
 def _input(network: Any) -> Any:

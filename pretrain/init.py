@@ -1,7 +1,8 @@
-"""Where a stage's weights come from: random (normal 0.01, or Glorot's), a trained A, or the stage before.
+"""Where a stage's weights come from: random (normal 0.01, or Glorot's), a trained A, or the stage
+before.
 
-Sect. 3.1: A is shallow enough to be trained from random weights; the first four convolutions and the three FC
-layers of deeper nets are A's, the other layers random.
+Sect. 3.1: A is shallow enough to be trained from random weights; the first four convolutions and
+the three FC layers of deeper nets are A's, the other layers random.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from vggfeat.errors import VggfeatError
 from vggfeat.vgg import FC_LAYERS, VGG
 
-# The first four convolutions of A by (stage, index); by position, the shapes wouldn't fit deeper nets.
+# The first four convolutions of A by (stage, index); by position, the shapes wouldn't fit deeper
+# nets.
 FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", *FC_LAYERS)
 
 
@@ -23,7 +25,9 @@ def weight_layers(net: VGG) -> dict[str, nn.Conv2d | nn.Linear]:
     layers: dict[str, nn.Conv2d | nn.Linear] = {}
     for name in net.layers:
         if name.startswith("conv"):
-            layers[name] = cast(nn.Conv2d, net.features[net.ends[name] - 2])  # a ReLU closes the layer
+            layers[name] = cast(
+                nn.Conv2d, net.features[net.ends[name] - 2]
+            )  # a ReLU closes the layer
         elif name in FC_LAYERS:
             layers[name] = cast(nn.Linear, net.classifier[3 * FC_LAYERS.index(name)])
     return layers
@@ -31,9 +35,11 @@ def weight_layers(net: VGG) -> dict[str, nn.Conv2d | nn.Linear]:
 
 @torch.no_grad()
 def randomise(net: VGG, how: str, std: float, generator: torch.Generator) -> None:
-    """Draw all weights anew, biases 0. how: "normal" (mean 0, std) or "glorot" (uniform, Glorot & Bengio 2010).
+    """Draw all weights anew, biases 0. how: "normal" (mean 0, std) or "glorot" (uniform, Glorot &
+    Bengio 2010).
 
-    In double precision on the CPU, whatever the net's precision is, so that the same seed gives the same net.
+    In double precision on the CPU, whatever the net's precision is, so that the same seed gives the
+    same net.
     """
     for layer in weight_layers(net).values():
         drawn = torch.empty(layer.weight.shape, dtype=torch.float64)
@@ -51,21 +57,26 @@ def randomise(net: VGG, how: str, std: float, generator: torch.Generator) -> Non
 def copy_layers(net: VGG, source: VGG) -> list[str]:
     """Copy what net takes over from a trained source; the names of the copied layers.
 
-    source of the same net: every layer. A into another net: the layers of FROM_A. Raises VggfeatError when the
-    source is another net still, or a layer's shape differs (another width, crop or number of classes).
+    source of the same net: every layer. A into another net: the layers of FROM_A. Raises
+    VggfeatError when the source is another net still, or a layer's shape differs (another width,
+    crop or number of classes).
     """
     ours, theirs = weight_layers(net), weight_layers(source)
     if source.net not in (net.net, "A"):
-        raise VggfeatError(f"net {net.net} can start from {net.net} or A, not from net {source.net}")
+        raise VggfeatError(
+            f"net {net.net} can start from {net.net} or A, not from net {source.net}"
+        )
     names = list(ours) if source.net == net.net else list(FROM_A)
     for name in names:
         if name not in theirs:
-            raise VggfeatError(f"the weights to start from end before {name}: give a file with FC layers")
+            raise VggfeatError(
+                f"the weights to start from end before {name}: give a file with FC layers"
+            )
         if name not in ours or ours[name].weight.shape != theirs[name].weight.shape:
             shape = tuple(ours[name].weight.shape) if name in ours else "absent"
             raise VggfeatError(
-                f"{name} of the weights to start from has shape {tuple(theirs[name].weight.shape)}, here {shape}: "
-                "width, crop and classes must be the same"
+                f"{name} of the weights to start from has shape {tuple(theirs[name].weight.shape)},"
+                f" here {shape}: width, crop and classes must be the same"
             )
         ours[name].weight.copy_(theirs[name].weight)
         cast(Tensor, ours[name].bias).copy_(cast(Tensor, theirs[name].bias))

@@ -1,4 +1,5 @@
-"""Posteriors that are kept: what nets say of images, in a file that every average of the paper is made from.
+"""Posteriors that are kept: what nets say of images, in a file that every average of the paper is
+made from.
 
 N images, Q test scales, K classes. `posteriors` computes them.
 """
@@ -42,7 +43,9 @@ MAX_NETS = MAX_SCALES = 1000
 
 class _Net(TypedDict):
     of: dict[str, str]
-    scales: Annotated[tuple[Annotated[int, Range(1, 2**31)], ...], Several(MAX_SCALES, different=True)]
+    scales: Annotated[
+        tuple[Annotated[int, Range(1, 2**31)], ...], Several(MAX_SCALES, different=True)
+    ]
     modes: Annotated[list[Annotated[str, OneOf(MODES)]], Several(len(MODES), different=True)]
 
 
@@ -67,14 +70,18 @@ class Posteriors:
     modes: dict[str, np.ndarray]
 
     def mean(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
-        """(N, K): the average over test scales, and for "both" over the two modes. VggfeatError: not kept."""
+        """(N, K): the average over test scales, and for "both" over the two modes. VggfeatError:
+        not kept.
+        """
         chosen = self.scales if scales is None else tuple(scales)
         wanted = MODES if mode == "both" else (mode,)
         name = f"net {self.of['net']} ({self.of['weights']})"
         known = ", ".join(map(str, self.scales))
         for m in wanted:
             if m not in self.modes:
-                raise VggfeatError(f"the posteriors of {name} are {', '.join(self.modes)} only, not {m}")
+                raise VggfeatError(
+                    f"the posteriors of {name} are {', '.join(self.modes)} only, not {m}"
+                )
         for q in chosen:
             if q not in self.scales:
                 raise VggfeatError(f"the posteriors of {name} have no Q={q}, only Q = {known}")
@@ -86,9 +93,10 @@ class Posteriors:
 class KeptPosteriors:
     """Posteriors of several nets for the same images, and what they are of.
 
-    data: the name of the images' folder (of several, where they differ). classes: K names, the order of the posteriors.
-    labels: (N,) index into classes, -1 unknown. unreadable: row -> reason; in one of the nets, at least.
-    crc32: (N,) of the images' files, 0 where no net could read one; of length 0 where it is unknown for a net.
+    data: the name of the images' folder (of several, where they differ). classes: K names, the
+    order of the posteriors. labels: (N,) index into classes, -1 unknown. unreadable: row -> reason;
+    in one of the nets, at least. crc32: (N,) of the images' files, 0 where no net could read one;
+    of length 0 where it is unknown for a net.
     """
 
     dataset: str
@@ -108,7 +116,9 @@ class KeptPosteriors:
             "dataset": self.dataset,
             "data": self.data,
             "split": self.split,
-            "nets": [{"of": net.of, "scales": net.scales, "modes": list(net.modes)} for net in self.nets],
+            "nets": [
+                {"of": net.of, "scales": net.scales, "modes": list(net.modes)} for net in self.nets
+            ],
         }
         arrays = {
             "facts": document(facts),
@@ -135,7 +145,9 @@ class KeptPosteriors:
             if labels.size and not -1 <= labels.min() <= labels.max() < len(classes):
                 raise Damaged(f"it has labels outside of -1..{len(classes) - 1}")
             rows = file.array("unreadable/rows", "i", (None,))
-            if (np.diff(rows) <= 0).any() or (rows.size and not 0 <= rows[0] <= rows[-1] < len(names)):
+            if (np.diff(rows) <= 0).any() or (
+                rows.size and not 0 <= rows[0] <= rows[-1] < len(names)
+            ):
                 raise Damaged(f"its unreadable rows don't rise within 0..{len(names) - 1}")
             unreadable = dict(zip(rows.tolist(), file.texts("unreadable/reasons"), strict=True))
             readable = np.ones(len(names), bool)
@@ -144,9 +156,16 @@ class KeptPosteriors:
             if "images/crc32" in file.arrays:  # an older file doesn't know its images
                 crc32 = file.array("images/crc32", "u", (len(names),))
             return cls(
-                facts["dataset"], facts["data"], facts["split"], names, labels, classes, unreadable,
-                [_net(file, n, net, readable, len(classes)) for n, net in enumerate(facts["nets"])], crc32,
-            )  # fmt: skip
+                facts["dataset"],
+                facts["data"],
+                facts["split"],
+                names,
+                labels,
+                classes,
+                unreadable,
+                [_net(file, n, net, readable, len(classes)) for n, net in enumerate(facts["nets"])],
+                crc32,
+            )
 
     @classmethod
     def joined(cls, parts: Iterable[tuple[str, KeptPosteriors]]) -> KeptPosteriors:
@@ -164,14 +183,16 @@ class KeptPosteriors:
 
     @property
     def image_set(self) -> str:
-        """sha256 of what an error is of: the images' names and classes in order, and the classes to choose among.
+        """sha256 of what an error is of: the images' names and classes in order, and the classes to
+        choose among.
 
         Of the checksums of their files, too, where they are known.
         """
         images = [f"{name}\0{true}" for name, true in zip(self.names, self._truth(), strict=True)]
         if len(self.crc32):
             images = [
-                f"{image}\0{crc32:08x}" for image, crc32 in zip(images, self.crc32.tolist(), strict=True)
+                f"{image}\0{crc32:08x}"
+                for image, crc32 in zip(images, self.crc32.tolist(), strict=True)
             ]
         text = "\n".join([*images, "", *sorted(self.classes)])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
@@ -183,19 +204,21 @@ class KeptPosteriors:
     def _take_in(self, other: KeptPosteriors, path: str) -> None:
         if other.names != self.names or other.split != self.split:
             raise VggfeatError(
-                f"{path} is of other images ({len(other.names):,} of {other.dataset} {other.split}, not "
-                f"{len(self.names):,} of {self.dataset} {self.split}): it can't be fused"
+                f"{path} is of other images ({len(other.names):,} of {other.dataset} {other.split},"
+                f" not {len(self.names):,} of {self.dataset} {self.split}): it can't be fused"
             )
         if sorted(other.classes) != sorted(self.classes):
             raise VggfeatError(f"{path} has other classes than the first: it can't be fused")
         if other._truth() != self._truth():
             raise VggfeatError(f"{path} has the same images in other classes: it can't be fused")
         if len(other.crc32) and len(self.crc32):
-            unlike = np.flatnonzero((other.crc32 != self.crc32) & (other.crc32 > 0) & (self.crc32 > 0))
+            unlike = np.flatnonzero(
+                (other.crc32 != self.crc32) & (other.crc32 > 0) & (self.crc32 > 0)
+            )
             if len(unlike):
                 raise VggfeatError(
-                    f"{path} is of other pictures under the same names ({len(unlike):,} of {len(self.names):,}, "
-                    f"such as {self.names[unlike[0]]}): it can't be fused"
+                    f"{path} is of other pictures under the same names ({len(unlike):,} of"
+                    f" {len(self.names):,}, such as {self.names[unlike[0]]}): it can't be fused"
                 )
         self.data = " and ".join(dict.fromkeys([*self.data.split(" and "), other.data]))
         order = [other.classes.index(name) for name in self.classes]
@@ -211,15 +234,23 @@ class KeptPosteriors:
         return np.mean([net.mean(mode, scales) for net in self.nets], axis=0)
 
     def errors(self, posteriors_NK: np.ndarray) -> tuple[float | None, float | None]:
-        """Top-1 and top-5 error over the labelled images, %; None where it tells nothing of so few classes."""
+        """Top-1 and top-5 error over the labelled images, %; None where it tells nothing of so few
+        classes.
+        """
         top1, top5 = (
-            100 * float(self.wrong(posteriors_NK, k).mean()) if tells(k, len(self.classes)) else None
+            (
+                100 * float(self.wrong(posteriors_NK, k).mean())
+                if tells(k, len(self.classes))
+                else None
+            )
             for k in (1, 5)
         )
         return top1, top5
 
     def wrong(self, posteriors_NK: np.ndarray, k: int) -> np.ndarray:
-        """(n,) bool over the labelled images: the true class is not among the k most likely. So are unreadable ones."""
+        """(n,) bool over the labelled images: the true class is not among the k most likely. So are
+        unreadable ones.
+        """
         labelled = self.labels >= 0
         readable = labelled & ~np.isnan(posteriors_NK).any(1)
         wrong = np.ones(len(self.labels), bool)
@@ -229,7 +260,9 @@ class KeptPosteriors:
 
 
 def refuse_twice(nets: Iterable[Mapping[str, str]]) -> None:
-    """Raise VggfeatError where two of the nets to be fused, by their `FACTS`, are one: it would weigh twice."""
+    """Raise VggfeatError where two of the nets to be fused, by their `FACTS`, are one: it would
+    weigh twice.
+    """
     for a, b in combinations(nets, 2):
         pools = {a["pool"], b["pool"]} - {""}
         if (
@@ -239,8 +272,8 @@ def refuse_twice(nets: Iterable[Mapping[str, str]]) -> None:
         ):
             names = " and ".join(dict.fromkeys((a["weights"], b["weights"])))
             raise VggfeatError(
-                f"net {a['net']} ({names}) is there twice, the same weights: fused, it would weigh twice; give it "
-                "once, at all Q that it is to have"
+                f"net {a['net']} ({names}) is there twice, the same weights: fused, it would weigh"
+                " twice; give it once, at all Q that it is to have"
             )
 
 
@@ -251,11 +284,15 @@ def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Poste
     kept = {}
     for mode in facts["modes"]:
         name = f"nets/{n:03d}/{mode}"
-        kept[mode] = posteriors_QNK = file.array(name, "f", (len(facts["scales"]), len(readable), K))
+        kept[mode] = posteriors_QNK = file.array(
+            name, "f", (len(facts["scales"]), len(readable), K)
+        )
         sound = (posteriors_QNK >= 0) & (posteriors_QNK <= 1 + 1e-5)  # NaN is neither
         if not sound[:, readable].all() or not (sound | np.isnan(posteriors_QNK)).all():
             raise Damaged(f"{name} has values that are no probabilities")
     of = {fact: facts["of"].get(fact, "") for fact in FACTS}
-    if "changes" not in facts["of"]:  # an older file: the recipe's name alone doesn't tell its numbers
+    if (
+        "changes" not in facts["of"]
+    ):  # an older file: the recipe's name alone doesn't tell its numbers
         of["recipe"] = ""
     return Posteriors(of, facts["scales"], kept)

@@ -1,8 +1,9 @@
 """Which image each process reads at each iteration. B batch size.
 
-A training set is the rows of an `Items` that may be learned from, less a held-out slice; the order of an epoch, and
-everything random about a sample, follow from (seed, stage, epoch, sample). So the batch of an iteration is the same
-whatever the number of processes, and each reads its own contiguous part of it.
+A training set is the rows of an `Items` that may be learned from, less a held-out slice; the order
+of an epoch, and everything random about a sample, follow from (seed, stage, epoch, sample). So the
+batch of an iteration is the same whatever the number of processes, and each reads its own
+contiguous part of it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from vggfeat.ranks import Ranks
 class TrainingSet:
     """Images to learn from, images that steer the schedule, images that only report.
 
-    items: all of them. train, held_out, val: rows of items, in the dataset's order; val may be empty.
+    items: all of them. train, held_out, val: rows of items, in the dataset's order; val may be
+    empty.
     """
 
     items: Items
@@ -48,15 +50,19 @@ class TrainingSet:
 
 
 def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
-    """root/train/CLASS/IMAGE (and root/val), as ImageNet; or one folder a class, a fifth of it kept for val.
+    """root/train/CLASS/IMAGE (and root/val), as ImageNet; or one folder a class, a fifth of it kept
+    for val.
 
     The parts may have any of the names that `datasets.splits.parts_among` knows.
 
-    Raises VggfeatError: another layout, a class without images, fewer training images than a batch has.
+    Raises VggfeatError: another layout, a class without images, fewer training images than a batch
+    has.
     """
     subfolders, _ = folder.children(root) if root.is_dir() else ([], [])
     # a class may be called train: it holds images, where a part holds folders
-    in_parts = subfolders and any(folder.children(root / s)[0] for s in imagenet.part_folders(root).values())
+    in_parts = subfolders and any(
+        folder.children(root / s)[0] for s in imagenet.part_folders(root).values()
+    )
     items = folder.load(root) if subfolders and not in_parts else imagenet.load(root)
     if items.labels is None or "unlabelled" in items.protocol:
         raise VggfeatError(f"{root} has no labels: put its images in one folder per class")
@@ -64,9 +70,10 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
         train = np.sort(np.concatenate([items.splits["split0/train"], items.splits["split0/val"]]))
         val = items.splits["split0/test"]
         said = (
-            f"no folders train and val: of the {len(items):,} images {len(train):,} are for training (split0's train "
-            f"and val), {len(val):,} (its test) only report the validation error; `vggfeat svm` on these images tests "
-            "this net fairly in split0 alone"
+            f"no folders train and val: of the {len(items):,} images {len(train):,} are for"
+            f" training (split0's train and val), {len(val):,} (its test) only report the"
+            " validation error; `vggfeat svm` on these images tests this net fairly in split0"
+            " alone"
         )
         items = replace(items, remarks=(*items.remarks, said))
     elif "train" in items.splits:
@@ -80,16 +87,18 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
     learned = np.setdiff1d(train, held_out)
     if len(learned) < recipe.batch_size:
         raise VggfeatError(
-            f"{len(learned)} training images are fewer than one batch of {recipe.batch_size}: give `set` batch_size=N"
+            f"{len(learned)} training images are fewer than one batch of {recipe.batch_size}: give"
+            " `set` batch_size=N"
         )
     return TrainingSet(items, learned, held_out, val)
 
 
 def held_out_slice(items: Items, train: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Rows of the held-out slice, sorted: of each class, the share of images whose hashed names come first.
+    """Rows of the held-out slice, sorted: of each class, the share of images whose hashed names
+    come first.
 
-    By name, so that adding or removing an image leaves the others where they were. At least one image a class,
-    unless share is 0 or the class has only one.
+    By name, so that adding or removing an image leaves the others where they were. At least one
+    image a class, unless share is 0 or the class has only one.
     """
     assert items.labels is not None
     rows: list[int] = []
@@ -97,7 +106,11 @@ def held_out_slice(items: Items, train: np.ndarray, share: float, seed: int) -> 
         of_class = train[items.labels[train] == label]
         n = min(max(1, round(share * len(of_class))), len(of_class) - 1) if share else 0
         digest = {
-            i: hashlib.sha256(f"{seed} {items.names[i]}".encode("utf-8", "surrogateescape")).digest()
+            i: (
+                hashlib.sha256(
+                    f"{seed} {items.names[i]}".encode("utf-8", "surrogateescape")
+                ).digest()
+            )
             for i in of_class
         }
         rows += sorted(of_class, key=digest.__getitem__)[: max(n, 0)]
@@ -108,7 +121,8 @@ def held_out_slice(items: Items, train: np.ndarray, share: float, seed: int) -> 
 class Schedule:
     """Keys of this process's samples, one list an iteration, from iteration `start` to `stop`.
 
-    An epoch is len(train) // batch_size iterations in an order of its own; what is left over waits for another epoch.
+    An epoch is len(train) // batch_size iterations in an order of its own; what is left over waits
+    for another epoch.
     """
 
     train: np.ndarray

@@ -24,17 +24,17 @@ from vggfeat.terminal import CORES
 from vggfeat.vgg import VGG
 
 TRIAL_SECONDS = 1.0  # about, of one iteration of a trial on a CPU
-SPARE = (
-    0.6  # share of the free memory that activations may take: cuDNN and oneDNN want workspaces beside them
-)
+# share of the free memory that activations may take: cuDNN and oneDNN want workspaces beside them
+SPARE = 0.6
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage, at most: it ends earlier where its held-out error stops falling. gflop: of its forward and backward
-    passes (a multiply-add is two operations). seconds: by a short trial here, its checks of the held-out and validation
-    images included. memory: bytes for a process: weights, gradients, momentum and the activations of one micro-batch;
-    on a CPU the program and the copy that a checkpoint makes, too.
+    """One stage, at most: it ends earlier where its held-out error stops falling. gflop: of its
+    forward and backward passes (a multiply-add is two operations). seconds: by a short trial here,
+    its checks of the held-out and validation images included. memory: bytes for a process: weights,
+    gradients, momentum and the activations of one micro-batch; on a CPU the program and the copy
+    that a checkpoint makes, too.
     """
 
     name: str
@@ -69,7 +69,8 @@ def activation_bytes(net: VGG, precision: str) -> int:
         return tensor
 
     with torch.device("meta"):
-        # in place of autocast, which doesn't run on tensors without data: the whole net in the low precision
+        # in place of autocast, which doesn't run on tensors without data: the whole net in the low
+        # precision
         shadow = VGG(net.net, net.num_classes, net.width, net.crop).to(PRECISIONS[precision])
         x = torch.empty(1, 3, net.crop, net.crop, dtype=PRECISIONS[precision])
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -82,7 +83,9 @@ def activation_bytes(net: VGG, precision: str) -> int:
 def weight_bytes(net: VGG, precision: str) -> int:
     """Weights, gradients and momentum; autocast keeps a bfloat16 copy of the weights besides."""
     each = 8 if precision == "float64" else 4
-    return sum(p.numel() for p in net.parameters()) * (3 * each + (2 if precision == "bfloat16" else 0))
+    return sum(p.numel() for p in net.parameters()) * (
+        3 * each + (2 if precision == "bfloat16" else 0)
+    )
 
 
 def program_bytes(device: torch.device) -> int:
@@ -107,7 +110,8 @@ def free_memory(device: torch.device, processes: int) -> int:
 
 
 def fitting_micro_batch(recipe: Recipe, nets: list[VGG], precision: str, ranks: Ranks) -> int:
-    """Images of one pass that fit in memory, for the largest of the nets; at most a process's part of the batch.
+    """Images of one pass that fit in memory, for the largest of the nets; at most a process's part
+    of the batch.
 
     On a CPU at most 64: beyond that its caches gain nothing.
     """
@@ -130,7 +134,8 @@ def plan(
         stage = recipe.stages[number]
         net = net_of(recipe, number, len(data.classes))
         iterations = stage.iterations_of(len(data.train), recipe.batch_size)
-        # the backward pass multiplies twice: by the activations for the weights, by the weights for the activations
+        # the backward pass multiplies twice: by the activations for the weights, by the weights for
+        # the activations
         passes = 3 if stage.learn == "all" else 1
         per_image = forward_gflop(net) * passes
         images = recipe.batch_size * iterations
@@ -142,17 +147,25 @@ def plan(
             )  # a checkpoint's copy of weights and momentum
         net_seconds, read_seconds = trial(recipe, number, net, data, ranks, machine)
         pace = Pace(read_seconds, ranks, machine)
-        checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(data.held_out) + len(data.val)
+        checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(
+            data.held_out
+        ) + len(data.val)
         seconds = images * pace.of(net_seconds) + checks * pace.of(net_seconds / passes)
         yield StagePlan(
-            stage.name, iterations, per_image * images, seconds / ranks.world, memory,
+            stage.name,
+            iterations,
+            per_image * images,
+            seconds / ranks.world,
+            memory,
             pace.of(net_seconds) > 1.1 * net_seconds,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How reading and computing go on beside each other. read_seconds: of one image, by one process."""
+    """How reading and computing go on beside each other. read_seconds: of one image, by one
+    process.
+    """
 
     read_seconds: float
     ranks: Ranks
@@ -166,7 +179,9 @@ class Pace:
         threads = min(cores, torch.get_num_threads()) if self.ranks.device.type == "cpu" else 1
         alone = self.read_seconds / min(self.machine.workers, cores)
         shared = (
-            (net_seconds * threads + self.read_seconds) / cores if self.ranks.device.type == "cpu" else 0.0
+            (net_seconds * threads + self.read_seconds) / cores
+            if self.ranks.device.type == "cpu"
+            else 0.0
         )
         return max(net_seconds, alone, shared)
 
@@ -174,13 +189,17 @@ class Pace:
 def trial(
     recipe: Recipe, number: int, net: VGG, data: TrainingSet, ranks: Ranks, machine: Machine
 ) -> tuple[float, float]:
-    """Seconds an image of training, once it is read, and of reading one: of a batch, or of what takes a second."""
+    """Seconds an image of training, once it is read, and of reading one: of a batch, or of what
+    takes a second.
+    """
     device = ranks.device
     colours = Colours(
         (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
     )
     alone = Readers(0, device)
-    trainer = Trainer(recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull), alone)
+    trainer = Trainer(
+        recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull), alone
+    )
     samples = Samples.of(recipe, number, hidden_units(net))
     rows = np.random.default_rng(0).permutation(data.train)
 

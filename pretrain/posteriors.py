@@ -1,7 +1,9 @@
-"""Class posteriors of whole images as Sect. 3.2 takes them: dense or multi-crop, several Q, several nets.
+"""Class posteriors of whole images as Sect. 3.2 takes them: dense or multi-crop, several Q, several
+nets.
 
-N images, Q test scales, K classes, H, W height and width. A posterior is kept for each net, mode and Q; everything
-that the paper averages (mirror and positions first; then Q, modes, nets) is an average of those.
+N images, Q test scales, K classes, H, W height and width. A posterior is kept for each net, mode
+and Q; everything that the paper averages (mirror and positions first; then Q, modes, nets) is an
+average of those.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ GRID = 5  # a side: 50 crops a scale with their mirror images
 
 @torch.inference_mode()
 def dense(network: Network, images_NHWC: Tensor) -> Tensor:
-    """Posteriors (N, K) float32: the score map's mean over positions, softmax, mean with the mirror image's.
+    """Posteriors (N, K) float32: the score map's mean over positions, softmax, mean with the mirror
+    image's.
 
-    images_NHWC: uint8 RGB of one shape. The mean of the score map is fc8 of the mean fc7 descriptor, which is what
-    extraction computes; only the softmax stands between the two views.
+    images_NHWC: uint8 RGB of one shape. The mean of the score map is fc8 of the mean fc7
+    descriptor, which is what extraction computes; only the softmax stands between the two views.
     """
     views_VHWC = torch.cat([images_NHWC, mirror(images_NHWC)])
     scores_VK = network.scores(describe(network, views_VHWC, "fc7", mirror=False))
@@ -46,9 +49,11 @@ def dense(network: Network, images_NHWC: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
-    """Posteriors (N, K) float32: mean of the softmax over a 5x5 grid of crops and their mirror images.
+    """Posteriors (N, K) float32: mean of the softmax over a 5x5 grid of crops and their mirror
+    images.
 
-    images_NHWC: uint8 RGB of one shape, on the device: the crops are cut there. batch_size: crops at once.
+    images_NHWC: uint8 RGB of one shape, on the device: the crops are cut there. batch_size: crops
+    at once.
     """
     grid_NHWC = grid_crops(images_NHWC, network.module.crop, GRID).flatten(0, 1)  # 25 x N
     views_NHWC = torch.cat([grid_NHWC, mirror(grid_NHWC)])
@@ -60,29 +65,40 @@ def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
 
 
 def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
-    """The Q to evaluate a net at: those given, or the net's own. Raises VggfeatError for a net or Q that can't be."""
+    """The Q to evaluate a net at: those given, or the net's own. Raises VggfeatError for a net or Q
+    that can't be.
+    """
     if not isinstance(network.module, VGG):
         raise VggfeatError(f"{network.spec} is no net of Table 1: evaluation needs its score map")
     if network.layers[-1] != "fc8":
         raise VggfeatError(
-            f"{network.spec} has no usable class scores: its weights (finite ones) reach {network.layers[-1]}; "
-            "give weights of the whole net"
+            f"{network.spec} has no usable class scores: its weights (finite ones) reach"
+            f" {network.layers[-1]}; give weights of the whole net"
         )
     chosen = tuple(scales) or own_scales(network)
     if len(set(chosen)) != len(chosen):
         raise VggfeatError(f"scales {chosen} must be different numbers")
     if min(chosen) < network.module.crop:
         raise VggfeatError(
-            f"Q={min(chosen)} is smaller than the crop of {network.module.crop} that {network.spec} was trained on"
+            f"Q={min(chosen)} is smaller than the crop of {network.module.crop} that {network.spec}"
+            " was trained on"
         )
     return chosen
 
 
 def measure(
-    network: Network, items: Items, scales: Sequence[int], modes: Sequence[str], ranks: Ranks,
-    *, batch_size: int = 8, workers: int = 2, advance: Callable[[float, int], None] = lambda done, total: None,
-) -> tuple[Posteriors, dict[int, str], np.ndarray]:  # fmt: skip
-    """A net's posteriors of all items, row -> reason of unreadable ones, and the CRC-32 of each item's file, (N,).
+    network: Network,
+    items: Items,
+    scales: Sequence[int],
+    modes: Sequence[str],
+    ranks: Ranks,
+    *,
+    batch_size: int = 8,
+    workers: int = 2,
+    advance: Callable[[float, int], None] = lambda done, total: None,
+) -> tuple[Posteriors, dict[int, str], np.ndarray]:
+    """A net's posteriors of all items, row -> reason of unreadable ones, and the CRC-32 of each
+    item's file, (N,).
 
     Complete in the first process. The checksum of an unreadable image is 0.
 
@@ -116,8 +132,15 @@ def measure(
         advance(done, high - low)
 
     described = by_shape(
-        read, range(low, high), scales, compute, network.device, batch_size=batch_size, workers=workers, advance=count,
-    )  # fmt: skip
+        read,
+        range(low, high),
+        scales,
+        compute,
+        network.device,
+        batch_size=batch_size,
+        workers=workers,
+        advance=count,
+    )
     for i, s, result in described:
         if isinstance(result, UnreadableImage):
             failures[i] = str(result)
@@ -148,17 +171,26 @@ def facts_of(network: Network) -> dict[str, str]:
 
 
 def how_trained(metadata: dict[str, str]) -> dict[str, str]:
-    """Which layers learned last, of which recipe, for how many epochs in all its stages, on which images.
+    """Which layers learned last, of which recipe, for how many epochs in all its stages, on which
+    images.
 
-    changes: what is not the recipe's own, one a line (`recipe.identity`). "" is unknown: all of it, unless we or the
-    paper's authors trained the net.
+    changes: what is not the recipe's own, one a line (`recipe.identity`). "" is unknown: all of it,
+    unless we or the paper's authors trained the net.
     """
-    facts = dict.fromkeys(("learn", "recipe", "changes", "stands_for", "seed", "epochs", "training_set"), "")
+    facts = dict.fromkeys(
+        ("learn", "recipe", "changes", "stands_for", "seed", "epochs", "training_set"), ""
+    )
     source = metadata.get("source", "")
     if source in OXFORD.values():
         # they learned by the paper's recipe, which doesn't tell for how long
         S = metadata.get("train_scale", "")
-        return facts | {"learn": "all", "recipe": "paper", "changes": RELEASED, "stands_for": S, "seed": "0"}
+        return facts | {
+            "learn": "all",
+            "recipe": "paper",
+            "changes": RELEASED,
+            "stands_for": S,
+            "seed": "0",
+        }
     where = "the metadata's recipe"
     try:
         recipe: Recipe = fitted(parse_json(metadata.get("recipe") or "{}", where), Recipe, where)
@@ -192,18 +224,23 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
 def images_of(root: Path, split: str, limit: int) -> Items:
     """The images of one split of ImageNet's layout; "test" is a flat folder without labels.
 
-    limit: at most so many images, evenly spread over the split; 0 for all. Raises VggfeatError: another layout.
+    limit: at most so many images, evenly spread over the split; 0 for all. Raises VggfeatError:
+    another layout.
     """
     if split == "test":
         tests = root / imagenet.part_folders(root, wanted=["test"]).get("test", "test")
         items = folder.load(tests)
         if items.labels is not None:
-            raise VggfeatError(f"{tests} has class folders: the test images are expected in it directly")
+            raise VggfeatError(
+                f"{tests} has class folders: the test images are expected in it directly"
+            )
         rows = np.arange(len(items))
     else:
         items = imagenet.load(root)
         if split not in items.splits:
-            raise VggfeatError(f"no folder {(root / split).absolute()}: expected {split}/CLASS/IMAGE")
+            raise VggfeatError(
+                f"no folder {(root / split).absolute()}: expected {split}/CLASS/IMAGE"
+            )
         rows = items.splits[split]
     if 0 < limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
@@ -212,46 +249,83 @@ def images_of(root: Path, split: str, limit: int) -> Items:
 
 
 def evaluate(
-    networks: Iterable[Network], scales: Sequence[int], modes: Sequence[str], items: Items, split: str, ranks: Ranks,
-    *, batch_size: int, workers: int, advance: Callable[[float, int], None],
-) -> KeptPosteriors:  # fmt: skip
+    networks: Iterable[Network],
+    scales: Sequence[int],
+    modes: Sequence[str],
+    items: Items,
+    split: str,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    workers: int,
+    advance: Callable[[float, int], None],
+) -> KeptPosteriors:
     """`measure` for one net after another, matched by class with the data and with each other.
 
     scales: Q for all nets; none: each net's own (`paper_scales`, several).
     """
     return KeptPosteriors.joined(
-        (network.spec, _of_one(network, scales, modes, items, split, ranks, batch_size, workers, advance))
+        (
+            network.spec,
+            _of_one(network, scales, modes, items, split, ranks, batch_size, workers, advance),
+        )
         for network in networks
     )
 
 
 def _of_one(
-    network: Network, scales: Sequence[int], modes: Sequence[str], items: Items, split: str, ranks: Ranks,
-    batch_size: int, workers: int, advance: Callable[[float, int], None],
-) -> KeptPosteriors:  # fmt: skip
+    network: Network,
+    scales: Sequence[int],
+    modes: Sequence[str],
+    items: Items,
+    split: str,
+    ranks: Ranks,
+    batch_size: int,
+    workers: int,
+    advance: Callable[[float, int], None],
+) -> KeptPosteriors:
     of_net = fitting_scales(network, scales)
     classes = imagenet_synsets(network.classes or [])
     order = class_order(network, items.classes)
     labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
     net, failures, crc32 = measure(
-        network, items, of_net, modes, ranks, batch_size=batch_size, workers=workers, advance=advance
+        network,
+        items,
+        of_net,
+        modes,
+        ranks,
+        batch_size=batch_size,
+        workers=workers,
+        advance=advance,
     )
     return KeptPosteriors(
-        items.dataset, items.root.absolute().name, split, items.names, labels, classes, failures, [net], crc32
+        items.dataset,
+        items.root.absolute().name,
+        split,
+        items.names,
+        labels,
+        classes,
+        failures,
+        [net],
+        crc32,
     )
 
 
 def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:
-    """Q of Sect. 4 for the S that the weights were trained at; weights that don't say it count as S = 8/7 crop."""
+    """Q of Sect. 4 for the S that the weights were trained at; weights that don't say it count as S
+    = 8/7 crop.
+    """
     crop = network.module.crop
     S = train_scale(network.metadata.get("train_scale", "")) or (crop * 8 // 7,) * 2
     return paper_scales(S, crop, multi)
 
 
 def class_order(network: Network, classes: Sequence[str]) -> list[int]:
-    """For each class of the data, the net's output for it. Raises VggfeatError where the two can't be matched.
+    """For each class of the data, the net's output for it. Raises VggfeatError where the two can't
+    be matched.
 
-    Nets of ImageNet's 1,000 classes name them in words; they are matched by synset, in the order of sorted ids.
+    Nets of ImageNet's 1,000 classes name them in words; they are matched by synset, in the order of
+    sorted ids.
     """
     names = network.classes
     if names is None:
@@ -265,14 +339,17 @@ def class_order(network: Network, classes: Sequence[str]) -> list[int]:
             return [place[name] for name in classes]
     unknown = [name for name in classes if name not in names and name not in synsets]
     raise VggfeatError(
-        f"{network.spec} doesn't know {len(unknown)} of the data's {len(classes)} classes, such as {unknown[0]!r}"
+        f"{network.spec} doesn't know {len(unknown)} of the data's {len(classes)} classes, such as"
+        f" {unknown[0]!r}"
         if unknown
         else f"{network.spec} names several classes alike: they can't be matched"
     )
 
 
 def imagenet_synsets(names: Sequence[str]) -> list[str]:
-    """Synset ids of ILSVRC's classes where `names` are torchvision's words for them in that order; else names."""
+    """Synset ids of ILSVRC's classes where `names` are torchvision's words for them in that order;
+    else names.
+    """
     from timm.data import ImageNetInfo
     from torchvision.models import VGG16_Weights
 

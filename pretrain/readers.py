@@ -1,9 +1,11 @@
-"""The processes that read images for training, beside each training process, as long as the run lives. N images.
+"""The processes that read images for training, beside each training process, as long as the run
+lives. N images.
 
-A reader is a fresh Python without PyTorch, not a fork: a fork of a process with threads (gloo's, autograd's, PyTorch's
-pools) inherits locks that nobody will ever open. It knows nothing of the data set; each request says what is read and
-how. Requests and batches lie in unnamed files in memory (memfd), which need no /dev/shm; a pipe says which. Ctrl-C and
-SIGTERM pass a reader by: it ends with its trainer, however that one ends.
+A reader is a fresh Python without PyTorch, not a fork: a fork of a process with threads (gloo's,
+autograd's, PyTorch's pools) inherits locks that nobody will ever open. It knows nothing of the data
+set; each request says what is read and how. Requests and batches lie in unnamed files in memory
+(memfd), which need no /dev/shm; a pipe says which. Ctrl-C and SIGTERM pass a reader by: it ends
+with its trainer, however that one ends.
 """
 
 from __future__ import annotations
@@ -43,14 +45,18 @@ if TYPE_CHECKING:  # a reader does without: PyTorch takes two seconds and 600 MB
 
 AHEAD = 4  # batches that a reader is asked for before the first of them is used
 WARN_SECONDS = 30.0  # between lines that say what is waited for
-LOST_SECONDS = 1800.0  # on one image: longer than any storage that comes back needs, and no night is lost
+LOST_SECONDS = (
+    1800.0  # on one image: longer than any storage that comes back needs, and no night is lost
+)
 Key = tuple[int, int]
 """(epoch, row of the items)."""
 Source = Path | np.ndarray
 
 
 class Batch(NamedTuple):
-    """One process's part of a batch, n images. An unreadable image stays as a row of zeros that doesn't count."""
+    """One process's part of a batch, n images. An unreadable image stays as a row of zeros that
+    doesn't count.
+    """
 
     crops_NHWC: Tensor
     """(n, crop, crop, 3) uint8 RGB."""
@@ -98,14 +104,23 @@ class Samples:
     def of(cls, recipe: Recipe, stage_number: int, hidden_units: int) -> Samples:
         scale = recipe.stages[stage_number].train_scale
         return cls(
-            recipe.seed, stage_number, scale, recipe.colour_std, recipe.flip, recipe.dropout, hidden_units, recipe.crop
-        )  # fmt: skip
+            recipe.seed,
+            stage_number,
+            scale,
+            recipe.colour_std,
+            recipe.flip,
+            recipe.dropout,
+            hidden_units,
+            recipe.crop,
+        )
 
     def read(self, source: Source, key: Key) -> Sample:
         rng = keyed(self.seed, SAMPLE, self.stage, *key)
         augmentation = draw(rng, self.train_scale, self.colour_std, self.flip)
         kept = kept_units(rng, self.hidden_units, self.dropout)
-        crop, reason = _crop(source, self.crop, lambda image: augmented_crop(image, augmentation, self.crop))
+        crop, reason = _crop(
+            source, self.crop, lambda image: augmented_crop(image, augmentation, self.crop)
+        )
         return Sample(crop, np.array(augmentation.alpha, np.float32), kept, reason)
 
 
@@ -126,7 +141,9 @@ class CentreCrops:
         return Sample(crop, np.zeros(3, np.float32), np.zeros(0, np.uint8), reason)
 
 
-def _crop(source: Source, side: int, cut: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, str]:
+def _crop(
+    source: Source, side: int, cut: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, str]:
     """What is cut from an image; or black, and the reason why it can't be read."""
     try:
         return cut(read_rgb(source)), ""
@@ -146,7 +163,9 @@ class Request:
     def read(
         self, at: Callable[[int], None] = lambda i: None
     ) -> tuple[list[np.ndarray], list[tuple[int, str]]]:
-        """The arrays of a Batch, and (position, reason) of its unreadable images. at: told each position before it."""
+        """The arrays of a Batch, and (position, reason) of its unreadable images. at: told each
+        position before it.
+        """
         samples = []
         for i, (source, key) in enumerate(zip(self.sources, self.keys, strict=True)):
             at(i)
@@ -154,13 +173,16 @@ class Request:
         crops, alpha, kept, reasons = zip(*samples, strict=True)
         counts = [0.0 if reason else 1.0 for reason in reasons]
         arrays = [
-            np.stack(crops), np.stack(alpha), np.stack(kept), np.array(self.labels, np.int64),
+            np.stack(crops),
+            np.stack(alpha),
+            np.stack(kept),
+            np.array(self.labels, np.int64),
             np.array(counts, np.float32),
-        ]  # fmt: skip
+        ]
         return arrays, [(i, reason) for i, reason in enumerate(reasons) if reason]
 
 
-# --- in the trainer ----------------------------------------------------------------------------------------
+# --- in the trainer -------------------------------------------------------------------------------
 
 
 class ReadingFailed(VggfeatError):  # noqa: N818 - named as what happened
@@ -168,7 +190,8 @@ class ReadingFailed(VggfeatError):  # noqa: N818 - named as what happened
 
 
 class Readers:
-    """Processes that read images, for the time of a `with`; 0: this process reads, when a batch is asked for.
+    """Processes that read images, for the time of a `with`; 0: this process reads, when a batch is
+    asked for.
 
     device: where batches go; for a GPU they lie in memory that it can fetch by itself.
     """
@@ -186,17 +209,22 @@ class Readers:
             reader.end()
         self.processes = []
 
-    def read(self, how: Samples | CentreCrops, items: Items, keys: Iterable[list[Key]]) -> Iterator[Batch]:
+    def read(
+        self, how: Samples | CentreCrops, items: Items, keys: Iterable[list[Key]]
+    ) -> Iterator[Batch]:
         """The Batches of lists of keys, in their order.
 
-        Several such iterators may be open at a time, as that of the held-out images beside that of training.
-        Raises ReadingFailed when a reader was killed, or one image took it `LOST_SECONDS`.
+        Several such iterators may be open at a time, as that of the held-out images beside that of
+        training. Raises ReadingFailed when a reader was killed, or one image took it
+        `LOST_SECONDS`.
         """
 
         def request(part: list[Key]) -> Request:
             assert items.labels is not None
             rows = [row for _, row in part]
-            return Request(how, part, [items.source(r) for r in rows], [int(items.labels[r]) for r in rows])
+            return Request(
+                how, part, [items.source(r) for r in rows], [int(items.labels[r]) for r in rows]
+            )
 
         def named(part: list[Key], unreadable: list[tuple[int, str]]) -> list[tuple[str, str]]:
             return [(items.names[part[i][1]], reason) for i, reason in unreadable]
@@ -233,7 +261,8 @@ class Readers:
         return [tensor.pin_memory() for tensor in tensors] if self.pinned else tensors
 
 
-# a bell says: slot, bytes of the request or of the answer's head; a place: slot, position in the request
+# a bell says: slot, bytes of the request or of the answer's head; a place: slot, position in the
+# request
 BELL, PLACE = struct.Struct("qq"), struct.Struct("qq")
 _START = "import sys; sys.path[:] = {path}; from pretrain.readers import serve; serve(*{numbers})"
 
@@ -241,8 +270,9 @@ _START = "import sys; sys.path[:] = {path}; from pretrain.readers import serve; 
 class _Reader:
     """One of these processes, as its trainer sees it.
 
-    A slot is an unnamed file in memory: a request is written there, and its batch in the same place. There are enough
-    for two iterators, and one that isn't asked for is free. `place` is where the reader says which image it is at.
+    A slot is an unnamed file in memory: a request is written there, and its batch in the same
+    place. There are enough for two iterators, and one that isn't asked for is free. `place` is
+    where the reader says which image it is at.
     """
 
     def __init__(self) -> None:
@@ -261,7 +291,8 @@ class _Reader:
         self.answers: dict[int, int] = {}  # answered, not taken: bytes of the answer's head
         self.forgotten: set[int] = set()  # asked, and nobody waits for the answer
         numbers = theirs.fileno(), self.place, self.slots, os.getpid()
-        # A signal to the group, at any moment of its life, passes it by: it inherits this mask, and keeps it.
+        # A signal to the group, at any moment of its life, passes it by: it inherits this mask, and
+        # keeps it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             self.process = subprocess.Popen(
@@ -341,7 +372,8 @@ class _Reader:
                 moved = now
             if now - moved >= LOST_SECONDS:
                 raise ReadingFailed(
-                    f"{self._doing()} for {(now - moved) / 60:.0f} minutes: is the storage still there?"
+                    f"{self._doing()} for {(now - moved) / 60:.0f} minutes: is the storage still"
+                    " there?"
                 )
             if now - said >= WARN_SECONDS:
                 said = now
@@ -371,7 +403,11 @@ class _Reader:
             status = self.process.wait(5)
         except subprocess.TimeoutExpired:
             status = 0
-        how = f"was killed by signal {-status}, often because memory ran out" if status < 0 else "has ended"
+        how = (
+            f"was killed by signal {-status}, often because memory ran out"
+            if status < 0
+            else "has ended"
+        )
         return ReadingFailed(f"a process that reads images {how}: give fewer `workers`")
 
     def end(self) -> None:
@@ -380,7 +416,9 @@ class _Reader:
         self.line.close()
         for file in (self.place, *self.slots):
             os.close(file)
-        with suppress(subprocess.TimeoutExpired):  # on a share that doesn't answer, even a kill has to wait
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # on a share that doesn't answer, even a kill has to wait
             self.process.wait(5)
 
 
@@ -408,7 +446,7 @@ def _write(file: int, data: bytes | memoryview, offset: int) -> int:
     return done
 
 
-# --- in the reader -----------------------------------------------------------------------------------------
+# --- in the reader --------------------------------------------------------------------------------
 
 
 def serve(line: int, place: int, slots: list[int], trainer: int) -> None:

@@ -1,6 +1,8 @@
-"""The numbers of Sect. 3.1 and the chain of stages, as data. S training scale: length of the smallest side in pixels.
+"""The numbers of Sect. 3.1 and the chain of stages, as data. S training scale: length of the
+smallest side in pixels.
 
-A recipe is a TOML file, each number with its reason: `recipes/paper.toml`, `recipes/mini.toml`, or one of your own.
+A recipe is a TOML file, each number with its reason: `recipes/paper.toml`, `recipes/mini.toml`, or
+one of your own.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from vggfeat.errors import VggfeatError
 from vggfeat.vgg import NETS, parameter_count
 
 RECIPES = Path(__file__).parent / "recipes"
-# Eleven weight layers and fewer start from random weights, as A does; deeper nets start from a trained A.
+# Eleven weight layers and fewer start from random weights, as A does; deeper nets start from a
+# trained A.
 SHALLOW = ("A", "A-LRN", "B-5x5")
 INITS = ("A", "normal", "glorot")
 MOST_BYTES = 1 << 16  # of a recipe file: both of ours have two thousand
@@ -31,12 +34,16 @@ ASIDE = ("name", "file", "stages", "seed", "chance_after")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the chain: a net at a training scale. It starts where the stage before it ended."""
+    """One stage of the chain: a net at a training scale. It starts where the stage before it
+    ended.
+    """
 
     net: str
     """A net of Table 1, or NET: the one that `--net` asks for."""
     train_scale: tuple[int, int]
-    """Smallest and largest S in pixels; equal for a fixed scale. Each image draws its own (scale jitter)."""
+    """Smallest and largest S in pixels; equal for a fixed scale. Each image draws its own (scale
+    jitter).
+    """
     learning_rate: float
     """At the start of the stage; divided each time the held-out error stops falling."""
     iterations: int = 0
@@ -51,7 +58,8 @@ class Stage:
     def __post_init__(self) -> None:
         if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 8192:
             raise VggfeatError(
-                f"train_scale must be [smallest, largest] S, at most 8192, not {list(self.train_scale)}"
+                "train_scale must be [smallest, largest] S, at most 8192, not"
+                f" {list(self.train_scale)}"
             )
         where = f"stage {self.name}"
         if self.net != "NET" and self.net not in NETS:
@@ -74,7 +82,9 @@ class Stage:
         """Net and S: "D-256", "D-256-512"; with "-fc" where only the FC layers learn."""
         low, high = self.train_scale
         return (
-            f"{self.net}-{low}" + (f"-{high}" if high != low else "") + ("-fc" if self.learn == "fc" else "")
+            f"{self.net}-{low}"
+            + (f"-{high}" if high != low else "")
+            + ("-fc" if self.learn == "fc" else "")
         )
 
     def of(self, net: str) -> Stage:
@@ -83,7 +93,9 @@ class Stage:
 
     @property
     def test_scale(self) -> int:
-        """Q of the held-out check: S, and the middle of the range for a jittered stage (Sect. 4.1)."""
+        """Q of the held-out check: S, and the middle of the range for a jittered stage (Sect.
+        4.1).
+        """
         return sum(self.train_scale) // 2
 
     def iterations_of(self, images: int, batch_size: int) -> int:
@@ -93,7 +105,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides which net comes out, but the images. Bad values raise VggfeatError."""
+    """Everything that decides which net comes out, but the images. Bad values raise
+    VggfeatError.
+    """
 
     name: str
     """Of the recipe, for the record."""
@@ -110,71 +124,109 @@ class Recipe:
     weight_decay: float = 5e-4
     """L2 penalty's multiplier (Sect. 3.1), on weights and biases alike."""
     caffe_biases: bool = False
-    """Biases with twice the learning rate and no decay, as in Caffe's example nets; the paper doesn't say."""
+    """Biases with twice the learning rate and no decay, as in Caffe's example nets; the paper
+    doesn't say.
+    """
     dropout: float = 0.5
     """Share of the units of fc6 and fc7 that are dropped (Sect. 3.1)."""
     random_layers: str = "normal"
-    """Weights of layers that aren't copied: "normal" (mean 0, init_std) or "glorot" (Glorot & Bengio); biases 0."""
+    """Weights of layers that aren't copied: "normal" (mean 0, init_std) or "glorot" (Glorot &
+    Bengio); biases 0.
+    """
     init_std: float = 0.01
-    """Standard deviation of "normal", in the paper's words "10^-2 variance": as a variance it can't be trained."""
+    """Standard deviation of "normal", in the paper's words "10^-2 variance": as a variance it can't
+    be trained.
+    """
     rate_divisor: float = 10.0
     """The learning rate is divided by it (Sect. 3.1)."""
     rate_drops: int = 3
     """Times that it is divided in a stage (Sect. 3.1)."""
     patience: int = 3
-    """Checks in a row without a lower held-out top-1 error before a division; the paper doesn't say."""
+    """Checks in a row without a lower held-out top-1 error before a division; the paper doesn't
+    say.
+    """
     drop_by: tuple[float, ...] = ()
-    """Shares of the stage's length by which the first, second … division is due even without a plateau."""
+    """Shares of the stage's length by which the first, second … division is due even without a
+    plateau.
+    """
     held_out: float = 0.01
-    """Share of each class's training images that only steer the schedule; the official validation set only reports."""
+    """Share of each class's training images that only steer the schedule; the official validation
+    set only reports.
+    """
     flip: bool = True
     """Random horizontal flips (Sect. 3.1)."""
     colour_std: float = 0.1
-    """Standard deviation of Krizhevsky's random factors on the principal components of the RGB values; 0 for none."""
+    """Standard deviation of Krizhevsky's random factors on the principal components of the RGB
+    values; 0 for none.
+    """
     mean: tuple[float, ...] = ()
     """Mean RGB in 0..255; empty: measured on the training set."""
     covariance: tuple[tuple[float, ...], ...] = ()
     """3x3 covariance of RGB in [0, 1]; empty: measured on the training set."""
     chance_after: int = 5000
-    """Iterations in a row, of any stage, after which a loss that is no better than chance's stops the run; and a stage
-    that ends no better than chance is refused. 0: neither. The net doesn't depend on it."""
+    """Iterations in a row, of any stage, after which a loss that is no better than chance's stops
+    the run; and a stage that ends no better than chance is refused. 0: neither. The net doesn't
+    depend on it."""
     seed: int = 0
     """Of the initialisation, the held-out slice, the order and every augmentation."""
     stands_for: dict[str, str] = field(default_factory=dict)
-    """In tables, a small recipe's S -> the paper's that it stands for: "112" -> "256". The others stand for none."""
+    """In tables, a small recipe's S -> the paper's that it stands for: "112" -> "256". The others
+    stand for none.
+    """
     file: str = ""
-    """The numbers of a file of one's own before any was replaced, as `to_json`; of ours they are known."""
+    """The numbers of a file of one's own before any was replaced, as `to_json`; of ours they are
+    known.
+    """
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
-            "width": (1e-3, 16), "batch_size": (1, 1 << 20), "momentum": (0, 0.9999), "weight_decay": (0, 1),
-            "dropout": (0, 0.99), "init_std": (1e-9, 10), "rate_divisor": (1.0001, 1e6), "rate_drops": (0, 100),
-            "patience": (1, 10**6), "held_out": (0, 0.5), "colour_std": (0, 10), "chance_after": (0, 10**9),
-            "seed": (0, 2**63 - 1), "crop": (32, 4096),
-        }  # fmt: skip
+            "width": (1e-3, 16),
+            "batch_size": (1, 1 << 20),
+            "momentum": (0, 0.9999),
+            "weight_decay": (0, 1),
+            "dropout": (0, 0.99),
+            "init_std": (1e-9, 10),
+            "rate_divisor": (1.0001, 1e6),
+            "rate_drops": (0, 100),
+            "patience": (1, 10**6),
+            "held_out": (0, 0.5),
+            "colour_std": (0, 10),
+            "chance_after": (0, 10**9),
+            "seed": (0, 2**63 - 1),
+            "crop": (32, 4096),
+        }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
-                raise VggfeatError(f"{name} must lie in {low:g}..{high:g}, not {getattr(self, name)!r}")
+                raise VggfeatError(
+                    f"{name} must lie in {low:g}..{high:g}, not {getattr(self, name)!r}"
+                )
         if self.crop % 32:
             raise VggfeatError(f"crop {self.crop} is not a multiple of 32, the stride of pool5")
         if self.random_layers not in ("normal", "glorot"):
-            raise VggfeatError(f"random_layers must be normal or glorot, not {self.random_layers!r}")
-        rising = list(self.drop_by) == sorted(self.drop_by) and all(0 < share <= 1 for share in self.drop_by)
+            raise VggfeatError(
+                f"random_layers must be normal or glorot, not {self.random_layers!r}"
+            )
+        rising = list(self.drop_by) == sorted(self.drop_by) and all(
+            0 < share <= 1 for share in self.drop_by
+        )
         if len(self.drop_by) > self.rate_drops or not rising:
-            raise VggfeatError(f"drop_by must be at most rate_drops rising shares, not {self.drop_by}")
+            raise VggfeatError(
+                f"drop_by must be at most rate_drops rising shares, not {self.drop_by}"
+            )
         theirs = list(self.stands_for.values())
         odd = [S for S in self.stands_for if not re.fullmatch(r"[0-9]{1,4}(-[0-9]{1,4})?", S)]
         if odd or set(theirs) - set(PAPER_S) or len(set(theirs)) < len(theirs):
             raise VggfeatError(
-                f"stands_for must give to an S, as 112 or 112-160, one of {', '.join(PAPER_S)}, each once, "
-                f"not {json.dumps(self.stands_for)[:60]}"
+                f"stands_for must give to an S, as 112 or 112-160, one of {', '.join(PAPER_S)},"
+                f" each once, not {json.dumps(self.stands_for)[:60]}"
             )
         # one that isn't given stands for a possible one
         refuse_impossible(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
         for stage in self.stages:
             if stage.train_scale[0] < self.crop:
                 raise VggfeatError(
-                    f"stage {stage.name}: S={stage.train_scale[0]} is smaller than the crop of {self.crop}"
+                    f"stage {stage.name}: S={stage.train_scale[0]} is smaller than the crop of"
+                    f" {self.crop}"
                 )
 
     def to_json(self) -> str:
@@ -185,10 +237,11 @@ class Recipe:
 def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Recipe:
     """A recipe by name ("paper", "mini") or from a .toml file, some of its numbers replaced.
 
-    overrides: KEY=VALUE with a field of Recipe, or STAGE.KEY=VALUE with a field of Stage, where STAGE is a stage's
-    name, as the recipe spells it ("NET-384") or with the name of `net` ("D-384"), or * for all; VALUE is written as
-    in TOML. They hold together: their order doesn't matter, and names are those before any of them.
-    Raises VggfeatError: no such recipe, a key that there isn't, a value that can't be.
+    overrides: KEY=VALUE with a field of Recipe, or STAGE.KEY=VALUE with a field of Stage, where
+    STAGE is a stage's name, as the recipe spells it ("NET-384") or with the name of `net`
+    ("D-384"), or * for all; VALUE is written as in TOML. They hold together: their order doesn't
+    matter, and names are those before any of them. Raises VggfeatError: no such recipe, a key that
+    there isn't, a value that can't be.
     """
     known = _ours()
     if name not in known and not name.endswith(".toml"):
@@ -198,7 +251,9 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     if not record.get("stages"):
         raise VggfeatError(f"{path} has no [[stages]]")
     recipe: Recipe = fitted({"name": path.stem, **record}, Recipe, path)
-    return _overridden(recipe if name in known else replace(recipe, file=recipe.to_json()), overrides, net)
+    return _overridden(
+        recipe if name in known else replace(recipe, file=recipe.to_json()), overrides, net
+    )
 
 
 def _ours() -> list[str]:
@@ -220,11 +275,13 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
         stage_name, dot, key = key.strip().rpartition(".")
         if not dot:
             if key in ("stages", "file"):
-                raise VggfeatError(f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *")
+                raise VggfeatError(
+                    f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *"
+                )
             if key in stages[0] and key not in whole:
                 raise VggfeatError(
-                    f"{where}: {key} is a stage's: write *.{key}={text[:60].strip()} for all stages, or "
-                    f"STAGE.{key}, STAGE one of {_names(recipe)}"
+                    f"{where}: {key} is a stage's: write *.{key}={text[:60].strip()} for all"
+                    f" stages, or STAGE.{key}, STAGE one of {_names(recipe)}"
                 )
             whole[key] = fitted_field(value, Recipe, key, where)
             continue
@@ -238,7 +295,9 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
                 f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *"
             )
         if key in whole and key not in stages[0]:
-            raise VggfeatError(f"{where}: {key} is of the whole recipe: write {key}={text[:60].strip()}")
+            raise VggfeatError(
+                f"{where}: {key} is of the whole recipe: write {key}={text[:60].strip()}"
+            )
         for record in meant:
             record[key] = fitted_field(value, Stage, key, where)
             if key in LENGTHS:  # one length replaces the other
@@ -257,8 +316,9 @@ def _names(recipe: Recipe) -> str:
 def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
     """The recipe whose stages are net's whole chain.
 
-    init: "A" trains A first, for a net deeper than A; "normal" or "glorot" skips it, and is how random layers are made.
-    Raises VggfeatError: no such net or init, no stage left, a net that is too large (`vgg.parameter_count`).
+    init: "A" trains A first, for a net deeper than A; "normal" or "glorot" skips it, and is how
+    random layers are made. Raises VggfeatError: no such net or init, no stage left, a net that is
+    too large (`vgg.parameter_count`).
     """
     if net not in NETS:
         raise VggfeatError(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
@@ -266,7 +326,9 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
         raise VggfeatError(f"`init` must be one of {', '.join(INITS)}, not {init!r}")
     with_a = init == "A" and net not in SHALLOW
     stages = [
-        stage.of(net) for stage in recipe.stages if net in stage.nets and (stage.net == "NET" or with_a)
+        stage.of(net)
+        for stage in recipe.stages
+        if net in stage.nets and (stage.net == "NET" or with_a)
     ]
     if not stages:
         raise VggfeatError(f"recipe {recipe.name} has no stage for net {net}")
@@ -275,9 +337,12 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
     names = [stage.name for stage in stages]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VggfeatError(
-            f"recipe {recipe.name} has two stages {twice[0]}: each needs its own train_scale or learn"
+            f"recipe {recipe.name} has two stages {twice[0]}: each needs its own train_scale or"
+            " learn"
         )
-    return replace(recipe, stages=tuple(stages), random_layers=recipe.random_layers if init == "A" else init)
+    return replace(
+        recipe, stages=tuple(stages), random_layers=recipe.random_layers if init == "A" else init
+    )
 
 
 def select(recipe: Recipe, stages: str) -> range:
@@ -306,12 +371,13 @@ def select(recipe: Recipe, stages: str) -> range:
     return range(start, stop + 1)
 
 
-# --- which recipe a net is of --------------------------------------------------------------------------------
+# --- which recipe a net is of ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Past:
-    """A stage that a net has been through, for the history in its weights file. images: of its training set.
+    """A stage that a net has been through, for the history in its weights file. images: of its
+    training set.
 
     training_set: `datasets.items.name_digest` of them.
     """
@@ -325,7 +391,9 @@ class Past:
 
 
 def history_of(metadata: Mapping[str, str]) -> tuple[Past, ...]:
-    """The stages behind a weights file, first to last; none where it doesn't tell. Raises VggfeatError: damaged."""
+    """The stages behind a weights file, first to last; none where it doesn't tell. Raises
+    VggfeatError: damaged.
+    """
     where = "the metadata's history"
     return tuple(fitted(parse_json(metadata.get("history") or "[]", where), list[Past], where))
 
@@ -335,8 +403,8 @@ class Identity:
     """Which recipe a net is of, and what was changed of it.
 
     recipe: the name; with the first digits of a digest, where the file is not one of ours.
-    changes: KEY=VALUE and STAGE.KEY=VALUE, as `--set` takes them, of the stages up to the net's own and of all of them
-    (`*`); NET is the net's own name. None where every number is the file's.
+    changes: KEY=VALUE and STAGE.KEY=VALUE, as `--set` takes them, of the stages up to the net's own
+    and of all of them (`*`); NET is the net's own name. None where every number is the file's.
     stands_for: the paper's S that the net's stands for, "" for none of them.
     """
 
@@ -361,21 +429,29 @@ def identity(recipe: Recipe, stage: str) -> Identity:
             found.append(f"{key}={json.dumps(getattr(recipe, key))}")
     past = recipe.stages[: names.index(stage) + 1]
     net, last = past[-1].net, recipe.stages[-1].net
-    # an A that a deeper net starts from is told by A's own chain: what both call A may have learned for other times
+    # an A that a deeper net starts from is told by A's own chain: what both call A may have learned
+    # for other times
     its_own = recipe.stages if net == last else past
     with_a = any(each.net != net for each in its_own)
     meant = [each for each in own.stages if net in each.nets and (each.net == "NET" or with_a)]
     if net != last:
-        meant = (meant or [each for each in own.stages if each.net == net and last in each.nets])[: len(past)]
+        meant = (meant or [each for each in own.stages if each.net == net and last in each.nets])[
+            : len(past)
+        ]
     if len(meant) == len(its_own):
-        changed = [_changed(each, theirs.of(net)) for each, theirs in zip(past, meant, strict=False)]
+        changed = [
+            _changed(each, theirs.of(net)) for each, theirs in zip(past, meant, strict=False)
+        ]
         for item in dict.fromkeys(item for items in changed for item in items):
             where = [
-                ("NET" if each.net == past[-1].net else each.net) + theirs.name.removeprefix(theirs.net)
+                ("NET" if each.net == past[-1].net else each.net)
+                + theirs.name.removeprefix(theirs.net)
                 for each, theirs, items in zip(past, meant, changed, strict=False)
                 if item in items
             ]
-            found += [f"*.{item}"] if len(where) == len(past) else [f"{name}.{item}" for name in where]
+            found += (
+                [f"*.{item}"] if len(where) == len(past) else [f"{name}.{item}" for name in where]
+            )
     else:
         found.append(f"stages={' > '.join(names)}")
     low, high = past[-1].train_scale
@@ -399,11 +475,14 @@ def _own_file(recipe: Recipe) -> Recipe:
 
 
 def _changed(stage: Stage, own: Stage) -> list[str]:
-    """KEY=VALUE of a stage's numbers that are others; which layers learn is told by the stage's name."""
+    """KEY=VALUE of a stage's numbers that are others; which layers learn is told by the stage's
+    name.
+    """
     different = [
-        key for key in (f.name for f in fields(Stage) if f.name not in ("nets", "learn"))
+        key
+        for key in (f.name for f in fields(Stage) if f.name not in ("nets", "learn"))
         if getattr(stage, key) != getattr(own, key)
-    ]  # fmt: skip
+    ]
     return [
         f"{key}={json.dumps(getattr(stage, key))}"
         for key in different

@@ -1,4 +1,5 @@
-"""A run to look at: loss, held-out errors, learning rate and images/s of its stages, as one HTML page.
+"""A run to look at: loss, held-out errors, learning rate and images/s of its stages, as one HTML
+page.
 
     python -m pretrain.report runs/D        # writes runs/D/report.html, also while the run goes on
 
@@ -42,7 +43,9 @@ def report(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The page; RUN/report.html if not given.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a page of a run's curves."""
@@ -53,7 +56,9 @@ def report(
 
 
 def write_report(folder: Path, target: Path) -> None:
-    """The page of all stages under a run's folder. Raises VggfeatError where there are none, or a log is damaged."""
+    """The page of all stages under a run's folder. Raises VggfeatError where there are none, or a
+    log is damaged.
+    """
     stages = _stages(folder)
     series: dict[str, list[Series]] = {"loss": [], "learning_rate": [], "images_per_second": []}
     errors: list[Series] = []
@@ -71,14 +76,27 @@ def write_report(folder: Path, target: Path) -> None:
         ended = "done" if val or (folder / name / WEIGHTS).exists() else ""
         rows.append(
             (
-                name, last["iteration"], f"{last.get('epoch') or 0:.1f}", *_errors(held_out[-1] if held_out else None),
-                *_errors(val), duration(last.get("seconds") or 0.0), ended,
+                name,
+                last["iteration"],
+                f"{last.get('epoch') or 0:.1f}",
+                *_errors(held_out[-1] if held_out else None),
+                *_errors(val),
+                duration(last.get("seconds") or 0.0),
+                ended,
             )
-        )  # fmt: skip
+        )
         done += int(last["iteration"])
     head = (
-        "stage", "iterations", "epochs", "held-out top-1, %", "top-5, %", "validation top-1, %", "top-5, %", "time", ""
-    )  # fmt: skip
+        "stage",
+        "iterations",
+        "epochs",
+        "held-out top-1, %",
+        "top-5, %",
+        "validation top-1, %",
+        "top-5, %",
+        "time",
+        "",
+    )
     charts = [
         chart(series["loss"], "iterations", "training loss", y_range=_from_zero(series["loss"])),
         chart(errors, "iterations", "held-out error, %", y_range=_from_zero(errors)),
@@ -90,10 +108,14 @@ def write_report(folder: Path, target: Path) -> None:
             y_range=_from_zero(series["images_per_second"]),
         ),
     ]
-    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get("identity")
+    identity = next((event for event in stages[0][1] if event["event"] == "start"), {}).get(
+        "identity"
+    )
     identity = identity if isinstance(identity, dict) else {}
     classes = identity.get("classes")
-    shown = {k: v for k, v in identity.items() if not isinstance(v, list | dict) or len(str(v)) < 60}
+    shown = {
+        k: v for k, v in identity.items() if not isinstance(v, list | dict) or len(str(v)) < 60
+    }
     recipe = [(key, json.dumps(value)) for key, value in shown.items()]
     text = page(
         f"Training: {', '.join(name for name, _ in stages)}",
@@ -102,13 +124,15 @@ def write_report(folder: Path, target: Path) -> None:
         [
             Section("stages", "Stages", table(head, rows, numbers=range(1, 8))),
             Section(
-                "curves", "Curves", html('<div class="charts">{c}</div>', c=join(charts)),
-                "Held-out and validation errors are of a central crop. Loss and images/s are means of the iterations "
-                "between two lines of the log.",
+                "curves",
+                "Curves",
+                html('<div class="charts">{c}</div>', c=join(charts)),
+                "Held-out and validation errors are of a central crop. Loss and images/s are means"
+                " of the iterations between two lines of the log.",
             ),
             Section("recipe", f"Recipe of {stages[0][0]}", table(("", ""), recipe, numbers=())),
         ],
-    )  # fmt: skip
+    )
     with whole(target) as partial:  # not into a pipe, whose reader may never come
         partial.write_bytes(text.encode())
 
@@ -121,7 +145,9 @@ def _stages(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     found = []
     for path in logs:
         if regular(path, "log") > MOST_BYTES:
-            raise VggfeatError(f"{path} is no log of a stage: it is longer than {MOST_BYTES:,} bytes")
+            raise VggfeatError(
+                f"{path} is no log of a stage: it is longer than {MOST_BYTES:,} bytes"
+            )
         try:
             lines, dropped = events(path)
             log = [_without_nan(event) for event in lines]
@@ -139,11 +165,15 @@ def _stages(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 def _without_nan(event: dict[str, Any]) -> dict[str, Any]:
     """An event whose figures that are not finite, as a loss may be, are None."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()
+    }
 
 
 def _curve(name: str, log: list[dict[str, Any]], key: str, start: int) -> Series:
-    points = [(start + event["iteration"], event[key]) for event in log if event.get(key) is not None]
+    points = [
+        (start + event["iteration"], event[key]) for event in log if event.get(key) is not None
+    ]
     x, y = np.array(points, float).reshape(-1, 2).T
     return Series(name, x, y)
 

@@ -46,10 +46,11 @@ from vggfeat.weights import load, train_scale
 
 @dataclass(frozen=True)
 class Trained:
-    """A net of a run: its S and crop in pixels, which layers learned last, its recipe, how long it learned, its file.
+    """A net of a run: its S and crop in pixels, which layers learned last, its recipe, how long it
+    learned, its file.
 
-    stands_for: the paper's S that its own stands for, "" for none. changes: of the recipe (`recipe.identity`), and
-    `max_pool` where it was evaluated with other pooling than its own.
+    stands_for: the paper's S that its own stands for, "" for none. changes: of the recipe
+    (`recipe.identity`), and `max_pool` where it was evaluated with other pooling than its own.
     epochs: in all its stages, None where unknown. training_set: digest of its images, "" unknown.
     """
 
@@ -67,7 +68,9 @@ class Trained:
 
     @classmethod
     def of(cls, of: Mapping[str, str]) -> Trained:
-        """From the strings that a weights file or kept posteriors have; VggfeatError where they don't say it."""
+        """From the strings that a weights file or kept posteriors have; VggfeatError where they
+        don't say it.
+        """
         try:
             S = train_scale(of["train_scale"])
             if not (S and of["learn"] and of["recipe"]) or of["net"] not in NETS:
@@ -77,14 +80,23 @@ class Trained:
             if of.get("pool", "") not in ("", own):
                 changes.append(f"max_pool={plain_word(of['pool'])}")
             return cls(
-                of["net"], S, int(of["crop"]), of["learn"], plain_word(of["recipe"]), of["weights"], int(of["seed"]),
-                of["stands_for"], tuple(changes), float(of["epochs"]) if of["epochs"] else None,
+                of["net"],
+                S,
+                int(of["crop"]),
+                of["learn"],
+                plain_word(of["recipe"]),
+                of["weights"],
+                int(of["seed"]),
+                of["stands_for"],
+                tuple(changes),
+                float(of["epochs"]) if of["epochs"] else None,
                 of["training_set"],
-            )  # fmt: skip
+            )
         except (KeyError, ValueError):
             raise VggfeatError(
-                f"net {of.get('net')} ({of.get('weights')}) doesn't tell by which recipe it was trained: a table takes "
-                "nets of pretrain.train and the authors'; where an older version kept its posteriors, evaluate it again"
+                f"net {of.get('net')} ({of.get('weights')}) doesn't tell by which recipe it was"
+                " trained: a table takes nets of pretrain.train and the authors'; where an older"
+                " version kept its posteriors, evaluate it again"
             ) from None
 
     @property
@@ -96,11 +108,14 @@ class Trained:
 
 
 Roles = dict[tuple[str, tuple[str, ...], int], dict[Member, int]]
-"""(recipe, changes of it, seed) -> the nets that were trained alike, by what they are in the paper's tables."""
+"""(recipe, changes of it, seed) -> the nets that were trained alike, by what they are in the
+paper's tables.
+"""
 
 
 def known(facts: Sequence[Mapping[str, str]], tell: bool = True) -> list[tuple[int, Trained]]:
-    """The nets that tell how they were trained, and their positions; the others are left out, and named if `tell`.
+    """The nets that tell how they were trained, and their positions; the others are left out, and
+    named if `tell`.
 
     Raises VggfeatError where all are.
     """
@@ -119,34 +134,45 @@ def known(facts: Sequence[Mapping[str, str]], tell: bool = True) -> list[tuple[i
 
 
 def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
-    """Every stage's weights file under a folder; see `known`. Raises VggfeatError where there are none."""
+    """Every stage's weights file under a folder; see `known`. Raises VggfeatError where there are
+    none.
+    """
     facts = []
     for path in sorted(runs.rglob("weights.safetensors")):
         metadata = metadata_of(path)
         # a run's own copy of its last stage has no checkpoint beside it
-        if metadata.get("source", "").startswith("pretrain ") and (path.parent / CHECKPOINT).exists():
+        if (
+            metadata.get("source", "").startswith("pretrain ")
+            and (path.parent / CHECKPOINT).exists()
+        ):
             facts.append({**metadata, **how_trained(metadata), "weights": str(path)})
     if not facts:
-        raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/weights.safetensors")
+        raise VggfeatError(
+            f"no trained nets under {runs.absolute()}: expected RUN/STAGE/weights.safetensors"
+        )
     return [net for _, net in known(facts, tell)]
 
 
 def roles(nets: Sequence[Trained]) -> Roles:
-    """Which of the paper's nets each one (by its position) stands for, by what its recipe says that its S stand for."""
+    """Which of the paper's nets each one (by its position) stands for, by what its recipe says that
+    its S stand for.
+    """
     found: Roles = {}
     for i, net in enumerate(nets):
         role = found.setdefault((net.recipe, net.changes, net.seed), {})
         if net.member in role:
             first = nets[role[net.member]].weights
             raise VggfeatError(
-                f"{first} and {net.weights} both stand for {net.net} at {net.member.S}: keep one of them"
+                f"{first} and {net.weights} both stand for {net.net} at {net.member.S}: keep one of"
+                " them"
             )
         role[net.member] = i
     return dict(sorted(found.items()))
 
 
 def rows_of(numbers: Sequence[int], members: Iterable[Member]) -> list[PaperRow]:
-    """The rows of these tables; of Tables 3 and 4 also those of nets that no table of the paper has.
+    """The rows of these tables; of Tables 3 and 4 also those of nets that no table of the paper
+    has.
 
     Among them is B-5x5, of which Sect. 4.1 tells beside Table 3.
     """
@@ -169,7 +195,9 @@ def measure_tables(
     precision: str,
     how: dict[str, Any],
 ) -> KeptPosteriors:
-    """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants: one pass a net."""
+    """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants:
+    one pass a net.
+    """
     nets = trained_nets(runs, tell=ranks.first)
     wanted: dict[int, list[PaperRow]] = {}  # of each net, the rows that it is in
     for role in roles(nets).values():
@@ -184,9 +212,12 @@ def measure_tables(
     parts: list[tuple[str, KeptPosteriors]] = []
     for i, its_rows in wanted.items():
         net = nets[i]
-        # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same images
+        # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same
+        # images
         kinds = {row.multi for row in its_rows} | {False}
-        scales = sorted({q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)})
+        scales = sorted(
+            {q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)}
+        )
         modes = MODES if any(row.mode != "dense" for row in its_rows) else ("dense",)
         network = load(net.weights, device=ranks.device, precision=precision)
         with progress(f"{net.net} {network.metadata['train_scale']}, seed {net.seed}") as show:
@@ -201,12 +232,14 @@ def measure_tables(
 
 
 def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) -> None:
-    """The cells of these tables from kept posteriors: printed beside the paper's, and put into the ledger.
+    """The cells of these tables from kept posteriors: printed beside the paper's, and put into the
+    ledger.
 
-    The cells are kept as JSON beside the ledger: `ledger-ilsvrc.json` for ImageNet's whole validation set and the
-    paper's recipe as it is, else `ledger-RECIPE-DATA.json`. Nothing is written before all is computed; the cells are
-    written first, and the ledger is made of them, so the same command mends what a full disk has left undone.
-    Raises VggfeatError: not a validation set, images without labels, no net that can be in a table, no row at all.
+    The cells are kept as JSON beside the ledger: `ledger-ilsvrc.json` for ImageNet's whole
+    validation set and the paper's recipe as it is, else `ledger-RECIPE-DATA.json`. Nothing is
+    written before all is computed; the cells are written first, and the ledger is made of them, so
+    the same command mends what a full disk has left undone. Raises VggfeatError: not a validation
+    set, images without labels, no net that can be in a table, no row at all.
     """
     if not tells(1, len(whole.classes)):
         raise VggfeatError("the nets know one class only: there is no error to put into a table")
@@ -264,12 +297,16 @@ def _cells(numbers: Sequence[int], whole: KeptPosteriors) -> list[Cell]:
             except VggfeatError as error:  # kept at other Q, or in one mode only
                 say(f"table {row.table}, {row.name}, {row.mode}: left out, {error}")
     if not cells:
-        raise VggfeatError(f"none of these nets fills a row of table {', '.join(map(str, numbers))}")
+        raise VggfeatError(
+            f"none of these nets fills a row of table {', '.join(map(str, numbers))}"
+        )
     return cells
 
 
 def _is_ilsvrc(whole: KeptPosteriors) -> bool:
-    """Whether these are the validation images of ILSVRC-2012, all of them, told apart in its 1,000 classes."""
+    """Whether these are the validation images of ILSVRC-2012, all of them, told apart in its 1,000
+    classes.
+    """
     stems = {name.rpartition("/")[2].partition(".")[0] for name in whole.names}
     theirs = {f"ILSVRC2012_val_{i:08d}" for i in range(1, 50_001)}
     return len(whole.classes) == len(np.unique(whole.labels)) == 1000 and stems == theirs
@@ -291,14 +328,32 @@ def _cell(
         Q = paper_scales(net.train_scale, net.crop, row.multi)
         parts.append(kept.mean(row.mode, Q))
         scales.append(",".join(map(str, Q)))
-        learned.append(Learned(kept.of["fingerprint"], net.epochs, net.training_set, kept.of["precision"]))
+        learned.append(
+            Learned(kept.of["fingerprint"], net.epochs, net.training_set, kept.of["precision"])
+        )
     posteriors_NK = np.mean(parts, axis=0)
     _, top5 = whole.errors(posteriors_NK)
     wrong = whole.wrong(posteriors_NK, 1)
     top1 = 100 * float(wrong.mean())
     S = " + ".join(whole.nets[role[member]].of["train_scale"] for member in row.members)
     return Cell(
-        row.table, row.name, row.mode, S, " + ".join(dict.fromkeys(scales)), top1, top5, plain_word(whole.data),
-        whole.split, len(wrong), len(whole.classes), whole.image_set, nets[role[row.members[0]]].recipe,
-        list(changes), seed, learned, command(), date.today().isoformat(), pack(wrong),
-    )  # fmt: skip
+        row.table,
+        row.name,
+        row.mode,
+        S,
+        " + ".join(dict.fromkeys(scales)),
+        top1,
+        top5,
+        plain_word(whole.data),
+        whole.split,
+        len(wrong),
+        len(whole.classes),
+        whole.image_set,
+        nets[role[row.members[0]]].recipe,
+        list(changes),
+        seed,
+        learned,
+        command(),
+        date.today().isoformat(),
+        pack(wrong),
+    )

@@ -41,8 +41,9 @@ COLOURS = "colours.json"
 class Run:
     """What `train` was asked for.
 
-    recipe: the whole chain; chosen: positions of the stages to train. out: the run's folder, one folder a stage in it.
-    start: weights file for the first chosen stage. colours_from: another run's colours.json.
+    recipe: the whole chain; chosen: positions of the stages to train. out: the run's folder, one
+    folder a stage in it. start: weights file for the first chosen stage. colours_from: another
+    run's colours.json.
     """
 
     recipe: Recipe
@@ -78,9 +79,11 @@ class Ended:
 
 
 def check(run: Run) -> None:
-    """Refuse what the run could not begin with, or would overwrite, before any work; it writes nothing.
+    """Refuse what the run could not begin with, or would overwrite, before any work; it writes
+    nothing.
 
-    Raises VggfeatError: no or unfit weights to start from; a folder with the weights of another net or recipe.
+    Raises VggfeatError: no or unfit weights to start from; a folder with the weights of another net
+    or recipe.
     """
     names = [stage.name for stage in run.recipe.stages]
     places = [(run.out, names), *((run.folder(number), [names[number]]) for number in run.chosen)]
@@ -90,8 +93,9 @@ def check(run: Run) -> None:
             source = metadata_of(path).get("source", "")
             if source not in [f"pretrain {run.recipe.name} {stage}" for stage in stages]:
                 raise VggfeatError(
-                    f"{path} has other weights ({shown(source) if source else 'of unknown source'}), which this run "
-                    "would replace: give another `out`"
+                    f"{path} has other weights"
+                    f" ({shown(source) if source else 'of unknown source'}), which this run would"
+                    " replace: give another `out`"
                 )
     first = run.chosen[0]
     if first > 0 or run.start is not None:
@@ -99,9 +103,11 @@ def check(run: Run) -> None:
 
 
 def train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
-    """Train the chosen stages one after another, or until a signal. The last one's weights go to `run.out`.
+    """Train the chosen stages one after another, or until a signal. The last one's weights go to
+    `run.out`.
 
-    Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that is.
+    Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that
+    is.
     """
     check(run)
     with _alone(run) if run.ranks.first else nullcontext():
@@ -110,12 +116,16 @@ def train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
 
 @contextmanager
 def _alone(run: Run) -> Iterator[None]:
-    """Hold the run's folder, until the process ends: two runs in it would overwrite each other's checkpoints."""
+    """Hold the run's folder, until the process ends: two runs in it would overwrite each other's
+    checkpoints.
+    """
     folders = [run.folder(number) for number in run.chosen]
     try:
         for folder in (*folders, run.out):
             folder.mkdir(parents=True, exist_ok=True)
-            with scratch(folder):  # it can be written in; and what a killed process has left there is gone
+            with scratch(
+                folder
+            ):  # it can be written in; and what a killed process has left there is gone
                 pass
         # not through a link, nor waiting for what reads a pipe
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -151,16 +161,27 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     data = run.data.without(set(colours.unreadable))
     if len(data.train) < run.recipe.batch_size:
         raise VggfeatError(
-            f"only {len(data.train)} training images can be read, fewer than a batch of {run.recipe.batch_size}"
+            f"only {len(data.train)} training images can be read, fewer than a batch of"
+            f" {run.recipe.batch_size}"
         )
     ended = Ended(False, colours.unreadable, [])
     for number in run.chosen:
         net = net_of(run.recipe, number, len(data.classes))
         start = set_weights(run, number, net)
         trainer = Trainer(
-            run.recipe, number, net, data, colours, ranks, run.machine, run.folder(number), readers,
-            from_random=start.record.startswith("random"), start=start.record, history=start.history,
-        )  # fmt: skip
+            run.recipe,
+            number,
+            net,
+            data,
+            colours,
+            ranks,
+            run.machine,
+            run.folder(number),
+            readers,
+            from_random=start.record.startswith("random"),
+            start=start.record,
+            history=start.history,
+        )
         if ranks.first:
             say(f"{trainer.stage.name}: {_begins(trainer, start)}")
         with stop.saving():
@@ -171,11 +192,16 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
                 raise
             ended.stages.append((trainer.stage.name, trainer.state))
             _write_page(run)
-            # all leave together, if one does; and the next stage starts from what the first process has just written
+            # all leave together, if one does; and the next stage starts from what the first process
+            # has just written
             stop.signal = max(ranks.gather(stop.signal))
         if stop.signal:
             if ranks.first:
-                what = "finished" if finished else f"stopped and saved at iteration {trainer.state.iteration}"
+                what = (
+                    "finished"
+                    if finished
+                    else f"stopped and saved at iteration {trainer.state.iteration}"
+                )
                 say(f"{trainer.stage.name}: {what}; the same command goes on from there")
             return ended
     if ranks.first:
@@ -186,9 +212,11 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
 
 
 def training_colours(run: Run) -> Colours:
-    """The mean and covariance: given by the recipe or a file, read from the run's folder, or measured and kept there.
+    """The mean and covariance: given by the recipe or a file, read from the run's folder, or
+    measured and kept there.
 
-    Measuring reads every training image, held-out ones too, and so finds the unreadable ones before training does.
+    Measuring reads every training image, held-out ones too, and so finds the unreadable ones before
+    training does.
     """
     recipe, ranks = run.recipe, run.ranks
     items = run.data.items
@@ -228,9 +256,14 @@ def training_colours(run: Run) -> Colours:
                 say(f"warning: {error}; training goes on, and the next run measures them again")
             list_unreadable(colours.unreadable)
     if ranks.first and colours.unreadable:
-        say(f"{len(colours.unreadable)} training images can't be read and are left out (named in {cache})")
+        say(
+            f"{len(colours.unreadable)} training images can't be read and are left out (named in"
+            f" {cache})"
+        )
     return replace(
-        colours, mean=recipe.mean or colours.mean, covariance=recipe.covariance or colours.covariance
+        colours,
+        mean=recipe.mean or colours.mean,
+        covariance=recipe.covariance or colours.covariance,
     )
 
 
@@ -254,12 +287,15 @@ def _begins(trainer: Trainer, start: Start) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a stage's weights come from. record: "random …", or their fingerprint. said: the same for people."""
+    """Where a stage's weights come from. record: "random …", or their fingerprint. said: the same
+    for people.
+    """
 
     record: str
     said: str
     history: tuple[Past, ...] | None
-    """The stages that they have been through, from the first; None where their file doesn't tell."""
+    """The stages that they have been through, from the first; None where their file doesn't tell.
+    """
 
 
 def set_weights(run: Run, number: int, net: VGG) -> Start:
@@ -293,7 +329,8 @@ def _trained(run: Run, number: int) -> Path:
     if not path.exists():
         name, after = run.recipe.stages[number].name, run.recipe.stages[number + 1].name
         raise VggfeatError(
-            f"stage {after} starts from {name}, whose weights are not at {path}: train it first, or give `from` FILE"
+            f"stage {after} starts from {name}, whose weights are not at {path}: train it first, or"
+            " give `from` FILE"
         )
     return path
 
@@ -303,6 +340,6 @@ def _same_classes(source: Network, classes: list[str]) -> None:
         odd = sorted(set(source.classes) ^ set(classes))
         what = f"{odd[0]!r} is in one and not in the other" if odd else "their order differs"
         raise VggfeatError(
-            f"{source.spec} was trained on {len(source.classes)} classes, here are {len(classes)}: {what}; "
-            "stages of a chain need the same classes"
+            f"{source.spec} was trained on {len(source.classes)} classes, here are {len(classes)}:"
+            f" {what}; stages of a chain need the same classes"
         )

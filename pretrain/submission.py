@@ -1,4 +1,5 @@
-"""The file that the ILSVRC-2012 devkit scores: five classes an image, by the numbers that the devkit gives them.
+"""The file that the ILSVRC-2012 devkit scores: five classes an image, by the numbers that the
+devkit gives them.
 
 python -m pretrain.submission META.mat     # in a process of its own: what `devkit_numbers` reads
 """
@@ -20,15 +21,18 @@ from vggfeat.files import write_text
 if TYPE_CHECKING:
     from pretrain.kept import KeptPosteriors
 
-# The real file has 0.5 MB. A MATLAB file is compressed and claims its own sizes, so that a short one can ask for all
-# the memory: it is read in a process that has this much of it, and this many seconds.
+# The real file has 0.5 MB. A MATLAB file is compressed and claims its own sizes, so that a short
+# one can ask for all the memory: it is read in a process that has this much of it, and this many
+# seconds.
 MOST_BYTES = 16 << 20
 MEMORY = 2 << 30
 SECONDS = 60
 
 
 def devkit_numbers(devkit: Path) -> dict[str, int]:
-    """Synset id -> ILSVRC2012_ID, from the devkit's data/meta.mat. Raises VggfeatError where it isn't."""
+    """Synset id -> ILSVRC2012_ID, from the devkit's data/meta.mat. Raises VggfeatError where it
+    isn't.
+    """
     path = devkit / "data" / "meta.mat" if devkit.is_dir() else devkit
     other = f"{path} is not the ILSVRC-2012 devkit's meta.mat"
     if regular(path, "meta.mat of the ILSVRC-2012 devkit") > MOST_BYTES:
@@ -45,7 +49,9 @@ def devkit_numbers(devkit: Path) -> dict[str, int]:
         raise VggfeatError(f"{other}: reading it doesn't end") from None
     if reader.returncode:
         said = reader.stderr.decode(errors="replace").strip().splitlines()
-        raise VggfeatError(f"{other}: {said[-1] if said else f'its reader ended with {reader.returncode}'}")
+        raise VggfeatError(
+            f"{other}: {said[-1] if said else f'its reader ended with {reader.returncode}'}"
+        )
     pairs = fitted(parse_json(reader.stdout, other), list[tuple[str, int]], other)
     numbers = dict(pairs)
     if not numbers or len(set(numbers.values())) != len(pairs) or min(numbers.values()) < 1:
@@ -58,8 +64,12 @@ def _read_meta(path: str) -> list[tuple[str, int]]:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     from scipy.io import loadmat
 
-    synsets = loadmat(path, squeeze_me=True, struct_as_record=True, variable_names=["synsets"])["synsets"]
-    return [(str(s["WNID"]), int(s["ILSVRC2012_ID"])) for s in synsets if int(s["num_children"]) == 0]
+    synsets = loadmat(path, squeeze_me=True, struct_as_record=True, variable_names=["synsets"])[
+        "synsets"
+    ]
+    return [
+        (str(s["WNID"]), int(s["ILSVRC2012_ID"])) for s in synsets if int(s["num_children"]) == 0
+    ]
 
 
 def refuse_unknown(classes: list[str], numbers: dict[str, int]) -> None:
@@ -74,7 +84,8 @@ def refuse_unknown(classes: list[str], numbers: dict[str, int]) -> None:
 def write_submission(
     whole: KeptPosteriors, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
 ) -> None:
-    """The devkit's format: a line an image, in the order of names, with the numbers of the five likeliest classes.
+    """The devkit's format: a line an image, in the order of names, with the numbers of the five
+    likeliest classes.
 
     An unreadable image has no prediction, and its line is five zeros.
     """

@@ -1,7 +1,8 @@
 """Tables 3 to 6 of the paper as data, and the ledger that keeps our figures beside them.
 
-A cell is a net (or several, fused), its training scale S, its test scales Q and a mode, on one set of images. Nets of
-other recipes than the paper's, and images other than ImageNet's validation set, have a ledger of their own.
+A cell is a net (or several, fused), its training scale S, its test scales Q and a mode, on one set
+of images. Nets of other recipes than the paper's, and images other than ImageNet's validation set,
+have a ledger of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ ILSVRC = "Tables 3 to 6, ILSVRC-2012"
 
 @dataclass(frozen=True)
 class Member:
-    """A net of Table 1 trained at one of the paper's S, or "S=..." for another. learn: "fc": only the FC layers did."""
+    """A net of Table 1 trained at one of the paper's S, or "S=..." for another. learn: "fc": only
+    the FC layers did.
+    """
 
     net: str
     S: str
@@ -59,7 +62,8 @@ class PaperRow:
     def name(self) -> str:
         """Nets and S in the paper's words."""
         return " + ".join(
-            f"{m.net} {m.S}" + (" (FC layers only)" if m.learn == "fc" else "") for m in self.members
+            f"{m.net} {m.S}" + (" (FC layers only)" if m.learn == "fc" else "")
+            for m in self.members
         )
 
 
@@ -119,19 +123,28 @@ PAPER: list[PaperRow] = [
     PaperRow(
         6,
         (
-            Member("D", FIXED), Member("D", LARGE), Member("D", JITTER, "fc"), Member("C", FIXED),
-            Member("C", LARGE), Member("E", FIXED), Member("E", LARGE),
+            Member("D", FIXED),
+            Member("D", LARGE),
+            Member("D", JITTER, "fc"),
+            Member("C", FIXED),
+            Member("C", LARGE),
+            Member("E", FIXED),
+            Member("E", LARGE),
         ),
-        True, "dense", 24.7, 7.5,
+        True,
+        "dense",
+        24.7,
+        7.5,
     ),
     _both_nets("dense", 24.0, 7.1),
     _both_nets("crops", 23.9, 7.2),
     _both_nets("both", 23.7, 6.8),
-]  # fmt: skip
+]
 
 
 def paper_scales(train_scale: tuple[int, int], crop: int, multi: bool) -> tuple[int, ...]:
-    """Q for a net trained at S (Sect. 4.1, 4.2): S, or S -+ crop/7, too (32 pixels for 224; no Q is below the crop).
+    """Q for a net trained at S (Sect. 4.1, 4.2): S, or S -+ crop/7, too (32 pixels for 224; no Q is
+    below the crop).
 
     Of a range of S: its middle, or its ends, too.
     """
@@ -139,15 +152,20 @@ def paper_scales(train_scale: tuple[int, int], crop: int, multi: bool) -> tuple[
     if not multi:
         return ((low + high) // 2,)
     step = round(crop / 7)
-    wanted = (max(crop, low - step), low, low + step) if low == high else (low, (low + high) // 2, high)
-    return tuple(dict.fromkeys(wanted))  # S may be the crop itself: a Q that stood twice would weigh twice
+    wanted = (
+        (max(crop, low - step), low, low + step) if low == high else (low, (low + high) // 2, high)
+    )
+    return tuple(
+        dict.fromkeys(wanted)
+    )  # S may be the crop itself: a Q that stood twice would weigh twice
 
 
 @dataclass(frozen=True)
 class Learned:
     """A net of a cell. epochs: of its training, in all stages of its chain; None: unknown.
 
-    training_set: digest of the images that it learned from, "" unknown. precision: of the forward pass.
+    training_set: digest of the images that it learned from, "" unknown. precision: of the forward
+    pass.
     """
 
     fingerprint: str
@@ -160,10 +178,11 @@ class Learned:
 class Cell:
     """A measured row. top1, top5: errors, %; top5 None among too few classes (`metrics.tells`).
 
-    wrong: which of the images were top-1 errors, packed bits in hex. data: name of the images' folder. image_set:
-    digest of the images' names, their classes, all `classes` that were to choose among, and (not in older cells) the
-    checksums of their files. recipe, changes: of all nets of the row. when: ISO date. seed: of the recipe; a row of
-    several seeds has a cell for each. Raises VggfeatError where `wrong` isn't of so many images and errors.
+    wrong: which of the images were top-1 errors, packed bits in hex. data: name of the images'
+    folder. image_set: digest of the images' names, their classes, all `classes` that were to choose
+    among, and (not in older cells) the checksums of their files. recipe, changes: of all nets of
+    the row. when: ISO date. seed: of the recipe; a row of several seeds has a cell for each. Raises
+    VggfeatError where `wrong` isn't of so many images and errors.
     """
 
     table: int
@@ -192,9 +211,13 @@ class Cell:
         except ValueError:
             known = -1
         if not self.images <= known < self.images + 8:
-            raise VggfeatError(f"cell {self.row}, {self.mode}: `wrong` is not of {self.images} images")
+            raise VggfeatError(
+                f"cell {self.row}, {self.mode}: `wrong` is not of {self.images} images"
+            )
         if abs(100 * float(self.wrong_images().mean()) - self.top1) > 1e-6:
-            raise VggfeatError(f"cell {self.row}, {self.mode}: `wrong` is not of {self.top1} % errors")
+            raise VggfeatError(
+                f"cell {self.row}, {self.mode}: `wrong` is not of {self.top1} % errors"
+            )
 
     @property
     def key(self) -> Key:
@@ -203,7 +226,9 @@ class Cell:
 
     def wrong_images(self) -> np.ndarray:
         """(n,) bool."""
-        return np.unpackbits(np.frombuffer(bytes.fromhex(self.wrong), np.uint8))[: self.images].astype(bool)
+        return np.unpackbits(np.frombuffer(bytes.fromhex(self.wrong), np.uint8))[
+            : self.images
+        ].astype(bool)
 
 
 Key = tuple[int, str, str]
@@ -215,14 +240,15 @@ def pack(wrong: np.ndarray) -> str:
     return np.packbits(wrong).tobytes().hex()
 
 
-# --- the paper's claims, decided on the same images ------------------------------------------------------
+# --- the paper's claims, decided on the same images -----------------------------------------------
 
 
 @dataclass(frozen=True)
 class Claim:
     """One of the paper's orderings. pairs: (better, worse).
 
-    same_nets: the two differ in how the same nets are used; else in how they were trained, and must have had as much.
+    same_nets: the two differ in how the same nets are used; else in how they were trained, and must
+    have had as much.
     """
 
     text: str
@@ -235,12 +261,19 @@ def _dense(table: int, net: str, S: str) -> Key:
 
 
 CLAIMS = [
-    Claim("LRN does not help (A against A-LRN)", ((_dense(3, "A", FIXED), _dense(3, "A-LRN", FIXED)),)),
+    Claim(
+        "LRN does not help (A against A-LRN)", ((_dense(3, "A", FIXED), _dense(3, "A-LRN", FIXED)),)
+    ),
     Claim(
         "depth helps: A, B, C, D",
-        tuple((_dense(3, b, FIXED), _dense(3, a, FIXED)) for a, b in (("A", "B"), ("B", "C"), ("C", "D"))),
+        tuple(
+            (_dense(3, b, FIXED), _dense(3, a, FIXED))
+            for a, b in (("A", "B"), ("B", "C"), ("C", "D"))
+        ),
     ),
-    Claim("B with 5x5 layers is worse than B", ((_dense(3, "B", FIXED), (3, "B-5x5 256", "dense")),)),
+    Claim(
+        "B with 5x5 layers is worse than B", ((_dense(3, "B", FIXED), (3, "B-5x5 256", "dense")),)
+    ),
     Claim(
         "scale jitter in training helps",
         tuple((_dense(3, net, JITTER), _dense(3, net, FIXED)) for net in ("C", "D", "E")),
@@ -279,7 +312,9 @@ AS_LONG = 1.1  # the plateau rule ends a stage an epoch earlier or later
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two rows' top-1 errors. points: worse minus better. half: of its 95 % interval. p: of no difference."""
+    """Of two rows' top-1 errors. points: worse minus better. half: of its 95 % interval. p: of no
+    difference.
+    """
 
     points: float
     half: float
@@ -287,14 +322,19 @@ class Difference:
 
 
 def difference(better: Sequence[Cell], worse: Sequence[Cell]) -> Difference:
-    """Over images that both have seen. better, worse: the cells of one row each, the same seeds in the same order.
+    """Over images that both have seen. better, worse: the cells of one row each, the same seeds in
+    the same order.
 
-    The difference is the mean over seeds; its variance has a part from the images (of the paired difference) and, with
-    several seeds, one from the seeds. The interval is Student's, with the degrees of freedom of Welch and
-    Satterthwaite: three seeds that disagree leave two, not a thousand.
+    The difference is the mean over seeds; its variance has a part from the images (of the paired
+    difference) and, with several seeds, one from the seeds. The interval is Student's, with the
+    degrees of freedom of Welch and Satterthwaite: three seeds that disagree leave two, not a
+    thousand.
     """
     paired_SN = np.array(
-        [b.wrong_images().astype(float) - a.wrong_images() for a, b in zip(better, worse, strict=True)]
+        [
+            b.wrong_images().astype(float) - a.wrong_images()
+            for a, b in zip(better, worse, strict=True)
+        ]
     )
     seeds, images = paired_SN.shape
     mean = float(paired_SN.mean())
@@ -315,7 +355,9 @@ def difference(better: Sequence[Cell], worse: Sequence[Cell]) -> Difference:
 
 
 def holm(p: Sequence[float]) -> list[bool]:
-    """Which of several hypotheses Holm's procedure rejects, so that it errs in any of them with 5 % at most."""
+    """Which of several hypotheses Holm's procedure rejects, so that it errs in any of them with 5 %
+    at most.
+    """
     rejected = [False] * len(p)
     for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         if p[i] > LEVEL / (len(p) - rank):
@@ -325,7 +367,9 @@ def holm(p: Sequence[float]) -> list[bool]:
 
 
 def unlike(better: Sequence[Cell], worse: Sequence[Cell], same_nets: bool) -> str:
-    """What else than the claim tells two rows apart, in words; "" where nothing does. Seeds as in `difference`."""
+    """What else than the claim tells two rows apart, in words; "" where nothing does. Seeds as in
+    `difference`.
+    """
     found = []
     for a, b in zip(better, worse, strict=True):
         if same_nets and not {n.fingerprint for n in b.nets} <= {n.fingerprint for n in a.nets}:
@@ -333,7 +377,9 @@ def unlike(better: Sequence[Cell], worse: Sequence[Cell], same_nets: bool) -> st
         elif same_nets and a.changes != b.changes:  # as of how they pool
             found.append(f"{', '.join(sorted({*a.changes} ^ {*b.changes}))} in one of them")
         if {n.precision for n in a.nets} != {n.precision for n in b.nets}:
-            found.append(" against ".join("/".join(sorted({n.precision for n in c.nets})) for c in (a, b)))
+            found.append(
+                " against ".join("/".join(sorted({n.precision for n in c.nets})) for c in (a, b))
+            )
     if same_nets:
         return ", ".join(dict.fromkeys(found))
     lengths = [[n.epochs for c in side for n in c.nets] for side in (better, worse)]
@@ -348,7 +394,9 @@ def unlike(better: Sequence[Cell], worse: Sequence[Cell], same_nets: bool) -> st
     elif len(sets[0] | sets[1]) > 1:
         found.append("other training images")
     # a length that was changed is told by the epochs
-    numbers = [{item for item in side[0].changes if not _is_length(item)} for side in (better, worse)]
+    numbers = [
+        {item for item in side[0].changes if not _is_length(item)} for side in (better, worse)
+    ]
     if odd := sorted(numbers[0] ^ numbers[1]):
         found.append(f"{', '.join(odd)} in one of them")
     return ", ".join(dict.fromkeys(found))
@@ -363,7 +411,7 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-# --- the ledger --------------------------------------------------------------------------------------------
+# --- the ledger -----------------------------------------------------------------------------------
 
 
 class _Ledger(TypedDict):
@@ -372,24 +420,32 @@ class _Ledger(TypedDict):
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """The cells kept in a JSON file; none if there is no file. Raises VggfeatError for another file."""
+    """The cells kept in a JSON file; none if there is no file. Raises VggfeatError for another
+    file.
+    """
     if not path.exists():
         return []
-    way_out = "bring it back from version control or a copy, or give another `ledger`; the page beside it is as it was"
+    way_out = (
+        "bring it back from version control or a copy, or give another `ledger`; the page beside it"
+        " is as it was"
+    )
     try:
         record = parse_json(read_text(path, "ledger of cells"), path)
     except VggfeatError as error:
         raise VggfeatError(f"{error}: {way_out}") from error
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise VggfeatError(
-            f"{path} is no ledger of cells of version {VERSION} (older ones don't tell a cell's images and recipe): "
-            "move it away, take its tables out of the page, and make them again"
+            f"{path} is no ledger of cells of version {VERSION} (older ones don't tell a cell's"
+            " images and recipe): move it away, take its tables out of the page, and make them"
+            " again"
         )
     try:
         cells: list[Cell] = fitted(record, _Ledger, path)["cells"]
     except VggfeatError as error:
         raise VggfeatError(f"{error}: {way_out}") from error
-    if len({(cell.image_set, cell.images) for cell in cells}) > len({cell.image_set for cell in cells}):
+    if len({(cell.image_set, cell.images) for cell in cells}) > len(
+        {cell.image_set for cell in cells}
+    ):
         raise VggfeatError(
             f"{path} is damaged: cells of one set of images are of other numbers of them: {way_out}"
         )
@@ -402,24 +458,32 @@ def ledger_content(cells: Sequence[Cell]) -> dict[str, object]:
 
 
 def check_ledger(path: Path) -> None:
-    """Refuse what is no ledger, or cells beside it that can't be read, before work that would be put into it."""
+    """Refuse what is no ledger, or cells beside it that can't be read, before work that would be
+    put into it.
+    """
     text = read_text(path, "ledger") if path.exists() else ""
     if text and MARK not in text and path.suffix != ".md":
         raise VggfeatError(f"`ledger` {path} is no Markdown file: give the name of one, or of none")
     for cells in path.parent.glob("ledger-*.json"):
         read_cells(cells)
-    for heading, body in re.findall(f"{re.escape(MARK)}(.*) -->\n((?:(?!{re.escape(MARK)}).*\n)*)", text):
+    for heading, body in re.findall(
+        f"{re.escape(MARK)}(.*) -->\n((?:(?!{re.escape(MARK)}).*\n)*)", text
+    ):
         its = re.search(r"recipe ([\w.+-]+) on ([\w.+-]+) ", heading)
         name = f"ledger-{its[1]}-{its[2]}.json" if its else "ledger-ilsvrc.json"
-        if _HEAD in body and not (path.parent / name).exists():  # made anew, the tables would lose these rows
+        if (
+            _HEAD in body and not (path.parent / name).exists()
+        ):  # made anew, the tables would lose these rows
             raise VggfeatError(
-                f"{path} has tables whose cells are missing, {path.parent / name}: bring that file back from version "
-                "control or a copy, or give another `ledger`, or take those tables out of the page to begin them anew"
+                f"{path} has tables whose cells are missing, {path.parent / name}: bring that file"
+                " back from version control or a copy, or give another `ledger`, or take those"
+                " tables out of the page to begin them anew"
             )
 
 
 def with_new(kept: Sequence[Cell], new: Iterable[Cell]) -> list[Cell]:
-    """New cells in place of older ones of the same images (tested, trained on), recipe, row and seed.
+    """New cells in place of older ones of the same images (tested, trained on), recipe, row and
+    seed.
 
     All in the paper's order.
     """
@@ -433,9 +497,16 @@ def with_new(kept: Sequence[Cell], new: Iterable[Cell]) -> list[Cell]:
     return sorted(
         every.values(),
         key=lambda c: (
-            c.table, order.get(c.key, len(order)), c.row, c.mode, len(c.changes), c.changes, c.seed, c.image_set,
+            c.table,
+            order.get(c.key, len(order)),
+            c.row,
+            c.mode,
+            len(c.changes),
+            c.changes,
+            c.seed,
+            c.image_set,
         ),
-    )  # fmt: skip
+    )
 
 
 def sections(cells: Sequence[Cell], ilsvrc: bool = False) -> dict[str, list[Cell]]:
@@ -451,8 +522,8 @@ def sections(cells: Sequence[Cell], ilsvrc: bool = False) -> dict[str, list[Cell
             heading = ILSVRC if cell.image_set == first else f"{ILSVRC} ({cell.image_set[:8]})"
         else:
             heading = (
-                f"Tables 3 to 6, stand-in: recipe {cell.recipe} on {cell.data} {cell.split}, {cell.images:,} images of "
-                f"{cell.classes:,} classes ({cell.image_set[:8]})"
+                f"Tables 3 to 6, stand-in: recipe {cell.recipe} on {cell.data} {cell.split},"
+                f" {cell.images:,} images of {cell.classes:,} classes ({cell.image_set[:8]})"
             )
         found.setdefault(heading, []).append(cell)
     return found
@@ -461,7 +532,8 @@ def sections(cells: Sequence[Cell], ilsvrc: bool = False) -> dict[str, list[Cell
 def by_row(cells: Iterable[Cell]) -> dict[tuple[Key, tuple[str, ...]], list[Cell]]:
     """The cells of each place in the paper and each change of the recipe, one a seed.
 
-    What else than the seed tells nets apart, in words, stands among the changes: they are no seeds of one row.
+    What else than the seed tells nets apart, in words, stands among the changes: they are no seeds
+    of one row.
     """
     rows: dict[tuple[Key, tuple[str, ...]], list[Cell]] = {}
     for cell in cells:
@@ -474,23 +546,31 @@ def by_row(cells: Iterable[Cell]) -> dict[tuple[Key, tuple[str, ...]], list[Cell
 
 
 def _differ_in_the_seed(cells: Iterable[Cell]) -> list[tuple[tuple[str, ...], list[Cell]]]:
-    """Parts of a row whose nets had the same training and precision, and what tells each part from the others."""
+    """Parts of a row whose nets had the same training and precision, and what tells each part from
+    the others.
+    """
     parts: list[list[Cell]] = []
     for cell in sorted(cells, key=lambda c: [net.epochs or 0.0 for net in c.nets]):
         part = next(
-            (part for part in parts if _as_long(part[0], cell) and _sets(part[0]) == _sets(cell)), None
+            (part for part in parts if _as_long(part[0], cell) and _sets(part[0]) == _sets(cell)),
+            None,
         )
         if part is None:
             parts.append(part := [])
         part.append(cell)
     words = []
     for part in parts:
-        epochs = " + ".join("unknown" if net.epochs is None else f"{net.epochs:g}" for net in part[0].nets)
+        epochs = " + ".join(
+            "unknown" if net.epochs is None else f"{net.epochs:g}" for net in part[0].nets
+        )
         sets, precisions = _sets(part[0])
         words.append(
             (
                 f"{epochs} epoch{'' if epochs == '1' else 's'} of training",
-                f"training images {' + '.join(dict.fromkeys(each[:8] or 'unknown' for each in sets))}",
+                (
+                    "training images"
+                    f" {' + '.join(dict.fromkeys(each[:8] or 'unknown' for each in sets))}"
+                ),
                 "/".join(dict.fromkeys(precisions)),
             )
         )
@@ -534,13 +614,16 @@ def _notes(cells: Sequence[Cell]) -> dict[tuple[str, ...], str]:
 def notes_markdown(cells: Sequence[Cell]) -> list[str]:
     """What the marks of the rows mean, a line each; none where no recipe was changed."""
     notes = [
-        f"-{mark}: the recipe with {', '.join(changes)}" for changes, mark in _notes(cells).items() if mark
+        f"-{mark}: the recipe with {', '.join(changes)}"
+        for changes, mark in _notes(cells).items()
+        if mark
     ]
     return [*notes, ""] if notes else []
 
 
 def table_markdown(number: int, cells: Sequence[Cell], ilsvrc: bool = False) -> str:
-    """Ours beside the paper's, a row a cell; of several seeds the mean and the spread; what nobody ran in one line.
+    """Ours beside the paper's, a row a cell; of several seeds the mean and the spread; what nobody
+    ran in one line.
 
     cells: a section's. ilsvrc: they are of the paper's own images.
     """
@@ -561,8 +644,8 @@ def table_markdown(number: int, cells: Sequence[Cell], ilsvrc: bool = False) -> 
         epochs = " + ".join(_epochs([c.nets[i] for c in seeds]) for i in range(len(cell.nets)))
         beside = f"{paper[key].top1} / {paper[key].top5}" if key in paper else "-"
         lines.append(
-            f"| {name}{marks[changes]} | {mode} | {figures} | {len(seeds)} | S {cell.S}; Q {cell.Q} | {epochs} "
-            f"| {cell.when} | {beside} |"
+            f"| {name}{marks[changes]} | {mode} | {figures} | {len(seeds)} | S {cell.S}; Q {cell.Q}"
+            f" | {epochs} | {cell.when} | {beside} |"
         )
     there = {key for key, _ in ours}
     missing = [_place(key) for key in paper if key not in there]
@@ -582,7 +665,9 @@ def _epochs(nets: Sequence[Learned]) -> str:
 
 
 def claims_markdown(cells: Sequence[Cell]) -> str:
-    """Each of the paper's claims, decided by the pairs of rows of a section, over the seeds that both have."""
+    """Each of the paper's claims, decided by the pairs of rows of a section, over the seeds that
+    both have.
+    """
     marks = _notes(cells)
     found = [
         (claim, kinds, a, b, difference(a, b), unlike(a, b, claim.same_nets))
@@ -597,7 +682,10 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
     lines = [
         "**The paper's claims**, each on the same images and seeds",
         "",
-        "| claim | the pair | top-1 error, % | difference +- half of its 95 % interval | verdict | seeds |",
+        (
+            "| claim | the pair | top-1 error, % | difference +- half of its 95 % interval |"
+            " verdict | seeds |"
+        ),
         "|---|---|---|---|---|---|",
     ]
     for i, (claim, kinds, a, b, by, odd) in enumerate(found):
@@ -613,16 +701,19 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
         elif by.p >= LEVEL:
             verdict = "not decided"
         else:
-            verdict = ("holds" if by.points > 0 else "does not hold") + ("" if safe[i] else ", taken alone")
+            verdict = ("holds" if by.points > 0 else "does not hold") + (
+                "" if safe[i] else ", taken alone"
+            )
         lines.append(
-            f"| {claim.text} | {pair} | {means} | {by.points:+.2f} +- {by.half:.2f} | {verdict} | {len(a)} |"
+            f"| {claim.text} | {pair} | {means} | {by.points:+.2f} +- {by.half:.2f} | {verdict} |"
+            f" {len(a)} |"
         )
     n = len(decided)
     many = (
-        f"{n} of these {len(found)} pairs differ in nothing but what the claim is of. Each interval errs in one case "
-        f"of twenty: if no claim were true, {LEVEL * n:.1f} of the {n} verdicts would be expected by chance. What "
-        "stands after Holm's correction for all of them says "
-        '"holds" or "does not hold"; what doesn\'t says "taken alone".'
+        f"{n} of these {len(found)} pairs differ in nothing but what the claim is of. Each interval"
+        f" errs in one case of twenty: if no claim were true, {LEVEL * n:.1f} of the {n} verdicts"
+        " would be expected by chance. What stands after Holm's correction for all of them says"
+        ' "holds" or "does not hold"; what doesn\'t says "taken alone".'
     )
     lines += ["", fill(many, 120)]
     return "\n".join(lines) + "\n"
@@ -631,12 +722,16 @@ def claims_markdown(cells: Sequence[Cell]) -> str:
 def _pairs(
     better: Key, worse: Key, cells: Sequence[Cell]
 ) -> Iterator[tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Cell], list[Cell]]]:
-    """The rows of two places, of the same changes of the recipe or none in one of them, with their common seeds."""
+    """The rows of two places, of the same changes of the recipe or none in one of them, with their
+    common seeds.
+    """
     rows = by_row(cells)
     for key_a, ours in rows.items():
         for key_b, theirs in rows.items():
             changes = key_a[1], key_b[1]
-            if (key_a[0], key_b[0]) != (better, worse) or (changes[0] != changes[1] and all(changes)):
+            if (key_a[0], key_b[0]) != (better, worse) or (
+                changes[0] != changes[1] and all(changes)
+            ):
                 continue
             a, b = ({c.seed: c for c in side} for side in (ours, theirs))
             if shared := sorted(a.keys() & b.keys()):
@@ -650,15 +745,24 @@ def section_markdown(heading: str, cells: Sequence[Cell]) -> str:
         ilsvrc = heading.startswith(ILSVRC)
         if not ilsvrc:
             other = (
-                "The last column is of another task: nets of the paper's recipe, 50,000 images, 1,000 classes to "
-                f"choose among; here {cells[0].images:,} and {cells[0].classes:,}. Only the order of rows can be "
-                "compared."
+                "The last column is of another task: nets of the paper's recipe, 50,000 images,"
+                f" 1,000 classes to choose among; here {cells[0].images:,} and"
+                f" {cells[0].classes:,}. Only the order of rows can be compared."
             )
             parts += [fill(other, 120), ""]
-        parts += ["+- is the standard deviation over seeds. Epochs are of a net's whole chain of stages.", ""]
+        parts += [
+            "+- is the standard deviation over seeds. Epochs are of a net's whole chain of stages.",
+            "",
+        ]
         parts += notes_markdown(cells)
         parts += [table_markdown(number, cells, ilsvrc) for number in (3, 4, 5, 6)]
-        parts += ["```", *sorted({cell.command for cell in cells}), "```", "", claims_markdown(cells)]
+        parts += [
+            "```",
+            *sorted({cell.command for cell in cells}),
+            "```",
+            "",
+            claims_markdown(cells),
+        ]
     else:
         parts += [f"Not run: all {len(PAPER)} rows.", ""]
     return "\n".join([*parts, f"<!-- end of ledger: {heading} -->"])

@@ -1,13 +1,16 @@
 """Train a net of Table 1 from scratch, by the paper's whole recipe (Sect. 3.1).
 
-    python -m pretrain.train --net D --data /imagenet                              # A-256, D-256, D-384, D-256-512
-    torchrun --nproc-per-node 4 -m pretrain.train --net D --data /imagenet         # the same net, on four GPUs
-    python -m pretrain.train --net D --recipe mini --data photos --out runs/mini   # a laptop and a small folder
-    python -m pretrain.train --net D --data /imagenet --dry-run                    # what it will take
+The chain A-256, D-256, D-384, D-256-512; the same net, on four GPUs; on a laptop, of a small
+folder; what it will take:
 
-The same command goes on where an interrupted run stopped. Exit status: 0 done; 1 it failed, one line says why; 2 usage;
-3 done without some images that can't be read (0 under torchrun, which takes any other status for a crash); 130 or 143
-left on Ctrl-C or SIGTERM, saved.
+    python -m pretrain.train --net D --data /imagenet
+    torchrun --nproc-per-node 4 -m pretrain.train --net D --data /imagenet
+    python -m pretrain.train --net D --recipe mini --data photos --out runs/mini
+    python -m pretrain.train --net D --data /imagenet --dry-run
+
+The same command goes on where an interrupted run stopped. Exit status: 0 done; 1 it failed, one
+line says why; 2 usage; 3 done without some images that can't be read (0 under torchrun, which takes
+any other status for a crash); 130 or 143 left on Ctrl-C or SIGTERM, saved.
 """
 
 from __future__ import annotations
@@ -44,11 +47,16 @@ def train(
     data: Annotated[
         Path,
         Option(
-            "--data", "--root", envvar="VGGFEAT_DATA", help="train/CLASS/IMAGE and val/…, or CLASS/IMAGE."
+            "--data",
+            "--root",
+            envvar="VGGFEAT_DATA",
+            help="train/CLASS/IMAGE and val/…, or CLASS/IMAGE.",
         ),
     ] = Path("data"),
     recipe: Annotated[str, Option(help="paper, mini, or a .toml file.")] = "paper",
-    folder: Annotated[Path | None, Option("--out", help="Folder of the run; runs/NET if not given.")] = None,
+    folder: Annotated[
+        Path | None, Option("--out", help="Folder of the run; runs/NET if not given.")
+    ] = None,
     init: Annotated[
         str, Option(help="A: deeper nets start from a trained A; normal or glorot: from random.")
     ] = "A",
@@ -56,7 +64,9 @@ def train(
     start: Annotated[
         Path | None, Option("--from", help="Weights file that the first stage starts from.")
     ] = None,
-    overrides: Annotated[list[str], Option("--set", help="KEY=VALUE or STAGE.KEY=VALUE of the recipe.")] = [],  # noqa: B006
+    overrides: Annotated[
+        list[str], Option("--set", help="KEY=VALUE or STAGE.KEY=VALUE of the recipe.")
+    ] = [],  # noqa: B006
     seed: Annotated[int | None, Option(min=0, help="The recipe's seed.")] = None,
     colours: Annotated[
         Path | None, Option(help="Mean and covariance from another run's colours.json.")
@@ -68,7 +78,8 @@ def train(
         Literal["auto", "cpu", "cuda"], Option(help="Under torchrun, each process its own GPU.")
     ] = "auto",
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float64"], Option(help="auto: bfloat16 where it is fast.")
+        Literal["auto", "float32", "bfloat16", "float64"],
+        Option(help="auto: bfloat16 where it is fast."),
     ] = "auto",
     workers: Annotated[
         int | None, Option(min=0, help="Reading processes beside each training process.")
@@ -76,7 +87,9 @@ def train(
     compiled: Annotated[bool, Option("--compile", help="torch.compile the net.")] = False,
     checkpoint_minutes: Annotated[float, Option(min=0, help="Between checkpoints.")] = 10.0,
     log_every: Annotated[int, Option(min=1, help="Iterations between lines of the log.")] = 20,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print what the run will take, and leave.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what the run will take, and leave.")
+    ] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
@@ -99,7 +112,11 @@ def train(
 
         with joined(device) as ranks:
             machine = Machine(
-                precision=precision if precision == "float64" else resolve_precision(precision, ranks.device),
+                precision=(
+                    precision
+                    if precision == "float64"
+                    else resolve_precision(precision, ranks.device)
+                ),
                 micro_batch=micro_batch,
                 workers=min(16, max(1, CORES // ranks.local_world)) if workers is None else workers,
                 compile=compiled,
@@ -111,15 +128,17 @@ def train(
                 images = read_training_set(data, whole)
                 for remark in images.items.remarks if ranks.first else ():
                     say(in_options(remark))
-                asked = Run(whole, chosen, images, run_folder, start, colours, ranks, machine).fitted()
+                asked = Run(
+                    whole, chosen, images, run_folder, start, colours, ranks, machine
+                ).fitted()
                 if dry_run:
                     check(asked)
                     if ranks.first:
                         stages_plan = list(plan(whole, chosen, images, ranks, asked.machine))
                         _print_plan(stages_plan)
                         out.print(
-                            f"{len(images.train)} training images, {asked.machine.micro_batch} a pass, "
-                            f"{machine.precision} on {ranks.world} x {ranks.device.type}"
+                            f"{len(images.train)} training images, {asked.machine.micro_batch} a"
+                            f" pass, {machine.precision} on {ranks.world} x {ranks.device.type}"
                         )
                         _print_advice(stages_plan)
                     return
@@ -144,15 +163,19 @@ def _print_plan(stages: Sequence[StagePlan]) -> None:
 def _print_advice(stages: Sequence[StagePlan]) -> None:
     total = sum(stage.seconds for stage in stages)
     out.print(
-        f"at most {duration(total)} in all, by a trial of a few iterations; a stage ends earlier where its held-out "
-        "error stops falling"
+        f"at most {duration(total)} in all, by a trial of a few iterations; a stage ends earlier"
+        " where its held-out error stops falling"
     )
     if waiting := [stage.name for stage in stages if stage.waits]:
         out.print(
-            f"reading slows {', '.join(waiting)} down: faster storage, smaller image files or more cores help"
+            f"reading slows {', '.join(waiting)} down: faster storage, smaller image files or more"
+            " cores help"
         )
     if total > MUCH:
-        out.print("to try the program out in hours instead, train narrow nets on small crops: --recipe mini")
+        out.print(
+            "to try the program out in hours instead, train narrow nets on small crops: --recipe"
+            " mini"
+        )
 
 
 def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
@@ -163,11 +186,15 @@ def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
     table = columns("stage", "iterations", "Q", *kinds, "time")
     for name, state in ended.stages:
         errors = [
-            "-" if pair is None else ", ".join(map(percent, pair)) for pair in (state.held_out, state.val)
+            "-" if pair is None else ", ".join(map(percent, pair))
+            for pair in (state.held_out, state.val)
         ]
         table.add_row(name, str(state.iteration), str(Q[name]), *errors, duration(state.seconds))
     out.print(table)
-    out.print("errors: of one central crop at Q; the paper's, over the whole image, are pretrain.evaluate's")
+    out.print(
+        "errors: of one central crop at Q; the paper's, over the whole image, are"
+        " pretrain.evaluate's"
+    )
 
 
 if __name__ == "__main__":

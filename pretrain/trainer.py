@@ -1,8 +1,10 @@
-"""One step, one epoch, one stage of synchronous SGD (Sect. 3.1), on one process or many to the same result.
+"""One step, one epoch, one stage of synchronous SGD (Sect. 3.1), on one process or many to the same
+result.
 
-N images, C classes. The batch of an iteration is split over the processes, and each part over micro-batches where
-memory is short; every sample brings its own dropped units and colour shift, and its loss is divided by the number of
-images in the whole batch, so that neither split changes the gradient.
+N images, C classes. The batch of an iteration is split over the processes, and each part over
+micro-batches where memory is short; every sample brings its own dropped units and colour shift, and
+its loss is divided by the number of images in the whole batch, so that neither split changes the
+gradient.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Machine:
     precision: str = "float32"
     """float32, bfloat16 (autocast: weights, gradients and momentum stay float32) or float64."""
     micro_batch: int = 256
-    """Most images of a forward and backward pass of one process; gradients are accumulated over them."""
+    """Most images of a forward and backward pass of one process; gradients are accumulated over
+    them.
+    """
     workers: int = 2
     """Processes that read images, for each training process; 0 reads in the training process."""
     compile: bool = False
@@ -90,7 +94,8 @@ class Trainee(nn.Module):
                 x = module(x)
             elif kept.shape[1]:
                 units = x.shape[1]
-                # scaled here rather than halved at test time: the same net in expectation (Caffe's way, too)
+                # scaled here rather than halved at test time: the same net in expectation (Caffe's
+                # way, too)
                 x = x * (keep[:, start : start + units].to(x.dtype) / (1 - self.dropout))
                 start += units
         return x
@@ -104,22 +109,47 @@ def hidden_units(net: VGG) -> int:
 class Trainer:
     """A stage being trained.
 
-    net: its starting weights, on any device. stage_number: its place in the chain, part of the samples' keys.
-    from_random: whether the weights are untrained, for advice at chance. start: where from, for the record.
-    history: the stages that the weights have been through; None: unknown.
-    folder: where its files go. readers: who reads its images. An interrupted stage of the same identity goes on from
-    `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
+    net: its starting weights, on any device. stage_number: its place in the chain, part of the
+    samples' keys. from_random: whether the weights are untrained, for advice at chance. start:
+    where from, for the record. history: the stages that the weights have been through; None:
+    unknown.
+    folder: where its files go. readers: who reads its images. An interrupted stage of the same
+    identity goes on from `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another
+    net, recipe, training set or start.
     """
 
     def __init__(
-        self, recipe: Recipe, stage_number: int, net: VGG, data: TrainingSet, colours: Colours, ranks: Ranks,
-        machine: Machine, folder: Path, readers: Readers, *, from_random: bool = False, start: str = "",
+        self,
+        recipe: Recipe,
+        stage_number: int,
+        net: VGG,
+        data: TrainingSet,
+        colours: Colours,
+        ranks: Ranks,
+        machine: Machine,
+        folder: Path,
+        readers: Readers,
+        *,
+        from_random: bool = False,
+        start: str = "",
         history: tuple[Past, ...] | None = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         if ranks.world > recipe.batch_size:
-            raise VggfeatError(f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer")
-        self.recipe, self.stage, self.stage_number = recipe, recipe.stages[stage_number], stage_number
-        self.data, self.colours, self.ranks, self.machine, self.folder = data, colours, ranks, machine, folder
+            raise VggfeatError(
+                f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer"
+            )
+        self.recipe, self.stage, self.stage_number = (
+            recipe,
+            recipe.stages[stage_number],
+            stage_number,
+        )
+        self.data, self.colours, self.ranks, self.machine, self.folder = (
+            data,
+            colours,
+            ranks,
+            machine,
+            folder,
+        )
         self.readers, self.from_random, self.history = readers, from_random, history
         labels = cast(np.ndarray, data.items.labels)
         self.chance = Chance.of(labels[data.train], labels[data.held_out])
@@ -141,7 +171,8 @@ class Trainer:
             with telling_of_others(), warnings.catch_warnings():
                 # a later name of this argument isn't known to PyTorch 2.11
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-                # gradients are exchanged bucket by bucket while the rest of the backward pass goes on
+                # gradients are exchanged bucket by bucket while the rest of the backward pass goes
+                # on
                 running = DistributedDataParallel(
                     running, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
@@ -155,7 +186,8 @@ class Trainer:
 
     def _identity(self, start: str) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on."""
-        # the mean and covariance are told as they were measured; the net doesn't depend on when to give up
+        # the mean and covariance are told as they were measured; the net doesn't depend on when to
+        # give up
         apart = ("stages", "name", "file", "stands_for", "mean", "covariance", "chance_after")
         recipe = {k: v for k, v in asdict(self.recipe).items() if k not in apart}
         identity = {
@@ -175,12 +207,16 @@ class Trainer:
         state, made_with = read_state(path)
         for key, ours in self.identity.items():
             if key not in made_with:
-                raise VggfeatError(f"{path} doesn't say with which {key} it was made: give another `out`")
+                raise VggfeatError(
+                    f"{path} doesn't say with which {key} it was made: give another `out`"
+                )
             if made_with[key] != ours:
                 theirs = str(made_with[key])[:60]
                 if isinstance(ours, list) and len(str(ours)) > 60:
                     what = (
-                        f"was made with another list of {key}" if key == "classes" else f"has another {key}"
+                        f"was made with another list of {key}"
+                        if key == "classes"
+                        else f"has another {key}"
                     )
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
@@ -196,7 +232,8 @@ class Trainer:
         for name, most in ends.items():
             if (value := getattr(state, name)) > most:
                 raise VggfeatError(
-                    f"{path}: its {name} is {value}, and {most} is the last: move it away to start anew"
+                    f"{path}: its {name} is {value}, and {most} is the last: move it away to start"
+                    " anew"
                 )
         load_checkpoint(path, self.net, self.optimiser)
         if not self.chance_after:  # the run before may have watched
@@ -208,7 +245,7 @@ class Trainer:
         """Whether an earlier run has finished the stage, its files included."""
         return self.state.finished and (self.folder / WEIGHTS).exists()
 
-    # --- one step ----------------------------------------------------------------------------------------
+    # --- one step ---------------------------------------------------------------------------------
 
     def autocast(self) -> Any:
         """The context of a forward pass."""
@@ -217,7 +254,9 @@ class Trainer:
         return nullcontext()
 
     def step(self, batch: Batch, images: float) -> Tensor:
-        """One iteration on this process's part of a batch of so many readable images; its share of the mean loss."""
+        """One iteration on this process's part of a batch of so many readable images; its share of
+        the mean loss.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = self.state.learning_rate * group["rate_factor"]
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
@@ -232,7 +271,9 @@ class Trainer:
                     scores = scores.float()
                 losses = F.cross_entropy(scores, labels, reduction="none")
                 loss = (losses * counts.to(losses.dtype)).sum() / images
-                (loss * self.ranks.world).backward()  # DistributedDataParallel averages over processes
+                (
+                    loss * self.ranks.world
+                ).backward()  # DistributedDataParallel averages over processes
             total += loss.detach()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -246,14 +287,16 @@ class Trainer:
             part = slice(n * k // pieces, n * (k + 1) // pieces)
             yield [tensor[part].to(self.ranks.device, non_blocking=True) for tensor in batch[:5]]
 
-    # --- one stage ---------------------------------------------------------------------------------------
+    # --- one stage --------------------------------------------------------------------------------
 
     def run(self, stop: Stop) -> bool:
-        """Train to the end of the stage, or until a signal; whether it is finished. Writes all of the stage's files.
+        """Train to the end of the stage, or until a signal; whether it is finished. Writes all of
+        the stage's files.
 
-        Raises VggfeatError: the loss is not finite; it has been chance's for `chance_after` iterations, or the held-out
-        error is in the end; a disk that refuses the last checkpoint (one that it refuses on the way is a warning);
-        memory ran out, or a process that reads images was killed.
+        Raises VggfeatError: the loss is not finite; it has been chance's for `chance_after`
+        iterations, or the held-out error is in the end; a disk that refuses the last checkpoint
+        (one that it refuses on the way is a warning); memory ran out, or a process that reads
+        images was killed.
         """
         self.stop = stop
         try:
@@ -263,11 +306,16 @@ class Trainer:
             if isinstance(error, ReadingFailed):
                 what = str(error)
             elif out_of_memory(error):
-                what = f"out of memory on {self.ranks.device}: give a `micro_batch` below {self.machine.micro_batch}"
+                what = (
+                    f"out of memory on {self.ranks.device}: give a `micro_batch` below"
+                    f" {self.machine.micro_batch}"
+                )
             else:
                 raise
             where = f"{self.stage.name}, iteration {self.state.iteration}"
-            raise VggfeatError(f"{where}: {what}; the run goes on from its last checkpoint") from error
+            raise VggfeatError(
+                f"{where}: {what}; the run goes on from its last checkpoint"
+            ) from error
 
     def _run(self) -> bool:
         state, ranks = self.state, self.ranks
@@ -276,9 +324,15 @@ class Trainer:
         began, before = time.monotonic(), state.seconds
         saved_at = began
         self.running.train()
-        with Log(self.folder if ranks.first else None, self.stage.name, state.iteration, self.stop_at) as log:
+        with Log(
+            self.folder if ranks.first else None, self.stage.name, state.iteration, self.stop_at
+        ) as log:
             if state.iteration == 0:
-                machine = {**asdict(self.machine), "processes": ranks.world, "device": str(ranks.device)}
+                machine = {
+                    **asdict(self.machine),
+                    "processes": ranks.world,
+                    "device": str(ranks.device),
+                }
                 log(
                     "start",
                     0,
@@ -296,11 +350,19 @@ class Trainer:
                 due = float(time.monotonic() - saved_at >= self.machine.checkpoint_seconds)
                 # one exchange an iteration, so that all processes count, leave and save together
                 images, leave, save = ranks.sum(
-                    [float(batch.counts.sum()), float(self.stop.signal > 0), due if ranks.first else 0.0]
+                    [
+                        float(batch.counts.sum()),
+                        float(self.stop.signal > 0),
+                        due if ranks.first else 0.0,
+                    ]
                 )
                 self._report(batch.unreadable, "left out")
-                if not images:  # nothing would be learned, to the end of the stage and without a word
-                    raise ReadingFailed("not one image of a batch can be read: is the storage still there?")
+                if (
+                    not images
+                ):  # nothing would be learned, to the end of the stage and without a word
+                    raise ReadingFailed(
+                        "not one image of a batch can be read: is the storage still there?"
+                    )
                 self.pending += self.step(batch, images)
                 state.iteration += 1
                 state.seconds = before + time.monotonic() - began
@@ -316,10 +378,13 @@ class Trainer:
                 if state.finished:
                     break
                 if 0 < self.chance_after <= state.at_chance:
-                    learned = "it had learned, but " if self.chance.surely_beaten(state.best_top1) else ""
+                    learned = (
+                        "it had learned, but " if self.chance.surely_beaten(state.best_top1) else ""
+                    )
                     self._give_up(
-                        f"{learned}for {state.at_chance} iterations its loss has been {state.mean_loss:.3f}, and that "
-                        f"of a constant guess is {self.chance.loss:.3f}"
+                        f"{learned}for {state.at_chance} iterations its loss has been"
+                        f" {state.mean_loss:.3f}, and that of a constant guess is"
+                        f" {self.chance.loss:.3f}"
                     )
             state.finished = True
             self._refuse_broken()
@@ -334,10 +399,17 @@ class Trainer:
         return True
 
     def _batches(self) -> Iterator[Batch]:
-        """This process's part of each batch, from the state's iteration to the end; counts the time spent waiting."""
+        """This process's part of each batch, from the state's iteration to the end; counts the time
+        spent waiting.
+        """
         samples = Samples.of(self.recipe, self.stage_number, hidden_units(self.net))
         schedule = Schedule(
-            self.data.train, self.recipe, self.stage_number, self.ranks, self.state.iteration, self.stop_at
+            self.data.train,
+            self.recipe,
+            self.stage_number,
+            self.ranks,
+            self.state.iteration,
+            self.stop_at,
         )
         batches = self.readers.read(samples, self.data.items, schedule)
         for _ in range(0 if self.state.finished else len(schedule)):
@@ -355,7 +427,8 @@ class Trainer:
         self.pending.zero_()
 
     def _log_loss(self, log: Log) -> None:
-        """Every `log_every` iterations: the mean loss, the rate, the watch on a loss that goes wrong.
+        """Every `log_every` iterations: the mean loss, the rate, the watch on a loss that goes
+        wrong.
 
         Raises VggfeatError for one that is not finite.
         """
@@ -368,8 +441,8 @@ class Trainer:
         state.pending_loss, state.logged = 0.0, iteration
         if not math.isfinite(loss):
             raise VggfeatError(
-                f"{self.stage.name}, iteration {iteration}: the loss is {loss} at a learning rate of "
-                f"{state.learning_rate:g}; {self._lower_rate()}"
+                f"{self.stage.name}, iteration {iteration}: the loss is {loss} at a learning rate"
+                f" of {state.learning_rate:g}; {self._lower_rate()}"
             )
         if self.chance_after:
             self.chance.count(state, loss, since, self.chance_after, self.recipe.batch_size)
@@ -377,17 +450,28 @@ class Trainer:
         speed = (iteration - self.clock_iteration) * self.recipe.batch_size / seconds
         wait, rate = self.waited / seconds, state.learning_rate
         log(
-            "train", iteration, epoch=iteration / self.per_epoch, loss=loss, learning_rate=rate,
-            images_per_second=speed, data_wait=wait, seconds=state.seconds,
-        )  # fmt: skip
+            "train",
+            iteration,
+            epoch=iteration / self.per_epoch,
+            loss=loss,
+            learning_rate=rate,
+            images_per_second=speed,
+            data_wait=wait,
+            seconds=state.seconds,
+        )
         log.progress(iteration, loss, rate, speed, wait)
         self._restart_clock()
 
     def _check(self, log: Log) -> None:
-        """After each iteration `drop_by`; after each epoch the held-out error and the plateau rule."""
+        """After each iteration `drop_by`; after each epoch the held-out error and the plateau
+        rule.
+        """
         state, recipe, iteration = self.state, self.recipe, self.state.iteration
         drops = state.drops
-        while state.drops < len(recipe.drop_by) and iteration >= recipe.drop_by[state.drops] * self.stop_at:
+        while (
+            state.drops < len(recipe.drop_by)
+            and iteration >= recipe.drop_by[state.drops] * self.stop_at
+        ):
             state.drop(recipe)
         due = iteration % self.per_epoch == 0 or iteration == self.stop_at
         if len(self.data.held_out) and due:
@@ -411,29 +495,41 @@ class Trainer:
         log(event, self.state.iteration, top1_error=errors[0], top5_error=errors[1], images=images)
         name = {"held_out": "held-out", "val": "validation"}[event]
         log.say(
-            f"{name} error {percent(errors[0])} % top-1, {percent(errors[1])} % top-5, central crop at "
-            f"Q={self.stage.test_scale}"
+            f"{name} error {percent(errors[0])} % top-1, {percent(errors[1])} % top-5, central crop"
+            f" at Q={self.stage.test_scale}"
         )
 
     def _refuse_chance(self) -> None:
-        """Raise VggfeatError where a stage's end is no better than chance: it is nothing to start from, or to use."""
+        """Raise VggfeatError where a stage's end is no better than chance: it is nothing to start
+        from, or to use.
+        """
         state, chance = self.state, self.chance
         if state.at_chance:
             self._give_up(
-                f"its loss is {state.mean_loss:.3f} in the end, and that of a constant guess is {chance.loss:.3f}"
+                f"its loss is {state.mean_loss:.3f} in the end, and that of a constant guess is"
+                f" {chance.loss:.3f}"
             )
-        if self.chance_after and chance.tells() and state.held_out and state.held_out[0] >= chance.error:
+        if (
+            self.chance_after
+            and chance.tells()
+            and state.held_out
+            and state.held_out[0] >= chance.error
+        ):
             self._give_up(
-                f"its held-out error is {state.held_out[0]:.2f} % top-1 in the end, and that of a constant guess is "
-                f"{chance.error:.2f} %"
+                f"its held-out error is {state.held_out[0]:.2f} % top-1 in the end, and that of a"
+                f" constant guess is {chance.error:.2f} %"
             )
 
     def _give_up(self, why: str) -> NoReturn:
-        """Save, and raise VggfeatError, which says what may help a net that is no better than chance."""
+        """Save, and raise VggfeatError, which says what may help a net that is no better than
+        chance.
+        """
         stage, state = self.stage, self.state
         self._save(must=True)
         self.ranks.barrier()  # torchrun ends the first process as soon as another has left
-        ways = [f"another learning rate than {stage.learning_rate:g} (`set` STAGE.learning_rate=RATE)"]
+        ways = [
+            f"another learning rate than {stage.learning_rate:g} (`set` STAGE.learning_rate=RATE)"
+        ]
         if state.finished:
             ways.append("a longer stage (`set` STAGE.iterations=N)")
         if not self.from_random:
@@ -443,9 +539,9 @@ class Trainer:
         if self.recipe.random_layers == "normal":
             ways.append("Glorot's weights (`init` glorot)")
         raise VggfeatError(
-            f"{stage.name}, iteration {state.iteration}: the net is no better than chance: {why}; what may help: "
-            f"{', '.join(ways)}; move {self.folder} away first. Its checkpoint is kept, and the same command with "
-            "`set` chance_after=0 goes on from it"
+            f"{stage.name}, iteration {state.iteration}: the net is no better than chance: {why};"
+            f" what may help: {', '.join(ways)}; move {self.folder} away first. Its checkpoint is"
+            " kept, and the same command with `set` chance_after=0 goes on from it"
         )
 
     def _report(self, unreadable: list[tuple[str, str]], how: str) -> None:
@@ -456,14 +552,17 @@ class Trainer:
 
     @torch.inference_mode()
     def errors(self, rows: np.ndarray) -> tuple[float, float | None] | None:
-        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an error.
+        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an
+        error.
 
-        None for a top-5 error that tells nothing (`metrics.tells`); None for both when a signal came before the end:
-        who sent it may kill after some seconds.
+        None for a top-5 error that tells nothing (`metrics.tells`); None for both when a signal
+        came before the end: who sent it may kill after some seconds.
         """
         low, high = self.ranks.share(0, len(rows))
         size = min(self.machine.micro_batch, 128)
-        keys = [[(0, int(r)) for r in rows[i : min(i + size, high)]] for i in range(low, high, size)]
+        keys = [
+            [(0, int(r)) for r in rows[i : min(i + size, high)]] for i in range(low, high, size)
+        ]
         crops = CentreCrops(self.stage.test_scale, self.recipe.crop)
         self.trainee.eval()
         right1 = right5 = 0.0
@@ -485,7 +584,7 @@ class Trainer:
         top5 = 100 * (1 - right5 / len(rows)) if tells(5, self.net.num_classes) else None
         return 100 * (1 - right1 / len(rows)), top5
 
-    # --- files -------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def _save(self, must: bool) -> None:
         """Write the checkpoint, in the first process. A broken net doesn't replace a sound one."""
@@ -495,26 +594,31 @@ class Trainer:
             return  # the next line of the log says what happened
         path = self.folder / CHECKPOINT
         self._write(
-            path, lambda: save_checkpoint(path, self.net, self.optimiser, self.state, self.identity), must
+            path,
+            lambda: save_checkpoint(path, self.net, self.optimiser, self.state, self.identity),
+            must,
         )
 
     def _broken(self) -> bool:
         """Whether the net, or its loss, has values that are not finite."""
         sound = math.isfinite(self.state.pending_loss)
-        return not (sound and all(bool(parameter.isfinite().all()) for parameter in self.net.parameters()))
+        return not (
+            sound and all(bool(parameter.isfinite().all()) for parameter in self.net.parameters())
+        )
 
     def _refuse_broken(self) -> None:
         if self._broken():
             raise VggfeatError(
-                f"{self.stage.name}, iteration {self.state.iteration}: the net has weights that are not finite; "
-                f"{self._lower_rate()}"
+                f"{self.stage.name}, iteration {self.state.iteration}: the net has weights that are"
+                f" not finite; {self._lower_rate()}"
             )
 
     def _lower_rate(self) -> str:
         """What to do about values that are not finite."""
         return (
-            f"the last checkpoint is from before it: move {self.folder} away, and begin the stage anew with a lower "
-            f"rate than {self.stage.learning_rate:g} (`set` STAGE.learning_rate=RATE)"
+            f"the last checkpoint is from before it: move {self.folder} away, and begin the stage"
+            f" anew with a lower rate than {self.stage.learning_rate:g} (`set`"
+            " STAGE.learning_rate=RATE)"
         )
 
     def _write_weights(self, name: str, must: bool) -> None:
@@ -522,7 +626,9 @@ class Trainer:
         self._write(path, lambda: write_weights(path, self), must)
 
     def _write(self, path: Path, write: Callable[[], None], must: bool) -> None:
-        """Call write in the first process. A disk that refuses is a warning, once a file, unless it is a must."""
+        """Call write in the first process. A disk that refuses is a warning, once a file, unless it
+        is a must.
+        """
         if not self.ranks.first:
             return
         try:
@@ -531,7 +637,8 @@ class Trainer:
             what = cant_write(path, error)
             if must:
                 raise VggfeatError(
-                    f"{what}; the same command goes on from the last checkpoint, once it can be written"
+                    f"{what}; the same command goes on from the last checkpoint, once it can be"
+                    " written"
                 ) from error
             if path.name not in self.refused:
                 self.refused.add(path.name)
@@ -541,13 +648,19 @@ class Trainer:
 
 
 def write_weights(path: Path, trainer: Trainer) -> None:
-    """The weights file of contract: the net as it is now, its preprocessing, and how it was made."""
+    """The weights file of contract: the net as it is now, its preprocessing, and how it was
+    made.
+    """
     low, high = trainer.stage.train_scale
     rows = np.sort(np.concatenate([trainer.data.train, trainer.data.held_out]))
     past = Past(
-        trainer.stage.name, trainer.recipe.name, trainer.recipe.seed, trainer.state.iteration / trainer.per_epoch,
-        len(trainer.data.train), name_digest([trainer.data.items.names[i] for i in rows]),
-    )  # fmt: skip
+        trainer.stage.name,
+        trainer.recipe.name,
+        trainer.recipe.seed,
+        trainer.state.iteration / trainer.per_epoch,
+        len(trainer.data.train),
+        name_digest([trainer.data.items.names[i] for i in rows]),
+    )
     measured = {"held_out": trainer.state.held_out, "validation": trainer.state.val}
     save_weights(
         path,
@@ -558,15 +671,25 @@ def write_weights(path: Path, trainer: Trainer) -> None:
         source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",
         epoch=f"{past.epochs:.2f}",
         recipe=trainer.recipe.to_json(),
-        history="" if trainer.history is None else json.dumps(list(map(asdict, (*trainer.history, past)))),
+        history=(
+            ""
+            if trainer.history is None
+            else json.dumps(list(map(asdict, (*trainer.history, past))))
+        ),
         errors=json.dumps(
-            {name: dict(zip(("top1", "top5"), pair, strict=True)) for name, pair in measured.items() if pair}
+            {
+                name: dict(zip(("top1", "top5"), pair, strict=True))
+                for name, pair in measured.items()
+                if pair
+            }
         ),
     )
 
 
 def optimiser(net: VGG, recipe: Recipe, learning_rate: float) -> torch.optim.SGD:
-    """SGD with momentum and L2 decay over the layers that learn; biases apart where the recipe asks for Caffe's."""
+    """SGD with momentum and L2 decay over the layers that learn; biases apart where the recipe asks
+    for Caffe's.
+    """
     layers = [layer for layer in weight_layers(net).values() if layer.weight.requires_grad]
     weights = [layer.weight for layer in layers]
     biases = [cast(nn.Parameter, layer.bias) for layer in layers]

@@ -1,5 +1,5 @@
-"""What a run says while it works, to people (lines or a bar) and to programs (JSONL, TensorBoard); and when it leaves:
-at a signal, or where its net learns nothing."""
+"""What a run says while it works, to people (lines or a bar) and to programs (JSONL, TensorBoard);
+and when it leaves: at a signal, or where its net learns nothing."""
 
 from __future__ import annotations
 
@@ -32,18 +32,22 @@ LOG = "log.jsonl"
 
 
 class Log:
-    """What a stage tells: `log.jsonl` and TensorBoard events in its folder, lines or a live one on stderr.
+    """What a stage tells: `log.jsonl` and TensorBoard events in its folder, lines or a live one on
+    stderr.
 
-    A line of the file is an event; `event` names it, `iteration` places it. Events of iterations that a resumed run
-    repeats are dropped first, so that each happens once in the file. A disk that refuses is a warning; what was to be
-    written then is missing. folder None: says and writes nothing, as all processes but the first do.
+    A line of the file is an event; `event` names it, `iteration` places it. Events of iterations
+    that a resumed run repeats are dropped first, so that each happens once in the file. A disk that
+    refuses is a warning; what was to be written then is missing. folder None: says and writes
+    nothing, as all processes but the first do.
     """
 
     def __init__(self, folder: Path | None, name: str, iteration: int, stop_at: int) -> None:
         self.folder, self.name, self.start, self.stop_at = folder, name, iteration, stop_at
         self._began = self._shown = time.monotonic()
         self._live = live()
-        self._writers = [] if folder is None else [_Lines(folder / LOG, iteration), _Board(folder, iteration)]
+        self._writers = (
+            [] if folder is None else [_Lines(folder / LOG, iteration), _Board(folder, iteration)]
+        )
         self._refused: set[_Records] = set()
 
     def __call__(self, event: str, iteration: int, **values: Any) -> None:
@@ -64,7 +68,9 @@ class Log:
     def progress(
         self, iteration: int, loss: float, rate: float, images_per_second: float, data_wait: float
     ) -> None:
-        """Where the stage is: rewritten in place on a terminal, a line each ten seconds elsewhere."""
+        """Where the stage is: rewritten in place on a terminal, a line each ten seconds
+        elsewhere.
+        """
         now = time.monotonic()
         waits = not self._live and now - self._shown < LINE_SECONDS and iteration < self.stop_at
         if self.folder is None or waits:
@@ -72,8 +78,9 @@ class Log:
         self._shown = now
         left = (now - self._began) / max(iteration - self.start, 1) * (self.stop_at - iteration)
         text = (
-            f"iteration {iteration}/{self.stop_at}, loss {loss:.4f}, learning rate {rate:g}, "
-            f"{images_per_second:.0f} images/s, {100 * data_wait:.0f} % waiting for data, {duration(left)} left"
+            f"iteration {iteration}/{self.stop_at}, loss {loss:.4f}, learning rate {rate:g},"
+            f" {images_per_second:.0f} images/s, {100 * data_wait:.0f} % waiting for data,"
+            f" {duration(left)} left"
         )
         if self._live:
             rewrite(f"{self.name}: {text}")
@@ -83,7 +90,9 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for writer in self._writers:
             writer.close()
 
@@ -97,7 +106,9 @@ class _Records(ABC):
 
     @abstractmethod
     def begin(self) -> int:
-        """Bring the file to where `iteration` is, and open it; tried again with each event until it succeeds."""
+        """Bring the file to where `iteration` is, and open it; tried again with each event until it
+        succeeds.
+        """
 
     @abstractmethod
     def records(self, event: str, iteration: int, values: Mapping[str, Any]) -> Iterator[bytes]:
@@ -122,7 +133,10 @@ class _Lines(_Records):
         if self.iteration:
             kept, dropped = events(self.path)
             if dropped:
-                say(f"warning: {self.path}: {dropped} lines are no events of a stage and are dropped")
+                say(
+                    f"warning: {self.path}: {dropped} lines are no events of a stage and are"
+                    " dropped"
+                )
         # a stage that goes on is not finished: what was said of its end is said again
         kept = [e for e in kept if e["iteration"] <= self.iteration and e["event"] != "val"]
         with whole(self.path) as partial:  # not into a pipe, whose reader may never come
@@ -134,7 +148,9 @@ class _Lines(_Records):
 
 
 class _Board(_Records):
-    """TensorBoard's file, by its record writer; not by its thread, which prints a traceback when a disk is full."""
+    """TensorBoard's file, by its record writer; not by its thread, which prints a traceback when a
+    disk is full.
+    """
 
     def __init__(self, folder: Path, iteration: int) -> None:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -144,13 +160,18 @@ class _Board(_Records):
         # imported here, as only the process that writes needs it
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        file = os.open(
+            self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
+        )
         try:
             _append(file, _framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
             if self.iteration:  # what an earlier file has after this is repeated
                 start = SessionLog(status=SessionLog.START)
                 _append(
-                    file, _framed(Event(wall_time=time.time(), step=self.iteration + 1, session_log=start))
+                    file,
+                    _framed(
+                        Event(wall_time=time.time(), step=self.iteration + 1, session_log=start)
+                    ),
                 )
         except OSError:
             os.close(file)
@@ -168,7 +189,9 @@ class _Board(_Records):
             if isinstance(value, int | float) and not isinstance(value, bool)
         ]
         if scalars:
-            yield _framed(Event(wall_time=time.time(), step=iteration, summary=Summary(value=scalars)))
+            yield _framed(
+                Event(wall_time=time.time(), step=iteration, summary=Summary(value=scalars))
+            )
 
 
 def _framed(event: Any) -> bytes:
@@ -200,10 +223,11 @@ def _line(event: Mapping[str, Any]) -> str:
 
 
 def events(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """All events of a log, and how many lines are none: cut off, damaged, or something else's. Raises OSError.
+    """All events of a log, and how many lines are none: cut off, damaged, or something else's.
+    Raises OSError.
 
-    An event is a JSON object with a name, `event`, and an `iteration`; `time` and what `FIGURES` names are numbers, or
-    not there.
+    An event is a JSON object with a name, `event`, and an `iteration`; `time` and what `FIGURES`
+    names are numbers, or not there.
     """
     if not path.exists():
         return [], 0
@@ -223,9 +247,17 @@ def events(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 FIGURES = (
-    "time", "epoch", "loss", "learning_rate", "images_per_second", "data_wait", "seconds", "top1_error", "top5_error",
+    "time",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "images_per_second",
+    "data_wait",
+    "seconds",
+    "top1_error",
+    "top5_error",
     "images",
-)  # fmt: skip
+)
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -248,17 +280,21 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and (type(value) is float or abs(value) <= 2**53)
 
 
-NO_BETTER = 0.98  # of chance's loss: from here on a mean loss is that of a net that has learned nothing
-ENOUGH = 2000  # images: where dropout makes single losses differ by 40 %, the mean of so many is known to 1 %
+NO_BETTER = (
+    0.98  # of chance's loss: from here on a mean loss is that of a net that has learned nothing
+)
+# images: where dropout makes single losses differ by 40 %, the mean of so many is known to 1 %
+ENOUGH = 2000
 
 
 @dataclass(frozen=True)
 class Chance:
-    """What the best constant guess comes to: the same scores for every image. A net that is no better knows nothing.
+    """What the best constant guess comes to: the same scores for every image. A net that is no
+    better knows nothing.
 
-    loss: the entropy of the training images' classes, ln K for K classes of one size. error: top-1, per cent, of
-    naming the most frequent class for each held-out image; spread: the standard deviation of guessing at that error.
-    Both are NaN without held-out images.
+    loss: the entropy of the training images' classes, ln K for K classes of one size. error: top-1,
+    per cent, of naming the most frequent class for each held-out image; spread: the standard
+    deviation of guessing at that error. Both are NaN without held-out images.
     """
 
     loss: float
@@ -276,7 +312,9 @@ class Chance:
         error = 100 * (1 - most / len(held_out))
         return cls(loss, error, math.sqrt(error * (100 - error) / len(held_out)))
 
-    def count(self, state: State, loss: float, iterations: int, limit: int, batch_size: int) -> None:
+    def count(
+        self, state: State, loss: float, iterations: int, limit: int, batch_size: int
+    ) -> None:
         """Take in the mean loss of the last iterations: how long the stage has been at chance.
 
         It is while the mean over a twentieth of the limit, and over `ENOUGH` images, is chance's.
@@ -284,7 +322,9 @@ class Chance:
         window = min(state.iteration, max(limit // 20, ENOUGH // batch_size))
         weight = min(1.0, iterations / max(1, window))
         state.mean_loss += weight * (loss - state.mean_loss)
-        state.at_chance = state.at_chance + iterations if state.mean_loss > NO_BETTER * self.loss else 0
+        state.at_chance = (
+            state.at_chance + iterations if state.mean_loss > NO_BETTER * self.loss else 0
+        )
 
     def surely_beaten(self, top1: float) -> bool:
         """Whether a held-out top-1 error is lower by more than luck: three deviations."""
@@ -298,8 +338,8 @@ class Chance:
 class Stop:
     """Whether SIGTERM or Ctrl-C asked to leave; `signal` is its number, 0 until then.
 
-    While there is something to save it is only noted, and who saves looks here; elsewhere it is a KeyboardInterrupt.
-    alone: this is the job's only process.
+    While there is something to save it is only noted, and who saves looks here; elsewhere it is a
+    KeyboardInterrupt. alone: this is the job's only process.
     """
 
     def __init__(self, alone: bool) -> None:
@@ -318,8 +358,9 @@ class Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signal:
-            # A scheduler, torchrun and a terminal may each send theirs, to the same end. Only somebody who sees nothing
-            # happen and types Ctrl-C again wants to leave at once; under torchrun it does that itself after a while.
+            # A scheduler, torchrun and a terminal may each send theirs, to the same end. Only
+            # somebody who sees nothing happen and types Ctrl-C again wants to leave at once; under
+            # torchrun it does that itself after a while.
             if self._alone and number == signal.SIGINT and now - self._asked > AGAIN_SECONDS:
                 os._exit(128 + number)
             return
@@ -330,11 +371,15 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Inside, SIGTERM and Ctrl-C end the run well; see `Stop`. Raises Interrupted where nothing was to be saved."""
+    """Inside, SIGTERM and Ctrl-C end the run well; see `Stop`. Raises Interrupted where nothing was
+    to be saved.
+    """
     stop = Stop(alone=os.environ.get("WORLD_SIZE", "1") == "1")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     # what nohup or a shell's `&` has switched off stays so
-    before = {signum: handler for signum, handler in handlers.items() if handler is not signal.SIG_IGN}
+    before = {
+        signum: handler for signum, handler in handlers.items() if handler is not signal.SIG_IGN
+    }
     for signum in before:
         signal.signal(signum, stop)
     try:

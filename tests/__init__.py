@@ -1,7 +1,7 @@
 """No test depends on where it runs, nor does a process that one starts.
 
-No GPU, which `--device auto` would take; one thread, as nets here are small and a thread more changes the order of
-sums; none of the user's settings. Here, as NumPy and PyTorch look only once.
+No GPU, which `--device auto` would take; one thread, as nets here are small and a thread more
+changes the order of sums; none of the user's settings. Here, as NumPy and PyTorch look only once.
 """
 
 import os
@@ -12,6 +12,13 @@ os.environ |= {
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it warns of processors
     "no_proxy": "*",
 }
-TERMINAL = ("COLUMNS", "TERMINAL_WIDTH", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+TERMINAL = (
+    "COLUMNS",
+    "TERMINAL_WIDTH",
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+)
 for name in ("VGGFEAT_DATA", "PYTHONWARNINGS", "GITHUB_ACTIONS", "PY_COLORS", *TERMINAL):
     os.environ.pop(name, None)

@@ -1,4 +1,6 @@
-"""What several tests need: any machine made equal, the real data (skipped where it is missing), small nets."""
+"""What several tests need: any machine made equal, the real data (skipped where it is missing),
+small nets.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,12 @@ from vggfeat.images import Preprocessing
 from vggfeat.vgg import VGG
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-HANG = 600  # seconds after which a process that a test waits for counts as one that hangs; none takes a tenth of them
+# seconds after which a process that a test waits for counts as one that hangs; none takes a tenth
+# of them
+HANG = 600
 
-# The same examples each time, however long they take: what fails, fails for everybody. FUZZ asks for others.
+# The same examples each time, however long they take: what fails, fails for everybody. FUZZ asks
+# for others.
 settings.register_profile(
     "any machine",
     deadline=None,
@@ -33,15 +38,20 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-# What nohup or a shell's `&` has switched off stays off in a command, and most tests of signals would wait for ever.
+# What nohup or a shell's `&` has switched off stays off in a command, and most tests of signals
+# would wait for ever.
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 
 
 @pytest.fixture(autouse=True, scope="session")
 def any_hardware() -> Iterator[None]:
-    """The device and the precision "auto" are the CPU and float32 in this process, whatever the hardware has."""
+    """The device and the precision "auto" are the CPU and float32 in this process, whatever the
+    hardware has.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -54,8 +64,8 @@ def any_hardware() -> Iterator[None]:
 def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command does by the clock, it does not in this process.
 
-    One thread for each test anew, as a command that takes --workers leaves its number behind. A slow machine would
-    flush, tell how far it is and advise after ten seconds.
+    One thread for each test anew, as a command that takes --workers leaves its number behind. A
+    slow machine would flush, tell how far it is and advise after ten seconds.
     """
     torch.set_num_threads(1)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", float("inf"))
@@ -64,7 +74,10 @@ def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What a process says of itself by this: the most memory that it has had, in bytes.
-PEAK = "1024 * int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+PEAK = (
+    "1024 * int(next(line for line in open('/proc/self/status') if"
+    " line.startswith('VmHWM')).split()[1])"
+)
 STATUS = Path("/proc/self/status")
 needs_peak = pytest.mark.skipif(
     not STATUS.exists() or "VmHWM" not in STATUS.read_text(),
@@ -108,7 +121,9 @@ Command = Callable[..., Ran]
 
 @pytest.fixture
 def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`run_main(main, "svm", "--features", path)`: a command's main in this process, which saves the imports."""
+    """`run_main(main, "svm", "--features", path)`: a command's main in this process, which saves
+    the imports.
+    """
     monkeypatch.setattr(terminal.out, "width", 240)
 
     def run(main: Callable[[], None], *words: object) -> Ran:
@@ -124,7 +139,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def he() -> Callable[..., VGG]:
-    """A net with He's initialisation: signals neither vanish nor explode, so that equality means something."""
+    """A net with He's initialisation: signals neither vanish nor explode, so that equality means
+    something.
+    """
 
     def make(net: str, **settings: object) -> VGG:
         module = VGG(net, **settings)  # type: ignore[arg-type]
@@ -146,21 +163,29 @@ def plain() -> Preprocessing:
 
 
 def photograph(seed: int, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8: smooth colours with some texture, so that JPEG and rescaling behave as on photographs."""
+    """(H, W, 3) uint8: smooth colours with some texture, so that JPEG and rescaling behave as on
+    photographs.
+    """
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    smooth = np.asarray(
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16
+    )
     return np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
 
 
 def torchrun(processes: int) -> list[str]:
-    """The words before a script or `-m module`; on this machine alone, whatever its name resolves to."""
+    """The words before a script or `-m module`; on this machine alone, whatever its name resolves
+    to.
+    """
     alone = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
     return [sys.executable, "-m", "torch.distributed.run", *alone]
 
 
 def assert_same_descriptors(a: np.ndarray, b: np.ndarray) -> None:
-    """Equal to what a batch of another size rounds otherwise: 1e-4 of each descriptor's largest value."""
+    """Equal to what a batch of another size rounds otherwise: 1e-4 of each descriptor's largest
+    value.
+    """
     assert a.shape == b.shape and a.dtype == b.dtype
     np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
     a, b = np.nan_to_num(a).astype(np.float64), np.nan_to_num(b).astype(np.float64)

@@ -1,4 +1,6 @@
-"""Pooling over scales, the norm and fusion: numbers by hand, then what must hold for any descriptor."""
+"""Pooling over scales, the norm and fusion: numbers by hand, then what must hold for any
+descriptor.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def test_average_max_and_stack_by_hand() -> None:
         aggregate(TWO_SCALES, "average"), [[1.5 / 11.25**0.5, 3 / 11.25**0.5]], rtol=1e-6
     )
     np.testing.assert_allclose(aggregate(TWO_SCALES, "max"), [[0.6, 0.8]], rtol=1e-6)
-    # Each scale to length 1, (0.6, 0.8) and (0, 1), stacked, and the whole to length 1: each half weighs the same.
+    # Each scale to length 1, (0.6, 0.8) and (0, 1), stacked, and the whole to length 1: each half
+    # weighs the same.
     np.testing.assert_allclose(
         aggregate(TWO_SCALES, "stack"), np.array([[0.6, 0.8, 0, 1]]) / 2**0.5, rtol=1e-6
     )
@@ -33,7 +36,9 @@ def test_average_max_and_stack_by_hand() -> None:
 def test_average_is_of_raw_descriptors_not_of_unit_ones() -> None:
     # A scale with ten times the activations has ten times the say.
     descriptors = np.array([[[10.0, 0.0], [0.0, 1.0]]])
-    np.testing.assert_allclose(aggregate(descriptors)[0, 0] / aggregate(descriptors)[0, 1], 10, rtol=1e-6)
+    np.testing.assert_allclose(
+        aggregate(descriptors)[0, 0] / aggregate(descriptors)[0, 1], 10, rtol=1e-6
+    )
 
 
 def test_fuse_by_hand() -> None:
@@ -94,21 +99,29 @@ def test_rows_have_length_1_or_0(descriptors: np.ndarray, how: str) -> None:
 
 @pytest.mark.parametrize("factor", [1e-200, 1e200])
 def test_squares_neither_vanish_nor_overflow(factor: float) -> None:
-    np.testing.assert_allclose(l2_normalise(np.array([[3.0, 4.0]]) * factor), [[0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(
+        l2_normalise(np.array([[3.0, 4.0]]) * factor), [[0.6, 0.8]], rtol=1e-6
+    )
 
 
 def test_float16_sums_are_exact() -> None:
     # 60000 + 60000 overflows float16, and 4096 squares of 0.1 lose all precision in it.
-    np.testing.assert_allclose(aggregate(np.full((1, 2, 4), 60000, dtype=np.float16)), [[0.5] * 4], rtol=1e-6)
+    np.testing.assert_allclose(
+        aggregate(np.full((1, 2, 4), 60000, dtype=np.float16)), [[0.5] * 4], rtol=1e-6
+    )
     row = aggregate(np.full((1, 1, 4096), 0.1, dtype=np.float16))[0]
     np.testing.assert_allclose(row, 1 / 64, rtol=1e-6)
 
 
 @pytest.mark.parametrize("how", POOLINGS)
-def test_blocks_and_hdf5_change_nothing(how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_blocks_and_hdf5_change_nothing(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     descriptors = np.random.default_rng(0).random((11, 2, 8)).astype(np.float16)
     whole = aggregate(descriptors, how)
-    monkeypatch.setattr(module, "BLOCK_BYTES", 3 * 2 * 8 * 8)  # three rows a block, the last one shorter
+    monkeypatch.setattr(
+        module, "BLOCK_BYTES", 3 * 2 * 8 * 8
+    )  # three rows a block, the last one shorter
     np.testing.assert_array_equal(aggregate(descriptors, how), whole)
     with h5py.File(tmp_path / "features.h5", "w") as file:
         dataset = file.create_dataset("descriptors", data=descriptors)

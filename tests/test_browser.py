@@ -1,4 +1,5 @@
-"""The pages in a real browser, headless and without a network: on a phone and a desk, light and dark.
+"""The pages in a real browser, headless and without a network: on a phone and a desk, light and
+dark.
 
 Needs Chromium (`apt-get install chromium`, or `playwright install chromium`); skipped without one.
 """
@@ -40,12 +41,14 @@ FACTS = """() => {
       element => contrast(getComputedStyle(element).color))),
     overflow: document.documentElement.scrollWidth - innerWidth,
     images: all('img').length,
-    broken: all('img').filter(image => !image.naturalWidth || !image.getBoundingClientRect().width).length,
+    broken: all('img').filter(
+      image => !image.naturalWidth || !image.getBoundingClientRect().width).length,
     charts: all('svg').map(svg => svg.getBoundingClientRect().width),
     letters: all('svg text').map(text => text.getBoundingClientRect().height),
     outside: all('svg text').filter(text => {
       const a = text.getBoundingClientRect(), b = text.ownerSVGElement.getBoundingClientRect();
-      return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
+      return a.left < b.left - 1 || a.right > b.right + 1
+        || a.top < b.top - 1 || a.bottom > b.bottom + 1;
     }).map(text => text.textContent),
     figures: all('td.number').map(cell => cell.getBoundingClientRect().height),
     titles: all('section h2').map(title => title.textContent),
@@ -56,19 +59,27 @@ FACTS = """() => {
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     with sync_api.sync_playwright() as playwright:
         if path is None and not Path(playwright.chromium.executable_path).exists():
             pytest.skip("there is no Chromium here")
         # its sandbox doesn't work for root, as in containers; the pages are our own
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * HANG)
+        opened = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=1000 * HANG
+        )
         yield opened
         opened.close()
 
 
 def looked_at(browser: Any, path: Path, width: int, scheme: str) -> dict[str, Any]:
     """What a page is like, after checking that it asks for nothing and complains of nothing."""
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
+    )
     context.set_default_timeout(1000 * HANG)
     page = context.new_page()
     asked: list[str] = []
@@ -91,15 +102,23 @@ def a_report(folder: Path, K: int, images: int) -> Path:
     labels = (np.arange(max(3 * K, 12)) % K).astype(np.int32)
     rows = np.arange(len(labels))
     scores = rng.standard_normal((len(labels), K)) + 2 * (np.arange(K) == labels[:, None])
-    curve = {"C_grid": [0.5, 2.0, 8.0], "C_curve": [0.5, 0.6, 0.55], "selected_by": "mean_class_recall"}
+    curve = {
+        "C_grid": [0.5, 2.0, 8.0],
+        "C_curve": [0.5, 0.6, 0.55],
+        "selected_by": "mean_class_recall",
+    }
     results = results_of(
-        mean_class_recall=0.6, per_class={name: {"recall": float(rng.random())} for name in classes},
-        command="vggfeat svm " + "x" * 300, **curve,
-    )  # fmt: skip
+        mean_class_recall=0.6,
+        per_class={name: {"recall": float(rng.random())} for name in classes},
+        command="vggfeat svm " + "x" * 300,
+        **curve,
+    )
     features = features_of(folder / f"{K}.h5", labels, classes)
     model = model_of(classes, {"test": Scored(rows, scores)}, results)
     pixels = np.stack([photograph(i, 40, 50) for i in range(images)]) if images else None
-    items = Items("folder", "single-label", folder, features.names[:images], None, [], images=pixels)
+    items = Items(
+        "folder", "single-label", folder, features.names[:images], None, [], images=pixels
+    )
     page, _ = write_report(
         results, [features], model, items if images else None, "the images are not at hand"
     )
@@ -114,12 +133,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_log(folder, "A-256", 30, 1.0, True)
     write_log(folder, "D-256-512", 40, 2.0, False)
     write_training_report(folder, folder / "training.html")
-    made = {f"{K} classes": a_report(folder, K, images) for K, images in ((1, 0), (4, 12), (300, 0))}
+    made = {
+        f"{K} classes": a_report(folder, K, images) for K, images in ((1, 0), (4, 12), (300, 0))
+    }
     return {**made, "training": folder / "training.html"}
 
 
 @pytest.mark.parametrize("name", ["1 classes", "4 classes", "300 classes", "training"])
-@pytest.mark.parametrize("width, scheme", [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")])
+@pytest.mark.parametrize(
+    "width, scheme", [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
+)
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     facts = looked_at(browser, pages[name], width, scheme)
     assert facts["overflow"] <= 0  # nothing to scroll sideways

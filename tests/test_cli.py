@@ -73,7 +73,8 @@ def trained(command: Command, extracted: Path, tmp_path: Path) -> Path:
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every file under folder with its bytes, every folder with None."""
     return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in sorted(folder.rglob("*"))
     }
 
 
@@ -98,7 +99,9 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def assert_same_scores(ours: np.ndarray, expected: np.ndarray) -> None:
-    """Of descriptors that are the same but for rounding; a score is a sum in which much cancels out."""
+    """Of descriptors that are the same but for rounding; a score is a sum in which much cancels
+    out.
+    """
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
@@ -107,7 +110,7 @@ def scores_by_hand(model: Path, x_ND: np.ndarray) -> np.ndarray:
         return x_ND @ file["coef"][:].T + file["intercept"][:]
 
 
-# --- from images to predictions ------------------------------------------------------------------------------
+# --- from images to predictions -------------------------------------------------------------------
 
 
 def test_processes_from_a_folder_to_predictions(folder, tmp_path):
@@ -123,13 +126,25 @@ def test_processes_from_a_folder_to_predictions(folder, tmp_path):
     assert "feats.h5" in ran.stdout and "fc7, 2 x 512" in ran.stdout
     # two processes, as the results must not depend on how many there are
     ran = run(
-        "svm", "--features", "feats.h5", "--C", "1,4", "--workers", 2, "--out", "m.h5", "--json", "r.json"
+        "svm",
+        "--features",
+        "feats.h5",
+        "--C",
+        "1,4",
+        "--workers",
+        2,
+        "--out",
+        "m.h5",
+        "--json",
+        "r.json",
     )
     assert ran.returncode == 0 and "mean class recall" in ran.stdout
     assert "validation mean class recall" in ran.stderr
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["mean_class_recall"] == 1.0 and results["C_grid"] == [1.0, 4.0]
-    ran = run("predict", "images/red/00.jpg", "images/blue/00.jpg", "--model", "m.h5", "--json", "p.json")
+    ran = run(
+        "predict", "images/red/00.jpg", "images/blue/00.jpg", "--model", "m.h5", "--json", "p.json"
+    )
     assert (ran.returncode, ran.stderr) == (0, "")
     tops = [record["top"][0]["class"] for record in json.loads((tmp_path / "p.json").read_text())]
     assert tops == ["red", "blue"]
@@ -138,7 +153,16 @@ def test_processes_from_a_folder_to_predictions(folder, tmp_path):
 def test_extract_info_svm_predict(command, folder, tmp_path):
     features, model, report = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "report.json"
     ran = command(
-        "extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", features, "--json", report
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        *SMALL,
+        "--out",
+        features,
+        "--json",
+        report,
     )
     assert ran.status == 0
     assert ran.err_lines == [
@@ -154,17 +178,33 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     ran = command("info", features, "--overwrite", "--json", report)
     assert (ran.status, ran.err) == (0, "")
     facts = json.loads(report.read_text())
-    assert (facts["kind"], facts["images"], facts["classes"], facts["unreadable"]) == ("features", 24, 2, 0)
+    assert (facts["kind"], facts["images"], facts["classes"], facts["unreadable"]) == (
+        "features",
+        24,
+        2,
+        0,
+    )
     assert facts["descriptors"] == "(24, 2, 512) float32" and facts["labels"] == "one an image"
     # 80% of 12 are 10, of which a fifth validates
     assert facts["splits"] == {
-        f"split{s}/{part}": n for s in range(3) for part, n in (("test", 4), ("train", 16), ("val", 4))
+        f"split{s}/{part}": n
+        for s in range(3)
+        for part, n in (("test", 4), ("train", 16), ("val", 4))
     }
     assert facts["fingerprint"] == vggfeat.load(NET).fingerprint
     assert f"sha256 {facts['fingerprint'][:12]} " in ran.out and facts["fingerprint"] not in ran.out
 
     ran = command(
-        "svm", "--features", features, "--workers", 1, "--out", model, "--overwrite", "--json", report
+        "svm",
+        "--features",
+        features,
+        "--workers",
+        1,
+        "--out",
+        model,
+        "--overwrite",
+        "--json",
+        report,
     )
     assert ran.status == 0 and "unreadable" not in ran.out
     assert cells(ran.out, "scored on") == [
@@ -184,7 +224,9 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert (results["n_train"], results["n_test"], results["n_unreadable"]) == (20, 4, 0)
     assert results["C_grid"] == [2.0**k for k in (-5, -3, -1, 1, 3, 5, 7)]
     assert len(results["C_curve"]) == 7 and results["C"] in results["C_grid"]
-    assert results["mean_class_recall"] == results["accuracy"] >= 0.75  # the classes are equally large
+    assert (
+        results["mean_class_recall"] == results["accuracy"] >= 0.75
+    )  # the classes are equally large
     recalls = {name: scores["recall"] for name, scores in results["per_class"].items()}
     assert list(recalls) == ["blue", "red"]
     assert np.mean(list(recalls.values())) == pytest.approx(results["mean_class_recall"], abs=1e-12)
@@ -196,7 +238,11 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
 
     ran = command("info", model, "--overwrite", "--json", report)
     facts = json.loads(report.read_text())
-    assert ran.status == 0 and (facts["kind"], facts["descriptor"], facts["classes"]) == ("model", 512, 2)
+    assert ran.status == 0 and (facts["kind"], facts["descriptor"], facts["classes"]) == (
+        "model",
+        512,
+        2,
+    )
     assert facts["network 1 weights"] == NET and facts["multi_label"] is False
 
     images = sorted(folder.rglob("*.jpg"))
@@ -228,9 +274,21 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
 
 @pytest.mark.parametrize("pool", ["average", "stack", "max"])
 def test_predict_describes_images_as_the_features_were_made(command, folder, tmp_path, pool):
-    """A subset of the scales, in another order, no mirror, fc6, other batches: the scores still agree."""
+    """A subset of the scales, in another order, no mirror, fc6, other batches: the scores still
+    agree.
+    """
     features, model, table = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "p.csv"
-    options = ("--weights", NET, "--precision", "float32", "--device", "cpu", "--layer", "fc6", "--no-mirror")
+    options = (
+        "--weights",
+        NET,
+        "--precision",
+        "float32",
+        "--device",
+        "cpu",
+        "--layer",
+        "fc6",
+        "--no-mirror",
+    )
     ran = command(
         *("extract", "--dataset", "folder", "--root", folder, *options),
         *("--scales", "32,48,64", "--out", features),
@@ -251,7 +309,9 @@ def test_predict_describes_images_as_the_features_were_made(command, folder, tmp
     assert np.abs(expected).min() > 1e-3  # no agreement by being near zero
     order = np.random.default_rng(0).permutation(24)
     paths = [folder / stored.names[i] for i in order]
-    ran = command("predict", *paths, "--model", model, "--csv", table, "--batch-size", 3, "--device", "cpu")
+    ran = command(
+        "predict", *paths, "--model", model, "--csv", table, "--batch-size", 3, "--device", "cpu"
+    )
     assert ran.status == 0
     assert_same_scores(read_csv(table)[2], expected[order])
 
@@ -259,7 +319,10 @@ def test_predict_describes_images_as_the_features_were_made(command, folder, tmp
 def test_two_networks_are_fused(command, folder, extracted, tmp_path):
     second, model, report, table = (tmp_path / n for n in ("g.h5", "m.h5", "r.json", "p.csv"))
     other = ("--weights", OTHER, "--scales", "32", "--precision", "float32", "--device", "cpu")
-    assert command("extract", "--dataset", "folder", "--root", folder, *other, "--out", second).status == 0
+    assert (
+        command("extract", "--dataset", "folder", "--root", folder, *other, "--out", second).status
+        == 0
+    )
     both = ("--features", extracted, "--features", second)
     ran = command("svm", *both, "--C", 1, "--workers", 1, "--out", model, "--json", report)
     assert ran.status == 0
@@ -270,7 +333,9 @@ def test_two_networks_are_fused(command, folder, extracted, tmp_path):
     facts = json.loads(report.read_text())
     assert facts["descriptor"] == 2 * 512 and facts["network 2 weights"] == OTHER
 
-    a, b = (vggfeat.open_features(p).descriptors.astype(np.float64).mean(1) for p in (extracted, second))
+    a, b = (
+        vggfeat.open_features(p).descriptors.astype(np.float64).mean(1) for p in (extracted, second)
+    )
     expected = scores_by_hand(model, np.concatenate([unit(a), unit(b)], axis=1) / np.sqrt(2))
     paths = [folder / name for name in vggfeat.open_features(second).names]
     assert command("predict", *paths, "--model", model, "--csv", table).status == 0
@@ -295,9 +360,20 @@ def test_a_part_that_is_not_test_is_never_called_that(command, folder, tmp_path)
             for i in numbers:
                 shutil.copy(folder / name / f"{i:02d}.jpg", tmp_path / "parts" / part / name)
     features, model, page = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "page.html"
-    line = ("extract", "--dataset", "folder", "--root", tmp_path / "parts", *SMALL, "--out", features)
+    line = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        tmp_path / "parts",
+        *SMALL,
+        "--out",
+        features,
+    )
     assert command(*line).status == 0
-    ran = command("svm", "--features", features, "--C", "1,4", "--class-weight", "balanced", "--out", model)
+    ran = command(
+        "svm", "--features", features, "--C", "1,4", "--class-weight", "balanced", "--out", model
+    )
     assert ran.status == 0 and "test" not in ran.out + ran.err
     assert cells(ran.out, "mean class recall on val") == ["100.00 %"]
     assert cells(ran.out, "scored on") == ["val (8 images; C was chosen on 20 % of train)"]
@@ -310,7 +386,9 @@ def test_a_part_that_is_not_test_is_never_called_that(command, folder, tmp_path)
     assert cells(ran.out, "1") == ["100.00 %", "chosen"] and cells(ran.out, "4") == ["100.00 %", ""]
     assert ran.err_lines[0] == "C=1: validation mean class recall 100.00 %"
     ran = command("info", model)
-    assert ran.status == 0 and "test" not in ran.out.replace(str(tmp_path), "").replace("pytest", "")
+    assert ran.status == 0 and "test" not in ran.out.replace(str(tmp_path), "").replace(
+        "pytest", ""
+    )
     assert cells(ran.out, "scored on") == ["val (8 images; C was chosen on 20 % of train)"]
     assert cells(ran.out, "class weights") == ["balanced"]
     assert command("report", "--features", features, "--model", model, "--out", page).status == 0
@@ -325,16 +403,30 @@ def test_caltech_is_stacked_and_the_rest_averaged(command, folder, tmp_path):
     assert command(*line).status == 0
     outputs = ("--C", 1, "--workers", 1, "--out", model, "--json", report, "--overwrite")
     ran = command("svm", "--features", features, *outputs)
-    assert ran.status == 0 and cells(ran.out, "pool over scales") == ["stack (the protocol of caltech101)"]
+    assert ran.status == 0 and cells(ran.out, "pool over scales") == [
+        "stack (the protocol of caltech101)"
+    ]
     results = json.loads(report.read_text())
     assert (results["pool"], results["pool_by"]) == ("stack", "the protocol of caltech101")
     assert open_model(model).pool == "stack" and open_model(model).coef_KD.shape[1] == 2 * 512
     assert command("predict", folder / "red" / "00.jpg", "--model", model).status == 0
     ran = command("svm", "--features", features, "--pool", "max", *outputs)
-    assert cells(ran.out, "pool over scales") == ["max (as asked)"] and open_model(model).pool == "max"
+    assert (
+        cells(ran.out, "pool over scales") == ["max (as asked)"] and open_model(model).pool == "max"
+    )
     ran = command("svm", "--features", features, "--scales", 48, *outputs)
     assert ran.status == 0 and "pool" not in ran.out + ran.err  # one scale: all are the same
-    query = ("neighbours", "--features", features, "--query", "red/03.jpg", "--top", 3, "--json", report)
+    query = (
+        "neighbours",
+        "--features",
+        features,
+        "--query",
+        "red/03.jpg",
+        "--top",
+        3,
+        "--json",
+        report,
+    )
     ran = command(*query, "--overwrite")
     assert ran.err_lines == ["pool: stack (the protocol of caltech101)"]
     stacked = json.loads(report.read_text())
@@ -347,11 +439,23 @@ def test_caltech_is_stacked_and_the_rest_averaged(command, folder, tmp_path):
 def test_info_is_a_plain_table_and_all_is_asked_for(command, tmp_path, folder, monkeypatch):
     monkeypatch.setattr(cli.out, "width", 5000)
     features, report = tmp_path / "f.h5", tmp_path / "r.json"
-    line = ("extract", "--dataset", "folder", "--root", folder, "--weights", "mini", "--scales", "96")
+    line = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        "--weights",
+        "mini",
+        "--scales",
+        "96",
+    )
     assert command(*line, "--layer", "pool2", "--store", "float16", "--out", features).status == 0
     ran = command("info", features, "--json", report)
     facts = json.loads(report.read_text())
-    assert ran.status == 0 and not re.search(r"[{}\[\]]|[0-9a-f]{13}", ran.out.replace(str(tmp_path), ""))
+    assert ran.status == 0 and not re.search(
+        r"[{}\[\]]|[0-9a-f]{13}", ran.out.replace(str(tmp_path), "")
+    )
     table = {
         "data set": f"folder, in {folder}",
         "images": "24",
@@ -375,7 +479,9 @@ def test_info_is_a_plain_table_and_all_is_asked_for(command, tmp_path, folder, m
         r"\d{4}-\d\d-\d\d \d\d:\d\d \S+, in [\d.]+ s, by vggfeat \S+", *cells(ran.out, "made")
     )
     everything = command("info", features, "--all", "--verify")
-    assert everything.status == 0 and not re.search(r"[{}\[\]]", everything.out.replace(str(tmp_path), ""))
+    assert everything.status == 0 and not re.search(
+        r"[{}\[\]]", everything.out.replace(str(tmp_path), "")
+    )
     assert cells(everything.out, "fingerprint") == [facts["fingerprint"]]
     assert cells(everything.out, "weights_metadata recipe stages 2 train_scale") == ["112, 112"]
     assert cells(everything.out, "splits split0/train") == ["16"]
@@ -414,8 +520,8 @@ def test_info_says_who_reads_kept_posteriors(command, tmp_path):
     assert command("convert", old, tmp_path / "p.h5").status == 0
     ran = command("info", tmp_path / "p.h5")
     assert (ran.status, ran.out) == (1, "")
-    assert ran.err == (
-        f"vggfeat: {tmp_path}/p.h5 holds kept posteriors: "
+    assert (
+        ran.err == f"vggfeat: {tmp_path}/p.h5 holds kept posteriors: "
         f"`python -m pretrain.evaluate --from {tmp_path}/p.h5` looks at them\n"
     )
 
@@ -423,7 +529,9 @@ def test_info_says_who_reads_kept_posteriors(command, tmp_path):
 def test_fusion_is_refused_for_other_images(command, folder, extracted, tmp_path):
     def extract(name: str, *options: object) -> Path:
         path = tmp_path / name
-        ran = command("extract", "--dataset", "folder", "--root", folder, *SMALL, *options, "--out", path)
+        ran = command(
+            "extract", "--dataset", "folder", "--root", folder, *SMALL, *options, "--out", path
+        )
         assert ran.status == 0
         return path
 
@@ -445,7 +553,10 @@ def test_fusion_is_refused_for_other_images(command, folder, extracted, tmp_path
     (folder / "red").rename(folder / "rosy")
     assert "row 12 is 'red/00.jpg'" in refusal(extract("classes.h5"))
     digits = tmp_path / "digits.h5"
-    assert command("extract", "--dataset", "digits", "--limit", 24, *SMALL, "--out", digits).status == 0
+    assert (
+        command("extract", "--dataset", "digits", "--limit", 24, *SMALL, "--out", digits).status
+        == 0
+    )
     assert refusal(digits) == "one is of folder, the other of digits"
 
 
@@ -474,18 +585,24 @@ def test_fusion_is_refused_for_other_pictures_and_for_the_same_descriptors(
         ran = command(*both[:4], other, *options)
         assert ran.status == 1 and ran.out == ""
         assert re.search(
-            r"can't be fused: both hold fc7 of net A \(\w{12}\) at the same scales; leave one out$", ran.err
+            r"can't be fused: both hold fc7 of net A \(\w{12}\) at the same scales; leave one out$",
+            ran.err,
         )
     for i in (3, 7):
         shutil.copy(folder / "red" / "00.jpg", folder / "blue" / f"{i:02d}.jpg")
     assert command(*line, "--overwrite").status == 0
     ran = command(*both)
-    told = f"vggfeat: {extracted} and {again} can't be fused: blue/03.jpg is another image in the second, and 1 more"
+    told = (
+        f"vggfeat: {extracted} and {again} can't be fused: blue/03.jpg is another image in the"
+        " second, and 1 more"
+    )
     assert (ran.status, ran.err_lines) == (1, [told])
 
 
 def test_svm_warns_of_images_that_trained_the_net(command, folder, tmp_path):
-    """Of a folder of classes the net has learned from split0's train and val; also where it lies below train/."""
+    """Of a folder of classes the net has learned from split0's train and val; also where it lies
+    below train/.
+    """
     from pretrain.loader import read_training_set
     from pretrain.recipe import read_recipe
     from vggfeat.datasets.items import name_digest
@@ -500,9 +617,22 @@ def test_svm_warns_of_images_that_trained_the_net(command, folder, tmp_path):
     for root in (folder, parts):
         learned = read_training_set(root, recipe)
         rows = np.sort(np.concatenate([learned.train, learned.held_out]))
-        history = json.dumps([{"training_set": name_digest([learned.items.names[i] for i in rows])}])
-        save_weights(tmp_path / "w.safetensors", network.module, network.preprocessing, history=history)
-        line = ("extract", "--dataset", "folder", "--root", parts / "train", "--scales", "32", "--overwrite")
+        history = json.dumps(
+            [{"training_set": name_digest([learned.items.names[i] for i in rows])}]
+        )
+        save_weights(
+            tmp_path / "w.safetensors", network.module, network.preprocessing, history=history
+        )
+        line = (
+            "extract",
+            "--dataset",
+            "folder",
+            "--root",
+            parts / "train",
+            "--scales",
+            "32",
+            "--overwrite",
+        )
         ran = command(*line, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "t.h5")
         assert ran.status == 0, ran.err
         report = ("--json", tmp_path / "r.json", "--overwrite")
@@ -510,7 +640,9 @@ def test_svm_warns_of_images_that_trained_the_net(command, folder, tmp_path):
         results = json.loads((tmp_path / "r.json").read_text())
         seen = [split["n_test_seen"] for split in results["per_split"]]
         told[root] = (results["net_trained_on"], seen[0], min(seen[1:]) > 0)
-        [warning] = [line for line in ran.err_lines if line.startswith("warning: the net was trained on")]
+        [warning] = [
+            line for line in ran.err_lines if line.startswith("warning: the net was trained on")
+        ]
         assert cells(ran.out, "the net was trained on") == [
             warning.removeprefix("warning: the net was trained on ")
         ]
@@ -520,7 +652,10 @@ def test_svm_warns_of_images_that_trained_the_net(command, folder, tmp_path):
     assert told == {folder: (20, 0, True), parts: (24, 4, True)}
     damaged = json.dumps([{"training_set": 3}])
     save_weights(tmp_path / "w.safetensors", network.module, network.preprocessing, history=damaged)
-    assert command(*line, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "t.h5").status == 0
+    assert (
+        command(*line, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "t.h5").status
+        == 0
+    )
     ran = command("svm", "--features", tmp_path / "t.h5", "--C", 1)
     assert ran.status == 0 and "the net was trained" not in ran.out + ran.err
 
@@ -533,7 +668,15 @@ def test_weights_in_a_file_are_found_from_another_folder(command, folder, tmp_pa
     save_weights(tmp_path / "w.safetensors", network.module, network.preprocessing)
     monkeypatch.chdir(tmp_path)
     ran = command(
-        "extract", "--dataset", "folder", "--root", folder, "--weights", "w.safetensors", "--scales", "32"
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        "--weights",
+        "w.safetensors",
+        "--scales",
+        "32",
     )
     assert ran.status == 0 and (tmp_path / "feats.h5").is_file()
     ran = command("svm", "--features", "feats.h5", "--C", 1, "--workers", 1, "--out", "model.h5")
@@ -543,7 +686,9 @@ def test_weights_in_a_file_are_found_from_another_folder(command, folder, tmp_pa
     assert (ran.status, ran.err) == (0, "") and "red" in ran.out
     shutil.move(tmp_path / "w.safetensors", tmp_path / "moved.safetensors")
     assert command("predict", "red/00.jpg", "--model", "../model.h5").status == 1
-    ran = command("predict", "red/00.jpg", "--model", "../model.h5", "--weights", "../moved.safetensors")
+    ran = command(
+        "predict", "red/00.jpg", "--model", "../model.h5", "--weights", "../moved.safetensors"
+    )
     assert ran.status == 0
 
 
@@ -551,7 +696,15 @@ def test_scales_and_seed_of_the_svm(command, extracted, tmp_path):
     def results(*options: object) -> dict:
         report = tmp_path / "r.json"
         ran = command(
-            "svm", "--features", extracted, "--workers", 1, "--overwrite", "--json", report, *options
+            "svm",
+            "--features",
+            extracted,
+            "--workers",
+            1,
+            "--overwrite",
+            "--json",
+            report,
+            *options,
         )
         assert ran.status == 0, ran.err
         return json.loads(report.read_text())
@@ -586,15 +739,29 @@ def test_limit_store_and_overwrite(command, folder, extracted, tmp_path):
     ran = command("svm", "--features", extracted, "--out", model, "--C", 1)
     assert ran.status == 1 and model.read_text() == "mine"
     assert ran.err_lines == [f"vggfeat: {model} exists; give --overwrite, or another --out"]
-    ran = command("svm", "--features", extracted, "--out", model, "--C", 1, "--overwrite", "--workers", 1)
+    ran = command(
+        "svm", "--features", extracted, "--out", model, "--C", 1, "--overwrite", "--workers", 1
+    )
     assert ran.status == 0 and h5py.is_hdf5(model)
 
 
 def test_a_limited_extraction_is_told_wherever_it_is_used(command, folder, tmp_path):
     path, report = tmp_path / "f.h5", tmp_path / "r.json"
-    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", path, "--overwrite")
+    line = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        *SMALL,
+        "--out",
+        path,
+        "--overwrite",
+    )
     ran = command(*line, "--limit", 20)
-    assert ran.status == 0 and ran.err_lines[0].startswith("images: 20, the first of 24, of 2 classes")
+    assert ran.status == 0 and ran.err_lines[0].startswith(
+        "images: 20, the first of 24, of 2 classes"
+    )
     assert vggfeat.open_features(path).attributes["total"] == 24
     assert cells(command("info", path).out, "images") == ["20, the first of 24"]
     ran = command("svm", "--features", path, "--C", 1, "--json", report)
@@ -611,7 +778,9 @@ def test_a_limited_extraction_is_told_wherever_it_is_used(command, folder, tmp_p
 
 
 def test_an_image_that_is_there_twice_is_told(command, folder, tmp_path):
-    """In train and in a scored part, or in two classes; not for images of one checksum that look otherwise."""
+    """In train and in a scored part, or in two classes; not for images of one checksum that look
+    otherwise.
+    """
     line = (
         "extract",
         "--dataset",
@@ -623,7 +792,16 @@ def test_an_image_that_is_there_twice_is_told(command, folder, tmp_path):
         tmp_path / "f.h5",
         "--overwrite",
     )
-    svm = ("svm", "--features", tmp_path / "f.h5", "--C", 1, "--json", tmp_path / "r.json", "--overwrite")
+    svm = (
+        "svm",
+        "--features",
+        tmp_path / "f.h5",
+        "--C",
+        1,
+        "--json",
+        tmp_path / "r.json",
+        "--overwrite",
+    )
     assert command(*line).status == 0
     assert "warning" not in command(*svm).err
     assert "same_images" not in json.loads((tmp_path / "r.json").read_text())
@@ -636,19 +814,29 @@ def test_an_image_that_is_there_twice_is_told(command, folder, tmp_path):
     results = json.loads((tmp_path / "r.json").read_text())
     crc = features.crc32
     expected = [
-        int(np.isin(crc[features.splits[f"split{s}/test"]],
-                    crc[np.union1d(features.splits[f"split{s}/train"], features.splits[f"split{s}/val"])]).sum())
+        int(
+            np.isin(
+                crc[features.splits[f"split{s}/test"]],
+                crc[
+                    np.union1d(features.splits[f"split{s}/train"], features.splits[f"split{s}/val"])
+                ],
+            ).sum()
+        )
         for s in range(3)
-    ]  # fmt: skip
+    ]
     assert [split.get("n_test_in_train", 0) for split in results["per_split"]] == expected and max(
         expected
     ) > 0
     twice, labels = results["same_images"]
     assert f"{expected[0]} of the" in twice and twice.endswith(": the figures are too good")
-    assert labels == (
-        "2 images with other labels than the same image elsewhere, such as red/00.jpg and blue/stray.jpg"
+    assert (
+        labels == "2 images with other labels than the same image elsewhere, such as red/00.jpg and"
+        " blue/stray.jpg"
     )
-    assert [row for row in ran.err_lines if "warning" in row] == [f"warning: {twice}", f"warning: {labels}"]
+    assert [row for row in ran.err_lines if "warning" in row] == [
+        f"warning: {twice}",
+        f"warning: {labels}",
+    ]
     assert twice in ran.out and labels in ran.out
     one = replace(features, crc32=np.full(len(crc), 7, np.uint32))
     _, kind = np.unique(crc, return_inverse=True)
@@ -686,7 +874,9 @@ def test_dry_run_writes_nothing(command, folder, tmp_path):
 
 
 def test_a_long_extraction_says_what_would_take_less(command, folder, tmp_path, monkeypatch):
-    """In the plan, and once it has gone on for some time; not where nothing is cheaper, or all is quick."""
+    """In the plan, and once it has gone on for some time; not where nothing is cheaper, or all is
+    quick.
+    """
     line = ("extract", "--dataset", "folder", "--root", folder, *SMALL)
     assert "cheaper" not in command(*line, "--dry-run").out
     ran = command(*line, "--out", tmp_path / "a.h5")
@@ -713,7 +903,10 @@ def test_settings_that_are_not_given_fit_the_net(command, folder, tmp_path):
     assert vggfeat.open_features(tmp_path / "a.h5").description.scales == (112,)
     ran = command(*line, "--weights", NET, "--no-mirror", "--dry-run")
     assert ran.status == 0
-    assert "Q = 256, 384, 512 (the paper's; the weights don't tell theirs), without mirror images" in ran.out
+    assert (
+        "Q = 256, 384, 512 (the paper's; the weights don't tell theirs), without mirror images"
+        in ran.out
+    )
 
 
 def test_root_comes_from_the_environment(command, folder, tmp_path, monkeypatch):
@@ -733,7 +926,9 @@ def test_digits(command, tmp_path):
     )
     assert ran.status == 0
     ran = command("svm", "--features", features, "--C", 8, "--workers", 5000, "--json", report)
-    assert torch.get_num_threads() <= CORES  # each takes memory: of a thousand million there is none
+    assert (
+        torch.get_num_threads() <= CORES
+    )  # each takes memory: of a thousand million there is none
     assert ran.status == 0
     results = json.loads(report.read_text())
     assert list(results["per_class"]) == [str(d) for d in range(10)] and results["C"] == 8.0
@@ -757,14 +952,19 @@ def test_the_library_as_in_its_docstring(command, folder, extracted):
     assert feats.classes == ["blue", "red"] and feats.readable.all()
 
 
-# --- VOC -----------------------------------------------------------------------------------------------------
+# --- VOC ------------------------------------------------------------------------------------------
 
 
 def write_images(folder: Path, red: dict[str, bool]) -> None:
-    """A JPEG of 33x40 for each id, reddish or bluish, four of each kind; hard links, so thousands are quick."""
+    """A JPEG of 33x40 for each id, reddish or bluish, four of each kind; hard links, so thousands
+    are quick.
+    """
     folder.mkdir(parents=True)
     for i, (name, is_red) in enumerate(red.items()):
-        target, source = folder / f"{name}.jpg", folder.parent / f"{'red' if is_red else 'blue'}{i % 4}.jpg"
+        target, source = (
+            folder / f"{name}.jpg",
+            folder.parent / f"{'red' if is_red else 'blue'}{i % 4}.jpg",
+        )
         if not source.exists():
             pixels = photograph(i, 33, 40)
             pixels[..., 2 if is_red else 0] //= 4
@@ -782,7 +982,10 @@ VOC_NET = (
 def test_voc2007_with_the_real_lists(command, data, tmp_path):
     lists = data / "voc2007_lists" / "VOC2007" / "ImageSets"
     truth = {
-        part: dict(line.split() for line in (lists / "Main" / f"person_{part}.txt").read_text().splitlines())
+        part: dict(
+            line.split()
+            for line in (lists / "Main" / f"person_{part}.txt").read_text().splitlines()
+        )
         for part in ("train", "val", "test")
     }
     red = {image: value == "1" for part in truth.values() for image, value in part.items()}
@@ -791,7 +994,9 @@ def test_voc2007_with_the_real_lists(command, data, tmp_path):
     write_images(root / "JPEGImages", red)
     (root / "ImageSets").symlink_to(lists)
     features, report = tmp_path / "f.h5", tmp_path / "r.json"
-    ran = command("extract", "--dataset", "voc2007", "--root", tmp_path, *VOC_NET, "--out", features)
+    ran = command(
+        "extract", "--dataset", "voc2007", "--root", tmp_path, *VOC_NET, "--out", features
+    )
     assert ran.status == 0, ran.err
     ran = command("svm", "--features", features, "--C", 1, "--workers", 1, "--json", report)
     assert ran.status == 0 and "mAP (11-point)" in ran.out
@@ -828,8 +1033,14 @@ def test_voc2012_without_test_labels_gives_a_submission(command, tmp_path):
             rows = "".join(f"{n} {1 if value[n] else -1:2d}\n" for n in names)
             (lists / f"{name}_{part}.txt").write_text(rows)
     write_images(root / "JPEGImages", red)
-    features, report, submission = tmp_path / "f.h5", tmp_path / "r.json", tmp_path / "sub" / "comp2"
-    ran = command("extract", "--dataset", "voc2012", "--root", tmp_path, *VOC_NET, "--out", features)
+    features, report, submission = (
+        tmp_path / "f.h5",
+        tmp_path / "r.json",
+        tmp_path / "sub" / "comp2",
+    )
+    ran = command(
+        "extract", "--dataset", "voc2012", "--root", tmp_path, *VOC_NET, "--out", features
+    )
     assert ran.status == 0, ran.err
     line = ("svm", "--features", features, "--C", 10, "--workers", 1, "--submission", submission)
     ran = command(*line, "--json", report)
@@ -854,7 +1065,7 @@ def test_voc2012_without_test_labels_gives_a_submission(command, tmp_path):
     assert "isn't an empty folder" in ran.err_lines[-1] and "Traceback" not in ran.err
 
 
-# --- bad images ----------------------------------------------------------------------------------------------
+# --- bad images -----------------------------------------------------------------------------------
 
 
 def huge_png() -> bytes:
@@ -882,16 +1093,33 @@ def add_bad_images(folder: Path) -> None:
 def test_unreadable_images_are_listed_and_left_out(command, folder, extracted, tmp_path):
     add_bad_images(folder / "red")
     features, report, model = tmp_path / "bad.h5", tmp_path / "r.json", tmp_path / "m.h5"
-    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", features, "--json", report)
+    line = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        *SMALL,
+        "--out",
+        features,
+        "--json",
+        report,
+    )
     ran = command(*line)
     assert ran.status == 3 and "29 (5 unreadable)" in ran.out
-    assert "can't be read: 4 of the 29, the first is red/empty.jpg: empty file (0 bytes)" in ran.err_lines
+    assert (
+        "can't be read: 4 of the 29, the first is red/empty.jpg: empty file (0 bytes)"
+        in ran.err_lines
+    )
     *listed, hint = ran.err_lines[-6:]
     assert [row.split(": ")[:2] for row in listed] == [["unreadable", f"red/{n}"] for n in BAD]
     assert hint == "the same command with --retry describes just these again"
     reasons = json.loads(report.read_text())["unreadable"]
     assert list(reasons) == [f"red/{n}" for n in BAD]
-    assert reasons["red/empty.jpg"] == "empty file (0 bytes)" and reasons["red/gone.jpg"] == "no such file"
+    assert (
+        reasons["red/empty.jpg"] == "empty file (0 bytes)"
+        and reasons["red/gone.jpg"] == "no such file"
+    )
     assert "60000" in reasons["red/huge.png"].replace(",", "")
 
     # rows stay where they are; what is readable is as without its bad neighbours
@@ -926,18 +1154,29 @@ def test_unreadable_images_are_listed_and_left_out(command, folder, extracted, t
         np.concatenate([dirty.splits[f"split0/{p}"] for p in parts])
         for parts in (("train", "val"), ("test",))
     ]
-    assert [results["n_train"], results["n_test"]] == [int(dirty.readable[rows].sum()) for rows in used]
+    assert [results["n_train"], results["n_test"]] == [
+        int(dirty.readable[rows].sum()) for rows in used
+    ]
 
     images = [folder / "red" / n for n in ("00.jpg", "text.jpg", "01.jpg", "missing.jpg")]
     table = tmp_path / "p.csv"
-    ran = command("predict", *images, "--model", model, "--overwrite", "--json", report, "--csv", table)
+    ran = command(
+        "predict", *images, "--model", model, "--overwrite", "--json", report, "--csv", table
+    )
     assert ran.status == 3
-    assert [row.split(": ")[:2] for row in ran.err_lines] == [["unreadable", str(images[i])] for i in (1, 3)]
+    assert [row.split(": ")[:2] for row in ran.err_lines] == [
+        ["unreadable", str(images[i])] for i in (1, 3)
+    ]
     records = json.loads(report.read_text())
     assert ["error" in record for record in records] == [False, True, False, True]
     assert [records[i]["top"][0]["class"] for i in (0, 2)] == ["red", "red"]
     _, names, scores = read_csv(table)
-    assert names == [str(p) for p in images] and np.isnan(scores).all(axis=1).tolist() == [0, 1, 0, 1]
+    assert names == [str(p) for p in images] and np.isnan(scores).all(axis=1).tolist() == [
+        0,
+        1,
+        0,
+        1,
+    ]
 
 
 def test_predict_draws_no_table_of_nothing(command, trained, tmp_path):
@@ -949,7 +1188,10 @@ def test_predict_draws_no_table_of_nothing(command, trained, tmp_path):
         f"unreadable: {images[0]}: empty file (0 bytes)",
         f"unreadable: {images[1]}: no such file",
     ]
-    told = [(record["image"], record["error"]) for record in json.loads((tmp_path / "p.json").read_text())]
+    told = [
+        (record["image"], record["error"])
+        for record in json.loads((tmp_path / "p.json").read_text())
+    ]
     assert told == [(str(images[0]), "empty file (0 bytes)"), (str(images[1]), "no such file")]
 
 
@@ -970,14 +1212,18 @@ def test_nothing_is_cut_off_where_the_terminal_is_narrow(command, extracted, mon
     fingerprint = vggfeat.load(NET).fingerprint
     ran = command("info", extracted, "--all")
     assert "…" not in ran.out
-    second = "".join(line.split("│")[2].strip() for line in ran.out.splitlines() if line.startswith("│"))
+    second = "".join(
+        line.split("│")[2].strip() for line in ran.out.splitlines() if line.startswith("│")
+    )
     assert fingerprint in second
 
 
-# --- requests that can't be done -----------------------------------------------------------------------------
+# --- requests that can't be done ------------------------------------------------------------------
 
 IN = "{tmp}"
-EXTRACT = f"extract --dataset folder --root {IN}/images --weights {NET} --scales 32 --out {IN}/new.h5"
+EXTRACT = (
+    f"extract --dataset folder --root {IN}/images --weights {NET} --scales 32 --out {IN}/new.h5"
+)
 
 FAILURES = {
     "no folder": (
@@ -1025,9 +1271,15 @@ FAILURES = {
     ),
     "device": (f"{EXTRACT} --device tpu9", "there is no device 'tpu9'"),
     "download": (f"{EXTRACT} --download", "there is nothing to download"),
-    "out folder": (EXTRACT.replace("new.h5", "no/new.h5"), f"there is no folder {IN}/no to write new.h5 in"),
+    "out folder": (
+        EXTRACT.replace("new.h5", "no/new.h5"),
+        f"there is no folder {IN}/no to write new.h5 in",
+    ),
     "no features": (f"svm --features {IN}/no.h5", f"no feature file at {IN}/no.h5"),
-    "partial": (f"svm --features {IN}/half.h5.partial", "is half-written: its extraction has not finished"),
+    "partial": (
+        f"svm --features {IN}/half.h5.partial",
+        "is half-written: its extraction has not finished",
+    ),
     "only partial": (
         f"svm --features {IN}/half.h5",
         f"no feature file at {IN}/half.h5 (there is half.h5.partial",
@@ -1042,7 +1294,10 @@ FAILURES = {
         f"{IN}/feats.h5 has no scale 64; it has 32, 48",
     ),
     "seed": (f"svm --features {IN}/feats.h5 --seed -1", "seed of 0 or more"),
-    "no model": (f"predict {IN}/images/red/00.jpg --model {IN}/no.h5", f"no model file at {IN}/no.h5"),
+    "no model": (
+        f"predict {IN}/images/red/00.jpg --model {IN}/no.h5",
+        f"no model file at {IN}/no.h5",
+    ),
     "features as model": (
         f"predict {IN}/images/red/00.jpg --model {IN}/feats.h5",
         f"{IN}/feats.h5 is not a model file",
@@ -1064,14 +1319,20 @@ def test_failures_say_why_in_one_line_and_leave_nothing(command, trained, tmp_pa
     for name, (line, why) in FAILURES.items():
         ran = command(*(word.replace(IN, str(tmp_path)) for word in line.split()))
         assert (name, ran.status, ran.out, len(ran.err_lines)) == (name, 1, "", 1), ran.err
-        assert ran.err.startswith("vggfeat: ") and why.replace(IN, str(tmp_path)) in ran.err, (name, ran.err)
+        assert ran.err.startswith("vggfeat: ") and why.replace(IN, str(tmp_path)) in ran.err, (
+            name,
+            ran.err,
+        )
         assert "unexpected" not in ran.err and "Traceback" not in ran.err
         assert contents(tmp_path) == before, name
 
 
 def test_usage_errors(command, tmp_path):
     before = contents(tmp_path)
-    extract, svm = f"extract --dataset digits --out {tmp_path}/f.h5 --weights {NET}", "svm --features f.h5"
+    extract, svm = (
+        f"extract --dataset digits --out {tmp_path}/f.h5 --weights {NET}",
+        "svm --features f.h5",
+    )
     for line, why in {
         f"{extract} --scales a": "'a' is not a list of numbers like 256,384,512",
         f"{extract} --scales 32.5": "is not a list of numbers",
@@ -1119,7 +1380,9 @@ def test_weights_that_stop_before_fc7_go_as_far_as_they_reach(command, data, fol
 
 def test_an_unlabelled_folder_has_features_but_no_svm(command, folder, tmp_path):
     features = tmp_path / "f.h5"
-    ran = command("extract", "--dataset", "folder", "--root", folder / "red", *SMALL, "--out", features)
+    ran = command(
+        "extract", "--dataset", "folder", "--root", folder / "red", *SMALL, "--out", features
+    )
     assert ran.status == 0 and vggfeat.open_features(features).labels is None
     ran = command("info", features)
     assert ran.status == 0 and "none" in ran.out
@@ -1131,7 +1394,9 @@ def test_an_unlabelled_folder_has_features_but_no_svm(command, folder, tmp_path)
 
 def test_a_submission_needs_an_official_test_part(command, extracted, tmp_path):
     before = contents(tmp_path)
-    ran = command("svm", "--features", extracted, "--C", 1, "--workers", 1, "--submission", tmp_path / "sub")
+    ran = command(
+        "svm", "--features", extracted, "--C", 1, "--workers", 1, "--submission", tmp_path / "sub"
+    )
     assert (ran.status, ran.out) == (1, "") and contents(tmp_path) == before
     assert ran.err_lines[-1] == "vggfeat: --submission needs an official test part, as VOC has"
 
@@ -1180,7 +1445,10 @@ def test_an_unexpected_error_is_one_line_too(command, extracted, monkeypatch):
 
 
 def test_too_little_memory_is_not_unexpected(command, extracted, monkeypatch):
-    for kind, told in ((MemoryError, "Unable to allocate 7 GiB"), (RuntimeError, "can't allocate memory: 7")):
+    for kind, told in (
+        (MemoryError, "Unable to allocate 7 GiB"),
+        (RuntimeError, "can't allocate memory: 7"),
+    ):
 
         def broken(*args: object, kind: type[Exception] = kind, told: str = told) -> None:
             raise kind(told)
@@ -1191,14 +1459,25 @@ def test_too_little_memory_is_not_unexpected(command, extracted, monkeypatch):
         assert ran.err.startswith(f"vggfeat: not enough memory: {told}; free some, or ")
 
 
-# --- lists ---------------------------------------------------------------------------------------------------
+# --- lists ----------------------------------------------------------------------------------------
 
 
 def test_datasets_and_weights_are_listed(command):
     ran = command("datasets")
     assert (ran.status, ran.err) == (0, "")
-    for name in ("voc2007", "voc2012", "caltech101", "caltech256", "imagenet", "folder", "csv", "digits"):
-        assert any(line.split("│")[1].strip() == name for line in ran.out.splitlines() if "│" in line)
+    for name in (
+        "voc2007",
+        "voc2012",
+        "caltech101",
+        "caltech256",
+        "imagenet",
+        "folder",
+        "csv",
+        "digits",
+    ):
+        assert any(
+            line.split("│")[1].strip() == name for line in ran.out.splitlines() if "│" in line
+        )
     assert "9,963 images" in ran.out and "path,label[,split]" in ran.out
     ran = command("weights")
     assert (ran.status, ran.err) == (0, "")
@@ -1210,12 +1489,16 @@ def test_datasets_and_weights_are_listed(command):
         "timm:NAME",
         "FILE.safetensors",
     ):
-        assert any(line.split("│")[1].strip() == spec for line in ran.out.splitlines() if "│" in line)
+        assert any(
+            line.split("│")[1].strip() == spec for line in ran.out.splitlines() if "│" in line
+        )
 
 
 def test_help_needs_no_torch():
     code = "import sys; from vggfeat import cli; sys.argv = ['vggfeat', '--help']\n"
-    code += "try: cli.main()\nexcept SystemExit as e: print('status', e.code, 'torch' in sys.modules)"
+    code += (
+        "try: cli.main()\nexcept SystemExit as e: print('status', e.code, 'torch' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG)
     assert ran.stderr == "" and "status 0 False" in ran.stdout
     for name in OPTIONS:
@@ -1223,15 +1506,24 @@ def test_help_needs_no_torch():
 
 
 OPTIONS = {
-    "extract": """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store --out
-        --batch-size --device --precision --workers --limit --download --dry-run --overwrite --retry --json --debug""",
-    "svm": """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver --device --workers
-        --overwrite --json --debug""",
-    "predict": """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
-        --debug""",
+    "extract": (
+        """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store
+        --out --batch-size --device --precision --workers --limit --download --dry-run --overwrite
+        --retry --json --debug"""
+    ),
+    "svm": (
+        """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver
+        --device --workers --overwrite --json --debug"""
+    ),
+    "predict": (
+        """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
+        --debug"""
+    ),
     "report": "--results --features --model --root --out --overwrite --debug",
-    "neighbours": """--features --query --top --pool --scales --picture --root --weights --device
-        --overwrite --json --debug""",
+    "neighbours": (
+        """--features --query --top --pool --scales --picture --root --weights --device
+        --overwrite --json --debug"""
+    ),
     "info": "file --verify --all --overwrite --json --debug",
     "convert": "old new --overwrite --debug",
     "datasets": "",
@@ -1244,7 +1536,10 @@ def test_the_options_have_their_names():
     group = typer.main.get_command(cli.app)
     found = {
         name: [
-            option for p in command.params for option in (*p.opts, *p.secondary_opts) if option != "--help"
+            option
+            for p in command.params
+            for option in (*p.opts, *p.secondary_opts)
+            if option != "--help"
         ]
         for name, command in group.commands.items()
     }
@@ -1252,12 +1547,19 @@ def test_the_options_have_their_names():
 
 
 def test_several_labels_with_random_splits(command, folder, tmp_path):
-    """A CSV without a split column: three random splits, mAP of each; red and blue images are easily told."""
-    lines = [f"{path.relative_to(folder)},{path.parent.name};any" for path in sorted(folder.rglob("*.jpg"))]
+    """A CSV without a split column: three random splits, mAP of each; red and blue images are
+    easily told.
+    """
+    lines = [
+        f"{path.relative_to(folder)},{path.parent.name};any"
+        for path in sorted(folder.rglob("*.jpg"))
+    ]
     lines[0] = lines[0].replace(";any", "")
     (folder / "list.csv").write_text("\n".join(["path,labels", *lines]) + "\n")
     features, report = tmp_path / "multi.h5", tmp_path / "multi.json"
-    ran = command("extract", "--dataset", "csv", "--root", folder / "list.csv", *SMALL, "--out", features)
+    ran = command(
+        "extract", "--dataset", "csv", "--root", folder / "list.csv", *SMALL, "--out", features
+    )
     assert ran.status == 0, ran.err
     ran = command("svm", "--features", features, "--C", "1,4", "--workers", 1, "--json", report)
     assert ran.status == 0, ran.err
@@ -1273,13 +1575,33 @@ def test_several_labels_with_random_splits(command, folder, tmp_path):
 
 
 def test_max_pooling_by_option_is_kept_by_the_model(command, folder, tmp_path):
-    """Q=33 is odd at pool1, so floor and ceil differ; predict uses what the features were made with."""
+    """Q=33 is odd at pool1, so floor and ceil differ; predict uses what the features were made
+    with.
+    """
     x = {}
     for rounding in ("floor", "ceil"):
         path = tmp_path / f"{rounding}.h5"
-        line = ("extract", "--dataset", "folder", "--root", folder, "--weights", NET, "--scales", "33")
+        line = (
+            "extract",
+            "--dataset",
+            "folder",
+            "--root",
+            folder,
+            "--weights",
+            NET,
+            "--scales",
+            "33",
+        )
         ran = command(
-            *line, "--layer", "pool1", "--precision", "float32", "--max-pool", rounding, "--out", path
+            *line,
+            "--layer",
+            "pool1",
+            "--precision",
+            "float32",
+            "--max-pool",
+            rounding,
+            "--out",
+            path,
         )
         assert ran.status == 0, ran.err
         features = vggfeat.open_features(path)

@@ -1,4 +1,6 @@
-"""Datasets: real VOC-2007 lists, Caltech-101 and ImageNet folders first, then made-up trees and faults."""
+"""Datasets: real VOC-2007 lists, Caltech-101 and ImageNet folders first, then made-up trees and
+faults.
+"""
 
 from __future__ import annotations
 
@@ -45,21 +47,28 @@ def sizes(items: Items) -> dict[str, int]:
     return {name: len(rows) for name, rows in items.splits.items()}
 
 
-# --- numeric truths on real files ---------------------------------------------------------------------------
+# --- numeric truths on real files -----------------------------------------------------------------
 
 
 @needs_data
 def test_voc2007_has_the_devkit_counts() -> None:
     items = load("voc2007", DATA / "voc2007_lists")
     assert sizes(items) == {"train": 2501, "val": 2510, "test": 4952}
-    assert items.labels is not None and items.labels.shape == (9963, 20) and items.labels.dtype == np.int8
+    assert (
+        items.labels is not None
+        and items.labels.shape == (9963, 20)
+        and items.labels.dtype == np.int8
+    )
     assert items.classes == sorted(items.classes) and items.names == sorted(items.names)
     # The devkit numbers its 9,963 images without a gap.
     assert [items.names[0], items.names[-1]] == ["JPEGImages/000001.jpg", "JPEGImages/009963.jpg"]
     assert np.array_equal(np.sort(np.concatenate(list(items.splits.values()))), np.arange(9963))
     trainval = np.concatenate([items.splits["train"], items.splits["val"]])
     aeroplane = items.labels[:, items.classes.index("aeroplane")]
-    assert ((aeroplane[trainval] == 1).sum(), (aeroplane[items.splits["test"]] == 1).sum()) == (238, 204)
+    assert ((aeroplane[trainval] == 1).sum(), (aeroplane[items.splits["test"]] == 1).sum()) == (
+        238,
+        204,
+    )
     assert items.protocol == "voc2007"
 
 
@@ -92,7 +101,9 @@ def test_caltech101_protocol_sizes() -> None:
         }
         assert (count["train"] == 24).all() and (count["val"] == 6).all()
         assert np.array_equal(count["test"], np.minimum(50, n_of_class - 30))
-    assert items.source(0) == DATA / "caltech101/101_ObjectCategories/BACKGROUND_Google/image_0001.jpg"
+    assert (
+        items.source(0) == DATA / "caltech101/101_ObjectCategories/BACKGROUND_Google/image_0001.jpg"
+    )
     assert load("caltech101", DATA / "caltech101" / "101_ObjectCategories").names == items.names
     assert load("caltech101", DATA).names == items.names
 
@@ -101,7 +112,11 @@ def test_caltech101_protocol_sizes() -> None:
 def test_imagenette_in_the_ilsvrc_layout() -> None:
     items = load("imagenet", DATA / "imagenette144")
     assert sizes(items) == {"train": 9469, "val": 1000} and items.labels is not None
-    assert items.classes[0] == "n01440764" and len(items.classes) == 10 and items.protocol == "single-label"
+    assert (
+        items.classes[0] == "n01440764"
+        and len(items.classes) == 10
+        and items.protocol == "single-label"
+    )
     assert np.bincount(items.labels[items.splits["val"]]).tolist() == [100] * 10
     for row in (0, 5000, 9469, 10468):
         assert items.names[row].split("/")[1] == items.classes[items.labels[row]]
@@ -121,7 +136,7 @@ def test_digits_are_scikit_learns() -> None:
     assert np.shares_memory(items.source(5), items.images[5])
 
 
-# --- random splits ------------------------------------------------------------------------------------------
+# --- random splits --------------------------------------------------------------------------------
 
 
 @given(
@@ -194,11 +209,15 @@ def test_random_splits_reject_bad_settings(setting: dict, said: str) -> None:
         random_splits(np.full(9, -1, np.int32), n_train=3, max_test=None)
 
 
-# --- VOC ----------------------------------------------------------------------------------------------------
+# --- VOC ------------------------------------------------------------------------------------------
 
 
-def make_voc(folder: Path, lists: dict[str, list[str]], labelled: tuple[str, ...] = ("train", "val")) -> Path:
-    """A small devkit: every image shows class number (its own number modulo 20). Gives ImageSets/Main."""
+def make_voc(
+    folder: Path, lists: dict[str, list[str]], labelled: tuple[str, ...] = ("train", "val")
+) -> Path:
+    """A small devkit: every image shows class number (its own number modulo 20). Gives
+    ImageSets/Main.
+    """
     main = folder / "ImageSets" / "Main"
     main.mkdir(parents=True)
     for split, ids in lists.items():
@@ -210,7 +229,11 @@ def make_voc(folder: Path, lists: dict[str, list[str]], labelled: tuple[str, ...
     return main
 
 
-LISTS_2012 = {"train": ["2009_000003", "2008_000021"], "val": ["2008_000002"], "test": ["2008_000001"]}
+LISTS_2012 = {
+    "train": ["2009_000003", "2008_000021"],
+    "val": ["2008_000002"],
+    "test": ["2008_000001"],
+}
 
 
 @pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
@@ -220,7 +243,11 @@ def test_voc2012_from_any_of_three_roots(tmp_path: Path, root: str) -> None:
     assert items.root == tmp_path / "VOCdevkit" / "VOC2012" and items.protocol == "voc2012"
     ids = ["2008_000001", "2008_000002", "2008_000021", "2009_000003"]
     assert items.names == [f"JPEGImages/{i}.jpg" for i in ids]
-    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [2, 3], "val": [1], "test": [0]}
+    assert {k: v.tolist() for k, v in items.splits.items()} == {
+        "train": [2, 3],
+        "val": [1],
+        "test": [0],
+    }
     assert items.labels is not None
     assert items.labels[0].tolist() == [0] * 20  # the server knows
     assert [items.labels[row].tolist().index(1) for row in (1, 2, 3)] == [2, 1, 3]
@@ -234,8 +261,10 @@ def test_voc_without_a_test_list(tmp_path: Path) -> None:
     # all that was read is known as that, so that no command writes there
     assert set((tmp_path / "mine").rglob("*.txt")) < set(items.paths())
     assert items.remarks == (
-        "voc2007 with 1 train images instead of 2,501, 1 val images instead of 2,510, 0 test images instead of 4,952: "
-        "no figure of these is its protocol's",
+        (
+            "voc2007 with 1 train images instead of 2,501, 1 val images instead of 2,510, 0 test"
+            " images instead of 4,952: no figure of these is its protocol's"
+        ),
     )
     (tmp_path / "mine" / "ImageSets" / "Main" / "cow_test.txt").touch()
     assert "no test.txt" in load("voc2007", tmp_path / "mine").remarks[0]
@@ -243,7 +272,10 @@ def test_voc_without_a_test_list(tmp_path: Path) -> None:
 
 def test_voc_faults_name_the_file_and_the_line(tmp_path: Path) -> None:
     fails(
-        "voc2007", tmp_path, str(tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"), "add `download`"
+        "voc2007",
+        tmp_path,
+        str(tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"),
+        "add `download`",
     )
     main = make_voc(tmp_path / "VOC2012", LISTS_2012, labelled=("train", "val", "test"))
     fails("voc2007", tmp_path / "VOC2012", "VOCdevkit")  # another year's folder
@@ -262,12 +294,14 @@ def test_voc_faults_name_the_file_and_the_line(tmp_path: Path) -> None:
     broken("cow_train.txt", "2009_000003 -1\n2008_000021 2\n", "line 2", "1, 0 or -1")
     broken("cow_train.txt", "2009_000003 -1\n2008_000021\n", "line 2")
     broken("cow_train.txt", "2009_000003 -1\n", "no label for 1 images", "2008_000021")
-    broken("cow_train.txt", "2009_000003 -1\n2008_000099 -1\n", "line 2", "2008_000099", "train.txt")
+    broken(
+        "cow_train.txt", "2009_000003 -1\n2008_000099 -1\n", "line 2", "2008_000099", "train.txt"
+    )
     (main / "val.txt").write_text("2009_000003\n")
     fails("voc2012", tmp_path, "train.txt, val.txt, test.txt")
 
 
-# --- Caltech ------------------------------------------------------------------------------------------------
+# --- Caltech --------------------------------------------------------------------------------------
 
 
 def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None:
@@ -275,13 +309,19 @@ def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None
     touch(folder, *(f"001.ak47/001_{i:04d}.jpg" for i in range(1, 131)))
     touch(folder, *(f"056.dog/056_{i:04d}.jpg" for i in range(1, 41)))
     touch(
-        folder, "056.dog/greg/vision309/x.jpg", "198.spider/198_0001.jpg", "198.spider/RENAME2", "readme.jpg"
+        folder,
+        "056.dog/greg/vision309/x.jpg",
+        "198.spider/198_0001.jpg",
+        "198.spider/RENAME2",
+        "readme.jpg",
     )
     touch(folder, "198.spider/._198_0001.jpg", "198.spider/x.png")
     (folder / "198.spider" / "d.jpg").mkdir()
     items = load("caltech256", tmp_path)
     remark, counts = items.remarks
-    assert counts == "caltech256 with 3 classes instead of 257: no figure of these is its protocol's"
+    assert (
+        counts == "caltech256 with 3 classes instead of 257: no figure of these is its protocol's"
+    )
     for piece in (
         "(no ending 1)",
         "198.spider/RENAME2",
@@ -293,7 +333,11 @@ def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None
     assert items.classes == ["001.ak47", "056.dog", "198.spider"] and items.labels is not None
     assert np.bincount(items.labels).tolist() == [130, 40, 1]
     test = items.labels[items.splits["split2/test"]]
-    assert np.bincount(test, minlength=3).tolist() == [70, 1, 0]  # 60 train, 39 train, its only image
+    assert np.bincount(test, minlength=3).tolist() == [
+        70,
+        1,
+        0,
+    ]  # 60 train, 39 train, its only image
     (folder / "198.spider" / "198_0001.jpg").unlink()
     fails("caltech256", tmp_path, str(folder / "198.spider"))
 
@@ -306,16 +350,16 @@ def test_caltech_faults(tmp_path: Path) -> None:
     fails("caltech101", tmp_path, "no class folders", str(tmp_path / "101_ObjectCategories"))
 
 
-# --- ImageNet -----------------------------------------------------------------------------------------------
+# --- ImageNet -------------------------------------------------------------------------------------
 
 
 def test_imagenet_with_one_of_its_parts(tmp_path: Path) -> None:
     fails("imagenet", tmp_path, str(tmp_path / "train"), str(tmp_path / "val"))
     touch(tmp_path, "val/n02/b.JPEG", "val/n02/a.JPEG", "val/n01/c.JPEG")
     items = load("imagenet", tmp_path)
-    assert items.names == ["val/n01/c.JPEG", "val/n02/a.JPEG", "val/n02/b.JPEG"] and sizes(items) == {
-        "val": 3
-    }
+    assert items.names == ["val/n01/c.JPEG", "val/n02/a.JPEG", "val/n02/b.JPEG"] and sizes(
+        items
+    ) == {"val": 3}
     touch(tmp_path, "train/n00/d.JPEG", "train/n02/e.JPEG")
     fails("imagenet", tmp_path, str(tmp_path / "val" / "n01"))
     touch(tmp_path, "train/n01/f.JPEG")
@@ -364,11 +408,18 @@ def test_imagenet_with_the_flat_official_val(tmp_path: Path) -> None:
     fails("imagenet", tmp_path, str(tmp_path / "val"), "synset id")
 
 
-# --- folder -------------------------------------------------------------------------------------------------
+# --- folder ---------------------------------------------------------------------------------------
 
 
 def test_folder_of_classes(tmp_path: Path) -> None:
-    touch(tmp_path, "dog/b.JPG", "dog/a.png", "dog/more/x y/ü.webp", "dog/notes.txt", "dog/.hidden.jpg")
+    touch(
+        tmp_path,
+        "dog/b.JPG",
+        "dog/a.png",
+        "dog/more/x y/ü.webp",
+        "dog/notes.txt",
+        "dog/.hidden.jpg",
+    )
     touch(tmp_path, "cat/1.jpg", ".cache/1.jpg", "readme.md", "dog/.thumbs/1.jpg")
     touch(tmp_path, "dog/folder.jpg/in.tif")
     items = load("folder", tmp_path)
@@ -401,10 +452,19 @@ def test_folder_random_splits_are_eighty_twenty(tmp_path: Path) -> None:
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_folder_with_given_splits(tmp_path: Path, val: str) -> None:
     touch(
-        tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", f"{val}/dog/2.jpg", "test/cat/3.jpg", "test/dog/3.jpg"
+        tmp_path,
+        "train/cat/1.jpg",
+        "train/dog/1.jpg",
+        f"{val}/dog/2.jpg",
+        "test/cat/3.jpg",
+        "test/dog/3.jpg",
     )
     items = load("folder", tmp_path)
-    assert {k: v.tolist() for k, v in items.splits.items()} == {"train": [0, 1], "val": [2], "test": [3, 4]}
+    assert {k: v.tolist() for k, v in items.splits.items()} == {
+        "train": [0, 1],
+        "val": [2],
+        "test": [3, 4],
+    }
     assert items.labels is not None and items.labels.tolist() == [0, 1, 1, 0, 1]
     assert items.names[2] == f"{val}/dog/2.jpg"
 
@@ -438,7 +498,9 @@ def test_the_words_for_splits_are_no_classes(tmp_path: Path, folders: dict[str, 
     assert items.classes == ["cat", "dog"] and items.remarks == ()
     assert set(items.splits) == set(folders.values())
     for folder, part in folders.items():
-        assert [items.names[row] for row in items.splits[part]] == [f"{folder}/{name}" for name in CLASSES_IN]
+        assert [items.names[row] for row in items.splits[part]] == [
+            f"{folder}/{name}" for name in CLASSES_IN
+        ]
 
 
 @pytest.mark.parametrize(
@@ -453,7 +515,10 @@ def test_the_words_for_splits_are_no_classes(tmp_path: Path, folders: dict[str, 
         (["train2017", "test2017", "extra"], ["holds test2017, train2017", "beside extra"]),
         (["fold1", "fold2"], ["fold1, fold2 in", "the same folders, cat, dog", "CSV file"]),
         (["2019", "2020", "2021"], ["2019, 2020, 2021 in", "the same folders"]),
-        (["train/fold1", "train/fold2", "test/fold1"], ["fold1, fold2 in", "the same folders, cat, dog"]),
+        (
+            ["train/fold1", "train/fold2", "test/fold1"],
+            ["fold1, fold2 in", "the same folders, cat, dog"],
+        ),
         (["photos"], ["only photos has images, in the folders cat, dog", "give `root`"]),
     ],
 )
@@ -461,19 +526,27 @@ def test_parts_by_other_names_are_no_classes_either(
     tmp_path: Path, folders: list[str], said: list[str]
 ) -> None:
     tree(tmp_path, *folders)
-    touch(tmp_path, f"{folders[-1]}/owl/1.jpg") if len(folders) > 1 else touch(tmp_path, "notes/x.txt")
+    (
+        touch(tmp_path, f"{folders[-1]}/owl/1.jpg")
+        if len(folders) > 1
+        else touch(tmp_path, "notes/x.txt")
+    )
     fails("folder", tmp_path, str(tmp_path), *said)
 
 
 def test_splits_inside_the_classes_are_refused(tmp_path: Path) -> None:
     tree(tmp_path, "cat", "dog", names=("train/1.jpg", "test/2.jpg"))
-    fails("folder", tmp_path, "cat, dog in", "hold the same folders, test, train", "above the classes")
+    fails(
+        "folder", tmp_path, "cat, dog in", "hold the same folders, test, train", "above the classes"
+    )
 
 
 def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{name}/1.jpg" for name in ("bus", "cat", "train")))  # VOC's
     items = load("folder", tmp_path)
-    assert items.classes == ["bus", "cat", "train"] and "taken for classes: train" in items.remarks[0]
+    assert (
+        items.classes == ["bus", "cat", "train"] and "taken for classes: train" in items.remarks[0]
+    )
     touch(tmp_path, "dev/more/1.jpg")  # a part of a data set would hold folders and no images
     fails("folder", tmp_path, "holds dev, train", "beside bus, cat", "CSV file")
     touch(tmp_path, "steam/steam train/1.jpg", "steam/bullet train/1.jpg", "steam/test tube/1.jpg")
@@ -489,13 +562,24 @@ def test_a_folder_that_every_class_has_is_no_class(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
-    touch(tmp_path, "cat/1.jpg", "dog/2.jpg", "cat/a.HEIC", "dog/sub/b.heic", "cat/x.txt", "all.zip")
-    (remark,) = load("folder", tmp_path).remarks
-    assert remark == (
-        "left out: 4 files without an image's ending (.heic 2, .txt 1, .zip 1), for example cat/a.HEIC; "
-        "to have pictures of .heic described, save them as JPEG or PNG"
+    touch(
+        tmp_path, "cat/1.jpg", "dog/2.jpg", "cat/a.HEIC", "dog/sub/b.heic", "cat/x.txt", "all.zip"
     )
-    touch(tmp_path, "cat/.h.jpg", ".DS_Store", "cat/IMG", "cat/1.jpg.part", "cat/3.JPG ", "cat/4." + "x" * 99)
+    (remark,) = load("folder", tmp_path).remarks
+    assert (
+        remark
+        == "left out: 4 files without an image's ending (.heic 2, .txt 1, .zip 1), for example"
+        " cat/a.HEIC; to have pictures of .heic described, save them as JPEG or PNG"
+    )
+    touch(
+        tmp_path,
+        "cat/.h.jpg",
+        ".DS_Store",
+        "cat/IMG",
+        "cat/1.jpg.part",
+        "cat/3.JPG ",
+        "cat/4." + "x" * 99,
+    )
     (tmp_path / "dog" / "up").symlink_to(tmp_path)
     (remark,) = load("folder", tmp_path).remarks
     assert "8 files without an image's ending (.heic 2, no ending 1, '.jpg ' 1" in remark
@@ -506,7 +590,14 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:
     touch(tmp_path, "cat/a.heic", "cat/b.HEIC", "dog/1.jpg")
-    fails("folder", tmp_path, f"class folder {tmp_path}/cat", "2 files", "(.heic 2)", "save them as JPEG")
+    fails(
+        "folder",
+        tmp_path,
+        f"class folder {tmp_path}/cat",
+        "2 files",
+        "(.heic 2)",
+        "save them as JPEG",
+    )
     fails("folder", tmp_path / "cat", "no images", "(.heic 2)", "save them as JPEG")
 
 
@@ -543,7 +634,14 @@ def test_lists_without_images_are_refused_before_anything_is_read(tmp_path: Path
 
 def test_extract_begins_nothing_without_images(tmp_path: Path, run_main: Command) -> None:
     make_voc(tmp_path / "VOC2007", {"train": ["000001"], "val": ["000002"]})
-    words = ("--weights", "random:A,width=0.03125,crop=32", "--scales", "32", "--out", tmp_path / "f.h5")
+    words = (
+        "--weights",
+        "random:A,width=0.03125,crop=32",
+        "--scales",
+        "32",
+        "--out",
+        tmp_path / "f.h5",
+    )
     ran = run_main(cli.main, "extract", "--dataset", "voc2007", "--root", tmp_path, *words)
     assert ran.status == 1 and "none of the 2 images of voc2007 is there" in ran.err
     assert len(ran.err_lines) == 1 and not list(tmp_path.glob("f.h5*"))
@@ -602,7 +700,7 @@ def test_folder_links_pipes_and_odd_names(tmp_path: Path) -> None:
     assert os.fsencode(items.source(1)) == latin1
 
 
-# --- CSV ----------------------------------------------------------------------------------------------------
+# --- CSV ------------------------------------------------------------------------------------------
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:
@@ -663,27 +761,51 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("path,label,split\na.jpg,cat,eval\n", ["line 2", "train, val, test", "eval"]),
         ("path,label\nC:\\a.jpg,cat\n", ["line 2", "on a Windows disk"]),
         ("path,label\nhttps://x.org/a.jpg,cat\n", ["line 2", "is an address"]),
-        ("path,label\nd/../a.jpg,cat\na.jpg,dog\n", ["line 3", "twice", "'cat;dog' in a column labels"]),
-        ("path,label,split\na.jpg,cat,train\na.jpg,cat,test\n", ["line 3", "in train there, in test here"]),
+        (
+            "path,label\nd/../a.jpg,cat\na.jpg,dog\n",
+            ["line 3", "twice", "'cat;dog' in a column labels"],
+        ),
+        (
+            "path,label,split\na.jpg,cat,train\na.jpg,cat,test\n",
+            ["line 3", "in train there, in test here"],
+        ),
         ("path,labels,split\na.jpg,cat;dog,\na.jpg,cat,\n", ["line 3", "twice", "other labels"]),
         ("path,label\na.jpg,cat|dog\n", ["line 2", "'cat|dog'", "write a labels column"]),
-        ("path,label\na.jpg,cat\nb.jpg,cat;dog\n", ["line 3", "'cat;dog'", "write a labels column"]),
+        (
+            "path,label\na.jpg,cat\nb.jpg,cat;dog\n",
+            ["line 3", "'cat;dog'", "write a labels column"],
+        ),
         (
             'path,label\na.jpg,cat\nb.jpg,dog\nc.jpg,"cat,dog"\n',
             ["line 4", "not 'cat,dog'", "a labels column", "as 'cat;dog'", "rename it"],
         ),
-        ("path,label\na.jpg,cat/dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "not 'cat/dog'", "as 'cat;dog'"]),
-        ('path,label\na.jpg,"a,b"\nb.jpg,"b,c"\nc.jpg,"a,c"\n', ["line 2", "not 'a,b'", "as 'a;b'"]),
-        ("path,label\na.jpg,cat\nb.jpg,NaN\n", ["line 3", "'NaN' would be a class", "an empty cell"]),
+        (
+            "path,label\na.jpg,cat/dog\nb.jpg,dog\nc.jpg,cat\n",
+            ["line 2", "not 'cat/dog'", "as 'cat;dog'"],
+        ),
+        (
+            'path,label\na.jpg,"a,b"\nb.jpg,"b,c"\nc.jpg,"a,c"\n',
+            ["line 2", "not 'a,b'", "as 'a;b'"],
+        ),
+        (
+            "path,label\na.jpg,cat\nb.jpg,NaN\n",
+            ["line 3", "'NaN' would be a class", "an empty cell"],
+        ),
         ("path,label\na.jpg,None\n", ["line 2", "'None' would be a class", "an empty cell"]),
-        ("path,labels\na.jpg,cat;dog\nb.jpg,NULL\n", ["line 3", "'NULL' would be a class", "an empty cell"]),
+        (
+            "path,labels\na.jpg,cat;dog\nb.jpg,NULL\n",
+            ["line 3", "'NULL' would be a class", "an empty cell"],
+        ),
         ("path,label\na.jpg,N/A\n", ["line 2", "'N/A' would be a class", "an empty cell"]),
         (
             "path,labels\na.jpg,cat\nb.jpg,cat|dog\n",
             ["line 3", "'cat|dog' is one label", "cat;dog", "'cat|dog;'"],
         ),
         ('path,labels\na.jpg,"cat, dog"\nb.jpg,dog\n', ["line 2", "'cat, dog' is one label"]),
-        ("path,labels\na.jpg,cat dog\nb.jpg,dog\nc.jpg,cat\n", ["line 2", "'cat dog' is one label"]),
+        (
+            "path,labels\na.jpg,cat dog\nb.jpg,dog\nc.jpg,cat\n",
+            ["line 2", "'cat dog' is one label"],
+        ),
         ("path,labels\na.jpg,\"['cat', 'owl']\"\n", ["line 2", "would be one label"]),
         (
             "path,cat,dog\na.jpg,1,0\nb.jpg,2,1\n",
@@ -745,19 +867,30 @@ def test_csv_words_for_splits(tmp_path: Path) -> None:
     words = ["training", "Train_Set", "validate", "dev", "testing", "TST", ""]
     text = "path,label,split\n" + "".join(f"{i}.jpg,cat,{word}\n" for i, word in enumerate(words))
     splits = load("csv", write(tmp_path, text)).splits
-    assert {k: v.tolist() for k, v in splits.items()} == {"train": [0, 1], "val": [2, 3], "test": [4, 5]}
+    assert {k: v.tolist() for k, v in splits.items()} == {
+        "train": [0, 1],
+        "val": [2, 3],
+        "test": [4, 5],
+    }
 
 
 def test_csv_names_of_one_label_are_not_questioned(tmp_path: Path) -> None:
     labels = ["tench, Tinca tinca", "traffic light", "great white shark"]
     text = "path,labels\n" + "".join(f'{i}.jpg,"{label}"\n' for i, label in enumerate(labels))
     assert load("csv", write(tmp_path, text)).classes == sorted(labels)
-    several = 'path,labels\na.jpg,"crane, bird;"\nb.jpg,"crane, machine"\n'  # the ; says that it is known
-    assert load("csv", write(tmp_path, several)).classes == ["crane, bird", "crane, machine"]
-    one = (
-        'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\nc.jpg,ski pole\nd.jpg,ski\n'  # all ImageNet's
+    several = (  # the ; says that it is known
+        'path,labels\na.jpg,"crane, bird;"\nb.jpg,"crane, machine"\n'
     )
-    assert load("csv", write(tmp_path, one)).classes == ["maillot", "maillot, tank suit", "ski", "ski pole"]
+    assert load("csv", write(tmp_path, several)).classes == ["crane, bird", "crane, machine"]
+    one = (  # all ImageNet's
+        'path,label\na.jpg,"maillot, tank suit"\nb.jpg,maillot\nc.jpg,ski pole\nd.jpg,ski\n'
+    )
+    assert load("csv", write(tmp_path, one)).classes == [
+        "maillot",
+        "maillot, tank suit",
+        "ski",
+        "ski pole",
+    ]
 
 
 def test_csv_with_a_column_a_class(tmp_path: Path) -> None:
@@ -775,8 +908,14 @@ def test_csv_with_a_column_a_class(tmp_path: Path) -> None:
     many = ",".join(f"c{i}" for i in range(22))
     items = load("csv", write(tmp_path, f"path,{many}\na.jpg{',1' * 22}\n"))
     assert items.remarks[0].endswith("c18, c19 and 2 more")
-    assert load("csv", write(tmp_path, "path,cat,train\na.jpg,1,1\n")).classes == ["cat", "train"]  # as VOC's
-    assert load("csv", write(tmp_path, "path,class1,class2\na.jpg,1,1\n")).classes == ["class1", "class2"]
+    assert load("csv", write(tmp_path, "path,cat,train\na.jpg,1,1\n")).classes == [
+        "cat",
+        "train",
+    ]  # as VOC's
+    assert load("csv", write(tmp_path, "path,class1,class2\na.jpg,1,1\n")).classes == [
+        "class1",
+        "class2",
+    ]
 
 
 def test_csv_line_that_names_the_separator_is_no_header(tmp_path: Path) -> None:
@@ -814,7 +953,10 @@ def test_csv_line_that_names_the_separator_is_no_header(tmp_path: Path) -> None:
         ("path,daisy,roses,width", "'width' would be a class: leave it out"),
         ("path,target,daisy,roses", "rename 'target' to label"),
         ("path,target", "rename 'target' to label"),
-        ("path,daisy", "rename 'daisy' to label, with the name of a class in each cell instead of 0 and 1"),
+        (
+            "path,daisy",
+            "rename 'daisy' to label, with the name of a class in each cell instead of 0 and 1",
+        ),
     ],
 )
 def test_csv_header_says_which_column_is_wrong(tmp_path: Path, header: str, said: str) -> None:
@@ -826,7 +968,8 @@ def test_csv_header_says_which_column_is_wrong(tmp_path: Path, header: str, said
 def test_csv_with_a_column_a_class_of_booleans(tmp_path: Path) -> None:
     """As pandas' get_dummies writes them, and spreadsheets."""
     items = load(
-        "csv", write(tmp_path, "path,dog,cat\na.jpg,True,False\nb.jpg,TRUE,true\nc.jpg,false,FALSE\n")
+        "csv",
+        write(tmp_path, "path,dog,cat\na.jpg,True,False\nb.jpg,TRUE,true\nc.jpg,false,FALSE\n"),
     )
     assert items.labels is not None and items.labels.tolist() == [[1, -1], [1, 1], [-1, -1]]
 
@@ -855,7 +998,8 @@ def test_csv_class_of_two_words_that_are_classes_is_told(tmp_path: Path) -> None
     items = load("csv", write(tmp_path, "path,label\n0.jpg,ski mask\n1.jpg,ski\n2.jpg,mask\n"))
     assert items.classes == ["mask", "ski", "ski mask"]
     assert (
-        "'ski mask' is one class; for several an image write a labels column, as 'ski;mask'" in items.remarks
+        "'ski mask' is one class; for several an image write a labels column, as 'ski;mask'"
+        in items.remarks
     )
 
 
@@ -863,13 +1007,22 @@ def test_csv_rows_that_repeat_are_left_out_and_told(tmp_path: Path) -> None:
     text = f"path,label\na.jpg,cat\nb.jpg,dog\n./a.jpg,cat\n{tmp_path}/b.jpg,dog\n"
     items = load("csv", write(tmp_path, text))
     assert items.names == ["a.jpg", "b.jpg"]
-    assert items.remarks == ("left out: 2 rows that repeat an earlier one, for example line 4 of data.csv",)
+    assert items.remarks == (
+        "left out: 2 rows that repeat an earlier one, for example line 4 of data.csv",
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there a backslash is what / is here")
 def test_csv_paths_as_they_were_meant(tmp_path: Path) -> None:
     touch(tmp_path, "photos/cat/1.jpg", "a.jpg", "b.jpg ", "caf\xe9.jpg", "back\\slash.jpg")
-    names = ["photos\\cat\\1.jpg", "gone\\1.jpg", " a.jpg ", "b.jpg ", "caf\xe9.jpg", "back\\slash.jpg"]
+    names = [
+        "photos\\cat\\1.jpg",
+        "gone\\1.jpg",
+        " a.jpg ",
+        "b.jpg ",
+        "caf\xe9.jpg",
+        "back\\slash.jpg",
+    ]
     text = "path,label\n" + "".join(f"{name},cat\n" for name in names)
     items = load("csv", write(tmp_path, text.encode("cp1252")))
     assert items.names == [
@@ -890,13 +1043,20 @@ def test_classes_that_differ_in_case_or_cant_be_learned_are_named(tmp_path: Path
     assert remarks("path,label\na.jpg,Daisy\nb.jpg,daisy\nc.jpg,rose\n") == (twins,)
     touch(
         tmp_path,
-        *(f"{part}/{name}/1.jpg" for part in ("train", "val") for name in ("Daisy", "daisy", "rose")),
+        *(
+            f"{part}/{name}/1.jpg"
+            for part in ("train", "val")
+            for name in ("Daisy", "daisy", "rose")
+        ),
     )
     assert load("folder", tmp_path / "train").remarks == (twins,)
     (tmp_path / "data.csv").unlink()
     assert load("folder", tmp_path).remarks == (twins,)
     refused = ": svm will refuse, since it can't learn a class without one"
-    assert remarks("path,cat,dog,lily\na.jpg,1,0,0\nb.jpg,0,1,0\n")[-1] == f"no image of 'lily'{refused}"
+    assert (
+        remarks("path,cat,dog,lily\na.jpg,1,0,0\nb.jpg,0,1,0\n")[-1]
+        == f"no image of 'lily'{refused}"
+    )
     assert remarks("path,cat,dog,lily\na.jpg,1,1,0\nb.jpg,0,1,0\n")[-1] == "no image of 'lily'"
     text = "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nc.jpg,tulip,test\nd.jpg,cat,test\n"
     assert remarks(text) == (f"no training image of 'tulip'{refused}",)
@@ -914,7 +1074,9 @@ def test_few_of_the_classes_in_a_limited_set_are_told(tmp_path: Path) -> None:
     assert limited(items, 4).remarks == ("`limit` 4 takes the first images, of 2 of the 3 classes",)
     assert limited(items, 7).remarks == limited(items, 100).remarks == ()
     items = load("csv", write(tmp_path, "path,labels\na.jpg,cat;\nb.jpg,dog\n"))
-    assert limited(items, 1).remarks[1:] == ("`limit` 1 takes the first images, of 1 of the 2 classes",)
+    assert limited(items, 1).remarks[1:] == (
+        "`limit` 1 takes the first images, of 1 of the 2 classes",
+    )
 
 
 def test_one_class_is_said_in_the_singular(tmp_path: Path) -> None:
@@ -931,7 +1093,7 @@ def test_csv_root_must_be_a_file(tmp_path: Path) -> None:
     fails("csv", tmp_path / "no.csv", str(tmp_path / "no.csv"))
 
 
-# --- downloads ----------------------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------
 
 
 def make_tar(path: Path, files: dict[str, str]) -> str:
@@ -963,8 +1125,8 @@ def test_voc_download_through_torchvision(
     trainval["VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"] = "000001\n000002\n"
     data = tmp_path / "data"
     data.mkdir()
-    # The archives lie where an earlier try left them, so torchvision checks and unpacks them; nothing listens
-    # at the address, so fetching one fails.
+    # The archives lie where an earlier try left them, so torchvision checks and unpacks them;
+    # nothing listens at the address, so fetching one fails.
     archives = {"2007": trainval, "2007-test": voc2007_files({"test": "000003"})}
     for key, files in archives.items():
         entry = torchvision_voc.DATASET_YEAR_DICT[key]
@@ -980,11 +1142,14 @@ def test_voc_download_through_torchvision(
     assert load("voc2007", data / root, download=True).names == items.names
     Path(items.source(0)).unlink()
     fails("voc2007", data / root, "could not download voc2007", "refused", download=True)
-    assert Path(items.source(0)).read_text() == "pixels"  # the archive still there was unpacked again
+    assert (
+        Path(items.source(0)).read_text() == "pixels"
+    )  # the archive still there was unpacked again
 
 
 @pytest.mark.parametrize(
-    ("name", "categories"), [("caltech101", "101_ObjectCategories"), ("caltech256", "256_ObjectCategories")]
+    ("name", "categories"),
+    [("caltech101", "101_ObjectCategories"), ("caltech256", "256_ObjectCategories")],
 )
 def test_caltech_download_is_all_or_nothing(
     tmp_path: Path, name: str, categories: str, monkeypatch: pytest.MonkeyPatch
@@ -996,7 +1161,11 @@ def test_caltech_download_is_all_or_nothing(
             folder = Path(download_root) / ("caltech-101" if name == "caltech101" else "")
             touch(folder, "a/1.jpg", "b/1.jpg")
             Path(download_root, filename).touch()
-            touch(Path(download_root), f"{categories}/BACKGROUND_Google/1.jpg", f"{categories}/b/1.jpg")
+            touch(
+                Path(download_root),
+                f"{categories}/BACKGROUND_Google/1.jpg",
+                f"{categories}/b/1.jpg",
+            )
             if stop:
                 raise OSError("No space left\non device")
             touch(Path(download_root), f"{categories}/b/2.jpg")
@@ -1017,21 +1186,41 @@ def test_caltech_download_is_all_or_nothing(
 
 @pytest.mark.parametrize("name", ["imagenet", "folder", "csv", "digits"])
 def test_what_has_no_download_says_so(tmp_path: Path, name: str) -> None:
-    fails(name, tmp_path, "leave out `download`" if name != "imagenet" else "no open download", download=True)
+    fails(
+        name,
+        tmp_path,
+        "leave out `download`" if name != "imagenet" else "no open download",
+        download=True,
+    )
 
 
-# --- the registry -------------------------------------------------------------------------------------------
+# --- the registry ---------------------------------------------------------------------------------
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    names = ["voc2007", "voc2012", "caltech101", "caltech256", "imagenet", "folder", "csv", "digits"]
+    names = [
+        "voc2007",
+        "voc2012",
+        "caltech101",
+        "caltech256",
+        "imagenet",
+        "folder",
+        "csv",
+        "digits",
+    ]
     fails("voc2077", None, "'voc2077'", *names)
     assert [name for name, _, _ in describe_datasets()] == names
-    assert all(about and files and "\n" not in about + files for _, about, files in describe_datasets())
+    assert all(
+        about and files and "\n" not in about + files for _, about, files in describe_datasets()
+    )
 
 
 def test_voc_submission_files(tmp_path: Path) -> None:
-    names = ["JPEGImages/2008_000001.jpg", "JPEGImages/2008_000002.jpg", "JPEGImages/2008_000004.jpg"]
+    names = [
+        "JPEGImages/2008_000001.jpg",
+        "JPEGImages/2008_000002.jpg",
+        "JPEGImages/2008_000004.jpg",
+    ]
     scores = np.array([[0.5, -1.25], [1 / 3, 2e-7]])
     files = write_submission(tmp_path / "out", [2, 0], scores, ["cat", "dog"], names)
     main = tmp_path / "out"
@@ -1088,7 +1277,9 @@ def test_a_submission_keeps_names_that_are_not_unicode(tmp_path: Path) -> None:
     assert os.fsencode(file).endswith(b"comp2_cls_test_k\xff.txt")
 
 
-def test_a_failed_submission_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_submission_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "rename", full_disk)
     with pytest.raises(VggfeatError, match=r"can't write .*No space left"):
         write_submission(tmp_path / "out", [0], np.ones((1, 1)), ["cat"], ["a.jpg"])
@@ -1099,11 +1290,12 @@ def full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-# --- files and folders from strangers -----------------------------------------------------------------------
+# --- files and folders from strangers -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("dataset", "folder"), [("folder", ""), ("caltech101", "101_ObjectCategories"), ("imagenet", "train")]
+    ("dataset", "folder"),
+    [("folder", ""), ("caltech101", "101_ObjectCategories"), ("imagenet", "train")],
 )
 @pytest.mark.parametrize("target", [".", ".."])
 def test_a_class_that_links_upwards_is_refused(
@@ -1122,7 +1314,9 @@ def test_a_class_that_links_upwards_is_refused(
 
 def test_a_short_csv_file_doesnt_fill_the_memory(tmp_path: Path) -> None:
     """A class of its own for each image: 1.6 MB of text would be a table of 10 GB."""
-    (tmp_path / "a.csv").write_text("path,labels\n" + "".join(f"{i}.jpg,c{i}\n" for i in range(100_000)))
+    (tmp_path / "a.csv").write_text(
+        "path,labels\n" + "".join(f"{i}.jpg,c{i}\n" for i in range(100_000))
+    )
     fails("csv", tmp_path / "a.csv", "100,000 images of 100,000 classes are too many")
 
 
@@ -1150,6 +1344,8 @@ def test_a_line_that_is_no_image_id_is_told_in_short(tmp_path: Path, line: str) 
     lists = tmp_path / "VOC2007" / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text(f"000012\n{line}\n")
-    with pytest.raises(VggfeatError, match=r"train.txt, line 2: expected one image id, found '") as refused:
+    with pytest.raises(
+        VggfeatError, match=r"train.txt, line 2: expected one image id, found '"
+    ) as refused:
         load("voc2007", tmp_path)
     assert len(str(refused.value)) < len(str(tmp_path)) + 200

@@ -1,9 +1,9 @@
-"""Every command in the README and docs/ runs, on small stand-ins for the data sets and the released weights.
+"""Every command in the README and docs/ runs, on small stand-ins for the data sets and the released
+weights.
 
-Done in this process, one document after another, each in a folder of its own where its commands follow one another; a
-document's Python comes after them.
-torchrun's part of a line is left out (other tests start processes). Benchmarks, which take minutes, are
-parsed and not run.
+Done in this process, one document after another, each in a folder of its own where its commands
+follow one another; a document's Python comes after them. torchrun's part of a line is left out
+(other tests start processes). Benchmarks, which take minutes, are parsed and not run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ ELSEWHERE = re.compile(
 
 
 def commands(document: Path) -> list[str]:
-    """The commands of a document's code blocks and of its text, in their order, without comments."""
+    """The commands of a document's code blocks and of its text, in their order, without
+    comments.
+    """
     text = re.sub(
         r"<!-- ledger: .*?<!-- end of ledger", "", document.read_text(), flags=re.S
     )  # a record of what was run
@@ -80,7 +82,9 @@ def test_every_code_block_with_a_prompt_is_known():
         known = commands(document)
         for block in re.findall(r"^```\w*\n(.*?)^```", document.read_text(), re.S | re.M):
             for line in block.splitlines():
-                if line.startswith("$ ") or re.match(r"(python|make|pip|source|[A-Z]+=\S+ \w)", line):
+                if line.startswith("$ ") or re.match(
+                    r"(python|make|pip|source|[A-Z]+=\S+ \w)", line
+                ):
                     line = re.sub(r"\s{2,}#.*", "", line.removeprefix("$ ")).rstrip(" \\")
                     there = any(command.startswith(line) for command in known) or "ledger" in line
                     assert there or ELSEWHERE.match(line) or "build/tables" in line, (
@@ -91,7 +95,8 @@ def test_every_code_block_with_a_prompt_is_known():
 def test_every_promise_names_a_test_that_there_is():
     """`FILE -k WORDS`, where each word selects some test of that file."""
     named = re.findall(
-        r"`((?:pretrain/)?test_\w+\.py)(?: -k ([^`]+))?`", (ROOT / "docs/reliability.md").read_text()
+        r"`((?:pretrain/)?test_\w+\.py)(?: -k ([^`]+))?`",
+        (ROOT / "docs/reliability.md").read_text(),
     )
     assert len(named) > 20
     for file, words in named:
@@ -134,22 +139,30 @@ def test_the_paper_page_has_the_codes_defaults() -> None:
         assert text == (written if default not in (None, "") else "none"), name
     recipe = pretrain.recipe.read_recipe("paper")
     for number in fields(recipe):  # each has its place
-        assert f"`{number.name}`" in PAPER or not isinstance(getattr(recipe, number.name), int | float), (
-            number
-        )
+        assert f"`{number.name}`" in PAPER or not isinstance(
+            getattr(recipe, number.name), int | float
+        ), number
 
 
 def test_the_paper_page_has_the_codes_constants() -> None:
     low, high = (round(math.log2(C)) for C in (C_GRID[0], C_GRID[-1]))
-    millions = [f"{parameter_count(net, 1000, 1.0, 224) / 1e6:.0f}" for net in ("A", "B", "C", "D", "E")]
+    millions = [
+        f"{parameter_count(net, 1000, 1.0, 224) / 1e6:.0f}" for net in ("A", "B", "C", "D", "E")
+    ]
     for sentence in (
-        f"{len(C_GRID)} values from 2^{low} to 2^{high} by factors of {C_STEP:g}, up to {MAX_EXTENSIONS} more",
+        (
+            f"{len(C_GRID)} values from 2^{low} to 2^{high} by factors of {C_STEP:g}, up to"
+            f" {MAX_EXTENSIONS} more"
+        ),
         f"{', '.join(millions[:-1])} and {millions[-1]} million parameters",
         f"{GRID}x{GRID} grid, 2 flips: {2 * GRID**2} a scale, {6 * GRID**2} over three",
         f"{VAL_FRACTION:.0%}".replace("%", " % of train chooses"),
         f"{N_SPLITS} random splits",
         f"a duality gap of {LinearSVM().tol:.0e}".replace("e-0", "e-"),
-        f"over {MAX_PIXELS:,} pixels, or over {MAX_RESCALED_PIXELS // 10**6} million after rescaling",
+        (
+            f"over {MAX_PIXELS:,} pixels, or over {MAX_RESCALED_PIXELS // 10**6} million after"
+            " rescaling"
+        ),
         f"which four: {', '.join(FROM_A[:-3])}, by stage",
     ):
         assert sentence in PAPER, sentence
@@ -174,7 +187,9 @@ def write_voc(folder: Path, parts: dict[str, range], unlabelled: tuple[str, ...]
 
 
 def stand_in(what: str, file: Path | None) -> weights.Network:
-    """In place of the released D and E: a narrow net of random weights, with their names, classes and S."""
+    """In place of the released D and E: a narrow net of random weights, with their names, classes
+    and S.
+    """
     network = weights.load(f"random:{what},width=0.03125,crop=32,classes={len(WNIDS)}")
     network.classes = WNIDS
     network.spec = f"oxford:{what}"
@@ -186,15 +201,22 @@ def stand_in(what: str, file: Path | None) -> weights.Network:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all data that the documents speak of; it is the working directory."""
     write_voc(
-        tmp_path / "data/VOCdevkit/VOC2007", {"train": range(3), "val": range(3, 6), "test": range(6, 9)}
+        tmp_path / "data/VOCdevkit/VOC2007",
+        {"train": range(3), "val": range(3, 6), "test": range(6, 9)},
     )
     write_voc(
         tmp_path / "data/VOCdevkit/VOC2012",
         {"train": range(3), "val": range(3, 6), "test": range(6, 8)},
         unlabelled=("test",),
     )
-    for name in ("data/101_ObjectCategories", "DIR/101_ObjectCategories", "HALF/101_ObjectCategories"):
-        write_images(tmp_path / name, [f"{c}/image_{i:04d}.jpg" for c in ("ant", "bee") for i in range(8)])
+    for name in (
+        "data/101_ObjectCategories",
+        "DIR/101_ObjectCategories",
+        "HALF/101_ObjectCategories",
+    ):
+        write_images(
+            tmp_path / name, [f"{c}/image_{i:04d}.jpg" for c in ("ant", "bee") for i in range(8)]
+        )
     for name in ("imagenet", "imagenette144"):
         write_images(tmp_path / name, [f"train/{w}/{i}.jpg" for w in WNIDS for i in range(5)])
         write_images(tmp_path / name, [f"val/{w}/{i}.jpg" for w in WNIDS for i in range(1)])
@@ -202,16 +224,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data/train").symlink_to(tmp_path / "imagenet/train")
     (tmp_path / "data/val").symlink_to(tmp_path / "imagenet/val")
     synsets = [(i + 1, name, 0) for i, name in enumerate(WNIDS)]
-    record = np.array(synsets, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")])
+    record = np.array(
+        synsets, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")]
+    )
     (tmp_path / "ILSVRC2012_devkit_t12/data").mkdir(parents=True)
     savemat(tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat", {"synsets": record})
-    write_images(tmp_path / "photos", [f"{c}/{i}.jpg" for c in ("cat", "dog", "flower") for i in range(8)])
-    write_images(tmp_path / "flowers", [f"{c}/{i}.jpg" for c in ("daisy", "roses") for i in range(8)])
+    write_images(
+        tmp_path / "photos", [f"{c}/{i}.jpg" for c in ("cat", "dog", "flower") for i in range(8)]
+    )
+    write_images(
+        tmp_path / "flowers", [f"{c}/{i}.jpg" for c in ("daisy", "roses") for i in range(8)]
+    )
     (tmp_path / "photos/flower/broken.jpg").write_bytes(b"no image at all")
     write_images(tmp_path / "flat", ["1.jpg", "2.jpg"])
     write_images(tmp_path, ["new1.jpg", "new2.jpg"])
     rows = [
-        f"photos/{c}/{i}.jpg,{c},{'train' if i < 6 else 'test'}" for c in ("cat", "dog") for i in range(8)
+        f"photos/{c}/{i}.jpg,{c},{'train' if i < 6 else 'test'}"
+        for c in ("cat", "dog")
+        for i in range(8)
     ]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     for name in ("docs", "build/demo"):
@@ -223,7 +253,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     recipes = tmp_path / "recipes"
     shutil.copytree(pretrain.recipe.RECIPES, recipes)
-    small = {"width": "0.03125", "crop": "32", "batch_size": "8", "held_out": "0.1", "chance_after": "0"}
+    small = {
+        "width": "0.03125",
+        "crop": "32",
+        "batch_size": "8",
+        "held_out": "0.1",
+        "chance_after": "0",
+    }
     for path in recipes.glob("*.toml"):
         text = re.sub(r"^(iterations|epochs) = \S+", "iterations = 2", path.read_text(), flags=re.M)
         for key, value in small.items():
@@ -258,11 +294,14 @@ def clear(words: list[str]) -> None:
     if words[0] == "pretrain.train" and not {"--stages", "--from", "--dry-run"} & set(words):
         net = words[words.index("--net") + 1]
         shutil.rmtree(
-            words[words.index("--out") + 1] if "--out" in words else f"runs/{net}", ignore_errors=True
+            words[words.index("--out") + 1] if "--out" in words else f"runs/{net}",
+            ignore_errors=True,
         )
         return
     outputs = [
-        words[i + 1] for i, word in enumerate(words) if word in ("--out", "--posteriors", "--submission")
+        words[i + 1]
+        for i, word in enumerate(words)
+        if word in ("--out", "--posteriors", "--submission")
     ]
     for name in [
         *outputs,
@@ -288,21 +327,30 @@ def test_every_command_runs(
     for needed in ("c384.h5", "c512.h5"):
         if any(needed in line for line in found):
             scale = needed.removeprefix("c").removesuffix(".h5")
-            words = "--dataset caltech101 --root DIR --weights vgg16_conv_caffe.safetensors --layer pool5 --no-mirror"
+            words = (
+                "--dataset caltech101 --root DIR --weights vgg16_conv_caffe.safetensors --layer"
+                " pool5 --no-mirror"
+            )
             ran = run_main(cli.main, "extract", *words.split(), "--scales", scale, "--out", needed)
             assert ran.status == 0, ran.err
     if document.name == "evaluation.md":  # it goes on where training.md ends
         train = functools.partial(run_main, main_of(["pretrain.train"]), "--workers", "0")
         assert train("--net", "D", "--data", "imagenet").status == 0
     if any("voc2012.h5" in line for line in found):
-        ran = run_main(cli.main, "extract", "--dataset", "voc2012", "--scales", "64", "--out", "voc2012.h5")
+        ran = run_main(
+            cli.main, "extract", "--dataset", "voc2012", "--scales", "64", "--out", "voc2012.h5"
+        )
         assert ran.status == 0, ran.err
     for line in found:
         if line.startswith("python -c"):
             subprocess.run([sys.executable, "-c", shlex.split(line)[2]], check=True)
             continue
         words = shlex.split(line.replace("/imagenet", "imagenet").replace("HOST:", "localhost:"))
-        words = words[words.index("vggfeat") :] if "vggfeat" in words else words[words.index("-m") + 1 :]
+        words = (
+            words[words.index("vggfeat") :]
+            if "vggfeat" in words
+            else words[words.index("-m") + 1 :]
+        )
         if words[0].startswith("benchmarks."):
             parsed_only(monkeypatch, words)
             continue
@@ -315,7 +363,9 @@ def test_every_command_runs(
         narrow = "torchvision and timm have this net at width 1 and crop 224 only" in ran.err
         assert ran.status == 0 or damaged or narrow, f"{document.name}: {line}\n{ran.err[-2000:]}"
     if document.name == "formats.md":  # what it reads, any feature file
-        ran = run_main(cli.main, "extract", "--dataset", "folder", "--root", "photos", "--scales", "64,96")
+        ran = run_main(
+            cli.main, "extract", "--dataset", "folder", "--root", "photos", "--scales", "64,96"
+        )
         assert ran.status == 3, ran.err
     photo = Image.open("new1.jpg")
     photo.save("a.jpg")

@@ -41,7 +41,9 @@ def network():
 
 
 def reference(network, image, scale, layer, mirror):
-    """One image, one view at a time, in float64: the mean over positions, then over the two views."""
+    """One image, one view at a time, in float64: the mean over positions, then over the two
+    views.
+    """
     module = network.module.double()
     small = smallest_side(read_rgb(image), scale)
     views = []
@@ -58,7 +60,8 @@ def reference(network, image, scale, layer, mirror):
 )
 def test_descriptors_equal_a_slow_reference(network, layer, mirror):
     images = [
-        photograph(i, h, w) for i, (h, w) in enumerate([(50, 70), (70, 50), (50, 70), (45, 45), (33, 90)])
+        photograph(i, h, w)
+        for i, (h, w) in enumerate([(50, 70), (70, 50), (50, 70), (45, 45), (33, 90)])
     ]
     description = description_of(network, layer, SCALES, mirror)
     got = dict(describe_all(network, images, description, batch_size=2))
@@ -100,13 +103,18 @@ def test_progress_counts_work_and_ends_at_the_number_of_images(network, folder, 
     told = []
     items = datasets.load("folder", folder)
     extract(
-        items, network, tmp_path / "f.h5", scales=(32, 64), progress=lambda done, total: told.append(done)
+        items,
+        network,
+        tmp_path / "f.h5",
+        scales=(32, 64),
+        progress=lambda done, total: told.append(done),
     )
     assert told[0] == 0
     steps = np.diff(told)
     assert told[-1] == pytest.approx(24)
     assert (steps > 0).all()
-    # eight images of one shape are one batch: 1/5 of them at Q=32, 4/5 at Q=64, whose pixels are four times as many
+    # eight images of one shape are one batch: 1/5 of them at Q=32, 4/5 at Q=64, whose pixels are
+    # four times as many
     assert any(step == pytest.approx(8 / 5) for step in steps) and any(
         step == pytest.approx(8 * 4 / 5) for step in steps
     )
@@ -116,7 +124,9 @@ def test_embed_is_normalised_and_ordered(network, tmp_path):
     array = photograph(0, 50, 60)
     Image.fromarray(array).save(tmp_path / "a.png")
     x = vggfeat.embed(
-        network, [tmp_path / "a.png", Image.fromarray(array), photograph(1, 60, 50), array], scales=SCALES
+        network,
+        [tmp_path / "a.png", Image.fromarray(array), photograph(1, 60, 50), array],
+        scales=SCALES,
     )
     assert x.shape == (4, 512) and x.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
@@ -131,7 +141,11 @@ def test_embed_keeps_what_can_be_read(network, tmp_path):
         vggfeat.embed(network, images, scales=SCALES)
     for pool, length in (("average", 512), ("stack", 1024), ("max", 512)):
         x, unreadable = vggfeat.embed(network, images, SCALES, pool=pool, return_unreadable=True)
-        assert x.shape == (4, length) and list(unreadable) == [1, 3] and unreadable[1] == "no such file"
+        assert (
+            x.shape == (4, length)
+            and list(unreadable) == [1, 3]
+            and unreadable[1] == "no such file"
+        )
         assert np.isnan(x[[1, 3]]).all()
         assert_same_descriptors(x[[0, 2]], vggfeat.embed(network, images[::2], SCALES, pool=pool))
     x, unreadable = vggfeat.embed(network, images[::2], SCALES, return_unreadable=True)
@@ -141,7 +155,9 @@ def test_embed_keeps_what_can_be_read(network, tmp_path):
 
 
 def test_embed_marks_an_image_of_which_one_scale_fails(network):
-    """A strip that is too long at the larger scale only; its row is NaN whatever the smaller one gave."""
+    """A strip that is too long at the larger scale only; its row is NaN whatever the smaller one
+    gave.
+    """
     strip = np.zeros((10, 40_000, 3), np.uint8)
     x, unreadable = vggfeat.embed(
         network,
@@ -187,12 +203,15 @@ def test_bad_settings_are_refused(network):
 def test_a_description_in_a_file_that_no_network_can_follow_is_refused() -> None:
     network = vggfeat.load("random:A,width=0.0625,crop=32,classes=4")
     description = description_of(network, "fc7", (40,), True)
-    for wrong, match in (({"scales": (1,)}, "scale 1 is too small"), ({"layer": "fc9"}, "no layer 'fc9'")):
+    for wrong, match in (
+        ({"scales": (1,)}, "scale 1 is too small"),
+        ({"layer": "fc9"}, "no layer 'fc9'"),
+    ):
         with pytest.raises(VggfeatError, match=match):
             network_of(replace(description, **wrong))
 
 
-# --- the file ----------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_every_row_stays_in_its_place(network, folder, tmp_path):
@@ -227,7 +246,9 @@ def test_every_row_stays_in_its_place(network, folder, tmp_path):
     assert features.description.fingerprint == network.fingerprint
     assert features.attributes["weights_metadata"]["net"] == "B"
     with h5py.File(tmp_path / "f.h5") as plain:  # contract 3, with plain h5py
-        assert {"descriptors", "status", "errors", "names", "labels", "classes", "splits"} <= set(plain)
+        assert {"descriptors", "status", "errors", "names", "labels", "classes", "splits"} <= set(
+            plain
+        )
         assert plain["status"][:].tolist() == [[2, 2] if i in bad else [1, 1] for i in range(24)]
         assert plain["names/bytes"][:].tobytes() == "".join(items.names).encode()
         assert np.diff(plain["names/offsets"][:]).tolist() == list(map(len, items.names))
@@ -276,8 +297,18 @@ def test_an_existing_file_stays_until_another_is_whole(network, folder, tmp_path
 
 @pytest.mark.parametrize("kilobytes", [10, 98])
 def test_a_disk_without_room_is_found_before_the_work(run_main, folder, tmp_path, kilobytes):
-    """Room for nothing, and room for the descriptors but not for the rest; one line, exit 1, no file."""
-    words = ("extract", "--dataset", "folder", "--root", folder, "--weights", "random:A,width=0.125,crop=32")
+    """Room for nothing, and room for the descriptors but not for the rest; one line, exit 1, no
+    file.
+    """
+    words = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        "--weights",
+        "random:A,width=0.125,crop=32",
+    )
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, before[1]))
     try:
@@ -300,10 +331,14 @@ def test_plan_counts_the_work(network, folder):
     assert asked.gflop == pytest.approx(2 * 2 * 8 * 27 * pixels / 1e9)
     assert asked.seconds > 0 and asked.cheaper is None
     assert (asked.smallest_sides, asked.enlarged) == ((40, 40, 48), {64: 24})
-    Image.new("L", (1, 6000)).save(folder / "red" / "strip.png")  # 24 million pixels at Q = 64: not described
+    Image.new("L", (1, 6000)).save(
+        folder / "red" / "strip.png"
+    )  # 24 million pixels at Q = 64: not described
     items = datasets.load("folder", folder)
     again = plan(items, look(items), network, description, "float16")
-    assert (again.images, again.sampled) == (25, 24) and again.gflop == pytest.approx(asked.gflop * 25 / 24)
+    assert (again.images, again.sampled) == (25, 24) and again.gflop == pytest.approx(
+        asked.gflop * 25 / 24
+    )
 
 
 def test_plan_knows_the_batches_that_there_will_be(network, monkeypatch):
@@ -316,7 +351,9 @@ def test_plan_knows_the_batches_that_there_will_be(network, monkeypatch):
         real.append(tuple(batch_NHWC.shape[:3]))
         return batch_NHWC.float().mean((1, 2))
 
-    for _ in by_shape(images.__getitem__, range(30), SCALES, compute, torch.device("cpu"), batch_size=1):
+    for _ in by_shape(
+        images.__getitem__, range(30), SCALES, compute, torch.device("cpu"), batch_size=1
+    ):
         pass
     shapes = (
         ((s, *smallest_side(image, q).shape[:2]), i)
@@ -330,8 +367,12 @@ def test_plan_knows_the_batches_that_there_will_be(network, monkeypatch):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 @pytest.mark.parametrize("new", [0.0, 0.2])
-def test_plan_expects_what_the_whole_takes_by_a_part_of_it(network, tmp_path, monkeypatch, alpha, new):
-    """By a clock of our own: a batch takes alpha, one second for 10,000 pixels, and more if its shape is new."""
+def test_plan_expects_what_the_whole_takes_by_a_part_of_it(
+    network, tmp_path, monkeypatch, alpha, new
+):
+    """By a clock of our own: a batch takes alpha, one second for 10,000 pixels, and more if its
+    shape is new.
+    """
     (tmp_path / "all").mkdir()
     sides = np.random.default_rng(0).integers(0, 8, 120) ** 2
     for i, side in enumerate(sides):
@@ -355,7 +396,12 @@ def test_plan_expects_what_the_whole_takes_by_a_part_of_it(network, tmp_path, mo
     clock, _ = 0.0, seen.clear()
     compute = functools.partial(describe, network, layer="fc7", mirror=False)
     for _ in by_shape(
-        lambda i: read_rgb(items.source(i)), range(120), SCALES, compute, network.device, batch_size=1
+        lambda i: read_rgb(items.source(i)),
+        range(120),
+        SCALES,
+        compute,
+        network.device,
+        batch_size=1,
     ):
         pass
     assert clock > 90
@@ -372,7 +418,9 @@ def test_what_is_cheaper_is_the_smallest_scale_alone(network):
 
 
 def test_a_look_at_headers_tells_what_reading_would(tmp_path, monkeypatch):
-    """Upright sizes, of some images evenly over all; what can't be read; a format whose header doesn't tell."""
+    """Upright sizes, of some images evenly over all; what can't be read; a format whose header
+    doesn't tell.
+    """
     for i in range(9):
         exif = Image.Exif()
         exif[0x0112] = i  # orientation; 5 to 8 stand on their side

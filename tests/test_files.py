@@ -1,4 +1,6 @@
-"""Files that appear whole or not at all, and the one rule for what may lie where a command writes."""
+"""Files that appear whole or not at all, and the one rule for what may lie where a command
+writes.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +51,12 @@ def mode_of(path: Path) -> int:
 def listing(folder: Path) -> dict[str, bytes | None]:
     """All that lies under a folder: of files their bytes, of anything else nothing."""
     return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in sorted(folder.rglob("*"))
     }
 
 
-# --- whole ---------------------------------------------------------------------------------------------------
+# --- whole ----------------------------------------------------------------------------------------
 
 
 def test_a_umask_that_takes_all_leaves_what_is_being_made_to_its_maker(tmp_path: Path) -> None:
@@ -91,13 +94,18 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path: Path) -
     with pytest.raises(KeyError), whole(path) as partial:
         partial.write_text("half")
         raise KeyError("x")
-    with pytest.raises(CantWrite, match=f"^can't write {path}: No space left on device$"), whole(path):
+    with (
+        pytest.raises(CantWrite, match=f"^can't write {path}: No space left on device$"),
+        whole(path),
+    ):
         raise OSError(errno.ENOSPC, "ten lines of HDF5's")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.h5"]
 
 
 def test_the_place_of_a_file_in_the_making_is_private_and_never_the_same(tmp_path: Path) -> None:
-    """A link that somebody has planted under a name that can be foreseen would be written through."""
+    """A link that somebody has planted under a name that can be foreseen would be written
+    through.
+    """
     seen = set()
     for _ in range(2):
         with whole(tmp_path / "m.h5") as partial:
@@ -107,7 +115,9 @@ def test_the_place_of_a_file_in_the_making_is_private_and_never_the_same(tmp_pat
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("name", ["n" * 255, "a." + "n" * 253, "é" * 127, ".h5", os.fsdecode(b"caf\xe9.h5")])
+@pytest.mark.parametrize(
+    "name", ["n" * 255, "a." + "n" * 253, "é" * 127, ".h5", os.fsdecode(b"caf\xe9.h5")]
+)
 def test_any_name_that_a_file_can_have(tmp_path: Path, name: str) -> None:
     check_outputs({"--out": tmp_path / name})
     assert os.listdir(tmp_path) == []
@@ -163,13 +173,16 @@ def test_durable_is_on_the_disk_before_it_has_its_name(
     assert seen == [(False, False), (True, True)]
 
 
-# --- what others leave, and what others are making -------------------------------------------------------------
+# --- what others leave, and what others are making ------------------------------------------------
 
 
 def hold(path: Path) -> tuple[subprocess.Popen[str], Path]:
     """A process that is writing path, and its folder."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
@@ -227,7 +240,7 @@ def test_without_locks_files_are_written_and_nothing_is_swept(
     assert sorted(os.listdir(tmp_path)) == sorted([kept.name, "x", "y"]) and not left.exists()
 
 
-# --- what lies at a path -------------------------------------------------------------------------------------
+# --- what lies at a path --------------------------------------------------------------------------
 
 
 def test_the_one_rule(tmp_path: Path) -> None:
@@ -308,7 +321,10 @@ def test_a_folder_is_free_or_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(VggfeatError, match=why):
             check_outputs(
-                {}, folders={"--submission": tmp_path / name}, inputs=[tmp_path / "empty"], overwrite=True
+                {},
+                folders={"--submission": tmp_path / name},
+                inputs=[tmp_path / "empty"],
+                overwrite=True,
             )
     assert listing(tmp_path) == before
 
@@ -337,7 +353,7 @@ def test_a_full_disk_is_found_before_the_work(tiny: Path) -> None:
     assert os.listdir(tiny) == ["filler"]
 
 
-# --- texts ---------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def test_stdouts_own_file_is_written_into_and_not_replaced(tmp_path: Path) -> None:
@@ -353,9 +369,17 @@ def test_stdouts_own_file_is_written_into_and_not_replaced(tmp_path: Path) -> No
 
 def test_json_of_whatever_there_is(tmp_path: Path) -> None:
     value = {
-        1: np.float32(0.5), None: np.int64(3), False: np.array([[1.0, np.nan]]), 2.5: float("inf"), "b": b"caf\xe9",
-        ("a", 1): {"set"}, "path": Path("x/y"), "half": "caf\udce9", "none": None, "flag": np.bool_(True),
-    }  # fmt: skip
+        1: np.float32(0.5),
+        None: np.int64(3),
+        False: np.array([[1.0, np.nan]]),
+        2.5: float("inf"),
+        "b": b"caf\xe9",
+        ("a", 1): {"set"},
+        "path": Path("x/y"),
+        "half": "caf\udce9",
+        "none": None,
+        "flag": np.bool_(True),
+    }
     write_json(tmp_path / "x.json", value)
 
     def refuse(constant: str) -> None:
@@ -363,9 +387,17 @@ def test_json_of_whatever_there_is(tmp_path: Path) -> None:
 
     text = (tmp_path / "x.json").read_text(encoding="ascii")
     assert json.loads(text, parse_constant=refuse) == {
-        "1": 0.5, "null": 3, "false": [[1.0, None]], "2.5": None, "b": "caf\udce9",
-        '["a", 1]': ["set"], "path": "x/y", "half": "caf\udce9", "none": None, "flag": True,
-    }  # fmt: skip
+        "1": 0.5,
+        "null": 3,
+        "false": [[1.0, None]],
+        "2.5": None,
+        "b": "caf\udce9",
+        '["a", 1]': ["set"],
+        "path": "x/y",
+        "half": "caf\udce9",
+        "none": None,
+        "flag": True,
+    }
     assert plain(np.float64(1.5)) == 1.5 and type(plain(np.float64(1.5))) is float
 
 
@@ -377,13 +409,16 @@ def test_each_output_is_tried(tmp_path: Path) -> None:
 
     with pytest.raises(VggfeatError, match=r"^first$"):
         try_each(
-            lambda: fail("first"), lambda: done.append(1), lambda: fail("second"), lambda: done.append(2)
+            lambda: fail("first"),
+            lambda: done.append(1),
+            lambda: fail("second"),
+            lambda: done.append(2),
         )
     assert done == [1, 2]
     try_each(lambda: done.append(3))
 
 
-# --- the commands --------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -392,14 +427,26 @@ def inputs(run_main: Command, tmp_path: Path) -> dict[str, Path]:
     for c in "ab":
         (tmp_path / "images" / c).mkdir(parents=True)
         for i in range(6):
-            Image.fromarray(photograph(ord(c) + i, 40, 40)).save(tmp_path / "images" / c / f"{i}.png")
+            Image.fromarray(photograph(ord(c) + i, 40, 40)).save(
+                tmp_path / "images" / c / f"{i}.png"
+            )
     there = {name: tmp_path / name for name in ("f.h5", "m.h5", "r.json", "images")}
     small = ("--weights", "random:A,width=0.125,crop=32", "--scales", 32, "--device", "cpu")
     main = functools.partial(run_main, cli.main)
-    ran = main("extract", "--dataset", "folder", "--root", there["images"], *small, "--out", there["f.h5"])
+    ran = main(
+        "extract", "--dataset", "folder", "--root", there["images"], *small, "--out", there["f.h5"]
+    )
     assert ran.status == 0, ran.err
     ran = main(
-        "svm", "--features", there["f.h5"], "--C", 1, "--out", there["m.h5"], "--json", there["r.json"]
+        "svm",
+        "--features",
+        there["f.h5"],
+        "--C",
+        1,
+        "--out",
+        there["m.h5"],
+        "--json",
+        there["r.json"],
     )
     assert ran.status == 0, ran.err
     return there
@@ -410,15 +457,20 @@ def test_no_command_overwrites_what_it_reads(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     extract = (
-        "extract --dataset folder --root images --weights random:A,width=0.125,crop=32 --scales 32 --out"
+        "extract --dataset folder --root images --weights random:A,width=0.125,crop=32 --scales 32"
+        " --out"
     )
     net = vggfeat.load("random:A,width=0.125,crop=32")
     save_weights("w@x.safetensors", net.module, net.preprocessing)
     own = "extract --dataset folder --root images --weights w@x.safetensors --scales 32 --out"
     assert run_main(cli.main, *f"{own} fw.h5".split()).status == 0
-    assert run_main(cli.main, *["svm", "--features", "fw.h5", "--C", "1", "--out", "mw.h5"]).status == 0
+    assert (
+        run_main(cli.main, *["svm", "--features", "fw.h5", "--C", "1", "--out", "mw.h5"]).status
+        == 0
+    )
     os.link("images/a/1.png", "h.h5.partial")
     os.link("w@x.safetensors", "i.h5.partial")
+    look = "neighbours --features f.h5 --query a/0.png"
     reads = {
         "svm --features f.h5 --C 1 --json f.h5": 1,
         "svm --features f.h5 --C 1 --out ./f.h5": 1,
@@ -437,12 +489,13 @@ def test_no_command_overwrites_what_it_reads(
         f"{own} w@x.safetensors": 1,
         "predict images/a/0.png --model mw.h5 --csv w@x.safetensors": 1,
         "neighbours --features fw.h5 --query images/a/0.png --json w@x.safetensors": 1,
-        "neighbours --features f.h5 --query a/0.png --root images --picture p.png --json images/b/0.png": 1,
+        f"{look} --root images --picture p.png --json images/b/0.png": 1,
     }
     exists = (
         "svm --features f.h5 --C 1 --json r.json",
         "svm --features f.h5 --C 1 --out m.h5",
-        "predict --model m.h5 --csv images/a/0.png images/b/0.png",  # the option took the first image
+        # the option took the first image
+        "predict --model m.h5 --csv images/a/0.png images/b/0.png",
         "predict images/a/0.png --model m.h5 --json r.json",
         "report --features f.h5 --model m.h5 --out r.json",
         "neighbours --features f.h5 --query a/0.png --json r.json",
@@ -459,16 +512,22 @@ def test_no_command_overwrites_what_it_reads(
     for line in exists:
         ran = run_main(cli.main, *line.split())
         assert (line, ran.status, ran.out, len(ran.err_lines)) == (line, 1, "", 1), ran.err
-        assert "exists; give --overwrite, or another --" in ran.err and listing(tmp_path) == before, line
+        assert (
+            "exists; give --overwrite, or another --" in ran.err and listing(tmp_path) == before
+        ), line
 
 
-def test_training_does_not_replace_the_weights_that_it_starts_from(run_main: Command, tmp_path: Path) -> None:
+def test_training_does_not_replace_the_weights_that_it_starts_from(
+    run_main: Command, tmp_path: Path
+) -> None:
     for place in ("", "A-256"):
         start = tmp_path / "A" / place / "weights.safetensors"
         start.parent.mkdir(exist_ok=True)
         start.write_bytes(b"mine")
         main = functools.partial(run, train.app, "python -m pretrain.train")
-        ran = run_main(main, "--net", "A", "--from", start, "--out", tmp_path / "A", "--data", tmp_path)
+        ran = run_main(
+            main, "--net", "A", "--from", start, "--out", tmp_path / "A", "--data", tmp_path
+        )
         assert (ran.status, ran.out) == (1, "") and "is what the command reads" in ran.err
         assert start.read_bytes() == b"mine"
 
@@ -487,8 +546,12 @@ def test_results_are_written_and_printed_though_one_file_fails(
         "svm --features f.h5 --C 1 --json y.json --out y.h5": "vggfeat.cli.write_json",
         "predict images/a/0.png --model m.h5 --json y.json --csv y.csv": "vggfeat.cli.write_json",
         "predict images/a/0.png --model m.h5 --json x.json --csv x.csv": "vggfeat.cli.write_text",
-        "neighbours --features f.h5 --query a/0.png --json y.json --picture y.png": "vggfeat.cli.write_json",
-        "neighbours --features f.h5 --query a/0.png --json x.json --picture x.png": "vggfeat.neighbours.draw",
+        "neighbours --features f.h5 --query a/0.png --json y.json --picture y.png": (
+            "vggfeat.cli.write_json"
+        ),
+        "neighbours --features f.h5 --query a/0.png --json x.json --picture x.png": (
+            "vggfeat.neighbours.draw"
+        ),
     }
     for line, writer in lines.items():
         for made in tmp_path.glob("[xy].*"):
@@ -496,7 +559,10 @@ def test_results_are_written_and_printed_though_one_file_fails(
         with monkeypatch.context() as broke:
             broke.setattr(writer, broken)
             ran = run_main(cli.main, *line.split())
-        assert ran.status == 1 and ran.err_lines[-1] == "vggfeat: can't write that one", (line, ran.err)
+        assert ran.status == 1 and ran.err_lines[-1] == "vggfeat: can't write that one", (
+            line,
+            ran.err,
+        )
         assert "│" in ran.out, line
         *_, first, _, second = line.split()
         assert Path(first).exists() == (writer != "vggfeat.cli.write_json"), line

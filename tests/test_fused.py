@@ -18,14 +18,17 @@ def photographs(*shape: int) -> torch.Tensor:
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this processor"
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor",
 )
 
 
 @needs_bfloat16
 @pytest.mark.parametrize("net", NETS)
 def test_layers_are_the_modules_bit_for_bit(he, net):
-    module = he(net, width=0.25, crop=32).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    module = he(net, width=0.25, crop=32).to(
+        dtype=torch.bfloat16, memory_format=torch.channels_last
+    )
     x = photographs(2, 3, 75, 109).bfloat16()
     for pool in ("floor", "ceil"):
         module.set_pool(pool)
@@ -42,7 +45,9 @@ def test_layers_are_the_modules_bit_for_bit(he, net):
 @pytest.mark.parametrize("width", [255, 257, 335, 518, 683])
 @pytest.mark.parametrize("net", ["A-LRN", "C"])
 def test_widened_maps_are_the_modules_bit_for_bit(he, net, width):
-    module = he(net, width=0.25, crop=32).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    module = he(net, width=0.25, crop=32).to(
+        dtype=torch.bfloat16, memory_format=torch.channels_last
+    )
     x = photographs(2, 3, 37, width).bfloat16()
     for pool in ("floor", "ceil"):
         module.set_pool(pool)
@@ -52,14 +57,18 @@ def test_widened_maps_are_the_modules_bit_for_bit(he, net, width):
             assert torch.equal(ours, theirs), end
 
 
-@pytest.mark.parametrize(("size", "ceil", "out"), [(1, True, 1), (2, True, 1), (7, True, 4), (7, False, 3)])
+@pytest.mark.parametrize(
+    ("size", "ceil", "out"), [(1, True, 1), (2, True, 1), (7, True, 4), (7, False, 3)]
+)
 def test_max_pool(size, ceil, out):
     x = photographs(2, 5, size, 9)
     got = fused.max_pool(x, ceil)
     assert got.shape == (2, 5, out, 5 if ceil else 4)
     assert torch.equal(got, F.max_pool2d(x, 2, 2, ceil_mode=ceil))
     x[0, 3, 0, 0] = torch.nan
-    assert torch.equal(fused.max_pool(x, ceil).isnan(), F.max_pool2d(x, 2, 2, ceil_mode=ceil).isnan())
+    assert torch.equal(
+        fused.max_pool(x, ceil).isnan(), F.max_pool2d(x, 2, 2, ceil_mode=ceil).isnan()
+    )
 
 
 @pytest.mark.parametrize(("k", "H", "W"), [(7, 7, 7), (7, 9, 12), (1, 3, 4), (3, 40, 5)])
@@ -90,12 +99,14 @@ def test_gradients_double_precision_and_hooks_take_the_plain_way(he):
     assert module.features[0].weight.grad.abs().sum() > 0
     module, x = module.bfloat16(), x.bfloat16()
     with torch.inference_mode():
-        assert fused.applies(x.float()) == torch.backends.mkldnn.is_available() and not fused.applies(
-            x.double()
-        )
+        assert fused.applies(
+            x.float()
+        ) == torch.backends.mkldnn.is_available() and not fused.applies(x.double())
         with torch.autocast("cpu"):
             assert not fused.applies(x)
         seen = []
-        module.features[3].register_forward_hook(lambda _, inputs, out: seen.append(float(out.min())))
+        module.features[3].register_forward_hook(
+            lambda _, inputs, out: seen.append(float(out.min()))
+        )
         module(x, "pool3")
     assert seen and seen[0] < 0  # the convolution's own output, before its ReLU

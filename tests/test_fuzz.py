@@ -1,4 +1,6 @@
-"""Files from strangers: damaged or made up, they are read or refused in one sentence, within a gigabyte."""
+"""Files from strangers: damaged or made up, they are read or refused in one sentence, within a
+gigabyte.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +52,23 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     part = description_of(network, "pool1", (40,), True)
     scored = {"test": Scored(np.arange(4), np.zeros((4, 3)))}
     outcome = Outcome({"C": 1.0}, svm, scored)
-    save_model(folder / "model.h5", model_from(outcome, ["a", "b", "c"], (part,), "average", outcome.results))
+    save_model(
+        folder / "model.h5",
+        model_from(outcome, ["a", "b", "c"], (part,), "average", outcome.results),
+    )
     save_weights(
-        folder / "weights.safetensors", network.module, network.preprocessing, classes=["a", "b", "c"]
+        folder / "weights.safetensors",
+        network.module,
+        network.preprocessing,
+        classes=["a", "b", "c"],
     )
     posteriors_at(folder / "posteriors.h5")
     released = vggfeat.load("random:D,width=0.03125,crop=32").module.state_dict()
     torch.save(released, folder / "weights.pth")
     wrapped = {f"module.{key}": value for key, value in released.items()}
-    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, folder / "checkpoint.ckpt")
+    torch.save(
+        {"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, folder / "checkpoint.ckpt"
+    )
     (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.module)))
     (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.module), old=True))
     return {path.name: path for path in folder.iterdir()}
@@ -66,7 +76,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def begun(path: Path) -> writer.FeatureWriter:
     items = limited(datasets.load("digits", None), 6)
-    return writer.FeatureWriter(path, items, description_of(vggfeat.load(WEIGHTS), "pool1", (40,), True), 8)
+    return writer.FeatureWriter(
+        path, items, description_of(vggfeat.load(WEIGHTS), "pool1", (40,), True), 8
+    )
 
 
 def go_on(path: Path) -> None:
@@ -81,7 +93,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "posteriors.h5": KeptPosteriors.read,
     "weights.safetensors": lambda path: vggfeat.load(str(path)),
     "weights.pth": lambda path: vggfeat.load(f"torchvision:vgg16@{path}"),
-    "checkpoint.ckpt": lambda path: bare(*read(path), [["features.0.weight", "features.0.bias"]], path),
+    "checkpoint.ckpt": lambda path: bare(
+        *read(path), [["features.0.weight", "features.0.bias"]], path
+    ),
     "net.caffemodel": vggfeat.load,
     "old.caffemodel": vggfeat.load,
 }
@@ -105,9 +119,15 @@ def read_or_refused(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the size of the process")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="asks Linux for the size of the process"
+)
 def test_damage(
     good: dict[str, Path], tmp_path: Path, a_gigabyte: None, name: str, data: st.DataObject
 ) -> None:
@@ -129,7 +149,9 @@ def test_damage(
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(raw=st.binary(max_size=300))
 def test_noise(tmp_path: Path, name: str, raw: bytes) -> None:
     path = tmp_path / name
@@ -143,7 +165,10 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
         member = tarfile.TarInfo("../outside.txt")
         member.size = 4
         tar.addfile(member, io.BytesIO(b"evil"))
-    with pytest.raises(VggfeatError, match="could not download"), downloading("voc2007", tmp_path / "root"):
+    with (
+        pytest.raises(VggfeatError, match="could not download"),
+        downloading("voc2007", tmp_path / "root"),
+    ):
         extract_archive(str(archive), str(tmp_path / "root"))
     assert not (tmp_path / "outside.txt").exists()
     assert tarfile.TarFile.extraction_filter is None

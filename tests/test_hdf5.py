@@ -1,4 +1,6 @@
-"""Our HDF5 files: any reader of HDF5 reads the same, ours needs no libhdf5, and nothing in one is trusted."""
+"""Our HDF5 files: any reader of HDF5 reads the same, ours needs no libhdf5, and nothing in one is
+trusted.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,13 @@ def features_at(path: Path, count: int = 5) -> Path:
     """A finished feature file; its fourth row is unreadable."""
     splits = {"split0/train": np.array([0, 2]), "split0/test": np.zeros(0, np.int64)}
     items = Items(
-        "folder", "single-label", Path("/x"), NAMES, np.arange(5, dtype=np.int32) % 2, ["a", "b"], splits
+        "folder",
+        "single-label",
+        Path("/x"),
+        NAMES,
+        np.arange(5, dtype=np.int32) % 2,
+        ["a", "b"],
+        splits,
     )
     with FeatureWriter(path, items, PART, 8) as file:
         for i in range(5):
@@ -55,7 +63,10 @@ def features_at(path: Path, count: int = 5) -> Path:
 def model_at(path: Path) -> Path:
     scored = {"test": Scored(np.arange(4), np.zeros((4, 2)))}
     save_model(
-        path, Model(["a", "ü"], np.ones((2, 8)), np.zeros(2), (PART,), "average", False, {"C": 1.0}, scored)
+        path,
+        Model(
+            ["a", "ü"], np.ones((2, 8)), np.zeros(2), (PART,), "average", False, {"C": 1.0}, scored
+        ),
     )
     return path
 
@@ -82,8 +93,12 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
 kinds = pytest.mark.parametrize("kind", MAKERS)
 
 
-def crafted(path: Path, table: Callable[[dict[str, Any]], Any] = lambda table: None, **values: Any) -> None:
-    """What a stranger can make of a file: another table, other values of arrays, and right checksums for both."""
+def crafted(
+    path: Path, table: Callable[[dict[str, Any]], Any] = lambda table: None, **values: Any
+) -> None:
+    """What a stranger can make of a file: another table, other values of arrays, and right
+    checksums for both.
+    """
     raw = bytearray(path.read_bytes())
     length = struct.unpack_from("<I", raw, 8)[0]
     held = json.loads(raw[64 : 64 + length])
@@ -127,7 +142,7 @@ def refused(kind: str, path: Path) -> str:
     return str(caught.value)
 
 
-# --- the same by any reader ----------------------------------------------------------------------------------
+# --- the same by any reader -----------------------------------------------------------------------
 
 
 def test_libhdf5_reads_what_we_read(tmp_path: Path) -> None:
@@ -146,7 +161,9 @@ def test_libhdf5_reads_what_we_read(tmp_path: Path) -> None:
 
 
 def test_no_structure_of_a_file_is_kept_where_it_has_no_checksum(tmp_path: Path) -> None:
-    """No heap, no old group: what libhdf5 follows in it is in headers with checksums, for other readers' sake."""
+    """No heap, no old group: what libhdf5 follows in it is in headers with checksums, for other
+    readers' sake.
+    """
     for maker, _ in MAKERS.values():
         raw = maker(tmp_path / maker.__name__).read_bytes()
         assert not any(word in raw for word in (b"GCOL", b"HEAP", b"SNOD", b"TREE"))
@@ -188,7 +205,7 @@ def test_why_a_file_cant_be_opened_just_now_is_no_damage(
     assert open_features(path).shape == (5, 2, 8)
 
 
-# --- damage and strangers ------------------------------------------------------------------------------------
+# --- damage and strangers -------------------------------------------------------------------------
 
 
 @kinds
@@ -209,7 +226,9 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path, kind: str) -> None:
 
 @kinds
 def test_a_file_that_another_program_has_written_into_is_refused(tmp_path: Path, kind: str) -> None:
-    """Forty groups, each linked twice from the one before it: whoever walks them walks 2^40 paths."""
+    """Forty groups, each linked twice from the one before it: whoever walks them walks 2^40
+    paths.
+    """
     path = MAKERS[kind][0](tmp_path / "f.h5")
     with h5py.File(path, "r+") as file:
         group = file.create_group("z")
@@ -250,7 +269,9 @@ def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("arrays", "facts", to="|u1"), "damaged"),
         (lambda table: table["arrays"].pop("facts") and None, "it has no facts"),
         (
-            lambda table: table["arrays"].update(facts=["|u1", [2, 2], table["arrays"]["facts"][2]]),
+            lambda table: table["arrays"].update(
+                facts=["|u1", [2, 2], table["arrays"]["facts"][2]]
+            ),
             "facts is uint8",
         ),
     ],
@@ -275,12 +296,20 @@ def test_a_table_is_not_trusted(
         ({"splits__split0__train": [-1, 0]}, "split split0/train has rows outside of 0..4"),
         ({"names__offsets": [0, 1, 0, 1, 2, 3]}, "offsets of names are wrong"),
         ({"names__offsets": [0, 1, 2, 3, 4, 1 << 60]}, "offsets of names are wrong"),
-        ({"descriptors": np.full((5, 2, 8), np.nan)}, "descriptors other than written: 4, first that of"),
-        ({"descriptors": np.full((5, 2, 8), -np.inf)}, "descriptors other than written: 4, first that of"),
+        (
+            {"descriptors": np.full((5, 2, 8), np.nan)},
+            "descriptors other than written: 4, first that of",
+        ),
+        (
+            {"descriptors": np.full((5, 2, 8), -np.inf)},
+            "descriptors other than written: 4, first that of",
+        ),
         ({"facts": np.frombuffer(b"[" * 40, np.uint8)}, "is no JSON"),
     ],
 )
-def test_what_a_feature_file_holds_is_checked(tmp_path: Path, values: dict[str, Any], told: str) -> None:
+def test_what_a_feature_file_holds_is_checked(
+    tmp_path: Path, values: dict[str, Any], told: str
+) -> None:
     path = features_at(tmp_path / "f.h5")
     crafted(path, **values)
     message = refused("features", path)
@@ -318,7 +347,9 @@ def test_what_a_model_holds_is_checked(tmp_path: Path, values: dict[str, Any], t
         ({"more": "x"}, "descriptions[0] can't have 'more': a Description has net, "),
     ],
 )
-def test_what_a_description_says_is_checked(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_what_a_description_says_is_checked(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
     path = tmp_path / "m.h5"
     part = {**PART.to_dict(), **change}
     facts = {"pool": "average", "multi_label": False, "descriptions": [part], "results": {}}
@@ -341,7 +372,9 @@ def test_what_a_description_says_is_checked(tmp_path: Path, change: dict[str, An
         (np.full((1, 3, 2), -0.5), "no probabilities"),
     ],
 )
-def test_what_kept_posteriors_hold_is_checked(tmp_path: Path, values: np.ndarray, told: str) -> None:
+def test_what_kept_posteriors_hold_is_checked(
+    tmp_path: Path, values: np.ndarray, told: str
+) -> None:
     path = posteriors_at(tmp_path / "p.h5")
     crafted(path, nets__000__dense=values)
     assert told in refused("posteriors", path)
@@ -376,13 +409,21 @@ def test_several_layers_and_boxes(tmp_path: Path) -> None:
         "command": "",
         "layers": ["fc7", "pool5"],
     }
-    rows = {"rows/image": np.array([0, 0, 1]), "rows/box": np.arange(12, dtype=np.int32).reshape(3, 4)}
+    rows = {
+        "rows/image": np.array([0, 0, 1]),
+        "rows/box": np.arange(12, dtype=np.int32).reshape(3, 4),
+    }
     arrays = {
         "facts": document({**facts, "description": PART.to_dict()}),
-        **column("names", ["a", "b"]), **column("classes", []), **rows,
-        "status": np.ones((3, 2), np.uint8), "errors": np.zeros(3, "S200"), "seconds": np.zeros(1),
-        "descriptors": np.ones((3, 2, 8), np.float32), "descriptors.pool5": np.ones((3, 2, 4), np.float32),
-    }  # fmt: skip
+        **column("names", ["a", "b"]),
+        **column("classes", []),
+        **rows,
+        "status": np.ones((3, 2), np.uint8),
+        "errors": np.zeros(3, "S200"),
+        "seconds": np.zeros(1),
+        "descriptors": np.ones((3, 2, 8), np.float32),
+        "descriptors.pool5": np.ones((3, 2, 4), np.float32),
+    }
     checked = {"descriptors": "crc32", "descriptors.pool5": "crc32.pool5"}
     arrays |= {sums: hdf5.checksums(arrays[name]) for name, sums in checked.items()}
     write_file(tmp_path / "f.h5", "vggfeat-features", 2, arrays, checked)
@@ -418,7 +459,8 @@ def test_a_descriptor_that_changed_on_the_disk_is_found(tmp_path: Path, run_main
     assert ran.status == 1 and "descriptors other than written: 1, first that of" in ran.err
     assert features.read(rows=slice(0, 2)).shape == (2, 2, 8)
     with pytest.raises(
-        VggfeatError, match="`vggfeat extract --retry`, otherwise as it was made, describes them again"
+        VggfeatError,
+        match="`vggfeat extract --retry`, otherwise as it was made, describes them again",
     ):
         features.read()
 
@@ -438,10 +480,12 @@ def test_rows_are_read_as_numpy_would(tmp_path: Path) -> None:
         np.testing.assert_array_equal(features.read((48,), rows), every[rows][:, 1:])
 
 
-# --- version 1 -----------------------------------------------------------------------------------------------
+# --- version 1 ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["features.h5", "multi.h5", "unlabelled.h5", "model.h5", "posteriors.h5"])
+@pytest.mark.parametrize(
+    "name", ["features.h5", "multi.h5", "unlabelled.h5", "model.h5", "posteriors.h5"]
+)
 def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
     tmp_path: Path, run_main: Command, name: str
 ) -> None:
@@ -457,14 +501,20 @@ def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
     with h5py.File(old) as was:
         if name == "posteriors.h5":
             kept = KeptPosteriors.read(new)
-            assert kept.names[1] == "val/b/caf\udce9.png" and kept.unreadable == {1: "empty file (0 bytes)"}
+            assert kept.names[1] == "val/b/caf\udce9.png" and kept.unreadable == {
+                1: "empty file (0 bytes)"
+            }
             np.testing.assert_array_equal(kept.nets[0].modes["crops"], was["nets/000/crops"][:])
             assert kept.nets[1].of["net"] == "E" and kept.nets[0].scales == (256, 288)
         elif name == "model.h5":
             model = open_model(new)
             np.testing.assert_array_equal(model.coef_KD, was["coef"][:])
-            assert model.parts[0].layer == "pool4" and model.results == json.loads(was["results"][()])
-            np.testing.assert_array_equal(model.scored["split0"].scores, was["scored/split0/scores"][:])
+            assert model.parts[0].layer == "pool4" and model.results == json.loads(
+                was["results"][()]
+            )
+            np.testing.assert_array_equal(
+                model.scored["split0"].scores, was["scored/split0/scores"][:]
+            )
         else:
             features = open_features(new)
             np.testing.assert_array_equal(features.descriptors, was["descriptors"][:])
@@ -484,7 +534,12 @@ def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
         ("features", "descriptors", np.inf, "descriptors other than written: 1, first that of"),
         ("features", "status", 7, "it has a row of status 7"),
         ("features", "labels", 99, "labels outside of"),
-        ("posteriors", "nets/000/dense", np.inf, "nets/000/dense has values that are no probabilities"),
+        (
+            "posteriors",
+            "nets/000/dense",
+            np.inf,
+            "nets/000/dense has values that are no probabilities",
+        ),
     ],
 )
 def test_what_is_false_in_version_1_is_not_converted(
@@ -499,8 +554,12 @@ def test_what_is_false_in_version_1_is_not_converted(
     assert not (tmp_path / "new.h5").exists()
 
 
-def test_libhdf5_is_given_a_limit_of_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two zero bytes in the heap of its strings: libhdf5 2.0 goes round for ever, earlier ones may refuse it."""
+def test_libhdf5_is_given_a_limit_of_time_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two zero bytes in the heap of its strings: libhdf5 2.0 goes round for ever, earlier ones may
+    refuse it.
+    """
     monkeypatch.setattr("vggfeat.convert.SECONDS", 5)
     raw = bytearray((OLD / "features.h5").read_bytes())
     at = raw.index(b"GCOL")
@@ -516,4 +575,6 @@ def test_libhdf5_is_given_a_limit_of_time_and_memory(tmp_path: Path, monkeypatch
             if "more than 5 s" in str(error):
                 break
         (tmp_path / "new.h5").unlink(missing_ok=True)
-    assert told and all(line.startswith(("is damaged", "is no file", "is refused")) for line in told), told
+    assert told and all(
+        line.startswith(("is damaged", "is no file", "is refused")) for line in told
+    ), told

@@ -1,4 +1,6 @@
-"""Files that ask for more memory or time than their size and picture warrant: refused before it is spent."""
+"""Files that ask for more memory or time than their size and picture warrant: refused before it is
+spent.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def tiff(entries: dict[int, tuple[int, int, int]], data: bytes, big: bool = Fals
     """A TIFF of one directory, tag -> (type, count, value or place), and `data` at byte 8 (16)."""
     start = 16 if big else 8
     at = start + len(data)
-    head = struct.pack("<2sHHHQ", b"II", 43, 8, 0, at) if big else struct.pack("<2sHI", b"II", 42, at)
+    head = (
+        struct.pack("<2sHHHQ", b"II", 43, 8, 0, at) if big else struct.pack("<2sHI", b"II", 42, at)
+    )
     layout = "<HHQQ" if big else "<HHII"
     body = b"".join(struct.pack(layout, tag, *entry) for tag, entry in sorted(entries.items()))
     count = struct.pack("<Q" if big else "<H", len(entries))
@@ -44,24 +48,39 @@ def tiff(entries: dict[int, tuple[int, int, int]], data: bytes, big: bool = Fals
 def tiled(side: int, tile: int, compression: int, data: bytes, big: bool = False) -> bytes:
     return tiff(
         {
-            256: (4, 1, side), 257: (4, 1, side), 258: (3, 1, 8), 259: (3, 1, compression), 262: (3, 1, 1),
-            277: (3, 1, 1), 322: (4, 1, tile), 323: (4, 1, tile), 324: (4, 1, 16 if big else 8), 325: (4, 1, len(data)),
+            256: (4, 1, side),
+            257: (4, 1, side),
+            258: (3, 1, 8),
+            259: (3, 1, compression),
+            262: (3, 1, 1),
+            277: (3, 1, 1),
+            322: (4, 1, tile),
+            323: (4, 1, tile),
+            324: (4, 1, 16 if big else 8),
+            325: (4, 1, len(data)),
         },
         data,
         big,
-    )  # fmt: skip
+    )
 
 
 def strip(width: int, height: int, bits: int, data: bytes, **more: tuple[int, int, int]) -> bytes:
     """Deflated grey in one strip."""
     return tiff(
         {
-            256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, bits), 259: (3, 1, 8), 262: (3, 1, 1),
-            273: (4, 1, 8), 277: (3, 1, 1), 278: (4, 1, 0xFFFFFFFF), 279: (4, 1, len(data)),
+            256: (4, 1, width),
+            257: (4, 1, height),
+            258: (3, 1, bits),
+            259: (3, 1, 8),
+            262: (3, 1, 1),
+            273: (4, 1, 8),
+            277: (3, 1, 1),
+            278: (4, 1, 0xFFFFFFFF),
+            279: (4, 1, len(data)),
         }
         | {int(tag[1:]): entry for tag, entry in more.items()},
         data,
-    )  # fmt: skip
+    )
 
 
 def shared_tags(n: int, size: int) -> bytes:
@@ -105,7 +124,9 @@ def icon(picture: bytes) -> bytes:
 
 def bmp(width: int, height: int, bits: int, compression: int, data: bytes) -> bytes:
     info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + info + bytes(range(256)) * 4 + data
+    return (
+        b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + info + bytes(range(256)) * 4 + data
+    )
 
 
 def webp(width: int, height: int) -> bytes:
@@ -118,50 +139,80 @@ def webp(width: int, height: int) -> bytes:
 # Name -> how it is made, and why it is refused. Each is at most 3 MB.
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "TIFF: a tile of 3.6 Gpixel": (lambda: tiled(64, 60000, 8, zlib.compress(bytes(4096))), MEMORY),
-    "TIFF: a tile of 3.6 Gpixel, big": (lambda: tiled(64, 60000, 8, zlib.compress(bytes(4096)), True), MEMORY),
+    "TIFF: a tile of 3.6 Gpixel, big": (
+        lambda: tiled(64, 60000, 8, zlib.compress(bytes(4096)), True),
+        MEMORY,
+    ),
     "TIFF: tiles of one pixel": (lambda: tiled(12000, 1, 8, zlib.compress(b"\0")), STEPS),
     "TIFF: JPEG tiles, progressive": (
-        lambda: tiled(12000, 12000, 7, jpeg(12000, 12000, 0xC2, 90, 1)), STEPS
+        lambda: tiled(12000, 12000, 7, jpeg(12000, 12000, 0xC2, 90, 1)),
+        STEPS,
     ),
     "TIFF: tags that share their data": (lambda: shared_tags(25000, 1_000_000), MEMORY),
     "TIFF: a tile of 3.6 Gpixel, high byte first": (
-        lambda: b"MM\0\x2b\0\x08\0\0" + struct.pack(">QQ", 16, 5) + b"".join(
-            struct.pack(">HHQQ", tag, 4, 1, value << 32)
-            for tag, value in [(256, 64), (257, 64), (259, 8), (322, 60000), (323, 60000)]
-        ), MEMORY
+        lambda: (
+            b"MM\0\x2b\0\x08\0\0"
+            + struct.pack(">QQ", 16, 5)
+            + b"".join(
+                struct.pack(">HHQQ", tag, 4, 1, value << 32)
+                for tag, value in [(256, 64), (257, 64), (259, 8), (322, 60000), (323, 60000)]
+            )
+        ),
+        MEMORY,
     ),
     "TIFF: 2^40 tags": (
-        lambda: b"II\x2b\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 40) + bytes(1000), PARTS
+        lambda: b"II\x2b\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 40) + bytes(1000),
+        PARTS,
     ),
     "TIFF: twice, the second one huge": (
-        lambda: strip(64, 64, 8, zlib.compress(bytes(4096)), t322=(4, 1, 1 << 20), t323=(4, 1, 1 << 20)), MEMORY
+        lambda: strip(
+            64, 64, 8, zlib.compress(bytes(4096)), t322=(4, 1, 1 << 20), t323=(4, 1, 1 << 20)
+        ),
+        MEMORY,
     ),
     "JPEG: 10,000 progressive scans": (lambda: jpeg(13000, 13000, 0xC2, 10000), STEPS),
     "JPEG: 10,000 sequential scans": (lambda: jpeg(13000, 13000, 0xC0, 10000), STEPS),
-    "JPEG: scans, and a marker cut off": (lambda: jpeg(13000, 13000, 0xC2, 100)[:-2] + b"\xff\xda", STEPS),
+    "JPEG: scans, and a marker cut off": (
+        lambda: jpeg(13000, 13000, 0xC2, 100)[:-2] + b"\xff\xda",
+        STEPS,
+    ),
     "JPEG: scans behind an end in a comment": (
-        lambda: jpeg(13000, 13000, 0xC2, 9)[:-2] + segment(0xFE, b"\xff\xd9") + segment(0xDA, LATER) * 90, STEPS
+        lambda: (
+            jpeg(13000, 13000, 0xC2, 9)[:-2]
+            + segment(0xFE, b"\xff\xd9")
+            + segment(0xDA, LATER) * 90
+        ),
+        STEPS,
     ),
     "JPEG: EXIF tags that share their data": (lambda: exif_bomb(25000, 1_000_000), MEMORY),
-    "JPEG: junk between segments": (lambda: FILES["baseline"][:20] + bytes(1_100_000) + FILES["baseline"][20:], PARTS),
+    "JPEG: junk between segments": (
+        lambda: FILES["baseline"][:20] + bytes(1_100_000) + FILES["baseline"][20:],
+        PARTS,
+    ),
     "JPEG: empty segments": (
-        lambda: FILES["baseline"][:2] + segment(0xFE, b"") * 250_000 + FILES["baseline"][2:], PARTS
+        lambda: FILES["baseline"][:2] + segment(0xFE, b"") * 250_000 + FILES["baseline"][2:],
+        PARTS,
     ),
     "WEBP: a canvas of 179 Mpixel": (lambda: webp(16383, 10900), MEMORY),
     "ICO: a PNG of 900 Mpixel inside": (lambda: icon(png(30000, 30000, 1, 0, b"")), MEMORY),
-    "ICO: a bitmap of 900 Mpixel inside": (lambda: icon(bmp(30000, 60000, 32, 0, b"")[14:]), MEMORY),
+    "ICO: a bitmap of 900 Mpixel inside": (
+        lambda: icon(bmp(30000, 60000, 32, 0, b"")[14:]),
+        MEMORY,
+    ),
     "BMP: runs, decoded by Python": (lambda: bmp(13000, 13000, 8, 1, b"\xff\0" * 100), STEPS),
     "QOI: runs, decoded by Python": (
-        lambda: b"qoif" + struct.pack(">IIBB", 13000, 13000, 3, 0) + b"\xfd" * 1000, STEPS
+        lambda: b"qoif" + struct.pack(">IIBB", 13000, 13000, 3, 0) + b"\xfd" * 1000,
+        STEPS,
     ),
     "PPM: text, decoded by Python": (lambda: b"P2 13000 13000 255 " + b"1 " * 1000, STEPS),
     "PPM: white is 15, by Python": (lambda: b"P5 13000 13000 15 " + bytes(1000), STEPS),
     "PNG: 1 bit": (lambda: png(1 << 30, 1 << 30, 1, 0, b""), "pixels is over the limit"),
     "PNG: one row of 16 bits and alpha": (lambda: png(170_000_000, 1, 16, 6, b"\0" * 1000), MEMORY),
     "GIF: a large screen": (
-        lambda: encoded(SMALL, "GIF").replace(struct.pack("<HH", 8, 6), b"\xff" * 4, 1), "pixels is over the limit"
+        lambda: encoded(SMALL, "GIF").replace(struct.pack("<HH", 8, 6), b"\xff" * 4, 1),
+        "pixels is over the limit",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +237,9 @@ def test_no_bomb_takes_memory(bombs: Path) -> None:
 
 
 def peak_above_start(*paths: Path) -> int:
-    """Bytes that the reading of the files, good or bad, takes at most, in a process that does nothing else."""
+    """Bytes that the reading of the files, good or bad, takes at most, in a process that does
+    nothing else.
+    """
     script = f"""
         import sys
         from vggfeat.decode import read_rgb
@@ -201,7 +254,9 @@ def peak_above_start(*paths: Path) -> int:
         print({PEAK} - start)
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, paths)], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, paths)],
+        stdout=subprocess.PIPE,
+        check=True,
     )
     return int(ran.stdout)
 
@@ -211,15 +266,23 @@ def peak_above_start(*paths: Path) -> int:
     "name", ["alpha.png", "palette.png", "float.tif", "deep.png", "turned.jpg", "progressive.jpg"]
 )
 def test_what_is_decoded_stays_within_the_bound(name: str, tmp_path: Path) -> None:
-    """16 bytes a pixel of 9 Mpixel, and what is converted at a time; alpha took 29 for each of all pixels."""
+    """16 bytes a pixel of 9 Mpixel, and what is converted at a time; alpha took 29 for each of all
+    pixels.
+    """
     width, height = 3500, 2600
     exif = Image.Exif()
     exif[0x0112] = 6
     image, options = {
         "alpha.png": (Image.new("RGBA", (width, height), (1, 2, 3, 4)), {"compress_level": 1}),
-        "palette.png": (Image.new("P", (width, height), 1), {"compress_level": 1, "transparency": 1}),
+        "palette.png": (
+            Image.new("P", (width, height), 1),
+            {"compress_level": 1, "transparency": 1},
+        ),
         "float.tif": (Image.new("F", (width, height), 0.5), {}),
-        "deep.png": (Image.fromarray(np.full((height, width), 777, np.uint16)), {"compress_level": 1}),
+        "deep.png": (
+            Image.fromarray(np.full((height, width), 777, np.uint16)),
+            {"compress_level": 1},
+        ),
         "turned.jpg": (Image.new("RGB", (width, height), (1, 2, 3)), {"exif": exif}),
         "progressive.jpg": (
             Image.new("RGB", (width, height), (1, 2, 3)),
@@ -227,7 +290,11 @@ def test_what_is_decoded_stays_within_the_bound(name: str, tmp_path: Path) -> No
         ),
     }[name]
     image.save(tmp_path / name, **options)
-    slack = 38 * decode._BLOCK // 2 if name in ("alpha.png", "float.tif", "deep.png", "palette.png") else 0
+    slack = (
+        38 * decode._BLOCK // 2
+        if name in ("alpha.png", "float.tif", "deep.png", "palette.png")
+        else 0
+    )
     assert peak_above_start(tmp_path / name) < 16 * width * height + slack
 
 
@@ -235,14 +302,27 @@ def test_what_is_decoded_stays_within_the_bound(name: str, tmp_path: Path) -> No
 PARTS_OF_HEADERS = {
     "PNG": lambda n: FILES["PNG"][:33] + chunk(b"tEXt", b"a\0b") * n + FILES["PNG"][33:],
     "PNG, behind": lambda n: FILES["PNG"][:-12] + chunk(b"tEXt", b"a\0b") * n + FILES["PNG"][-12:],
-    "GIF": lambda n: FILES["GIF"][:13] + bytes(768)[: 3 << (FILES["GIF"][10] & 7) + 1] + b"!\xfe" + b"\1a" * n,
+    "GIF": (
+        lambda n: (
+            FILES["GIF"][:13]
+            + bytes(768)[: 3 << (FILES["GIF"][10] & 7) + 1]
+            + b"!\xfe"
+            + b"\1a" * n
+        )
+    ),
     "PPM": lambda n: b"P6 #" + b"c" * n + b"\n2 2 255 " + bytes(12),
     "XPM": lambda n: b"/* XPM */\n" + b"\n" * n,
     "IM": lambda n: b"Image type: L\n" * n + b"\x1a",
     "JPEG": lambda n: FILES["baseline"][:2] + segment(0xFE, b"") * n + FILES["baseline"][2:],
-    "PSD": lambda n: struct.pack(">4sH6sHIIHH", b"8BPS", 1, bytes(6), 3, 5, 6, 8, 3)
-    + struct.pack(">II", 0, 12 * n) + b"8BIM\0\0\0\0\0\0\0\0" * n + bytes(200),
-}  # fmt: skip
+    "PSD": (
+        lambda n: (
+            struct.pack(">4sH6sHIIHH", b"8BPS", 1, bytes(6), 3, 5, 6, 8, 3)
+            + struct.pack(">II", 0, 12 * n)
+            + b"8BIM\0\0\0\0\0\0\0\0" * n
+            + bytes(200)
+        )
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PARTS_OF_HEADERS)
@@ -261,14 +341,21 @@ def test_a_part_that_is_read_again_and_again() -> None:
 
 
 def test_numbers_of_a_tag_are_counted_as_pythons() -> None:
-    """A strip's place takes 4 bytes in a file, and 500 as Pillow keeps it; a letter one; what isn't there, none."""
+    """A strip's place takes 4 bytes in a file, and 500 as Pillow keeps it; a letter one; what isn't
+    there, none.
+    """
     data = zlib.compress(bytes(48)).ljust(400_000, b"\0")
     few = headers.before_opening("TIFF", strip(8, 6, 8, data)).n_bytes
     for tag, kind, count, at_least, at_most in [
-        (273, 4, 100_000, 50e6, 60e6), (50000, 4, 100_000, 4e6, 5e6), (50000, 5, 50_000, 20e6, 21e6),
-        (50000, 2, 400_000, 0.4e6, 0.5e6), (50000, 5, 60_000, 0, 1000),
-    ]:  # fmt: skip
-        more = headers.before_opening("TIFF", strip(8, 6, 8, data, **{f"t{tag}": (kind, count, 8)})).n_bytes
+        (273, 4, 100_000, 50e6, 60e6),
+        (50000, 4, 100_000, 4e6, 5e6),
+        (50000, 5, 50_000, 20e6, 21e6),
+        (50000, 2, 400_000, 0.4e6, 0.5e6),
+        (50000, 5, 60_000, 0, 1000),
+    ]:
+        more = headers.before_opening(
+            "TIFF", strip(8, 6, 8, data, **{f"t{tag}": (kind, count, 8)})
+        ).n_bytes
         assert at_least <= more - few <= at_most, tag
 
 
@@ -276,21 +363,29 @@ def test_exif_that_unpacks_to_gigabytes_is_left_alone() -> None:
     turned = {0x0112: (3, 1, 3)}
     bomb = tiff(turned | {36000 + i: (7, 60_000, 8) for i in range(5000)}, bytes(60_000))
     picture = lambda blob: FILES["PNG"][:33] + chunk(b"eXIf", blob) + FILES["PNG"][33:]  # noqa: E731
-    np.testing.assert_array_equal(read_rgb(picture(tiff(turned, b""))), np.asarray(SMOOTH)[::-1, ::-1])
+    np.testing.assert_array_equal(
+        read_rgb(picture(tiff(turned, b""))), np.asarray(SMOOTH)[::-1, ::-1]
+    )
     np.testing.assert_array_equal(read_rgb(picture(bomb)), np.asarray(SMOOTH))
 
 
 def test_steps_of_a_baseline_file_are_its_first_scan() -> None:
-    """A thumbnail before it and another picture, or a film, behind it hold scans that are not decoded."""
+    """A thumbnail before it and another picture, or a film, behind it hold scans that are not
+    decoded.
+    """
     data = FILES["baseline"]
     more = segment(0xE2, FILES["progressive"][:60000]) * 3
     need = headers.before_opening("JPEG", data[:2] + more + data[2:] + FILES["progressive"] * 20)
     assert need.steps == headers.before_opening("JPEG", data).steps == (120 + 32) * (90 + 32)
     scans = FILES["progressive"].count(b"\xff\xda")
-    assert headers.before_opening("JPEG", FILES["progressive"]).steps == scans * (120 + 32) * (90 + 32)
+    assert headers.before_opening("JPEG", FILES["progressive"]).steps == scans * (120 + 32) * (
+        90 + 32
+    )
 
 
-@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+@pytest.mark.parametrize(
+    "compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"]
+)
 @pytest.mark.parametrize("big", [False, True])
 def test_a_tiffs_need_is_its_pixels_and_strips(compression: str | None, big: bool) -> None:
     if compression and not features.check("libtiff"):
@@ -305,7 +400,9 @@ def test_a_tiffs_need_is_its_pixels_and_strips(compression: str | None, big: boo
 def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     grey = np.asarray(SMOOTH.convert("L"))
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
-    images = {mode: SMOOTH.convert(mode) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")}
+    images = {
+        mode: SMOOTH.convert(mode) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+    }
     images["RGBA"].putalpha(Image.fromarray(grey))
     files = [encoded(image, "TIFF") for image in images.values()]
     files += [encoded(deep, name) for name in ("PNG", "TIFF")]
@@ -345,9 +442,13 @@ def test_formats_that_a_process_of_its_own_decodes(name: str, feature: str | Non
         read_rgb(data[: len(data) // 2])
 
 
-@pytest.mark.skipif("jpg_2000" not in features.get_supported(), reason="this Pillow has no JPEG 2000")
+@pytest.mark.skipif(
+    "jpg_2000" not in features.get_supported(), reason="this Pillow has no JPEG 2000"
+)
 def test_the_kernel_holds_the_limits_of_that_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """65,025 tiles, of which each takes 10 kB before it is decoded; and 169 Mpixel, which take ten seconds."""
+    """65,025 tiles, of which each takes 10 kB before it is decoded; and 169 Mpixel, which take ten
+    seconds.
+    """
 
     def sized(side: int, tile: int) -> bytes:
         data = bytearray(encoded(SMOOTH, "JPEG2000", no_jp2=True))

@@ -44,7 +44,9 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def can_read(data: bytes) -> bool:
-    """Whether this Pillow decodes what it wrote: libtiff, WebP and others are parts of some builds only."""
+    """Whether this Pillow decodes what it wrote: libtiff, WebP and others are parts of some builds
+    only.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -60,12 +62,20 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"".join(
-        [b"\x89PNG\r\n\x1a\n", header, *extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+        [
+            b"\x89PNG\r\n\x1a\n",
+            header,
+            *extra,
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
     )
 
 
 def tiff(values: np.ndarray, photometric: int, bits: int = 16) -> bytes:
-    """One uncompressed strip of grey, little-endian, written by hand: Pillow can't write all of these."""
+    """One uncompressed strip of grey, little-endian, written by hand: Pillow can't write all of
+    these.
+    """
     height, width = values.shape
     data = values.astype("<u2").tobytes()
     entries = [
@@ -87,7 +97,9 @@ def tiff(values: np.ndarray, photometric: int, bits: int = 16) -> bytes:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP", "PPM", "TGA"])
-def test_lossless_rgb_is_bit_exact_from_path_bytes_image_and_array(file_format: str, tmp_path: Path) -> None:
+def test_lossless_rgb_is_bit_exact_from_path_bytes_image_and_array(
+    file_format: str, tmp_path: Path
+) -> None:
     data = encoded(Image.fromarray(PICTURE), file_format)
     path = tmp_path / f"picture.{file_format.lower()}"
     path.write_bytes(data)
@@ -97,7 +109,8 @@ def test_lossless_rgb_is_bit_exact_from_path_bytes_image_and_array(file_format: 
         np.testing.assert_array_equal(rgb, PICTURE)
 
 
-# What a viewer shows for the stored rows [[1, 2, 3], [4, 5, 6]], by EXIF 2.32's table of row 0 and column 0.
+# What a viewer shows for the stored rows [[1, 2, 3], [4, 5, 6]], by EXIF 2.32's table of row 0 and
+# column 0.
 ORIENTED = {
     1: [[1, 2, 3], [4, 5, 6]],
     2: [[3, 2, 1], [6, 5, 4]],
@@ -125,7 +138,9 @@ def test_exif_orientation(orientation: int, file_format: str) -> None:
     assert rgb.flags.c_contiguous
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense"]
+)
 def test_broken_exif_does_not_cost_the_image(exif: bytes) -> None:
     assert read_rgb(encoded(Image.fromarray(PICTURE), "JPEG", exif=exif)).shape == PICTURE.shape
 
@@ -188,7 +203,12 @@ def test_float_tiff_in_0_to_1_is_scaled_by_255() -> None:
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [(np.nan, "NaN"), (np.inf, "infinity"), (-0.1, r"-0.1..1; floats must"), (255, r"0..255; floats must")],
+    [
+        (np.nan, "NaN"),
+        (np.inf, "infinity"),
+        (-0.1, r"-0.1..1; floats must"),
+        (255, r"0..255; floats must"),
+    ],
 )
 def test_other_floats_are_refused(bad: float, reason: str) -> None:
     values = np.array([[0, bad, 1]], np.float32)
@@ -239,7 +259,9 @@ def test_one_transparent_colour_of_a_png() -> None:
     assert read_rgb(grey8)[0, :, 0].tolist() == [1, 255, 3]
     rgb8 = png(2, 1, 8, 2, b"\0\1\2\3\4\5\6", chunk(b"tRNS", struct.pack(">HHH", 4, 5, 6)))
     assert read_rgb(rgb8).tolist() == [[[1, 2, 3], [255] * 3]]
-    grey16 = png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 257, 514), chunk(b"tRNS", struct.pack(">H", 514)))
+    grey16 = png(
+        2, 1, 16, 0, b"\0" + struct.pack(">HH", 257, 514), chunk(b"tRNS", struct.pack(">H", 514))
+    )
     assert read_rgb(grey16)[0, :, 0].tolist() == [1, 255]
 
 
@@ -268,7 +290,9 @@ def test_other_colour_spaces(mode: str) -> None:
 
 
 def test_first_frame_of_animations_and_pages() -> None:
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    frames = [
+        Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    ]
     formats = ["GIF", "PNG", "TIFF"] + (["WEBP"] if features.check("webp") else [])
     for file_format in formats:
         options = {"lossless": True} if file_format == "WEBP" else {}
@@ -420,7 +444,9 @@ def test_preprocessing_inside_and_outside_inference_mode() -> None:
     with torch.inference_mode():
         inside = own(batch)
     weight = torch.ones(1, requires_grad=True)
-    (own(batch) * weight).sum().backward()  # constants kept from inference mode must not poison training
+    (
+        own(batch) * weight
+    ).sum().backward()  # constants kept from inference mode must not poison training
     assert torch.equal(inside, own(batch))
 
 
@@ -441,7 +467,9 @@ finite = st.floats(0, 1)
 
 
 @given(
-    st.tuples(finite, finite, finite), st.tuples(*[st.floats(1e-6, 1e6)] * 3), st.sampled_from(["RGB", "BGR"])
+    st.tuples(finite, finite, finite),
+    st.tuples(*[st.floats(1e-6, 1e6)] * 3),
+    st.sampled_from(["RGB", "BGR"]),
 )
 def test_metadata_round_trip_is_exact(mean: tuple, std: tuple, order: str) -> None:
     for scale in (1.0, 255.0):
@@ -481,7 +509,9 @@ def test_metadata_in_words() -> None:
     ],
 )
 def test_bad_metadata_is_refused_in_a_sentence(change: dict, reason: str) -> None:
-    metadata = {key: value for key, value in {**CAFFE.to_metadata(), **change}.items() if value is not None}
+    metadata = {
+        key: value for key, value in {**CAFFE.to_metadata(), **change}.items() if value is not None
+    }
     with pytest.raises(VggfeatError, match=reason) as caught:
         Preprocessing.from_metadata(metadata)
     assert "\n" not in str(caught.value)
@@ -528,7 +558,9 @@ def test_paths_that_hold_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("this is not a picture\n")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (tmp_path / "figure.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    (tmp_path / "figure.eps").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    )
     os.mkfifo(tmp_path / "pipe.jpg")
     reasons = {
         "missing.jpg": "no such file",
@@ -601,14 +633,17 @@ def test_the_limit_is_the_callers() -> None:
 
 
 def test_a_reason_is_one_printable_line() -> None:
-    """A file's own words stand in reasons, and the terminal and files that take them obey escape sequences."""
+    """A file's own words stand in reasons, and the terminal and files that take them obey escape
+    sequences.
+    """
     with pytest.raises(UnreadableImage, match=r"^damaged: ") as caught:
         read_rgb(b"P6 2\x1b]0;t\x07 2 255 " + bytes(12))
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
-    "reason", ["a\x1b[31mb", "a\nunreadable: b", "a\rb", "a\x9bb", "a\u202eb", "a\udcffb", "a\0b", "a\x7fb"]
+    "reason",
+    ["a\x1b[31mb", "a\nunreadable: b", "a\rb", "a\x9bb", "a\u202eb", "a\udcffb", "a\0b", "a\x7fb"],
 )
 def test_reasons_are_cleaned(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: object) -> None:
@@ -631,11 +666,15 @@ def test_a_file_that_shrinks_as_it_is_read(tmp_path: Path, monkeypatch: pytest.M
         return status
 
     monkeypatch.setattr(os, "fstat", cut)
-    with pytest.raises(UnreadableImage, match=rf"^truncated: .* from {len(FILES['PNG'])} bytes to 100 "):
+    with pytest.raises(
+        UnreadableImage, match=rf"^truncated: .* from {len(FILES['PNG'])} bytes to 100 "
+    ):
         read_rgb(path)
 
 
-def test_a_file_that_grows_is_read_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_grows_is_read_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(FILES["PNG"])
     stat_of_open = os.fstat
@@ -668,7 +707,8 @@ def test_a_closed_image_is_unreadable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OverflowError("x"), RecursionError("deep"), struct.error("s"), EOFError()]
+    "error",
+    [MemoryError(), OverflowError("x"), RecursionError("deep"), struct.error("s"), EOFError()],
 )
 def test_whatever_a_decoder_raises(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
@@ -687,14 +727,19 @@ _WRITTEN: dict[str, tuple[str, dict[str, object]]] = {
     "GIF": ("GIF", {}),
     "BMP": ("BMP", {}),
     "TIFF": ("TIFF", {}),
-    "TIFF, compressed": ("TIFF", {"compression": "tiff_lzw"}) if features.check("libtiff") else ("TIFF", {}),
+    "TIFF, compressed": (
+        ("TIFF", {"compression": "tiff_lzw"}) if features.check("libtiff") else ("TIFF", {})
+    ),
     "WEBP": ("WEBP", {}) if features.check("webp") else ("PNG", {}),
     "PPM": ("PPM", {}),
     "ICO": ("ICO", {}),
     "TGA": ("TGA", {"compression": "tga_rle"}),
     "PCX": ("PCX", {}),
 }
-FILES = {name: encoded(SMOOTH, file_format, **options) for name, (file_format, options) in _WRITTEN.items()}
+FILES = {
+    name: encoded(SMOOTH, file_format, **options)
+    for name, (file_format, options) in _WRITTEN.items()
+}
 FILES["grey 16"] = encoded(Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)), "PNG")
 
 
@@ -719,7 +764,10 @@ def test_truncated_anywhere(name: str) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8))
+@given(
+    st.sampled_from(sorted(FILES)),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
+)
 def test_damaged_anywhere(name: str, damage: list[tuple[float, int]]) -> None:
     data = bytearray(FILES[name])
     for place, value in damage:
@@ -738,7 +786,9 @@ def test_many_threads_read_the_same() -> None:
     names = sorted(FILES) * 8
     alone = {name: read_rgb(data) for name, data in FILES.items()}
     with ThreadPoolExecutor(8) as pool:
-        for name, rgb in zip(names, pool.map(lambda name: read_rgb(FILES[name]), names), strict=True):
+        for name, rgb in zip(
+            names, pool.map(lambda name: read_rgb(FILES[name]), names), strict=True
+        ):
             np.testing.assert_array_equal(rgb, alone[name])
 
 
@@ -753,14 +803,15 @@ def test_files_are_closed_and_nothing_is_printed(tmp_path: Path) -> None:
     (tmp_path / "cut.lzw.tiff").write_bytes(FILES["TIFF, compressed"][:-400])
     (tmp_path / "good.png").write_bytes(FILES["PNG"])
     program = (
-        "import os, sys; from vggfeat.decode import read_rgb; from vggfeat.errors import UnreadableImage\n"
-        "before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0\n"
-        "for path in sys.argv[1:]:\n"
-        "    try: read_rgb(path)\n"
-        "    except UnreadableImage: pass\n"
-        "assert not before or len(os.listdir('/proc/self/fd')) == before\n"
+        "import os, sys; from vggfeat.decode import read_rgb; from vggfeat.errors import"
+        " UnreadableImage\nbefore = len(os.listdir('/proc/self/fd')) if"
+        " os.path.isdir('/proc/self/fd') else 0\nfor path in sys.argv[1:]:\n    try:"
+        " read_rgb(path)\n    except UnreadableImage: pass\nassert not before or"
+        " len(os.listdir('/proc/self/fd')) == before\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True
+        [sys.executable, "-c", program, *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

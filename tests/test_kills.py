@@ -1,4 +1,6 @@
-"""Commands that write, killed at some of the calls by which they change files; `benchmarks.reliability` has all."""
+"""Commands that write, killed at some of the calls by which they change files;
+`benchmarks.reliability` has all.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,16 @@ COMMANDS = [
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
 def test_what_a_killed_command_leaves_is_whole_and_the_same_command_ends_as_ever() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.reliability", "kills", *COMMANDS, "--most", KILLS, "--halves"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.reliability",
+            "kills",
+            *COMMANDS,
+            "--most",
+            KILLS,
+            "--halves",
+        ],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,

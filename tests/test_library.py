@@ -1,4 +1,6 @@
-"""The library as a person meets it in Python: what it shows, what it takes, and what it says to the rest."""
+"""The library as a person meets it in Python: what it shows, what it takes, and what it says to the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def trained(folder: Path, run_main: Command) -> Path:
     return m
 
 
-# --- what there is -------------------------------------------------------------------------------------------------
+# --- what there is --------------------------------------------------------------------------------
 
 
 def test_the_docstrings_example_runs(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,20 +65,24 @@ def test_all_is_shown_and_only_loaded_when_used() -> None:
         try:
             vggfeat.embedd
         except AttributeError as error:
-            assert str(error) == "module 'vggfeat' has no attribute 'embedd'" and error.name == "embedd"
+            assert str(error) == "module 'vggfeat' has no attribute 'embedd'"
+            assert error.name == "embedd"
             sys.excepthook(AttributeError, error, None)
         from vggfeat import *
         assert all(callable(globals()[name]) for name in vggfeat.__all__)
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=HANG
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     assert ran.returncode == 0, ran.stderr
     if sys.version_info >= (3, 12):  # 3.11 suggests names in its own traceback only
         assert "Did you mean: 'embed'?" in ran.stderr
 
 
-# --- what it takes -------------------------------------------------------------------------------------------------
+# --- what it takes --------------------------------------------------------------------------------
 
 HINT = r"give a list of images, and for one image \[image\]"
 PIXELS = photograph(0, 40, 50)
@@ -97,14 +103,25 @@ PIXELS = photograph(0, 40, 50)
         ({"a.jpg"}, f"`images` is of type set: {HINT}"),
         (torch.zeros(2, 3, 40, 40), rf"`images` is a PyTorch tensor \(2, 3, 40, 40\) .*: {HINT}"),
         ([], "`images` is empty"),
-        ([PIXELS, torch.zeros(3, 40, 40)], r"image 1 of `images` is a PyTorch tensor .*permute\(1, 2, 0\)"),
-        ([PIXELS, None], r"image 1 of `images` is None: give a path, the bytes of a file, a PIL image"),
+        (
+            [PIXELS, torch.zeros(3, 40, 40)],
+            r"image 1 of `images` is a PyTorch tensor .*permute\(1, 2, 0\)",
+        ),
+        (
+            [PIXELS, None],
+            r"image 1 of `images` is None: give a path, the bytes of a file, a PIL image",
+        ),
         ([["a.jpg"]], "image 0 of `images` is of type list: give a path"),
-        (np.zeros((1, 3, 40, 50), np.uint8), r"image 0: .*expected .*\(H, W, 3\).*transpose\(1, 2, 0\)"),
+        (
+            np.zeros((1, 3, 40, 50), np.uint8),
+            r"image 0: .*expected .*\(H, W, 3\).*transpose\(1, 2, 0\)",
+        ),
         ([PIXELS.astype(float)], r"image 0: float values span .*must lie in 0\.\.1"),
     ],
 )
-def test_what_is_no_list_of_images_is_told(network: vggfeat.Network, images: Any, told: str) -> None:
+def test_what_is_no_list_of_images_is_told(
+    network: vggfeat.Network, images: Any, told: str
+) -> None:
     with pytest.raises(VggfeatError, match=told):
         vggfeat.embed(network, images, (32,))
 
@@ -129,7 +146,10 @@ def test_iterators_and_batches_are_lists_of_images(network: vggfeat.Network) -> 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"scales": 256}, r"`scales` must be whole numbers of pixels, as \(256, 384, 512\), not 256"),
+        (
+            {"scales": 256},
+            r"`scales` must be whole numbers of pixels, as \(256, 384, 512\), not 256",
+        ),
         ({"scales": "256"}, "`scales` must be .* not '256'"),
         ({"scales": (40.5,)}, r"`scales` must be .* not \(40.5,\)"),
         ({"layer": 7}, "no layer 7"),
@@ -151,31 +171,46 @@ def test_settings_of_the_wrong_kind_are_told(
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: vggfeat.embed("mini", [PIXELS]), "`network` must be one that vggfeat.load returns, not 'mini'"),  # type: ignore[call-overload]
+        (
+            lambda: vggfeat.embed("mini", [PIXELS]),
+            "`network` must be one that vggfeat.load returns, not 'mini'",
+        ),  # type: ignore[call-overload]
         (lambda: vggfeat.load(None), "`name` must be a source of weights, .* or a path, not None"),  # type: ignore[arg-type]
         (lambda: vggfeat.load(5), "`name` must be .* not 5"),  # type: ignore[arg-type]
         (lambda: vggfeat.load("D", 5), "`weights` must be a source of weights, .* not 5"),  # type: ignore[arg-type]
-        (lambda: vggfeat.load(NET, device="gpu"), "no device 'gpu'; give auto, cpu, cuda or cuda:N"),
+        (
+            lambda: vggfeat.load(NET, device="gpu"),
+            "no device 'gpu'; give auto, cpu, cuda or cuda:N",
+        ),
         (lambda: vggfeat.load(NET, device=None), "no device None; give auto"),  # type: ignore[arg-type]
-        (lambda: vggfeat.load(NET, device="cuda"), "device 'cuda' is not there: PyTorch sees 0 GPUs"),
+        (
+            lambda: vggfeat.load(NET, device="cuda"),
+            "device 'cuda' is not there: PyTorch sees 0 GPUs",
+        ),
         (lambda: vggfeat.load(NET).to("cuda"), "device 'cuda' is not there: PyTorch sees 0 GPUs"),
         (lambda: vggfeat.load(NET, precision=16), "precision 16 is not one of auto, float32"),  # type: ignore[arg-type]
-        (lambda: vggfeat.load(NET, precision="half"), "precision 'half' is not one of auto, float32"),
+        (
+            lambda: vggfeat.load(NET, precision="half"),
+            "precision 'half' is not one of auto, float32",
+        ),
         (lambda: vggfeat.open_features(3), "give the path of a feature file, not 3"),  # type: ignore[arg-type]
         (lambda: vggfeat.open_features(None), "give the path of a feature file, not None"),  # type: ignore[arg-type]
         (lambda: vggfeat.open_model(3), "give the path of a model file, not 3"),  # type: ignore[arg-type]
         (lambda: vggfeat.open_model("m.h5", device="gpu"), "no device 'gpu'"),
         (lambda: vggfeat.open_model("m.h5", weights=3), "`weights` must be .* not 3"),  # type: ignore[arg-type]
         (lambda: vggfeat.LinearSVM(device="gpu").fit([[0.0], [1.0]], [0, 1]), "no device 'gpu'"),
-        (lambda: vggfeat.LinearSVMCV(device="cuda").fit([[0.0], [1.0]] * 5, [0, 1] * 5), "sees 0 GPUs"),
+        (
+            lambda: vggfeat.LinearSVMCV(device="cuda").fit([[0.0], [1.0]] * 5, [0, 1] * 5),
+            "sees 0 GPUs",
+        ),
     ],
-)  # fmt: skip
+)
 def test_arguments_of_the_wrong_kind_are_told(call: Callable[[], Any], told: str) -> None:
     with pytest.raises(VggfeatError, match=told):
         call()
 
 
-# --- devices and precisions ----------------------------------------------------------------------------------------
+# --- devices and precisions -----------------------------------------------------------------------
 
 
 def test_a_net_is_loaded_in_the_hardwares_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,10 +229,13 @@ def test_rounded_weights_are_no_float32_again() -> None:
         VggfeatError, match="were rounded to bfloat16: load them again with `precision` float32"
     ):
         network.to("cpu", "float32")
-    assert network.precision == "bfloat16" and next(network.module.parameters()).dtype == torch.bfloat16
+    assert (
+        network.precision == "bfloat16"
+        and next(network.module.parameters()).dtype == torch.bfloat16
+    )
 
 
-# --- saved classifiers ---------------------------------------------------------------------------------------------
+# --- saved classifiers ----------------------------------------------------------------------------
 
 
 def test_a_model_names_and_scores_images(
@@ -205,7 +243,9 @@ def test_a_model_names_and_scores_images(
 ) -> None:
     loaded: list[str] = []
     real = vggfeat.weights.load  # type: ignore[attr-defined]
-    monkeypatch.setattr(vggfeat.weights, "load", lambda spec, **how: loaded.append(spec) or real(spec, **how))  # type: ignore[attr-defined, func-returns-value]
+    monkeypatch.setattr(
+        vggfeat.weights, "load", lambda spec, **how: loaded.append(spec) or real(spec, **how)
+    )  # type: ignore[attr-defined, func-returns-value]
     model = vggfeat.open_model(trained)
     assert not loaded and model.classes == ["blue", "red"]
     paths = [folder / name / f"{i:02d}.jpg" for i in range(3) for name in ("red", "blue")]
@@ -249,7 +289,9 @@ def test_a_multi_label_model_names_all_that_is_present(
     trained: Path, folder: Path, run_main: Command, tmp_path: Path
 ) -> None:
     rows = [
-        f"images/{c}/{i:02d}.jpg,{c if i % 3 else c + ';small'}" for c in ("red", "blue") for i in range(12)
+        f"images/{c}/{i:02d}.jpg,{c if i % 3 else c + ';small'}"
+        for c in ("red", "blue")
+        for i in range(12)
     ]
     (tmp_path / "list.csv").write_text("\n".join(["path,labels", *rows]) + "\n")
     f, m = tmp_path / "several.h5", tmp_path / "several-model.h5"
@@ -270,7 +312,9 @@ def test_a_models_weights_that_have_moved(trained: Path, folder: Path) -> None:
     images = [folder / "red/00.jpg"]
     expected = vggfeat.open_model(trained).scores(images)
     for weights in (NET, [NET]):
-        np.testing.assert_array_equal(vggfeat.open_model(trained, weights=weights).scores(images), expected)
+        np.testing.assert_array_equal(
+            vggfeat.open_model(trained, weights=weights).scores(images), expected
+        )
     with pytest.raises(VggfeatError, match="needs 1 `weights`, in its order; 2 given"):
         vggfeat.open_model(trained, weights=[NET, NET])
     with pytest.raises(VggfeatError, match="are not those that described the images"):

@@ -1,4 +1,6 @@
-"""Average precision against arithmetic done by hand and a literal transcription of the devkit; other scores."""
+"""Average precision against arithmetic done by hand and a literal transcription of the devkit;
+other scores.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SCORES, TRUTH = [0.9, 0.8, 0.7, 0.6, 0.5], [1, -1, 1, -1, -1]
 
 
 def devkit_ap(scores: list[float], truth: list[int], kind: str) -> float:
-    """VOCevalcls.m and VOCap.m, line by line; recall >= t is asked of rounded numbers (see the test of 0.3)."""
+    """VOCevalcls.m and VOCap.m, line by line; recall >= t is asked of rounded numbers (see the test
+    of 0.3).
+    """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable, as MATLAB's sort
     tp = fp = 0
     rec, prec = [], []
@@ -29,7 +33,11 @@ def devkit_ap(scores: list[float], truth: list[int], kind: str) -> float:
         prec.append(tp / (tp + fp) if tp + fp else math.nan)
     if kind == "11point":
         best = [
-            [p for p, r in zip(prec, rec, strict=True) if round(r, 9) >= round(t / 10, 9) and p == p]
+            [
+                p
+                for p, r in zip(prec, rec, strict=True)
+                if round(r, 9) >= round(t / 10, 9) and p == p
+            ]
             for t in range(11)
         ]
         return sum(max(p, default=0.0) for p in best) / 11
@@ -47,14 +55,17 @@ def test_precision_and_recall_by_hand() -> None:
 
 def test_both_kinds_of_ap_by_hand() -> None:
     # t = 0 … 0.5 (six points): best precision 1; t = 0.6 … 1 (five): 2/3.
-    assert metrics.average_precision(SCORES, TRUTH, "11point") == pytest.approx((6 + 5 * 2 / 3) / 11)
+    assert metrics.average_precision(SCORES, TRUTH, "11point") == pytest.approx(
+        (6 + 5 * 2 / 3) / 11
+    )
     # recall 0 to 1/2 at precision 1, 1/2 to 1 at 2/3.
     assert metrics.average_precision(SCORES, TRUTH, "allpoint") == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
 def test_sklearn_differs_where_precision_rises_again() -> None:
-    # + - - + + +: precision at the positives is 1, 2/4, 3/5, 4/6. Scikit-learn takes their mean; the devkit's
-    # envelope gives 1, 4/6, 4/6, 4/6, for at those recalls a better precision can be had further down.
+    # + - - + + +: precision at the positives is 1, 2/4, 3/5, 4/6. Scikit-learn takes their mean;
+    # the devkit's envelope gives 1, 4/6, 4/6, 4/6, for at those recalls a better precision can be
+    # had further down.
     scores, truth = [6.0, 5, 4, 3, 2, 1], [1, -1, -1, 1, 1, 1]
     assert metrics.average_precision(scores, truth) == pytest.approx((1 + 3 * 4 / 6) / 4)
     sklearn_ap = average_precision_score(np.array(truth) > 0, scores)
@@ -70,7 +81,8 @@ def test_ties_keep_the_order_of_the_image_list() -> None:
 
 
 def test_many_ties_are_stable() -> None:
-    # NumPy's default sort is stable only for few values; 1000 positives before 1000 negatives show another.
+    # NumPy's default sort is stable only for few values; 1000 positives before 1000 negatives show
+    # another.
     truth = np.repeat([1, -1], 1000)
     assert metrics.average_precision(np.zeros(2000), truth) == 1.0
 
@@ -94,8 +106,9 @@ def test_no_positive_has_no_ap(truth: list[int]) -> None:
 
 @pytest.mark.parametrize("k", range(1, 11))
 def test_recall_of_exactly_a_tenth_counts(k: int) -> None:
-    # k of 10 positives come first, then 90 negatives, then the rest: precision is 1 up to recall k/10 exactly,
-    # and at most 0.1 after it. So k+1 points (t = 0 … k/10) have precision 1, although 3/10 < 3 * 0.1 in floats.
+    # k of 10 positives come first, then 90 negatives, then the rest: precision is 1 up to recall
+    # k/10 exactly, and at most 0.1 after it. So k+1 points (t = 0 … k/10) have precision 1,
+    # although 3/10 < 3 * 0.1 in floats.
     truth = [1] * k + [-1] * 90 + [1] * (10 - k)
     tail = (10 - k) * 0.1  # the last positive's precision, 10/100, is the best of the tail
     ap = metrics.average_precision(-np.arange(100), truth, "11point")
@@ -151,7 +164,8 @@ def test_recall_and_accuracy_by_hand() -> None:
     truth, pred = [0, 0, 0, 0, 1, 1, 3], [0, 0, 0, 1, 1, 0, 3]
     assert metrics.accuracy(pred, truth) == pytest.approx(5 / 7)
     np.testing.assert_allclose(metrics.class_recalls(pred, truth, 4), [3 / 4, 1 / 2, np.nan, 1])
-    # Class 2 doesn't occur: the mean is over three classes, and big classes weigh no more than small ones.
+    # Class 2 doesn't occur: the mean is over three classes, and big classes weigh no more than
+    # small ones.
     assert metrics.mean_class_recall(pred, truth, 4) == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
 
 
@@ -168,7 +182,8 @@ def test_top_k_error_by_hand() -> None:
     scores = [[0.1, 0.5, 0.4], [0.1, 0.5, 0.4], [0.1, 0.5, 0.4]]
     truth = [1, 2, 0]  # ranked first, second, third
     assert [metrics.top_k_error(scores, truth, k) for k in (1, 2)] == pytest.approx([2 / 3, 1 / 3])
-    # among three classes the true one is always one of the three best: no figure, and not a perfect one
+    # among three classes the true one is always one of the three best: no figure, and not a perfect
+    # one
     assert np.isnan([metrics.top_k_error(scores, truth, k) for k in (3, 5)]).all()
 
 

@@ -1,4 +1,6 @@
-"""The small nets in the package: whole, small, with their metadata and log, and as good as they say."""
+"""The small nets in the package: whole, small, with their metadata and log, and as good as they
+say.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,17 @@ def test_whole_small_and_documented(net: str) -> None:
     assert (network.name, network.spec, network.layers[-1]) == (net, f"mini:{net}", "fc8")
     assert network.classes and len(network.classes) == 10 == network.module.num_classes
     recipe = json.loads(network.metadata["recipe"])
-    assert recipe["name"] == "mini" and recipe["width"] == network.module.width and recipe["crop"] == 96
+    assert (
+        recipe["name"] == "mini"
+        and recipe["width"] == network.module.width
+        and recipe["crop"] == 96
+    )
     errors = json.loads(network.metadata["errors"])
     assert 5 < errors["validation"]["top1"] < 30 and errors["validation"]["top5"] < 6
     log = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-    assert log[-1]["event"] == "val" and log[-1]["top1_error"] == pytest.approx(errors["validation"]["top1"])
+    assert log[-1]["event"] == "val" and log[-1]["top1_error"] == pytest.approx(
+        errors["validation"]["top1"]
+    )
     stages = [event["stage"] for event in log if event["event"] == "start"]
     assert stages == (["A-112"] if net == "A" else ["A-112", "D-112", "D-112-160"])
 
@@ -39,7 +47,9 @@ def test_whole_small_and_documented(net: str) -> None:
 def test_by_every_name(tmp_path: Path) -> None:
     d, a = vggfeat.load("mini"), vggfeat.load("A", "mini")
     assert (d.name, a.name) == ("D", "A")
-    assert vggfeat.load("D", "mini").fingerprint == d.fingerprint == vggfeat.load("mini:D").fingerprint
+    assert (
+        vggfeat.load("D", "mini").fingerprint == d.fingerprint == vggfeat.load("mini:D").fingerprint
+    )
     assert a.fingerprint == vggfeat.load("mini:A").fingerprint != d.fingerprint
     x = vggfeat.embed(d, [photograph(0, 120, 150)], scales=(96, 128))
     assert x.shape == (1, d.dim("fc7")) and np.linalg.norm(x) == pytest.approx(1)
@@ -50,7 +60,9 @@ def test_by_every_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("net", MINI)
 def test_as_good_as_they_say(net: str, data: Path) -> None:
-    """Top-1 error of the central crop on the 1,000 validation images, which nothing was decided on."""
+    """Top-1 error of the central crop on the 1,000 validation images, which nothing was decided
+    on.
+    """
     network = vggfeat.load(f"mini:{net}")
     assert network.classes
     items = datasets.load("imagenet", data / "imagenette144")
@@ -65,7 +77,10 @@ def test_as_good_as_they_say(net: str, data: Path) -> None:
         crops.append(torch.from_numpy(np.ascontiguousarray(pixels[y : y + crop, x : x + crop])))
     with torch.inference_mode():
         scores = torch.cat(
-            [network.crop_scores(network.preprocessing(torch.stack(part))) for part in _parts(crops)]
+            [
+                network.crop_scores(network.preprocessing(torch.stack(part)))
+                for part in _parts(crops)
+            ]
         )
     wrong = (scores.argmax(1).numpy() != items.labels[rows]).mean()
     stated = json.loads(network.metadata["errors"])["validation"]["top1"]

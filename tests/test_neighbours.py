@@ -1,4 +1,6 @@
-"""Nearest images: the same as by comparing all rows at once, whatever the blocks; queries by file and by name."""
+"""Nearest images: the same as by comparing all rows at once, whatever the blocks; queries by file
+and by name.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_refusals(tmp_path):
 def test_the_picture():
     pixels = {k: np.full((30, 60, 3), v, np.uint8) for k, v in (("a", 50), ("b", 200))}
     found = [neighbours.Neighbour(i, name, 0.5, ["x"]) for i, name in enumerate("abc")]
-    sheet = np.asarray(contact_sheet(pixels["a"], "q" * 300, found, lambda n: pixels.get(n.name), columns=2))
+    sheet = np.asarray(
+        contact_sheet(pixels["a"], "q" * 300, found, lambda n: pixels.get(n.name), columns=2)
+    )
     side, gap = neighbours.TILE, neighbours.GAP
     tile = side + neighbours.LINES * 17 + gap
     middle = gap + side // 2
@@ -88,12 +92,29 @@ def test_the_picture():
 
 def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     command = functools.partial(run_main, cli.main)
-    small = ("--weights", "random:A,width=0.125,crop=32", "--scales", "32,48", "--precision", "float32")
+    small = (
+        "--weights",
+        "random:A,width=0.125,crop=32",
+        "--scales",
+        "32,48",
+        "--precision",
+        "float32",
+    )
     f, picture = tmp_path / "f.h5", tmp_path / "n.png"
-    assert command("extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
+    assert (
+        command("extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
+    )
     by_file = ("neighbours", "--features", f, "--query", folder / "red" / "03.jpg", "--top", 3)
     ran = command(
-        *by_file, "--root", folder, "--picture", picture, "--json", tmp_path / "n.json", "--device", "cpu"
+        *by_file,
+        "--root",
+        folder,
+        "--picture",
+        picture,
+        "--json",
+        tmp_path / "n.json",
+        "--device",
+        "cpu",
     )
     assert (ran.status, ran.err) == (0, "pool: average (the default)\n")
     found = json.loads((tmp_path / "n.json").read_text())
@@ -104,11 +125,16 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     images = [folder / "red" / "03.jpg", folder / found[1]["name"]]
     a, b = vggfeat.embed(net, images, scales=(32, 48))
     assert found[1]["cosine"] == pytest.approx(float(a @ b), abs=1e-4)
-    # by its name in the file, the image isn't its own neighbour; the pictures are where they were described
+    # by its name in the file, the image isn't its own neighbour; the pictures are where they were
+    # described
     by_name = ("neighbours", "--features", f, "--query", "red/03.jpg", "--top", 2, "--pool", "max")
     first = picture.read_bytes()
     ran = command(*by_name, "--picture", picture, "--overwrite")
-    assert (ran.status, ran.err) == (0, "") and "red/03.jpg" not in ran.out and picture.read_bytes() != first
+    assert (
+        (ran.status, ran.err) == (0, "")
+        and "red/03.jpg" not in ran.out
+        and picture.read_bytes() != first
+    )
     folder.rename(tmp_path / "moved")
     ran = command(*by_name, "--picture", picture, "--overwrite")
     [line] = ran.err_lines

@@ -1,4 +1,6 @@
-"""Protocols on small synthetic problems: which rows are used, which C wins, what is reported, what is refused."""
+"""Protocols on small synthetic problems: which rows are used, which C wins, what is reported, what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,28 @@ from vggfeat.svm import LinearSVM
 
 
 def single_label(n_per_class: int = 30, K: int = 4, noise: float = 0.3, seed: int = 0) -> Problem:
-    """Class k lies around the k-th axis of an 8-D space; official train, val, test of 50, 20 and 30%."""
+    """Class k lies around the k-th axis of an 8-D space; official train, val, test of 50, 20 and
+    30%.
+    """
     rng = np.random.default_rng(seed)
     labels = np.tile(np.arange(K), n_per_class).astype(np.int32)
     N = len(labels)
     X = np.eye(8)[labels] + noise * rng.standard_normal((N, 8))
     X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
     rows = np.arange(N)
-    splits = {"train": rows[: N // 2], "val": rows[N // 2 : 7 * N // 10], "test": rows[7 * N // 10 :]}
+    splits = {
+        "train": rows[: N // 2],
+        "val": rows[N // 2 : 7 * N // 10],
+        "test": rows[7 * N // 10 :],
+    }
     names = [f"{'abcdefgh'[k]}/{i:04d}.jpg" for i, k in enumerate(labels)]
     classes = list("abcdefgh"[:K])
     return Problem(X, labels, classes, splits, np.ones(N, dtype=bool), "single-label", names)
 
 
-def multi_label(n: int = 200, protocol: str = "voc2007", noise: float = 0.3, seed: int = 0) -> Problem:
+def multi_label(
+    n: int = 200, protocol: str = "voc2007", noise: float = 0.3, seed: int = 0
+) -> Problem:
     """Three classes, each present in 30% of the images, 10% of all pairs difficult."""
     rng = np.random.default_rng(seed)
     present = rng.random((n, 3)) < 0.3
@@ -42,13 +52,17 @@ def multi_label(n: int = 200, protocol: str = "voc2007", noise: float = 0.3, see
     rows = np.arange(n)
     splits = {"train": rows[: n // 2], "val": rows[n // 2 : 3 * n // 4], "test": rows[3 * n // 4 :]}
     names = [f"JPEGImages/{i:06d}.jpg" for i in range(n)]
-    return Problem(X, labels, ["cat", "cow", "dog"], splits, np.ones(n, dtype=bool), protocol, names)
+    return Problem(
+        X, labels, ["cat", "cow", "dog"], splits, np.ones(n, dtype=bool), protocol, names
+    )
 
 
 def with_random_splits(problem: Problem, n_splits: int = 3) -> Problem:
     return replace(
         problem,
-        splits=protocols.random_splits(problem.labels, n_train=10, max_test=8, n_splits=n_splits, seed=5),
+        splits=protocols.random_splits(
+            problem.labels, n_train=10, max_test=8, n_splits=n_splits, seed=5
+        ),
     )
 
 
@@ -78,7 +92,9 @@ def test_official_splits_choose_on_val_refit_and_test() -> None:
     assert np.mean(recalls) == pytest.approx(results["mean_class_recall"])
     scored = outcome.scored["test"]
     np.testing.assert_array_equal(scored.rows, splits["test"])
-    np.testing.assert_array_equal(scored.scores, outcome.model.decision_function(problem.X[splits["test"]]))
+    np.testing.assert_array_equal(
+        scored.scores, outcome.model.decision_function(problem.X[splits["test"]])
+    )
     assert not {"map_11point", "per_split", "accuracy_std", "test_labels"} & set(results)
 
 
@@ -94,15 +110,21 @@ def test_voc_reports_both_aps_and_leaves_difficult_out() -> None:
         asked = test[problem.labels[test, k] != 0]
         scores, truth = model.decision_function(problem.X[asked]), problem.labels[asked, k]
         figures = results["per_class"][name]
-        assert figures["ap_11point"] == pytest.approx(metrics.average_precision(scores, truth, "11point"))
-        assert figures["ap_allpoint"] == pytest.approx(metrics.average_precision(scores, truth, "allpoint"))
+        assert figures["ap_11point"] == pytest.approx(
+            metrics.average_precision(scores, truth, "11point")
+        )
+        assert figures["ap_allpoint"] == pytest.approx(
+            metrics.average_precision(scores, truth, "allpoint")
+        )
         assert figures["n_positive"] == (truth == 1).sum()
         aps.append(figures["ap_11point"])
     assert results["map_11point"] == pytest.approx(np.mean(aps))
     assert results["selected_by"] == "map_11point"
     assert any("difficult" in rule for rule in results["rules"])
     assert "accuracy" not in results
-    assert run(replace(problem, protocol="voc2012"), C=[1, 2]).results["selected_by"] == "map_allpoint"
+    assert (
+        run(replace(problem, protocol="voc2012"), C=[1, 2]).results["selected_by"] == "map_allpoint"
+    )
 
 
 def test_random_splits_mean_std_and_median_c() -> None:
@@ -140,7 +162,8 @@ def test_a_seed_draws_random_splits_anew() -> None:
     assert drawn[0]["splits"] == "drawn with seed 1"
     assert without_time(drawn[0]) == without_time(drawn[1])
     assert drawn[0]["accuracy"] != drawn[2]["accuracy"]
-    # Without a name of its own a dataset gives 80% of each class of 30 to train + val; Caltech-101 30 images.
+    # Without a name of its own a dataset gives 80% of each class of 30 to train + val; Caltech-101
+    # 30 images.
     assert (drawn[0]["n_train"], drawn[0]["n_test"]) == (96, 24)
     caltech = replace(single_label(n_per_class=90), protocol="caltech101", splits={})
     results = run(caltech, C=1.0, seed=0).results
@@ -151,7 +174,8 @@ def test_official_splits_ignore_the_seed() -> None:
     problem = single_label(noise=0.5)
     said: list[str] = []
     first, second = (
-        without_time(run(problem, C=[0.1, 1], seed=s, progress=said.append).results) for s in (None, 7)
+        without_time(run(problem, C=[0.1, 1], seed=s, progress=said.append).results)
+        for s in (None, 7)
     )
     assert first == second
     line = "the splits are the data set's own: `seed` changes nothing"
@@ -170,10 +194,17 @@ def test_images_that_are_not_the_protocols_are_told() -> None:
     assert other(problem) == []
     assert other(replace(problem, total=200)) == ["the first 120 of 200 images"]
     caltech = replace(problem, protocol="caltech101")
-    assert other(caltech) == ["4 classes instead of 102", "4 classes with fewer than 30 training images"]
-    assert other(replace(caltech, splits=protocols.random_splits(problem.labels, n_train=29, max_test=None)))
-    parts = [f"{n} {part} images instead of {of}" for n, part, of in (
-        (100, "train", "2,501"), (50, "val", "2,510"), (50, "test", "4,952"))]  # fmt: skip
+    assert other(caltech) == [
+        "4 classes instead of 102",
+        "4 classes with fewer than 30 training images",
+    ]
+    assert other(
+        replace(caltech, splits=protocols.random_splits(problem.labels, n_train=29, max_test=None))
+    )
+    parts = [
+        f"{n} {part} images instead of {of}"
+        for n, part, of in ((100, "train", "2,501"), (50, "val", "2,510"), (50, "test", "4,952"))
+    ]
     assert other(multi_label()) == parts
     lacking = replace(problem, total=200, labels=np.where(problem.labels == 3, -1, problem.labels))
     with pytest.raises(
@@ -192,11 +223,14 @@ def test_scored_images_that_trained_the_net_are_counted() -> None:
     told, scored = words(problem, first)
     n = [np.isin(problem.splits[f"split{s}/test"], first).sum() for s in (1, 2)]
     assert scored and min(n) > 0
-    assert told == (
-        f"40 images of these, among them {n[0]} of the 32 scored of split1, {n[1]} of the 32 scored of split2: "
-        "only split0 is clean"
+    assert (
+        told
+        == f"40 images of these, among them {n[0]} of the 32 scored of split1, {n[1]} of the 32"
+        " scored of split2: only split0 is clean"
     )
-    assert words(problem, np.arange(120))[0].endswith("32 of the 32 scored of split2: no figure is clean")
+    assert words(problem, np.arange(120))[0].endswith(
+        "32 of the 32 scored of split2: no figure is clean"
+    )
     one = single_label()
     assert words(one, one.splits["train"]) == ("60 images of these, none of which is scored", False)
     assert (
@@ -222,13 +256,17 @@ def test_classes_without_a_score_are_counted() -> None:
     results = run(voc, C=1.0).results
     assert results["n_classes"] == 2 and results["classes_without_ap"] == ["cow"]
     drawn = with_random_splits(single_label())
-    drawn.readable[drawn.splits["split1/test"][drawn.labels[drawn.splits["split1/test"]] == 0]] = False
+    drawn.readable[drawn.splits["split1/test"][drawn.labels[drawn.splits["split1/test"]] == 0]] = (
+        False
+    )
     assert [split["n_classes"] for split in run(drawn, C=1.0).results["per_split"]] == [4, 3, 4]
 
 
 @pytest.mark.parametrize("solver", ["newton", "liblinear"])
 def test_balanced_weights_choose_c_and_train(solver: str) -> None:
-    """On val, on train + val, in every random split and in the classifier that is kept: scikit-learn's scores."""
+    """On val, on train + val, in every random split and in the classifier that is kept:
+    scikit-learn's scores.
+    """
     uneven = single_label(noise=0.6)
     keep = np.flatnonzero((uneven.labels != 1) | (np.arange(len(uneven.X)) % 12 == 1))
     uneven = replace(
@@ -243,7 +281,9 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
     def scores(problem: Problem, C: float, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         y = problem.labels[train]
         columns = (
-            y.T if problem.multilabel else np.where(np.arange(len(problem.classes))[:, None] == y, 1, -1)
+            y.T
+            if problem.multilabel
+            else np.where(np.arange(len(problem.classes))[:, None] == y, 1, -1)
         )
         out = []
         for k, column in enumerate(columns):
@@ -262,16 +302,22 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
         assert results["class_weight"] == "balanced"
         for name, part in outcome.scored.items():
             own = {
-                key.rpartition("/")[2]: rows for key, rows in splits.items() if name in key or "/" not in key
+                key.rpartition("/")[2]: rows
+                for key, rows in splits.items()
+                if name in key or "/" not in key
             }
-            of = next((split for split in results.get("per_split", []) if split["name"] == name), results)
+            of = next(
+                (split for split in results.get("per_split", []) if split["name"] == name), results
+            )
             for C, score in zip(of["C_grid"], of["C_curve"], strict=True):
                 figures, _ = protocols._figures(
                     problem, scores(problem, C, own["train"], own["val"]), own["val"]
                 )
                 assert score == pytest.approx(figures[results["selected_by"]], abs=0.03)
             both = np.concatenate([own["train"], own["val"]])
-            np.testing.assert_allclose(part.scores, scores(problem, of["C"], both, part.rows), atol=0.02)
+            np.testing.assert_allclose(
+                part.scores, scores(problem, of["C"], both, part.rows), atol=0.02
+            )
         plain = run(problem, C=results["C"], solver=solver)
         assert "class_weight" not in plain.results
         assert np.abs(plain.model.coef_ - outcome.model.coef_).max() > 0.05
@@ -302,7 +348,10 @@ def test_what_was_scored_is_said() -> None:
         "val (50 images; C was chosen on them, so this is optimistic); no test image has a label",
         "the rest of train + val (100 images); the saved classifier on all 150",
     )
-    assert scored_on(voc, C=1.0)[0] == "val (50 images; none of them trained on); no test image has a label"
+    assert (
+        scored_on(voc, C=1.0)[0]
+        == "val (50 images; none of them trained on); no test image has a label"
+    )
     results = run(voc, C=1.0).results
     assert (results["compared_by"], results["difficult"]) == ("map_allpoint", "left out")
     assert run(multi_label(), C=1.0).results["compared_by"] == "map_11point"
@@ -364,7 +413,9 @@ def test_the_cut_is_a_fifth_of_each_class() -> None:
 @pytest.mark.parametrize("make", [single_label, multi_label])
 def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
     problem = make()
-    bad = np.array([0, len(problem.X) * 6 // 10, len(problem.X) - 1])  # one of train, of val, of test
+    bad = np.array(
+        [0, len(problem.X) * 6 // 10, len(problem.X) - 1]
+    )  # one of train, of val, of test
     problem.X[bad] = np.nan
     problem.readable[bad] = False
     results = run(problem).results
@@ -388,7 +439,9 @@ def test_without_test_labels_val_is_reported_and_test_scored(C: Any) -> None:
     assert "map_allpoint" not in results and "per_class" not in results
     train, val = problem.splits["train"], problem.splits["val"]
     model = LinearSVM(C=results["C"]).fit(problem.X[train], problem.labels[train])
-    figure = metrics.mean_average_precision(model.decision_function(problem.X[val]), problem.labels[val]).mean
+    figure = metrics.mean_average_precision(
+        model.decision_function(problem.X[val]), problem.labels[val]
+    ).mean
     assert results["validation"]["map_allpoint"] == pytest.approx(figure)
     assert results["validation"]["n"] == len(val)
     assert results["n_train"] == len(train) + len(val)
@@ -418,7 +471,9 @@ def test_twice_the_same_and_each_fit_is_told(problem: Problem) -> None:
 @pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
 @pytest.mark.parametrize("problem", [with_random_splits(single_label(noise=0.6)), multi_label()])
 def test_liblinear_is_the_reference(problem: Problem, loss: str) -> None:
-    ours, reference = (run(problem, loss=loss, solver=solver).results for solver in ("newton", "liblinear"))
+    ours, reference = (
+        run(problem, loss=loss, solver=solver).results for solver in ("newton", "liblinear")
+    )
     assert ours["solver"].startswith("newton") and reference["solver"].startswith("liblinear")
     np.testing.assert_allclose(ours["C_curve"], reference["C_curve"], atol=0.02)
     figure = "map_allpoint" if problem.multilabel else "accuracy"
@@ -426,7 +481,9 @@ def test_liblinear_is_the_reference(problem: Problem, loss: str) -> None:
 
 
 def curve_of(peak: float) -> Any:
-    """A validation score that falls with the distance from a peak: the grid's search, without its noise."""
+    """A validation score that falls with the distance from a peak: the grid's search, without its
+    noise.
+    """
 
     def validate(problem: Problem, model: LinearSVM, val: Any) -> float:
         return -abs(float(np.log2(model.C / peak)))
@@ -480,7 +537,9 @@ def test_two_classes_have_two_columns_of_scores() -> None:
     outcome = run(problem, C=1.0)
     scored = outcome.scored["test"]
     assert scored.scores.shape == (18, 2)
-    np.testing.assert_array_equal(scored.scores.argmax(axis=1), outcome.model.predict(problem.X[scored.rows]))
+    np.testing.assert_array_equal(
+        scored.scores.argmax(axis=1), outcome.model.predict(problem.X[scored.rows])
+    )
 
 
 def test_voc_class_without_positives_is_named() -> None:
@@ -521,16 +580,28 @@ def test_refusals() -> None:
     cases = [
         (replace(problem, splits={}), {}, "there are no splits: give `seed` to draw some$"),
         (replace(problem, splits={"train": train}), {}, "neither val nor test"),
-        (replace(problem, splits={"test": test}), {"seed": 1}, "there is test, but no train: describe"),
+        (
+            replace(problem, splits={"test": test}),
+            {"seed": 1},
+            "there is test, but no train: describe",
+        ),
         (broken(problem, test=train[:0]), {"C": 1.0}, "no readable test images"),
-        (broken(problem, test=np.append(test, train[0])), {"C": 1.0}, "both trained and tested on.*0000.jpg"),
+        (
+            broken(problem, test=np.append(test, train[0])),
+            {"C": 1.0},
+            "both trained and tested on.*0000.jpg",
+        ),
         (broken(problem, train=no_b), {}, "no readable training image of: b$"),
         (
             replace(problem, classes=[*problem.classes, *map(str, range(50))]),
             {},
             "no readable training image of: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 40 more$",
         ),
-        (broken(problem, val=train[:0]), {}, "no readable images are left to choose C on: give one as `C`"),
+        (
+            broken(problem, val=train[:0]),
+            {},
+            "no readable images are left to choose C on: give one as `C`",
+        ),
         (replace(problem, splits={"split0/train": train}), {}, "split0 has no test part"),
         (problem, {"C": "best"}, "C must be auto or positive"),
         (problem, {"C": [1.0, -1.0]}, "C must be auto or numbers from 1e-12 to"),
@@ -544,11 +615,15 @@ def test_refusals() -> None:
     no_positive = multi_label()
     no_positive.labels[no_positive.splits["val"]] = -1
     said: list[str] = []
-    with pytest.raises(VggfeatError, match=r"positive image in the validation part: .* give one as `C`"):
+    with pytest.raises(
+        VggfeatError, match=r"positive image in the validation part: .* give one as `C`"
+    ):
         run(no_positive, progress=said.append)
     assert said == []  # nothing is tried with that part
     once = replace(single_label(n_per_class=1), splits={})
-    with pytest.raises(VggfeatError, match="no readable test images in split0: a class needs two images"):
+    with pytest.raises(
+        VggfeatError, match="no readable test images in split0: a class needs two images"
+    ):
         run(once, C=1.0, seed=0)
     one = replace(single_label(), labels=np.zeros(120, np.int32), classes=["ant"])
     with pytest.raises(VggfeatError, match="there is one class only, ant; a classifier needs"):

@@ -1,4 +1,6 @@
-"""The report: what is on the page, what is left out and said, and what is refused. `test_browser` looks at it."""
+"""The report: what is on the page, what is left out and said, and what is refused. `test_browser`
+looks at it.
+"""
 
 from __future__ import annotations
 
@@ -62,12 +64,25 @@ def write_features(
 
 def results_of(**more: Any) -> dict[str, Any]:
     parts = [
-        {"net": "A", "weights": "random:A", "fingerprint": "ab" * 32, "layer": "fc7", "scales": [32, 48]}
+        {
+            "net": "A",
+            "weights": "random:A",
+            "fingerprint": "ab" * 32,
+            "layer": "fc7",
+            "scales": [32, 48],
+        }
     ]
     return {
-        "dataset": "folder", "protocol": "single-label", "C": 1.0, "n_train": 8, "n_test": 4, "n_unreadable": 0,
-        "features": parts, "pool": "average", **more,
-    }  # fmt: skip
+        "dataset": "folder",
+        "protocol": "single-label",
+        "C": 1.0,
+        "n_train": 8,
+        "n_test": 4,
+        "n_unreadable": 0,
+        "features": parts,
+        "pool": "average",
+        **more,
+    }
 
 
 def of(features: Features, results: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +93,9 @@ def of(features: Features, results: dict[str, Any]) -> dict[str, Any]:
 
 def model_of(classes: list[str], scored: dict[str, Scored], results: dict[str, Any]) -> Model:
     K = len(classes)
-    return Model(classes, np.zeros((K, 16)), np.zeros(K), (PART,), "average", False, results, scored)
+    return Model(
+        classes, np.zeros((K, 16)), np.zeros(K), (PART,), "average", False, results, scored
+    )
 
 
 @pytest.fixture
@@ -86,13 +103,19 @@ def three(tmp_path: Path) -> tuple[Features, Model, dict[str, Any]]:
     """30 images of three classes, 12 of them scored; image 3 of class 0 is taken for class 2."""
     labels = np.arange(30, dtype=np.int32) % 3
     rows = np.arange(12)
-    scores = np.where(np.arange(3) == labels[rows][:, None], 1.0, -1.0) + np.arange(12)[:, None] / 100
+    scores = (
+        np.where(np.arange(3) == labels[rows][:, None], 1.0, -1.0) + np.arange(12)[:, None] / 100
+    )
     scores[3] = [-0.5, -0.6, 2.0]
     per_class = {"ant": {"recall": 0.75}, "bee": {"recall": 1.0}, NASTY: {"recall": 1.0}}
     results = results_of(
-        mean_class_recall=11 / 12, accuracy=11 / 12, per_class=per_class, C_grid=[0.5, 1.0, 2.0],
-        C_curve=[0.8, 0.9, 0.85], selected_by="mean_class_recall",
-    )  # fmt: skip
+        mean_class_recall=11 / 12,
+        accuracy=11 / 12,
+        per_class=per_class,
+        C_grid=[0.5, 1.0, 2.0],
+        C_curve=[0.8, 0.9, 0.85],
+        selected_by="mean_class_recall",
+    )
     features = features_of(tmp_path / "f.h5", labels, ["ant", "bee", NASTY])
     of(features, results)
     return features, model_of(features.classes, {"test": Scored(rows, scores)}, results), results
@@ -136,15 +159,27 @@ def test_everything_is_on_the_page(three, tmp_path):
     _Check(page)
     assert left_out == []
     shown = sections(page)
-    assert list(shown) == ["figures", "classes", "c", "curves", "confusions", "images", "map", "made"]
+    assert list(shown) == [
+        "figures",
+        "classes",
+        "c",
+        "curves",
+        "confusions",
+        "images",
+        "map",
+        "made",
+    ]
     assert "91.67 %" in shown["figures"] and "alert" in shown["classes"]
     assert "<script" not in page and "&lt;script&gt;" in page and "{braces}" in page
     truth = np.where(features.labels[:12] == 2, 1, -1)
     ap = metrics.average_precision(model.scored["test"].scores[:, 2], truth)
     assert f"AP (area) {100 * ap:.1f} %" in shown["curves"] and ap < 1
     assert shown["curves"].count("<svg") == 3
-    # the one mistake: in the matrix, in the list, and among the wrong images of the class that it was taken for
-    assert re.search(r"<td>ant</td>\s*<td>&lt;script[^<]*</td>\s*<td[^>]*>1</td>", shown["confusions"])
+    # the one mistake: in the matrix, in the list, and among the wrong images of the class that it
+    # was taken for
+    assert re.search(
+        r"<td>ant</td>\s*<td>&lt;script[^<]*</td>\s*<td[^>]*>1</td>", shown["confusions"]
+    )
     assert "+2.00; is ant" in shown["images"]
     assert shown["images"].count("<img") == 11 + 1
     assert shown["map"].count("<circle") == 30
@@ -152,7 +187,9 @@ def test_everything_is_on_the_page(three, tmp_path):
 
 def text_of(page: str) -> str:
     """What a person reads."""
-    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)).split())
+    return " ".join(
+        re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)).split()
+    )
 
 
 def test_what_was_scored_stands_wherever_a_figure_does(three):
@@ -163,7 +200,8 @@ def test_what_was_scored_stands_wherever_a_figure_does(three):
     page, _ = write_report(results, [features], model, None, "gone")
     text = text_of(page)
     assert (
-        "mean class recall 91.7 %, accuracy 91.7 % on val (4 images; C was chosen on 20 % of train)" in text
+        "mean class recall 91.7 %, accuracy 91.7 % on val (4 images; C was chosen on 20 % of train)"
+        in text
     )
     for line in (
         "mean class recall on val 91.67 %",
@@ -179,23 +217,39 @@ def test_what_was_scored_stands_wherever_a_figure_does(three):
 
 
 def test_validation_in_place_of_test_labels_is_called_that(tmp_path):
-    """VOC-2012's test labels are kept by its server: what is shown is of val, by which C was chosen."""
+    """VOC-2012's test labels are kept by its server: what is shown is of val, by which C was
+    chosen.
+    """
     labels = np.where(np.arange(24).reshape(12, 2) % 3 == 0, 1, -1).astype(np.int8)
     scored = {
         name: Scored(rows, np.random.default_rng(0).standard_normal((len(rows), 2)))
         for name, rows in (("test", np.arange(6, 12)), ("validation", np.arange(6)))
     }
     labels[6:] = 0
-    per_class = {name: {"ap_11point": 0.5, "ap_allpoint": 0.4, "n_positive": 2} for name in ("ant", "bee")}
+    per_class = {
+        name: {"ap_11point": 0.5, "ap_allpoint": 0.4, "n_positive": 2} for name in ("ant", "bee")
+    }
     validation = {"n": 6, "map_11point": 0.5, "map_allpoint": 0.4, "per_class": per_class}
     results = results_of(
-        protocol="voc2012", test_labels="none", test_split="test", C_chosen_on="val", model_trained_on="train + val",
-        validation=validation, C_grid=[1.0, 2.0], C_curve=[0.4, 0.3], selected_by="map_allpoint", difficult="left out",
-    )  # fmt: skip
+        protocol="voc2012",
+        test_labels="none",
+        test_split="test",
+        C_chosen_on="val",
+        model_trained_on="train + val",
+        validation=validation,
+        C_grid=[1.0, 2.0],
+        C_curve=[0.4, 0.3],
+        selected_by="map_allpoint",
+        difficult="left out",
+    )
     features = features_of(tmp_path / "f.h5", labels, ["ant", "bee"])
-    page, _ = write_report(results, [features], model_of(features.classes, scored, results), None, "gone")
+    page, _ = write_report(
+        results, [features], model_of(features.classes, scored, results), None, "gone"
+    )
     text = text_of(page)
-    assert "mAP (area) 40.0 % on val (6 images; C was chosen on them, so this is optimistic)" in text
+    assert (
+        "mAP (area) 40.0 % on val (6 images; C was chosen on them, so this is optimistic)" in text
+    )
     assert "no test image has a label" in text
     assert "Classes: AP (area) on val" in text and "Of the 6 images of val." in text
 
@@ -205,12 +259,25 @@ def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((30, 2)) < 0.4, 1, -1).astype(np.int8)
     scored = {"test": Scored(np.arange(30), rng.standard_normal((30, 2)) + 0.5 * labels)}
-    per_class = {name: {"ap_11point": 0.5, "ap_allpoint": 0.4, "n_positive": 2} for name in ("ant", "bee")}
+    per_class = {
+        name: {"ap_11point": 0.5, "ap_allpoint": 0.4, "n_positive": 2} for name in ("ant", "bee")
+    }
     results = results_of(
-        protocol=protocol, map_11point=0.5, map_allpoint=0.4, per_class=per_class, difficult="left out",
-        class_weight="balanced", pool="stack", pool_by="the protocol of x", solver="newton, tol 1e-05, squared_hinge",
-        C_grid=[0.03125, 1.0], C_curve=[0.5241, 0.6], selected_by=f"map_{kind}", C_chosen_on="val", test_split="test",
-    )  # fmt: skip
+        protocol=protocol,
+        map_11point=0.5,
+        map_allpoint=0.4,
+        per_class=per_class,
+        difficult="left out",
+        class_weight="balanced",
+        pool="stack",
+        pool_by="the protocol of x",
+        solver="newton, tol 1e-05, squared_hinge",
+        C_grid=[0.03125, 1.0],
+        C_curve=[0.5241, 0.6],
+        selected_by=f"map_{kind}",
+        C_chosen_on="val",
+        test_split="test",
+    )
     features = features_of(tmp_path / "f.h5", labels, ["ant", "bee"])
     model = model_of(features.classes, scored, of(features, results))
     page, _ = write_report(results, [features], model, None, "gone")
@@ -229,7 +296,9 @@ def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
 def test_classes_that_the_figures_lack_are_named():
     per_class = {"ant": {"recall": None}, **{f"c{i}": {"recall": 1.0} for i in range(3)}}
     many = [f"d{i}" for i in range(25)]
-    rows = dict(summary(results_of(per_class=per_class, degenerate_classes=many, not_converged=["C=128"])))
+    rows = dict(
+        summary(results_of(per_class=per_class, degenerate_classes=many, not_converged=["C=128"]))
+    )
     assert rows["classes without score"] == "ant" and rows["not converged"] == "C=128"
     assert rows["classes not learned"].endswith("d18, d19 and 5 more")
     assert "unreadable images" not in rows
@@ -240,7 +309,9 @@ def test_the_map_is_of_the_descriptors_that_the_results_are_of(three, monkeypatc
     """Without a model, too: pooled as they say, at the scales that they used."""
     features, _, results = three
     asked = []
-    monkeypatch.setattr("vggfeat.report.aggregate", lambda x, pool: asked.append((x.shape, pool)) or x[:, 0])
+    monkeypatch.setattr(
+        "vggfeat.report.aggregate", lambda x, pool: asked.append((x.shape, pool)) or x[:, 0]
+    )
     part = {**results["features"][0], "scales": [48]}
     write_report({**results, "pool": "max", "features": [part]}, [features], None, None)
     write_report({**results, "pool": "stack"}, [features], None, None)
@@ -254,7 +325,9 @@ def test_the_map_is_of_the_descriptors_that_the_results_are_of(three, monkeypatc
 
 
 def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
-    """Names and root are a stranger's word: only images below the root are looked at, however they are named."""
+    """Names and root are a stranger's word: only images below the root are looked at, however they
+    are named.
+    """
     root = tmp_path / "images"
     (root / "a").mkdir(parents=True)
     for path in (tmp_path / "secret.jpg", root / "in.jpg", root / "a" / "b.jpg"):
@@ -288,7 +361,9 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
 
 def test_without_images_the_page_says_so(three):
     features, model, _ = three
-    page, left_out = write_report(None, [features], model, None, "the images are not at hand (gone)")
+    page, left_out = write_report(
+        None, [features], model, None, "the images are not at hand (gone)"
+    )
     _Check(page)
     assert left_out == ["thumbnails: the images are not at hand (gone)"]
     shown = sections(page)
@@ -387,7 +462,9 @@ def test_another_run_is_refused(three, tmp_path):
 
 
 def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three, tmp_path):
-    """One image more, other pictures under the same names, other labels: confusions would be of another set."""
+    """One image more, other pictures under the same names, other labels: confusions would be of
+    another set.
+    """
     features, model, results = three
     labels, names = features.labels, features.names
     more = features_of(
@@ -397,7 +474,9 @@ def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three
     pictures = dataclasses.replace(features, crc32=np.arange(30, dtype=np.uint32) + 1)
     for file in (more, others, pictures):
         for given in ((results, None), (None, model), (results, model)):
-            with pytest.raises(VggfeatError, match="it has other images, labels or splits; give the one"):
+            with pytest.raises(
+                VggfeatError, match="it has other images, labels or splits; give the one"
+            ):
                 write_report(given[0], [file], given[1], None)
     again = features_of(tmp_path / "again.h5", labels, features.classes, names)
     assert write_report(results, [again], model, None, "gone")[1] == ["thumbnails: gone"]
@@ -416,18 +495,25 @@ def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three
 def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
     per_class = {"ant": {"recall": None}, **{f"c{i}": {"recall": 1.0} for i in range(4)}}
     splits = [
-        {"name": f"split{i}", "n_test": 6, "n_test_seen": 6 * (i > 0), "n_classes": 5 - i} for i in range(3)
+        {"name": f"split{i}", "n_test": 6, "n_test_seen": 6 * (i > 0), "n_classes": 5 - i}
+        for i in range(3)
     ]
     results = results_of(
-        accuracy=0.5, mean_class_recall=0.5, per_class=per_class, per_split=splits, net_trained_on=24,
+        accuracy=0.5,
+        mean_class_recall=0.5,
+        per_class=per_class,
+        per_split=splits,
+        net_trained_on=24,
         other_images=["the first 60 of 90 images", "20 classes instead of 102"],
-    )  # fmt: skip
+    )
     rows = dict(summary(results))
     assert rows["mean class recall on the test parts, over 3 to 5 of 5 classes"] == "50.00 %"
     assert rows["accuracy on the test parts"] == "50.00 %"
     assert rows["images"] == "the first 60 of 90 images; 20 classes instead of 102"
-    assert rows["the net was trained on"] == (
-        "24 images of these, among them 6 of the 6 scored of split1, 6 of the 6 scored of split2: only split0 is clean"
+    assert (
+        rows["the net was trained on"]
+        == "24 images of these, among them 6 of the 6 scored of split1, 6 of the 6 scored of"
+        " split2: only split0 is clean"
     )
     page, _ = write_report(results, [], None, None)
     assert "<title>folder, the first 60 of 90 images: linear SVM" in page
@@ -442,7 +528,10 @@ def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
         ({"dataset": None}, "dataset must be text, not None"),
         ({"per_class": 3}, "per_class must be a record of names, not 3"),
         ({"per_class": {"ant": []}}, "per_class.ant must be a record, not a list of 0"),
-        ({"per_class": {"ant": {"recall": 1.5}}}, r"per_class.ant.recall must lie in 0..1, not 1.5"),
+        (
+            {"per_class": {"ant": {"recall": 1.5}}},
+            r"per_class.ant.recall must lie in 0..1, not 1.5",
+        ),
         ({"per_split": ["a"]}, r"per_split\[0\] must be a record, not 'a'"),
         ({"per_split": [{"C": -1.0}]}, r"per_split\[0\].C must lie in 1e-300..1e\+300, not -1.0"),
         ({"C_curve": "x", "C_grid": None}, "C_grid must be a list, not None"),
@@ -454,7 +543,10 @@ def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
         ({"features": ["a"]}, r"features\[0\] must be a record, not 'a'"),
         ({"features": [{"net": "A", "layer": "fc7"}]}, r"features\[0\].scales is missing"),
         ({"rules": 4}, "rules must be a list, not 4"),
-        ({"validation": {"per_class": {"ant": None}}}, "validation.per_class.ant must be a record, not None"),
+        (
+            {"validation": {"per_class": {"ant": None}}},
+            "validation.per_class.ant must be a record, not None",
+        ),
     ],
 )
 def test_results_that_are_none(three, damage, says):
@@ -487,7 +579,9 @@ def test_results_are_a_regular_file(tmp_path):
             read_results(path)
     with pytest.raises(VggfeatError, match="is a folder"):
         read_results(tmp_path)
-    with pytest.raises(VggfeatError, match=r"no results at .*: write them with `vggfeat svm --json`"):
+    with pytest.raises(
+        VggfeatError, match=r"no results at .*: write them with `vggfeat svm --json`"
+    ):
         read_results(tmp_path / "none.json")
 
 
@@ -499,8 +593,15 @@ def test_curves_are_thinned_but_keep_their_shape():
     points = re.search(r'points="([^"]*)"', svg)
     assert points and min(float(point.split(",")[1]) for point in points[1].split()) == 8.0
     # precision falls only after the last positive, however many images follow
-    recall, precision = np.minimum(np.arange(1, 5001) / 10, 1), np.minimum(10 / np.arange(1, 5001), 1)
-    svg = str(chart([Series("s", recall, precision)], "recall", "precision", x_range=(0, 1), y_range=(0, 1)))
+    recall, precision = (
+        np.minimum(np.arange(1, 5001) / 10, 1),
+        np.minimum(10 / np.arange(1, 5001), 1),
+    )
+    svg = str(
+        chart(
+            [Series("s", recall, precision)], "recall", "precision", x_range=(0, 1), y_range=(0, 1)
+        )
+    )
     points = re.search(r'points="([^"]*)"', svg)
     drawn = [tuple(map(float, point.split(","))) for point in points[1].split()] if points else []
     right = max(x for x, _ in drawn)
@@ -511,13 +612,21 @@ def test_curves_are_thinned_but_keep_their_shape():
 @pytest.mark.parametrize("log", [False, True])
 def test_no_value_breaks_a_chart(value, log):
     svg = str(
-        chart([Series("s", np.array([value, value]), np.array([1.0, value]))], "x", "y", log_x=log, log_y=log)
+        chart(
+            [Series("s", np.array([value, value]), np.array([1.0, value]))],
+            "x",
+            "y",
+            log_x=log,
+            log_y=log,
+        )
     )
     assert "nan" not in svg and "inf" not in svg
 
 
 def test_values_that_are_not_finite_draw_nothing():
-    svg = str(chart([Series("s", np.array([np.nan, 1.0]), np.array([1.0, np.inf]))], "x", "y", log_x=True))
+    svg = str(
+        chart([Series("s", np.array([np.nan, 1.0]), np.array([1.0, np.inf]))], "x", "y", log_x=True)
+    )
     assert "nan" not in svg and "inf" not in svg
 
 
@@ -525,7 +634,9 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     command = functools.partial(run_main, cli.main)
     small = ("--weights", "random:A,width=0.125,crop=32", "--scales", "32,48", "--device", "cpu")
     f, m, r, page = (tmp_path / name for name in ("f.h5", "m.h5", "r.json", "report.html"))
-    assert command("extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
+    assert (
+        command("extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
+    )
     assert command("svm", "--features", f, "--C", "1,4", "--out", m, "--json", r).status == 0
     everything = ("report", "--features", f, "--model", m, "--results", r, "--out", page)
     ran = command(*everything)  # the images are where they were described

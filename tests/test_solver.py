@@ -27,19 +27,27 @@ def objective(X: np.ndarray, t: np.ndarray, C: Any, loss: str, w: np.ndarray, b:
     )
 
 
-def liblinear(X: np.ndarray, t: np.ndarray, C: float, loss: str, weights: np.ndarray | None = None) -> float:
+def liblinear(
+    X: np.ndarray, t: np.ndarray, C: float, loss: str, weights: np.ndarray | None = None
+) -> float:
     known = t != 0
-    svc = LinearSVC(C=C, loss=loss, tol=1e-6, max_iter=1_000_000, dual=loss == "hinge", random_state=0)
+    svc = LinearSVC(
+        C=C, loss=loss, tol=1e-6, max_iter=1_000_000, dual=loss == "hinge", random_state=0
+    )
     svc.fit(X[known].astype(np.float64), t[known], None if weights is None else weights[known])
     c = C if weights is None else C * weights
     return objective(X, t, c, loss, svc.coef_[0], svc.intercept_[0])
 
 
 def made(N: int, D: int, K: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Descriptors as VGG's: not negative, of unit length; K classes that overlap, as columns of 1, -1 and some 0."""
+    """Descriptors as VGG's: not negative, of unit length; K classes that overlap, as columns of 1,
+    -1 and some 0.
+    """
     rng = np.random.default_rng(seed)
     y = rng.integers(0, K, N)
-    X = np.maximum(rng.normal(0, 1, (N, D)) + 0.7 * rng.normal(0, 1, (K, D))[y], 0).astype(np.float32)
+    X = np.maximum(rng.normal(0, 1, (N, D)) + 0.7 * rng.normal(0, 1, (K, D))[y], 0).astype(
+        np.float32
+    )
     X /= np.linalg.norm(X, axis=1, keepdims=True) + 1e-9
     T = np.where(y[:, None] == np.arange(K), 1, -1).astype(np.int8)
     T[rng.random(T.shape) < 0.05] = 0

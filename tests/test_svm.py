@@ -28,12 +28,18 @@ def columns(y: np.ndarray) -> np.ndarray:
     return np.where(y[:, None] == np.arange(y.max() + 1), 1, -1).astype(np.int8)
 
 
-@pytest.mark.parametrize(("loss", "rows"), [("squared_hinge", 120), ("squared_hinge", 8), ("hinge", 120)])
+@pytest.mark.parametrize(
+    ("loss", "rows"), [("squared_hinge", 120), ("squared_hinge", 8), ("hinge", 120)]
+)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_equals_linear_svc(blobs: tuple[np.ndarray, np.ndarray], loss: str, rows: int, solver: str) -> None:
+def test_equals_linear_svc(
+    blobs: tuple[np.ndarray, np.ndarray], loss: str, rows: int, solver: str
+) -> None:
     X, y = blobs[0][:rows], np.resize(np.arange(4), rows) if rows == 8 else blobs[1][:rows]
     ours = LinearSVM(C=3.0, loss=loss, solver=solver, tol=1e-9).fit(X, y)
-    theirs = LinearSVC(C=3.0, loss=loss, random_state=0, max_iter=1_000_000, dual=loss == "hinge", tol=1e-9)
+    theirs = LinearSVC(
+        C=3.0, loss=loss, random_state=0, max_iter=1_000_000, dual=loss == "hinge", tol=1e-9
+    )
     theirs.fit(X, y)
     near = {"rtol": 1e-3, "atol": 1e-3} if loss == "hinge" else {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(ours.coef_, theirs.coef_, **near)
@@ -48,15 +54,19 @@ def test_equals_linear_svc(blobs: tuple[np.ndarray, np.ndarray], loss: str, rows
 
 
 def test_the_bias_is_regularised_as_a_weight() -> None:
-    # Points 1 (positive) and -1 (negative), C large: w = 1, b = 0. Moved by 1, points 2 and 0: the smallest
-    # w^2 + b^2 with 2w + b >= 1 and b <= -1 is w = 1, b = -1. A free bias would give the same w here; at points
-    # 3 and 2 it would give w = 2, b = -5, ours must pay for b: still w = 2, b = -5, the only feasible corner.
+    # Points 1 (positive) and -1 (negative), C large: w = 1, b = 0. Moved by 1, points 2 and 0: the
+    # smallest w^2 + b^2 with 2w + b >= 1 and b <= -1 is w = 1, b = -1. A free bias would give the
+    # same w here; at points 3 and 2 it would give w = 2, b = -5, ours must pay for b: still w = 2,
+    # b = -5, the only feasible corner.
     model = LinearSVM(C=1e6, tol=1e-8).fit([[2.0], [0.0]], [1, 0])
     np.testing.assert_allclose([model.coef_[0, 0], model.intercept_[0]], [1, -1], atol=1e-4)
-    # With C = 0.5 all is soft: d/dw and d/db of 0.5(w^2+b^2) + 0.5(1-2w-b)^2 + 0.5(1+b)^2 are zero where
-    # 5w + 2b = 2 and 2w + 3b = 0, that is w = 6/11, b = -4/11. A bias for free would have b = -w.
+    # With C = 0.5 all is soft: d/dw and d/db of 0.5(w^2+b^2) + 0.5(1-2w-b)^2 + 0.5(1+b)^2 are zero
+    # where 5w + 2b = 2 and 2w + 3b = 0, that is w = 6/11, b = -4/11. A bias for free would have b =
+    # -w.
     model = LinearSVM(C=0.5, tol=1e-8).fit([[2.0], [0.0]], [1, 0])
-    np.testing.assert_allclose([model.coef_[0, 0], model.intercept_[0]], [6 / 11, -4 / 11], atol=1e-6)
+    np.testing.assert_allclose(
+        [model.coef_[0, 0], model.intercept_[0]], [6 / 11, -4 / 11], atol=1e-6
+    )
 
 
 def test_two_classes_follow_sklearn(blobs: tuple[np.ndarray, np.ndarray]) -> None:
@@ -146,17 +156,23 @@ def test_weights_of_several_labels_are_those_of_two_class_fits(
     model = LinearSVM(C=2.0, class_weight=weight, solver=solver, tol=1e-9).fit(X, Y)
     for k in range(4):
         known = Y[:, k] != 0
-        alone = LinearSVC(C=2.0, class_weight=weight, dual=False, tol=1e-9).fit(X[known], Y[known, k])
+        alone = LinearSVC(C=2.0, class_weight=weight, dual=False, tol=1e-9).fit(
+            X[known], Y[known, k]
+        )
         np.testing.assert_allclose(model.coef_[k], alone.coef_[0], rtol=1e-4, atol=1e-5)
     for wrong in ({0: 2.0}, "even"):
-        with pytest.raises(ValueError, match=r"'balanced' or \{1: present, -1: absent\} for several labels"):
+        with pytest.raises(
+            ValueError, match=r"'balanced' or \{1: present, -1: absent\} for several labels"
+        ):
             LinearSVM(class_weight=wrong).fit(X, Y)
     with pytest.raises(ValueError, match="class_weight must not be negative"):
         LinearSVM(class_weight={0: -2.0}).fit(X, blobs[1])
 
 
 @pytest.mark.parametrize("layout", ["columns first", "every second row", "float16", "read only"])
-def test_how_x_lies_in_memory_changes_nothing(blobs: tuple[np.ndarray, np.ndarray], layout: str) -> None:
+def test_how_x_lies_in_memory_changes_nothing(
+    blobs: tuple[np.ndarray, np.ndarray], layout: str
+) -> None:
     X, y = blobs
     if layout == "columns first":
         other = np.asfortranarray(X)
@@ -189,13 +205,17 @@ def test_cross_validation_is_what_single_fits_give(
         for f, (train, val) in enumerate(folds):
             model = LinearSVM(C=C).fit(X[train], y[train])
             if multilabel:
-                expected[c, f] = mean_average_precision(model.decision_function(X[val]), y[val]).mean
+                expected[c, f] = mean_average_precision(
+                    model.decision_function(X[val]), y[val]
+                ).mean
             else:
                 expected[c, f] = mean_class_recall(model.predict(X[val]), y[val], 4)
     np.testing.assert_allclose(chosen.scores_, expected, atol=0.03)
     best = chosen.scores_.mean(1).argmax()
     assert sorted(Cs)[best] == chosen.C_
-    np.testing.assert_allclose(chosen.coef_, LinearSVM(C=chosen.C_).fit(X, y).coef_, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        chosen.coef_, LinearSVM(C=chosen.C_).fit(X, y).coef_, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_validation_part_chooses_c(blobs: tuple[np.ndarray, np.ndarray]) -> None:
@@ -271,7 +291,9 @@ def test_fit_refuses(X: Any, y: Any, message: str) -> None:
         LinearSVM().fit(X, y)
 
 
-@pytest.mark.parametrize("params", [{"C": 0}, {"C": np.nan}, {"loss": "log"}, {"tol": -1}, {"solver": "cvx"}])
+@pytest.mark.parametrize(
+    "params", [{"C": 0}, {"C": np.nan}, {"loss": "log"}, {"tol": -1}, {"solver": "cvx"}]
+)
 def test_parameters_out_of_range(params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(params))):
         LinearSVM(**params).fit([[0.0], [1.0]], [0, 1])
@@ -293,7 +315,9 @@ def test_is_a_scikit_learn_estimator(blobs: tuple[np.ndarray, np.ndarray]) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for estimator in (LinearSVM(), LinearSVMCV()):
-            results = check_estimator(estimator, on_skip=None, on_fail="raise")  # nothing is excluded
+            results = check_estimator(
+                estimator, on_skip=None, on_fail="raise"
+            )  # nothing is excluded
             assert sum(result["status"] == "passed" for result in results) > 50
 
 

@@ -46,7 +46,9 @@ def arrays_of(module: VGG) -> dict[str, np.ndarray]:
     }
 
 
-def same_network(path: str, module: VGG, preprocessing: Preprocessing, pool: str) -> vggfeat.Network:
+def same_network(
+    path: str, module: VGG, preprocessing: Preprocessing, pool: str
+) -> vggfeat.Network:
     """What loads from `path` gives the scores that the net gives, saved as one of our own files."""
     ours = Path(path.rpartition("@")[2]).with_suffix(".ours.safetensors")
     module.set_pool(pool)
@@ -65,7 +67,7 @@ def same_network(path: str, module: VGG, preprocessing: Preprocessing, pool: str
     return network
 
 
-# --- Caffe -----------------------------------------------------------------------------------------------------
+# --- Caffe ----------------------------------------------------------------------------------------
 
 
 def varint(value: int) -> bytes:
@@ -94,7 +96,11 @@ def blob(values: np.ndarray, old: bool) -> bytes:
 def caffemodel(arrays: dict[str, np.ndarray], old: bool = False) -> bytes:
     """A NetParameter as Caffe writes it. old: of 2014, with `layers` and shapes of four numbers."""
     number, name_field, type_field, blobs_field = (2, 4, 5, 6) if old else (100, 1, 2, 7)
-    parts = [field(1, b"VGG_ILSVRC_16_layers"), field(3, b"data"), *(field(4, n) for n in (10, 3, 224, 224))]
+    parts = [
+        field(1, b"VGG_ILSVRC_16_layers"),
+        field(3, b"data"),
+        *(field(4, n) for n in (10, 3, 224, 224)),
+    ]
     names = list(dict.fromkeys(key.partition(".")[0] for key in arrays))
     for name in names:
         kind: int | bytes = (
@@ -125,8 +131,11 @@ def test_a_caffemodel_gives_the_same_scores(tmp_path: Path, he: He, net: str, ol
     assert network.metadata["source"] == str(path)
 
 
-def test_a_caffemodel_is_the_authors_or_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own facts hold: as oxford:D it has the classes' names too, as torchvision's it is refused.
+def test_a_caffemodel_is_the_authors_or_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own facts hold: as oxford:D it has the classes' names too, as torchvision's it is
+    refused.
 
     Only the authors' file, byte for byte, learned as theirs.
     """
@@ -142,10 +151,15 @@ def test_a_caffemodel_is_the_authors_or_nobodys(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(caffemodel(zeros))
     network = vggfeat.load(f"oxford:D@{path}")
     assert network.layers[-1] == "pool5" and network.classes and network.classes[0] == "tench"
-    assert network.metadata["train_scale"] == "" and "not the released" in network.metadata["source"]
+    assert (
+        network.metadata["train_scale"] == "" and "not the released" in network.metadata["source"]
+    )
     monkeypatch.setitem(weights.CAFFEMODELS, "D", hashlib.sha1(path.read_bytes()).hexdigest())
     network = vggfeat.load(f"oxford:D@{path}")
-    assert (network.metadata["train_scale"], network.metadata["source"]) == ("256-512", weights.OXFORD["D"])
+    assert (network.metadata["train_scale"], network.metadata["source"]) == (
+        "256-512",
+        weights.OXFORD["D"],
+    )
     with pytest.raises(
         VggfeatError, match=r"says of itself channel_order 'BGR', .* has 'RGB': give .* alone"
     ):
@@ -160,7 +174,10 @@ def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: He) -> None:
     path.write_bytes(caffemodel(renamed))
     network = vggfeat.load(path)
     assert network.layers[-1] == "fc7" and "fc8_flickr" in network.metadata["unwrapped"]
-    full = {**arrays, "fc6.weight": arrays["fc6.weight"].reshape(512, 64, 1, 1)}  # FC layers as convolutions
+    full = {
+        **arrays,
+        "fc6.weight": arrays["fc6.weight"].reshape(512, 64, 1, 1),
+    }  # FC layers as convolutions
     path.write_bytes(caffemodel(full))
     assert torch.equal(vggfeat.load(path).module.classifier[0].weight, module.classifier[0].weight)
 
@@ -168,25 +185,58 @@ def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: He) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda a: caffemodel({"conv1.weight": a["conv1_1.weight"], "conv1.bias": a["conv1_1.bias"]}),
-         "no net of Table 1 has its layers: conv1"),
-        (lambda a: caffemodel({k: v for k, v in a.items() if "conv3" not in k}), "no net of Table 1 has its layers"),
-        (lambda a: caffemodel(a) + field(100, field(1, b"norm1") + field(2, b"LRN")), "local response normalisation"),
-        (lambda a: caffemodel(a, old=True) + field(2, field(4, b"norm1") + field(5, 15)), "local response"),
-        (lambda a: caffemodel(a) + field(2, field(1, field(1, b"conv1"))), "upgrade_net_proto_binary"),
+        (
+            lambda a: caffemodel(
+                {"conv1.weight": a["conv1_1.weight"], "conv1.bias": a["conv1_1.bias"]}
+            ),
+            "no net of Table 1 has its layers: conv1",
+        ),
+        (
+            lambda a: caffemodel({k: v for k, v in a.items() if "conv3" not in k}),
+            "no net of Table 1 has its layers",
+        ),
+        (
+            lambda a: caffemodel(a) + field(100, field(1, b"norm1") + field(2, b"LRN")),
+            "local response normalisation",
+        ),
+        (
+            lambda a: caffemodel(a, old=True) + field(2, field(4, b"norm1") + field(5, 15)),
+            "local response",
+        ),
+        (
+            lambda a: caffemodel(a) + field(2, field(1, field(1, b"conv1"))),
+            "upgrade_net_proto_binary",
+        ),
         (lambda a: caffemodel(a) * 2, "two layers 'conv1_1'"),
         (lambda a: caffemodel(a)[:-7], "cut off"),
         (lambda a: caffemodel(a) + field(1, b"x") * 100_000, "more than 100,000 fields"),
         (lambda a: caffemodel(a) + b"\x0b", "no protobuf"),
         (lambda a: caffemodel(a) + b"\xff" * 11, "a number is too long"),
-        (lambda a: caffemodel(a) + field(100, field(1, b"conv1_9") + field(7, field(7, field(1, b"\x02")))),
-         r"a blob of shape \(2,\) has 0 bytes"),
-        (lambda a: caffemodel(a) + field(100, field(1, b"c") + field(7, field(8, bytes(8)))), "not float32"),
-        (lambda a: caffemodel(a) + field(100, field(1, b"c" * 300)), "a layer's name has 300 bytes"),
-        (lambda a: caffemodel(a) + field(100, b"")[:-1] + varint(1 << 40), "ends beyond its message"),
-        (lambda a: caffemodel({**a, "fc7.weight": a["fc7.weight"][1:]}), r"classifier.3.weight has shape \(511, 512\)"),
+        (
+            lambda a: (
+                caffemodel(a)
+                + field(100, field(1, b"conv1_9") + field(7, field(7, field(1, b"\x02"))))
+            ),
+            r"a blob of shape \(2,\) has 0 bytes",
+        ),
+        (
+            lambda a: caffemodel(a) + field(100, field(1, b"c") + field(7, field(8, bytes(8)))),
+            "not float32",
+        ),
+        (
+            lambda a: caffemodel(a) + field(100, field(1, b"c" * 300)),
+            "a layer's name has 300 bytes",
+        ),
+        (
+            lambda a: caffemodel(a) + field(100, b"")[:-1] + varint(1 << 40),
+            "ends beyond its message",
+        ),
+        (
+            lambda a: caffemodel({**a, "fc7.weight": a["fc7.weight"][1:]}),
+            r"classifier.3.weight has shape \(511, 512\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_caffemodels_that_cant_be(
     tmp_path: Path, he: He, change: Callable[[dict[str, np.ndarray]], bytes], says: str
 ) -> None:
@@ -197,7 +247,9 @@ def test_caffemodels_that_cant_be(
     assert str(refused.value).startswith(str(path))
 
 
-def test_a_blob_cant_claim_what_isnt_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he: He) -> None:
+def test_a_blob_cant_claim_what_isnt_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he: He
+) -> None:
     path = tmp_path / "w.caffemodel"
     path.write_bytes(caffemodel(arrays_of(he("D", width=0.125, crop=32, num_classes=3))))
     monkeypatch.setattr(caffe, "MOST_PARAMETERS", 100_000)
@@ -205,7 +257,7 @@ def test_a_blob_cant_claim_what_isnt_there(tmp_path: Path, monkeypatch: pytest.M
         vggfeat.load(path)
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def small_state() -> dict[str, torch.Tensor]:
@@ -226,10 +278,15 @@ MOMENTUM = {
     "param_groups": [{"lr": 0.1}],
 }
 LIGHTNING = {
-    "epoch": 3, "global_step": 100, "pytorch-lightning_version": "2.2", "loops": {"fit_loop": {"state_dict": {}}},
+    "epoch": 3,
+    "global_step": 100,
+    "pytorch-lightning_version": "2.2",
+    "loops": {"fit_loop": {"state_dict": {}}},
     "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
-    "optimizer_states": [MOMENTUM], "lr_schedulers": [], "hyper_parameters": {"lr": 0.1, "name": None, "on": True},
-}  # fmt: skip
+    "optimizer_states": [MOMENTUM],
+    "lr_schedulers": [],
+    "hyper_parameters": {"lr": 0.1, "name": None, "on": True},
+}
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -240,21 +297,45 @@ LIGHTNING = {
         (prefixed("module."), "module."),
         (prefixed("_orig_mod."), "_orig_mod."),
         (prefixed("_orig_mod.module."), "module., _orig_mod."),
-        ({"features.module.0.weight": torch.ones(4, 3, 3, 3), "features.module.0.bias": torch.zeros(4),
-          "classifier.6.bias": torch.zeros(2)}, "module."),
-        ({"state_dict": small_state(), "epoch": 3, "arch": "vgg16", "best_acc1": torch.tensor(71.5)}, "state_dict"),
-        ({"epoch": 3, "state_dict": prefixed("module."), "optimizer": MOMENTUM}, "state_dict, module."),
-        ({"model": small_state(), "optimizer": MOMENTUM, "loss": {"w": torch.ones(1, 3, 1, 1)}}, "model"),
+        (
+            {
+                "features.module.0.weight": torch.ones(4, 3, 3, 3),
+                "features.module.0.bias": torch.zeros(4),
+                "classifier.6.bias": torch.zeros(2),
+            },
+            "module.",
+        ),
+        (
+            {
+                "state_dict": small_state(),
+                "epoch": 3,
+                "arch": "vgg16",
+                "best_acc1": torch.tensor(71.5),
+            },
+            "state_dict",
+        ),
+        (
+            {"epoch": 3, "state_dict": prefixed("module."), "optimizer": MOMENTUM},
+            "state_dict, module.",
+        ),
+        (
+            {"model": small_state(), "optimizer": MOMENTUM, "loss": {"w": torch.ones(1, 3, 1, 1)}},
+            "model",
+        ),
         ({"best": SHARED, "model": SHARED}, "model"),
         ({"model": {"state_dict": small_state()}, "iteration": 9}, "model.state_dict"),
         ({"weights": small_state()}, "weights"),
         ({**LIGHTNING, "state_dict": prefixed("model.")}, "state_dict, model."),
-        ({**LIGHTNING, "state_dict": {**prefixed("net."), "loss.weight": torch.ones(2)}},
-         "state_dict, net. without the rest"),
+        (
+            {**LIGHTNING, "state_dict": {**prefixed("net."), "loss.weight": torch.ones(2)}},
+            "state_dict, net. without the rest",
+        ),
         ({**small_state(), "epoch": 3}, None),
     ],
-)  # fmt: skip
-def test_checkpoints_hold_a_net(tmp_path: Path, content: Any, unwrapped: str | None, zipped: bool) -> None:
+)
+def test_checkpoints_hold_a_net(
+    tmp_path: Path, content: Any, unwrapped: str | None, zipped: bool
+) -> None:
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     found, metadata = bare(*read(path), [["features.0.weight", "features.0.bias"]], path)
@@ -265,17 +346,35 @@ def test_checkpoints_hold_a_net(tmp_path: Path, content: Any, unwrapped: str | N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"generator": small_state(), "critic": small_state()}, r"several state dicts, 'generator', 'critic'"),
-        ({"state_dict": {**prefixed("model."), **prefixed("teacher.")}}, r"several nets, under 'model.', 'teacher.'"),
-        ({"model": small_state(), "model_ema": prefixed("module.")}, r"several state dicts, 'model', 'model_ema'"),
-        ({"model": small_state(), "x": {"ema": small_state()}}, r"several state dicts, 'model', 'x.ema'"),
-        ({"state_dict": {**small_state(), **prefixed("ema.module.")}}, r"several nets, under '', 'ema.module.'"),
-        ({"state_dict": {**prefixed("net."), **prefixed("ema.module.")}}, r"several nets, under 'ema.', 'net.'"),
+        (
+            {"generator": small_state(), "critic": small_state()},
+            r"several state dicts, 'generator', 'critic'",
+        ),
+        (
+            {"state_dict": {**prefixed("model."), **prefixed("teacher.")}},
+            r"several nets, under 'model.', 'teacher.'",
+        ),
+        (
+            {"model": small_state(), "model_ema": prefixed("module.")},
+            r"several state dicts, 'model', 'model_ema'",
+        ),
+        (
+            {"model": small_state(), "x": {"ema": small_state()}},
+            r"several state dicts, 'model', 'x.ema'",
+        ),
+        (
+            {"state_dict": {**small_state(), **prefixed("ema.module.")}},
+            r"several nets, under '', 'ema.module.'",
+        ),
+        (
+            {"state_dict": {**prefixed("net."), **prefixed("ema.module.")}},
+            r"several nets, under 'ema.', 'net.'",
+        ),
         ({"optimizer": MOMENTUM, "epoch": 3}, "no plain state dict"),
         ({"a": {"b": {"c": {"d": small_state()}}}}, "no plain state dict"),
         ({"state_dict": {}}, "no plain state dict"),
     ],
-)  # fmt: skip
+)
 def test_checkpoints_that_hold_no_one_net(
     tmp_path: Path, content: Any, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,12 +402,17 @@ def test_a_checkpoint_describes_as_the_net_in_it(tmp_path: Path, he: He) -> None
     state = he("A", until="pool5").state_dict()
     torch.save(state, tmp_path / "plain.pth")
     wrapped = {key.replace("features.", "features.module."): value for key, value in state.items()}
-    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, tmp_path / "checkpoint.pth.tar")
+    torch.save(
+        {"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, tmp_path / "checkpoint.pth.tar"
+    )
     plain, network = (
-        vggfeat.load(f"torchvision:vgg11@{tmp_path / name}") for name in ("plain.pth", "checkpoint.pth.tar")
+        vggfeat.load(f"torchvision:vgg11@{tmp_path / name}")
+        for name in ("plain.pth", "checkpoint.pth.tar")
     )
     assert network.fingerprint == plain.fingerprint
-    assert network.metadata["unwrapped"] == "state_dict, module." and "unwrapped" not in plain.metadata
+    assert (
+        network.metadata["unwrapped"] == "state_dict, module." and "unwrapped" not in plain.metadata
+    )
 
 
 def test_a_checkpoint_of_timm(tmp_path: Path) -> None:
@@ -319,7 +423,10 @@ def test_a_checkpoint_of_timm(tmp_path: Path) -> None:
     safetensors.torch.save_file(state, tmp_path / "plain.safetensors")
     network = vggfeat.load(f"timm:resnet18@{tmp_path / 'c.pth.tar'}")
     assert network.metadata["unwrapped"] == "state_dict, module."
-    assert network.fingerprint == vggfeat.load(f"timm:resnet18@{tmp_path / 'plain.safetensors'}").fingerprint
+    assert (
+        network.fingerprint
+        == vggfeat.load(f"timm:resnet18@{tmp_path / 'plain.safetensors'}").fingerprint
+    )
 
 
 def test_what_was_unwrapped_is_told_by_info(
@@ -341,15 +448,19 @@ def test_what_was_unwrapped_is_told_by_info(
     assert "FILE.caffemodel" in run_main(cli.main, "weights").out
 
 
-# --- what holds more than tensors, or none ---------------------------------------------------------------------
+# --- what holds more than tensors, or none --------------------------------------------------------
 
 
 def save_objects(folder: Path) -> dict[str, str]:
     """Files with Python objects -> what their messages say."""
-    torch.save({"state_dict": small_state(), "args": argparse.Namespace(lr=0.1)}, folder / "namespace.pth")
+    torch.save(
+        {"state_dict": small_state(), "args": argparse.Namespace(lr=0.1)}, folder / "namespace.pth"
+    )
     torch.save({"model": small_state(), "best": np.float64(3)}, folder / "numpy.pth")
     torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), folder / "module.pth")
-    torch.save({"net": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "epoch": 1}, folder / "inside.ckpt")
+    torch.save(
+        {"net": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "epoch": 1}, folder / "inside.ckpt"
+    )
     torch.save({"state_dict": small_state()}, folder / "protocol4.bin", pickle_protocol=4)
     with open(folder / "plain.pkl", "wb") as file:
         pickle.dump({"conv1_1": np.zeros((3, 3))}, file)
@@ -358,7 +469,9 @@ def save_objects(folder: Path) -> dict[str, str]:
     return {
         "namespace.pth": r"'argparse\.Namespace'.*torch\.save\(x\['state_dict'\], 'plain.pth'\)",
         "numpy.pth": r"'numpy\..*scalar'.*torch\.save\(x\['model'\], ",
-        "module.pth": r"'torch\.nn\.modules\.container\.Sequential'.*torch\.save\(x\.state_dict\(\), ",
+        "module.pth": (
+            r"'torch\.nn\.modules\.container\.Sequential'.*torch\.save\(x\.state_dict\(\), "
+        ),
         "inside.ckpt": r"torch\.save\(x\['net'\]\.state_dict\(\), ",
         "protocol4.bin": r"OrderedDict|_rebuild_tensor",
         "plain.pkl": r"Python objects \('numpy.*in a plain pickle",
@@ -373,7 +486,9 @@ def test_python_objects_are_named_and_never_made(tmp_path: Path) -> None:
         assert "\x1b" not in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["namespace.pth", "numpy.pth", "module.pth", "inside.ckpt", "protocol4.bin"])
+@pytest.mark.parametrize(
+    "name", ["namespace.pth", "numpy.pth", "module.pth", "inside.ckpt", "protocol4.bin"]
+)
 def test_the_lines_that_a_message_gives_make_a_plain_file(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,16 +513,22 @@ OTHERS = {
     b"<!DOCTYPE html><html><head>": "is a web page, not weights",
     b"\n  <html lang='en'>": "is a web page, not weights",
     b"<?xml version='1.0'?><Error><Code>AccessDenied": "is a web page",
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "Git LFS pointer.*git lfs pull",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": (
+        "Git LFS pointer.*git lfs pull"
+    ),
     b"/annex/objects/MD5E-s553--0.pth\n": "is a git-annex pointer.*git annex get",
     b"../.git/annex/objects/x/y/MD5E-s553--0.pth": "is a git-annex pointer.*git annex get",
-    b'name: "VGG"\ninput: "data"\nlayers {\n  bottom: "data"': "is text for Caffe, .*: give the .caffemodel",
+    b'name: "VGG"\ninput: "data"\nlayers {\n  bottom: "data"': (
+        "is text for Caffe, .*: give the .caffemodel"
+    ),
     b"Entry not found": "is text, not weights: it begins with 'Entry not found'",
     '{"error": "Zugriff verweigert für dieses Modell"}'.encode(): "is text, not weights",
     b"\x1f\x8b\x08\x00" + bytes(40): "is a gzip archive",
     b"7z\xbc\xaf\x27\x1c" + bytes(40): "is a 7z archive",
     b"\x89HDF\r\n\x1a\n" + bytes(40): "is an HDF5 file, as of Keras: docs/weights.md",
-    b"MATLAB 5.0 MAT-file, Platform: GLNXA64": "is a MATLAB file, as of MatConvNet: docs/weights.md",
+    b"MATLAB 5.0 MAT-file, Platform: GLNXA64": (
+        "is a MATLAB file, as of MatConvNet: docs/weights.md"
+    ),
     b"MATLAB 7.3 MAT-file, Platform: GLNXA64": "save it with -v7 in MATLAB",
     b"vggfeat2" + bytes(40): "is a feature file or a model of this program",
     b"\x93NUMPY\x01\x00": "is a NumPy array",
@@ -467,19 +588,23 @@ def test_the_ending_doesnt_matter(tmp_path: Path, he: He, plain: Preprocessing) 
         assert vggfeat.load(tmp_path / name).fingerprint == expected
 
 
-# --- conversions -----------------------------------------------------------------------------------------------
+# --- conversions ----------------------------------------------------------------------------------
 
 
 def run_lines_for(what: str, width: float) -> None:
     """The lines of docs/weights.md that convert a file, for a narrower net."""
     [lines] = [
-        block for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S) if what in block
+        block
+        for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+        if what in block
     ]
     exec(lines.replace('{"net": "D"', f'{{"net": "D", "width": "{width}"'), {})
 
 
 @pytest.mark.parametrize("root", ["", "model_weights/"])
-def test_the_lines_for_keras(tmp_path: Path, he: He, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+def test_the_lines_for_keras(
+    tmp_path: Path, he: He, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     module = he("D", width=0.03125, num_classes=5)
     names = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions"}
@@ -491,8 +616,9 @@ def test_the_lines_for_keras(tmp_path: Path, he: He, monkeypatch: pytest.MonkeyP
                 value = value.reshape(-1, 16, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(value))
             elif value.ndim == 4:
                 value = value.transpose(2, 3, 1, 0)
-            file[f"{root}{name}/{name}/{'kernel' if kind == 'weight' else 'bias'}:0"] = value.T if key in (
-                "fc7.weight", "fc8.weight") else value  # fmt: skip
+            file[f"{root}{name}/{name}/{'kernel' if kind == 'weight' else 'bias'}:0"] = (
+                value.T if key in ("fc7.weight", "fc8.weight") else value
+            )
         if root:
             file["optimizer_weights/block1_conv1/kernel/m:0"] = np.zeros((3, 3, 3, 2))
     run_lines_for("h5py", 0.03125)
@@ -526,7 +652,9 @@ def test_the_lines_for_matconvnet(
         both[0, 0], both[0, 1] = filters, arrays[f"{layer}.bias"][None]
         values = {"weights": both} if newer else {"filters": filters, "biases": both[0, 1]}
         layers += [{"type": "conv", "name": layer, **values}, {"type": "relu", "name": "relu"}]
-    mean = np.broadcast_to(np.array([123.68, 116.779, 103.939]), (1, 1, 3) if newer else (224, 224, 3))
+    mean = np.broadcast_to(
+        np.array([123.68, 116.779, 103.939]), (1, 1, 3) if newer else (224, 224, 3)
+    )
     normalization = {"averageImage": mean}
     cells = np.empty((1, len(layers)), object)
     cells[0] = layers
@@ -537,9 +665,13 @@ def test_the_lines_for_matconvnet(
     same_network("vgg16_matconvnet.safetensors", module, rgb, "ceil")
 
 
-def test_the_lines_for_a_checkpoint_with_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lines_for_a_checkpoint_with_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": small_state(), "args": argparse.Namespace(lr=0.1)}, "checkpoint.pth.tar")
+    torch.save(
+        {"state_dict": small_state(), "args": argparse.Namespace(lr=0.1)}, "checkpoint.pth.tar"
+    )
     run_lines_for("weights_only=False", 1)
     assert read(tmp_path / "plain.pth")[0].keys() == small_state().keys()
 
@@ -549,14 +681,18 @@ def test_quantised_and_cut_files_are_told(tmp_path: Path) -> None:
         quantised = torch.quantize_per_tensor(torch.ones(4, 3, 3, 3), 0.1, 0, torch.qint8)
     for value in (quantised, torch.ones(4, 3, 3, 3, dtype=torch.int8)):
         torch.save({"features.0.weight": value}, tmp_path / "q.pth")
-        with pytest.raises(VggfeatError, match=r"8-bit \(quantised\) tensors.*: save the net in float"):
+        with pytest.raises(
+            VggfeatError, match=r"8-bit \(quantised\) tensors.*: save the net in float"
+        ):
             read(tmp_path / "q.pth")
     torch.save(
         {"features.0.weight": torch.ones(64, 3, 3, 3)},
         tmp_path / "o.pth",
         _use_new_zipfile_serialization=False,
     )
-    safetensors.torch.save_file({"features.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "s.safetensors")
+    safetensors.torch.save_file(
+        {"features.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "s.safetensors"
+    )
     for name, sizes in (("o.pth", (3000,)), ("s.safetensors", (60, 3000))):
         whole = (tmp_path / name).read_bytes()
         for size in sizes:

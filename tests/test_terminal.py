@@ -1,4 +1,6 @@
-"""What reaches the terminal, what its troubles do to a command, and how a process begins and ends."""
+"""What reaches the terminal, what its troubles do to a command, and how a process begins and
+ends.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from vggfeat.terminal import columns, list_unreadable, out, print_table, printab
 from .conftest import HANG, Command
 
 ROOT = Path(__file__).parents[1]
-EVIL = "a\x1b[2J\r\nvggfeat: forged\x07\x9b31m\u202egnp.exe\u2066\u200b\u2028\x7f\udcff\U000e0041[bold]{0} b"
+EVIL = (
+    "a\x1b[2J\r\nvggfeat:"
+    " forged\x07\x9b31m\u202egnp.exe\u2066\u200b\u2028\x7f\udcff\U000e0041[bold]{0} b"
+)
 SHOWN = EVIL.encode("unicode_escape").decode()  # the halves of characters, too
 
 
@@ -31,7 +36,7 @@ def run_code(code: str, *words: str, **settings: object) -> subprocess.Completed
     return subprocess.run([sys.executable, "-c", code, *words], **settings)  # type: ignore[call-overload,no-any-return]
 
 
-# --- nothing of a stranger's reaches the terminal as it is ------------------------------------------------------
+# --- nothing of a stranger's reaches the terminal as it is ----------------------------------------
 
 
 def test_of_many_unreadable_images_the_first_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +49,15 @@ def test_of_many_unreadable_images_the_first_are_listed(capsys: pytest.CaptureFi
 
 def test_controls_are_shown() -> None:
     assert printable(EVIL) == SHOWN
-    for plain in ("", "a b", "[bold]:smile:", "Ωµ 日本 é", "1\u00a0000", "\U0001f600", "back\\slash"):
+    for plain in (
+        "",
+        "a b",
+        "[bold]:smile:",
+        "Ωµ 日本 é",
+        "1\u00a0000",
+        "\U0001f600",
+        "back\\slash",
+    ):
         assert printable(plain) == plain
     shown = printable("".join(map(chr, range(sys.maxunicode + 1))))
     assert not re.search(
@@ -157,7 +170,12 @@ def test_the_lines_of_several_processes_stay_whole(monkeypatch: pytest.MonkeyPat
 
 def test_warnings_of_libraries_are_lines(tmp_path: Path) -> None:
     ran = run_code(
-        COMMAND, "--kind", "warn", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, capture_output=False
+        COMMAND,
+        "--kind",
+        "warn",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        capture_output=False,
     )
     assert ran.stderr.splitlines()[:2] == ["warning: warn\\x1b[2J\\nforged", "log \\x1b[2J"]
 
@@ -176,13 +194,14 @@ def test_only_terminal_speaks_to_the_terminal() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
             if re.fullmatch(
-                r"print|input|Console|Progress|Text|sys\.(__)?std(out|err)(__)?|(typer|click)\.s?echo", name
+                r"print|input|Console|Progress|Text|sys\.(__)?std(out|err)(__)?|(typer|click)\.s?echo",
+                name,
             ):
                 found.add((str(path.relative_to(ROOT)), name))
     assert found == allowed
 
 
-# --- arguments and options --------------------------------------------------------------------------------------
+# --- arguments and options ------------------------------------------------------------------------
 
 
 def test_an_argument_is_told_as_the_commands_option(run_main: Command, tmp_path: Path) -> None:
@@ -205,8 +224,9 @@ def test_an_argument_is_told_as_the_commands_option(run_main: Command, tmp_path:
         terminal.run(app, "vggfeat")
 
     ran = run_main(main, "--layer", "x")
-    assert ran.err == (
-        "vggfeat: --layer --out --micro-batch --root --C `pool` `out_file`, or `vggfeat svm` x\n"
+    assert (
+        ran.err
+        == "vggfeat: --layer --out --micro-batch --root --C `pool` `out_file`, or `vggfeat svm` x\n"
     )
 
     @app.command()
@@ -229,9 +249,11 @@ LIBRARY = sorted(
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_library_names_no_options(path: Path) -> None:
-    """Whoever calls it from Python has none: arguments are named in backticks, and `terminal` makes options of them.
+    """Whoever calls it from Python has none: arguments are named in backticks, and `terminal` makes
+    options of them.
 
-    A whole command to type may stand in backticks, as `vggfeat svm --out`, where nothing else does what is needed.
+    A whole command to type may stand in backticks, as `vggfeat svm --out`, where nothing else does
+    what is needed.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     told = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr | ast.Constant)]
@@ -248,7 +270,7 @@ def test_the_library_names_no_options(path: Path) -> None:
         assert not re.search(r"(^|[\s(`])--[a-zA-Z]", text), f"{path}:{node.lineno}: {text}"
 
 
-# --- the shell's completion -------------------------------------------------------------------------------------
+# --- the shell's completion -----------------------------------------------------------------------
 
 
 def completed(line: str) -> subprocess.CompletedProcess[str]:
@@ -259,9 +281,13 @@ def completed(line: str) -> subprocess.CompletedProcess[str]:
         "COMP_CWORD": str(len(line.split()) - (0 if line.endswith(" ") else 1)),
     }
     return subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "vggfeat"], env={**os.environ, **asked},
-        capture_output=True, text=True, timeout=HANG, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, "-X", "importtime", "-m", "vggfeat"],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        cwd=ROOT,
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,16 +314,20 @@ def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
     for asked in ("--show-completion", "--install-completion"):
         # the second command keeps bash from becoming the first
         ran = subprocess.run(
-            ["bash", "-c", f"{command} {asked}; exit $?"], env=home, capture_output=True, text=True, timeout=HANG,
+            ["bash", "-c", f"{command} {asked}; exit $?"],
+            env=home,
+            capture_output=True,
+            text=True,
+            timeout=HANG,
             cwd=ROOT,
-        )  # fmt: skip
+        )
         assert (ran.returncode, ran.stderr) == (0, "")
     assert "vggfeat" in (tmp_path / ".bashrc").read_text()
     [script] = (tmp_path / ".bash_completions").iterdir()
     assert "_VGGFEAT_COMPLETE" in script.read_text()
 
 
-# --- a terminal that is closed, full or gone --------------------------------------------------------------------
+# --- a terminal that is closed, full or gone ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -312,7 +342,9 @@ def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
         ("| true", 3, 40),
     ],
 )
-def test_the_terminals_troubles_lose_nothing(tmp_path: Path, redirect: str, status: int, errors: int) -> None:
+def test_the_terminals_troubles_lose_nothing(
+    tmp_path: Path, redirect: str, status: int, errors: int
+) -> None:
     script, file, told = tmp_path / "work.py", tmp_path / "result", tmp_path / "status"
     script.write_text(COMMAND)
     line = f"{{ {sys.executable} {script} --file {file}; echo $? > {told}; }} {redirect}"
@@ -323,7 +355,9 @@ def test_the_terminals_troubles_lose_nothing(tmp_path: Path, redirect: str, stat
     assert int(file.read_text()) > 2  # a file with number 2 would hold what libraries say on stderr
     lines = ran.stderr.splitlines()
     assert len(lines) == errors and lines[:40] == ["progress"] * min(errors, 40)
-    assert lines[40:] == ["some.work: can't write to stdout: No space left on device"] * (errors > 40)
+    assert lines[40:] == ["some.work: can't write to stdout: No space left on device"] * (
+        errors > 40
+    )
 
 
 @pytest.mark.parametrize(
@@ -346,7 +380,9 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
     """Other programs leave a shared pipe so: a write that finds it full says EAGAIN."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    process = subprocess.Popen([sys.executable, "-c", COMMAND], stdout=write, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND], stdout=write, stderr=subprocess.PIPE
+    )
     os.close(write)
     with open(read, "rb") as pipe:
         lines = pipe.read().decode().splitlines()
@@ -354,18 +390,23 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
     assert (process.returncode, len(lines)) == (3, 4000) and errors.count(b"\n") == 40
 
 
-# --- how a process begins and ends -------------------------------------------------------------------------------
+# --- how a process begins and ends ----------------------------------------------------------------
 
 
 def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
-    """SIGINT after so many imports that follow the process's own beginning: a moment that no load can move.
+    """SIGINT after so many imports that follow the process's own beginning: a moment that no load
+    can move.
 
     The process is at most two pages, of some sixty imports each, ahead of who reads of them.
     """
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, pipesize=4096,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        pipesize=4096,
+    )
     assert process.stderr is not None
     lines, began = [], None
     for line in process.stderr:
@@ -377,12 +418,18 @@ def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
     return process.wait(timeout=HANG), "".join(lines)
 
 
-@pytest.mark.parametrize("words", ["vggfeat datasets", "vggfeat.cli datasets", "pretrain.report nowhere"])
+@pytest.mark.parametrize(
+    "words", ["vggfeat datasets", "vggfeat.cli datasets", "pretrain.report nowhere"]
+)
 def test_ctrl_c_at_the_start_leaves_no_traceback(words: str) -> None:
     for import_ in (1, 5, 25, 75, 150):
         status, errors = interrupted_at(import_, "-m", *words.split())
-        # where the signal meets an exec() of a library's, Python ends itself by it: a shell's 130, too
-        assert status in (130, -signal.SIGINT) and "Traceback" not in errors, (import_, errors[-2000:])
+        # where the signal meets an exec() of a library's, Python ends itself by it: a shell's 130,
+        # too
+        assert status in (130, -signal.SIGINT) and "Traceback" not in errors, (
+            import_,
+            errors[-2000:],
+        )
 
 
 def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
@@ -395,7 +442,10 @@ os.rmdir(os.getcwd())
 main()
 """
     ran = subprocess.run(
-        [sys.executable, "-c", script, tmp_path, "datasets"], capture_output=True, text=True, timeout=HANG
+        [sys.executable, "-c", script, tmp_path, "datasets"],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     told = "vggfeat: the working folder is gone: change to one that is there\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
@@ -409,7 +459,9 @@ def test_an_error_is_one_line_whatever_a_file_is_called(kind: type[VggfeatError]
 @pytest.mark.parametrize("debug", [False, True])
 def test_what_fails_before_a_command_begins_is_a_line(debug: bool) -> None:
     """Libraries are imported there, for which memory may be short."""
-    script = "from vggfeat.__main__ import begin\nbegin()\nraise ImportError('no memory\\nto map it')"
+    script = (
+        "from vggfeat.__main__ import begin\nbegin()\nraise ImportError('no memory\\nto map it')"
+    )
     line = [sys.executable, "-c", script, *["--debug"] * debug]
     ran = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=HANG)
     lines = ran.stderr.splitlines()
@@ -429,7 +481,9 @@ def test_another_system_than_linux_is_told_in_a_line() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("kind", "says"), [("wait", "some.work: interrupted\n"), ("end", "progress\n" * 40)])
+@pytest.mark.parametrize(
+    ("kind", "says"), [("wait", "some.work: interrupted\n"), ("end", "progress\n" * 40)]
+)
 def test_ctrl_c_at_work_and_at_the_end(number: signal.Signals, kind: str, says: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "--kind", kind],
@@ -448,10 +502,19 @@ def test_ctrl_c_at_work_and_at_the_end(number: signal.Signals, kind: str, says: 
 def test_an_ignored_signal_stays_ignored() -> None:
     """As a shell starts what it runs in the background."""
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND.replace("time.sleep(600)", "sys.stdin.read()"), "--kind", "wait"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
+        [
+            sys.executable,
+            "-c",
+            COMMAND.replace("time.sleep(600)", "sys.stdin.read()"),
+            "--kind",
+            "wait",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )  # fmt: skip
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     process.communicate("", timeout=HANG)
@@ -459,7 +522,9 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_a_second_signal_at_once_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun sends its processes what the terminal has sent them already; later, it is an order."""
+    """torchrun sends its processes what the terminal has sent them already; later, it is an
+    order.
+    """
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     monkeypatch.setattr(terminal, "SAME_SECONDS", 3600.0)
@@ -474,7 +539,7 @@ def test_a_second_signal_at_once_is_the_same_wish(monkeypatch: pytest.MonkeyPatc
     assert left == [130] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-# --- names in bytes ----------------------------------------------------------------------------------------------
+# --- names in bytes -------------------------------------------------------------------------------
 
 
 def test_names_that_are_no_utf8(
@@ -484,7 +549,10 @@ def test_names_that_are_no_utf8(
     small = ("--weights", "random:A,width=0.125,crop=32", "--scales", "32", "--device", "cpu")
     f, m = tmp_path / "f.h5", tmp_path / "m.h5"
     assert (
-        run_main(cli.main, "extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
+        run_main(
+            cli.main, "extract", "--dataset", "folder", "--root", folder, *small, "--out", f
+        ).status
+        == 0
     )
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     place.mkdir()
@@ -506,4 +574,6 @@ def test_names_that_are_no_utf8(
     [record] = json.loads(Path(f"3{result}").read_text())
     assert os.fsencode(record["image"]) == b"\xfcber.jpg"
     assert model in json.loads(Path(result).read_text())["command"]
-    assert all(Path(made).stat().st_size for made in (model, table, page, picture)) and not m.exists()
+    assert (
+        all(Path(made).stat().st_size for made in (model, table, page, picture)) and not m.exists()
+    )

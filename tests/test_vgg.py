@@ -34,10 +34,18 @@ def test_weight_layers_of_table_1():
 def test_b_5x5_has_one_5x5_layer_for_each_pair_of_b():
     with torch.device("meta"):
         shapes = [tuple(p.shape) for p in VGG("B-5x5").features.parameters() if p.ndim == 4]
-    assert shapes == [(64, 3, 5, 5), (128, 64, 5, 5), (256, 128, 5, 5), (512, 256, 5, 5), (512, 512, 5, 5)]
+    assert shapes == [
+        (64, 3, 5, 5),
+        (128, 64, 5, 5),
+        (256, 128, 5, 5),
+        (512, 256, 5, 5),
+        (512, 512, 5, 5),
+    ]
 
 
-@pytest.mark.parametrize(("net", "name"), [("D", "vgg16"), ("E", "vgg19"), ("A", "vgg11"), ("B", "vgg13")])
+@pytest.mark.parametrize(
+    ("net", "name"), [("D", "vgg16"), ("E", "vgg19"), ("A", "vgg11"), ("B", "vgg13")]
+)
 def test_state_dicts_and_scores_equal_torchvisions_bit_for_bit(net, name):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None).eval()
@@ -117,7 +125,9 @@ def test_mean_score_map_is_fc8_of_the_mean_descriptor(he):
 
 
 def test_lrn_against_its_formula(he):
-    """b_c = a_c / (k + alpha * sum over 5 neighbouring channels of a^2) ^ beta (Krizhevsky et al., Sect. 3.3)."""
+    """b_c = a_c / (k + alpha * sum over 5 neighbouring channels of a^2) ^ beta (Krizhevsky et al.,
+    Sect. 3.3).
+    """
     module = he("A-LRN", width=0.25, until="lrn1").double()
     x = 100 * torch.randn(1, 3, 8, 8, dtype=torch.float64)
     with torch.inference_mode():
@@ -132,13 +142,17 @@ def test_lrn_against_its_formula(he):
     norm = module.features[-1]
     low = norm(a.bfloat16())
     assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.double(), norm(a.bfloat16().double()), rtol=2**-8, atol=0)  # one rounding
+    torch.testing.assert_close(
+        low.double(), norm(a.bfloat16().double()), rtol=2**-8, atol=0
+    )  # one rounding
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(norm(a.float()).double(), expected, rtol=1e-5, atol=0)
 
 
 def test_layers_by_name_are_the_networks_own_steps(he):
-    """Each layer's map, computed by hand from the weights in order; hidden ones after their ReLU."""
+    """Each layer's map, computed by hand from the weights in order; hidden ones after their
+    ReLU.
+    """
     module = he("C", num_classes=5, width=0.125, crop=32).double()
     x = torch.randn(1, 3, 70, 67, dtype=torch.float64)
     expected, convolutions = x, iter(list(module.features.parameters()))
@@ -153,7 +167,9 @@ def test_layers_by_name_are_the_networks_own_steps(he):
                 expected = functional.conv2d(expected, weight, bias, padding=kernel // 2).relu()
             torch.testing.assert_close(module(x, name), expected, rtol=1e-12, atol=1e-12)
         assert (
-            (module(x, "fc6") >= 0).all() and (module(x, "fc7") >= 0).all() and (module(x, "fc8") < 0).any()
+            (module(x, "fc6") >= 0).all()
+            and (module(x, "fc7") >= 0).all()
+            and (module(x, "fc8") < 0).any()
         )
 
 
@@ -206,7 +222,9 @@ def test_bad_requests_say_what_is_wrong(he):
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize(("classes", "width", "crop"), [(1000, 1.0, 224), (3, 0.21875, 96), (10, 1.9, 256)])
+@pytest.mark.parametrize(
+    ("classes", "width", "crop"), [(1000, 1.0, 224), (3, 0.21875, 96), (10, 1.9, 256)]
+)
 def test_parameters_are_counted_without_building(net, classes, width, crop):
     with torch.device("meta"):
         built = sum(p.numel() for p in VGG(net, classes, width, crop).parameters())
@@ -214,8 +232,15 @@ def test_parameters_are_counted_without_building(net, classes, width, crop):
 
 
 def test_a_net_that_is_too_large_is_never_built():
-    with pytest.raises(VggfeatError, match="has 116,002 million parameters; at most 700 million are built"):
+    with pytest.raises(
+        VggfeatError, match="has 116,002 million parameters; at most 700 million are built"
+    ):
         VGG("A", width=30)
-    for wrong in ({"width": float("nan")}, {"width": float("inf")}, {"width": -1.0}, {"num_classes": 0}):
+    for wrong in (
+        {"width": float("nan")},
+        {"width": float("inf")},
+        {"width": -1.0},
+        {"num_classes": 0},
+    ):
         with pytest.raises(VggfeatError, match="must be positive and finite"):
             VGG("A", **wrong)

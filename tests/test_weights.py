@@ -52,9 +52,16 @@ def test_our_file_comes_back_whole(ours, plain):
         assert torch.equal(network.module.state_dict()[key], value)
     assert (network.module.width, network.module.crop, network.layers[-1]) == (0.125, 32, "fc8")
     with safetensors.safe_open(path, framework="np") as file:  # readable without this project
-        assert {"net", "num_classes", "width", "crop", "mean", "std", "channel_order", "input_range"} <= set(
-            file.metadata()
-        )
+        assert {
+            "net",
+            "num_classes",
+            "width",
+            "crop",
+            "mean",
+            "std",
+            "channel_order",
+            "input_range",
+        } <= set(file.metadata())
         assert json.loads(file.metadata()["classes"]) == ["x", "y", "z"]
 
 
@@ -69,7 +76,9 @@ def test_fingerprint_changes_with_one_bit_and_not_with_order():
     assert weights.fingerprint(tensors) == same
     tensors["b"][1] = 1e-45
     assert weights.fingerprint(tensors) != same
-    assert weights.fingerprint({"a": torch.zeros(2, 3)}) != weights.fingerprint({"a": torch.zeros(3, 2)})
+    assert weights.fingerprint({"a": torch.zeros(2, 3)}) != weights.fingerprint(
+        {"a": torch.zeros(3, 2)}
+    )
 
 
 def release_is(monkeypatch: pytest.MonkeyPatch, path: Path) -> tuple[str, str]:
@@ -87,12 +96,16 @@ def test_another_file_in_the_cache_is_refused(tmp_path, monkeypatch):
     place.parent.mkdir()
     released(tmp_path, {"classifier.1": 0.0}).rename(place)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(VggfeatError, match=r"00b39a1b\.pth is not the released file.* give oxford:D@FILE"):
+    with pytest.raises(
+        VggfeatError, match=r"00b39a1b\.pth is not the released file.* give oxford:D@FILE"
+    ):
         vggfeat.load("oxford:D")
 
 
 def test_the_oxford_convention(tmp_path, monkeypatch):
-    """classifier.1|4|6, BGR 0-255 minus the mean, ceil pooling; from a file, by keys alone, and downloaded."""
+    """classifier.1|4|6, BGR 0-255 minus the mean, ceil pooling; from a file, by keys alone, and
+    downloaded.
+    """
     torch.manual_seed(0)
     state = VGG("D").state_dict()
     names = {"classifier.0": "classifier.1", "classifier.3": "classifier.4"}
@@ -126,7 +139,11 @@ def test_the_oxford_convention(tmp_path, monkeypatch):
         assert n.preprocessing == networks[0].preprocessing and n.metadata["pool"] == "ceil"
         assert n.classes == networks[0].classes
     network = networks[0]
-    assert network.name == "D" and network.default_layer == "fc7" and network.metadata["pool"] == "ceil"
+    assert (
+        network.name == "D"
+        and network.default_layer == "fc7"
+        and network.metadata["pool"] == "ceil"
+    )
     assert (
         network.classes is not None
         and network.classes[:2] == ["tench", "goldfish"]
@@ -144,7 +161,10 @@ def test_the_real_convolutions_without_fc_layers(data):
     network = vggfeat.load(str(data / "vgg16_conv_caffe.safetensors"))
     assert network.name == "D" and network.layers[-1] == "pool5" and network.dim("pool5") == 512
     assert network.metadata["pool"] == "ceil"
-    assert (network.preprocessing.channel_order, network.preprocessing.input_range) == ("BGR", 255.0)
+    assert (network.preprocessing.channel_order, network.preprocessing.input_range) == (
+        "BGR",
+        255.0,
+    )
     assert network.preprocessing.mean == CAFFE_MEAN_BGR
     assert network.default_layer == "pool5"
     with pytest.raises(VggfeatError, match="no layer 'fc7': they reach pool5; give `layer`"):
@@ -153,7 +173,12 @@ def test_the_real_convolutions_without_fc_layers(data):
 
 @pytest.mark.parametrize(
     ("train_scale", "scales"),
-    [("256-512", (256, 384, 512)), ("112-160", (112, 136, 160)), ("256", (256,)), ("", (256, 384, 512))],
+    [
+        ("256-512", (256, 384, 512)),
+        ("112-160", (112, 136, 160)),
+        ("256", (256,)),
+        ("", (256, 384, 512)),
+    ],
 )
 def test_scales_are_those_that_a_net_learned_at(train_scale: str, scales: tuple[int, ...]) -> None:
     network = vggfeat.load("random:A,width=0.125,crop=32")
@@ -162,7 +187,9 @@ def test_scales_are_those_that_a_net_learned_at(train_scale: str, scales: tuple[
 
 
 def test_real_convolutions_see_the_world(data):
-    """The mean pool5 of two tench photographs is nearer than that of a tench and a church (real weights work)."""
+    """The mean pool5 of two tench photographs is nearer than that of a tench and a church (real
+    weights work).
+    """
     network = vggfeat.load(str(data / "vgg16_conv_caffe.safetensors"))
     val = data / "imagenette144" / "val"
     fish = sorted((val / "n01440764").iterdir())[:4]
@@ -179,7 +206,9 @@ def test_torchvisions_enums(tmp_path):
     path = tmp_path / "v.pth"
     torch.save(theirs.state_dict(), path)
     network = vggfeat.load(f"torchvision:vgg11@{path}")
-    assert network.name == "A" and network.metadata["pool"] == "floor" and network.layers[-1] == "fc8"
+    assert (
+        network.name == "A" and network.metadata["pool"] == "floor" and network.layers[-1] == "fc8"
+    )
     assert network.metadata["source"] == f"{path}, which is not the released vgg11-8a719046.pth"
     image = torch.from_numpy(photograph(1, 224, 224)[None])
     transform = torchvision.models.VGG11_Weights.IMAGENET1K_V1.transforms()
@@ -208,8 +237,16 @@ def test_torchvisions_features_enum_has_no_usable_fc_layers(tmp_path):
 @pytest.mark.parametrize(
     ("gone", "spoilt", "says"),
     [
-        (["features.8.weight", "features.8.bias"], [], "features.8.weight of conv3_2 is missing, and it has"),
-        (["features.8.bias"], [], "features.8.bias of conv3_2 is missing, and it has features.8.weight"),
+        (
+            ["features.8.weight", "features.8.bias"],
+            [],
+            "features.8.weight of conv3_2 is missing, and it has",
+        ),
+        (
+            ["features.8.bias"],
+            [],
+            "features.8.bias of conv3_2 is missing, and it has features.8.weight",
+        ),
         (
             [],
             ["features.8.weight", "features.8.bias"],
@@ -229,7 +266,9 @@ def test_a_hole_is_no_shallower_net(ours, gone, spoilt, says):
     with pytest.raises(VggfeatError, match="is damaged: " + re.escape(says)):
         vggfeat.load(path)
     weights.write_tensors(
-        path, {key: value for key, value in state.items() if not key.startswith("classifier")}, facts
+        path,
+        {key: value for key, value in state.items() if not key.startswith("classifier")},
+        facts,
     )
     if says.startswith("classifier"):
         assert vggfeat.load(path).layers[-1] == "pool5"
@@ -254,7 +293,9 @@ def test_another_head_is_left_out_and_told(ours, names, left_out):
     network = vggfeat.load(path)
     assert network.layers[-1] == "fc7" and network.metadata["unwrapped"] == left_out
     weights.write_tensors(path, state | {"classifier.2.weight": torch.zeros(2)}, facts)
-    with pytest.raises(VggfeatError, match=r"it has 'classifier\.2\.weight', which the net doesn't"):
+    with pytest.raises(
+        VggfeatError, match=r"it has 'classifier\.2\.weight', which the net doesn't"
+    ):
         vggfeat.load(path)
 
 
@@ -279,7 +320,9 @@ def test_timm_backbones_are_pooled_over_their_dense_map(tmp_path, name):
     image = torch.from_numpy(photograph(2, 96, 160)[None])
     with torch.inference_mode():
         expected = model.forward_features(network.preprocessing(image)).mean((2, 3))
-    assert_same_descriptors(describe(network, image, "features", mirror=False).numpy(), expected.numpy())
+    assert_same_descriptors(
+        describe(network, image, "features", mirror=False).numpy(), expected.numpy()
+    )
     assert network.dim("features") == expected.shape[1]
 
 
@@ -293,8 +336,15 @@ def test_a_timm_model_of_one_size_says_so(tmp_path, name):
 
 
 def test_random_nets_come_from_their_seed():
-    a, b = vggfeat.load("random:A,width=0.125,crop=32"), vggfeat.load("random:A,width=0.125,crop=32,seed=1")
-    assert a.fingerprint == vggfeat.load("random:A,width=0.125,crop=32,seed=0").fingerprint != b.fingerprint
+    a, b = (
+        vggfeat.load("random:A,width=0.125,crop=32"),
+        vggfeat.load("random:A,width=0.125,crop=32,seed=1"),
+    )
+    assert (
+        a.fingerprint
+        == vggfeat.load("random:A,width=0.125,crop=32,seed=0").fingerprint
+        != b.fingerprint
+    )
     weight = vggfeat.load("random:D,crop=32").module.features[28].weight
     assert weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
 
@@ -328,7 +378,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, ours, he):
         str(tmp_path / "empty.pth"): "is empty",
         f"oxford:D@{tmp_path / 'list.pth'}": "holds no plain state dict",
         str(tmp_path / "plain.pth"): "doesn't say which preprocessing",
-        f"torchvision:vgg11@{tmp_path / 'narrow.pth'}": r"features.0.weight has shape \(8, 3, 3, 3\), the net's is",
+        f"torchvision:vgg11@{tmp_path / 'narrow.pth'}": (
+            r"features.0.weight has shape \(8, 3, 3, 3\), the net's is"
+        ),
         f"torchvision:vgg16@{tmp_path / 'narrow.pth'}": "doesn't fit net D",
         "torchvision:resnet50": "not a net of Table 1",
         "torchvision:vgg16.V9": "has no weights 'V9'; there are IMAGENET1K_V1",
@@ -384,7 +436,9 @@ def test_metadata_that_cant_be(ours, key, value, says):
     resaved(path, **{key: value})
     with pytest.raises(VggfeatError, match=says) as refused:
         vggfeat.load(str(path))
-    assert str(refused.value).startswith(str(path)) and len(str(refused.value)) < len(str(path)) + 300
+    assert (
+        str(refused.value).startswith(str(path)) and len(str(refused.value)) < len(str(path)) + 300
+    )
 
 
 @pytest.mark.parametrize("key", ["features.0.weight", "features.0.bias", "classifier.6.weight"])
@@ -422,12 +476,18 @@ def test_nothing_is_read_before_it_fits(tmp_path, ours):
         for spec in (str(path), f"torchvision:vgg11@{path}", f"timm:resnet18@{path}"):
             with pytest.raises(VggfeatError, match=r"doesn't fit|is missing|says of itself"):
                 vggfeat.load(spec)
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KiB; 20 GB are 2e7
+        assert (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6
+        )  # KiB; 20 GB are 2e7
 
 
 def test_headers_that_claim_too_much(tmp_path):
     path = tmp_path / "w.safetensors"
-    for length, header in ((2**63, b"{}"), (17 << 20, b" " * (17 << 20)), (100_000, b"[" * 100_000)):
+    for length, header in (
+        (2**63, b"{}"),
+        (17 << 20, b" " * (17 << 20)),
+        (100_000, b"[" * 100_000),
+    ):
         path.write_bytes(length.to_bytes(8, "little") + header)
         with pytest.raises(VggfeatError, match="can't be read as weights"):
             vggfeat.load(str(path))
@@ -444,17 +504,29 @@ class Bytes:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda state: {"a": Bytes()}, r"it holds Python objects \('(__builtin__|builtins).bytearray'\)"),
+        (
+            lambda state: {"a": Bytes()},
+            r"it holds Python objects \('(__builtin__|builtins).bytearray'\)",
+        ),
         (
             lambda state: {**state, "a": state["features.0.weight"].to_sparse()},
             r"it holds Python objects \('torch.*_",
         ),
-        (lambda state: {**state, "a": torch.empty(10**6, 10**6, device="meta")}, r"Python objects \('torch"),
+        (
+            lambda state: {**state, "a": torch.empty(10**6, 10**6, device="meta")},
+            r"Python objects \('torch",
+        ),
         (lambda state: {1: state["features.0.weight"]}, "holds no plain state dict"),
         (lambda state: [state["features.0.weight"]], "holds no plain state dict"),
-        (lambda state: {**state, "features.0.weight": torch.zeros(1).expand(10**6, 10**6)}, "has shape"),
         (
-            lambda state: {**state, "features.0.weight": torch.zeros(64, 3, 3, 3, dtype=torch.int32)},
+            lambda state: {**state, "features.0.weight": torch.zeros(1).expand(10**6, 10**6)},
+            "has shape",
+        ),
+        (
+            lambda state: {
+                **state,
+                "features.0.weight": torch.zeros(64, 3, 3, 3, dtype=torch.int32),
+            },
             "is int32",
         ),
     ],
@@ -562,7 +634,9 @@ def test_weights_in_a_folder_whose_name_is_not_unicode(tmp_path, he, plain):
 
 
 def test_a_loaded_net_outlives_its_file(ours):
-    """The file is only mapped while it is compared: one that shrinks afterwards would kill the process."""
+    """The file is only mapped while it is compared: one that shrinks afterwards would kill the
+    process.
+    """
     path, module = ours
     network = vggfeat.load(str(path))
     os.truncate(path, 0)
@@ -579,11 +653,13 @@ def test_a_half_written_weights_file_is_never_left(tmp_path, he, plain, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what a file says of itself -------------------------------------------------------------------------------
+# --- what a file says of itself -------------------------------------------------------------------
 
 
 def zeros(path, shapes, metadata: dict[str, str]):
-    """A .safetensors file of zeros, which takes no room on the disk. shapes: name -> a tensor of that shape."""
+    """A .safetensors file of zeros, which takes no room on the disk. shapes: name -> a tensor of
+    that shape.
+    """
     at, header = 0, {"__metadata__": metadata}
     for key, like in shapes.items():
         n = 4 * like.numel()
@@ -612,8 +688,16 @@ AUTHORS = {"mean_bgr": "103.939,116.779,123.68"}
 @pytest.mark.parametrize(
     ("source", "metadata", "says"),
     [
-        ("torchvision:vgg11", {"net": "A", **AUTHORS}, "channel_order 'BGR', .* has 'RGB': give .* alone"),
-        ("torchvision:vgg11", {"channel_order": "BGR"}, "channel_order 'BGR', .* has 'RGB': name the source"),
+        (
+            "torchvision:vgg11",
+            {"net": "A", **AUTHORS},
+            "channel_order 'BGR', .* has 'RGB': give .* alone",
+        ),
+        (
+            "torchvision:vgg11",
+            {"channel_order": "BGR"},
+            "channel_order 'BGR', .* has 'RGB': name the source",
+        ),
         ("torchvision:vgg11", {"net": "A", **RGB}, r"input_range '0\.\.255', .* has '0\.\.1'"),
         ("torchvision:vgg11", {"std": "1,1,1"}, "std '1,1,1', .* has '0.229"),
         ("torchvision:vgg11", {"mean": "0.5,0.5,0.5"}, "mean '0.5,0.5,0.5', .* has '0.485"),
@@ -624,7 +708,11 @@ AUTHORS = {"mean_bgr": "103.939,116.779,123.68"}
         ("torchvision:vgg11", {"classes": json.dumps([str(i) for i in range(1000)])}, "classes "),
         ("torchvision:vgg11", {"width": "wide"}, "unusable metadata"),
         ("torchvision:vgg11", {"num_classes": "many"}, "unusable metadata"),
-        ("oxford:D", {"net": "D", **TORCHVISIONS}, "channel_order 'RGB', .* has 'BGR': give .* alone"),
+        (
+            "oxford:D",
+            {"net": "D", **TORCHVISIONS},
+            "channel_order 'RGB', .* has 'BGR': give .* alone",
+        ),
         ("oxford:D", {"net": "D", **AUTHORS, "pool": "floor"}, "pool 'floor', .* has 'ceil'"),
         ("oxford:D", {"train_scale": "256"}, "train_scale '256', .* has '256-512'"),
         ("oxford:D", {"net": "C", **AUTHORS}, "net 'C', .* has 'D'"),
@@ -664,7 +752,9 @@ def test_a_source_that_agrees_with_its_file_is_taken(tmp_path):
 def test_the_real_convolutions_are_refused_as_torchvisions(data):
     path = data / "vgg16_conv_caffe.safetensors"
     for source in ("torchvision:vgg16", "torchvision:vgg16.IMAGENET1K_FEATURES"):
-        with pytest.raises(VggfeatError, match=r"says of itself channel_order 'BGR'.* give .* alone"):
+        with pytest.raises(
+            VggfeatError, match=r"says of itself channel_order 'BGR'.* give .* alone"
+        ):
             vggfeat.load(f"{source}@{path}")
     assert vggfeat.load(f"oxford:D@{path}").fingerprint == vggfeat.load(path).fingerprint
 
@@ -673,11 +763,15 @@ def released(tmp_path, head: dict[str, float]):
     """A .pth file of D's shapes whose FC layers have these names and values."""
     with torch.device("meta"):
         shapes = VGG("D").state_dict()
-    state = {k: torch.zeros(1).expand(v.shape) for k, v in shapes.items() if k.startswith("features")}
+    state = {
+        k: torch.zeros(1).expand(v.shape) for k, v in shapes.items() if k.startswith("features")
+    }
     for layer, value in head.items():
         like = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}.get(layer, layer)
         for kind in ("weight", "bias"):
-            state[f"{layer}.{kind}"] = torch.full((1,), value).expand(shapes[f"{like}.{kind}"].shape)
+            state[f"{layer}.{kind}"] = torch.full((1,), value).expand(
+                shapes[f"{like}.{kind}"].shape
+            )
     torch.save(state, tmp_path / "w.pth")
     return tmp_path / "w.pth"
 
@@ -686,9 +780,17 @@ def released(tmp_path, head: dict[str, float]):
     ("source", "head", "says"),
     [
         ("oxford:D", {"classifier.0": 0.0}, "torchvision's names.* give torchvision:vgg16@"),
-        ("torchvision:vgg16", {"classifier.1": 0.0}, "the conversion of the authors' nets.*: give .* alone"),
+        (
+            "torchvision:vgg16",
+            {"classifier.1": 0.0},
+            "the conversion of the authors' nets.*: give .* alone",
+        ),
         ("timm:vgg16", {"classifier.1": 0.0}, "the conversion of the authors' nets"),
-        ("torchvision:vgg16", {"classifier.0": float("nan")}, "NaN for its FC layers.*IMAGENET1K_FEATURES@"),
+        (
+            "torchvision:vgg16",
+            {"classifier.0": float("nan")},
+            "NaN for its FC layers.*IMAGENET1K_FEATURES@",
+        ),
         ("torchvision:vgg16.IMAGENET1K_V1", {"classifier.0": float("nan")}, "IMAGENET1K_FEATURES@"),
         ("torchvision:vgg16.IMAGENET1K_FEATURES", {"classifier.0": 0.0}, "has FC layers, unlike"),
     ],
@@ -715,14 +817,16 @@ def test_batch_normalisation_is_timms(tmp_path):
     assert found["pre_logits.fc1.weight"].shape == (4096, 512, 7, 7)
 
 
-# --- without a network ----------------------------------------------------------------------------------------
+# --- without a network ----------------------------------------------------------------------------
 
 
 def refused(*_, **__):
     raise URLError("no network")
 
 
-@pytest.mark.parametrize("spec", ["oxford:D", "torchvision:vgg19", "torchvision:vgg16.IMAGENET1K_FEATURES"])
+@pytest.mark.parametrize(
+    "spec", ["oxford:D", "torchvision:vgg19", "torchvision:vgg16.IMAGENET1K_FEATURES"]
+)
 def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch, spec):
     monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -736,7 +840,12 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch, spec):
         f"into {tmp_path}/hub/checkpoints",
     ):
         assert words in said
-    assert "`weights` mini" in said and "`layer` pool5" in said and "@FILE@" not in said and "--" not in said
+    assert (
+        "`weights` mini" in said
+        and "`layer` pool5" in said
+        and "@FILE@" not in said
+        and "--" not in said
+    )
 
 
 def test_a_page_in_the_cache_is_named(tmp_path, monkeypatch):
@@ -748,7 +857,9 @@ def test_a_page_in_the_cache_is_named(tmp_path, monkeypatch):
 
 
 def test_timm_without_a_hub_asks_once(monkeypatch):
-    """One look, as long as the hub's own patience; then the hub's offline mode, which fails at once."""
+    """One look, as long as the hub's own patience; then the hub's offline mode, which fails at
+    once.
+    """
     import huggingface_hub
     import timm
     from huggingface_hub import constants
@@ -775,7 +886,10 @@ def test_timm_without_a_hub_asks_once(monkeypatch):
     said = str(failed.value)
     assert asked == [(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT, False)]
     assert constants.HF_HUB_OFFLINE is False
-    assert "timm/resnet18" in said and "model.safetensors by hand and give timm:resnet18@FILE; " in said
+    assert (
+        "timm/resnet18" in said
+        and "model.safetensors by hand and give timm:resnet18@FILE; " in said
+    )
     assert "`weights` mini" in said
 
 

@@ -1,4 +1,6 @@
-"""An extraction that is killed, interrupted, refused by the disk or shared goes on, and ends as if nothing had been."""
+"""An extraction that is killed, interrupted, refused by the disk or shared goes on, and ends as if
+nothing had been.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,17 @@ WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
 
 
 def words(root: Path, out: Path, *more: object) -> list[str]:
-    fixed = ["extract", "--dataset", "folder", "--root", root, "--weights", WEIGHTS, "--scales", "40,64"]
+    fixed = [
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        root,
+        "--weights",
+        WEIGHTS,
+        "--scales",
+        "40,64",
+    ]
     return [
         *map(str, fixed),
         "--out",
@@ -58,7 +70,9 @@ def contents(path: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     with h5py.File(path) as file:
         file.visititems(
-            lambda name, item: found.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None
+            lambda name, item: (
+                found.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None
+            )
         )
     facts = {**json.loads(found.pop("facts").tobytes()), "command": ""}
     del found["seconds"]
@@ -91,8 +105,9 @@ def whole(spoilt: Path, tmp_path: Path, run_main: Command) -> Path:
     return tmp_path / "whole.h5"
 
 
-# Forked from one process that has imported everything: a start takes milliseconds, and kills fall into the work.
-# What is described is logged as it happens, what is flushed when it is; a flush is due every 50 ms.
+# Forked from one process that has imported everything: a start takes milliseconds, and kills fall
+# into the work. What is described is logged as it happens, what is flushed when it is; a flush is
+# due every 50 ms.
 KILLER = """
     import json, os, random, signal, sys, time
     import torch
@@ -136,7 +151,8 @@ KILLER = """
             break
         there = []
         if hdf5.format_of(partial):
-            with hdf5.open_file(partial, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
+            kind = store.FORMAT, store.FORMAT_VERSION
+            with hdf5.open_file(partial, *kind, unfinished=True) as file:
                 there = (file.arrays["status"].read(file.descriptor) == store.DONE).nonzero()
             there = list(zip(*(indices.tolist() for indices in there)))
         say("there", json.dumps(there))
@@ -145,7 +161,9 @@ KILLER = """
 
 
 def test_killed_at_any_moment_it_goes_on(spoilt: Path, whole: Path, tmp_path: Path) -> None:
-    """KILLS random SIGKILLs, a new extraction whenever one is finished; the file is that of an uninterrupted run."""
+    """KILLS random SIGKILLs, a new extraction whenever one is finished; the file is that of an
+    uninterrupted run.
+    """
     kills, round_ = 0, 0
     while kills < KILLS:
         out, log = tmp_path / f"{round_}.h5", tmp_path / f"{round_}.log"
@@ -166,7 +184,9 @@ def test_killed_at_any_moment_it_goes_on(spoilt: Path, whole: Path, tmp_path: Pa
                 safe = there
             else:
                 row, scale = map(int, rest.split())
-                assert what == "flushed" or (row, scale) not in safe, "described again although it was there"
+                assert what == "flushed" or (row, scale) not in safe, (
+                    "described again although it was there"
+                )
                 if what == "flushed":
                     safe.add((row, scale))
     print(f"{kills} kills over {round_} extractions")
@@ -185,7 +205,9 @@ def test_an_interrupted_extraction_says_what_it_keeps(
 ) -> None:
     out, write = tmp_path / "f.h5", writer.FeatureWriter.write
 
-    def then_signal(self: writer.FeatureWriter, row: int, scale: int, descriptor: np.ndarray) -> None:
+    def then_signal(
+        self: writer.FeatureWriter, row: int, scale: int, descriptor: np.ndarray
+    ) -> None:
         write(self, row, scale, descriptor)
         if len(self._values) == 13:
             signal.raise_signal(number)
@@ -195,7 +217,9 @@ def test_an_interrupted_extraction_says_what_it_keeps(
         ran = run_main(cli.main, *words(spoilt, out))
     assert ran.status == status and ran.out == ""
     line = ran.err_lines[-1]
-    assert line.startswith("vggfeat: interrupted; ") and line.endswith("the same command goes on from there")
+    assert line.startswith("vggfeat: interrupted; ") and line.endswith(
+        "the same command goes on from there"
+    )
     assert "of 24 images are in" in line and not out.exists()
     with pytest.raises(VggfeatError, match="half-written"):
         vggfeat.open_features(tmp_path / "f.h5.partial")
@@ -204,14 +228,18 @@ def test_an_interrupted_extraction_says_what_it_keeps(
     assert_same_file(out, whole)
 
 
-def test_nothing_is_left_of_an_extraction_that_described_nothing(folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_of_an_extraction_that_described_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
     items = datasets.load("folder", folder)
 
     def interrupt(done: float, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=r"^interrupted$"):
-        extract.extract(items, vggfeat.load(WEIGHTS), tmp_path / "f.h5", scales=(40,), progress=interrupt)
+        extract.extract(
+            items, vggfeat.load(WEIGHTS), tmp_path / "f.h5", scales=(40,), progress=interrupt
+        )
     assert not list(tmp_path.glob("f.h5*"))
 
 
@@ -254,7 +282,8 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
         from vggfeat import datasets, writer
         from vggfeat.extract import description_of
         items = datasets.load("folder", Path(sys.argv[1]))
-        description = description_of(vggfeat.load(sys.argv[3], device="cpu", precision="float32"), "fc7", (40,), True)
+        network = vggfeat.load(sys.argv[3], device="cpu", precision="float32")
+        description = description_of(network, "fc7", (40,), True)
         with writer.FeatureWriter(sys.argv[2], items, description, 512):
             print("open", flush=True)
             sys.stdin.read()
@@ -297,7 +326,7 @@ def test_a_file_with_pending_rows_is_not_finished(folder: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.glob("*.h5*")] == ["f.h5.partial"]
 
 
-# --- what may have changed ---------------------------------------------------------------------------------
+# --- what may have changed ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -349,7 +378,10 @@ def test_other_images_are_refused(begun: Path, folder: Path, run_main: Command) 
     kept, times = first.read_bytes(), first.stat()
     Image.fromarray(photograph(9, 40, 60)).save(first, quality=95)
     ran = run_main(cli.main, *words(folder, begun))
-    assert ran.status == 1 and "was begun with another image blue/00.jpg: it has changed since" in ran.err
+    assert (
+        ran.status == 1
+        and "was begun with another image blue/00.jpg: it has changed since" in ran.err
+    )
     first.unlink()
     assert run_main(cli.main, *words(folder, begun)).status == 1
     first.write_bytes(kept)  # a copy, later; the same picture
@@ -392,7 +424,9 @@ def test_other_labels_versions_and_damage_are_refused(
     extract.extract(items, network, begun, scales=(40, 64), batch_size=1)
 
 
-def test_an_unreadable_image_is_tried_again(spoilt: Path, tmp_path: Path, run_main: Command) -> None:
+def test_an_unreadable_image_is_tried_again(
+    spoilt: Path, tmp_path: Path, run_main: Command
+) -> None:
     kept = Image.fromarray(photograph(3, 40, 60))
     out = tmp_path / "f.h5"
 
@@ -412,7 +446,9 @@ def test_an_unreadable_image_is_tried_again(spoilt: Path, tmp_path: Path, run_ma
         own.flush()
         raise KeyboardInterrupt
     own_again = writer.FeatureWriter(out, items, description, 512, "float32", facts)
-    assert own_again.unreadable[bad] == ("a reason of ö" * 40).encode()[:200].decode("utf-8", "ignore")
+    assert own_again.unreadable[bad] == ("a reason of ö" * 40).encode()[:200].decode(
+        "utf-8", "ignore"
+    )
     assert not own_again.described[bad].any()
     own_again.__exit__(KeyboardInterrupt, None, None)
     kept.save(spoilt / "red" / "03.jpg")
@@ -424,7 +460,7 @@ def test_an_unreadable_image_is_tried_again(spoilt: Path, tmp_path: Path, run_ma
         assert file["errors"][bad] == b""
 
 
-# --- what others do to it ----------------------------------------------------------------------------------
+# --- what others do to it -------------------------------------------------------------------------
 
 
 def _meanwhile(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[Path], object]) -> None:
@@ -494,7 +530,10 @@ def test_rows_that_others_spoil_while_the_file_is_written_are_noticed(
     def scribble(path: Path) -> None:
         with hdf5.open_file(path, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
             done = file.arrays["status"].read(file.descriptor)[:, 0] == store.DONE
-            at = file.arrays["descriptors"].at + int(done.argmax()) * file.arrays["descriptors"].row_bytes
+            at = (
+                file.arrays["descriptors"].at
+                + int(done.argmax()) * file.arrays["descriptors"].row_bytes
+            )
         with open(path, "r+b") as stream:
             stream.seek(at)
             stream.write(b"scribble")
@@ -543,7 +582,9 @@ def test_a_file_that_appears_meanwhile_stays(
     assert_same_file(out, whole)
 
 
-def test_facts_that_could_not_be_read_again_are_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+def test_facts_that_could_not_be_read_again_are_refused_before_the_work(
+    folder: Path, tmp_path: Path
+) -> None:
     """Else the last row is there, and the file can never be finished."""
     network = vggfeat.load(WEIGHTS)
     network.metadata["note"] = "é" * (hdf5.JSON_BYTES // 6)
@@ -589,7 +630,9 @@ def test_two_that_start_together_do_the_work_once(
     assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
 
 
-def test_a_link_at_out_stays_one(spoilt: Path, whole: Path, tmp_path: Path, run_main: Command) -> None:
+def test_a_link_at_out_stays_one(
+    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command
+) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "f.h5").write_text("old")
     (tmp_path / "f.h5").symlink_to(tmp_path / "disk" / "f.h5")
@@ -600,18 +643,25 @@ def test_a_link_at_out_stays_one(spoilt: Path, whole: Path, tmp_path: Path, run_
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_a_warning(
-    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch, number: int
+    spoilt: Path,
+    whole: Path,
+    tmp_path: Path,
+    run_main: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
 ) -> None:
     def no(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(writer.fcntl, "flock", no)
     ran = run_main(cli.main, *words(spoilt, tmp_path / "f.h5"))
-    assert ran.status == 3 and "can't be locked" in ran.err and "start no other extraction" in ran.err
+    assert (
+        ran.status == 3 and "can't be locked" in ran.err and "start no other extraction" in ran.err
+    )
     assert_same_file(tmp_path / "f.h5", whole)
 
 
-# --- images that go away, or were never there ----------------------------------------------------------------
+# --- images that go away, or were never there -----------------------------------------------------
 
 
 @pytest.fixture
@@ -635,10 +685,18 @@ def _at_read(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], obj
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("share", ["", "red"])
 def test_a_share_that_goes_away_stops_it_and_it_goes_on(
-    spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch, alone: None,
-    share: str, workers: int,
-) -> None:  # fmt: skip
-    """All of the images, or those of one folder: no row is marked, nothing is finished; then the file is the same."""
+    spoilt: Path,
+    whole: Path,
+    tmp_path: Path,
+    run_main: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: None,
+    share: str,
+    workers: int,
+) -> None:
+    """All of the images, or those of one folder: no row is marked, nothing is finished; then the
+    file is the same.
+    """
     out, partial = tmp_path / "f.h5", tmp_path / "f.h5.partial"
     with monkeypatch.context() as patch:
         _at_read(patch, 21, lambda: (spoilt / share).rename(tmp_path / "away"))
@@ -646,9 +704,12 @@ def test_a_share_that_goes_away_stops_it_and_it_goes_on(
     assert ran.status == 1 and not out.exists()
     told = ran.err_lines[-1]
     assert (
-        f"the images in {spoilt / 'red'} can't be read any more (no such file): bring back the disk" in told
+        f"the images in {spoilt / 'red'} can't be read any more (no such file): bring back the disk"
+        in told
     )
-    assert f"of 24 images are in {partial}" in told and told.endswith("the same command goes on from there")
+    assert f"of 24 images are in {partial}" in told and told.endswith(
+        "the same command goes on from there"
+    )
     with hdf5.open_file(partial, store.FORMAT, store.FORMAT_VERSION, unfinished=True) as file:
         status = file.arrays["status"].read(file.descriptor)
     assert (status == store.DONE).all(1).sum() >= 8
@@ -656,7 +717,9 @@ def test_a_share_that_goes_away_stops_it_and_it_goes_on(
     assert damaged.tolist() == [7, 15]
 
     before = partial.read_bytes()
-    for more in [()] if share else [(), ("--overwrite",)]:  # of all, there is nothing to begin anew with
+    for more in (
+        [()] if share else [(), ("--overwrite",)]
+    ):  # of all, there is nothing to begin anew with
         ran = run_main(cli.main, *words(spoilt, out, *more))
         assert ran.status == 1 and partial.read_bytes() == before, ran.err
     (tmp_path / "away").rename(spoilt / share)
@@ -668,7 +731,9 @@ def test_a_share_that_goes_away_stops_it_and_it_goes_on(
 def test_what_is_missing_among_good_images_is_a_row_and_no_share(
     folder: Path, tmp_path: Path, run_main: Command
 ) -> None:
-    lines = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.jpg"))]
+    lines = [
+        f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.jpg"))
+    ]
     lines[3:3] = [f"gone/{i}.jpg,red" for i in range(9)]
     (folder / "list.csv").write_text("\n".join(["path,label", *lines]) + "\n")
     line = words(folder / "list.csv", tmp_path / "f.h5")
@@ -683,11 +748,15 @@ def test_a_long_run_of_missing_images_is_no_row_by_row_matter(
 ) -> None:
     """Few of all, but none of so many in a row: they are to come back, or to leave the list."""
     monkeypatch.setattr(extract, "MISSING", 9)
-    there = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.jpg"))]
+    there = [
+        f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.jpg"))
+    ]
     gone = [f"gone/{i}.jpg,red" for i in range(9)]
     line = words(folder / "list.csv", tmp_path / "f.h5")
     line[line.index("folder")] = "csv"
-    (folder / "list.csv").write_text("\n".join(["path,label", *there[:9], *gone, *there[9:]]) + "\n")
+    (folder / "list.csv").write_text(
+        "\n".join(["path,label", *there[:9], *gone, *there[9:]]) + "\n"
+    )
     for _ in range(2):
         ran = run_main(cli.main, *line)
         assert ran.status == 1 and not (tmp_path / "f.h5").exists()
@@ -722,9 +791,9 @@ def test_lists_whose_images_are_mostly_missing_are_refused(
             1,
             "",
             [
-                f"vggfeat: 120 of 144 images that were looked at can't be opened, the first is "
-                f"{folder}/gone/000.jpg: no such file; unpack the images there, or bring back the disk or share that "
-                "they are on"
+                "vggfeat: 120 of 144 images that were looked at can't be opened, the first is"
+                f" {folder}/gone/000.jpg: no such file; unpack the images there, or bring back the"
+                " disk or share that they are on"
             ],
         )
     assert not list(tmp_path.glob("f.h5*"))
@@ -757,8 +826,9 @@ def test_a_retry_without_the_images_leaves_the_file_as_it_is(
     ran = run_main(cli.main, *words(spoilt, whole, "--retry"))
     assert ran.status == 1 and whole.read_bytes() == before and not list(tmp_path.glob("*.partial"))
     assert ran.err_lines == [
-        f"vggfeat: blue/00.jpg, which is described in {whole}, can't be read now (No such file or directory): bring it "
-        "back, or the disk or share that it is on, and the same command goes on, or give another --out"
+        f"vggfeat: blue/00.jpg, which is described in {whole}, can't be read now (No such file or"
+        " directory): bring it back, or the disk or share that it is on, and the same command goes"
+        " on, or give another --out"
     ]
 
 
@@ -779,10 +849,12 @@ def test_a_run_that_goes_on_tells_its_own_images_from_earlier_ones(
     assert "24: 4 by earlier runs, 20 by this one" in ran.out and " in all" in ran.out
 
 
-# --- unreadable rows of a finished file --------------------------------------------------------------------
+# --- unreadable rows of a finished file -----------------------------------------------------------
 
 
-def test_what_was_unreadable_is_described_later(spoilt: Path, tmp_path: Path, run_main: Command) -> None:
+def test_what_was_unreadable_is_described_later(
+    spoilt: Path, tmp_path: Path, run_main: Command
+) -> None:
     out, away = tmp_path / "f.h5", spoilt / "red" / "03.jpg"
     assert run_main(cli.main, *words(spoilt, out)).status == 3
     before = vggfeat.open_features(out)
@@ -802,7 +874,9 @@ def test_what_was_unreadable_is_described_later(spoilt: Path, tmp_path: Path, ru
     assert ran.status == 3 and "going on: 22 of 24" in ran.err and "red/03.jpg" not in ran.err
     after = vggfeat.open_features(out)
     row = after.names.index("red/03.jpg")
-    assert after.readable[row] and np.isfinite(after.descriptors[row]).all() and len(after.errors) == 1
+    assert (
+        after.readable[row] and np.isfinite(after.descriptors[row]).all() and len(after.errors) == 1
+    )
     kept = np.delete(np.arange(24), row)
     np.testing.assert_array_equal(after.descriptors[kept], before.descriptors[kept])
     assert not list(tmp_path.glob("*.partial"))
@@ -830,7 +904,9 @@ def test_an_interrupted_retry_goes_on(
 def test_a_finished_file_without_any_row_is_only_retried_as_it_was_made(
     folder: Path, tmp_path: Path, run_main: Command
 ) -> None:
-    """Earlier versions finished them. Descriptors of other weights would stand under the old description."""
+    """Earlier versions finished them. Descriptors of other weights would stand under the old
+    description.
+    """
     out, items, network = tmp_path / "f.h5", datasets.load("folder", folder), vggfeat.load(WEIGHTS)
     job = (
         items,
@@ -878,7 +954,9 @@ def test_a_reason_that_a_killed_run_has_left_is_gone_when_the_row_is_done(
         assert set(made["errors"][:]) == {b""}
 
 
-def test_an_image_changed_in_its_middle_is_noticed(folder: Path, tmp_path: Path, run_main: Command) -> None:
+def test_an_image_changed_in_its_middle_is_noticed(
+    folder: Path, tmp_path: Path, run_main: Command
+) -> None:
     """A BMP of 300 kB, a square in its middle painted over: the same length, another time."""
     out, bmp = tmp_path / "f.h5", folder / "blue" / "00.bmp"
     Image.fromarray(photograph(1, 300, 340)).save(bmp)
@@ -902,7 +980,9 @@ def test_an_image_changed_in_its_middle_is_noticed(folder: Path, tmp_path: Path,
         extract.extract(items, network, out, scales=(40,), batch_size=1)
     status = bmp.stat()
     bmp.write_bytes(raw)
-    os.utime(bmp, ns=(status.st_atime_ns, status.st_mtime_ns))  # a time that is put back doesn't hide it
+    os.utime(
+        bmp, ns=(status.st_atime_ns, status.st_mtime_ns)
+    )  # a time that is put back doesn't hide it
     with pytest.raises(VggfeatError, match=r"another image blue/00.bmp"):
         extract.extract(items, network, out, scales=(40,), batch_size=1)
 
@@ -912,7 +992,7 @@ def _job(items: datasets.Items, network: Any) -> tuple[Any, ...]:
     return items, description_of(network, "fc7", (40,), True), 512, "float32", facts
 
 
-# --- the device --------------------------------------------------------------------------------------------
+# --- the device -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, MemoryError])
@@ -925,14 +1005,20 @@ def test_out_of_memory_halves_the_batch_and_says_so(kind: type[Exception]) -> No
         sizes.append(len(images_NHWC))
         if len(images_NHWC) > 3:
             raise kind(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+                " bytes"
             )
         return images_NHWC[:, 0, 0, :1].float()
 
     images = [np.full((32, 32, 3), i, np.uint8) for i in range(40)]
-    results = by_shape(images.__getitem__, range(40), (32,), compute, torch.device("cpu"), say=told.append)
+    results = by_shape(
+        images.__getitem__, range(40), (32,), compute, torch.device("cpu"), say=told.append
+    )
     assert {i: int(value[0]) for i, _, value in results} == {i: i for i in range(40)}  # type: ignore[index]
-    assert told[0] == "out of memory on cpu with 40 x 32x32 pixels: batches are half as large from here on"
+    assert (
+        told[0]
+        == "out of memory on cpu with 40 x 32x32 pixels: batches are half as large from here on"
+    )
     assert sizes[:5] == [40, 20, 10, 5, 2] and set(sizes[5:]) == {2} and len(told) == 4
 
     def too_small(images_NHWC: torch.Tensor) -> torch.Tensor:
@@ -969,15 +1055,23 @@ def test_other_errors_of_the_network_are_not_taken_for_memory() -> None:
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(by_shape([np.zeros((9, 9, 3), np.uint8)].__getitem__, [0], (9,), compute, torch.device("cpu")))
+        list(
+            by_shape(
+                [np.zeros((9, 9, 3), np.uint8)].__getitem__, [0], (9,), compute, torch.device("cpu")
+            )
+        )
 
 
-# --- several processes -------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 
-def run_ranks(processes: int, script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+def run_ranks(
+    processes: int, script: str, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
     command = [*torchrun(processes), script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=HANG, env={**os.environ, **more})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=HANG, env={**os.environ, **more}
+    )
 
 
 def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A zoo of odd and broken files through one extraction: each is described as its pixels are, or marked."""
+"""A zoo of odd and broken files through one extraction: each is described as its pixels are, or
+marked.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def zoo() -> dict[str, tuple[bytes, str]]:
     grey = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
     floats = Image.fromarray(grey.astype(np.float32) / 65535)
     frames = [PHOTO.transpose(Image.Transpose.ROTATE_180).quantize() for _ in range(3)]
-    bitmap = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50000, 50000, 1, 24, *[0] * 6)
+    bitmap = b"BM" + struct.pack(
+        "<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50000, 50000, 1, 24, *[0] * 6
+    )
     animals |= {
         "empty.jpg": (b"", "empty file"),
         "text.jpg": (b"<html>404</html>" * 20, "not an image"),
@@ -86,22 +90,43 @@ def zoo() -> dict[str, tuple[bytes, str]]:
         "grey 16.tif": (tiff(grey, 1), "read"),
         "white is zero.tif": (tiff(grey, 0), "read"),
         "float.tif": (encoded(floats, "TIFF"), "read"),
-        "float beyond.tif": (encoded(Image.fromarray(grey.astype(np.float32)), "TIFF"), "float values span"),
+        "float beyond.tif": (
+            encoded(Image.fromarray(grey.astype(np.float32)), "TIFF"),
+            "float values span",
+        ),
         "one pixel.png": (encoded(Image.new("RGB", (1, 1), (9, 200, 3)), "PNG"), "read"),
-        "strip.png": (encoded(Image.new("RGB", (20000, 1)), "PNG"), "20000x1 pixels at Q=32 would be"),
+        "strip.png": (
+            encoded(Image.new("RGB", (20000, 1)), "PNG"),
+            "20000x1 pixels at Q=32 would be",
+        ),
         "short strip.png": (encoded(Image.new("RGB", (4000, 1)), "PNG"), "read"),
         "column.png": (encoded(Image.new("L", (1, 5000), 77), "PNG"), "read"),
-        "long strip.png": (encoded(Image.new("L", (4_000_000, 1)), "PNG"), "4000000x1 pixels at Q=32"),
+        "long strip.png": (
+            encoded(Image.new("L", (4_000_000, 1)), "PNG"),
+            "4000000x1 pixels at Q=32",
+        ),
         "bomb.png": (png(60000, 60000, 8, 2, b"\0" * 1000), "60000x60000 pixels is over"),
         "bomb.bmp": (bitmap, "50000x50000 pixels is over"),
-        "animated.gif": (encoded(PHOTO.quantize(), "GIF", save_all=True, append_images=frames), "read"),
-        "animated.png": (encoded(PHOTO, "PNG", save_all=True, append_images=[PHOTO.rotate(180)]), "read"),
+        "animated.gif": (
+            encoded(PHOTO.quantize(), "GIF", save_all=True, append_images=frames),
+            "read",
+        ),
+        "animated.png": (
+            encoded(PHOTO, "PNG", save_all=True, append_images=[PHOTO.rotate(180)]),
+            "read",
+        ),
         "interlaced.png": (interlaced(np.asarray(PHOTO)), "read"),
         "profile.png": (encoded(PHOTO, "PNG", icc_profile=b"not a profile"), "read"),
         "profile.jpg": (encoded(PHOTO, "JPEG", icc_profile=bytes(70000)), "read"),
-        "exif.jpg": (encoded(PHOTO, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"), "read"),
+        "exif.jpg": (
+            encoded(PHOTO, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
+            "read",
+        ),
         "wrong checksum.png": (encoded(PHOTO, "PNG")[:-16] + b"\1" * 16, ""),
-        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(a) show\n", "not an image"),
+        "postscript.jpg": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(a) show\n",
+            "not an image",
+        ),
         "with spaces  and\ttabs.jpg": (oriented(1), "read"),
         "with\na newline.jpg": (oriented(1), "read"),
         "ünïcödé 图 🦆.jpg": (oriented(1), "read"),
@@ -109,9 +134,12 @@ def zoo() -> dict[str, tuple[bytes, str]]:
         "-- --help.jpg": (oriented(1), "read"),
         "[red]markup.jpg": (oriented(1), "read"),
         f"{'long' * 60}.jpg": (oriented(1), "read"),
-    }  # fmt: skip
+    }
     if features.check("webp"):
-        animals["animated.webp"] = (encoded(PHOTO, "WEBP", save_all=True, append_images=frames), "read")
+        animals["animated.webp"] = (
+            encoded(PHOTO, "WEBP", save_all=True, append_images=frames),
+            "read",
+        )
     return animals
 
 
@@ -127,11 +155,17 @@ def special(folder: Path) -> dict[str, str]:
     (folder / "forbidden.jpg").chmod(0)
     loop = os.strerror(errno.ELOOP).lower()
     reasons = {
-        "a folder.jpg": "is a directory", "nowhere.jpg": "no such file", "loop a.jpg": loop,
-        "loop b.jpg": loop, "pipe.jpg": "not a regular file", "link.jpg": "read",
-        "forbidden.jpg": "read" if os.access(folder / "forbidden.jpg", os.R_OK) else "permission denied",
+        "a folder.jpg": "is a directory",
+        "nowhere.jpg": "no such file",
+        "loop a.jpg": loop,
+        "loop b.jpg": loop,
+        "pipe.jpg": "not a regular file",
+        "link.jpg": "read",
+        "forbidden.jpg": (
+            "read" if os.access(folder / "forbidden.jpg", os.R_OK) else "permission denied"
+        ),
         "gone.jpg": "no such file",
-    }  # fmt: skip
+    }
     return reasons
 
 
@@ -154,7 +188,10 @@ def test_each_is_described_or_marked_in_its_own_row(
     assert len(names) >= 60
     network = vggfeat.load(WEIGHTS)
     report = extract(
-        Items("folder", "unlabelled", folder, names, None, []), network, tmp_path / "f.h5", scales=SCALES
+        Items("folder", "unlabelled", folder, names, None, []),
+        network,
+        tmp_path / "f.h5",
+        scales=SCALES,
     )
     features = vggfeat.open_features(tmp_path / "f.h5")
     assert features.names == names
@@ -164,7 +201,11 @@ def test_each_is_described_or_marked_in_its_own_row(
         if not features.readable[i]:
             reason = features.errors[i]
             assert outcome != "read", f"{name}: {reason}"
-            assert reason == report.unreadable[name] and reason.startswith(outcome) and "\n" not in reason
+            assert (
+                reason == report.unreadable[name]
+                and reason.startswith(outcome)
+                and "\n" not in reason
+            )
             assert np.isnan(x[i]).all()
             continue
         assert outcome in ("read", ""), name
@@ -175,7 +216,9 @@ def test_each_is_described_or_marked_in_its_own_row(
     for name in ("link.jpg", "with\na newline.jpg", "ünïcödé 图 🦆.jpg"):
         assert_same_descriptors(x[names.index(name)], x[photo])
     assert not np.allclose(x[names.index("orientation 3.jpg")], x[photo], rtol=1e-2)
-    print(f"{len(names)} files: {features.readable.sum()} described, {len(report.unreadable)} marked")
+    print(
+        f"{len(names)} files: {features.readable.sum()} described, {len(report.unreadable)} marked"
+    )
 
 
 @needs_peak
@@ -184,7 +227,8 @@ def test_the_command_ends_with_3_and_memory_stays_bounded(
 ) -> None:
     """A bomb that is opened would take 10 GB.
 
-    The peak is /proc's: getrusage's of a new process begins with that of the process which started it.
+    The peak is /proc's: getrusage's of a new process begins with that of the process which started
+    it.
     """
     folder, expected = cage
     script = f"""
@@ -197,7 +241,16 @@ def test_the_command_ends_with_3_and_memory_stays_bounded(
             print({PEAK}, file=sys.stderr)
     """
     small = ("--weights", WEIGHTS, "--scales", "32,48", "--workers", "2", "--device", "cpu")
-    words = ("extract", "--dataset", "folder", "--root", folder.parent, *small, "--out", tmp_path / "f.h5")
+    words = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder.parent,
+        *small,
+        "--out",
+        tmp_path / "f.h5",
+    )
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, words)]
     ran = subprocess.run(command, capture_output=True)
     assert ran.returncode == 3, ran.stderr

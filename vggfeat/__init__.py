@@ -2,7 +2,7 @@
 
 import vggfeat
 
-net = vggfeat.load("mini")                                  # or "D", the released net, fetched when first used
+net = vggfeat.load("mini")                       # or "D", the released net, fetched when first used
 X = vggfeat.embed(net, ["a.jpg", pil_image, array_HWC])     # (3, D) float32, L2-normalised
 
 file = vggfeat.open_features("feats.h5")                    # of `vggfeat extract`

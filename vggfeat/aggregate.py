@@ -1,11 +1,13 @@
 """From raw descriptors to what the SVM sees: pool over scales, L2-normalise, fuse networks.
 
-N images, Q scales, D descriptor length. Descriptors are stored neither pooled nor normalised (they are ReLU
-activations), so every choice here is made afterwards, without a second extraction. A row of NaN (an
-unreadable image) stays a row of NaN through everything; an image never moves to another row.
+N images, Q scales, D descriptor length. Descriptors are stored neither pooled nor normalised (they
+are ReLU activations), so every choice here is made afterwards, without a second extraction. A row
+of NaN (an unreadable image) stays a row of NaN through everything; an image never moves to another
+row.
 
-Paper, Appendix B: "the resulting descriptor" is L2-normalised. With stacking and with several networks, each
-part is normalised by itself, so that a scale or network with larger activations doesn't drown the others.
+Paper, Appendix B: "the resulting descriptor" is L2-normalised. With stacking and with several
+networks, each part is normalised by itself, so that a scale or network with larger activations
+doesn't drown the others.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 
 POOLINGS = ("average", "stack", "max")
 
-# Sums are float64, but only for this many bytes of rows at a time: memory doesn't grow with the dataset.
+# Sums are float64, but only for this many bytes of rows at a time: memory doesn't grow with the
+# dataset.
 BLOCK_BYTES = 1 << 25
 
 
@@ -28,19 +31,25 @@ def _row_blocks(n_rows: int, values_per_row: int) -> list[slice]:
 
 
 def _unit(x: NDArray[np.float64], first_row: int) -> NDArray[np.float64]:
-    """x scaled to length 1 along its last axis; zeros stay zeros, a vector with a NaN becomes all NaN."""
+    """x scaled to length 1 along its last axis; zeros stay zeros, a vector with a NaN becomes all
+    NaN.
+    """
     peak = np.abs(x).max(axis=-1, keepdims=True)  # NaN where any is
     if np.isinf(peak).any():
         row = first_row + int(np.flatnonzero(np.isinf(peak).reshape(len(x), -1).any(axis=1))[0])
-        raise ValueError(f"descriptor row {row} holds an infinite value: extract it again in float32")
-    # Dividing by the peak first keeps the squares of very small or large values from under- or overflowing.
+        raise ValueError(
+            f"descriptor row {row} holds an infinite value: extract it again in float32"
+        )
+    # Dividing by the peak first keeps the squares of very small or large values from under- or
+    # overflowing.
     x = x / np.where(peak == 0, 1, peak)
     norm = np.sqrt((x * x).sum(axis=-1, keepdims=True))
     return x / np.where(norm == 0, 1, norm)
 
 
 def l2_normalise(x_ND: Any) -> NDArray[np.float32]:
-    """Rows scaled to length 1, as a new float32 array (N, D); zeros stay zeros, a row with a NaN becomes NaN.
+    """Rows scaled to length 1, as a new float32 array (N, D); zeros stay zeros, a row with a NaN
+    becomes NaN.
 
     x_ND: (N, D), any float type; an array or an HDF5 dataset.
     ValueError for other shapes or an infinite value.
@@ -57,15 +66,17 @@ def l2_normalise(x_ND: Any) -> NDArray[np.float32]:
 def aggregate(descriptors_NQD: Any, how: str = "average") -> NDArray[np.float32]:
     """One L2-normalised float32 row an image: (N, D) for average and max, (N, Q*D) for stack.
 
-    descriptors_NQD: (N, Q, D), any float type; an array or an HDF5 dataset, which is read block by block.
-    how: "average" or "max" over the scales, then L2; "stack": each scale's descriptor L2-normalised, the
-        scales stacked in their order, and L2 again.
+    descriptors_NQD: (N, Q, D), any float type; an array or an HDF5 dataset, which is read block by
+        block. how: "average" or "max" over the scales, then L2; "stack": each scale's descriptor
+        L2-normalised, the scales stacked in their order, and L2 again.
     ValueError for another `how`, other shapes, no scale, or an infinite value (a float16 overflow).
     """
     if how not in POOLINGS:
         raise ValueError(f"pooling over scales must be one of {', '.join(POOLINGS)}, not {how!r}")
     if len(descriptors_NQD.shape) != 3 or descriptors_NQD.shape[1] == 0:
-        raise ValueError(f"descriptors must be (N, Q, D) with Q > 0, not {tuple(descriptors_NQD.shape)}")
+        raise ValueError(
+            f"descriptors must be (N, Q, D) with Q > 0, not {tuple(descriptors_NQD.shape)}"
+        )
     n_rows, n_scales, length = descriptors_NQD.shape
     out = np.empty((n_rows, n_scales * length if how == "stack" else length), dtype=np.float32)
     for rows in _row_blocks(n_rows, n_scales * length):
@@ -81,10 +92,11 @@ def aggregate(descriptors_NQD: Any, how: str = "average") -> NDArray[np.float32]
 
 
 def fuse(parts: Sequence[Any]) -> NDArray[np.float32]:
-    """Descriptors of several networks for the same images: each L2-normalised, stacked, L2-normalised again.
+    """Descriptors of several networks for the same images: each L2-normalised, stacked,
+    L2-normalised again.
 
-    parts: one (N, D_i) array a network, rows in the same order. One part comes back unchanged, not copied.
-    Returns (N, D_1 + D_2 + …) float32; a row that is NaN in any part is NaN throughout.
+    parts: one (N, D_i) array a network, rows in the same order. One part comes back unchanged, not
+    copied. Returns (N, D_1 + D_2 + …) float32; a row that is NaN in any part is NaN throughout.
     ValueError for no parts or for unequal N.
     """
     if not parts:

@@ -1,4 +1,6 @@
-"""timm's backbones as networks: their dense features, with the preprocessing of timm's configuration."""
+"""timm's backbones as networks: their dense features, with the preprocessing of timm's
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from vggfeat.weights import (
 
 
 class TimmBackbone(nn.Module):
-    """A timm model's dense features as one layer named "features": (N, D, h, w), tokens as (N, D, L, 1)."""
+    """A timm model's dense features as one layer named "features": (N, D, h, w), tokens as (N, D,
+    L, 1).
+    """
 
     def __init__(self, name: str, model: nn.Module) -> None:
         super().__init__()
@@ -49,7 +53,7 @@ class TimmBackbone(nn.Module):
                 pass
         raise VggfeatError(
             f"timm:{name} takes only {height}x{width} images, so it can't be applied densely; "
-            f"choose a backbone without a fixed input size, e.g. timm:resnet50"
+            "choose a backbone without a fixed input size, e.g. timm:resnet50"
         )
 
     def min_side(self, layer: str) -> int:
@@ -69,7 +73,9 @@ def load_timm(what: str, file: Path | None) -> Network:
     """The backbone that timm calls so, its weights fetched or of a file. Raises VggfeatError."""
     import timm
 
-    if not timm.is_model(what.partition(".")[0]):  # its own names only: no other repository, no folder
+    if not timm.is_model(
+        what.partition(".")[0]
+    ):  # its own names only: no other repository, no folder
         raise VggfeatError(
             f"timm has no model {shown(what)}; `python -c 'import timm; print(timm.list_models())'`"
         )
@@ -80,7 +86,8 @@ def load_timm(what: str, file: Path | None) -> Network:
     count = sum(tensor.numel() for tensor in wanted.values())
     if count > MOST_PARAMETERS:
         raise VggfeatError(
-            f"{spec} has {count / 1e6:,.0f} million parameters; at most {MOST_PARAMETERS // 10**6} million are loaded"
+            f"{spec} has {count / 1e6:,.0f} million parameters; at most {MOST_PARAMETERS // 10**6}"
+            " million are loaded"
         )
     config: Any = shapes.pretrained_cfg
     preprocessing = Preprocessing(
@@ -100,17 +107,23 @@ def load_timm(what: str, file: Path | None) -> Network:
     for key, tensor in model.state_dict().items():
         if not finite(tensor):
             raise VggfeatError(f"{spec} has values of {key} that are not finite")
-    return Network(spec, TimmBackbone(what, model), preprocessing, fingerprint(model.state_dict()), metadata)
+    return Network(
+        spec, TimmBackbone(what, model), preprocessing, fingerprint(model.state_dict()), metadata
+    )
 
 
 def _read_for_timm(
     what: str, file: Path, wanted: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that fit a timm model, and what the file says of itself; torchvision's VGGs by timm's names."""
+    """Tensors that fit a timm model, and what the file says of itself; torchvision's VGGs by timm's
+    names.
+    """
     tensors, metadata = read(file)
     vgg = "pre_logits.fc1.weight" in wanted
     first = next(iter(wanted), "")
-    tensors, metadata = bare(tensors, metadata, [["features.0.weight"] if vgg else [first, *wanted]], file)
+    tensors, metadata = bare(
+        tensors, metadata, [["features.0.weight"] if vgg else [first, *wanted]], file
+    )
     if vgg and "mean" not in said(metadata):
         refuse_other_release("torchvision", file, tensors)
     for theirs, ours in TIMM_FC.items():
@@ -130,7 +143,9 @@ def _read_for_timm(
 
 
 def _as_table_1(what: str, metadata: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
-    """A timm model's metadata in the words of a file, which may call a VGG as Table 1 does and has its pooling."""
+    """A timm model's metadata in the words of a file, which may call a VGG as Table 1 does and has
+    its pooling.
+    """
     architecture = what.partition(".")[0]
     own = TORCHVISION_NETS.get(architecture)
     net = told.get("net", "")
@@ -151,7 +166,9 @@ def _timm_says(spec: str, config: Mapping[str, Any] | None = None) -> Iterator[N
 
         place = config.get("url") or "it"
         if config.get("hf_hub_id"):
-            place = hf_hub_url(config["hf_hub_id"], config.get("hf_hub_filename") or "model.safetensors")
+            place = hf_hub_url(
+                config["hf_hub_id"], config.get("hf_hub_filename") or "model.safetensors"
+            )
         raise VggfeatError(
             f"could not get {spec}: {why}; fetch {place} by hand and give {spec}@FILE; {MINI_WORKS}"
         ) from error
@@ -159,7 +176,9 @@ def _timm_says(spec: str, config: Mapping[str, Any] | None = None) -> Iterator[N
 
 @contextmanager
 def _hub_in_reach() -> Iterator[None]:
-    """Where the hub can't be reached, what it has left in its cache is used, without its minute of further attempts."""
+    """Where the hub can't be reached, what it has left in its cache is used, without its minute of
+    further attempts.
+    """
     from huggingface_hub import constants, get_session
 
     offline = constants.HF_HUB_OFFLINE

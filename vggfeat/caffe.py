@@ -1,8 +1,9 @@
-"""Caffe's .caffemodel, as the authors released their nets: blobs of layers -> tensors by the paper's names.
+"""Caffe's .caffemodel, as the authors released their nets: blobs of layers -> tensors by the
+paper's names.
 
-A NetParameter in protobuf's wire format, read by hand: the layers' names, the blobs' shapes and places, and only then
-the values of those layers that Table 1 has. Both of Caffe's forms: `layers` of 2014 and `layer` since.
-Source: src/caffe/proto/caffe.proto of BVLC's Caffe.
+A NetParameter in protobuf's wire format, read by hand: the layers' names, the blobs' shapes and
+places, and only then the values of those layers that Table 1 has. Both of Caffe's forms: `layers`
+of 2014 and `layer` since. Source: src/caffe/proto/caffe.proto of BVLC's Caffe.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class _Blob:
 
 
 def read_caffemodel(file: IO[bytes], size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors `conv1_1.weight` … `fc8.bias`, float32, and metadata: the net, and what all nets of Caffe have.
+    """Tensors `conv1_1.weight` … `fc8.bias`, float32, and metadata: the net, and what all nets of
+    Caffe have.
 
-    size: of the open file. Raises ValueError, the end of a sentence about the file: what is wrong in it.
+    size: of the open file. Raises ValueError, the end of a sentence about the file: what is wrong
+    in it.
     """
     blobs = _blobs(_Wire(file.fileno()), size)
     ours = {name for net in NETS for name in layer_names(net) if re.match("conv|fc", name)}
@@ -63,7 +66,9 @@ def read_caffemodel(file: IO[bytes], size: int) -> tuple[dict[str, Tensor], dict
 
 
 def _shape(name: str, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """As PyTorch has it: of FC layers (out, in), which old blobs give as (1, 1, out, in), FCN as (out, C, H, W)."""
+    """As PyTorch has it: of FC layers (out, in), which old blobs give as (1, 1, out, in), FCN as
+    (out, C, H, W).
+    """
     if kind == "bias":
         return (prod(shape),)
     if name.startswith("fc"):
@@ -73,7 +78,9 @@ def _shape(name: str, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _net(shapes: dict[str, tuple[int, ...]], left_out: list[str]) -> dict[str, str]:
-    """Which net of Table 1 has such convolutions, how wide, for which crop. Raises ValueError where none has."""
+    """Which net of Table 1 has such convolutions, how wide, for which crop. Raises ValueError where
+    none has.
+    """
     kernels = {
         key.removesuffix(".weight"): shape[2:]
         for key, shape in shapes.items()
@@ -87,7 +94,8 @@ def _net(shapes: dict[str, tuple[int, ...]], left_out: list[str]) -> dict[str, s
     else:
         names = sorted(kernels) or left_out
         raise ValueError(
-            f"no net of Table 1 has its layers: {', '.join(names)[:NAME_BYTES] or 'none with values'}"
+            "no net of Table 1 has its layers:"
+            f" {', '.join(names)[:NAME_BYTES] or 'none with values'}"
         )
     width = shapes["conv1_1.weight"][0] / STAGE_CHANNELS[0]
     last = shapes[f"{names[-1]}.weight"][0]
@@ -117,7 +125,8 @@ def _blobs(wire: _Wire, size: int) -> dict[str, list[_Blob]]:
                 blobs.append(_blob(wire, value))
             elif number == 2 and field == 1:
                 raise ValueError(
-                    "it is of Caffe's oldest form: Caffe's upgrade_net_proto_binary makes a newer one"
+                    "it is of Caffe's oldest form: Caffe's upgrade_net_proto_binary makes a"
+                    " newer one"
                 )
         if blobs:
             if name in found:
@@ -152,7 +161,9 @@ class _Wire:
         self.descriptor, self.count = descriptor, 0
 
     def fields(self, low: int, high: int) -> Iterator[tuple[int, int | range]]:
-        """(number, value) of each field of the message in [low, high): a varint, or the place of its bytes."""
+        """(number, value) of each field of the message in [low, high): a varint, or the place of
+        its bytes.
+        """
         while low < high:
             self.count += 1
             if self.count > MOST_FIELDS:

@@ -1,11 +1,13 @@
-"""What is read from somebody else's text: its length, its syntax and the type of each value, before it is used.
+"""What is read from somebody else's text: its length, its syntax and the type of each value, before
+it is used.
 
     record = parse_json(read_text(path, "results"), path)
-    fitted(record, Results, path)       # the record, or a VggfeatError: "r.json: per_class.cat.recall must be …"
+    # the record, or a VggfeatError: "r.json: per_class.cat.recall must be …"
+    fitted(record, Results, path)
 
-A type is written as in Python: `list[str]`, `float | None`, a TypedDict (more keys than it names are left alone),
-a dataclass (more keys are refused), and with `Annotated` a `Range`, `OneOf` or `Several`. A float is finite; a whole
-number may stand for it; a bool is no number.
+A type is written as in Python: `list[str]`, `float | None`, a TypedDict (more keys than it names
+are left alone), a dataclass (more keys are refused), and with `Annotated` a `Range`, `OneOf` or
+`Several`. A float is finite; a whole number may stand for it; a bool is no number.
 """
 
 from __future__ import annotations
@@ -53,14 +55,18 @@ class Several:
 
 
 def path_of(value: Any, what: str) -> Path:
-    """A path that a caller gave. Raises VggfeatError for anything else. what: what it should lead to."""
+    """A path that a caller gave. Raises VggfeatError for anything else. what: what it should lead
+    to.
+    """
     if not isinstance(value, str | os.PathLike):
         raise VggfeatError(f"give the path of {what}, not {shown(value)}")
     return Path(value)
 
 
 def sides(scales: Any) -> tuple[int, ...]:
-    """Smallest sides Q that a caller gave. Raises VggfeatError unless they are whole numbers, one or several."""
+    """Smallest sides Q that a caller gave. Raises VggfeatError unless they are whole numbers, one
+    or several.
+    """
     try:
         return tuple(map(operator.index, scales))
     except TypeError:
@@ -70,7 +76,8 @@ def sides(scales: Any) -> tuple[int, ...]:
 
 
 def regular(path: Path, what: str, hint: str = "") -> int:
-    """Length in bytes of a regular file. Raises VggfeatError for anything else: a pipe or device would never end.
+    """Length in bytes of a regular file. Raises VggfeatError for anything else: a pipe or device
+    would never end.
 
     what: what the file should be, and hint: how to come by it, for the message.
     """
@@ -89,9 +96,11 @@ def regular(path: Path, what: str, hint: str = "") -> int:
 def read_text(
     path: Path, what: str, hint: str = "", *, most: int = MOST_BYTES, errors: str = "strict"
 ) -> str:
-    """The text of a regular file, UTF-8 with or without a byte-order mark. what, hint: see `regular`.
+    """The text of a regular file, UTF-8 with or without a byte-order mark. what, hint: see
+    `regular`.
 
-    errors: as of bytes.decode. Raises VggfeatError: no such file, more than `most` bytes, not UTF-8.
+    errors: as of bytes.decode. Raises VggfeatError: no such file, more than `most` bytes, not
+    UTF-8.
     """
     too_long = VggfeatError(f"{path} is longer than the {most >> 10:,} KiB that {what} may have")
     if regular(path, what, hint) > most:
@@ -106,7 +115,9 @@ def read_text(
     try:
         return data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
-        raise VggfeatError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise VggfeatError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def parse_json(text: str | bytes, where: Any) -> Any:
@@ -135,7 +146,9 @@ def fitted(value: Any, kind: Any, where: Any) -> Any:
 
 
 def fitted_field(value: Any, record: type, key: str, where: Any) -> Any:
-    """value as the type of the dataclass's field `key`. Raises VggfeatError, also where there is no such field."""
+    """value as the type of the dataclass's field `key`. Raises VggfeatError, also where there is no
+    such field.
+    """
     with _told(where):
         if key not in _kinds(record):
             raise _Unfit("", _no_key(record, key))
@@ -180,7 +193,9 @@ def _fitted(value: Any, kind: Any, key: str) -> Any:
         return _sequence(value, origin, arguments, key)
     if origin is dict:
         _refuse(not isinstance(value, dict), key, "a record of names", value)
-        return {name: _fitted(item, arguments[1], _inside(key, name)) for name, item in value.items()}
+        return {
+            name: _fitted(item, arguments[1], _inside(key, name)) for name, item in value.items()
+        }
     if is_typeddict(kind) or dataclasses.is_dataclass(kind):
         return _record(value, kind, key)
     if kind is float:
@@ -212,7 +227,8 @@ def _sequence(value: Any, origin: Any, arguments: tuple[Any, ...], key: str) -> 
         kinds = arguments[:1] * len(value)
     _refuse(len(value) != len(kinds), key, f"a list of {len(kinds)}", value)
     return origin(
-        _fitted(item, part, f"{key}[{i}]") for i, (item, part) in enumerate(zip(value, kinds, strict=True))
+        _fitted(item, part, f"{key}[{i}]")
+        for i, (item, part) in enumerate(zip(value, kinds, strict=True))
     )
 
 
@@ -234,7 +250,9 @@ def _record(value: Any, kind: Any, key: str) -> Any:
         if name in needed and name not in value:
             raise _Unfit(_inside(key, name), "is missing")
     own = {
-        name: _fitted(value[name], part, _inside(key, name)) for name, part in kinds.items() if name in value
+        name: _fitted(value[name], part, _inside(key, name))
+        for name, part in kinds.items()
+        if name in value
     }
     return {**value, **own} if is_typeddict(kind) else kind(**own)
 
@@ -272,7 +290,9 @@ def shown(value: Any) -> str:
     """A value of a file as a message may show it, in at most 60 characters."""
     if isinstance(value, list | tuple | dict):
         return f"a {'record' if isinstance(value, dict) else 'list'} of {len(value)}"
-    if isinstance(value, int) and abs(value) > 10**60:  # beyond 4,300 digits Python doesn't even print it
+    if (
+        isinstance(value, int) and abs(value) > 10**60
+    ):  # beyond 4,300 digits Python doesn't even print it
         return "a huge number"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -23,28 +23,36 @@ from vggfeat.extract import versions
 from vggfeat.protocols import Problem, pool_of
 from vggfeat.store import Description, Features, open_features
 
-SAME = 0.02  # of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image
+SAME = (
+    0.02  # of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image
+)
 
 
 def problem_from(
     paths: Sequence[str | Path], pool: str | None = None, scales: tuple[int, ...] | None = None
 ) -> tuple[Problem, tuple[Description, ...], dict[str, Any]]:
-    """The problem of one or several feature files, the descriptions behind it, and the facts for results.json.
+    """The problem of one or several feature files, the descriptions behind it, and the facts for
+    results.json.
 
-    Several files (nets, layers) of the same images are stacked; an image that is unreadable in one is left out
-    of all. pool: over the scales; None: as the protocol has it. scales: a subset of the stored ones.
-    Raises VggfeatError: see `open_features`, `refuse_other_rows`; descriptors that are the same twice; no labels.
+    Several files (nets, layers) of the same images are stacked; an image that is unreadable in one
+    is left out of all. pool: over the scales; None: as the protocol has it. scales: a subset of the
+    stored ones. Raises VggfeatError: see `open_features`, `refuse_other_rows`; descriptors that are
+    the same twice; no labels.
     """
     files = [open_features(path) for path in paths]
     first = files[0]
     refuse_other_rows(files)
     if first.labels is None:
-        raise VggfeatError(f"{first.path} has no labels (an unlabelled dataset): there is nothing to learn")
+        raise VggfeatError(
+            f"{first.path} has no labels (an unlabelled dataset): there is nothing to learn"
+        )
     parts = tuple(_with_scales(file, scales) for file in files)
     _refuse_repeats(files, parts)
     protocol = str(first.attributes["protocol"])
     pool, pool_by = (pool, "as asked") if pool else pool_of(protocol)
-    X = fuse([aggregate(file.read(part.scales), pool) for file, part in zip(files, parts, strict=True)])
+    X = fuse(
+        [aggregate(file.read(part.scales), pool) for file, part in zip(files, parts, strict=True)]
+    )
     readable = np.logical_and.reduce([file.readable for file in files])
     problem = Problem(
         X=X,
@@ -81,16 +89,19 @@ def problem_from(
 
 
 def _first_of_same(file: Features, X: np.ndarray, readable: np.ndarray) -> np.ndarray:
-    """(N,) the first row of the same image (and box): by the checksum of its file, and its descriptor.
+    """(N,) the first row of the same image (and box): by the checksum of its file, and its
+    descriptor.
 
-    Of a million images some hundred pairs have one CRC-32 by chance; of these none has one descriptor, too. One file's
-    descriptors differ a little by what else was in the batch.
+    Of a million images some hundred pairs have one CRC-32 by chance; of these none has one
+    descriptor, too. One file's descriptors differ a little by what else was in the batch.
     """
     same = np.arange(len(X))
     rows = np.flatnonzero(readable & (file.crc32 != 0))
     _, group, counts = np.unique(file.crc32[rows], return_inverse=True, return_counts=True)
     firsts: dict[int, list[int]] = {}
-    for i, crc in zip(rows[counts[group] > 1].tolist(), group[counts[group] > 1].tolist(), strict=True):
+    for i, crc in zip(
+        rows[counts[group] > 1].tolist(), group[counts[group] > 1].tolist(), strict=True
+    ):
         x_D = X[i].astype(np.float64)
         for j in firsts.setdefault(crc, []):
             boxed = file.boxes is not None and not np.array_equal(file.boxes[i], file.boxes[j])
@@ -107,9 +118,13 @@ def _with_scales(file: Features, scales: tuple[int, ...] | None) -> Description:
 
 
 def _refuse_repeats(files: Sequence[Features], parts: Sequence[Description]) -> None:
-    """Raise VggfeatError where two descriptions are the same: stacked twice, a descriptor is no fusion."""
+    """Raise VggfeatError where two descriptions are the same: stacked twice, a descriptor is no
+    fusion.
+    """
     # where the weights lie, and how they are rounded, makes no other descriptor
-    keys = [replace(part, weights="", precision="", scales=tuple(sorted(part.scales))) for part in parts]
+    keys = [
+        replace(part, weights="", precision="", scales=tuple(sorted(part.scales))) for part in parts
+    ]
     for (a, one), (b, other) in combinations(zip(files, keys, strict=True), 2):
         if one == other:
             raise VggfeatError(
@@ -119,7 +134,9 @@ def _refuse_repeats(files: Sequence[Features], parts: Sequence[Description]) -> 
 
 
 def refuse_other_rows(files: Sequence[Features]) -> None:
-    """Raise VggfeatError unless all files are of the same images, with the same labels and splits."""
+    """Raise VggfeatError unless all files are of the same images, with the same labels and
+    splits.
+    """
     for a, b in combinations(files, 2):
         _refuse_others(a, b)
 
@@ -134,7 +151,9 @@ def _refuse_others(a: Features, b: Features) -> None:
         raise VggfeatError(f"{what} they have {len(a.names)} and {len(b.names)} images")
     for i, (name, other) in enumerate(zip(a.names, b.names, strict=True)):
         if name != other:
-            raise VggfeatError(f"{what} row {i} is {name!r} in the first and {other!r} in the second")
+            raise VggfeatError(
+                f"{what} row {i} is {name!r} in the first and {other!r} in the second"
+            )
     if a.classes != b.classes or not np.array_equal(
         a.labels if a.labels is not None else [], b.labels if b.labels is not None else []
     ):
@@ -154,10 +173,12 @@ class _Stage(TypedDict):
 
 
 def trained_the_net(features: Features) -> np.ndarray:
-    """(N,) bool: the images that trained the net, as far as the weights' history tells; see `pretrain.train`.
+    """(N,) bool: the images that trained the net, as far as the weights' history tells; see
+    `pretrain.train`.
 
-    A stage of it has a digest of the names that it learned from: in a folder of classes, its split0's train and val;
-    below train/, all. Those that couldn't be read are not among them, where the stage had met them before.
+    A stage of it has a digest of the names that it learned from: in a folder of classes, its
+    split0's train and val; below train/, all. Those that couldn't be read are not among them, where
+    the stage had met them before.
     """
     stages: list[_Stage] = []
     metadata = features.attributes.get("weights_metadata")

@@ -1,7 +1,7 @@
 """The `vggfeat` command: parse, call one function, print.
 
-Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says why;
-2 usage; 3 done, but some inputs were unreadable.
+Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says
+why; 2 usage; 3 done, but some inputs were unreadable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ import typer
 
 from vggfeat.checked import fitted, parse_json, shown
 from vggfeat.errors import VggfeatError
-from vggfeat.files import check_outputs, plain, refuse_inputs, try_each, weights_files, write_json, write_text
+from vggfeat.files import (
+    check_outputs,
+    plain,
+    refuse_inputs,
+    try_each,
+    weights_files,
+    write_json,
+    write_text,
+)
 from vggfeat.terminal import (
     CORES,
     columns,
@@ -49,7 +57,9 @@ MOST_DEPTH = 8  # of records inside records that are printed
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B).",
+    help=(
+        "Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B)."
+    ),
 )
 
 
@@ -61,7 +71,9 @@ def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any
             f"{text!r} is not a list of numbers like 256,384,512", param_hint=option
         ) from error
     if not all(0 < value < float("inf") for value in values):
-        raise typer.BadParameter(f"{text!r} has numbers that are not positive and finite", param_hint=option)
+        raise typer.BadParameter(
+            f"{text!r} has numbers that are not positive and finite", param_hint=option
+        )
     if len(set(values)) != len(values):
         raise typer.BadParameter(f"{text!r} has a number twice", param_hint=option)
     return values
@@ -80,11 +92,15 @@ def _dataset_names(incomplete: str) -> list[tuple[str, str]]:
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
 Images = Annotated[
     Path | None,
-    typer.Option(help="Where the images lie now; default: where they were described.", show_default=False),
+    typer.Option(
+        help="Where the images lie now; default: where they were described.", show_default=False
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
@@ -102,7 +118,10 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Images of 224x224 a forward pass; larger ones in proportionally smaller batches; default 8, on a GPU 64.",
+        help=(
+            "Images of 224x224 a forward pass; larger ones in proportionally smaller batches;"
+            " default 8, on a GPU 64."
+        ),
         show_default=False,
     ),
 ]
@@ -110,34 +129,49 @@ BatchSize = Annotated[
 
 @app.command()
 def extract(
-    dataset: Annotated[str, typer.Option(help="See `vggfeat datasets`.", autocompletion=_dataset_names)],
+    dataset: Annotated[
+        str, typer.Option(help="See `vggfeat datasets`.", autocompletion=_dataset_names)
+    ],
     root: Annotated[
         Path | None,
-        typer.Option(help="Where the dataset lies; default $VGGFEAT_DATA, or ./data.", show_default=False),
+        typer.Option(
+            help="Where the dataset lies; default $VGGFEAT_DATA, or ./data.", show_default=False
+        ),
     ] = None,
     net: Annotated[str, typer.Option(help="Net of Table 1; D and E have released weights.")] = "",
     weights: Annotated[
-        str | None, typer.Option(help="See `vggfeat weights`; default oxford:D, the released net D.")
+        str | None,
+        typer.Option(help="See `vggfeat weights`; default oxford:D, the released net D."),
     ] = None,
     layer: Annotated[
         str | None,
         typer.Option(
-            help="The paper's name: conv1_1 ... pool5, fc6, fc7; default fc7, or the last that the weights reach.",
+            help=(
+                "The paper's name: conv1_1 ... pool5, fc6, fc7; default fc7, or the last that the"
+                " weights reach."
+            ),
             show_default=False,
         ),
     ] = None,
     scales: Annotated[
         str | None,
         typer.Option(
-            help="Smallest sides Q in pixels, comma-separated; default: those that the net was trained at, "
-            "256,384,512 for the paper's.",
+            help=(
+                "Smallest sides Q in pixels, comma-separated; default: those that the net was"
+                " trained at, "
+                "256,384,512 for the paper's."
+            ),
             show_default=False,
         ),
     ] = None,
-    mirror: Annotated[bool, typer.Option(help="Average with the mirror image's descriptor.")] = True,
+    mirror: Annotated[
+        bool, typer.Option(help="Average with the mirror image's descriptor.")
+    ] = True,
     max_pool: Annotated[
         Literal["floor", "ceil"] | None,
-        typer.Option(help="How the net's pooling rounds odd sides; default: as the weights were trained."),
+        typer.Option(
+            help="How the net's pooling rounds odd sides; default: as the weights were trained."
+        ),
     ] = None,
     store: Annotated[
         Literal["float16", "float32"], typer.Option(help="Type of the stored descriptors.")
@@ -155,12 +189,16 @@ def extract(
         bool, typer.Option("--dry-run", help="Print what it will take, by a trial; write nothing.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace output files, and a feature file begun otherwise.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace output files, and a feature file begun otherwise."
+        ),
     ] = False,
     retry: Annotated[
         bool,
         typer.Option(
-            "--retry", help="Keep the feature file, and describe what is unreadable in it once more."
+            "--retry",
+            help="Keep the feature file, and describe what is unreadable in it once more.",
         ),
     ] = False,
     json_file: Json = None,
@@ -178,11 +216,14 @@ def extract(
     partial = Path(f"{os.path.realpath(out_file)}.partial")
     read = [folder, *weights_files(weights), partial, out_file if retry else None]
     output = {} if retry else {"--out": out_file}
-    check_outputs({} if dry_run else output, texts={"--json": json_file}, inputs=read, overwrite=overwrite)
+    check_outputs(
+        {} if dry_run else output, texts={"--json": json_file}, inputs=read, overwrite=overwrite
+    )
     with joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
-                "the processes must be on one machine; give each machine its own --dataset and --out"
+                "the processes must be on one machine; give each machine its own --dataset and"
+                " --out"
             )
         items = datasets.load(dataset, folder, download=download)
         refuse_inputs(
@@ -202,16 +243,25 @@ def extract(
                 return
             seen = look(items, extraction.PLANNED)
             plan = extraction.plan(
-                items, seen, network, description, store, batch_size=batch_size, workers=workers,
+                items,
+                seen,
+                network,
+                description,
+                store,
+                batch_size=batch_size,
+                workers=workers,
                 processes=ranks.world,
-            )  # fmt: skip
+            )
             cheaper = plan.cheaper and in_options(plan.cheaper)
             write_json(json_file, {**plan.__dict__, "cheaper": cheaper})
             for remark in items.remarks:
                 say(in_options(remark))
             rows = [
                 *foreword(items, seen, network, description, layer, qs),
-                ("expected time", f"{duration(plan.seconds)} on {ranks.device} in {network.precision}"),
+                (
+                    "expected time",
+                    f"{duration(plan.seconds)} on {ranks.device} in {network.precision}",
+                ),
                 ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
             ]
             if plan.cheaper_seconds is not None:
@@ -253,13 +303,19 @@ def extract(
     images = f"{report.images:,}" + (f" ({len(bad):,} unreadable)" if bad else "")
     time = f"{duration(report.seconds)}, {report.rate:,.2f} images/s"
     if report.earlier:
-        images += f": {report.earlier:,} by earlier runs, {report.images - report.earlier:,} by this one"
+        images += (
+            f": {report.earlier:,} by earlier runs, {report.images - report.earlier:,} by this one"
+        )
         time = (
-            f"{duration(report.run_seconds)}, {report.rate:,.2f} images/s; {duration(report.seconds)} in all"
+            f"{duration(report.run_seconds)}, {report.rate:,.2f} images/s;"
+            f" {duration(report.seconds)} in all"
         )
     rows = [
         ("images", images),
-        ("descriptor", f"{description.layer}, {len(description.scales)} x {network.dim(description.layer)}"),
+        (
+            "descriptor",
+            f"{description.layer}, {len(description.scales)} x {network.dim(description.layer)}",
+        ),
         ("time", time),
     ]
     try_each(
@@ -282,11 +338,14 @@ def svm(
     C: Annotated[
         str, typer.Option("--C", help="auto: chosen on the validation part; or a value or list.")
     ] = "auto",
-    loss: Annotated[Literal["squared_hinge", "hinge"], typer.Option(help="Of the SVM.")] = "squared_hinge",
+    loss: Annotated[
+        Literal["squared_hinge", "hinge"], typer.Option(help="Of the SVM.")
+    ] = "squared_hinge",
     class_weight: Annotated[
         Literal["balanced"] | None,
         typer.Option(
-            help="balanced: errors of small classes count for more, as in scikit-learn.", show_default=False
+            help="balanced: errors of small classes count for more, as in scikit-learn.",
+            show_default=False,
         ),
     ] = None,
     seed: Annotated[
@@ -295,9 +354,12 @@ def svm(
     submission: Annotated[
         Path | None, typer.Option(help="Write VOC comp2 files of the test images here.")
     ] = None,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Save the classifier (HDF5).")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Save the classifier (HDF5).")
+    ] = None,
     solver: Annotated[
-        Literal["newton", "liblinear"], typer.Option(help="All classes at once, or scikit-learn's reference.")
+        Literal["newton", "liblinear"],
+        typer.Option(help="All classes at once, or scikit-learn's reference."),
     ] = "newton",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = CORES,
@@ -331,9 +393,15 @@ def svm(
     # each takes memory at once, whether there is a core for it or not
     torch.set_num_threads(min(workers, CORES))
     outcome = protocols.run(
-        problem, C=cs, seed=seed, loss=loss, solver=solver, device=str(resolve_device(device)),
-        class_weight=class_weight, progress=lambda line: say(in_options(line)),
-    )  # fmt: skip
+        problem,
+        C=cs,
+        seed=seed,
+        loss=loss,
+        solver=solver,
+        device=str(resolve_device(device)),
+        class_weight=class_weight,
+        progress=lambda line: say(in_options(line)),
+    )
     results = {**outcome.results, **about, "command": command()}
     seen, scored = protocols.seen_by_net(results)
     if scored:
@@ -348,7 +416,9 @@ def svm(
 
     def save() -> None:
         if out_file:
-            save_model(out_file, model_from(outcome, problem.classes, parts, about["pool"], results))
+            save_model(
+                out_file, model_from(outcome, problem.classes, parts, about["pool"], results)
+            )
 
     try_each(lambda: write_json(json_file, results), save, submit, lambda: _print_results(results))
 
@@ -382,7 +452,8 @@ def predict(
     )
     classifier = open_model(model, weights=weights or (), device=device)
     refuse_inputs(
-        {"--json": json_file, "--csv": csv_file}, weights_files(*(part.weights for part in classifier.parts))
+        {"--json": json_file, "--csv": csv_file},
+        weights_files(*(part.weights for part in classifier.parts)),
     )
     scores_NK, bad = classifier.scores(
         images, batch_size=batch_size, workers=workers, progress=True, return_unreadable=True
@@ -397,13 +468,18 @@ def predict(
         best = [(classifier.classes[k], float(scores_NK[i, k])) for k in order]
         for rank, (name, score) in enumerate(best):
             table.add_row("" if rank else str(path), name, f"{score:+.3f}")
-        records.append({"image": str(path), "top": [{"class": name, "score": score} for name, score in best]})
+        records.append(
+            {"image": str(path), "top": [{"class": name, "score": score} for name, score in best]}
+        )
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["image", *classifier.classes])
     for i, path in enumerate(images):
         writer.writerow(
-            [path, *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist()))]
+            [
+                path,
+                *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist())),
+            ]
         )
     try_each(
         lambda: write_json(json_file, records),
@@ -423,7 +499,8 @@ def report(
         Path | None, typer.Option(help="From `vggfeat svm --json`; default: the model's.")
     ] = None,
     features: Annotated[
-        list[Path], typer.Option(help="The feature files that the model was trained on, in their order.")
+        list[Path],
+        typer.Option(help="The feature files that the model was trained on, in their order."),
     ] = [],  # noqa: B006
     model: Annotated[Path | None, typer.Option(help="From `vggfeat svm --out`.")] = None,
     root: Images = None,
@@ -431,8 +508,12 @@ def report(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the descriptors."""
-    check_outputs({"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite)
+    """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the
+    descriptors.
+    """
+    check_outputs(
+        {"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite
+    )
     from vggfeat.datasets import at_hand
     from vggfeat.model import open_model
     from vggfeat.report import read_results, write_report
@@ -470,7 +551,9 @@ def neighbours(
         Path | None, typer.Option(help="Also draw them: .png, .jpg or .webp.", show_default=False)
     ] = None,
     root: Images = None,
-    weights: Annotated[str | None, typer.Option(help="Where the weights lie now, if they moved.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Where the weights lie now, if they moved.")
+    ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json_file: Json = None,
@@ -485,7 +568,9 @@ def neighbours(
         overwrite=overwrite,
     )
     if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise typer.BadParameter(f"{picture} must end in .png, .jpg or .webp", param_hint="--picture")
+        raise typer.BadParameter(
+            f"{picture} must end in .png, .jpg or .webp", param_hint="--picture"
+        )
     from vggfeat.datasets import at_hand
     from vggfeat.neighbours import draw, nearest, query_of
     from vggfeat.protocols import pool_of
@@ -496,7 +581,9 @@ def neighbours(
     refuse_inputs(outputs, weights_files(file.description.weights))
     items, why_not = None, ""
     if picture:
-        items, why_not = at_hand(file.attributes["dataset"], file.names, root, file.attributes["root"])
+        items, why_not = at_hand(
+            file.attributes["dataset"], file.names, root, file.attributes["root"]
+        )
         if items is not None:
             refuse_inputs(outputs, items.paths())
     over_scales, why = (pool, "--pool") if pool else pool_of(file.attributes["protocol"])
@@ -549,7 +636,8 @@ def info(
     kind = format_of(file)
     if kind == "vggfeat-posteriors":
         raise VggfeatError(
-            f"{file} holds kept posteriors: `python -m pretrain.evaluate --from {file}` looks at them"
+            f"{file} holds kept posteriors: `python -m pretrain.evaluate --from {file}` looks at"
+            " them"
         )
     if kind == "vggfeat-model":
         from vggfeat.model import open_model
@@ -580,9 +668,11 @@ def info(
             "unreadable": len(f.errors),
             "descriptors": f"{f.shape} {f.dtype}",
             "classes": len(f.classes),
-            "labels": "none"
-            if f.labels is None
-            else ("several an image" if f.labels.ndim == 2 else "one an image"),
+            "labels": (
+                "none"
+                if f.labels is None
+                else ("several an image" if f.labels.ndim == 2 else "one an image")
+            ),
             "splits": {name: len(rows) for name, rows in f.splits.items()},
             "checked": "every byte" if verify else "all but the descriptors (--verify)",
             **f.description.to_dict(),
@@ -606,7 +696,9 @@ def convert(
     check_outputs({"NEW": new}, inputs=[old], overwrite=overwrite)
     from vggfeat.convert import convert as convert_file
 
-    out.print(f"{new}: {convert_file(old, new)}, made of {old}, which stays as it is", soft_wrap=True)
+    out.print(
+        f"{new}: {convert_file(old, new)}, made of {old}, which stays as it is", soft_wrap=True
+    )
 
 
 @app.command()
@@ -631,7 +723,7 @@ def weights() -> None:
     out.print(table)
 
 
-# --- printing ----------------------------------------------------------------------------------------------
+# --- printing -------------------------------------------------------------------------------------
 
 
 def _print_results(results: dict[str, Any]) -> None:
@@ -672,7 +764,11 @@ def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str
         *_trained_rows(facts.get("weights_metadata")),
         ("stored as", str(f.dtype)),
         ("checked", checked),
-        ("made", f"{made}, in {duration(facts['seconds'])}" + (f", by vggfeat {version}" if version else "")),
+        (
+            "made",
+            f"{made}, in {duration(facts['seconds'])}"
+            + (f", by vggfeat {version}" if version else ""),
+        ),
         ("command", facts["command"]),
     ]
 
@@ -711,7 +807,9 @@ def _description_rows(description: Description, values: int | None = None) -> li
 
 
 def _trained_rows(metadata: Any) -> list[tuple[str, str]]:
-    """What the weights' own metadata say of their training, where it is told as our files tell it."""
+    """What the weights' own metadata say of their training, where it is told as our files tell
+    it.
+    """
     from vggfeat.metrics import percent
 
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -721,13 +819,17 @@ def _trained_rows(metadata: Any) -> list[tuple[str, str]]:
         kind = dict[str, dict[str, float | None]]
         errors = fitted(parse_json(str(metadata.get("errors", "{}")), ""), kind, "")
         for images, error in errors.items():
-            told = [f"{name.replace('top', 'top-')} {percent(value)} %" for name, value in error.items()]
+            told = [
+                f"{name.replace('top', 'top-')} {percent(value)} %" for name, value in error.items()
+            ]
             rows.append((f"error, {images.replace('_', '-')} images", ", ".join(told)))
     return rows
 
 
 def _flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Every value of a record with its name, also of the records inside it, and of those that are JSON in a text."""
+    """Every value of a record with its name, also of the records inside it, and of those that are
+    JSON in a text.
+    """
     if isinstance(value, str) and value[:1] in ("{", "["):
         with suppress(VggfeatError):
             value = parse_json(value, name)

@@ -1,9 +1,11 @@
-"""Files of version 1, which libhdf5 has to read -> files of version 2, in a process with limits of memory and time.
+"""Files of version 1, which libhdf5 has to read -> files of version 2, in a process with limits of
+memory and time.
 
     vggfeat convert OLD NEW
 
-Files of version 1 keep texts where HDF5 has no checksums: damage there, or a crafted file, makes libhdf5 run for ever
-or out of memory. So it reads them in a process of its own, which is ended when it takes more than its share.
+Files of version 1 keep texts where HDF5 has no checksums: damage there, or a crafted file, makes
+libhdf5 run for ever or out of memory. So it reads them in a process of its own, which is ended when
+it takes more than its share.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ ROWS = 1 << 24  # bytes of descriptors that are copied at a time
 def convert(old: Path, new: Path) -> str:
     """Write the file `new` with all that is in `old`; it appears whole. What it is, in words.
 
-    Raises VggfeatError: `old` is no file of version 1, is damaged, or takes too much memory or time to read.
+    Raises VggfeatError: `old` is no file of version 1, is damaged, or takes too much memory or time
+    to read.
     """
     try:
         size = os.stat(old).st_size
@@ -56,7 +59,9 @@ def convert(old: Path, new: Path) -> str:
         if child.returncode == REFUSED:
             raise VggfeatError(f"{old} {decode(child.stderr).splitlines()[-1]}")
         if child.returncode:
-            lines = decode(child.stderr).splitlines() or [f"libhdf5 ended with status {child.returncode}"]
+            lines = decode(child.stderr).splitlines() or [
+                f"libhdf5 ended with status {child.returncode}"
+            ]
             raise VggfeatError(f"{old} is damaged: {lines[-1]}")
         found = hdf5.format_of(partial)
         if found is None:
@@ -65,7 +70,9 @@ def convert(old: Path, new: Path) -> str:
 
 
 def _checked(made: Path, format: str) -> str:
-    """What was made, in words, after reading it as everybody will, before it gets its name. Raises VggfeatError."""
+    """What was made, in words, after reading it as everybody will, before it gets its name. Raises
+    VggfeatError.
+    """
     if format == "vggfeat-features":
         from vggfeat.store import open_features
 
@@ -114,7 +121,9 @@ def _convert(old: Path, new: Path) -> None:
     with h5py.File(old, "r", locking=False) as file:
         format, version = file.attrs.get("format"), file.attrs.get("format_version")
         if format not in KINDS or version != 1:
-            raise _Refused(f"is no file of version 1 of this program (its format is {str(format)[:40]!r})")
+            raise _Refused(
+                f"is no file of version 1 of this program (its format is {str(format)[:40]!r})"
+            )
         _refuse_links(file)
         if format == "vggfeat-features":
             _features(file, new)
@@ -157,16 +166,26 @@ def _features(file: h5py.File, new: Path) -> None:
         raise _Refused("is half-written: only a finished extraction can be converted")
     if (status > UNREADABLE).any():
         raise _Refused(f"is damaged: it has a row of status {status.max()}, which there isn't")
-    status_NQ = np.where((status == UNREADABLE)[:, None], UNREADABLE, np.where(done_NQ, DONE, PENDING))
+    status_NQ = np.where(
+        (status == UNREADABLE)[:, None], UNREADABLE, np.where(done_NQ, DONE, PENDING)
+    )
     attributes = file.attrs
     description = _description(json.loads(attributes["description"]))
     root = attributes["root"]
     facts = {
-        **{key: str(attributes[key]) for key in ("dataset", "protocol", "command") if key in attributes},
+        **{
+            key: str(attributes[key])
+            for key in ("dataset", "protocol", "command")
+            if key in attributes
+        },
         "root": decode(root) if isinstance(root, bytes) else str(root),
         "layers": [description["layer"]],
         "description": description,
-        **{key: json.loads(attributes[key]) for key in ("weights_metadata", "versions") if key in attributes},
+        **{
+            key: json.loads(attributes[key])
+            for key in ("weights_metadata", "versions")
+            if key in attributes
+        },
     }
     facts.setdefault("command", "")
     zeros = np.zeros(count, np.int64)
@@ -184,7 +203,8 @@ def _features(file: h5py.File, new: Path) -> None:
     arrays |= {
         "status": status_NQ.astype(np.uint8),
         "errors": np.array(
-            [decode(raw).encode("utf-8", "replace") for raw in file["errors"][:]], f"S{REASON_BYTES}"
+            [decode(raw).encode("utf-8", "replace") for raw in file["errors"][:]],
+            f"S{REASON_BYTES}",
         ),
         # their checksums were of parts of the images: nothing is known of them
         **{f"images/{name}": zeros for name in ("bytes", "modified", "changed")},
@@ -230,11 +250,17 @@ def _posteriors(file: h5py.File) -> dict[str, np.ndarray]:
     for n, key in enumerate(sorted(file["nets"])):
         group = file["nets"][key]
         of = {name: str(value) for name, value in group.attrs.items() if name != "scales"}
-        nets.append({"of": of, "scales": [int(q) for q in group.attrs["scales"]], "modes": list(group)})
+        nets.append(
+            {"of": of, "scales": [int(q) for q in group.attrs["scales"]], "modes": list(group)}
+        )
         for mode in group:
             arrays[f"nets/{n:03d}/{mode}"] = posteriors = group[mode][:]
-            if ((posteriors < 0) | (posteriors > 1 + 1e-5)).any():  # NaN is neither: what can't be read
-                raise _Refused(f"is damaged: nets/{key}/{mode} has values that are no probabilities")
+            if (
+                (posteriors < 0) | (posteriors > 1 + 1e-5)
+            ).any():  # NaN is neither: what can't be read
+                raise _Refused(
+                    f"is damaged: nets/{key}/{mode} has values that are no probabilities"
+                )
     facts = {key: str(file.attrs.get(key, "")) for key in ("dataset", "data", "split")}
     return {
         "facts": document({**facts, "nets": nets}),

@@ -1,21 +1,24 @@
-"""One image, from whatever it comes as, to (H, W, 3) uint8 RGB, where 0 is black and 255 is white; upright.
+"""One image, from whatever it comes as, to (H, W, 3) uint8 RGB, where 0 is black and 255 is white;
+upright.
 
 What the paper leaves open, and what is done here:
-- Transparent pixels are composited over white. Dropping alpha (Pillow's `convert("RGB")`) would show the
-  colours hidden under it, which are whatever the drawing program left there; white is what a page shows.
-- Sixteen-bit grey is divided by 257, which takes 65535 to 255; clipping at 255, as Pillow's `convert` does
-  with integer modes, turns nearly every such image white. Sixteen-bit colour is decoded by Pillow, which
-  keeps the high byte (at most one level away from dividing by 257).
-- ICC profiles are ignored: the nets were trained on pixel values as stored. A broken profile does no harm.
+- Transparent pixels are composited over white. Dropping alpha (Pillow's `convert("RGB")`) would
+  show the colours hidden under it, which are whatever the drawing program left there; white is what
+  a page shows.
+- Sixteen-bit grey is divided by 257, which takes 65535 to 255; clipping at 255, as Pillow's
+  `convert` does with integer modes, turns nearly every such image white. Sixteen-bit colour is
+  decoded by Pillow, which keeps the high byte (at most one level away from dividing by 257).
+- ICC profiles are ignored: the nets were trained on pixel values as stored. A broken profile does
+no harm.
 - Of an animation or a file of several pages, the first frame.
-- EPS and WMF are not read: Pillow hands them to other programs, and a drawing has no pixels of its own. Nor is
-  what isn't listed here and in `headers`: a format that another package adds to Pillow.
+- EPS and WMF are not read: Pillow hands them to other programs, and a drawing has no pixels of its
+  own. Nor is what isn't listed here and in `headers`: a format that another package adds to Pillow.
 
-Memory and time of a file are bounded, by arithmetic, before a pixel is decoded: see `headers`. Where a header
-doesn't tell them, since the decoder believes what lies deeper in the file (AVIF, JPEG 2000, and those that hold
-pictures of other formats: BLP, FITS, ICNS), a process of its own decodes, about 0.3 s an image, within the same
-limits of memory and 30 s of processor time. A file is read whole first, so that it can't change, nor a map of it
-vanish, under a decoder.
+Memory and time of a file are bounded, by arithmetic, before a pixel is decoded: see `headers`.
+Where a header doesn't tell them, since the decoder believes what lies deeper in the file (AVIF,
+JPEG 2000, and those that hold pictures of other formats: BLP, FITS, ICNS), a process of its own
+decodes, about 0.3 s an image, within the same limits of memory and 30 s of processor time. A file
+is read whole first, so that it can't change, nor a map of it vanish, under a decoder.
 """
 
 from __future__ import annotations
@@ -40,14 +43,19 @@ from vggfeat import headers
 from vggfeat.checked import shown
 from vggfeat.errors import UnreachableImage, UnreadableImage, VggfeatError, reason
 
-MAX_PIXELS = 178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
+MAX_PIXELS = (
+    178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
+)
 
 # What `read_rgb` takes, and how a message says it.
 IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 IMAGES = "a path, the bytes of a file, a PIL image, or a NumPy array (H, W, 3)"
 
 _IN_CHILD = ("AVIF", "JPEG2000", "BLP", "FITS", "ICNS")
-_CHILD_SECONDS, _CHILD_WAIT = 30, 120  # of processor time; until it is killed, on a machine that is busy
+_CHILD_SECONDS, _CHILD_WAIT = (
+    30,
+    120,
+)  # of processor time; until it is killed, on a machine that is busy
 _CHILD_OWN_BYTES = 1 << 29  # of addresses, for Python and its libraries
 _EXIF_ORIENTATION = 0x0112
 _MAX_EXIF_BYTES = 64_000_000  # as Pillow unpacks it; a camera's takes less than one
@@ -57,7 +65,8 @@ _WITH_ALPHA = {"1", "L", "P", "RGB", "LA", "La", "PA", "RGBA", "RGBa"}
 _EMPTY = "empty file (0 bytes)"
 _BLOCK = 1 << 22  # pixels that are converted at a time: more than most photographs have
 
-# From an upright array to its view as an image is stored with EXIF orientation k (EXIF 2.32, tag 274).
+# From an upright array to its view as an image is stored with EXIF orientation k (EXIF 2.32, tag
+# 274).
 _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -70,37 +79,45 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 # All decoders are registered here, once, so that threads never meet a half-filled registry.
 Image.init()
-# The most frequent is asked first; those that can't tell by a file's first bytes, and parse for it, last.
+# The most frequent is asked first; those that can't tell by a file's first bytes, and parse for it,
+# last.
 _FORMATS = sorted(
     filter(headers.FORMATS.__contains__, Image.ID),
     key=lambda name: (name != "JPEG", Image.OPEN[name][1] is None),
 )
-# Pillow warns of odd metadata; here an image's outcome is an array or UnreadableImage, and nothing else.
-# `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last in the list, and
-# any filter that the user sets comes before it. Pillow also logs; with no handler, Python would print that.
-# What libtiff itself prints of a damaged compressed TIFF can't be silenced from here.
+# Pillow warns of odd metadata; here an image's outcome is an array or UnreadableImage, and nothing
+# else. `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last
+# in the list, and any filter that the user sets comes before it. Pillow also logs; with no handler,
+# Python would print that. What libtiff itself prints of a damaged compressed TIFF can't be silenced
+# from here.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_rgb(
-    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """One image as (H, W, 3) uint8 RGB, C-contiguous, writeable, upright.
 
-    source: a path; the bytes of a file; a PIL image (its current frame; it is not closed); or an array,
-    (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 (0..65535) or floats (0..1).
-    A uint8 RGB array is not copied if it already is what is returned.
-    max_pixels: H x W above this is refused from the header, before any pixel is decoded; so is a file whose
-    decoding would take more than 16 bytes or 24 steps for each of them, see `headers`. It stands in place of
-    `PIL.Image.MAX_IMAGE_PIXELS`, which is left alone. Arrays are not limited: they are in memory already. Of
-    a PIL image only the size is checked, as its file has been opened by another.
+    source: a path; the bytes of a file; a PIL image (its current frame; it is not closed); or an
+    array, (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 (0..65535) or
+    floats (0..1). A uint8 RGB array is not copied if it already is what is returned.
+    max_pixels: H x W above this is refused from the header, before any pixel is decoded; so is a
+    file whose decoding would take more than 16 bytes or 24 steps for each of them, see `headers`.
+    It stands in place of `PIL.Image.MAX_IMAGE_PIXELS`, which is left alone. Arrays are not limited:
+    they are in memory already. Of a PIL image only the size is checked, as its file has been opened
+    by another.
 
-    EXIF orientation is honoured. Alpha, 16 bits, profiles, animations: see the top of this file. Float images
-    must lie in 0..1; 32-bit integer ones are taken as 16 bits wide and must lie in 0..65535.
-    Safe to call from many threads. Only regular files are opened, so that a pipe or device can't hang it.
+    EXIF orientation is honoured. Alpha, 16 bits, profiles, animations: see the top of this file.
+    Float images must lie in 0..1; 32-bit integer ones are taken as 16 bits wide and must lie in
+    0..65535.
+    Safe to call from many threads. Only regular files are opened, so that a pipe or device can't
+    hang it.
 
-    Raises UnreadableImage for whatever is wrong with the image; its message is the reason, without the path.
+    Raises UnreadableImage for whatever is wrong with the image; its message is the reason, without
+    the path.
     """
     if not isinstance(source, IMAGE_TYPES):
         raise VggfeatError(f"the image is {kind_of(source)}: give {IMAGES}")
@@ -108,7 +125,9 @@ def read_rgb(
         return _rgb_of_array(source)
     if isinstance(source, Image.Image):
         return _decode(lambda: source, max_pixels)
-    data = _read_file(source, max_pixels) if isinstance(source, str | os.PathLike) else bytes(source)
+    data = (
+        _read_file(source, max_pixels) if isinstance(source, str | os.PathLike) else bytes(source)
+    )
     if not data:
         raise UnreadableImage(_EMPTY)
     if next(_accepting(_IN_CHILD, data), None):
@@ -117,7 +136,8 @@ def read_rgb(
 
 
 def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int] | None:
-    """(H, W) in pixels of the upright image, by its header: no pixel is decoded. None where a header doesn't tell.
+    """(H, W) in pixels of the upright image, by its header: no pixel is decoded. None where a
+    header doesn't tell.
 
     source: a path or an array. Raises UnreadableImage where `read_rgb` would before it decodes.
     """
@@ -139,13 +159,18 @@ def kind_of(value: Any) -> str:
     kind = type(value)
     if kind.__module__.partition(".")[0] == "torch" and hasattr(value, "permute"):
         shape = tuple(value.shape)
-        return f"a PyTorch tensor {shape} (tensor.permute(1, 2, 0).cpu().numpy() makes an array of one (3, H, W))"
+        return (
+            f"a PyTorch tensor {shape} (tensor.permute(1, 2, 0).cpu().numpy() makes an array of one"
+            " (3, H, W))"
+        )
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     if isinstance(value, Image.Image):
         return "a PIL image"
     return (
-        shown(value) if value is None or isinstance(value, str | int | float) else f"of type {kind.__name__}"
+        shown(value)
+        if value is None or isinstance(value, str | int | float)
+        else f"of type {kind.__name__}"
     )
 
 
@@ -174,14 +199,20 @@ def _read_file(path: str | os.PathLike[str], max_pixels: int) -> bytes:
 
 def _check_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UnreadableImage("is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        raise UnreadableImage(
+            "is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        )
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe waits for its other end to be opened
+    return os.open(
+        path, flags | getattr(os, "O_NONBLOCK", 0)
+    )  # a pipe waits for its other end to be opened
 
 
-def _accepting(names: Iterable[str], data: bytes) -> Iterator[tuple[str, Callable[..., Image.Image]]]:
+def _accepting(
+    names: Iterable[str], data: bytes
+) -> Iterator[tuple[str, Callable[..., Image.Image]]]:
     prefix = data[:16]
     for name in names:
         if name in Image.OPEN:
@@ -195,8 +226,9 @@ def _accepting(names: Iterable[str], data: bytes) -> Iterator[tuple[str, Callabl
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    # Image.open is this loop and a check for bombs, which either warns or raises without saying the width and
-    # height, comes after formats that decode as they are opened, and whose limit is one global for all threads.
+    # Image.open is this loop and a check for bombs, which either warns or raises without saying the
+    # width and height, comes after formats that decode as they are opened, and whose limit is one
+    # global for all threads.
     for name, factory in _accepting(_FORMATS, data):
         headers.refuse_above_bound(headers.before_opening(name, data), max_pixels)
         file = headers.in_memory(name, data)
@@ -235,10 +267,12 @@ def _unreadable() -> Iterator[None]:
     except MemoryError as error:
         raise UnreadableImage("not enough memory to decode it") from error
     except Exception as error:
-        # Decoders of damaged files raise SyntaxError, struct.error, zlib.error, IndexError, and others too
-        # many to list: one bad image must not stop a run over a million.
+        # Decoders of damaged files raise SyntaxError, struct.error, zlib.error, IndexError, and
+        # others too many to list: one bad image must not stop a run over a million.
         text = str(error) or type(error).__name__
-        cut = isinstance(error, EOFError) or re.search("truncated|unexpected end|eof", text, re.IGNORECASE)
+        cut = isinstance(error, EOFError) or re.search(
+            "truncated|unexpected end|eof", text, re.IGNORECASE
+        )
         raise UnreadableImage(_one_line(f"{'truncated' if cut else 'damaged'}: {text}")) from error
 
 
@@ -251,7 +285,8 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Asked after load(): a PNG may keep EXIF behind its pixels, and Pillow turns a TIFF upright as it loads.
+    # Asked after load(): a PNG may keep EXIF behind its pixels, and Pillow turns a TIFF upright as
+    # it loads.
     try:
         blob = image.info.get("exif") or bytes.fromhex(
             "".join(image.info.get("Raw profile type exif", "").split("\n")[3:])
@@ -264,8 +299,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb_of_pixels(image: Image.Image, orientation: int) -> np.ndarray:
-    # Block by block into the array that is returned: what is computed on the way, up to 30 bytes for a pixel,
-    # never exists for all of a large image.
+    # Block by block into the array that is returned: what is computed on the way, up to 30 bytes
+    # for a pixel, never exists for all of a large image.
     to_rgb = _converter(image)
     sides = (image.width, image.height) if 5 <= orientation <= 8 else (image.height, image.width)
     upright = np.empty((*sides, 3), np.uint8)
@@ -307,7 +342,8 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
 
 def _deep_grey_converter(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # TIFF only
-    # Pillow unpacks 12-bit TIFF as 0..4095, and leaves "0 is white" uninverted, in 16-bit modes only
+    # Pillow unpacks 12-bit TIFF as 0..4095, and leaves "0 is white" uninverted, in 16-bit modes
+    # only
     white = 4095 if image.mode != "I" and tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0] == 12 else 65535
     inverted = image.mode != "I" and tags.get(_TIFF_PHOTOMETRIC) == 0
     transparent = image.info.get("transparency")
@@ -336,11 +372,15 @@ def _rgb_of_array(array: np.ndarray) -> np.ndarray:
     described = kind_of(array)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         turned = "; of (3, H, W), array.transpose(1, 2, 0)" if array.shape[:1] == (3,) else ""
-        raise UnreadableImage(f"{described}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){turned}")
+        raise UnreadableImage(
+            f"{described}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){turned}"
+        )
     if array.size == 0:
         raise UnreadableImage(f"{described}: there is nothing in it")
     if array.dtype.newbyteorder("=") == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 x 257; rounded
+        array = ((array.astype(np.uint32) + 128) // 257).astype(
+            np.uint8
+        )  # 65535 = 255 x 257; rounded
     elif np.issubdtype(array.dtype, np.floating):
         _check_floats([array])
         array = _of_floats(array)
@@ -378,40 +418,54 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
 
 
 def _one_line(reason: str) -> str:
-    # Reasons quote what stands in files: no escape sequence, and nothing that turns the text round, may pass.
+    # Reasons quote what stands in files: no escape sequence, and nothing that turns the text round,
+    # may pass.
     return " ".join("".join(c if c.isprintable() else " " for c in reason).split())[:200]
 
 
 def _decode_in_child(data: bytes, max_pixels: int) -> np.ndarray:
     limits = (max_pixels, headers.bytes_limit(max_pixels) + _CHILD_OWN_BYTES, _CHILD_SECONDS)
     command = [sys.executable, "-m", "vggfeat.decode", *map(str, limits)]
-    # one thread, whose memory is one arena: else the limit on addresses would depend on the number of processors
+    # one thread, whose memory is one arena: else the limit on addresses would depend on the number
+    # of processors
     alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     environment = {**os.environ, **alone, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        # a session of its own: a signal to this process's group ends the run, which waits for this image
+        # a session of its own: a signal to this process's group ends the run, which waits for this
+        # image
         ran = subprocess.run(
-            command, input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_CHILD_WAIT,
-            env=environment, start_new_session=True, check=False,
-        )  # fmt: skip
+            command,
+            input=data,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_CHILD_WAIT,
+            env=environment,
+            start_new_session=True,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise UnreadableImage(f"decoding took more than {_CHILD_WAIT} s") from None
     except OSError as error:
-        raise UnreadableImage(_one_line(f"can't start a process to decode it: {reason(error)}")) from error
+        raise UnreadableImage(
+            _one_line(f"can't start a process to decode it: {reason(error)}")
+        ) from error
     kind, _, rest = ran.stdout.partition(b" ")
     if kind == b"unreadable":
         raise UnreadableImage(_one_line(rest.decode(errors="replace")))
     shape, _, pixels = rest.partition(b"\n")
     if ran.returncode != 0 or kind != b"rgb":
         raise UnreadableImage(
-            f"its decoder crashed, or took more than {_CHILD_SECONDS} s of processor time (status {ran.returncode})"
+            f"its decoder crashed, or took more than {_CHILD_SECONDS} s of processor time (status"
+            f" {ran.returncode})"
         )
     height, width = map(int, shape.split())
     return np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
 
 
 def _child(max_pixels: int, n_bytes: int, seconds: int) -> None:
-    """Decode standard input to standard output: "rgb", height, width, pixels; or "unreadable", the reason."""
+    """Decode standard input to standard output: "rgb", height, width, pixels; or "unreadable", the
+    reason.
+    """
     import resource  # not everywhere; without it nothing is decoded
 
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))

@@ -16,12 +16,13 @@ LARGE = 3 * 4_000_000  # values of an image whose mirror image had better not be
 
 @torch.inference_mode()
 def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) -> Tensor:
-    """Descriptors (N, D) float32: the layer's map averaged over positions, and with the mirror image's.
+    """Descriptors (N, D) float32: the layer's map averaged over positions, and with the mirror
+    image's.
 
-    images_NHWC: uint8 RGB of one shape, on the network's device. The mirror image goes through in the same
-    batch, unless it is large. The average over positions is taken in float32 whatever the network's
-    precision (Appendix B: global average pooling, average with the mirror image's descriptor; not normalised
-    here).
+    images_NHWC: uint8 RGB of one shape, on the network's device. The mirror image goes through in
+    the same batch, unless it is large. The average over positions is taken in float32 whatever the
+    network's precision (Appendix B: global average pooling, average with the mirror image's
+    descriptor; not normalised here).
     """
     if mirror and images_NHWC[0].numel() > LARGE:
         return (

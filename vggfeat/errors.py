@@ -1,11 +1,14 @@
-"""The kinds of failure that a user can meet: a request that can't be done, an image or a disk that refuses."""
+"""The kinds of failure that a user can meet: a request that can't be done, an image or a disk that
+refuses.
+"""
 
 import os
 import sys
 
 
 class VggfeatError(Exception):
-    """A request that can't be done. The message is one line: what is wrong, with which input, what to do.
+    """A request that can't be done. The message is one line: what is wrong, with which input, what
+    to do.
 
     The command line prints it and exits with `status`; `--debug` shows the traceback as well.
     """
@@ -31,11 +34,15 @@ class UnreadableImage(VggfeatError):  # noqa: N818 - the paper trail's word: a r
 
 
 class UnreachableImage(UnreadableImage):
-    """The system doesn't give an image's file: it isn't there, or not now, as on a share that is away."""
+    """The system doesn't give an image's file: it isn't there, or not now, as on a share that is
+    away.
+    """
 
 
 class Interrupted(VggfeatError):  # noqa: N818 - named as what happened
-    """Ctrl-C, or a signal to end; what was done until then is kept. The command exits with 128 + signal."""
+    """Ctrl-C, or a signal to end; what was done until then is kept. The command exits with 128 +
+    signal.
+    """
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -50,7 +57,9 @@ def reason(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain RuntimeError."""
+    """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain
+    RuntimeError.
+    """
     # asked for only where it is there: most errors are told without PyTorch
     of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     return isinstance(error, (MemoryError, of_device)) or "can't allocate memory" in str(error)

@@ -1,8 +1,10 @@
-"""Dataset x network x scales -> feature file. N images, Q scales, D descriptor length, H, W height and width.
+"""Dataset x network x scales -> feature file. N images, Q scales, D descriptor length, H, W height
+and width.
 
-An image is decoded once, in a thread, and rescaled to every Q. Images wait in buckets of exactly one shape;
-a full bucket goes through the network as one batch, so that batching never pads and never changes a result. What is
-described is in the file ten seconds later (`writer`), and isn't described again after a kill.
+An image is decoded once, in a thread, and rescaled to every Q. Images wait in buckets of exactly
+one shape; a full bucket goes through the network as one batch, so that batching never pads and
+never changes a result. What is described is in the file ten seconds later (`writer`), and isn't
+described again after a kill.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ from vggfeat.datasets import Items
 from vggfeat.datasets.items import images_of_classes
 from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb, upright_shape
 from vggfeat.describe import describe
-from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError, out_of_memory
+from vggfeat.errors import (
+    Interrupted,
+    UnreachableImage,
+    UnreadableImage,
+    VggfeatError,
+    out_of_memory,
+)
 from vggfeat.images import MAX_RESCALED_PIXELS, smallest_side, smallest_side_shape
 from vggfeat.look import MISSING, Cheaper, Look, foreword, look, none_readable
 from vggfeat.ranks import Ranks
@@ -45,7 +53,9 @@ from vggfeat.weights import Network
 from vggfeat.writer import FeatureWriter, stamp
 
 FILTER, DECODER = "bilinear, antialiased", "Pillow"
-WAITING_BYTES = 512 << 20  # pixels that may wait in buckets; beyond it the fullest bucket goes on as it is
+WAITING_BYTES = (
+    512 << 20
+)  # pixels that may wait in buckets; beyond it the fullest bucket goes on as it is
 CROP_PIXELS = 224 * 224
 BATCH_SIZE = {"cpu": 8, "cuda": 64, "mps": 16}
 Shape = tuple[int, int, int]  # the number of a scale, height and width there
@@ -55,9 +65,8 @@ TRIAL_SECONDS, TRIAL_SHARE = (
     15.0,
     0.1,
 )  # that a trial takes at most, of all; a fifth of those seconds in any case
-READING = (
-    0.3  # the share of the time from which on an extraction waits for its images rather than for the net
-)
+# the share of the time from which on an extraction waits for its images rather than for the net
+READING = 0.3
 ADVICE_SECONDS, ADVICE_SHARE = (
     10.0,
     0.01,
@@ -69,10 +78,11 @@ HUGE = 4  # times a batch: an image that may be left out where it doesn't fit th
 class Plan:
     """What an extraction will do, before it does it.
 
-    images: N. sampled: the images whose headers tell their sizes. smallest_sides: the least, the median and the
-    largest of them, in pixels. enlarged: by Q, how many of them are smaller than it. gflop: of all forward passes (a
-    multiply-add is two operations). seconds: by a trial on some of the images. cheaper: options that would
-    take much less, about cheaper_seconds; None where they aren't worth a word. bytes: of the feature file.
+    images: N. sampled: the images whose headers tell their sizes. smallest_sides: the least, the
+    median and the largest of them, in pixels. enlarged: by Q, how many of them are smaller than it.
+    gflop: of all forward passes (a multiply-add is two operations). seconds: by a trial on some of
+    the images. cheaper: options that would take much less, about cheaper_seconds; None where they
+    aren't worth a word. bytes: of the feature file.
     """
 
     images: int
@@ -90,8 +100,8 @@ class Plan:
 class Report:
     """What an extraction did, in how many seconds, with those of earlier runs into the same file.
 
-    earlier: images that were there before this run. run_seconds, rate: of this run, in images a second. unreadable:
-    name -> reason, in the order of the rows.
+    earlier: images that were there before this run. run_seconds, rate: of this run, in images a
+    second. unreadable: name -> reason, in the order of the rows.
     """
 
     images: int
@@ -107,7 +117,8 @@ def description_of(
 ) -> Description:
     """A checked Description; layer and scales None are the network's defaults.
 
-    Raises VggfeatError: a layer that the weights don't reach, a repeated scale, a Q that is too small for it.
+    Raises VggfeatError: a layer that the weights don't reach, a repeated scale, a Q that is too
+    small for it.
     """
     layer = network.default_layer if layer is None else layer
     network.require(layer)
@@ -134,18 +145,23 @@ def description_of(
 
 
 def network_of(
-    description: Description, spec: str | os.PathLike[str] | None = None, device: str | torch.device = "auto"
+    description: Description,
+    spec: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
 ) -> Network:
-    """The network that described images so, in its precision. spec: where its weights lie, if they moved.
+    """The network that described images so, in its precision. spec: where its weights lie, if they
+    moved.
 
-    Raises VggfeatError when the weights are missing or are not the same, or no network can describe images so.
+    Raises VggfeatError when the weights are missing or are not the same, or no network can describe
+    images so.
     """
     spec = spec or description.weights
     network = weights.load(spec, device=device, precision=description.precision)
     if network.fingerprint != description.fingerprint:
         raise VggfeatError(
-            f"weights {spec} are not those that described the images (sha256 {network.fingerprint[:12]}, "
-            f"not {description.fingerprint[:12]}); give the right file with `weights`"
+            f"weights {spec} are not those that described the images (sha256"
+            f" {network.fingerprint[:12]}, not {description.fingerprint[:12]}); give the right file"
+            " with `weights`"
         )
     if description.pool != network.metadata.get("pool", description.pool):
         network.set_pool(description.pool)
@@ -157,7 +173,8 @@ def _refuse_small(network: Network, layer: str, scales: Sequence[int]) -> None:
     smallest = network.min_side(layer)
     if min(scales) < smallest:
         raise VggfeatError(
-            f"scale {min(scales)} is too small: {layer} of net {network.name} needs at least {smallest}"
+            f"scale {min(scales)} is too small: {layer} of net {network.name} needs at least"
+            f" {smallest}"
         )
 
 
@@ -171,16 +188,23 @@ def describe_all(
     advance: Callable[[float], None] = lambda images: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
-    """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set order.
+    """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set
+    order.
 
     sources: anything `decode.read_rgb` takes. See `by_shape`.
     """
     rows: dict[int, dict[int, np.ndarray]] = {}
     for i, s, result in by_shape(
-        lambda i: read_rgb(sources[i]), range(len(sources)), description.scales,
-        partial(describe, network, layer=description.layer, mirror=description.mirror), network.device,
-        batch_size=batch_size, workers=workers, advance=advance, say=say,
-    ):  # fmt: skip
+        lambda i: read_rgb(sources[i]),
+        range(len(sources)),
+        description.scales,
+        partial(describe, network, layer=description.layer, mirror=description.mirror),
+        network.device,
+        batch_size=batch_size,
+        workers=workers,
+        advance=advance,
+        say=say,
+    ):
         if isinstance(result, UnreadableImage):
             rows.pop(i, None)
             yield i, result
@@ -205,12 +229,14 @@ def by_shape(
     advance: Callable[[float], None] = lambda images: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, int, np.ndarray | UnreadableImage]]:
-    """Yield (i, s, what `compute` makes of image i at scales[s]), in no set order; (i, 0, error) for an unreadable one.
+    """Yield (i, s, what `compute` makes of image i at scales[s]), in no set order; (i, 0, error)
+    for an unreadable one.
 
-    read: i -> (H, W, 3) uint8 RGB, or UnreadableImage; called in threads. compute: uint8 RGB (n, H, W, 3) of one shape,
-    on the device -> (n, ...). done: (N, Q) bool, what is not wanted. batch_size: images of 224 x 224 pixels at once
-    (by default 8 on a CPU, 64 on a GPU); larger images go in proportionally smaller batches, so that memory stays the
-    same. advance: called after each batch with the work done in images, a scale counting as its Q^2 (images end late,
+    read: i -> (H, W, 3) uint8 RGB, or UnreadableImage; called in threads. compute: uint8 RGB (n, H,
+    W, 3) of one shape, on the device -> (n, ...). done: (N, Q) bool, what is not wanted.
+    batch_size: images of 224 x 224 pixels at once (by default 8 on a CPU, 64 on a GPU); larger
+    images go in proportionally smaller batches, so that memory stays the same. advance: called
+    after each batch with the work done in images, a scale counting as its Q^2 (images end late,
     while their buckets fill). say: a batch didn't fit the device; it and those after it are halved.
     """
     share = np.square(scales) / np.square(scales).sum()
@@ -222,11 +248,15 @@ def by_shape(
     def prepared(i: int) -> list[tuple[int, np.ndarray]]:
         image_HWC = read(i)
         return [
-            (s, smallest_side(image_HWC, q)) for s, q in enumerate(scales) if done is None or not done[i, s]
+            (s, smallest_side(image_HWC, q))
+            for s, q in enumerate(scales)
+            if done is None or not done[i, s]
         ]
 
     def decoded() -> Iterator[tuple[Shape | None, tuple[int, Any]]]:
-        """(shape, (i, image at a scale)) in the order of indices; (None, (i, error)) for an unreadable one."""
+        """(shape, (i, image at a scale)) in the order of indices; (None, (i, error)) for an
+        unreadable one.
+        """
         queue: deque[tuple[int, Future[list[tuple[int, np.ndarray]]]]] = deque()
         upcoming = iter(indices)
         while True:
@@ -305,8 +335,8 @@ def gathered(
 ) -> Iterator[tuple[Shape | None, list[T]]]:
     """Gather images, each with its shape, into batches of one shape: (shape, images).
 
-    A batch goes on when one image more would be more than most_pixels, or when WAITING_BYTES wait and it is the
-    fullest, or at the end; what has no shape at once.
+    A batch goes on when one image more would be more than most_pixels, or when WAITING_BYTES wait
+    and it is the fullest, or at the end; what has no shape at once.
     """
     buckets: dict[Shape, list[T]] = defaultdict(list)
     waiting = 0
@@ -345,15 +375,16 @@ def extract(
     progress: Callable[[float, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Describe every item and write the feature file `out` (contract 3), or go on with `out`.partial.
+    """Describe every item and write the feature file `out` (contract 3), or go on with
+    `out`.partial.
 
-    An extraction that ends early, by whatever, leaves `out`.partial; the same call goes on from there. An unreadable
-    image is no error, but a row of the Report; it is tried again by a call that goes on, and by one with
-    retry where the file is finished. If no image can be read, or their disk or share goes away meanwhile, that is an
-    error, and nothing is finished.
+    An extraction that ends early, by whatever, leaves `out`.partial; the same call goes on from
+    there. An unreadable image is no error, but a row of the Report; it is tried again by a call
+    that goes on, and by one with retry where the file is finished. If no image can be read, or
+    their disk or share goes away meanwhile, that is an error, and nothing is finished.
     ranks: of the processes that share the work; all of them call this, each gets the same Report.
-    progress: called with (work done in images, images in all). say: what is about to be done, what happens on the way,
-    in a sentence.
+    progress: called with (work done in images, images in all). say: what is about to be done, what
+    happens on the way, in a sentence.
     Raises VggfeatError: see `look`, `description_of`, `FeatureWriter`; Interrupted for Ctrl-C.
     """
     seen = look(items)
@@ -366,7 +397,16 @@ def extract(
     }
     dim = network.dim(description.layer)
     make = partial(
-        FeatureWriter, out, items, description, dim, store, facts, overwrite=overwrite, retry=retry, say=say
+        FeatureWriter,
+        out,
+        items,
+        description,
+        dim,
+        store,
+        facts,
+        overwrite=overwrite,
+        retry=retry,
+        say=say,
     )
     with _writer(ranks, make, partial(FeatureWriter.join, out, say)) as writer:
         try:
@@ -402,16 +442,24 @@ def extract(
                     left, cheaper = seconds * (len(items) - work), Cheaper.than(description)
                     if cheaper.worth_saying(left, whole := cheaper.share * seconds * len(items)):
                         say(
-                            f"this will take about {duration(left)} more; with {cheaper.options} all images would "
-                            f"take about {duration(whole)}"
+                            f"this will take about {duration(left)} more; with {cheaper.options}"
+                            f" all images would take about {duration(whole)}"
                         )
 
             advance(0)
             compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
             for i, s, result in by_shape(
-                read, mine.tolist(), description.scales, compute, network.device, done=writer.described,
-                batch_size=batch_size, workers=workers, advance=advance, say=say,
-            ):  # fmt: skip
+                read,
+                mine.tolist(),
+                description.scales,
+                compute,
+                network.device,
+                done=writer.described,
+                batch_size=batch_size,
+                workers=workers,
+                advance=advance,
+                say=say,
+            ):
                 if isinstance(result, UnreadableImage):
                     writer.fail(i, str(result))
                 else:
@@ -428,7 +476,11 @@ def extract(
         except (KeyboardInterrupt, VggfeatError) as error:
             with suppress(VggfeatError):  # a disk that failed fails again
                 writer.flush()
-            kept = f"; {writer.kept()}, and the same command goes on from there" if writer.kept() else ""
+            kept = (
+                f"; {writer.kept()}, and the same command goes on from there"
+                if writer.kept()
+                else ""
+            )
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"interrupted{kept}", *(error.args or [signal.SIGINT])) from error
             raise VggfeatError(f"{error}{kept}") from error
@@ -442,7 +494,8 @@ class _Reader:
     def __init__(self, items: Items, seen: Look, step: int) -> None:
         self._items, self._step = items, step  # step: this process reads every so many-th row
         self._missing: set[int] = set()
-        # One that could be read, of each folder and of all: part of a data set may lie on a share of its own.
+        # One that could be read, of each folder and of all: part of a data set may lie on a share
+        # of its own.
         self._good: dict[Path | None, Path] = {}
         for i in seen.shapes:
             self._note(items.source(i))
@@ -452,8 +505,8 @@ class _Reader:
             self._good[source.parent] = self._good[None] = source
 
     def __call__(self, i: int) -> np.ndarray:
-        """Image i. Raises UnreadableImage; VggfeatError if one that was read before can't be opened any more, either,
-        or if none in a long run of rows can.
+        """Image i. Raises UnreadableImage; VggfeatError if one that was read before can't be opened
+        any more, either, or if none in a long run of rows can.
 
         That one's row and those after it are to be described later, not to be marked as unreadable.
         """
@@ -461,14 +514,18 @@ class _Reader:
         try:
             image_HWC = read_rgb(source)
         except UnreachableImage as error:
-            before = self._good.get(source.parent, self._good.get(None)) if isinstance(source, Path) else None
+            before = (
+                self._good.get(source.parent, self._good.get(None))
+                if isinstance(source, Path)
+                else None
+            )
             if before is not None:
                 try:
                     upright_shape(before)
                 except UnreachableImage:
                     raise VggfeatError(
-                        f"the images in {before.parent} can't be read any more ({error}): bring back the disk or "
-                        "share that they are on"
+                        f"the images in {before.parent} can't be read any more ({error}): bring"
+                        " back the disk or share that they are on"
                     ) from error
                 except UnreadableImage:
                     pass  # it is within reach
@@ -479,7 +536,9 @@ class _Reader:
         return image_HWC
 
     def _refuse_run(self, i: int, error: UnreachableImage) -> None:
-        """Raise VggfeatError where MISSING rows around row i, and nothing between them, can't be opened."""
+        """Raise VggfeatError where MISSING rows around row i, and nothing between them, can't be
+        opened.
+        """
         first = last = i
         while first - self._step in self._missing and last - first < MISSING:
             first -= self._step
@@ -488,8 +547,8 @@ class _Reader:
         if last - first + self._step >= MISSING:
             ends = f"{self._items.root / self._items.names[first]} to {self._items.names[last]}"
             raise VggfeatError(
-                f"no image from {ends} can be opened ({error}): bring back the disk or share that they are on, or take "
-                "them off the list"
+                f"no image from {ends} can be opened ({error}): bring back the disk or share that"
+                " they are on, or take them off the list"
             ) from error
 
 
@@ -513,18 +572,34 @@ def _writer(
 
 @overload
 def embed(
-    network: Network, images: Iterable[Any], scales: Sequence[int] | None = None, *, layer: str | None = None,
-    mirror: bool = True, pool: str = "average", batch_size: int | None = None, workers: int = CORES,
-    progress: bool = False, return_unreadable: Literal[False] = False,
-) -> np.ndarray: ...  # fmt: skip
+    network: Network,
+    images: Iterable[Any],
+    scales: Sequence[int] | None = None,
+    *,
+    layer: str | None = None,
+    mirror: bool = True,
+    pool: str = "average",
+    batch_size: int | None = None,
+    workers: int = CORES,
+    progress: bool = False,
+    return_unreadable: Literal[False] = False,
+) -> np.ndarray: ...
 
 
 @overload
 def embed(
-    network: Network, images: Iterable[Any], scales: Sequence[int] | None = None, *, layer: str | None = None,
-    mirror: bool = True, pool: str = "average", batch_size: int | None = None, workers: int = CORES,
-    progress: bool = False, return_unreadable: Literal[True],
-) -> tuple[np.ndarray, dict[int, str]]: ...  # fmt: skip
+    network: Network,
+    images: Iterable[Any],
+    scales: Sequence[int] | None = None,
+    *,
+    layer: str | None = None,
+    mirror: bool = True,
+    pool: str = "average",
+    batch_size: int | None = None,
+    workers: int = CORES,
+    progress: bool = False,
+    return_unreadable: Literal[True],
+) -> tuple[np.ndarray, dict[int, str]]: ...
 
 
 def embed(
@@ -542,14 +617,15 @@ def embed(
 ) -> np.ndarray | tuple[np.ndarray, dict[int, str]]:
     """L2-normalised descriptors (N, D) float32 of images, (N, Q * D) with pool="stack".
 
-    images: see `list_of_images`. scales: smallest sides Q in pixels; by default `network.default_scales`.
-    layer: the paper's name; by default `network.default_layer`. mirror: average with the mirror image's descriptor.
-    pool: over the scales, "average", "stack" or "max". batch_size: images of 224x224 a forward pass, larger ones in
-    proportionally smaller batches; by default 8, on a GPU 64. workers: threads that decode and rescale.
-    progress: show it on stderr, as the commands do.
-    return_unreadable: return also {index: reason} of the images that can't be read, whose rows are NaN. Without it the
-    first that is met raises UnreadableImage. Raises VggfeatError for what isn't an image, and for settings that don't
-    fit the network.
+    images: see `list_of_images`. scales: smallest sides Q in pixels; by default
+    `network.default_scales`. layer: the paper's name; by default `network.default_layer`. mirror:
+    average with the mirror image's descriptor. pool: over the scales, "average", "stack" or "max".
+    batch_size: images of 224x224 a forward pass, larger ones in proportionally smaller batches; by
+    default 8, on a GPU 64. workers: threads that decode and rescale. progress: show it on stderr,
+    as the commands do.
+    return_unreadable: return also {index: reason} of the images that can't be read, whose rows are
+    NaN. Without it the first that is met raises UnreadableImage. Raises VggfeatError for what isn't
+    an image, and for settings that don't fit the network.
     """
     if not isinstance(network, Network):
         raise VggfeatError(f"`network` must be one that vggfeat.load returns, not {shown(network)}")
@@ -565,14 +641,21 @@ def embed(
 
 
 def list_of_images(images: Iterable[Any]) -> list[Any]:
-    """images as a list, of what `decode.read_rgb` takes: paths, bytes of files, PIL images, arrays (H, W, 3).
+    """images as a list, of what `decode.read_rgb` takes: paths, bytes of files, PIL images, arrays
+    (H, W, 3).
 
     images: a list or tuple, an array (N, H, W, 3), or an iterator, which is read to its end first.
     Raises VggfeatError, which says what to give: one image alone, none, tensors, anything else.
     """
     hint = "give a list of images, and for one image [image]"
-    one = isinstance(images, IMAGE_TYPES) and not (isinstance(images, np.ndarray) and images.ndim in (1, 4))
-    if one or isinstance(images, Mapping | Set | torch.Tensor | IOBase) or not isinstance(images, Iterable):
+    one = isinstance(images, IMAGE_TYPES) and not (
+        isinstance(images, np.ndarray) and images.ndim in (1, 4)
+    )
+    if (
+        one
+        or isinstance(images, Mapping | Set | torch.Tensor | IOBase)
+        or not isinstance(images, Iterable)
+    ):
         raise VggfeatError(f"`images` is {kind_of(images)}: {hint}")
     listed = list(images)
     if not listed:
@@ -592,17 +675,20 @@ def described(
     progress: bool,
     keep_going: bool,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Descriptors (N, Q, D) float32 of images, neither pooled nor normalised; and index -> reason of unreadable ones.
+    """Descriptors (N, Q, D) float32 of images, neither pooled nor normalised; and index -> reason
+    of unreadable ones.
 
-    keep_going: the unreadable ones are rows of NaN; else the first that is met raises UnreadableImage.
-    progress: show it on stderr. The others as of `by_shape`.
+    keep_going: the unreadable ones are rows of NaN; else the first that is met raises
+    UnreadableImage. progress: show it on stderr. The others as of `by_shape`.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         whole = isinstance(value, numbers.Integral) and value >= 1
         if not whole and (value is not None or name == "workers"):
             raise VggfeatError(f"`{name}` must be a whole number from 1 up, not {shown(value)}")
     N, done = len(images), 0.0
-    raw_NQD = np.full((N, len(description.scales), network.dim(description.layer)), np.nan, np.float32)
+    raw_NQD = np.full(
+        (N, len(description.scales), network.dim(description.layer)), np.nan, np.float32
+    )
     unreadable: dict[int, str] = {}
     with terminal.progress("describe", quiet=not progress) as show:
 
@@ -613,9 +699,14 @@ def described(
 
         show(0, N)
         for i, result in describe_all(
-            network, images, description, batch_size=batch_size, workers=workers, advance=advance,
+            network,
+            images,
+            description,
+            batch_size=batch_size,
+            workers=workers,
+            advance=advance,
             say=terminal.say if progress else lambda line: None,
-        ):  # fmt: skip
+        ):
             if not isinstance(result, UnreadableImage):
                 raw_NQD[i] = result
             elif keep_going:
@@ -636,7 +727,8 @@ def plan(
     workers: int = 2,
     processes: int = 1,
 ) -> Plan:
-    """The work and the file of an extraction, from image headers and a trial on some images; writes nothing.
+    """The work and the file of an extraction, from image headers and a trial on some images; writes
+    nothing.
 
     processes: how many share the work, each with a device of its own; the trial is of one.
 
@@ -660,7 +752,12 @@ def plan(
     total = flop / len(few) * (2 if description.mirror else 1) * len(items)
     expected = _expected(items, network, description, seen, batch_size, workers)
     seconds, cheaper = (value / processes for value in expected)
-    size = len(items) * len(description.scales) * network.dim(description.layer) * np.dtype(store).itemsize
+    size = (
+        len(items)
+        * len(description.scales)
+        * network.dim(description.layer)
+        * np.dtype(store).itemsize
+    )
     worth = Cheaper.than(description).worth_saying(seconds, cheaper)
     return Plan(
         images=len(items),
@@ -683,11 +780,13 @@ def _expected(
     batch_size: int | None,
     workers: int,
 ) -> tuple[float, float]:
-    """Seconds that describing all items will take, and with `Cheaper` settings, by describing some of them twice.
+    """Seconds that describing all items will take, and with `Cheaper` settings, by describing some
+    of them twice.
 
-    A batch takes alpha + beta x pixels seconds, as it reads all weights, however few images are in it. So what counts
-    is how full the batches of the whole will be, which follows from the shapes. A shape that is new takes longer, as
-    its kernels are prepared: what the first pass took longer than the second.
+    A batch takes alpha + beta x pixels seconds, as it reads all weights, however few images are in
+    it. So what counts is how full the batches of the whole will be, which follows from the shapes.
+    A shape that is new takes longer, as its kernels are prepared: what the first pass took longer
+    than the second.
     """
     scales, smallest = description.scales, int(np.argmin(description.scales))
     most_pixels = (batch_size or BATCH_SIZE[network.device.type]) * CROP_PIXELS
@@ -708,7 +807,9 @@ def _expected(
             stamp(items.source(i))  # as an extraction does
         return image_HWC
 
-    blank = torch.zeros((1, scales[smallest], scales[smallest], 3), dtype=torch.uint8, device=network.device)
+    blank = torch.zeros(
+        (1, scales[smallest], scales[smallest], 3), dtype=torch.uint8, device=network.device
+    )
     compute(blank).cpu()  # starts threads, asks for memory
     began = time.perf_counter()
     compute(blank).cpu()
@@ -745,9 +846,13 @@ def _expected(
 
     (first, _), (second, timed) = once(), once()
     net = float(timed[:, 1].sum())
-    each = (second - net) / len(chosen)  # of an image: waiting for it to be read, and what is between batches
+    each = (second - net) / len(
+        chosen
+    )  # of an image: waiting for it to be read, and what is between batches
     if each * len(chosen) > READING * second or not len(timed):
-        whole = second / len(chosen) * len(items)  # fuller batches would wait longer for their images
+        whole = (
+            second / len(chosen) * len(items)
+        )  # fuller batches would wait longer for their images
         return whole, whole
     points = np.vstack([timed, of_blank])
     beta, alpha = np.polyfit(points[:, 0], points[:, 1], 1) if np.ptp(points[:, 0]) else (1.0, 0.0)
@@ -755,7 +860,9 @@ def _expected(
         beta, alpha = 1.0, 0.0
     in_trial = alpha * len(timed) + beta * timed[:, 0].sum()
     in_whole = (alpha * len(batches) + beta * pixels) * len(items) / len(seen.shapes)
-    kinds = len({(shape, len(members)) for shape, members in batches}) / len(set(timed[:, 0].tolist()))
+    kinds = len({(shape, len(members)) for shape, members in batches}) / len(
+        set(timed[:, 0].tolist())
+    )
     computing = net * in_whole / in_trial + (first - second) * min(kinds, in_whole / in_trial)
     return (
         computing + each * len(items),
@@ -770,8 +877,12 @@ def forward_flop(network: Network, layer: str, height: int, width: int) -> float
     """Operations of one image's forward pass to a layer; a multiply-add is two."""
     key = (network.fingerprint, layer, height, width)
     if key not in _FLOP:
-        shapes = {k: torch.empty_like(v, device="meta") for k, v in network.module.state_dict().items()}
-        image = torch.empty((1, 3, height, width), dtype=next(iter(shapes.values())).dtype, device="meta")
+        shapes = {
+            k: torch.empty_like(v, device="meta") for k, v in network.module.state_dict().items()
+        }
+        image = torch.empty(
+            (1, 3, height, width), dtype=next(iter(shapes.values())).dtype, device="meta"
+        )
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             torch.func.functional_call(network.module, shapes, (image, layer))
         _FLOP[key] = float(counter.get_total_flops())
@@ -787,7 +898,10 @@ def limited(items: Items, limit: int) -> Items:
         n = np.count_nonzero(images_of_classes(items.labels[:kept], len(items.classes)))
         if n < len(items.classes):
             remarks += (
-                f"`limit` {kept:,} takes the first images, of {n:,} of the {len(items.classes):,} classes",
+                (
+                    f"`limit` {kept:,} takes the first images, of {n:,} of the"
+                    f" {len(items.classes):,} classes"
+                ),
             )
     return replace(
         items,

@@ -1,7 +1,9 @@
-"""Files that appear whole: until a file is complete, what was there before stays; and what may lie at their paths.
+"""Files that appear whole: until a file is complete, what was there before stays; and what may lie
+at their paths.
 
-A file is made in a folder of its own beside its place (`scratch`), whose name nobody can guess and which nobody else
-can write in; then it is moved. Only feature files (`writer`) grow in their own way.
+A file is made in a folder of its own beside its place (`scratch`), whose name nobody can guess and
+which nobody else can write in; then it is moved. Only feature files (`writer`) grow in their own
+way.
 """
 
 from __future__ import annotations
@@ -27,17 +29,20 @@ _PREFIX, _SUFFIX, _UNHELD = ".vggfeat-", ".partial", "unheld"
 
 @contextmanager
 def whole(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A path to write to, with this one's ending: an empty file. It takes this one's place at the end, or is gone.
+    """A path to write to, with this one's ending: an empty file. It takes this one's place at the
+    end, or is gone.
 
-    A file that is there keeps its mode, a new one has what the umask says, however the body made it. Through a link,
-    the file behind it is replaced. durable: the file is on the disk, not only in the system's memory, before it takes
-    its place; for results that took hours.
+    A file that is there keeps its mode, a new one has what the umask says, however the body made
+    it. Through a link, the file behind it is replaced. durable: the file is on the disk, not only
+    in the system's memory, before it takes its place; for results that took hours.
     Raises CantWrite: a link to nothing, a folder, a device, a disk that refuses (also in the body).
     """
     try:
         target, before = place_of(path)
         with scratch(target.parent) as folder:
-            partial = folder / f"f{target.suffix}"  # never longer than the name itself, and mostly ASCII
+            partial = (
+                folder / f"f{target.suffix}"
+            )  # never longer than the name itself, and mostly ASCII
             fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             mode = stat.S_IMODE(os.fstat(fd).st_mode if before is None else before.st_mode)
             _own(partial, 0o600)
@@ -60,11 +65,12 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A folder in `parent` that only this process knows and only this user can enter; gone at the end.
+    """A folder in `parent` that only this process knows and only this user can enter; gone at the
+    end.
 
-    It is held by a lock while it is in use: what a killed process left in `parent` is removed by the next call, what
-    others are making there stays. Folders of another machine are never touched, nor any where there are no locks.
-    Raises OSError.
+    It is held by a lock while it is in use: what a killed process left in `parent` is removed by
+    the next call, what others are making there stays. Folders of another machine are never touched,
+    nor any where there are no locks. Raises OSError.
     """
     _sweep(parent)
     folder, held = _make(parent)
@@ -101,7 +107,9 @@ def _make(parent: Path) -> tuple[Path, int | None]:
 
 
 def _own(path: Path, mode: int) -> None:
-    """Let this user write there, whatever the umask takes away: a new file's own mode comes last."""
+    """Let this user write there, whatever the umask takes away: a new file's own mode comes
+    last.
+    """
     if path.stat().st_mode & mode != mode:
         with suppress(OSError):  # file systems without modes refuse
             path.chmod(mode)
@@ -142,16 +150,20 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-# --- what lies at a path ---------------------------------------------------------------------------------------
+# --- what lies at a path --------------------------------------------------------------------------
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Of what lies at a path, behind links; None where nothing does. Raises CantWrite for a path that can't be."""
+    """Of what lies at a path, behind links; None where nothing does. Raises CantWrite for a path
+    that can't be.
+    """
     try:
         return os.stat(path)
     except FileNotFoundError:
         if os.path.islink(path):
-            raise CantWrite(f"{path} is a link to nothing: remove it, or give another name") from None
+            raise CantWrite(
+                f"{path} is a link to nothing: remove it, or give another name"
+            ) from None
         return None
     except NotADirectoryError:
         return None  # there is no such folder, as its sentence says
@@ -162,7 +174,9 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def place_of(path: Path) -> tuple[Path, os.stat_result | None]:
-    """The file that stands behind a path, and what is there now. Raises CantWrite where no file can take its place."""
+    """The file that stands behind a path, and what is there now. Raises CantWrite where no file can
+    take its place.
+    """
     there = _stat(path)
     if there is not None and stat.S_ISDIR(there.st_mode):
         raise CantWrite(f"{path} is a folder; give the name of a file")
@@ -175,14 +189,20 @@ def place_of(path: Path) -> tuple[Path, os.stat_result | None]:
 
 
 def _is_stream(there: os.stat_result | None) -> bool:
-    """Whether text is written into what is there, and nothing put in its place: a device, a pipe, stdout's own file."""
+    """Whether text is written into what is there, and nothing put in its place: a device, a pipe,
+    stdout's own file.
+    """
     if there is None:
         return False
-    return stat.S_ISCHR(there.st_mode) or stat.S_ISFIFO(there.st_mode) or _standard(there) is not None
+    return (
+        stat.S_ISCHR(there.st_mode) or stat.S_ISFIFO(there.st_mode) or _standard(there) is not None
+    )
 
 
 def _standard(there: os.stat_result) -> int | None:
-    """The descriptor of stdout or stderr, where this is its file: /dev/stdout can be a socket, or a file half full."""
+    """The descriptor of stdout or stderr, where this is its file: /dev/stdout can be a socket, or a
+    file half full.
+    """
     for fd in (1, 2):
         with suppress(OSError):  # closed
             if os.path.samestat(there, os.fstat(fd)):
@@ -198,15 +218,17 @@ def check_outputs(
     inputs: Iterable[Path | None] = (),
     overwrite: bool = False,
 ) -> None:
-    """Refuse, before the work, what a command can't or mustn't write. The one rule for whatever lies at a path:
+    """Refuse, before the work, what a command can't or mustn't write. The one rule for whatever
+    lies at a path:
 
-    What the command reads is never written, nor one path twice. What exists stays, unless `overwrite`. Folders, links
-    to nothing, sockets and disks are refused; pipes and devices take text only. A file is written there now, under the
-    name that is asked for but in a folder of its own, and removed: no folder, no permission, no space, no such name.
+    What the command reads is never written, nor one path twice. What exists stays, unless
+    `overwrite`. Folders, links to nothing, sockets and disks are refused; pipes and devices take
+    text only. A file is written there now, under the name that is asked for but in a folder of its
+    own, and removed: no folder, no permission, no space, no such name.
 
-    files, texts, folders: the outputs, by the options that name them. Texts can go to a pipe; a folder must be absent
-    or empty, and may lack its parents. inputs: what the command reads, files or folders, there or not.
-    Raises VggfeatError.
+    files, texts, folders: the outputs, by the options that name them. Texts can go to a pipe; a
+    folder must be absent or empty, and may lack its parents. inputs: what the command reads, files
+    or folders, there or not. Raises VggfeatError.
     """
     texts, folders = texts or {}, folders or {}
     refuse_inputs({**files, **texts, **folders}, inputs)
@@ -229,7 +251,9 @@ def check_outputs(
 
 
 def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
-    """Refuse to write what the command reads: by another name, by links, or what isn't there yet."""
+    """Refuse to write what the command reads: by another name, by links, or what isn't there
+    yet.
+    """
     wanted: dict[Any, str] = {}
     for option, path in outputs.items():
         there = None if path is None else _stat(path)
@@ -249,7 +273,9 @@ def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | No
 
 
 def weights_files(*specs: str | None) -> list[Path]:
-    """The files, for `inputs`, that sources of weights may name: FILE, which can have an @ in it, or oxford:D@FILE."""
+    """The files, for `inputs`, that sources of weights may name: FILE, which can have an @ in it,
+    or oxford:D@FILE.
+    """
     names = {name for spec in specs if spec for name in (spec, spec.partition("@")[2])}
     return [Path(name) for name in names if name]
 
@@ -261,7 +287,9 @@ def refuse_filled(folder: Path) -> None:
 
 
 def _try(target: Path, asked: Path) -> None:
-    """Write where target will be, under its name and those of the folders that it lacks, and leave nothing."""
+    """Write where target will be, under its name and those of the folders that it lacks, and leave
+    nothing.
+    """
     there = target.parent
     while not os.path.lexists(there):
         there = there.parent
@@ -294,7 +322,7 @@ def try_each(*writes: Callable[[], object]) -> None:
         raise errors[0]
 
 
-# --- texts -----------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def write_json(path: Path | None, value: Any) -> None:
@@ -303,9 +331,13 @@ def write_json(path: Path | None, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """value in JSON's own types: NumPy's as numbers and lists, NaN and infinity as null, what JSON lacks as text."""
+    """value in JSON's own types: NumPy's as numbers and lists, NaN and infinity as null, what JSON
+    lacks as text.
+    """
     if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else _word(key): plain(part) for key, part in value.items()}
+        return {
+            key if isinstance(key, str) else _word(key): plain(part) for key, part in value.items()
+        }
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(part) for part in value]
     if hasattr(value, "tolist"):  # NumPy's, PyTorch's
@@ -324,7 +356,9 @@ def _word(key: Any) -> str:
 
 
 def write_text(path: Path | None, text: str) -> None:
-    """Write text to path, if there is one, a file, a pipe or a device. Raises CantWrite where the disk refuses."""
+    """Write text to path, if there is one, a file, a pipe or a device. Raises CantWrite where the
+    disk refuses.
+    """
     if path is None:
         return
     content = text.encode("utf-8", "backslashreplace")
@@ -336,7 +370,9 @@ def write_text(path: Path | None, text: str) -> None:
     assert there is not None
     try:
         own = _standard(there)
-        with open(os.open(path, os.O_WRONLY | os.O_NOCTTY) if own is None else os.dup(own), "wb") as stream:
+        with open(
+            os.open(path, os.O_WRONLY | os.O_NOCTTY) if own is None else os.dup(own), "wb"
+        ) as stream:
             stream.write(content)
     except OSError as error:
         raise CantWrite(f"can't write {path}: {reason(error)}") from error

@@ -1,9 +1,11 @@
-"""A net's layers, on a CPU and without gradients with less traffic to memory than PyTorch's modules have.
+"""A net's layers, on a CPU and without gradients with less traffic to memory than PyTorch's modules
+have.
 
-On a processor with matrix units a convolution of VGG's takes less time than the ReLU after it, or the pooling of a
-large map, or the rearrangement of fc6's weights for each batch. So a convolution writes its map once, after the ReLU;
-a max-pool is two maxima over whole rows of channels; and an FC layer on a map is one product of a matrix with all
-windows. N images, H, W height and width, C, D channels; maps are channels-last in memory.
+On a processor with matrix units a convolution of VGG's takes less time than the ReLU after it, or
+the pooling of a large map, or the rearrangement of fc6's weights for each batch. So a convolution
+writes its map once, after the ReLU; a max-pool is two maxima over whole rows of channels; and an FC
+layer on a map is one product of a matrix with all windows. N images, H, W height and width, C, D
+channels; maps are channels-last in memory.
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-# oneDNN's bfloat16 convolution takes up to five times as long on maps of some widths: 383, 359, 335, never a multiple
-# of four, never a narrow map
+# oneDNN's bfloat16 convolution takes up to five times as long on maps of some widths: 383, 359,
+# 335, never a multiple of four, never a narrow map
 WIDE, COLUMNS = 256, 4
 WINDOW_BYTES = 1 << 28  # of windows laid out side by side at a time
 
 
 def applies(x: Tensor) -> bool:
-    """Whether x takes the quick way: on a CPU, without gradients or autocast, in a type that oneDNN has on this one.
+    """Whether x takes the quick way: on a CPU, without gradients or autocast, in a type that oneDNN
+    has on this one.
 
     Not while a graph is recorded: an exported net keeps to PyTorch's public operations.
     """
@@ -44,8 +47,8 @@ def applies(x: Tensor) -> bool:
 def layers(modules: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
     """What the modules make of x one after the other; a ReLU follows each convolution.
 
-    Bit for bit. In bfloat16 only: in float32 the convolutions take nearly all of the time, and oneDNN may sum in
-    another order where a ReLU follows.
+    Bit for bit. In bfloat16 only: in float32 the convolutions take nearly all of the time, and
+    oneDNN may sum in another order where a ReLU follows.
     """
     modules, x = list(modules), x_NCHW
     if (
@@ -67,9 +70,17 @@ def layers(modules: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
                 x = F.pad(x, (0, -width % COLUMNS))
             # oneDNN's convolution with an elementwise end, which torch.compile uses as well
             x = torch.ops.mkldnn._convolution_pointwise(
-                x, before.weight, before.bias, before.padding, before.stride, before.dilation, before.groups,
-                "relu", [], "",
-            )  # fmt: skip
+                x,
+                before.weight,
+                before.bias,
+                before.padding,
+                before.stride,
+                before.dilation,
+                before.groups,
+                "relu",
+                [],
+                "",
+            )
             x[..., width:] = 0
             before = None
         else:
@@ -81,7 +92,9 @@ def layers(modules: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
 
 
 def max_pool(x_NCHW: Tensor, ceil: bool) -> Tensor:
-    """2x2 at stride 2. PyTorch's own compares one value after the other where the type is bfloat16."""
+    """2x2 at stride 2. PyTorch's own compares one value after the other where the type is
+    bfloat16.
+    """
     if min(x_NCHW.shape[2:]) < 2 and not ceil:
         return F.max_pool2d(x_NCHW, 2, 2)  # raises: there is no window
     x_NHWC = x_NCHW.permute(0, 2, 3, 1)
@@ -99,7 +112,9 @@ def max_pool(x_NCHW: Tensor, ceil: bool) -> Tensor:
 
 
 def windows(x_NCHW: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
-    """An FC layer at each k x k window of a map, (N, D, H - k + 1, W - k + 1). weight: (D, C * k * k)."""
+    """An FC layer at each k x k window of a map, (N, D, H - k + 1, W - k + 1). weight: (D, C * k *
+    k).
+    """
     if not applies(x_NCHW):
         return F.conv2d(x_NCHW, weight.view(len(weight), -1, k, k), bias)
     N, C, H, W = x_NCHW.shape

@@ -1,16 +1,20 @@
-"""HDF5 files that are written and read by plain writes and reads; libhdf5 never opens one that is not its own.
+"""HDF5 files that are written and read by plain writes and reads; libhdf5 never opens one that is
+not its own.
 
-libhdf5 trusts what it reads: a damaged or crafted file leads it into endless loops, out of memory, into crashes, and a
-full disk makes it crash as it closes. So it only draws up the structure of a file here, in memory. The values go to
-their places by plain writes; and a table in front of the file, in HDF5's user block, says where each array lies, for a
-reader that needs nothing else. Any program with HDF5 reads the same arrays: `docs/formats.md`.
+libhdf5 trusts what it reads: a damaged or crafted file leads it into endless loops, out of memory,
+into crashes, and a full disk makes it crash as it closes. So it only draws up the structure of a
+file here, in memory. The values go to their places by plain writes; and a table in front of the
+file, in HDF5's user block, says where each array lies, for a reader that needs nothing else. Any
+program with HDF5 reads the same arrays: `docs/formats.md`.
 
-    0  magic | 8 length of the table, its CRC-32 | 16 a number that is this file's own | 32 seal | 64 the table, JSON
+    0 magic | 8 length of the table, its CRC-32 | 16 a number that is this file's own
+    32 seal | 64 the table, JSON
 
-The seal is a SHA-256 of the whole file but for itself and the arrays that have checksums of their own, row by row; it
-is written last, and zeros say that the file is not finished. Nothing is allocated, read or trusted before its place
-and size are known to lie within the file: opening one takes at most 16 times the bytes of its arrays, those with
-checksums of their own left out, and 400 MB for its documents; reading an array takes its own bytes.
+The seal is a SHA-256 of the whole file but for itself and the arrays that have checksums of their
+own, row by row; it is written last, and zeros say that the file is not finished. Nothing is
+allocated, read or trusted before its place and size are known to lie within the file: opening one
+takes at most 16 times the bytes of its arrays, those with checksums of their own left out, and 400
+MB for its documents; reading an array takes its own bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +59,9 @@ class Damaged(VggfeatError):  # noqa: N818 - named as what is wrong
 
 @contextmanager
 def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Inside, whatever goes wrong with values that were read from path is told as damage of that file."""
+    """Inside, whatever goes wrong with values that were read from path is told as damage of that
+    file.
+    """
     try:
         yield
     except Damaged as error:
@@ -149,7 +155,9 @@ def decode(raw: bytes) -> str:
 
 
 def column(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Texts as two arrays, so that one long text doesn't widen all: their bytes, and where each begins and ends."""
+    """Texts as two arrays, so that one long text doesn't widen all: their bytes, and where each
+    begins and ends.
+    """
     raw = [encode(text) for text in texts]
     offsets = np.zeros(len(raw) + 1, np.int64)
     np.cumsum([len(text) for text in raw], out=offsets[1:])
@@ -164,8 +172,8 @@ def document(value: Any) -> np.ndarray:
     raw = json.dumps(value).encode()
     if len(raw) > JSON_BYTES:
         raise VggfeatError(
-            f"what the file is to say of itself has {len(raw):,} bytes, more than the {JSON_BYTES:,} that are read: "
-            "shorten the weights' metadata, or the names of classes"
+            f"what the file is to say of itself has {len(raw):,} bytes, more than the"
+            f" {JSON_BYTES:,} that are read: shorten the weights' metadata, or the names of classes"
         )
     return np.frombuffer(raw, np.uint8)
 
@@ -178,7 +186,7 @@ def parse(raw: bytes | bytearray) -> Any:
         raise Damaged(f"a text is no JSON ({error})") from error
 
 
-# --- writing -----------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 class _Drawing(io.RawIOBase):
@@ -220,14 +228,19 @@ class Layout:
 
     @classmethod
     def of(
-        cls, format: str, version: int, specs: Mapping[str, Spec], checked: Mapping[str, str] | None = None
+        cls,
+        format: str,
+        version: int,
+        specs: Mapping[str, Spec],
+        checked: Mapping[str, str] | None = None,
     ) -> Layout:
         """The layout of arrays, in their order.
 
-        checked: arrays whose rows have checksums of their own, and the array that these are: it lies behind what HDF5
-        knows of, as no reader but ours has a use for it.
+        checked: arrays whose rows have checksums of their own, and the array that these are: it
+        lies behind what HDF5 knows of, as no reader but ours has a use for it.
         """
-        # the table's length must be known before places are, and places are its content: no number has 19 digits
+        # the table's length must be known before places are, and places are its content: no number
+        # has 19 digits
         widest = {name: Place(10**18, shape, dtype) for name, (shape, dtype) in specs.items()}
         needed = _HEAD.size + len(_table_of(format, version, 10**18, 0, widest, checked or {}))
         block = 1 << max(12, (needed - 1).bit_length())
@@ -235,7 +248,9 @@ class Layout:
         drawing = _Drawing()
         places = {}
         with h5py.File(drawing, "w", libver=("v108", "v108"), userblock_size=block) as file:
-            file.attrs["format"] = np.bytes_(format)  # of fixed length: no heap, which would have no checksum
+            file.attrs["format"] = np.bytes_(
+                format
+            )  # of fixed length: no heap, which would have no checksum
             file.attrs["format_version"] = version
             for name, (shape, dtype) in specs.items():
                 if name in hidden:
@@ -256,7 +271,8 @@ class Layout:
         return cls(places, size, drawing.pieces, table)
 
     def write(self, file: int) -> None:
-        """Take the room for the file, and write its structure; the values may follow. OSError where the disk refuses.
+        """Take the room for the file, and write its structure; the values may follow. OSError where
+        the disk refuses.
 
         A kill before the end leaves a file that says of itself that nothing is in it (`begun`).
         """
@@ -265,7 +281,9 @@ class Layout:
         for at, piece in self._pieces.items():
             write_at(file, piece, at)
         os.fsync(file)
-        head = _HEAD.pack(MAGIC, len(self._table), zlib.crc32(self._table), os.urandom(16), UNSEALED)
+        head = _HEAD.pack(
+            MAGIC, len(self._table), zlib.crc32(self._table), os.urandom(16), UNSEALED
+        )
         write_at(file, head[len(MAGIC) :] + self._table, len(MAGIC))
 
 
@@ -276,10 +294,21 @@ def reserve(file: int, size: int) -> None:
 
 
 def _table_of(
-    format: str, version: int, size: int, block: int, places: Mapping[str, Place], checked: Mapping[str, str]
+    format: str,
+    version: int,
+    size: int,
+    block: int,
+    places: Mapping[str, Place],
+    checked: Mapping[str, str],
 ) -> bytes:
     arrays = {name: [place.dtype.str, place.shape, place.at] for name, place in places.items()}
-    table = {"format": format, "version": version, "size": size, "block": block, "checked": dict(checked)}
+    table = {
+        "format": format,
+        "version": version,
+        "size": size,
+        "block": block,
+        "checked": dict(checked),
+    }
     return json.dumps({**table, "arrays": arrays}).encode()
 
 
@@ -303,7 +332,9 @@ def write_file(
     arrays: Mapping[str, np.ndarray],
     checked: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a whole file; it appears when it is on the disk. Raises CantWrite where the disk refuses."""
+    """Write a whole file; it appears when it is on the disk. Raises CantWrite where the disk
+    refuses.
+    """
     arrays = {name: _stored(values) for name, values in arrays.items()}
     specs = {name: (values.shape, values.dtype) for name, values in arrays.items()}
     layout = Layout.of(format, version, specs, checked)
@@ -324,7 +355,7 @@ def _stored(values: np.ndarray) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("<"))
 
 
-# --- reading -----------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 class File:
@@ -334,7 +365,12 @@ class File:
     """
 
     def __init__(
-        self, path: Path, descriptor: int, what: str = "file of this program", *, unfinished: bool = False
+        self,
+        path: Path,
+        descriptor: int,
+        what: str = "file of this program",
+        *,
+        unfinished: bool = False,
     ) -> None:
         self.path, self.descriptor, self._what = path, descriptor, what
         self._owned = False
@@ -342,7 +378,9 @@ class File:
             self._read_table()
             if not unfinished:
                 if self.seal_there == UNSEALED:
-                    raise VggfeatError(f"{path} is half-written: run what was writing it to the end")
+                    raise VggfeatError(
+                        f"{path} is half-written: run what was writing it to the end"
+                    )
                 if self.seal_there != self._seal():
                     raise Damaged("its checksum is another: it has changed since it was written")
 
@@ -351,8 +389,8 @@ class File:
         head = os.pread(self.descriptor, _HEAD.size, 0)
         if head.startswith(HDF5_SIGNATURE):
             raise VggfeatError(
-                f"{self.path} is an HDF5 file of another program, or of this one before version 2 of its formats: "
-                f"`vggfeat convert {self.path} NEW` reads the latter"
+                f"{self.path} is an HDF5 file of another program, or of this one before version 2"
+                f" of its formats: `vggfeat convert {self.path} NEW` reads the latter"
             )
         if len(head) < _HEAD.size or not head.startswith(MAGIC):
             raise VggfeatError(f"{self.path} is not a {self._what}: damaged, or another format")
@@ -402,7 +440,8 @@ class File:
         write_at(self.descriptor, self._seal(), SEAL_AT)
 
     def array(self, name: str, kind: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        """All values of an array. kind: NumPy's letters of its type, e.g. "iu". shape: None where any length is right.
+        """All values of an array. kind: NumPy's letters of its type, e.g. "iu". shape: None where
+        any length is right.
 
         Raises Damaged when it isn't there, or is something else.
         """
@@ -419,14 +458,21 @@ class File:
         )
         if place.dtype.kind not in kind or not fits:
             wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
-            raise Damaged(f"{name} is {place.dtype} of shape {place.shape}, where {wanted} is expected")
+            raise Damaged(
+                f"{name} is {place.dtype} of shape {place.shape}, where {wanted} is expected"
+            )
         return place
 
     def texts(self, name: str) -> list[str]:
         """The texts of a `column`. Raises Damaged."""
         offsets = self.array(f"{name}/offsets", "i", (None,))
         raw = self.array(f"{name}/bytes", "u", (None,)).tobytes()
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(raw) or (np.diff(offsets) < 0).any():
+        if (
+            not len(offsets)
+            or offsets[0] != 0
+            or offsets[-1] != len(raw)
+            or (np.diff(offsets) < 0).any()
+        ):
             raise Damaged(f"the offsets of {name} are wrong")
         ends = offsets.tolist()
         return [decode(raw[a:b]) for a, b in pairwise(ends)]
@@ -467,21 +513,26 @@ def _place(name: str, row: Any) -> Place:
 
 
 def open_file(path: Path, format: str, version: int, *, unfinished: bool = False) -> File:
-    """Open one of our files for reading, after checking that it is one, whole, and what it was written as.
+    """Open one of our files for reading, after checking that it is one, whole, and what it was
+    written as.
 
-    unfinished: also one that is being written. Raises VggfeatError: missing, unreadable just now, half-written, another
-    format or version, damaged.
+    unfinished: also one that is being written. Raises VggfeatError: missing, unreadable just now,
+    half-written, another format or version, damaged.
     """
     what = format.removeprefix("vggfeat-").rstrip("s") + " file"
     if path.name.endswith(".partial") and not unfinished and os.path.lexists(path):
-        raise VggfeatError(f"{path} is half-written: its extraction has not finished; run it to the end")
+        raise VggfeatError(
+            f"{path} is half-written: its extraction has not finished; run it to the end"
+        )
     try:
         # not to wait for a pipe's writer
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         partial = Path(f"{path}.partial")
         hint = (
-            f" (there is {partial.name}: its extraction has not finished)" if os.path.exists(partial) else ""
+            f" (there is {partial.name}: its extraction has not finished)"
+            if os.path.exists(partial)
+            else ""
         )
         raise VggfeatError(f"no {what} at {path}{hint}") from None
     except (OSError, ValueError) as error:
@@ -494,8 +545,8 @@ def open_file(path: Path, format: str, version: int, *, unfinished: bool = False
             raise VggfeatError(f"{path} is not a {what} (its format is {file.format[:40]!r})")
         if file.version != version:
             raise VggfeatError(
-                f"{path} has version {file.version} of the format of a {what}; this program reads version {version}: "
-                "take the program that wrote it, or make the file again"
+                f"{path} has version {file.version} of the format of a {what}; this program reads"
+                f" version {version}: take the program that wrote it, or make the file again"
             )
     except BaseException:
         os.close(descriptor)

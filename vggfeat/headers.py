@@ -1,16 +1,18 @@
-"""What decoding a file would take, by arithmetic on its header: no pixel is decoded for it, nothing is allocated.
+"""What decoding a file would take, by arithmetic on its header: no pixel is decoded for it, nothing
+is allocated.
 
 A few hundred bytes can ask for terabytes or for hours. The bound, for each thread that decodes:
 
-- memory: 16 bytes for each of `max_pixels` (2.9 GB for the default), or 512 MiB where that is more. It holds
-  the file, what the decoder keeps, Pillow's image and the array that is returned.
-- time: 24 steps for each of `max_pixels`, or 2^28. A step is one pass of a compiled decoder over one pixel, some
-  5 to 10 ns, so that this is less than a minute. A progressive JPEG takes a pass for each scan, of which libjpeg
-  writes up to 18; a decoder that is written in Python takes 100 steps for a pixel. What parses headers in Python
-  reads at most a million times.
+- memory: 16 bytes for each of `max_pixels` (2.9 GB for the default), or 512 MiB where that is more.
+  It holds the file, what the decoder keeps, Pillow's image and the array that is returned.
+- time: 24 steps for each of `max_pixels`, or 2^28. A step is one pass of a compiled decoder over
+  one pixel, some 5 to 10 ns, so that this is less than a minute. A progressive JPEG takes a pass
+  for each scan, of which libjpeg writes up to 18; a decoder that is written in Python takes 100
+  steps for a pixel. What parses headers in Python reads at most a million times.
 
-`before_opening` is for formats that take much where they are opened, or for reasons that only their headers
-tell; `of_pixels` for all, once Pillow knows the size. What isn't in `FORMATS` has no such bound; see `decode`.
+`before_opening` is for formats that take much where they are opened, or for reasons that only their
+headers tell; `of_pixels` for all, once Pillow knows the size. What isn't in `FORMATS` has no such
+bound; see `decode`.
 """
 
 from __future__ import annotations
@@ -26,15 +28,43 @@ from PIL import Image
 
 from vggfeat.errors import UnreadableImage
 
-# What a decoder takes for each pixel beside Pillow's image: bytes.
-# JPEG: coefficients, 2 bytes for each of up to 4 components. WEBP: two canvases, the decoder's pixels, a copy.
-# TIFF: the upright image; strips and tiles are counted below. ICO: two pictures and a mask. The others fill
-# Pillow's image row by row (1); Python's decoders among them, marked by Pillow, collect all of it first.
+# What a decoder takes for each pixel beside Pillow's image: bytes. JPEG: coefficients, 2 bytes for
+# each of up to 4 components. WEBP: two canvases, the decoder's pixels, a copy. TIFF: the upright
+# image; strips and tiles are counted below. ICO: two pictures and a mask. The others fill Pillow's
+# image row by row (1); Python's decoders among them, marked by Pillow, collect all of it first.
 FORMATS: dict[str, int] = {
-    "JPEG": 8, "PNG": 1, "GIF": 4, "BMP": 1, "DIB": 1, "TIFF": 4, "WEBP": 16, "PPM": 1, "ICO": 16, "CUR": 1, "TGA": 1,
-    "PCX": 1, "DCX": 1, "SGI": 4, "SUN": 1, "QOI": 1, "DDS": 4, "FTEX": 4, "PSD": 1, "FLI": 1, "GBR": 8, "IM": 4,
-    "IMT": 1, "MCIDAS": 1, "MSP": 1, "PCD": 4, "PIXAR": 1, "SPIDER": 1, "XBM": 1, "XPM": 8, "XVTHUMB": 1,
-}  # fmt: skip
+    "JPEG": 8,
+    "PNG": 1,
+    "GIF": 4,
+    "BMP": 1,
+    "DIB": 1,
+    "TIFF": 4,
+    "WEBP": 16,
+    "PPM": 1,
+    "ICO": 16,
+    "CUR": 1,
+    "TGA": 1,
+    "PCX": 1,
+    "DCX": 1,
+    "SGI": 4,
+    "SUN": 1,
+    "QOI": 1,
+    "DDS": 4,
+    "FTEX": 4,
+    "PSD": 1,
+    "FLI": 1,
+    "GBR": 8,
+    "IM": 4,
+    "IMT": 1,
+    "MCIDAS": 1,
+    "MSP": 1,
+    "PCD": 4,
+    "PIXAR": 1,
+    "SPIDER": 1,
+    "XBM": 1,
+    "XPM": 8,
+    "XVTHUMB": 1,
+}
 _PYTHON_BYTES, _PYTHON_STEPS = 12, 100
 _RETURNED = 3  # bytes a pixel of the array that is returned
 _ENCODED_ROWS = 16  # bytes a column: a decoder's last two rows, of up to four times 16 bits
@@ -71,15 +101,17 @@ def refuse_above_bound(need: Need, max_pixels: int) -> None:
 
 
 def in_memory(name: str, data: bytes) -> io.BytesIO:
-    """The file for the plug-in `name`. A JPEG's calls are counted by `before_opening`: most images are JPEGs."""
+    """The file for the plug-in `name`. A JPEG's calls are counted by `before_opening`: most images
+    are JPEGs.
+    """
     return io.BytesIO(data) if name == "JPEG" else Metered(data)
 
 
 class Metered(io.BytesIO):
     """A file in memory that refuses to be read in too many pieces, or over and over.
 
-    Pillow's parsers are loops of Python over chunks, tags, lines or single bytes, each a call or more, and keep
-    less than 500 bytes of what one call reads beside the bytes themselves.
+    Pillow's parsers are loops of Python over chunks, tags, lines or single bytes, each a call or
+    more, and keep less than 500 bytes of what one call reads beside the bytes themselves.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -110,7 +142,9 @@ _read, _readline = io.BytesIO.read, io.BytesIO.readline
 
 
 def of_pixels(image: Image.Image, name: str, n_bytes: int) -> Need:
-    """For an opened file of `n_bytes` bytes, that the plug-in `name` has opened: by its size, mode and decoder."""
+    """For an opened file of `n_bytes` bytes, that the plug-in `name` has opened: by its size, mode
+    and decoder.
+    """
     pixels = image.width * image.height
     python = _in_python(image)
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
@@ -124,7 +158,9 @@ def _in_python(image: Image.Image) -> bool:
 
 
 def before_opening(name: str, data: bytes) -> Need:
-    """For a file that the plug-in `name` accepts. What can't be parsed here is Pillow's to refuse."""
+    """For a file that the plug-in `name` accepts. What can't be parsed here is Pillow's to
+    refuse.
+    """
     parse = _PARSERS.get(name)
     try:
         need = parse(data) if parse else Need(0, 0)
@@ -136,15 +172,18 @@ def before_opening(name: str, data: bytes) -> Need:
 # ---- JPEG
 
 
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # without padding, and those that have no segment
+_MARKER = re.compile(
+    rb"\xff[^\x00\x01\xd0-\xd7\xff]"
+)  # without padding, and those that have no segment
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def _jpeg(data: bytes) -> Need:
-    # Markers are looked for as libjpeg does: in entropy-coded data 0xFF is followed by 0 or by a restart marker.
-    # A baseline file whose first scan has all components is finished by it, and what follows isn't looked at.
+    # Markers are looked for as libjpeg does: in entropy-coded data 0xFF is followed by 0 or by a
+    # restart marker. A baseline file whose first scan has all components is finished by it, and
+    # what follows isn't looked at.
     pixels = layers = scans = calls = 0
     progressive = False
     exif = []
@@ -214,7 +253,17 @@ _SUBDIRECTORIES = (
     34853,
     40965,
 )  # EXIF, GPS, interoperability: those that Pillow reads with the pixels
-_STREAMS = {1, 2, 3, 4, 5, 8, 32773, 32946, 50000}  # compressions that are decoded straight into the strip
+_STREAMS = {
+    1,
+    2,
+    3,
+    4,
+    5,
+    8,
+    32773,
+    32946,
+    50000,
+}  # compressions that are decoded straight into the strip
 
 
 class _Entry(NamedTuple):
@@ -255,7 +304,9 @@ def _open_directory(data: bytes, big: bool) -> tuple[str, int]:
 
 
 def exif_bytes(blob: bytes) -> int:
-    """What Pillow takes, at most, to read the EXIF `blob`, with or without "Exif" in front of it."""
+    """What Pillow takes, at most, to read the EXIF `blob`, with or without "Exif" in front of
+    it.
+    """
     blob = re.sub(rb"^(Exif\0\0){1,2}", b"", blob)
     try:
         big = blob[2] == 43
@@ -268,14 +319,18 @@ def exif_bytes(blob: bytes) -> int:
 def _tiff(data: bytes) -> Need:
     if data[:4] != b"MM\0\x2b":
         return _tiff_of(data, *_open_directory(data, data[2] == 43), data[2] == 43)
-    # Pillow takes BigTIFF with the high byte first for a TIFF, and gives libtiff, which doesn't, the place found so
+    # Pillow takes BigTIFF with the high byte first for a TIFF, and gives libtiff, which doesn't,
+    # the place found so
     (order, at), (_, big_at) = _open_directory(data, False), _open_directory(data, True)
-    readings = [_tiff_of(data, order, *reading) for reading in ((at, False), (at, True), (big_at, True))]
+    readings = [
+        _tiff_of(data, order, *reading) for reading in ((at, False), (at, True), (big_at, True))
+    ]
     return Need(max(need.n_bytes for need in readings), max(need.steps for need in readings))
 
 
 def _tiff_of(data: bytes, order: str, at: int, big: bool) -> Need:
-    # Of a tag that is there twice, one reader takes the first and another the last: the worst is counted.
+    # Of a tag that is there twice, one reader takes the first and another the last: the worst is
+    # counted.
     worst: dict[int, int] = {}
     n_bytes = 0
     places = [at]
@@ -286,7 +341,9 @@ def _tiff_of(data: bytes, order: str, at: int, big: bool) -> Need:
             n_bytes += entry.n_bytes
             if entry.tag in _SUBDIRECTORIES:
                 places += [
-                    place for place in entry.values if 0 < place < len(data) - 2 and place not in places
+                    place
+                    for place in entry.values
+                    if 0 < place < len(data) - 2 and place not in places
                 ]
             if at == places[0]:
                 worst[entry.tag] = max(worst.get(entry.tag, 0), *entry.values, 0)
@@ -326,7 +383,9 @@ def _webp(data: bytes) -> Need:
     elif kind == b"VP8L":
         (packed,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
-    tables = min(width * height // 16, 1 << 16) * 6000  # of a lossless file: Huffman codes for each 4x4 block
+    tables = (
+        min(width * height // 16, 1 << 16) * 6000
+    )  # of a lossless file: Huffman codes for each 4x4 block
     return Need(width * height * (4 + FORMATS["WEBP"]) + tables, width * height)
 
 
@@ -348,4 +407,9 @@ def _ico(data: bytes) -> Need:
     return Need(most * (4 + FORMATS["ICO"]), most * _PYTHON_STEPS)
 
 
-_PARSERS: dict[str, Callable[[bytes], Need]] = {"JPEG": _jpeg, "TIFF": _tiff, "WEBP": _webp, "ICO": _ico}
+_PARSERS: dict[str, Callable[[bytes], Need]] = {
+    "JPEG": _jpeg,
+    "TIFF": _tiff,
+    "WEBP": _webp,
+    "ICO": _ico,
+}

@@ -1,4 +1,6 @@
-"""What is about to be described, before it is: sizes from the images' headers, classes and splits, in words."""
+"""What is about to be described, before it is: sizes from the images' headers, classes and splits,
+in words.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from vggfeat.weights import Network
 
 LOOKED_AT = 256  # images whose headers are read before an extraction
 LOOK_BYTES = 512 << 20  # of files that are read for that
-MISSING = 100  # so many files that can't be opened are no accident: in a row, or as more than half of some
+# so many files that can't be opened are no accident: in a row, or as more than half of some
+MISSING = 100
 DECODED = 4  # of those whose headers don't tell their size
 LONG = 120.0  # seconds, from which on a cheaper setting is worth a word
 WORTH = 2.0  # times as fast, at least
@@ -27,8 +30,8 @@ WORTH = 2.0  # times as fast, at least
 class Look:
     """What the headers of some of the images tell.
 
-    images: N. looked: how many headers were asked for. shapes: row -> (H, W) upright, in the order of the rows, of
-    those that tell it. unreadable: name -> reason.
+    images: N. looked: how many headers were asked for. shapes: row -> (H, W) upright, in the order
+    of the rows, of those that tell it. unreadable: name -> reason.
     """
 
     images: int
@@ -53,9 +56,11 @@ class Look:
 
 
 def look(items: Items, most: int = LOOKED_AT) -> Look:
-    """Read the headers of up to `most` of the images, evenly spread; fewer where their files are large.
+    """Read the headers of up to `most` of the images, evenly spread; fewer where their files are
+    large.
 
-    Raises VggfeatError: there are no images; none can be read; most of those that were looked at aren't there.
+    Raises VggfeatError: there are no images; none can be read; most of those that were looked at
+    aren't there.
     """
     if not len(items):
         raise VggfeatError(f"{items.root} has no images to extract")
@@ -84,8 +89,9 @@ def look(items: Items, most: int = LOOKED_AT) -> Look:
     if missing == looked or (missing >= MISSING and 2 * missing > looked):
         name, why = next(iter(unreadable.items()))
         raise VggfeatError(
-            f"{missing:,} of {looked:,} images that were looked at can't be opened, the first is "
-            f"{items.root / name}: {why}; unpack the images there, or bring back the disk or share that they are on"
+            f"{missing:,} of {looked:,} images that were looked at can't be opened, the first is"
+            f" {items.root / name}: {why}; unpack the images there, or bring back the disk or share"
+            " that they are on"
         )
     if len(unreadable) == len(items):
         raise VggfeatError(none_readable(len(items), items, unreadable))
@@ -111,7 +117,9 @@ class Cheaper:
 
     @classmethod
     def than(cls, description: Description) -> Cheaper:
-        """Those that are cheaper than a description's; its own, of share 1, where there are none."""
+        """Those that are cheaper than a description's; its own, of share 1, where there are
+        none.
+        """
         smallest, scales = min(description.scales), np.square(np.asarray(description.scales, float))
         return cls(
             f"`scales` {smallest} `no_mirror`",
@@ -131,22 +139,37 @@ def foreword(
     layer: str | None,
     scales: Sequence[int] | None,
 ) -> list[tuple[str, str]]:
-    """What is about to be described and how, as (what, words). layer, scales: as they were given, None by default."""
+    """What is about to be described and how, as (what, words). layer, scales: as they were given,
+    None by default.
+    """
     rows = [("images", _of_classes(items))]
-    counted = f"{seen.looked:,} that were looked at" if seen.looked < len(items) else f"{len(items):,}"
+    counted = (
+        f"{seen.looked:,} that were looked at" if seen.looked < len(items) else f"{len(items):,}"
+    )
     if seen.unreadable:
         name, why = next(iter(seen.unreadable.items()))
         rows.append(
-            ("can't be read", f"{len(seen.unreadable):,} of the {counted}, the first is {name}: {why}"),
+            (
+                "can't be read",
+                f"{len(seen.unreadable):,} of the {counted}, the first is {name}: {why}",
+            ),
         )
     if seen.shapes:
         least, median, most = seen.smallest_sides
-        larger = [f"{seen.enlarged(q):,} at Q = {q}" for q in description.scales if seen.enlarged(q)]
+        larger = [
+            f"{seen.enlarged(q):,} at Q = {q}" for q in description.scales if seen.enlarged(q)
+        ]
         enlarged = f"; enlarged, of the {counted}: {', '.join(larger)}" if larger else ""
-        sides = f"{least:,} pixels" if least == most else f"{least:,} to {most:,} pixels, median {median:,}"
+        sides = (
+            f"{least:,} pixels"
+            if least == most
+            else f"{least:,} to {most:,} pixels, median {median:,}"
+        )
         rows.append(("smallest side", sides + enlarged))
     told = bool(network.metadata.get("train_scale"))
-    why_scales = "the net's training scales" if told else "the paper's; the weights don't tell theirs"
+    why_scales = (
+        "the net's training scales" if told else "the paper's; the weights don't tell theirs"
+    )
     fc7 = "fc7" in network.layers or network.name not in NETS
     rows.append(
         (
@@ -155,7 +178,11 @@ def foreword(
             f"Q = {', '.join(map(str, description.scales))}"
             + (f" ({why_scales})" if scales is None else "")
             + (", with mirror images" if description.mirror else ", without mirror images")
-            + ("" if layer or fc7 else f"; the weights reach {description.layer}: that layer is taken"),
+            + (
+                ""
+                if layer or fc7
+                else f"; the weights reach {description.layer}: that layer is taken"
+            ),
         )
     )
     return rows

@@ -1,6 +1,7 @@
 """A saved classifier: a linear SVM with everything needed to use it on new images. No pickle.
 
-K classes, D length of the aggregated descriptor, N images. The layout of the file is in `docs/formats.md`.
+K classes, D length of the aggregated descriptor, N images. The layout of the file is in
+`docs/formats.md`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ class Facts(TypedDict):
 class Model:
     """coef_KD, intercept_K: scores are x @ coef.T + intercept; positive means present.
 
-    parts: how images are described, one a network (several were fused by stacking). pool: over the scales.
-    multi_label: several classes an image (VOC), or exactly one. results: of the protocol that trained it.
-    scored: the rows of the feature file that its figures were computed from, with the scores; see `protocols.Outcome`.
-    weights: where the weights of parts lie now; device: where the networks run.
+    parts: how images are described, one a network (several were fused by stacking). pool: over the
+    scales. multi_label: several classes an image (VOC), or exactly one. results: of the protocol
+    that trained it. scored: the rows of the feature file that its figures were computed from, with
+    the scores; see `protocols.Outcome`. weights: where the weights of parts lie now; device: where
+    the networks run.
     """
 
     classes: list[str]
@@ -61,25 +63,30 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def decision_function(self, x_ND: np.ndarray) -> np.ndarray:
-        """(N, K) scores of aggregated descriptors (N, D), or (K,) of one (D,). Raises VggfeatError for another D."""
+        """(N, K) scores of aggregated descriptors (N, D), or (K,) of one (D,). Raises VggfeatError
+        for another D.
+        """
         x_ND = np.asarray(x_ND)
         length = self.coef_KD.shape[1]
         if x_ND.ndim not in (1, 2) or x_ND.shape[-1] != length:
             raise VggfeatError(
-                f"descriptors have shape {x_ND.shape}; the model needs (N, {length}), aggregated by {self.pool} over "
-                "the scales (`vggfeat.aggregate`)"
+                f"descriptors have shape {x_ND.shape}; the model needs (N, {length}), aggregated by"
+                f" {self.pool} over the scales (`vggfeat.aggregate`)"
             )
         return x_ND @ self.coef_KD.T + self.intercept_K
 
     @cached_property
     def networks(self) -> list[Network]:
-        """The networks of `parts`, in the precision of the training images' descriptors; loaded when first used.
+        """The networks of `parts`, in the precision of the training images' descriptors; loaded
+        when first used.
 
-        Raises VggfeatError when weights are missing or are not those that described the training images.
+        Raises VggfeatError when weights are missing or are not those that described the training
+        images.
         """
         sources = self.weights or [part.weights for part in self.parts]
         networks = [
-            network_of(part, spec, self.device) for part, spec in zip(self.parts, sources, strict=True)
+            network_of(part, spec, self.device)
+            for part, spec in zip(self.parts, sources, strict=True)
         ]
         length = sum(
             network.dim(part.layer) * (len(part.scales) if self.pool == "stack" else 1)
@@ -87,21 +94,32 @@ class Model:
         )
         if self.coef_KD.shape[1] != length:
             raise VggfeatError(
-                f"the model is damaged: it weighs {self.coef_KD.shape[1]} values, its descriptors have {length}"
+                f"the model is damaged: it weighs {self.coef_KD.shape[1]} values, its descriptors"
+                f" have {length}"
             )
         return networks
 
     @overload
     def scores(
-        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        self,
+        images: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        workers: int = CORES,
+        progress: bool = False,
         return_unreadable: Literal[False] = False,
-    ) -> np.ndarray: ...  # fmt: skip
+    ) -> np.ndarray: ...
 
     @overload
     def scores(
-        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        self,
+        images: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        workers: int = CORES,
+        progress: bool = False,
         return_unreadable: Literal[True],
-    ) -> tuple[np.ndarray, dict[int, str]]: ...  # fmt: skip
+    ) -> tuple[np.ndarray, dict[int, str]]: ...
 
     def scores(
         self,
@@ -114,23 +132,35 @@ class Model:
     ) -> np.ndarray | tuple[np.ndarray, dict[int, str]]:
         """Scores (N, K) float64 of images, which are described exactly as the training images were.
 
-        All is as of `vggfeat.embed`: what images may be, and the rows of NaN where return_unreadable asks for the
-        reasons, too. Raises also what `networks` does.
+        All is as of `vggfeat.embed`: what images may be, and the rows of NaN where
+        return_unreadable asks for the reasons, too. Raises also what `networks` does.
         """
-        scores_NK, unreadable = self._scores(images, batch_size, workers, progress, return_unreadable)
+        scores_NK, unreadable = self._scores(
+            images, batch_size, workers, progress, return_unreadable
+        )
         return (scores_NK, unreadable) if return_unreadable else scores_NK
 
     @overload
     def predict(
-        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        self,
+        images: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        workers: int = CORES,
+        progress: bool = False,
         return_unreadable: Literal[False] = False,
-    ) -> list[Any]: ...  # fmt: skip
+    ) -> list[Any]: ...
 
     @overload
     def predict(
-        self, images: Iterable[Any], *, batch_size: int | None = None, workers: int = CORES, progress: bool = False,
+        self,
+        images: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        workers: int = CORES,
+        progress: bool = False,
         return_unreadable: Literal[True],
-    ) -> tuple[list[Any], dict[int, str]]: ...  # fmt: skip
+    ) -> tuple[list[Any], dict[int, str]]: ...
 
     def predict(
         self,
@@ -141,33 +171,50 @@ class Model:
         progress: bool = False,
         return_unreadable: bool = False,
     ) -> list[Any] | tuple[list[Any], dict[int, str]]:
-        """The class of each image, by its name; of a multi-label model a list of those present, the surest first.
+        """The class of each image, by its name; of a multi-label model a list of those present, the
+        surest first.
 
-        None for an image that is unreadable, where return_unreadable asks for the reasons, too. The rest as `scores`.
+        None for an image that is unreadable, where return_unreadable asks for the reasons, too. The
+        rest as `scores`.
         """
-        scores_NK, unreadable = self._scores(images, batch_size, workers, progress, return_unreadable)
+        scores_NK, unreadable = self._scores(
+            images, batch_size, workers, progress, return_unreadable
+        )
         names: list[Any] = []
         for i, scores_K in enumerate(scores_NK):
-            surest = [self.classes[k] for k in (-scores_K).argsort(kind="stable") if scores_K[k] > 0]
+            surest = [
+                self.classes[k] for k in (-scores_K).argsort(kind="stable") if scores_K[k] > 0
+            ]
             best = surest if self.multi_label else self.classes[int(scores_K.argmax())]
             names.append(None if i in unreadable else best)
         return (names, unreadable) if return_unreadable else names
 
     def _scores(
-        self, images: Iterable[Any], batch_size: int | None, workers: int, progress: bool, keep_going: bool
+        self,
+        images: Iterable[Any],
+        batch_size: int | None,
+        workers: int,
+        progress: bool,
+        keep_going: bool,
     ) -> tuple[np.ndarray, dict[int, str]]:
         listed = list_of_images(images)
         parts: list[np.ndarray] = []
         unreadable: dict[int, str] = {}
         for network, part in zip(self.networks, self.parts, strict=True):
-            raw_NQD, bad = described(network, listed, part, batch_size, workers, progress, keep_going)
+            raw_NQD, bad = described(
+                network, listed, part, batch_size, workers, progress, keep_going
+            )
             parts.append(aggregate(raw_NQD, self.pool))
             unreadable |= bad
         return self.decision_function(fuse(parts)), dict(sorted(unreadable.items()))
 
 
 def model_from(
-    outcome: Outcome, classes: list[str], parts: tuple[Description, ...], pool: str, results: dict[str, Any]
+    outcome: Outcome,
+    classes: list[str],
+    parts: tuple[Description, ...],
+    pool: str,
+    results: dict[str, Any],
 ) -> Model:
     """A Model of a protocol's classifier, whose classes are 0 … K-1."""
     svm = outcome.model
@@ -178,11 +225,15 @@ def model_from(
             np.concatenate([-coef_KD, coef_KD]),
             np.concatenate([-intercept_K, intercept_K]),
         )
-    return Model(classes, coef_KD, intercept_K, parts, pool, svm.multilabel_, results, outcome.scored)
+    return Model(
+        classes, coef_KD, intercept_K, parts, pool, svm.multilabel_, results, outcome.scored
+    )
 
 
 def save_model(path: str | os.PathLike[str], model: Model) -> None:
-    """Write model as one HDF5 file; it appears whole or not at all. VggfeatError where it can't be written."""
+    """Write model as one HDF5 file; it appears whole or not at all. VggfeatError where it can't be
+    written.
+    """
     facts = {
         "pool": model.pool,
         "multi_label": model.multi_label,
@@ -209,13 +260,15 @@ def open_model(
 ) -> Model:
     """A classifier that `vggfeat svm --out` has saved, ready to score images.
 
-    weights: where its networks' weights lie now, in its order, if they moved; they are loaded when first used.
-    device: where the networks run, as of `vggfeat.load`; their precision is that of the training images' descriptors.
-    Raises VggfeatError when it isn't a model file, or is damaged.
+    weights: where its networks' weights lie now, in its order, if they moved; they are loaded when
+    first used. device: where the networks run, as of `vggfeat.load`; their precision is that of the
+    training images' descriptors. Raises VggfeatError when it isn't a model file, or is damaged.
     """
     path = path_of(path, "a model file")
     if not isinstance(weights, str | os.PathLike | Sequence):
-        raise VggfeatError(f"`weights` must be where they lie, one place or a list, not {shown(weights)}")
+        raise VggfeatError(
+            f"`weights` must be where they lie, one place or a list, not {shown(weights)}"
+        )
     sources = (weights,) if isinstance(weights, str | os.PathLike) else tuple(weights)
     place = resolve_device(device)
     with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
@@ -224,7 +277,9 @@ def open_model(
         K = len(classes)
         needed = len(facts["descriptions"])
         if sources and len(sources) != needed:
-            raise VggfeatError(f"{path} needs {needed} `weights`, in its order; {len(sources)} given")
+            raise VggfeatError(
+                f"{path} needs {needed} `weights`, in its order; {len(sources)} given"
+            )
         return Model(
             classes=classes,
             coef_KD=_finite(file, "coef", (K, None)),

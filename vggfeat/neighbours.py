@@ -1,6 +1,8 @@
-"""The images of a feature file that are nearest to a query: exact cosine of the aggregated descriptors.
+"""The images of a feature file that are nearest to a query: exact cosine of the aggregated
+descriptors.
 
-N images, Q scales, D descriptor length. The file is read block by block: memory doesn't grow with it.
+N images, Q scales, D descriptor length. The file is read block by block: memory doesn't grow with
+it.
 """
 
 from __future__ import annotations
@@ -46,12 +48,15 @@ def nearest(
     top: int = 10,
     without: int | None = None,
 ) -> list[Neighbour]:
-    """The `top` images with the highest cosine, best first; of equals the one that comes first in the file.
+    """The `top` images with the highest cosine, best first; of equals the one that comes first in
+    the file.
 
-    query_D: aggregated and L2-normalised in the same way (`query_of`). without: a row that is left out.
-    Every readable row is compared. Raises VggfeatError for a query of another length.
+    query_D: aggregated and L2-normalised in the same way (`query_of`). without: a row that is left
+    out. Every readable row is compared. Raises VggfeatError for a query of another length.
     """
-    description = features.description if scales is None else replace(features.description, scales=scales)
+    description = (
+        features.description if scales is None else replace(features.description, scales=scales)
+    )
     readable = features.readable.copy()
     if without is not None:
         readable[without] = False
@@ -62,7 +67,8 @@ def nearest(
         block = aggregate(features.read(description.scales, slice(start, start + step)), pool)
         if block.shape[1] != len(query_D):
             raise VggfeatError(
-                f"the query's descriptor has length {len(query_D)}, those of {features.path} {block.shape[1]}"
+                f"the query's descriptor has length {len(query_D)}, those of {features.path}"
+                f" {block.shape[1]}"
             )
         here = np.flatnonzero(readable[start : start + step])
         rows = np.concatenate([rows, start + here])
@@ -73,7 +79,12 @@ def nearest(
         rows, cosines = rows[order], cosines[order]
     best = np.argsort(-cosines, kind="stable")
     return [
-        Neighbour(int(rows[i]), features.names[rows[i]], float(cosines[i]), labels_of(features, int(rows[i])))
+        Neighbour(
+            int(rows[i]),
+            features.names[rows[i]],
+            float(cosines[i]),
+            labels_of(features, int(rows[i])),
+        )
         for i in best
     ]
 
@@ -97,17 +108,23 @@ def query_of(
     spec: str | None = None,
     device: str = "auto",
 ) -> tuple[np.ndarray, int | None]:
-    """The aggregated descriptor (D,) of an image file, described as the file's images were, or of a name in the file.
+    """The aggregated descriptor (D,) of an image file, described as the file's images were, or of a
+    name in the file.
 
     Returns also the row, for a name. spec: where the weights lie, if they moved.
-    Raises VggfeatError: neither a file nor a name; weights that are missing or others; an image that can't be read.
+    Raises VggfeatError: neither a file nor a name; weights that are missing or others; an image
+    that can't be read.
     """
-    description = features.description if scales is None else replace(features.description, scales=scales)
+    description = (
+        features.description if scales is None else replace(features.description, scales=scales)
+    )
     if os.path.isfile(query):  # a name in the file may be none that a file can have
         raw_QD = _described(description, Path(query), spec, device)
         return aggregate(raw_QD[None], pool)[0], None
     if query not in features.names:
-        raise VggfeatError(f"there is no image {query}: neither a file nor a name in {features.path}")
+        raise VggfeatError(
+            f"there is no image {query}: neither a file nor a name in {features.path}"
+        )
     row = features.names.index(query)
     if not features.readable[row]:
         raise VggfeatError(
@@ -132,7 +149,8 @@ def draw(
     items: Items | None,
     why_not: str = "",
 ) -> str:
-    """Write the picture of a query and its neighbours; what had to be left out of it and why, or "".
+    """Write the picture of a query and its neighbours; what had to be left out of it and why, or
+    "".
 
     items: where the feature file's images are, or None and why not.
     """
@@ -152,7 +170,9 @@ def draw(
 
     asked = Path(query) if row is None else source(query)
     shown = found[:TILES]
-    sheet = contact_sheet(pixels(asked), query, shown, lambda neighbour: pixels(source(neighbour.name)))
+    sheet = contact_sheet(
+        pixels(asked), query, shown, lambda neighbour: pixels(source(neighbour.name))
+    )
     with whole(path) as partial:
         sheet.save(partial)
     if items is None:
@@ -187,12 +207,21 @@ def contact_sheet(
             small = ImageOps.contain(Image.fromarray(image), (TILE - 6, TILE - 6))
             sheet.paste(small, (x + (TILE - small.width) // 2, y + (TILE - small.height) // 2))
         for i, caption in enumerate(captions[:LINES]):
-            draw.text((x, y + TILE + 3 + i * line), _fitted(caption, font, TILE), fill="#1c1e21", font=font)
+            draw.text(
+                (x, y + TILE + 3 + i * line),
+                _fitted(caption, font, TILE),
+                fill="#1c1e21",
+                font=font,
+            )
 
     put(GAP, GAP, query, ["query", title], "#2563c9")
     for i, neighbour in enumerate(found):
         x, y = GAP + i % columns * (TILE + GAP), GAP + (1 + i // columns) * tile_height
-        captions = [f"{i + 1}.  cosine {neighbour.cosine:.4f}", ", ".join(neighbour.labels), neighbour.name]
+        captions = [
+            f"{i + 1}.  cosine {neighbour.cosine:.4f}",
+            ", ".join(neighbour.labels),
+            neighbour.name,
+        ]
         put(x, y, pixels(neighbour), [caption for caption in captions if caption], "#d9dce1")
     return sheet
 

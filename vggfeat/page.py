@@ -1,6 +1,8 @@
-"""One HTML page with charts and pictures inside it: opens without a network, on a phone, light and dark.
+"""One HTML page with charts and pictures inside it: opens without a network, on a phone, light and
+dark.
 
-Charts are SVG whose colours are the page's own; names from data sets and files are escaped by Jinja.
+Charts are SVG whose colours are the page's own; names from data sets and files are escaped by
+Jinja.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def html(template: str, **values: Any) -> Markup:
-    """A piece of HTML: {} or {name} of the template are replaced, escaped unless they are HTML already."""
+    """A piece of HTML: {} or {name} of the template are replaced, escaped unless they are HTML
+    already.
+    """
     return Markup(template).format(**values)
 
 
@@ -64,7 +68,9 @@ def join(pieces: Sequence[Markup] | Any) -> Markup:
     return Markup("\n").join(pieces)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = (1,)) -> Markup:
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = (1,)
+) -> Markup:
     """A table. numbers: columns that hold numbers."""
 
     def line(cell: str, values: Sequence[Any]) -> Markup:
@@ -107,7 +113,7 @@ def legend(names: Sequence[str]) -> Markup:
     return html('<p class="soft legend">{items}</p>', items=join(items))
 
 
-# --- charts ------------------------------------------------------------------------------------------------
+# --- charts ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,8 @@ def chart(
     for value in _ticks(low_x, high_x, log_x, 3 if small else 5):
         x = across(value)
         parts.append(
-            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-            f'<text x="{x:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{_short(value)}</text>'
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/><text'
+            f' x="{x:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{_short(value)}</text>'
         )
     for value in _ticks(low_y, high_y, log_y, 3 if small else 5):
         y = up(value)
@@ -168,7 +174,9 @@ def chart(
             ]
         parts.append("</g>")
     middle = (LEFT + width - RIGHT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>')
+    parts.append(
+        f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>'
+    )
     parts.append(
         f'<text x="11" y="{(TOP + height - BOTTOM) / 2:.0f}" text-anchor="middle" '
         f'transform="rotate(-90 11 {(TOP + height - BOTTOM) / 2:.0f})">{escape(y_name)}</text>'
@@ -184,7 +192,11 @@ def chart(
 
 
 def scatter(
-    xy_N2: np.ndarray, group_N: np.ndarray, titles: Sequence[str], names: Sequence[str], caption: str
+    xy_N2: np.ndarray,
+    group_N: np.ndarray,
+    titles: Sequence[str],
+    names: Sequence[str],
+    caption: str,
 ) -> Markup:
     """Points in the plane, coloured by group; the titles show under a pointer."""
     size = (WIDTH, WIDTH)
@@ -202,18 +214,28 @@ def scatter(
 
 
 def _colour(i: int, of: int) -> Markup:
-    """Of the style sheet's colours, or of more groups hues around the circle, each far from the one before it."""
+    """Of the style sheet's colours, or of more groups hues around the circle, each far from the one
+    before it.
+    """
     if of <= COLOURS:
         return html('class="s{i}"', i=i)
     return html('style="--c: hsl({hue:.0f} 65% 52%)"', hue=i * 137.508 % 360)
 
 
-def _figure(parts: Sequence[str], size: tuple[int, int], what: str, kind: str, below: Markup) -> Markup:
+def _figure(
+    parts: Sequence[str], size: tuple[int, int], what: str, kind: str, below: Markup
+) -> Markup:
     svg = Markup("".join(parts))
     return html(
-        '<figure class="{kind}"><svg viewBox="0 0 {w} {h}" role="img" aria-label="{what}">{svg}</svg>{below}</figure>',
-        kind=kind, w=size[0], h=size[1], what=what, svg=svg, below=below,
-    )  # fmt: skip
+        '<figure class="{kind}"><svg viewBox="0 0 {w} {h}" role="img"'
+        ' aria-label="{what}">{svg}</svg>{below}</figure>',
+        kind=kind,
+        w=size[0],
+        h=size[1],
+        what=what,
+        svg=svg,
+        below=below,
+    )
 
 
 def _finite(s: Series) -> Series:
@@ -223,7 +245,9 @@ def _finite(s: Series) -> Series:
 
 
 def _thinned(s: Series, across: Callable[[float], float]) -> list[tuple[float, float]]:
-    """What can be seen of a curve: of its points in one column of pixels the first, lowest, highest and last."""
+    """What can be seen of a curve: of its points in one column of pixels the first, lowest, highest
+    and last.
+    """
     columns: dict[int, list[int]] = {}
     for i, x in enumerate(s.x):
         columns.setdefault(round(across(x)), []).append(i)
@@ -246,7 +270,9 @@ def _range(values: np.ndarray, log: bool) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _scale(low: float, high: float, start: float, end: float, log: bool) -> Callable[[float], float]:
+def _scale(
+    low: float, high: float, start: float, end: float, log: bool
+) -> Callable[[float], float]:
     if log:
         a, b = math.log(low), math.log(high)
         return lambda v: start + (math.log(max(v, 1e-300)) - a) / (b - a) * (end - start)
@@ -254,7 +280,9 @@ def _scale(low: float, high: float, start: float, end: float, log: bool) -> Call
 
 
 def _ticks(low: float, high: float, log: bool, about: int) -> list[float]:
-    """Round numbers in a range: of a logarithmic axis powers of ten, or their double and fivefold too."""
+    """Round numbers in a range: of a logarithmic axis powers of ten, or their double and fivefold
+    too.
+    """
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         for factors in ((1,), (1, 2, 5)):
@@ -274,11 +302,15 @@ def _short(value: float) -> str:
     """A tick's number in few characters."""
     if value and (abs(value) >= 1e4 or abs(value) < 1e-3):
         mantissa, _, power = f"{value:.0e}".partition("e")
-        return f"{mantissa}e{int(power)}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value / 1e3:g}k"
+        return (
+            f"{mantissa}e{int(power)}"
+            if abs(value) < 1e-3 or abs(value) >= 1e6
+            else f"{value / 1e3:g}k"
+        )
     return f"{value:.4g}"
 
 
-# --- pictures ----------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def thumbnail(pixels_HWC: np.ndarray, side: int = 104) -> str:
@@ -297,20 +329,28 @@ def picture(uri: str | None, title: str, caption: str) -> Markup:
         if uri
         else html('<div class="none">{title}</div>', title=title)
     )
-    return html("<figure>{shown}<figcaption>{caption}</figcaption></figure>", shown=shown, caption=caption)
+    return html(
+        "<figure>{shown}<figcaption>{caption}</figcaption></figure>", shown=shown, caption=caption
+    )
 
 
 def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
-    """A matrix of fractions of 1 as a picture, a cell a pixel at least; its colour fits light and dark pages."""
+    """A matrix of fractions of 1 as a picture, a cell a pixel at least; its colour fits light and
+    dark pages.
+    """
     K = len(share_KK)
     cell = max(1, 512 // K)
-    alpha = np.round(255 * np.clip(share_KK, 0, 1) ** 0.5).astype(np.uint8)  # the square root shows rare ones
+    alpha = np.round(255 * np.clip(share_KK, 0, 1) ** 0.5).astype(
+        np.uint8
+    )  # the square root shows rare ones
     rgba = np.empty((K, K, 4), np.uint8)
     rgba[..., :3] = (59, 130, 246)
     rgba[..., 3] = alpha
     image = Image.fromarray(rgba).resize((K * cell, K * cell), Image.Resampling.NEAREST)
     return html(
-        '<img class="matrix" src="{uri}" alt="{what}">', uri=_data_uri(image, "PNG", optimize=True), what=what
+        '<img class="matrix" src="{uri}" alt="{what}">',
+        uri=_data_uri(image, "PNG", optimize=True),
+        what=what,
     )
 
 

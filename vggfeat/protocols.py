@@ -1,14 +1,15 @@
-"""How each dataset is scored: which rows train, validate and test, how C is chosen, what is reported.
+"""How each dataset is scored: which rows train, validate and test, how C is chosen, what is
+reported.
 
 N images, D descriptor length, K classes. Paper, Appendix B; where it is silent, the results name
 the rule.
 
-1. C is chosen on the validation part: one C for all classes, by mean class recall (one label an image) or
-   mean average precision (several; 11-point for VOC-2007, all-point otherwise). Of equals the smallest C
-   wins.
+1. C is chosen on the validation part: one C for all classes, by mean class recall (one label an
+   image) or mean average precision (several; 11-point for VOC-2007, all-point otherwise). Of equals
+   the smallest C wins.
 2. The SVMs are fitted again with that C on train + val, and scored on test.
-3. VOC: an image whose only objects of a class are difficult (label 0) is left out for that class, in training
-   and in test. Caltech: several random splits, mean and standard deviation over them.
+3. VOC: an image whose only objects of a class are difficult (label 0) is left out for that class,
+   in training and in test. Caltech: several random splits, mean and standard deviation over them.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ N_SPLITS = 3  # Appendix B: three random splits
 class Protocol:
     """What a data set's rules say, where they differ.
 
-    n_train: training images a class, or their share; max_test: most test images a class; for random splits that are
-        drawn here. pool: over the scales. ap: the average precision that chooses C and is compared, for several
-        labels an image.
+    n_train: training images a class, or their share; max_test: most test images a class; for random
+        splits that are drawn here. pool: over the scales. ap: the average precision that chooses C
+        and is compared, for several labels an image.
     """
 
     n_train: int | float = 0.8
@@ -184,11 +185,12 @@ class Results(_Results, Choice, total=False):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is classified: one descriptor an image, with labels and splits as `datasets.Items` codes them.
+    """What is classified: one descriptor an image, with labels and splits as `datasets.Items` codes
+    them.
 
     X: (N, D) float32, aggregated and normalised; rows of unreadable images are NaN.
-    labels: (N,) int32, -1 where unknown; or (N, K) int8 of 1, -1, 0 (difficult), all zeros where unknown.
-    classes: K names.
+    labels: (N,) int32, -1 where unknown; or (N, K) int8 of 1, -1, 0 (difficult), all zeros where
+    unknown. classes: K names.
     splits: name -> rows: "train", "val", "test", or "split0/train", "split0/val", "split0/test", …
     readable: (N,) bool.
     protocol: "voc2007", "voc2012", "caltech101", "caltech256", "single-label" or "multi-label".
@@ -213,13 +215,15 @@ class Problem:
         n = len(self.X)
         if self.X.ndim != 2 or not (len(self.labels) == len(self.readable) == len(self.names) == n):
             raise VggfeatError(
-                f"descriptors {self.X.shape}, labels {self.labels.shape}, readable {self.readable.shape} and "
-                f"{len(self.names)} names don't describe the same images"
+                f"descriptors {self.X.shape}, labels {self.labels.shape}, readable"
+                f" {self.readable.shape} and {len(self.names)} names don't describe the same images"
             )
         if self.labels.ndim not in (1, 2) or (
             self.labels.ndim == 2 and self.labels.shape[1] != len(self.classes)
         ):
-            raise VggfeatError(f"labels {self.labels.shape} don't match {len(self.classes)} classes")
+            raise VggfeatError(
+                f"labels {self.labels.shape} don't match {len(self.classes)} classes"
+            )
         if (
             self.labels.ndim == 1
             and n
@@ -254,8 +258,9 @@ class Outcome:
 
     results: the scores of results.json, plain Python values.
     model: the classifier to keep; results["model_trained_on"] says on what.
-    scored: what the figures were computed from: "test" (or "val", where that is the part that is scored), or one a
-        split: "split0", "split1", …; and "validation" where the test part has no labels.
+    scored: what the figures were computed from: "test" (or "val", where that is the part that is
+        scored), or one a split: "split0", "split1", …; and "validation" where the test part has no
+        labels.
     """
 
     results: dict[str, Any]
@@ -287,33 +292,36 @@ def run(
 ) -> Outcome:
     """Choose C, train and test by the problem's protocol.
 
-    C: "auto" tries C_GRID, and up to three more values while the best is strictly better than all others and
-        at an end of the grid; a list tries exactly its values; one value is used as it is.
-    seed: None uses the stored splits; a number draws random splits anew (as many as are stored, else three).
-        Official splits stay as they are; only a validation part that must be cut from train depends on it
-        (None: 0).
+    C: "auto" tries C_GRID, and up to three more values while the best is strictly better than all
+        others and at an end of the grid; a list tries exactly its values; one value is used as it
+        is.
+    seed: None uses the stored splits; a number draws random splits anew (as many as are stored,
+        else three). Official splits stay as they are; only a validation part that must be cut from
+        train depends on it (None: 0).
     loss, solver, device: as `LinearSVM`. class_weight: None or "balanced", in choosing C, too.
     progress: called with one line for each fit that ended, and where the seed changes nothing.
 
-    The results have the keys of results.json. Figures are fractions of 1; what a protocol lacks is absent.
-    - protocol, solver, class_weight, C, C_grid, C_curve (validation score of each C; with several splits the mean,
-      over the values that all of them tried), C_grid_extended_by, selected_by, C_chosen_on.
+    The results have the keys of results.json. Figures are fractions of 1; what a protocol lacks is
+    absent.
+    - protocol, solver, class_weight, C, C_grid, C_curve (validation score of each C; with several
+      splits the mean, over the values that all of them tried), C_grid_extended_by, selected_by,
+      C_chosen_on.
     - splits, test_split (which part was scored), n_train, n_test (of the first split, if several),
-      n_unreadable (of all images), net_trained_on (how many of them), n_test_seen (of the scored images, how many the
-      net has been trained on), other_images (in what they are not the protocol's), same_images (in words, which are
-      there more than once), n_test_in_train (how many of the scored ones were trained on), model_trained_on,
-      scored_on (in words), compared_by (the figure that is the protocol's), difficult ("left out"), rules (sentences),
-      seconds.
-    - accuracy and mean_class_recall, or map_11point and map_allpoint, n_classes (that have a score), and per_class
-      (None: no such figure).
+      n_unreadable (of all images), net_trained_on (how many of them), n_test_seen (of the scored
+      images, how many the net has been trained on), other_images (in what they are not the
+      protocol's), same_images (in words, which are there more than once), n_test_in_train (how many
+      of the scored ones were trained on), model_trained_on, scored_on (in words), compared_by (the
+      figure that is the protocol's), difficult ("left out"), rules (sentences), seconds.
+    - accuracy and mean_class_recall, or map_11point and map_allpoint, n_classes (that have a
+      score), and per_class (None: no such figure).
       Several splits: their means, with _std (ddof=1) beside them, and per_split.
-    - test_labels "none", when no test image has a label: the only figures are then under validation, of the
-      classifier trained without that part.
-    - degenerate_classes lack positives or negatives in training, classes_without_ap lack positives in test,
-      not_converged names the fits that did not reach the solver's tolerance.
+    - test_labels "none", when no test image has a label: the only figures are then under
+      validation, of the classifier trained without that part.
+    - degenerate_classes lack positives or negatives in training, classes_without_ap lack positives
+      in test, not_converged names the fits that did not reach the solver's tolerance.
 
-    Raises VggfeatError when there is nothing to train, validate or test on, when a class of a one-label
-    problem has no training image, or when a C is not positive.
+    Raises VggfeatError when there is nothing to train, validate or test on, when a class of a
+    one-label problem has no training image, or when a C is not positive.
     """
     started = time.perf_counter()
     grid = _grid(C)
@@ -324,7 +332,8 @@ def run(
         raise VggfeatError(f"class_weight must be None or balanced, not {class_weight}")
     if len(problem.classes) < 2 and not problem.multilabel:
         raise VggfeatError(
-            f"there is one class only, {', '.join(problem.classes)}; a classifier needs at least two"
+            f"there is one class only, {', '.join(problem.classes)}; a classifier needs at"
+            " least two"
         )
     select = len(grid) > 1
     splits, facts = _splits(problem, seed, select)
@@ -341,10 +350,12 @@ def run(
     return outcome
 
 
-# Which rows -------------------------------------------------------------------------------------------------
+# Which rows ---------------------------------------------------------------------------------------
 
 
-def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Split], dict[str, Any]]:
+def _splits(
+    problem: Problem, seed: int | None, select: bool
+) -> tuple[list[_Split], dict[str, Any]]:
     """The protocol's splits, without unreadable rows, and what the results say of them.
 
     select: whether C is to be chosen, which needs a validation part.
@@ -366,14 +377,19 @@ def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Spl
         )
         names, facts["splits"] = _split_names(stored), f"drawn with seed {seed}"
     if not names:
-        there = f"there is {' and '.join(stored)}, but no train: describe images with that split, too"
+        there = (
+            f"there is {' and '.join(stored)}, but no train: describe images with that split, too"
+        )
         raise VggfeatError(there if stored else "there are no splits: give `seed` to draw some")
     splits, chosen_on = [], "the val part of each split"
     for number, name in enumerate(names):
         for part in ("train", "test"):
             if f"{name}/{part}" not in stored:
                 raise VggfeatError(f"{name} has no {part} part")
-        train, test = _usable(problem, stored[f"{name}/train"]), _readable(problem, stored[f"{name}/test"])
+        train, test = (
+            _usable(problem, stored[f"{name}/train"]),
+            _readable(problem, stored[f"{name}/test"]),
+        )
         if f"{name}/val" in stored:
             val = _usable(problem, stored[f"{name}/val"])
         elif select:
@@ -390,19 +406,25 @@ def _splits(problem: Problem, seed: int | None, select: bool) -> tuple[list[_Spl
 
 def _split_names(splits: dict[str, np.ndarray]) -> list[str]:
     """split0, split1, … split10, in the order of their numbers."""
-    return sorted({name.split("/")[0] for name in splits if "/" in name}, key=lambda name: (len(name), name))
+    return sorted(
+        {name.split("/")[0] for name in splits if "/" in name}, key=lambda name: (len(name), name)
+    )
 
 
-def _official_split(problem: Problem, seed: int, select: bool) -> tuple[list[_Split], dict[str, Any]]:
+def _official_split(
+    problem: Problem, seed: int, select: bool
+) -> tuple[list[_Split], dict[str, Any]]:
     stored = problem.splits
     if "test" not in stored and "val" not in stored:
         raise VggfeatError(
-            "there is a train split, but neither val nor test to score on: describe labelled images with one of them"
+            "there is a train split, but neither val nor test to score on: describe labelled images"
+            " with one of them"
         )
     train, test_split = _usable(problem, stored["train"]), "test" if "test" in stored else "val"
     test = _readable(problem, stored[test_split])
     facts = {"splits": "official", "test_split": test_split, "model_trained_on": "train"}
-    # Without test labels the figures are those of the validation part, which even a single C then needs.
+    # Without test labels the figures are those of the validation part, which even a single C then
+    # needs.
     needs_val = select or not problem.known[test].any()
     val, chosen_on = train[:0], ""
     if "val" in stored and test_split == "test":
@@ -421,25 +443,37 @@ def _readable(problem: Problem, rows: np.ndarray) -> Rows:
 
 
 def _usable(problem: Problem, rows: np.ndarray) -> Rows:
-    """Readable rows with a label, sorted: how a split lists them then doesn't change a bit of the result."""
+    """Readable rows with a label, sorted: how a split lists them then doesn't change a bit of the
+    result.
+    """
     rows = np.unique(_readable(problem, rows))
     return rows[problem.known[rows]]
 
 
 def _cut(problem: Problem, train: Rows, key: np.random.Generator) -> Rows:
-    """20% of train, of each class where an image has one label; a class always keeps an image to train on."""
+    """20% of train, of each class where an image has one label; a class always keeps an image to
+    train on.
+    """
     if problem.multilabel:
         return np.sort(key.permutation(train)[: round(VAL_FRACTION * len(train))])
     val: list[Rows] = []
     for k in range(len(problem.classes)):
         rows = key.permutation(train[problem.labels[train] == k])
-        val.append(rows[: min(max(1, round(VAL_FRACTION * len(rows))), len(rows) - 1)] if len(rows) else rows)
+        val.append(
+            rows[: min(max(1, round(VAL_FRACTION * len(rows))), len(rows) - 1)]
+            if len(rows)
+            else rows
+        )
     return np.sort(np.concatenate(val))
 
 
 def _check(problem: Problem, splits: list[_Split]) -> None:
-    """No empty part, no image both trained and tested, no class untrained, no NaN in a readable row."""
-    used = np.unique(np.concatenate([rows for split in splits for rows in (split.refit, split.test)]))
+    """No empty part, no image both trained and tested, no class untrained, no NaN in a readable
+    row.
+    """
+    used = np.unique(
+        np.concatenate([rows for split in splits for rows in (split.refit, split.test)])
+    )
     for start in range(0, len(used), SCORE_ROWS):
         rows = used[start : start + SCORE_ROWS]
         bad = rows[~np.isfinite(problem.X[rows]).all(axis=1)]
@@ -457,7 +491,8 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
         both = np.intersect1d(split.refit, split.test)
         if len(both):
             raise VggfeatError(
-                f"{len(both)} images are both trained and tested on{where}, first {problem.names[both[0]]}"
+                f"{len(both)} images are both trained and tested on{where}, first"
+                f" {problem.names[both[0]]}"
             )
         if not problem.multilabel:
             counts = np.bincount(problem.labels[split.fit], minlength=len(problem.classes))
@@ -466,7 +501,11 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
                 more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
                 raise VggfeatError(
                     f"no readable training image{where} of: {', '.join(missing[:10])}{more}"
-                    + (f"; these are {_first(problem)}: describe all of them" if problem.total else "")
+                    + (
+                        f"; these are {_first(problem)}: describe all of them"
+                        if problem.total
+                        else ""
+                    )
                 )
             continue
         truth = problem.labels[split.fit]
@@ -474,7 +513,7 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
             raise VggfeatError(f"no class has both positive and negative training images{where}")
 
 
-# Which C ----------------------------------------------------------------------------------------------------
+# Which C ------------------------------------------------------------------------------------------
 
 
 def _grid(C: str | float | Sequence[float]) -> list[float]:
@@ -497,7 +536,8 @@ def _winner(curve: dict[float, float]) -> float:
 def _extension(curve: dict[float, float]) -> float | None:
     """The next C to try when the best is at an end of the grid, else None.
 
-    A plateau isn't followed: where the neighbour is as good, nothing says that a C further out is better.
+    A plateau isn't followed: where the neighbour is as good, nothing says that a C further out is
+    better.
     """
     order, best = sorted(curve), max(curve.values())
     if list(curve.values()).count(best) > 1:
@@ -518,9 +558,16 @@ def _candidates(grid: list[float], curve: dict[float, float], extend: bool) -> I
 
 
 def _curves(
-    problem: Problem, splits: list[_Split], grid: list[float], extend: bool, svm: LinearSVM, say: Callable[[str], None]
-) -> tuple[list[dict[float, float]], list[LinearSVM], list[str]]:  # fmt: skip
-    """Each split's validation score of each C, its best classifier, and the fits that did not converge."""
+    problem: Problem,
+    splits: list[_Split],
+    grid: list[float],
+    extend: bool,
+    svm: LinearSVM,
+    say: Callable[[str], None],
+) -> tuple[list[dict[float, float]], list[LinearSVM], list[str]]:
+    """Each split's validation score of each C, its best classifier, and the fits that did not
+    converge.
+    """
     curves: list[dict[float, float]] = [{} for _ in splits]
     best: list[LinearSVM] = []
     broken_off: list[str] = []
@@ -534,7 +581,8 @@ def _curves(
             if np.isnan(score):
                 where = f" of {split.name}" if split.name else ""
                 raise VggfeatError(
-                    f"no class has a positive image in the validation part{where}: C can't be chosen; give one as `C`"
+                    f"no class has a positive image in the validation part{where}: C can't be"
+                    " chosen; give one as `C`"
                 )
             label = f"{split.name} C={model.C:g}".strip()
             say(f"{label}: validation {metrics.FIGURES[_selected_by(problem)]} {100 * score:.2f} %")
@@ -544,7 +592,7 @@ def _curves(
     return curves, best, sorted(broken_off)
 
 
-# Fitting and scoring ----------------------------------------------------------------------------------------
+# Fitting and scoring ------------------------------------------------------------------------------
 
 
 def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> NDArray[np.float64]:
@@ -581,7 +629,9 @@ def _figures(
             "mean_class_recall": float(np.nanmean(recalls)),
             "n_classes": int(np.isfinite(recalls).sum()),
         }
-        return overall, {name: {"recall": float(r)} for name, r in zip(problem.classes, recalls, strict=True)}
+        return overall, {
+            name: {"recall": float(r)} for name, r in zip(problem.classes, recalls, strict=True)
+        }
     eleven = metrics.mean_average_precision(scores_nK, truth, "11point")
     allpoint = metrics.mean_average_precision(scores_nK, truth, "allpoint")
     per_class = {
@@ -593,10 +643,14 @@ def _figures(
         for k, name in enumerate(problem.classes)
     }
     n_classes = len(problem.classes) - len(allpoint.without)
-    return {"map_11point": eleven.mean, "map_allpoint": allpoint.mean, "n_classes": n_classes}, per_class
+    return {
+        "map_11point": eleven.mean,
+        "map_allpoint": allpoint.mean,
+        "n_classes": n_classes,
+    }, per_class
 
 
-# The whole protocol -----------------------------------------------------------------------------------------
+# The whole protocol -------------------------------------------------------------------------------
 
 
 def _choose_and_score(
@@ -625,23 +679,29 @@ def _choose_and_score(
         for split in splits:
             if len(split.val) == 0:
                 where = f" in {split.name}" if split.name else ""
-                raise VggfeatError(f"no readable images are left{where} to choose C on: give one as `C`")
+                raise VggfeatError(
+                    f"no readable images are left{where} to choose C on: give one as `C`"
+                )
         curves, best, broken_off = _curves(problem, splits, grid, extend, svm, say)
     winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
-    # The geometric median; of an even number the lower of the two in the middle, a value that was tried.
+    # The geometric median; of an even number the lower of the two in the middle, a value that was
+    # tried.
     C = sorted(winners)[(len(winners) - 1) // 2]
     results["C"] = C
     if curves:
         shared = sorted(set.intersection(*(set(curve) for curve in curves)))
         results["C_grid"] = shared
-        results["C_curve"] = [float(np.mean([curve[value] for curve in curves])) for value in shared]
+        results["C_curve"] = [
+            float(np.mean([curve[value] for curve in curves])) for value in shared
+        ]
         results["selected_by"] = _selected_by(problem)
         further = sorted(set().union(*curves) - set(grid))
         if further:
             results["C_grid_extended_by"] = further
     results |= facts
 
-    # Refit and test every split; beside them the classifier to keep, or the one whose validation is reported.
+    # Refit and test every split; beside them the classifier to keep, or the one whose validation is
+    # reported.
     final = facts["model_trained_on"]
     jobs = [
         (split.name or final, split.refit, split.test, winner)
@@ -689,7 +749,9 @@ def _choose_and_score(
         results |= _over_splits(problem, splits, scored, winners, curves)
     if problem.seen is not None and problem.seen.any():
         results["net_trained_on"] = int(problem.seen.sum())
-        tested = [split.val if no_truth else split.test[problem.known[split.test]] for split in splits]
+        tested = [
+            split.val if no_truth else split.test[problem.known[split.test]] for split in splits
+        ]
         for entry, rows in zip(results.get("per_split", [results]), tested, strict=True):
             entry["n_test_seen"] = int(problem.seen[rows].sum())
     results |= _same_images(problem, splits, no_truth, results.get("per_split", [results]))
@@ -705,7 +767,9 @@ def _choose_and_score(
 def _score_split(
     problem: Problem, split: _Split, scores: NDArray[np.float64] | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """n_test and the figures of one split's test rows that have labels; figures are absent when none has."""
+    """n_test and the figures of one split's test rows that have labels; figures are absent when
+    none has.
+    """
     known = problem.known[split.test]
     if scores is None or not known.any():
         return {"n_test": 0}, {}
@@ -720,7 +784,9 @@ def _over_splits(
     winners: list[float],
     curves: list[dict[float, float]],
 ) -> dict[str, Any]:
-    """Mean and standard deviation (ddof=1: the splits are a sample) of each figure, and each split's own."""
+    """Mean and standard deviation (ddof=1: the splits are a sample) of each figure, and each
+    split's own.
+    """
     for split, (overall, _) in zip(splits, scored, strict=True):
         if overall["n_test"] == 0:
             raise VggfeatError(f"no test image of {split.name} has a label")
@@ -742,11 +808,16 @@ def _over_splits(
     out["per_class"] = {}
     for name in problem.classes:
         rows = [per_class[name] for _, per_class in scored]
-        # A class that a split's test part lacks has no figure there: the mean is over the other splits.
+        # A class that a split's test part lacks has no figure there: the mean is over the other
+        # splits.
         out["per_class"][name] = {
-            key: sum(row[key] for row in rows)
-            if key == "n_positive"
-            else float(np.mean([row[key] for row in rows if not np.isnan(row[key])] or [np.nan]))
+            key: (
+                sum(row[key] for row in rows)
+                if key == "n_positive"
+                else float(
+                    np.mean([row[key] for row in rows if not np.isnan(row[key])] or [np.nan])
+                )
+            )
             for key in rows[0]
         }
     return out
@@ -759,7 +830,9 @@ def _other_images(problem: Problem, splits: list[_Split]) -> list[str]:
         other += other_counts(problem.protocol, len(problem.classes), problem.splits)
         wanted = PROTOCOLS[problem.protocol].n_train
         if isinstance(wanted, int):
-            counts = [np.bincount(problem.labels[s.refit], minlength=len(problem.classes)) for s in splits]
+            counts = [
+                np.bincount(problem.labels[s.refit], minlength=len(problem.classes)) for s in splits
+            ]
             if few := int((np.min(counts, axis=0) < wanted).sum()):
                 other.append(f"{few:,} classes with fewer than {wanted} training images")
     return other
@@ -768,7 +841,8 @@ def _other_images(problem: Problem, splits: list[_Split]) -> list[str]:
 def _same_images(
     problem: Problem, splits: list[_Split], no_truth: bool, entries: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """In words, which images are scored and trained on, or have two labels: one file, more than once among the images.
+    """In words, which images are scored and trained on, or have two labels: one file, more than
+    once among the images.
 
     Each split's entry gets the number of the former.
     """
@@ -789,13 +863,19 @@ def _same_images(
             pair = pair or f"{problem.names[both[0]]} and {problem.names[twin]}"
     if counts:
         verb = "is" if counts[0].startswith("1 ") and len(counts) == 1 else "are"
-        told.append(f"{', '.join(counts)} {verb} in train, too, such as {pair}: the figures are too good")
+        told.append(
+            f"{', '.join(counts)} {verb} in train, too, such as {pair}: the figures are too good"
+        )
     rows = np.flatnonzero(problem.readable & problem.known)
-    other = rows[(problem.labels[rows] != problem.labels[same[rows]]).reshape(len(rows), -1).any(axis=1)]
+    other = rows[
+        (problem.labels[rows] != problem.labels[same[rows]]).reshape(len(rows), -1).any(axis=1)
+    ]
     other = other[problem.known[same[other]]]
     if len(other):
         pair = f"{problem.names[other[0]]} and {problem.names[same[other[0]]]}"
-        told.append(f"{_images(len(other))} with other labels than the same image elsewhere, such as {pair}")
+        told.append(
+            f"{_images(len(other))} with other labels than the same image elsewhere, such as {pair}"
+        )
     return {"same_images": told} if told else {}
 
 
@@ -804,7 +884,9 @@ def _first(problem: Problem) -> str:
 
 
 def seen_by_net(results: Mapping[str, Any]) -> tuple[str, bool]:
-    """Which of the images trained the net, in words, "" where none is known to; whether any of them was scored."""
+    """Which of the images trained the net, in words, "" where none is known to; whether any of them
+    was scored.
+    """
     if not (n := results.get("net_trained_on")):
         return "", False
     splits = results.get("per_split")
@@ -824,7 +906,8 @@ def seen_by_net(results: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def scored_part(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The figures of results.json, and in words what they were computed from, beginning with the part's name.
+    """The figures of results.json, and in words what they were computed from, beginning with the
+    part's name.
 
     Where no test image has a label they are those of the validation part.
     """
@@ -837,14 +920,23 @@ def scored_part(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         return results["validation"], f"{part} ({_images(n)}; {why}); no test image has a label"
     how = f"C was chosen on {chosen}" if chosen else "C was given"
     if splits := results.get("per_split"):
-        parts = "the test part of 1 split" if len(splits) == 1 else f"the test parts of {len(splits)} splits"
+        parts = (
+            "the test part of 1 split"
+            if len(splits) == 1
+            else f"the test parts of {len(splits)} splits"
+        )
         counts = [split.get("n_test", 0) for split in splits]
         return results, f"{parts} ({_images(*counts)} each; {how})"
-    return results, f"{results.get('test_split', 'test')} ({_images(results.get('n_test', 0))}; {how})"
+    return (
+        results,
+        f"{results.get('test_split', 'test')} ({_images(results.get('n_test', 0))}; {how})",
+    )
 
 
 def trained_on(results: Mapping[str, Any]) -> str:
-    """In words, what had been learned from where the figures come from, and by the classifier that is kept."""
+    """In words, what had been learned from where the figures come from, and by the classifier that
+    is kept.
+    """
     final, n = results.get("model_trained_on", "train"), results.get("n_train", 0)
     if splits := results.get("per_split"):
         counts = [split.get("n_train", 0) for split in splits]
@@ -857,7 +949,9 @@ def trained_on(results: Mapping[str, Any]) -> str:
 
 def _images(*counts: int) -> str:
     low, high = min(counts), max(counts)
-    return f"{low:,} to {high:,} images" if low < high else f"{low:,} image{'s' if low != 1 else ''}"
+    return (
+        f"{low:,} to {high:,} images" if low < high else f"{low:,} image{'s' if low != 1 else ''}"
+    )
 
 
 def _name_gaps(problem: Problem, results: dict[str, Any], model: LinearSVM) -> None:
@@ -877,15 +971,18 @@ def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
         rules.append(f"one C for all classes, by {by} on the validation part; smallest of equals")
     if problem.multilabel:
         rules.append(
-            "difficult: an image whose only objects of a class are difficult is left out for that class, "
-            "in training and in scoring"
+            "difficult: an image whose only objects of a class are difficult is left out for that"
+            " class, in training and in scoring"
         )
         rules.append("mAP: over the classes that have a positive image among those that are scored")
     else:
-        rules.append("mean class recall: over the classes that occur among the images that are scored")
+        rules.append(
+            "mean class recall: over the classes that occur among the images that are scored"
+        )
     if several:
         rules.append(
-            "+-: the standard deviation over the splits, as of a sample (divided by one less than them)"
+            "+-: the standard deviation over the splits, as of a sample (divided by one less than"
+            " them)"
         )
     return rules
 

@@ -1,7 +1,9 @@
-"""The processes that do one job together: who this one is, and the few words they exchange (gradients are not here).
+"""The processes that do one job together: who this one is, and the few words they exchange
+(gradients are not here).
 
-torchrun starts them and says so in the environment; without it there is one process, and nothing is exchanged. No wait
-is silent: who waits for another says for which, from `WARN_SECONDS` on, and a limit ends it with a sentence.
+torchrun starts them and says so in the environment; without it there is one process, and nothing
+is exchanged. No wait is silent: who waits for another says for which, from `WARN_SECONDS` on, and a
+limit ends it with a sentence.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from vggfeat.terminal import say
 from vggfeat.weights import resolve_device
 
 JOIN_MINUTES = 30.0  # a process that hasn't begun by then won't, however long the work may take
-WARN_SECONDS = 30.0  # until the first line about a wait; the next ones come after twice as long each
+WARN_SECONDS = (
+    30.0  # until the first line about a wait; the next ones come after twice as long each
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,14 @@ class Ranks:
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the processes, in float64; exact for integers below 2^53.
 
-        Raises VggfeatError, as all of these do: another process has ended, or hasn't come in `joined`'s minutes.
+        Raises VggfeatError, as all of these do: another process has ended, or hasn't come in
+        `joined`'s minutes.
         """
         if self.meeting is None:
             return [float(v) for v in values]
-        tensor = torch.tensor(values, dtype=torch.float64)  # on the CPU, through gloo: never waits for a GPU
+        tensor = torch.tensor(
+            values, dtype=torch.float64
+        )  # on the CPU, through gloo: never waits for a GPU
         with telling_of_others():
             self.meeting.wait(dist.all_reduce(tensor, async_op=True))
         return tensor.tolist()
@@ -71,7 +78,9 @@ class Ranks:
         return values
 
     def collect(self, part: np.ndarray, axis: int) -> np.ndarray:
-        """In the first process all processes' parts, one after another along axis; in the others their own."""
+        """In the first process all processes' parts, one after another along axis; in the others
+        their own.
+        """
         if self.meeting is None:
             return part
         parts: list[Any] | None = [None] * self.world if self.first else None
@@ -101,13 +110,17 @@ def telling_of_others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        if isinstance(error, dist.DistError) or "/gloo/" in text:  # gloo's own are plain, and name its source
+        if (
+            isinstance(error, dist.DistError) or "/gloo/" in text
+        ):  # gloo's own are plain, and name its source
             raise VggfeatError(f"another process of this job has ended ({text[:80]})") from error
         raise
 
 
 class Meeting:
-    """Where the processes of a job wait for each other, and can ask for whom. minutes: how long they do."""
+    """Where the processes of a job wait for each other, and can ask for whom. minutes: how long
+    they do.
+    """
 
     def __init__(self, store: dist.Store, rank: int, world: int, minutes: float) -> None:
         self.store, self.rank, self.world, self.minutes = store, rank, world, minutes
@@ -136,7 +149,9 @@ class Meeting:
             except RuntimeError:
                 if not work.is_completed():
                     return False
-                work.wait()  # it has ended, maybe since that wait had: this one raises what the exchange itself met
+                # it has ended, maybe since that wait had: this one raises what the exchange itself
+                # met
+                work.wait()
             return True
 
         self._until(done, self.minutes)
@@ -153,10 +168,15 @@ class Meeting:
                 continue
             here = [self.store.check([self._key(rank)]) for rank in range(self.world)]
             missing = ", ".join(str(rank) for rank in range(self.world) if not here[rank])
-            whom = f"process {missing} of this job" if missing else "the network: all processes are here"
+            whom = (
+                f"process {missing} of this job"
+                if missing
+                else "the network: all processes are here"
+            )
             if waited >= 60 * minutes:
                 raise VggfeatError(
-                    f"waited {waited / 60:.0f} minutes for {whom}; is it stuck, or what it reads from?"
+                    f"waited {waited / 60:.0f} minutes for {whom}; is it stuck, or what it reads"
+                    " from?"
                 )
             pause *= 2
             if here.index(True) == self.rank:  # one line, not one of each
@@ -165,12 +185,14 @@ class Meeting:
 
 
 def _told(name: str, low: int, high: int) -> int:
-    """A number that torchrun says in the environment. Raises VggfeatError where another hand has set the others."""
+    """A number that torchrun says in the environment. Raises VggfeatError where another hand has
+    set the others.
+    """
     text = os.environ.get(name, "nothing")
     if not (text.isdecimal() and len(text) < 10 and low <= int(text) <= high):
         raise VggfeatError(
-            f"the environment says {name}={text}, not {low} to {high}: start the processes of a job by torchrun, "
-            "or one alone without WORLD_SIZE"
+            f"the environment says {name}={text}, not {low} to {high}: start the processes of a job"
+            " by torchrun, or one alone without WORLD_SIZE"
         )
     return int(text)
 
@@ -199,7 +221,9 @@ def _met(minutes: float) -> dist.Store:
             pause *= 2
     if isinstance(met[0], Exception):
         text = " ".join(str(met[0]).split())
-        raise VggfeatError(f"can't meet the other processes of this job at {where}: {text[:120]}") from met[0]
+        raise VggfeatError(
+            f"can't meet the other processes of this job at {where}: {text[:120]}"
+        ) from met[0]
     return met[0]
 
 
@@ -229,8 +253,8 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
     with telling_of_others():
         meeting = Meeting(store, rank, world, minutes)
         meeting.join()
-        # Small words go through gloo on the CPU, gradients through NCCL where there are GPUs. Their own limit is
-        # later than ours, which has the better words.
+        # Small words go through gloo on the CPU, gradients through NCCL where there are GPUs. Their
+        # own limit is later than ours, which has the better words.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         limit = timedelta(minutes=minutes + 1)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)

@@ -1,7 +1,9 @@
-"""What people would rather look at than read: one page of a classifier's figures, curves, mistakes and descriptors.
+"""What people would rather look at than read: one page of a classifier's figures, curves, mistakes
+and descriptors.
 
-N images, K classes. Everything is optional: figures come from the results, curves and mistakes need the model's scores
-and the feature file's labels, thumbnails need the images, the map needs the descriptors.
+N images, K classes. Everything is optional: figures come from the results, curves and mistakes need
+the model's scores and the feature file's labels, thumbnails need the images, the map needs the
+descriptors.
 """
 
 from __future__ import annotations
@@ -80,7 +82,10 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         (name, _several(names))
         for name, names in (
-            ("classes without score", [name for name, of in per_class.items() if not _has_score(of)]),
+            (
+                "classes without score",
+                [name for name, of in per_class.items() if not _has_score(of)],
+            ),
             ("classes not learned", results.get("degenerate_classes", [])),
             ("not converged", results.get("not_converged", [])),
         )
@@ -100,7 +105,9 @@ def over_classes(results: dict[str, Any], key: str) -> str:
     """ ", over 9 of 20 classes" for a mean over classes that some have no score for; else ""."""
     figures = scored_part(results)[0]
     per_class = figures.get("per_class") or {}
-    counts = [part["n_classes"] for part in results.get("per_split", [figures]) if "n_classes" in part]
+    counts = [
+        part["n_classes"] for part in results.get("per_split", [figures]) if "n_classes" in part
+    ]
     counts = counts or [sum(map(_has_score, per_class.values()))]  # an older version's don't say
     low, high, K = min(counts), max(counts), len(per_class)
     if key == "accuracy" or low >= K:
@@ -117,19 +124,24 @@ def _several(names: Sequence[str]) -> str:
 
 
 def choice(results: dict[str, Any]) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
-    """Head and rows of the values of C that were tried, with the score that chose; no rows where none was chosen."""
+    """Head and rows of the values of C that were tried, with the score that chose; no rows where
+    none was chosen.
+    """
     by = FIGURES.get(results.get("selected_by", ""), "score")
     head = ("C", f"{by} on {results.get('C_chosen_on', 'validation')}", "")
     tried = zip(results.get("C_grid", []), results.get("C_curve", []), strict=True)
     return head, [
-        (_number(C), percent(score), "chosen" if results.get("C") == C else "") for C, score in tried
+        (_number(C), percent(score), "chosen" if results.get("C") == C else "")
+        for C, score in tried
     ]
 
 
 def class_columns(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Head and rows of the figures of each class; no rows where there are none."""
     per_class = scored_part(results)[0].get("per_class") or {}
-    kinds = [key for key in CLASS_FIGURES if any(key in of_class for of_class in per_class.values())]
+    kinds = [
+        key for key in CLASS_FIGURES if any(key in of_class for of_class in per_class.values())
+    ]
     counted = any("n_positive" in of_class for of_class in per_class.values())
     rows = [
         (
@@ -149,7 +161,9 @@ def class_columns(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, .
 
 def _part(results: dict[str, Any]) -> str:
     """What was scored, in two or three words."""
-    return "the test parts" if "per_split" in results else scored_part(results)[1].partition(" (")[0]
+    return (
+        "the test parts" if "per_split" in results else scored_part(results)[1].partition(" (")[0]
+    )
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -164,9 +178,11 @@ def _number(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The scored images whose labels are known: rows of the feature file, scores (n, K), truth (n, K) of 1, -1, 0.
+    """The scored images whose labels are known: rows of the feature file, scores (n, K), truth (n,
+    K) of 1, -1, 0.
 
-    predicted: (n,) the best-scored class; None where an image has several labels. aps: (K,) AP, of the protocol's kind.
+    predicted: (n,) the best-scored class; None where an image has several labels. aps: (K,) AP, of
+    the protocol's kind.
     """
 
     rows: np.ndarray
@@ -185,8 +201,8 @@ def write_report(
 ) -> tuple[str, list[str]]:
     """The page, and a line for each thing that had to be left out.
 
-    results: of `vggfeat svm --json`; the model's own if None. features: the files that the model was trained on, or
-    none. items: where the images are, or None and why not.
+    results: of `vggfeat svm --json`; the model's own if None. features: the files that the model
+    was trained on, or none. items: where the images are, or None and why not.
     Raises VggfeatError where they are not of one run: other images, classes, networks, scores.
     """
     if results is None:
@@ -204,7 +220,9 @@ def write_report(
     if model is None:
         left_out.append(f"{curves}: they need `model`, written by `vggfeat svm --out`")
     elif not model.scored:
-        left_out.append(f"{curves}: the model file has no scores; write it again with `vggfeat svm --out`")
+        left_out.append(
+            f"{curves}: the model file has no scores; write it again with `vggfeat svm --out`"
+        )
     elif not features:
         left_out.append(f"{curves}: they need `features`, for the labels")
     else:
@@ -224,7 +242,8 @@ def write_report(
         left_out.append("the map of the descriptors: it needs `features`")
     if left_out:
         made += html(
-            "<h3>Left out</h3><ul>{items}</ul>", items=join(html("<li>{x}</li>", x=x) for x in left_out)
+            "<h3>Left out</h3><ul>{items}</ul>",
+            items=join(html("<li>{x}</li>", x=x) for x in left_out),
         )
     sections.append(Section("made", "How it was made", made))
     return page(title(results), lead, sections), left_out
@@ -244,25 +263,34 @@ def _lead(results: dict[str, Any]) -> str:
     return f"{', '.join(scores) or 'no figures'} on {scored_on}; {' and '.join(nets)}"
 
 
-def _refuse_others(results: dict[str, Any], features: Sequence[Features], model: Model | None) -> list[str]:
-    """Figures of one run beside curves of another would be a lie. A line for each thing that can't be checked."""
+def _refuse_others(
+    results: dict[str, Any], features: Sequence[Features], model: Model | None
+) -> list[str]:
+    """Figures of one run beside curves of another would be a lie. A line for each thing that can't
+    be checked.
+    """
     if model is not None:
         for key in ("dataset", "C", "n_test", *FIGURES):
             ours, theirs = results.get(key), model.results.get(key)
             if ours != theirs:
-                raise VggfeatError(f"the results and the model are of two runs: {key} is {ours} and {theirs}")
+                raise VggfeatError(
+                    f"the results and the model are of two runs: {key} is {ours} and {theirs}"
+                )
         for key in ("rows", "fingerprint", "layer", "scales"):
             ours, theirs = (
-                [part.get(key) for part in of.get("features", [])] for of in (results, model.results)
+                [part.get(key) for part in of.get("features", [])]
+                for of in (results, model.results)
             )
             if ours != theirs:
                 raise VggfeatError(
-                    f"the results and the model are of two runs: they have other feature files ({key})"
+                    "the results and the model are of two runs: they have other feature files"
+                    f" ({key})"
                 )
     for file in features:
         if file.attributes.get("dataset") != results["dataset"]:
             raise VggfeatError(
-                f"{file.path} is of {file.attributes.get('dataset')}, the results are of {results['dataset']}"
+                f"{file.path} is of {file.attributes.get('dataset')}, the results are of"
+                f" {results['dataset']}"
             )
     if not features:
         return []
@@ -274,31 +302,37 @@ def _refuse_others(results: dict[str, Any], features: Sequence[Features], model:
         of = file.description
         if (of.fingerprint, of.layer) != (part.get("fingerprint"), part.get("layer")):
             raise VggfeatError(
-                f"{file.path} is not the feature file of these results: it holds {of.layer} of net {of.net} "
-                f"({of.fingerprint[:12]}), they are of {part.get('layer')} of net {part.get('net')} "
-                f"({str(part.get('fingerprint'))[:12]})"
+                f"{file.path} is not the feature file of these results: it holds {of.layer} of net"
+                f" {of.net} ({of.fingerprint[:12]}), they are of {part.get('layer')} of net"
+                f" {part.get('net')} ({str(part.get('fingerprint'))[:12]})"
             )
         if part.get("rows", file.rows_digest) != file.rows_digest:
             raise VggfeatError(
-                f"{file.path} is not the feature file of these results: it has other images, labels or splits; give "
-                "the one that they were made of, or train again with this one"
+                f"{file.path} is not the feature file of these results: it has other images, labels"
+                " or splits; give the one that they were made of, or train again with this one"
             )
     if model is not None and len(model.parts) != len(features):
-        raise VggfeatError(f"the model is of {len(model.parts)} feature files; {len(features)} given")
+        raise VggfeatError(
+            f"the model is of {len(model.parts)} feature files; {len(features)} given"
+        )
     if model is not None and model.classes != features[0].classes:
         raise VggfeatError(f"{features[0].path} has other classes than the model")
     for name, scored in (model.scored if model else {}).items():
-        if len(scored.rows) and not 0 <= scored.rows.min() <= scored.rows.max() < len(features[0].names):
+        if len(scored.rows) and not 0 <= scored.rows.min() <= scored.rows.max() < len(
+            features[0].names
+        ):
             raise VggfeatError(f"the model's {name} has rows that {features[0].path} hasn't")
     unknown = [file for i, file in enumerate(features) if i >= len(parts) or "rows" not in parts[i]]
     return [
-        f"the check that {file.path} has the images that these results are of: they are an older version's and don't "
-        "say; `vggfeat svm` makes them anew"
+        f"the check that {file.path} has the images that these results are of: they are an older"
+        " version's and don't say; `vggfeat svm` makes them anew"
         for file in unknown
     ]
 
 
-def _rankings(scored: dict[str, Scored], features: Features, results: dict[str, Any]) -> dict[str, Ranking]:
+def _rankings(
+    scored: dict[str, Scored], features: Features, results: dict[str, Any]
+) -> dict[str, Ranking]:
     """By the part that was scored, in words."""
     ap = protocol_of(results["protocol"]).ap
     labels, K = features.labels, len(features.classes)
@@ -321,7 +355,7 @@ def _rankings(scored: dict[str, Scored], features: Features, results: dict[str, 
     return out
 
 
-# --- sections ----------------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------
 
 
 def _figures(results: dict[str, Any]) -> Section:
@@ -372,7 +406,12 @@ def _choice_of_c(results: dict[str, Any]) -> list[Section]:
     ]
     if not series and "C_curve" in results:
         series = [
-            Series("validation", np.array(results["C_grid"]), 100 * np.array(results["C_curve"], float), True)
+            Series(
+                "validation",
+                np.array(results["C_grid"]),
+                100 * np.array(results["C_curve"], float),
+                True,
+            )
         ]
     if not series:
         return []
@@ -393,26 +432,40 @@ def _curves(rankings: dict[str, Ranking], classes: list[str], ap: str) -> list[S
         caption = html("{name}<br>{ap} {x}", name=classes[k], ap=ap, x=percent(ranking.aps[k], 1))
         figures.append(
             chart(
-                [Series(classes[k], recall, precision)], "recall", "precision", x_range=(0, 1), y_range=(0, 1),
-                size=(220, 200), caption=caption, small=True,
+                [Series(classes[k], recall, precision)],
+                "recall",
+                "precision",
+                x_range=(0, 1),
+                y_range=(0, 1),
+                size=(220, 200),
+                caption=caption,
+                small=True,
             )
-        )  # fmt: skip
+        )
     about = f"Of the {len(ranking.rows)} images of {name}. {how}"
     return [
         Section(
-            "curves", "Precision and recall", html('<div class="charts">{f}</div>', f=join(figures)), about
+            "curves",
+            "Precision and recall",
+            html('<div class="charts">{f}</div>', f=join(figures)),
+            about,
         )
     ]
 
 
 def _chosen(values_K: np.ndarray) -> tuple[list[int], str]:
-    """All classes, or of many those with the highest and lowest values, and a sentence that says so."""
+    """All classes, or of many those with the highest and lowest values, and a sentence that says
+    so.
+    """
     K = len(values_K)
     if K <= MANY:
         return list(range(K)), ""
     order = [int(k) for k in np.argsort(-values_K, kind="stable") if not np.isnan(values_K[k])]
     half = min(MANY // 2, len(order) // 2)
-    return order[:half] + order[len(order) - half :], f"The {half} best and the {half} worst of {K} classes."
+    return (
+        order[:half] + order[len(order) - half :],
+        f"The {half} best and the {half} worst of {K} classes.",
+    )
 
 
 def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Section]:
@@ -435,9 +488,12 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
                 )
                 for j in range(K)
             )
-            lines.append(html('<tr><th scope="row">{name}</th>{cells}</tr>', name=name, cells=cells))
+            lines.append(
+                html('<tr><th scope="row">{name}</th>{cells}</tr>', name=name, cells=cells)
+            )
         body = html(
-            '<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>'
+            '<div class="scroll"><table'
+            ' class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>'
             "</table></div>",
             head=columns,
             rows=join(lines),
@@ -447,11 +503,17 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     often = [divmod(int(i), K) for i in np.argsort(-wrong, axis=None, kind="stable")[:15]]
-    rows = [(classes[k], classes[j], wrong[k, j], percent(share[k, j], 1)) for k, j in often if wrong[k, j]]
+    rows = [
+        (classes[k], classes[j], wrong[k, j], percent(share[k, j], 1))
+        for k, j in often
+        if wrong[k, j]
+    ]
     if rows:
         head = ("label", "taken for", "images", "of the label's")
         body += html("<h3>Most frequent</h3>{t}", t=table(head, rows, numbers=(2, 3)))
-    about = f"Rows are labels, columns the best-scored class; images of {', '.join(rankings)} together."
+    about = (
+        f"Rows are labels, columns the best-scored class; images of {', '.join(rankings)} together."
+    )
     return [Section("confusions", "Confusions", body, about)]
 
 
@@ -471,7 +533,9 @@ def _mistakes(
     blocks = []
     for k in shown:
         of_class = ranking.truth[:, k] == 1
-        chosen = np.ones(len(of_class), bool) if ranking.predicted is None else ranking.predicted == k
+        chosen = (
+            np.ones(len(of_class), bool) if ranking.predicted is None else ranking.predicted == k
+        )
         lines = []
         for kind, title, wanted in (
             ("right", "best-scored right", of_class & chosen),
@@ -484,14 +548,18 @@ def _mistakes(
                 row = int(ranking.rows[i])
                 uri = picture_of(row)
                 absent += [row] if uri is None else []
-                figures.append(picture(uri, features.names[row], _caption(ranking, i, k, classes, kind)))
+                figures.append(
+                    picture(uri, features.names[row], _caption(ranking, i, k, classes, kind))
+                )
             none = html('<p class="soft">none</p>')
             lines.append(
                 html(
                     '<p class="soft">{title}</p><div class="pictures {kind}">{figures}</div>',
-                    title=title, kind=kind, figures=join(figures) if figures else none,
+                    title=title,
+                    kind=kind,
+                    figures=join(figures) if figures else none,
                 )
-            )  # fmt: skip
+            )
         blocks.append(html("<h3>{name}</h3>{lines}", name=classes[k], lines=join(lines)))
     about = f"Of the images of {name}, by the class's score. {how}"
     if items is None:
@@ -536,7 +604,9 @@ def _pictures(features: Features, items: datasets.Items | None) -> Callable[[int
     return of
 
 
-def _map(features: Sequence[Features], model: Model | None, results: dict[str, Any]) -> list[Section]:
+def _map(
+    features: Sequence[Features], model: Model | None, results: dict[str, Any]
+) -> list[Section]:
     readable = np.flatnonzero(np.logical_and.reduce([file.readable for file in features]))
     if len(readable) < 3:
         return []
@@ -546,7 +616,9 @@ def _map(features: Sequence[Features], model: Model | None, results: dict[str, A
     parts = [part.get("scales") for part in results.get("features", [])] or [None] * len(features)
     scales = [part.scales for part in model.parts] if model else [q and tuple(q) for q in parts]
     pool = model.pool if model else results.get("pool", protocol_of(results["protocol"]).pool)
-    X = fuse([aggregate(file.read(q, picked), pool) for file, q in zip(features, scales, strict=True)])
+    X = fuse(
+        [aggregate(file.read(q, picked), pool) for file, q in zip(features, scales, strict=True)]
+    )
     xy, how = _plane(X)
     first = features[0]
     if first.labels is None:
@@ -560,7 +632,9 @@ def _map(features: Sequence[Features], model: Model | None, results: dict[str, A
         for row, g in zip(picked, groups, strict=True)
     ]
     of = (
-        f"{len(picked)} of {len(readable)} images" if len(picked) < len(readable) else f"{len(picked)} images"
+        f"{len(picked)} of {len(readable)} images"
+        if len(picked) < len(readable)
+        else f"{len(picked)} images"
     )
     many = first.labels is not None and first.labels.ndim == 2
     several = " Of an image with several labels the first gives the colour." if many else ""
@@ -570,7 +644,9 @@ def _map(features: Sequence[Features], model: Model | None, results: dict[str, A
 
 
 def _plane(X: np.ndarray) -> tuple[np.ndarray, str]:
-    """(n, 2) for the eye: principal components, and t-SNE on 50 of them where there are enough images."""
+    """(n, 2) for the eye: principal components, and t-SNE on 50 of them where there are enough
+    images.
+    """
     from sklearn.decomposition import PCA
 
     if not np.ptp(X, axis=0).any():  # nothing varies, and all that follows would divide by that
@@ -591,13 +667,18 @@ def _how_made(results: dict[str, Any]) -> Markup:
     rows = []
     for part in results.get("features", []):
         rows += [
-            (f"net {part.get('net')}", f"{part.get('weights')}, sha256 {str(part.get('fingerprint'))[:12]}")
+            (
+                f"net {part.get('net')}",
+                f"{part.get('weights')}, sha256 {str(part.get('fingerprint'))[:12]}",
+            )
         ]
         mirror = "with mirror images" if part.get("mirror") else "without mirror images"
         scales = ", ".join(map(str, part.get("scales", [])))
         rows += [("descriptor", f"{part.get('layer')}, Q = {scales}, {mirror}")]
     rows += [("solver", str(results.get("solver")).replace("_", " "))]
-    rows += [("versions", ", ".join(f"{k} {v}" for k, v in (results.get("versions") or {}).items()))]
+    rows += [
+        ("versions", ", ".join(f"{k} {v}" for k, v in (results.get("versions") or {}).items()))
+    ]
     body = table(("", ""), rows, numbers=())
     if results.get("command"):
         body += html("<p><code>{c}</code></p>", c=results["command"])
@@ -611,7 +692,9 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def checked_results(results: Any, where: Any) -> dict[str, Any]:
-    """The results, where they are what `vggfeat svm` writes. Raises VggfeatError, which begins with `where`."""
+    """The results, where they are what `vggfeat svm` writes. Raises VggfeatError, which begins with
+    `where`.
+    """
     results = fitted(results, Results, where)
     for choice in (results, *results.get("per_split", [])):
         if len(choice.get("C_grid", [])) != len(choice.get("C_curve", [])):

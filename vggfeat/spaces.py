@@ -1,7 +1,9 @@
-"""Where the SVMs of `solver` are solved, and how a Newton step is: Gram matrix or features, whichever is smaller.
+"""Where the SVMs of `solver` are solved, and how a Newton step is: Gram matrix or features,
+whichever is smaller.
 
-N images, D descriptor length, P problems. A state is (w, b) of every problem: in `Examples` as (w, b) = X' v with v
-(N, P), in `Features` as itself, (D + 1, P). The constant feature 1 is never stored: it adds 1 to an inner product.
+N images, D descriptor length, P problems. A state is (w, b) of every problem: in `Examples` as (w,
+b) = X' v with v (N, P), in `Features` as itself, (D + 1, P). The constant feature 1 is never
+stored: it adds 1 to an inner product.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ CG_TOLERANCE = 1e-3  # on the residual; the next Newton step mends the rest
 BLOCK_VALUES = 1 << 25  # of X at a time, as float64: 256 MiB
 PRODUCT_ROWS = 1024  # of the Gram matrix at a time
 LOW_CONDITION = 3e5  # largest condition number of a system that is factorised in float32
-# The same for conjugate gradients, whose preconditioner takes a difference, in float32 and in float64.
+# The same for conjugate gradients, whose preconditioner takes a difference, in float32 and in
+# float64.
 CG_CONDITION = 3e4, 1e9
 RANK = 128  # of the images that the preconditioner goes by
 LARGEST_SQUARE = 1e30  # of an image or a feature, beside the constant feature 1 in float64
@@ -63,7 +66,8 @@ class Space(Protocol):
 
 
 class Rows:
-    """X (N, D) of any float kind (an array, a memory map, an HDF5 data set), read in blocks, with a constant feature 1.
+    """X (N, D) of any float kind (an array, a memory map, an HDF5 data set), read in blocks, with a
+    constant feature 1.
 
     States of (w, b) have b last.
     """
@@ -116,7 +120,9 @@ class Rows:
 
 
 class Examples:
-    """States are coefficients of the examples. Memory: 16 bytes a pair of examples, and factors of the active ones."""
+    """States are coefficients of the examples. Memory: 16 bytes a pair of examples, and factors of
+    the active ones.
+    """
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.size = rows, rows.N
@@ -154,7 +160,8 @@ class Examples:
         return self.rows.pull(V)
 
     def state(self, W: Tensor, T: Tensor, curvature: Tensor, cap: Tensor) -> Tensor:
-        # the Newton step's end, which depends on where the step begins only by which examples are active there
+        # the Newton step's end, which depends on where the step begins only by which examples are
+        # active there
         s = (1 - T * self.rows.scores(W)).clamp_min(0)
         full = torch.where(curvature * s >= cap, T * cap, 0)
         active = (s > 0) & (curvature * s < cap)
@@ -166,7 +173,9 @@ class Examples:
         return eta - G, scores_eta - scores_G
 
     def _solve(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """eta with (K + 1/h) eta = b over the active examples, where h > 0, and 0 elsewhere; and K eta."""
+        """eta with (K + 1/h) eta = b over the active examples, where h > 0, and 0 elsewhere; and K
+        eta.
+        """
         eta, scores = torch.zeros_like(b), torch.zeros_like(b)
         mask = (h > 0).double()
         ridge = torch.where(h > 0, 1 / h, 0)
@@ -174,7 +183,8 @@ class Examples:
         n = mask.sum(0)
         smallest = torch.where(h > 0, ridge, torch.inf).amin(0)
         condition = self.mean_square * n / smallest
-        # what conjugate gradients will take, by what the preconditioner leaves out; seen on VGG descriptors
+        # what conjugate gradients will take, by what the preconditioner leaves out; seen on VGG
+        # descriptors
         steps = 3 + 9 * (self.rest / smallest).sqrt()
         cheap = (n <= RANK) | (n**3 / 3 + GATHER_COST * n**2 <= steps * self.size**2)
         exact = cheap | (steps > CG_STEPS) | (condition > CG_CONDITION[1])
@@ -189,7 +199,9 @@ class Examples:
         return eta, scores
 
     def _exact(self, K: Tensor, b: Tensor, mask: Tensor, ridge: Tensor) -> tuple[Tensor, Tensor]:
-        """By the Cholesky factor of each problem's active examples, refined once with products in float64."""
+        """By the Cholesky factor of each problem's active examples, refined once with products in
+        float64.
+        """
         eta = torch.zeros_like(b)
         factors: list[tuple[Tensor, Tensor]] = []
         for p in range(b.shape[1]):
@@ -203,13 +215,15 @@ class Examples:
         residual = b - mask * scores - ridge * eta
         change = torch.zeros_like(b, dtype=K.dtype)
         for p, (a, factor) in enumerate(factors):
-            change[a, p] = torch.cholesky_solve(residual[a, p, None].to(factor.dtype), factor)[:, 0].to(
-                K.dtype
-            )
+            change[a, p] = torch.cholesky_solve(residual[a, p, None].to(factor.dtype), factor)[
+                :, 0
+            ].to(K.dtype)
         return eta + change, scores + K @ change
 
     def _iterative(self, K: Tensor, b: Tensor, mask: Tensor, ridge: Tensor) -> Tensor:
-        """By conjugate gradients. The preconditioner is (L L' + ridge)^-1 over the active examples, with K ~ L L'."""
+        """By conjugate gradients. The preconditioner is (L L' + ridge)^-1 over the active examples,
+        with K ~ L L'.
+        """
         L, mask, ridge = self.low_rank.to(K.dtype), mask.to(K.dtype), ridge.to(K.dtype)
         inverse = torch.where(mask > 0, 1 / ridge, 0)
         inner = torch.eye(L.shape[1], dtype=K.dtype, device=K.device).repeat(b.shape[1], 1, 1)
@@ -220,15 +234,19 @@ class Examples:
 
         def precondition(r: Tensor) -> Tensor:
             r = inverse * r
-            return r - inverse * (L @ torch.cholesky_solve((L.T @ r).T[:, :, None], factors)[:, :, 0].T)
+            return r - inverse * (
+                L @ torch.cholesky_solve((L.T @ r).T[:, :, None], factors)[:, :, 0].T
+            )
 
-        return conjugate_gradients(lambda p: mask * (K @ p) + ridge * p, precondition, b.to(K.dtype)).to(
-            b.dtype
-        )
+        return conjugate_gradients(
+            lambda p: mask * (K @ p) + ridge * p, precondition, b.to(K.dtype)
+        ).to(b.dtype)
 
 
 def cholesky(systems: Tensor) -> Tensor:
-    """Factors of (…, n, n). Where one isn't positive by rounding, all get a larger diagonal: shorter steps."""
+    """Factors of (…, n, n). Where one isn't positive by rounding, all get a larger diagonal:
+    shorter steps.
+    """
     factors, failed = torch.linalg.cholesky_ex(systems)
     more = torch.finfo(systems.dtype).eps
     while failed.any():
@@ -242,7 +260,9 @@ def cholesky(systems: Tensor) -> Tensor:
 
 
 def partial_cholesky(K: Tensor, rank: int) -> Tensor:
-    """L (N, rank or fewer) with K - L L' positive and small: the next column is where most is left on the diagonal."""
+    """L (N, rank or fewer) with K - L L' positive and small: the next column is where most is left
+    on the diagonal.
+    """
     left = K.diagonal().clone()
     enough = 1e-10 * float(left.mean())
     L = K.new_zeros(len(K), rank)
@@ -270,7 +290,9 @@ def _parts(of: Tensor, n: Tensor) -> Iterator[Tensor]:
 
 
 class Features:
-    """States are (w, b). Memory: a block of rows, and (D + 1)^2 numbers twice; for an exact solve, of each problem."""
+    """States are (w, b). Memory: a block of rows, and (D + 1)^2 numbers twice; for an exact solve,
+    of each problem.
+    """
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.size = rows, rows.D + 1
@@ -316,7 +338,9 @@ class Features:
                 if len(of):
                     product = partial(self._system, h[:, of].to(kind))
                     precondition = partial(_solve_with, factor.to(kind))
-                    d[:, of] = conjugate_gradients(product, precondition, -G[:, of].to(kind)).double()
+                    d[:, of] = conjugate_gradients(
+                        product, precondition, -G[:, of].to(kind)
+                    ).double()
         return d, self.scores(d)
 
     def _exact(self, b: Tensor, h: Tensor) -> Tensor:
@@ -330,7 +354,9 @@ class Features:
 
     def _system(self, h: Tensor, p: Tensor) -> Tensor:
         q = p.clone()
-        blocks = self.rows if h.dtype == torch.float64 else self.rows.blocks(np.float32, self.rows.block)
+        blocks = (
+            self.rows if h.dtype == torch.float64 else self.rows.blocks(np.float32, self.rows.block)
+        )
         for rows, x in blocks:
             pulled = h[rows] * (x @ p[:-1] + p[-1])
             q[:-1] += x.T @ pulled
@@ -350,7 +376,9 @@ def _solve_with(factor: Tensor, b: Tensor) -> Tensor:
 
 
 def _add_second_moment(total: Tensor, x: Tensor, weighted: Tensor, weight: float) -> None:
-    """Add x' diag(weights) x, with the constant feature; weighted: x times its weights, weight: their sum."""
+    """Add x' diag(weights) x, with the constant feature; weighted: x times its weights, weight:
+    their sum.
+    """
     total[:-1, :-1] += x.T @ weighted
     edge = weighted.sum(0)
     total[-1, :-1] += edge
@@ -361,7 +389,9 @@ def _add_second_moment(total: Tensor, x: Tensor, weighted: Tensor, weight: float
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor
 ) -> Tensor:
-    """A x = b for each column, to CG_TOLERANCE of the residual in the preconditioner's norm, in CG_STEPS at most."""
+    """A x = b for each column, to CG_TOLERANCE of the residual in the preconditioner's norm, in
+    CG_STEPS at most.
+    """
     x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
     p, rz = z, (r * z).sum(0)

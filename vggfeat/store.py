@@ -1,7 +1,8 @@
-"""The feature file: what is in it, and its reader (`writer` writes it). N rows, Q scales, D descriptor length.
+"""The feature file: what is in it, and its reader (`writer` writes it). N rows, Q scales, D
+descriptor length.
 
-Row i is always item i of the dataset: an unreadable image keeps its row (NaN, status 2 and a reason).
-The file has its final name only when it is complete; until then it is `NAME.partial`.
+Row i is always item i of the dataset: an unreadable image keeps its row (NaN, status 2 and a
+reason). The file has its final name only when it is complete; until then it is `NAME.partial`.
 `docs/formats.md` has the layout for readers without this package.
 """
 
@@ -25,7 +26,10 @@ FORMAT = "vggfeat-features"
 FORMAT_VERSION = 2
 PENDING, DONE, UNREADABLE = 0, 1, 2
 REASON_BYTES = 200  # of why an image is unreadable
-MAX_SCALES, MAX_Q = 64, 1 << 14  # of a description: what a file may make another image be rescaled to
+MAX_SCALES, MAX_Q = (
+    64,
+    1 << 14,
+)  # of a description: what a file may make another image be rescaled to
 MAX_DIM = 1 << 20
 MAX_LAYERS = 64
 READ_BYTES = 1 << 26  # of descriptors that are checked at a time
@@ -36,16 +40,18 @@ class Description:
     """How images were described: all that is needed to describe another image in the same way.
 
     net, weights: what `vggfeat.load` takes. fingerprint: of the weights. layer: the paper's name.
-    scales: Q in pixels, smallest side, one descriptor each. mirror: averaged with the mirror image's.
-    pool: floor | ceil, the net's max-pooling. filter: of the rescale. precision: of the forward pass.
-    decoder: what made pixels of the images' files.
+    scales: Q in pixels, smallest side, one descriptor each. mirror: averaged with the mirror
+    image's. pool: floor | ceil, the net's max-pooling. filter: of the rescale. precision: of the
+    forward pass. decoder: what made pixels of the images' files.
     """
 
     net: str
     weights: str
     fingerprint: str
     layer: str
-    scales: Annotated[tuple[Annotated[int, Range(1, MAX_Q)], ...], Several(MAX_SCALES, different=True)]
+    scales: Annotated[
+        tuple[Annotated[int, Range(1, MAX_Q)], ...], Several(MAX_SCALES, different=True)
+    ]
     mirror: bool
     pool: Annotated[str, OneOf(("floor", "ceil", "none"))]
     filter: str
@@ -82,10 +88,10 @@ def of_layer(name: str, number: int, layers: list[str]) -> str:
 class Features:
     """A feature file, opened. Descriptors are read when asked for, the rest is here.
 
-    names (N), labels as in Items or None, classes (C), splits, status (N,) uint8, errors: row -> reason.
-    description: how the images were described; its layer is the one that is read, of all `layers` in the file.
-    boxes: (N, 4) int32, left, top, right, bottom in pixels, where rows are of boxes in images; else None.
-    crc32: (N,) uint32, of each image's file; 0 where that is unknown.
+    names (N), labels as in Items or None, classes (C), splits, status (N,) uint8, errors: row ->
+    reason. description: how the images were described; its layer is the one that is read, of all
+    `layers` in the file. boxes: (N, 4) int32, left, top, right, bottom in pixels, where rows are of
+    boxes in images; else None. crc32: (N,) uint32, of each image's file; 0 where that is unknown.
     attributes: all facts in the file.
     """
 
@@ -112,11 +118,14 @@ class Features:
 
     @cached_property
     def rows_digest(self) -> str:
-        """sha256 of what the rows are: images by name and checksum, boxes, labels, classes and splits.
+        """sha256 of what the rows are: images by name and checksum, boxes, labels, classes and
+        splits.
 
         What was learned from a file is known by it: the same rows again, whatever describes them.
         """
-        digest = hashlib.sha256(name_digest(self.names).encode() + name_digest(self.classes).encode())
+        digest = hashlib.sha256(
+            name_digest(self.names).encode() + name_digest(self.classes).encode()
+        )
         arrays = {"crc32": self.crc32, "boxes": self.boxes, "labels": self.labels, **self.splits}
         for name, values in sorted(arrays.items()):
             if values is not None:
@@ -126,16 +135,20 @@ class Features:
 
     @property
     def descriptors(self) -> np.ndarray:
-        """(N, Q, D) as stored: not normalised, not aggregated; NaN rows where an image was unreadable."""
+        """(N, Q, D) as stored: not normalised, not aggregated; NaN rows where an image was
+        unreadable.
+        """
         return self.read()
 
     def read(
         self, scales: tuple[int, ...] | None = None, rows: slice | np.ndarray = slice(None)
     ) -> np.ndarray:
-        """(N, Q, D) for a subset of the stored scales, in the order given, and of the rows; all by default.
+        """(N, Q, D) for a subset of the stored scales, in the order given, and of the rows; all by
+        default.
 
         rows: a slice, or rising indices. Each row is held against its checksum.
-        Raises VggfeatError for a scale that the file doesn't have, for damage, and when the file was replaced.
+        Raises VggfeatError for a scale that the file doesn't have, for damage, and when the file
+        was replaced.
         """
         scales = None if scales is None else sides(scales)
         missing = [q for q in scales or () if q not in self.description.scales]
@@ -155,23 +168,33 @@ class Features:
         self._read(np.arange(self.shape[0]), list(range(self.shape[1])), None)
 
     def _read(self, rows: np.ndarray, columns: list[int], made: np.ndarray | None) -> None:
-        with open_file(self.path, FORMAT, FORMAT_VERSION, unfinished=True) as file, damaged(self.path):
+        with (
+            open_file(self.path, FORMAT, FORMAT_VERSION, unfinished=True) as file,
+            damaged(self.path),
+        ):
             if file.number != self.number:
                 raise VggfeatError(f"{self.path} was replaced since it was opened: open it again")
             number = self.layers.index(self.description.layer)
             spoilt = read_rows(file, number, list(self.layers), rows, columns, self.status, made)
             if spoilt:
                 raise Damaged(
-                    f"descriptors other than written: {len(spoilt)}, first that of {shown(self.names[spoilt[0]])}; "
-                    "`vggfeat extract --retry`, otherwise as it was made, describes them again"
+                    f"descriptors other than written: {len(spoilt)}, first that of"
+                    f" {shown(self.names[spoilt[0]])}; `vggfeat extract --retry`, otherwise as it"
+                    " was made, describes them again"
                 )
 
 
 def read_rows(
-    file: File, number: int, layers: list[str], rows: np.ndarray, columns: list[int], status: np.ndarray,
+    file: File,
+    number: int,
+    layers: list[str],
+    rows: np.ndarray,
+    columns: list[int],
+    status: np.ndarray,
     made: np.ndarray | None,
-) -> list[int]:  # fmt: skip
-    """Read descriptors of rows (rising) at some of the scales into made (rows, columns, D), or only check them.
+) -> list[int]:
+    """Read descriptors of rows (rising) at some of the scales into made (rows, columns, D), or only
+    check them.
 
     Those that are spoilt: a row has another checksum, or is done and not finite.
     """
@@ -200,9 +223,13 @@ def _runs(rows: np.ndarray, most: int) -> list[tuple[int, int, int]]:
 
 
 def row_status(status_NQ: np.ndarray) -> np.ndarray:
-    """(N,) of the rows, from that of each scale: unreadable at one is unreadable, done is done at all."""
+    """(N,) of the rows, from that of each scale: unreadable at one is unreadable, done is done at
+    all.
+    """
     return np.where(
-        (status_NQ == UNREADABLE).any(1), UNREADABLE, np.where((status_NQ == DONE).all(1), DONE, PENDING)
+        (status_NQ == UNREADABLE).any(1),
+        UNREADABLE,
+        np.where((status_NQ == DONE).all(1), DONE, PENDING),
     ).astype(np.uint8)
 
 
@@ -217,7 +244,9 @@ def open_features(path: str | os.PathLike[str], layer: str | None = None) -> Fea
 
 
 def read_features(file: File, layer: str | None = None) -> Features:
-    """The features of an open file, everything checked but the descriptors themselves. Raises VggfeatError."""
+    """The features of an open file, everything checked but the descriptors themselves. Raises
+    VggfeatError.
+    """
     path = file.path
     facts: Facts = file.document("facts", Facts)
     layers = facts["layers"]

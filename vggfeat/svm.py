@@ -1,8 +1,10 @@
-"""Linear support vector machines for frozen descriptors, one against the rest: scikit-learn estimators.
+"""Linear support vector machines for frozen descriptors, one against the rest: scikit-learn
+estimators.
 
 N images, D descriptor length, K SVM problems (one a class). The objective is liblinear's,
-    0.5 |(w, b)|^2 + C sum_i r_i max(0, 1 - t_i (w x_i + b))^p,    p = 2 "squared_hinge", p = 1 "hinge",
-with r_i the sample's weight; the bias b is regularised as the weight of a constant feature 1 (`intercept_scaling=1`).
+    0.5 |(w, b)|^2 + C sum_i r_i max(0, 1 - t_i (w x_i + b))^p,
+p = 2 "squared_hinge", p = 1 "hinge", with r_i the sample's weight; the bias b is regularised as the
+weight of a constant feature 1 (`intercept_scaling=1`).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ FLOATS = (np.float64, np.float32, np.float16)
 SEED = 0  # liblinear visits the examples in a random order; fixed: same data, same classifier
 LIBLINEAR_ITERATIONS = 100_000
 
-# Rows scored at a time: X @ coef.T is float64, and a float64 copy of all of X would be twice its size.
+# Rows scored at a time: X @ coef.T is float64, and a float64 copy of all of X would be twice its
+# size.
 SCORE_ROWS = 1024
 
 
@@ -51,14 +54,22 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
     def _read(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """X (N, D), targets (N, P) of 1, -1, 0, weights (N,) and with the classes' (N, P); the settings checked."""
+        """X (N, D), targets (N, P) of 1, -1, 0, weights (N,) and with the classes' (N, P); the
+        settings checked.
+        """
         for name, allowed in (("loss", LOSSES), ("solver", SOLVERS)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
+                )
         _positive("tol", self.tol)
-        X_ND, y_N = validate_data(self, X, y, dtype=FLOATS, ensure_all_finite=False, multi_output=True)
+        X_ND, y_N = validate_data(
+            self, X, y, dtype=FLOATS, ensure_all_finite=False, multi_output=True
+        )
         _refuse_nan(X_ND)
-        weights_N = _check_sample_weight(sample_weight, X_ND, dtype=np.float64, ensure_non_negative=True)
+        weights_N = _check_sample_weight(
+            sample_weight, X_ND, dtype=np.float64, ensure_non_negative=True
+        )
         targets_NP = self._targets(y_N, weights_N)
         return (
             X_ND,
@@ -67,21 +78,28 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
             weights_N[:, None] * self._class_weights(targets_NP, y_N, weights_N),
         )
 
-    def _class_weights(self, targets_NP: NDArray, y: NDArray, weights_N: NDArray) -> NDArray[np.float64]:
+    def _class_weights(
+        self, targets_NP: NDArray, y: NDArray, weights_N: NDArray
+    ) -> NDArray[np.float64]:
         """(N, P), or (1, 1) without."""
         if self.class_weight is None:
             return np.ones((1, 1))
         if self.multilabel_ and self.class_weight == "balanced":
             positive, negative = (
-                np.maximum(weights_N @ (targets_NP == sign), np.finfo(float).tiny) for sign in (1, -1)
+                np.maximum(weights_N @ (targets_NP == sign), np.finfo(float).tiny)
+                for sign in (1, -1)
             )
             half = (positive + negative) / 2
             return np.where(targets_NP == 1, half / positive, half / negative)
-        classes, labels = (np.array([-1, 1]),) * 2 if self.multilabel_ else (self.classes_, y.ravel())
-        if self.multilabel_ and not (isinstance(self.class_weight, dict) and {*self.class_weight} <= {1, -1}):
+        classes, labels = (
+            (np.array([-1, 1]),) * 2 if self.multilabel_ else (self.classes_, y.ravel())
+        )
+        if self.multilabel_ and not (
+            isinstance(self.class_weight, dict) and {*self.class_weight} <= {1, -1}
+        ):
             raise ValueError(
-                "class_weight must be None, 'balanced' or {1: present, -1: absent} for several labels an image, "
-                f"not {self.class_weight!r}"
+                "class_weight must be None, 'balanced' or {1: present, -1: absent} for several"
+                f" labels an image, not {self.class_weight!r}"
             )
         weight_K = compute_class_weight(
             self.class_weight,
@@ -96,7 +114,9 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         return np.where(targets_NP == 1, weight_K, 1.0)
 
     def _targets(self, y: NDArray, weights_N: NDArray) -> NDArray[np.int8]:
-        self.multilabel_: bool = y.ndim == 2 and not (y.shape[1] == 1 and not np.isin(y, (1, -1, 0)).all())
+        self.multilabel_: bool = y.ndim == 2 and not (
+            y.shape[1] == 1 and not np.isin(y, (1, -1, 0)).all()
+        )
         if self.multilabel_:
             if y.dtype == bool or not np.isin(y, (1, -1, 0)).all():
                 raise ValueError(
@@ -119,7 +139,9 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         check_classification_targets(labels_N)
         self.classes_ = np.unique(labels_N)
         if len(np.unique(labels_N[weights_N > 0])) < 2:
-            which = f", {self.classes_[0]}" if len(self.classes_) == 1 else " with a positive weight"
+            which = (
+                f", {self.classes_[0]}" if len(self.classes_) == 1 else " with a positive weight"
+            )
             raise ValueError(f"y holds one class only{which}: an SVM needs at least two")
         # two classes have one problem: the second against the first
         positive = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
@@ -136,7 +158,8 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         self.converged_: bool = bool((solution.gap <= self.tol).all())
         if not self.converged_:
             message = (
-                f"{self.solver} did not reach tol={self.tol:g}: a gap of {solution.gap.max():.1g} is left"
+                f"{self.solver} did not reach tol={self.tol:g}: a gap of {solution.gap.max():.1g}"
+                " is left"
             )
             warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
@@ -151,15 +174,21 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         scores = np.empty((len(X_ND), len(self.intercept_)))
         for start in range(0, len(X_ND), SCORE_ROWS):
             rows = slice(start, start + SCORE_ROWS)
-            scores[rows] = X_ND[rows].astype(np.float64, copy=False) @ self.coef_.T + self.intercept_
+            scores[rows] = (
+                X_ND[rows].astype(np.float64, copy=False) @ self.coef_.T + self.intercept_
+            )
         return scores if self.multilabel_ or scores.shape[1] > 1 else scores[:, 0]
 
     def predict(self, X: ArrayLike) -> NDArray:
-        """The best label of each image, (N,); for several labels an image (N, K) int8 of 1 and -1."""
+        """The best label of each image, (N,); for several labels an image (N, K) int8 of 1 and
+        -1.
+        """
         scores = self.decision_function(X)
         if self.multilabel_:
             return np.where(scores > 0, 1, -1).astype(np.int8)
-        return self.classes_[scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(int)]
+        return self.classes_[
+            scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(int)
+        ]
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy; for several labels an image, over all (image, class) pairs whose y isn't 0."""
@@ -170,41 +199,45 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         predicted = self.predict(X)
         if truth.shape != predicted.shape:
             raise ValueError(f"y must be {predicted.shape}, not {truth.shape}")
-        weights = np.ones(len(truth)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        weights = (
+            np.ones(len(truth)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        )
         weights = weights[:, None] * (truth != 0)
         return float(np.average(predicted == truth, weights=weights))
 
 
 class LinearSVM(_OneAgainstTheRest):
-    """One-against-the-rest linear SVMs for classes (one label an image) or for several labels an image.
+    """One-against-the-rest linear SVMs for classes (one label an image) or for several labels an
+    image.
 
     Parameters
     ----------
     C: weight of the errors against the norm; larger fits the training set closer.
     loss: "squared_hinge" or "hinge".
-    tol: duality gap, as a share of the objective, at which a class is done; liblinear's own tolerance with it.
-    solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear", scikit-learn's, for reference.
-    device: where "newton" computes: "cpu", "cuda", "cuda:N", or "auto", the first GPU or else the CPU.
-    warm_start: start from what the last `fit` found, where it was of the same classes: as at a like C, on more images.
-    class_weight: a class's factor on the C of its own images, {label: factor}, as in liblinear: in the problem "class k
-        against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples / (n_classes n_k). For
-        several labels an image each class is a problem of two: {1: of the images that have it, -1: of the others}, and
-        "balanced" gives both sides of it the same weight.
+    tol: duality gap, as a share of the objective, at which a class is done; liblinear's own
+    tolerance with it. solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear",
+    scikit-learn's, for reference. device: where "newton" computes: "cpu", "cuda", "cuda:N", or
+    "auto", the first GPU or else the CPU. warm_start: start from what the last `fit` found, where
+    it was of the same classes: as at a like C, on more images. class_weight: a class's factor on
+    the C of its own images, {label: factor}, as in liblinear: in the problem "class k
+        against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples /
+        (n_classes n_k). For several labels an image each class is a problem of two: {1: of the
+        images that have it, -1: of the others}, and "balanced" gives both sides of it the same
+        weight.
 
     Fitted attributes
     -----------------
     coef_: (K, D); intercept_: (K,). For two classes K is 1, as in scikit-learn.
     classes_: the sorted labels; for several labels an image, 0 … K-1.
     multilabel_: whether y was (N, K).
-    degenerate_classes_: problems that lack positives or negatives. Their score is constant: -1 without
+    degenerate_classes_: problems that lack positives or negatives. Their score is constant: -1
+    without
         positives, +1 without negatives.
     n_iter_: most steps of any class; converged_: whether all classes reached tol.
     n_features_in_: D.
 
-    Notes
-    -----
-    Deterministic. "newton" copies X in blocks of rows only, and holds 16 N^2 bytes (where N is at most 8 D and they are
-    at most 2 GB), else 16 D^2; liblinear copies X as float64.
+    Notes ----- Deterministic. "newton" copies X in blocks of rows only, and holds 16 N^2 bytes
+    (where N is at most 8 D and they are at most 2 GB), else 16 D^2; liblinear copies X as float64.
     """
 
     def __init__(
@@ -226,22 +259,30 @@ class LinearSVM(_OneAgainstTheRest):
         self.device = device
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LinearSVM:
-        """Fit on X (N, D) and y: (N,) labels, or (N, K) of 1 present, -1 absent, 0 left out for that class.
+        """Fit on X (N, D) and y: (N,) labels, or (N, K) of 1 present, -1 absent, 0 left out for
+        that class.
 
         Warns once (ConvergenceWarning) when a class did not reach tol.
-        Raises ValueError for NaN or infinity in X, unequal lengths, other values in a (N, K) y (a 0/1 indicator is
-        refused: its 0 would mean "left out"), a single class, negative weights, or parameters out of range.
+        Raises ValueError for NaN or infinity in X, unequal lengths, other values in a (N, K) y (a
+        0/1 indicator is refused: its 0 would mean "left out"), a single class, negative weights, or
+        parameters out of range.
         """
         return next(self._path(X, y, [self.C], sample_weight, lambda C: self))
 
     def path(self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
-        """A fitted classifier for each C in turn, each started from the one before. Raises as `fit`."""
+        """A fitted classifier for each C in turn, each started from the one before. Raises as
+        `fit`.
+        """
         return self._path(X, y, Cs, None, lambda C: clone(self).set_params(C=C))
 
     def _path(
-        self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float], sample_weight: ArrayLike | None,
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        Cs: Iterable[float],
+        sample_weight: ArrayLike | None,
         model_of: Callable[[float], LinearSVM],
-    ) -> Iterator[LinearSVM]:  # fmt: skip
+    ) -> Iterator[LinearSVM]:
         before = (
             (self.classes_, self.coef_, self.intercept_)
             if self.warm_start and hasattr(self, "coef_")
@@ -253,7 +294,11 @@ class LinearSVM(_OneAgainstTheRest):
         solved = targets_NP[:, possible]
         costs_NP = costs_NP[:, possible] if costs_NP.shape[1] > 1 else costs_NP
         near = None
-        if before and np.array_equal(before[0], self.classes_) and before[1].shape[1] == X_ND.shape[1]:
+        if (
+            before
+            and np.array_equal(before[0], self.classes_)
+            and before[1].shape[1] == X_ND.shape[1]
+        ):
             near = before[1][possible], before[2][possible]
         solver = Solver(X_ND, resolve_device(self.device)) if self.solver == "newton" else None
         start: Tensor | None = None
@@ -283,31 +328,36 @@ class LinearSVM(_OneAgainstTheRest):
 
 
 class LinearSVMCV(_OneAgainstTheRest):
-    """`LinearSVM` that chooses C by a validation part or by cross-validation: all folds and classes at once.
+    """`LinearSVM` that chooses C by a validation part or by cross-validation: all folds and classes
+    at once.
 
     Parameters
     ----------
     Cs: the values to try.
-    cv: number of stratified folds, a scikit-learn splitter (`PredefinedSplit` for a validation part), or the splits.
-    loss, tol, device, class_weight: as `LinearSVM`; "balanced" over all images, not anew for each fold.
+    cv: number of stratified folds, a scikit-learn splitter (`PredefinedSplit` for a validation
+    part), or the splits. loss, tol, device, class_weight: as `LinearSVM`; "balanced" over all
+    images, not anew for each fold.
 
     Fitted attributes
     -----------------
     C_: the winner, of equals the smallest. Cs_: the values, rising. scores_: (len(Cs), folds).
     The others as `LinearSVM`; the classifier is the one with C_ on all of X.
 
-    Notes
-    -----
-    The score is mean class recall (classes that the fold lacks are left out); for several labels an image mean
-    average precision, all-point.
+    Notes ----- The score is mean class recall (classes that the fold lacks are left out); for
+    several labels an image mean average precision, all-point.
     """
 
     solver = "newton"
 
     def __init__(
-        self, Cs: Sequence[float] = C_GRID, cv: Any = 5, loss: str = "squared_hinge",
-        tol: float = 1e-5, device: str = "cpu", class_weight: dict[Any, float] | str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        Cs: Sequence[float] = C_GRID,
+        cv: Any = 5,
+        loss: str = "squared_hinge",
+        tol: float = 1e-5,
+        device: str = "cpu",
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
         self.Cs = Cs
         self.class_weight = class_weight
         self.cv = cv
@@ -315,8 +365,12 @@ class LinearSVMCV(_OneAgainstTheRest):
         self.tol = tol
         self.device = device
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LinearSVMCV:
-        """Choose C, then fit on all of X. Warns and raises as `LinearSVM.fit`; ValueError for an empty fold, too."""
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> LinearSVMCV:
+        """Choose C, then fit on all of X. Warns and raises as `LinearSVM.fit`; ValueError for an
+        empty fold, too.
+        """
         if np.size(self.Cs) == 0:
             raise ValueError("Cs is empty: give at least one value of C")
         for C in np.ravel(self.Cs).tolist():
@@ -336,7 +390,8 @@ class LinearSVMCV(_OneAgainstTheRest):
         for number, (train, val) in enumerate(splits):
             if not present[train].any() or not present[val].any():
                 raise ValueError(
-                    f"fold {number} of cv is empty: it has {len(train)} training and {len(val)} other images"
+                    f"fold {number} of cv is empty: it has {len(train)} training and {len(val)}"
+                    " other images"
                 )
             targets = np.zeros_like(targets_NP)
             targets[train] = targets_NP[train]
@@ -358,7 +413,9 @@ class LinearSVMCV(_OneAgainstTheRest):
                 start=start,
             )
             start = solution.state
-            of_fold = np.split(solution.scores, np.cumsum([solved.sum() for _, solved in folds])[:-1], axis=1)
+            of_fold = np.split(
+                solution.scores, np.cumsum([solved.sum() for _, solved in folds])[:-1], axis=1
+            )
             for f, (val, solved) in enumerate(folds):
                 scores = np.full((len(val), targets_NP.shape[1]), -1.0)
                 scores[:, solved] = of_fold[f][val]
@@ -385,16 +442,21 @@ class LinearSVMCV(_OneAgainstTheRest):
 def _liblinear(
     X: NDArray, targets_NP: NDArray, weights_NP: NDArray, C: float, loss: str, tol: float
 ) -> Solution:
-    """The reference, a problem at a time. liblinear doesn't tell its gap: tol where it stopped by itself."""
+    """The reference, a problem at a time. liblinear doesn't tell its gap: tol where it stopped by
+    itself.
+    """
     coef, intercept, steps = [], [], []
     for targets_N, weights_N in zip(
         targets_NP.T, np.broadcast_to(weights_NP, targets_NP.shape).T, strict=True
     ):
         rows = (targets_N != 0) & (weights_N > 0)
-        # The hinge loss has only the dual. For the squared hinge, coordinate descent on the dual is quick while C is
-        # small and N <= D, and needs thousands of passes for a large C on classes that overlap.
+        # The hinge loss has only the dual. For the squared hinge, coordinate descent on the dual is
+        # quick while C is small and N <= D, and needs thousands of passes for a large C on classes
+        # that overlap.
         dual = loss == "hinge" or (rows.sum() <= X.shape[1] and C < 1)
-        svc = LinearSVC(C=C, loss=loss, tol=tol, max_iter=LIBLINEAR_ITERATIONS, dual=dual, random_state=SEED)
+        svc = LinearSVC(
+            C=C, loss=loss, tol=tol, max_iter=LIBLINEAR_ITERATIONS, dual=dual, random_state=SEED
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # said once, for all problems
             svc.fit(X[rows], targets_N[rows], weights_N[rows])
@@ -403,7 +465,9 @@ def _liblinear(
         steps.append(int(svc.n_iter_))
     gap = np.where(np.array(steps) < LIBLINEAR_ITERATIONS, tol, np.inf)
     nothing = np.zeros(0)
-    return Solution(np.array(coef), np.array(intercept), nothing, gap, nothing, np.array(steps), Tensor())
+    return Solution(
+        np.array(coef), np.array(intercept), nothing, gap, nothing, np.array(steps), Tensor()
+    )
 
 
 def _both_signs(targets_NP: NDArray) -> NDArray[np.bool_]:

@@ -1,8 +1,10 @@
-"""A stranger's weights file -> its tensors by name, and what it says of itself; what is no such file is named.
+"""A stranger's weights file -> its tensors by name, and what it says of itself; what is no such
+file is named.
 
-Told by its first bytes, not by its ending: safetensors, PyTorch's pickles (`.pth`, `.pt`, `.tar`, `.ckpt`, `.bin`),
-Caffe's `.caffemodel`. No code of a file is ever run: a pickle may name plain tensors and values only. A training's
-checkpoint holds more than the net: its state dict is taken out, and metadata tell so ("unwrapped").
+Told by its first bytes, not by its ending: safetensors, PyTorch's pickles (`.pth`, `.pt`, `.tar`,
+`.ckpt`, `.bin`), Caffe's `.caffemodel`. No code of a file is ever run: a pickle may name plain
+tensors and values only. A training's checkpoint holds more than the net: its state dict is taken
+out, and metadata tell so ("unwrapped").
 """
 
 from __future__ import annotations
@@ -44,15 +46,18 @@ ENDINGS = (
     ".mat",
     ".pkl",
 )
-# What the pickle of a state dict, and of plain values beside it, names, and nothing else: weights_only allows much that
-# takes memory or isn't dense.
+# What the pickle of a state dict, and of plain values beside it, names, and nothing else:
+# weights_only allows much that takes memory or isn't dense.
 _PLAIN = {
     "collections OrderedDict",
     "collections Counter",
     "torch Size",
     "torch device",
     *(f"torch {name}" for name in ("float16", "bfloat16", "float32", "float64", "int64")),
-    *(f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")),
+    *(
+        f"torch._utils {name}"
+        for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
+    ),
     *(
         f"torch {name}Storage"
         for name in ("Half", "BFloat16", "Float", "Double", "Byte", "Int", "Long", "Bool")
@@ -74,7 +79,10 @@ _CONVERT = "docs/weights.md has the lines of Python that make a .safetensors fil
 _OTHERS = (
     (b"vggfeat", "is a feature file or a model of this program, not weights"),
     (b"MATLAB 5.0 MAT-file", f"is a MATLAB file, as of MatConvNet: {_CONVERT}"),
-    (b"MATLAB 7.3 MAT-file", f"is a MATLAB file of version 7.3: save it with -v7 in MATLAB; {_CONVERT}"),
+    (
+        b"MATLAB 7.3 MAT-file",
+        f"is a MATLAB file of version 7.3: save it with -v7 in MATLAB; {_CONVERT}",
+    ),
     (b"\x89HDF\r\n\x1a\n", f"is an HDF5 file, as of Keras: {_CONVERT}"),
     (
         b"version https://git-lfs",
@@ -98,10 +106,11 @@ _NEW_DOWNLOAD = "the download needs another address, or a login; fetch the file 
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a weights file; of most files the values are only mapped, not yet read.
+    """Tensors and metadata of a weights file; of most files the values are only mapped, not yet
+    read.
 
-    Raises VggfeatError: no such file; no weights, and what it is instead; a header that is damaged or unsound; anything
-    but dense tensors by name.
+    Raises VggfeatError: no such file; no weights, and what it is instead; a header that is damaged
+    or unsound; anything but dense tensors by name.
     """
     size = regular(path, "weights file")
     with _unreadable(path):
@@ -113,7 +122,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if kind == "pickle":
                 return _read_pickle(path, file, size)
         with opened(path) as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys()}, _metadata(tensors, path)  # noqa: SIM118
+            found = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+            return found, _metadata(tensors, path)
 
 
 def _kind(path: Path, head: bytes, size: int) -> str:
@@ -134,13 +144,17 @@ def _kind(path: Path, head: bytes, size: int) -> str:
     if text := _text(head):
         if path.suffix == ".prototxt" or _PROTOTXT.search(text):
             raise VggfeatError(
-                f"{path} is text for Caffe, which describes a net or its training: give the .caffemodel beside it"
+                f"{path} is text for Caffe, which describes a net or its training: give the"
+                " .caffemodel beside it"
             )
         raise VggfeatError(
-            f"{path} is text, not weights: it begins with {shown(text)}; if it was fetched, {_NEW_DOWNLOAD}"
+            f"{path} is text, not weights: it begins with {shown(text)}; if it was fetched,"
+            f" {_NEW_DOWNLOAD}"
         )
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head):
-        raise VggfeatError(f"{path} is an ONNX graph: give the state dict that it was exported from")
+        raise VggfeatError(
+            f"{path} is an ONNX graph: give the state dict that it was exported from"
+        )
     if path.suffix == ".safetensors":  # a damaged one, of which the library knows more
         return "safetensors"
     if head[:1] == b"\x80":
@@ -177,14 +191,16 @@ def _unreadable(path: Path) -> Iterator[None]:
         raise VggfeatError(f"{path} can't be read as weights: {reason}") from error
 
 
-# --- safetensors -------------------------------------------------------------------------------------------
+# --- safetensors ----------------------------------------------------------------------------------
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A .safetensors file whose header is of a sane length; the library compares it with the file's own length.
+    """A .safetensors file whose header is of a sane length; the library compares it with the file's
+    own length.
 
-    Raises OSError for a file that can't be opened, which the library would call missing; ValueError, SafetensorError.
+    Raises OSError for a file that can't be opened, which the library would call missing;
+    ValueError, SafetensorError.
     """
     with open(path, "rb") as raw:
         length = int.from_bytes(raw.read(8), "little")
@@ -201,9 +217,12 @@ def _end_of_values(header: bytes) -> int:
     """Behind the header, in bytes; 0 where it isn't one, which the library tells."""
     with suppress(VggfeatError, UnicodeDecodeError):
         named = fitted(parse_json(header.decode(), "header"), dict[str, dict[str, Any]], "header")
-        offsets = [tensor.get("data_offsets") for name, tensor in named.items() if name != "__metadata__"]
+        offsets = [
+            tensor.get("data_offsets") for name, tensor in named.items() if name != "__metadata__"
+        ]
         return max(
-            (pair[1] for pair in fitted(offsets, list[list[int]], "offsets") if len(pair) == 2), default=0
+            (pair[1] for pair in fitted(offsets, list[list[int]], "offsets") if len(pair) == 2),
+            default=0,
         )
     return 0
 
@@ -217,14 +236,18 @@ def _unicode_name(path: Path, file: IO[bytes]) -> str:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a .safetensors file. Raises VggfeatError: no such file, a damaged one, metadata that can't be."""
+    """The metadata of a .safetensors file. Raises VggfeatError: no such file, a damaged one,
+    metadata that can't be.
+    """
     regular(path, "weights file")
     with _unreadable(path), opened(path) as file:
         return _metadata(file, path)
 
 
 def _metadata(file: Any, path: Path) -> dict[str, str]:
-    """The strings of an open file, those that are kept for the record checked; a net's own are by who builds it."""
+    """The strings of an open file, those that are kept for the record checked; a net's own are by
+    who builds it.
+    """
     metadata = dict(file.metadata() or {})
     for key in ("recipe", "errors"):
         where = f"{path}: the metadata's {key}"
@@ -232,14 +255,18 @@ def _metadata(file: Any, path: Path) -> dict[str, str]:
         fitted(record.get("seed", 0), int, f"{where}'s seed")
     scale = metadata.get("train_scale", "")
     if not re.fullmatch(r"([0-9]{1,5}(-[0-9]{1,5})?)?", scale):
-        raise VggfeatError(f"{path}: the metadata's train_scale must be as 256 or 256-512, not {scale!r:.60}")
+        raise VggfeatError(
+            f"{path}: the metadata's train_scale must be as 256 or 256-512, not {scale!r:.60}"
+        )
     return metadata
 
 
-# --- PyTorch's pickles -------------------------------------------------------------------------------------
+# --- PyTorch's pickles ----------------------------------------------------------------------------
 
 
-def _read_pickle(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_pickle(
+    path: Path, file: IO[bytes], size: int
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     mapped = _check_pickle(file, path, size)
     file.seek(0)
     place = _unicode_name(path, file) if mapped else file
@@ -252,13 +279,15 @@ def _read_pickle(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, Tens
             raise VggfeatError(f"{path} is damaged or cut off: fetch or save it again") from error
     found = _state_dicts(content)
     if not found:
-        raise VggfeatError(f"{path} holds no plain state dict: no filters of convolutions by their names")
+        raise VggfeatError(
+            f"{path} holds no plain state dict: no filters of convolutions by their names"
+        )
     if len(found) > 1:
         value = "x" + "".join(f"[{shown(key)}]" for key in next(iter(found)))
         raise VggfeatError(
-            f"{path} holds several state dicts, {_some(map('.'.join, found))}: make a plain file of one of them in "
-            f"Python, for example: import torch; x = torch.load({os.fspath(path)!r}, 'cpu'); "
-            f"torch.save({value}, 'plain.pth')"
+            f"{path} holds several state dicts, {_some(map('.'.join, found))}: make a plain file of"
+            " one of them in Python, for example: import torch; x ="
+            f" torch.load({os.fspath(path)!r}, 'cpu'); torch.save({value}, 'plain.pth')"
         )
     ((keys, state),) = found.items()
     tensors = {key: value.detach() for key, value in state.items() if isinstance(value, Tensor)}
@@ -266,10 +295,12 @@ def _read_pickle(path: Path, file: IO[bytes], size: int) -> tuple[dict[str, Tens
 
 
 def _state_dicts(content: Any) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Keys -> the state dicts nearest to the top: records of tensors by name, filters of convolutions among them.
+    """Keys -> the state dicts nearest to the top: records of tensors by name, filters of
+    convolutions among them.
 
-    Of several on one level, the one under a name that trainings give the net's own is alone, unless others there or
-    further down are of a net with the same filters, such as the average of a training's (EMA).
+    Of several on one level, the one under a name that trainings give the net's own is alone, unless
+    others there or further down are of a net with the same filters, such as the average of a
+    training's (EMA).
     """
     level: dict[tuple[str, ...], Any] = {(): content}
     chosen: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -296,7 +327,9 @@ def _state_dicts(content: Any) -> dict[tuple[str, ...], dict[str, Any]]:
 
 
 def _filters(record: Mapping[Any, Any]) -> list[torch.Size]:
-    """The shapes of the filters of convolutions in a record of tensors by name; empty where it is no state dict."""
+    """The shapes of the filters of convolutions in a record of tensors by name; empty where it is
+    no state dict.
+    """
     return sorted(
         value.shape
         for key, value in record.items()
@@ -305,23 +338,30 @@ def _filters(record: Mapping[Any, Any]) -> list[torch.Size]:
 
 
 def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
-    """Refuse a .pth file that is more than tensors by name, before it is loaded; whether its values can be mapped."""
+    """Refuse a .pth file that is more than tensors by name, before it is loaded; whether its values
+    can be mapped.
+    """
     if zipfile.is_zipfile(file):
         archive = zipfile.ZipFile(file)
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             raise VggfeatError(
-                f"{path} is a TorchScript program; if you trust it, make a plain file of it in Python: import torch; "
-                f"torch.save(torch.jit.load({os.fspath(path)!r}, 'cpu').state_dict(), 'plain.pth')"
+                f"{path} is a TorchScript program; if you trust it, make a plain file of it in"
+                f" Python: import torch; torch.save(torch.jit.load({os.fspath(path)!r},"
+                " 'cpu').state_dict(), 'plain.pth')"
             )
         entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
         if len(entries) != 1:
             raise VggfeatError(f"{path} {_what_zip(archive.namelist())}")
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise VggfeatError(f"{path} is compressed, as PyTorch's files never are: save it again")
+                raise VggfeatError(
+                    f"{path} is compressed, as PyTorch's files never are: save it again"
+                )
         (pickled,) = entries
         if pickled.file_size > MOST_HEADER:
-            raise VggfeatError(f"{path} can't be read as weights: its pickle has {pickled.file_size:,} bytes")
+            raise VggfeatError(
+                f"{path} can't be read as weights: its pickle has {pickled.file_size:,} bytes"
+            )
         _check_names(io.BytesIO(archive.read(pickled)), 1, path)
         return True
     file.seek(0)
@@ -329,14 +369,17 @@ def _check_pickle(file: IO[bytes], path: Path, size: int) -> bool:
         raise VggfeatError(f"{path} is damaged or cut off: fetch or save it again")
     if size > 4 * MOST_PARAMETERS:
         raise VggfeatError(
-            f"{path} has {size / 1e9:.1f} GB in PyTorch's old format, which is read whole: save it again"
+            f"{path} has {size / 1e9:.1f} GB in PyTorch's old format, which is read whole: save it"
+            " again"
         )
     file.seek(0)
     numbers = [argument for step, argument, _ in _steps(file) if step.name == "LONG1"]
     file.seek(0)
     if numbers[:1] != [_MAGIC_NUMBER]:
         _check_names(file, 1, path, plain=True)
-        raise VggfeatError(f"{path} is a plain pickle, and not one that PyTorch has written: use torch.save")
+        raise VggfeatError(
+            f"{path} is a plain pickle, and not one that PyTorch has written: use torch.save"
+        )
     _check_names(file, 4, path)  # a magic number, a version, facts about the machine, the tensors
     return False
 
@@ -347,7 +390,8 @@ def _what_zip(names: list[str]) -> str:
         return f"is a Keras 3 file: save it in Keras as .h5; {_CONVERT}"
     if names and all(name.endswith(".npy") for name in names):
         return (
-            "is NumPy's .npz, arrays without what a net's file says of itself: docs/formats.md has the names"
+            "is NumPy's .npz, arrays without what a net's file says of itself: docs/formats.md has"
+            " the names"
         )
     return f"is a zip archive of {_some(names)}, not of PyTorch: unpack it, and give the file in it"
 
@@ -360,7 +404,8 @@ def _steps(file: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int |
 
 
 def _check_names(file: IO[bytes], pickles: int, path: Path, plain: bool = False) -> None:
-    """Raise VggfeatError where pickles name anything but plain tensors and values: what, and how to make a plain file.
+    """Raise VggfeatError where pickles name anything but plain tensors and values: what, and how to
+    make a plain file.
 
     plain: by Python's own pickle, without PyTorch.
     """
@@ -373,7 +418,8 @@ def _check_names(file: IO[bytes], pickles: int, path: Path, plain: bool = False)
                 last = [last[1], argument]
                 words += [argument] if argument in _NETS_OWN else []
             if "GLOBAL" in step.name and argument not in _PLAIN:
-                # of protocol 4, whose names are values, which PyTorch doesn't read without running them
+                # of protocol 4, whose names are values, which PyTorch doesn't read without running
+                # them
                 name = (argument or " ".join(last)).replace(" ", ".")
                 if name not in objects and len(objects) < 3:
                     objects.append(name)
@@ -385,13 +431,16 @@ def _check_names(file: IO[bytes], pickles: int, path: Path, plain: bool = False)
             f"{what} in a plain pickle: if you trust it, load it in Python, and use torch.save"
         )
     if all(_QUANTISED.fullmatch(name) for name in objects):
-        raise VggfeatError(f"{path} holds 8-bit (quantised) tensors, {_some(objects)}: save the net in float")
+        raise VggfeatError(
+            f"{path} holds 8-bit (quantised) tensors, {_some(objects)}: save the net in float"
+        )
     value = f"x[{words[0]!r}]" if words else "x"
     if any(name.startswith(("torch.nn.modules", "torchvision.models")) for name in objects):
         value += ".state_dict()"
     raise VggfeatError(
-        f"{what}, which would run code; if you trust it, make a plain file of it in Python: import torch; "
-        f"x = torch.load({os.fspath(path)!r}, 'cpu', weights_only=False); torch.save({value}, 'plain.pth')"
+        f"{what}, which would run code; if you trust it, make a plain file of it in Python: import"
+        f" torch; x = torch.load({os.fspath(path)!r}, 'cpu', weights_only=False);"
+        f" torch.save({value}, 'plain.pth')"
     )
 
 
@@ -400,26 +449,36 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown(name) for name, _ in zip(names, range(3), strict=False))
 
 
-# --- names -------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def bare(
-    tensors: dict[str, Tensor], metadata: Mapping[str, str], needed: Sequence[Sequence[str]], path: Path
+    tensors: dict[str, Tensor],
+    metadata: Mapping[str, str],
+    needed: Sequence[Sequence[str]],
+    path: Path,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under the names that a net gives them, without what a training puts before or between them.
+    """Tensors under the names that a net gives them, without what a training puts before or between
+    them.
 
-    `module.` of DataParallel and `_orig_mod.` of torch.compile go wherever they stand, and whatever else stands before
-    the names that the net needs (`model.`, `net.`, `backbone.`); what has no such prefix is left out. Metadata tell.
-    needed: names that the net has all, in one or another convention. Raises VggfeatError where several nets are there.
+    `module.` of DataParallel and `_orig_mod.` of torch.compile go wherever they stand, and whatever
+    else stands before the names that the net needs (`model.`, `net.`, `backbone.`); what has no
+    such prefix is left out. Metadata tell. needed: names that the net has all, in one or another
+    convention. Raises VggfeatError where several nets are there.
     """
     original, gone = list(tensors), list[str]()
     whole = any(all(name in tensors for name in names) for names in needed)
     for word in () if whole else ("module", "_orig_mod"):
-        shorter = {".".join(p for p in key.split(".") if p != word): value for key, value in tensors.items()}
+        shorter = {
+            ".".join(p for p in key.split(".") if p != word): value
+            for key, value in tensors.items()
+        }
         if len(shorter) == len(tensors) and shorter.keys() != tensors.keys():
             tensors, gone = shorter, [*gone, f"{word}."]
     for first, *others in needed:
-        prefixes = {key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")}
+        prefixes = {
+            key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")
+        }
         prefixes = {p for p in prefixes if all(p + name in tensors for name in others)}
         if len(prefixes) > 1:
             some = max(prefixes)  # not the empty one, with which all names begin
@@ -429,15 +488,18 @@ def bare(
                 part, cut = key[cut:].partition(".")[0], key.index(".", cut) + 1
                 parts = parts[part == parts[0] :]
             raise VggfeatError(
-                f"{path} holds several nets, under {_some(sorted(prefixes))}: make a plain file of one of them in "
-                "Python, for example: import pathlib, torch, vggfeat.tensors; "
-                f"x, _ = vggfeat.tensors.read(pathlib.Path({os.fspath(path)!r})); torch.save("
-                f"{{k[{cut}:]: v for k, v in x.items() if k.startswith({shown(key[:cut])})}}, 'plain.pth')"
+                f"{path} holds several nets, under {_some(sorted(prefixes))}: make a plain file of"
+                " one of them in Python, for example: import pathlib, torch, vggfeat.tensors; x, _"
+                f" = vggfeat.tensors.read(pathlib.Path({os.fspath(path)!r}));"
+                f" torch.save({{k[{cut}:]: v for k, v in x.items() if"
+                f" k.startswith({shown(key[:cut])})}}, 'plain.pth')"
             )
         if prefixes and "" not in prefixes:
             (prefix,) = prefixes
             kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            gone.append(prefix[:100] if len(kept) == len(tensors) else f"{prefix[:100]} without the rest")
+            gone.append(
+                prefix[:100] if len(kept) == len(tensors) else f"{prefix[:100]} without the rest"
+            )
             tensors = kept
         if prefixes:
             break

@@ -1,10 +1,12 @@
-"""What every command of the project has in common: the only way to the terminal, progress, and errors in one line.
+"""What every command of the project has in common: the only way to the terminal, progress, and
+errors in one line.
 
-Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says why;
-2 usage; 3 done, but some inputs were unreadable; 130, 143 left on Ctrl-C, SIGTERM.
+Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says
+why; 2 usage; 3 done, but some inputs were unreadable; 130, 143 left on Ctrl-C, SIGTERM.
 
-Names and attributes come from strangers' files: no text reaches the terminal but through `printable`. And a terminal
-that is closed, full or gone ends no work: what can't be written there is dropped, and `run` says so at the end.
+Names and attributes come from strangers' files: no text reaches the terminal but through
+`printable`. And a terminal that is closed, full or gone ends no work: what can't be written there
+is dropped, and `run` says so at the end.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ SAME_SECONDS = 2.0
 
 
 class Screen(Console):
-    """rich's console, to which a text is one line: controls in it are shown, and square brackets are no markup."""
+    """rich's console, to which a text is one line: controls in it are shown, and square brackets
+    are no markup.
+    """
 
     def __init__(self, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -62,7 +66,9 @@ class Screen(Console):
             self.width = NARROWEST
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """All that rich is given as a string comes through here, cells and titles of tables, too."""
+        """All that rich is given as a string comes through here, cells and titles of tables,
+        too.
+        """
         return super().render_str(printable(text), **settings)
 
 
@@ -71,16 +77,18 @@ err = Screen(stderr=True)
 
 
 def printable(text: str) -> str:
-    """text as a terminal may have it: what can't be seen or could steer the terminal, as escapes like \\x1b.
+    """text as a terminal may have it: what can't be seen or could steer the terminal, as escapes
+    like \\x1b.
 
-    Those are controls (line ends, too), separators of lines, marks of writing direction, what has no width, and the
-    halves of characters that file names can hold.
+    Those are controls (line ends, too), separators of lines, marks of writing direction, what has
+    no width, and the halves of characters that file names can hold.
     """
     if text.isprintable():
         return text
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c for c in text
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c
+        for c in text
     )
 
 
@@ -111,7 +119,9 @@ def live() -> bool:
 
 
 def columns(*headers: str, **settings: Any) -> Table:
-    """A table whose cells go on in a further line where the terminal is narrow, instead of being cut off."""
+    """A table whose cells go on in a further line where the terminal is narrow, instead of being
+    cut off.
+    """
     return Table(*(Column(header, overflow="fold") for header in headers), **settings)
 
 
@@ -124,7 +134,9 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def list_unreadable(bad: dict[str, str], rest: str = "") -> None:
-    """Print the names and reasons of the first unreadable images on stderr. rest: what tells the others, too."""
+    """Print the names and reasons of the first unreadable images on stderr. rest: what tells the
+    others, too.
+    """
     for name, why in islice(bad.items(), LISTED):
         say(f"unreadable: {name}: {why}")
     if len(bad) > LISTED:
@@ -144,7 +156,8 @@ _running: typer.Typer | None = None
 
 
 def in_options(text: str) -> str:
-    """What the library says, for whoever typed a command: an argument in backticks, as `layer`, is its option, --layer.
+    """What the library says, for whoever typed a command: an argument in backticks, as `layer`, is
+    its option, --layer.
 
     One that the command doesn't have stays as it is.
     """
@@ -182,9 +195,11 @@ class Caught:
 
 @contextmanager
 def ending_well() -> Iterator[Caught]:
-    """Inside, Ctrl-C and SIGTERM (a scheduler's, torchrun's) raise KeyboardInterrupt, of their number; once.
+    """Inside, Ctrl-C and SIGTERM (a scheduler's, torchrun's) raise KeyboardInterrupt, of their
+    number; once.
 
-    Later than SAME_SECONDS after the first, one ends the process at once. What is ignored stays so (nohup's, `&`'s).
+    Later than SAME_SECONDS after the first, one ends the process at once. What is ignored stays so
+    (nohup's, `&`'s).
     """
     caught = Caught()
 
@@ -197,7 +212,9 @@ def ending_well() -> Iterator[Caught]:
         raise KeyboardInterrupt(number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    before = {
+        number: handler for number, handler in before.items() if handler is not signal.SIG_IGN
+    }
     try:
         for number in before:
             signal.signal(number, end)
@@ -211,7 +228,8 @@ def ending_well() -> Iterator[Caught]:
 def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
     """A bar with rate and time left on a terminal; a line every ten seconds elsewhere.
 
-    What was done before the first report (by an earlier run), and the time until then, don't count for the rate.
+    What was done before the first report (by an earlier run), and the time until then, don't count
+    for the rate.
     """
     if quiet:
         yield lambda done, total: None
@@ -220,7 +238,14 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
         what, rate_ = (
             TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[rate]")
         )
-        parts = (what, BarColumn(), MofNCompleteColumn(), rate_, TimeElapsedColumn(), TimeRemainingColumn())
+        parts = (
+            what,
+            BarColumn(),
+            MofNCompleteColumn(),
+            rate_,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*parts, console=err) as bar:
             task = bar.add_task(printable(verb), total=None, rate="")
             started = time.monotonic()
@@ -253,11 +278,12 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
 
 
 def keep_memory() -> None:
-    """Make a process keep what its forward passes have freed, for the next: a third of their time on a CPU.
+    """Make a process keep what its forward passes have freed, for the next: a third of their time
+    on a CPU.
 
-    PyTorch asks for large pages, a layer's map of 50 MB is faulted in by 25 of them instead of by 12,000 small ones
-    (read at its first allocation, so call this before PyTorch is imported); and glibc gives a freed map to the next
-    layer instead of back to the system.
+    PyTorch asks for large pages, a layer's map of 50 MB is faulted in by 25 of them instead of by
+    12,000 small ones (read at its first allocation, so call this before PyTorch is imported); and
+    glibc gives a freed map to the next layer instead of back to the system.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
@@ -300,7 +326,9 @@ class Sturdy(io.RawIOBase):
 
 
 def _sturdy(stream: Any, original: Any, fd: int) -> Any:
-    """stream, if it is the process's own and not a test's, as one that never fails and knows every character."""
+    """stream, if it is the process's own and not a test's, as one that never fails and knows every
+    character.
+    """
     if stream is not original:
         return stream
     with suppress(OSError, AttributeError):  # None, where it was closed
@@ -314,7 +342,9 @@ def _sturdy(stream: Any, original: Any, fd: int) -> Any:
 
 
 def _ignored(what: Any) -> None:
-    """Of errors that Python ignores, as in destructors, one line each kind; h5py has twenty of a full disk."""
+    """Of errors that Python ignores, as in destructors, one line each kind; h5py has twenty of a
+    full disk.
+    """
     if issubclass(what.exc_type, KeyboardInterrupt):
         os._exit(128 + int((what.exc_value.args or SIGNALS)[0]))  # else Ctrl-C would be forgotten
     if what.exc_type not in _told:
@@ -343,7 +373,9 @@ def _prepare(name: str) -> None:
 
 
 def run(app: typer.Typer, name: str) -> None:
-    """Run a command; turn errors into one line and an exit status. name: what a user types to start it."""
+    """Run a command; turn errors into one line and an exit status. name: what a user types to start
+    it.
+    """
     _prepare(name)
     program = name.split()[-1]
     try:
@@ -357,8 +389,8 @@ def run(app: typer.Typer, name: str) -> None:
         say(f"{program}: can't write to stdout: {reason(raw.failure)}")
         status = status if status not in (0, 3) else 1
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # gloo's threads outlive the process group (DDP holds it); one that frees its last tensor while the
-        # interpreter ends aborts a run that went well
+        # gloo's threads outlive the process group (DDP holds it); one that frees its last tensor
+        # while the interpreter ends aborts a run that went well
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
@@ -377,13 +409,17 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
     except (Exception, SystemExit) as raised:
         error = raised
     if isinstance(error, SystemExit) and isinstance(error.__context__, OSError):
-        error = error.__context__  # Typer leaves without a word where a pipe has broken, whichever it was
+        error = (
+            error.__context__
+        )  # Typer leaves without a word where a pipe has broken, whichever it was
     if isinstance(error, SystemExit) and _completing(name):
         return int(error.code or 0)
     if "--debug" in sys.argv:
         for line in "".join(traceback.format_exception(error)).splitlines():
             say(line)
-    if caught.signal and not isinstance(error, VggfeatError):  # a library can make another error of it
+    if caught.signal and not isinstance(
+        error, VggfeatError
+    ):  # a library can make another error of it
         say(f"{program}: interrupted")
         return 128 + caught.signal
     if hasattr(error, "format_message"):  # Typer's errors of usage
@@ -393,7 +429,8 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         text = f"{error.filename}: {reason(error)}"  # a share that is away, a name that is too long
     elif not isinstance(error, VggfeatError) and out_of_memory(error):
         text = (
-            f"not enough memory: {text}; free some, or take a part: fewer images, scales or classes at once"
+            f"not enough memory: {text}; free some, or take a part: fewer images, scales or classes"
+            " at once"
         )
     elif not isinstance(error, VggfeatError):
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
@@ -402,8 +439,12 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
 
 
 def _completing(name: str) -> bool:
-    """Whether a shell asks what can be typed next, or a user for that: Typer answers by itself, and leaves."""
-    asked = {"--install-completion", "--show-completion"} & {word.partition("=")[0] for word in sys.argv}
+    """Whether a shell asks what can be typed next, or a user for that: Typer answers by itself, and
+    leaves.
+    """
+    asked = {"--install-completion", "--show-completion"} & {
+        word.partition("=")[0] for word in sys.argv
+    }
     return bool(asked) or f"_{name.upper()}_COMPLETE" in os.environ
 
 

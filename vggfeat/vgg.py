@@ -1,10 +1,11 @@
-"""The networks of Table 1 (Simonyan & Zisserman, arXiv 1409.1556), for a crop or densely over a whole image.
+"""The networks of Table 1 (Simonyan & Zisserman, arXiv 1409.1556), for a crop or densely over a
+whole image.
 
 N images, H, W height and width, K channels. State-dict keys are torchvision's (`features.N.weight`,
 `classifier.0|3|6.weight`), so the same file fits `torchvision.models.vgg16` and this module.
 
     net = VGG("D")
-    net(x_NCHW, "fc8")        # any H, W >= crop: the score map (N, 1000, h, w); FC layers as convolutions
+    net(x_NCHW, "fc8")  # any H, W >= crop: the score map (N, 1000, h, w); FC layers as convolutions
     net.crop_scores(x_NCHW)   # H = W = crop: the scores (N, 1000); FC layers as matrices
 
 Both run the same weights: the convolutions are views of the matrices, not copies.
@@ -22,13 +23,20 @@ from torch import Tensor, nn
 from vggfeat import fused
 from vggfeat.errors import VggfeatError
 
-# Table 1. A row is a stage, closed by a 2x2 max-pool; a number is a convolution's kernel side, "LRN" the
-# local response normalisation. Padding is kernel // 2, so that no convolution changes the resolution.
+# Table 1. A row is a stage, closed by a 2x2 max-pool; a number is a convolution's kernel side,
+# "LRN" the local response normalisation. Padding is kernel // 2, so that no convolution changes the
+# resolution.
 TABLE_1: dict[str, tuple[tuple[int | str, ...], ...]] = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
     "A-LRN": ((3, "LRN"), (3,), (3, 3), (3, 3), (3, 3)),
     "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
-    "B-5x5": ((5,), (5,), (5,), (5,), (5,)),  # Sect. 4.1: each pair of 3x3 layers of B as one 5x5 layer
+    "B-5x5": (
+        (5,),
+        (5,),
+        (5,),
+        (5,),
+        (5,),
+    ),  # Sect. 4.1: each pair of 3x3 layers of B as one 5x5 layer
     "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
     "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
@@ -42,7 +50,8 @@ MOST_PARAMETERS = 700_000_000
 
 
 def layer_names(net: str) -> list[str]:
-    """Names of net's layers in the paper's numbering, first to last: conv1_1 … pool5, fc6, fc7, fc8.
+    """Names of net's layers in the paper's numbering, first to last: conv1_1 … pool5, fc6, fc7,
+    fc8.
 
     A convolution's or hidden FC layer's output is taken after its ReLU (the paper's "activations").
     A-LRN has lrn1 besides. Raises VggfeatError for a net that Table 1 doesn't have.
@@ -86,7 +95,9 @@ def parameter_count(net: str, num_classes: int, width: float, crop: int) -> int:
     if crop < 32 or crop % 32:
         raise VggfeatError(f"crop {crop} is not a positive multiple of 32, the stride of pool5")
     if not 0 < width < float("inf") or num_classes < 1:
-        raise VggfeatError(f"width {width} and num_classes {num_classes} must be positive and finite")
+        raise VggfeatError(
+            f"width {width} and num_classes {num_classes} must be positive and finite"
+        )
     count, channels = 0, 3
     for stage, stage_channels in zip(TABLE_1[net], STAGE_CHANNELS, strict=True):
         out = max(1, round(stage_channels * min(width, 1e6)))
@@ -101,17 +112,19 @@ def parameter_count(net: str, num_classes: int, width: float, crop: int) -> int:
         inputs = out
     if count > MOST_PARAMETERS:
         raise VggfeatError(
-            f"net {net} of width {width:g}, crop {crop} and {num_classes} classes has {count / 1e6:,.0f} million "
-            f"parameters; at most {MOST_PARAMETERS // 10**6} million are built"
+            f"net {net} of width {width:g}, crop {crop} and {num_classes} classes has"
+            f" {count / 1e6:,.0f} million parameters; at most {MOST_PARAMETERS // 10**6} million"
+            " are built"
         )
     return count
 
 
 class LocalResponseNorm(nn.Module):
-    """b_c = a_c / (2 + 1e-4 * sum of a^2 over five neighbouring channels) ^ 0.75 (Krizhevsky et al. 2012, Sect. 3.3).
+    """b_c = a_c / (2 + 1e-4 * sum of a^2 over five neighbouring channels) ^ 0.75 (Krizhevsky et al.
+    2012, Sect. 3.3).
 
-    PyTorch's own has no bfloat16 on a CPU and takes two to three times as long there. The sum over neighbours is a 1x1
-    convolution with a band of ones, in float32 where the input is coarser.
+    PyTorch's own has no bfloat16 on a CPU and takes two to three times as long there. The sum over
+    neighbours is a 1x1 convolution with a band of ones, in float32 where the input is coarser.
     """
 
     def forward(self, a_NCHW: Tensor) -> Tensor:
@@ -131,10 +144,12 @@ class VGG(nn.Module):
     net: "A", "A-LRN", "B", "B-5x5", "C", "D" or "E".
     num_classes: outputs of fc8.
     width: factor on the channels of every hidden layer; 1 is the paper's.
-    crop: side in pixels of the training crop, a multiple of 32; fc6 covers crop / 32 positions a side of pool5.
-    pool: "floor" (PyTorch) or "ceil" (Caffe): what max-pooling makes of an odd side. Equal on a 224 crop.
-    until: the last layer that is built; weights of later layers are not needed.
-    Raises VggfeatError: values that can't be, or more than MOST_PARAMETERS, before anything is allocated.
+    crop: side in pixels of the training crop, a multiple of 32; fc6 covers crop / 32 positions a
+    side of pool5. pool: "floor" (PyTorch) or "ceil" (Caffe): what max-pooling makes of an odd side.
+    Equal on a 224 crop. until: the last layer that is built; weights of later layers are not
+    needed.
+    Raises VggfeatError: values that can't be, or more than MOST_PARAMETERS, before anything is
+    allocated.
     """
 
     def __init__(
@@ -194,7 +209,9 @@ class VGG(nn.Module):
         self.set_pool(pool)
 
     def set_pool(self, pool: str) -> None:
-        """Make max-pooling of an odd side round by "floor" or "ceil"; VggfeatError for anything else."""
+        """Make max-pooling of an odd side round by "floor" or "ceil"; VggfeatError for anything
+        else.
+        """
         if pool not in ("floor", "ceil"):
             raise VggfeatError(f"pool {pool!r} is neither 'floor' nor 'ceil'")
         self.pool = pool
@@ -210,8 +227,8 @@ class VGG(nn.Module):
     def _require(self, layer: str) -> None:
         if layer not in self.layers:
             raise VggfeatError(
-                f"net {self.net} has no layer {layer!r} here (its weights reach {self.layers[-1]}); "
-                f"ask for one of {', '.join(self.layers)}"
+                f"net {self.net} has no layer {layer!r} here (its weights reach {self.layers[-1]});"
+                f" ask for one of {', '.join(self.layers)}"
             )
 
     def min_side(self, layer: str) -> int:
@@ -220,16 +237,20 @@ class VGG(nn.Module):
         if layer in FC_LAYERS:
             return self.crop
         stage = int(
-            layer[-1] if layer.startswith("pool") else layer.removeprefix("conv").removeprefix("lrn")[0]
+            layer[-1]
+            if layer.startswith("pool")
+            else layer.removeprefix("conv").removeprefix("lrn")[0]
         )
         pools = stage if layer.startswith("pool") else stage - 1
         return 1 if self.pool == "ceil" else 2**pools
 
     def forward(self, x_NCHW: Tensor, layer: str = "fc8") -> Tensor:
-        """The map of `layer`, the net applied densely (Sect. 3.2): (N, K, h, w). Nothing past `layer` is computed.
+        """The map of `layer`, the net applied densely (Sect. 3.2): (N, K, h, w). Nothing past
+        `layer` is computed.
 
-        x_NCHW: preprocessed images, any H and W from `min_side(layer)` up. FC layers run as 7x7, 1x1 and 1x1
-        convolutions; fc8's map is the class score map, before softmax. No dropout here: see `crop_scores`.
+        x_NCHW: preprocessed images, any H and W from `min_side(layer)` up. FC layers run as 7x7,
+        1x1 and 1x1 convolutions; fc8's map is the class score map, before softmax. No dropout here:
+        see `crop_scores`.
         """
         self._require(layer)
         if layer in self.ends:
@@ -238,12 +259,14 @@ class VGG(nn.Module):
         if min(x.shape[-2:]) < self.fc6_kernel:
             h, w = x_NCHW.shape[-2:]
             raise VggfeatError(
-                f"a {h}x{w} image is smaller than the net's crop of {self.crop}; {layer} has no position"
+                f"a {h}x{w} image is smaller than the net's crop of {self.crop}; {layer} has no"
+                " position"
             )
         k = self.fc6_kernel
         for name in FC_LAYERS:
             fc = cast(nn.Linear, self.classifier[3 * FC_LAYERS.index(name)])
-            # The rows of fc6 read pool5 as (K, 7, 7) flattened: a convolution's weight by another name.
+            # The rows of fc6 read pool5 as (K, 7, 7) flattened: a convolution's weight by another
+            # name.
             x = fused.windows(x, fc.weight, fc.bias, k)
             if name != "fc8":
                 x = F.relu_(x)
@@ -253,6 +276,8 @@ class VGG(nn.Module):
         return x
 
     def crop_scores(self, x_NCHW: Tensor) -> Tensor:
-        """Scores (N, num_classes) of crops with H = W = crop, FC layers as matrices; dropout in training mode."""
+        """Scores (N, num_classes) of crops with H = W = crop, FC layers as matrices; dropout in
+        training mode.
+        """
         self._require("fc8")
         return self.classifier(torch.flatten(fused.layers(self.features, x_NCHW), 1))

@@ -1,8 +1,10 @@
-"""A name or a path -> a ready network: its weights, the preprocessing that belongs to them, a fingerprint.
+"""A name or a path -> a ready network: its weights, the preprocessing that belongs to them, a
+fingerprint.
 
-`SOURCES` lists the names. What a file says of itself, by its metadata or by the names in it, is believed: a source that
-says otherwise (`torchvision:vgg16@FILE`) is refused. Names, types and shapes are compared with the net's before a value
-is used (`tensors` reads them), and a net has at most `vgg.MOST_PARAMETERS` parameters.
+`SOURCES` lists the names. What a file says of itself, by its metadata or by the names in it, is
+believed: a source that says otherwise (`torchvision:vgg16@FILE`) is refused. Names, types and
+shapes are compared with the net's before a value is used (`tensors` reads them), and a net has at
+most `vgg.MOST_PARAMETERS` parameters.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ OXFORD = {
     "D": "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
     "E": "https://web.eecs.umich.edu/~justincj/models/vgg19-d01eb7cb.pth",
 }
-# sha1 of the authors' own files, VGG_ILSVRC_16_layers.caffemodel and that of 19 layers, as Caffe's model zoo has them
+# sha1 of the authors' own files, VGG_ILSVRC_16_layers.caffemodel and that of 19 layers, as Caffe's
+# model zoo has them
 CAFFEMODELS = {
     "D": "9363e1f6d65f7dba68c4f27a1e62105cdf6c4e24",
     "E": "239785e7862442717d831f682bb824055e51e9ba",
@@ -50,7 +53,10 @@ SOURCES = [
     ("oxford:E", "the authors' released net E"),
     ("oxford:D@FILE", "the same from a local file: their conversion, or the authors' .caffemodel"),
     ("torchvision:vgg16", "torchvision's own VGG (vgg11, vgg13, vgg16, vgg19); also @FILE"),
-    ("torchvision:vgg16.IMAGENET1K_FEATURES", "the released convolutions without FC layers; also @FILE"),
+    (
+        "torchvision:vgg16.IMAGENET1K_FEATURES",
+        "the released convolutions without FC layers; also @FILE",
+    ),
     ("timm:NAME", "any timm backbone that takes images of any size; also @FILE"),
     ("random:NET,width=W,crop=C,seed=S,classes=K", "an untrained net: the floor of a comparison"),
     ("FILE.safetensors", "a weights file with its metadata (net, mean, channel order, ...)"),
@@ -90,14 +96,18 @@ class Network:
 
     @property
     def default_layer(self) -> str:
-        """fc7, the paper's descriptor (Appendix B); the deepest layer of weights that stop before it."""
+        """fc7, the paper's descriptor (Appendix B); the deepest layer of weights that stop before
+        it.
+        """
         return "fc7" if "fc7" in self.layers else self.layers[-1]
 
     @property
     def default_scales(self) -> tuple[int, ...]:
-        """Smallest sides Q in pixels: the S that the weights learned at; of a range its ends and its middle.
+        """Smallest sides Q in pixels: the S that the weights learned at; of a range its ends and
+        its middle.
 
-        The paper's 256, 384, 512 (Appendix B), which its nets learned at, where the weights don't tell.
+        The paper's 256, 384, 512 (Appendix B), which its nets learned at, where the weights don't
+        tell.
         """
         low, high = train_scale(self.metadata.get("train_scale", "")) or (256, 512)
         return (low,) if low == high else (low, (low + high) // 2, high)
@@ -121,23 +131,30 @@ class Network:
         return self.module.min_side(layer)
 
     def maps(self, x_NCHW: Tensor, layer: str) -> Tensor:
-        """The layer's map (N, D, h, w) of preprocessed float32 images, in the network's precision."""
+        """The layer's map (N, D, h, w) of preprocessed float32 images, in the network's
+        precision.
+        """
         self.require(layer)
         return self.module(x_NCHW.to(DTYPES[self.precision]), layer)
 
     def crop_scores(self, x_NCHW: Tensor) -> Tensor:
-        """Scores (N, K) of preprocessed float32 crops, FC layers as matrices, in the network's precision."""
+        """Scores (N, K) of preprocessed float32 crops, FC layers as matrices, in the network's
+        precision.
+        """
         self.require("fc8")
         return self.module.crop_scores(x_NCHW.to(DTYPES[self.precision]))
 
     def scores(self, fc7_ND: Tensor) -> Tensor:
-        """fc8 of fc7 descriptors: (N, K) float32. Of a mean descriptor it is the mean score map (fc8 is linear)."""
+        """fc8 of fc7 descriptors: (N, K) float32. Of a mean descriptor it is the mean score map
+        (fc8 is linear).
+        """
         self.require("fc8")
         fc8 = self.module.classifier[-1]
         return nn.functional.linear(fc7_ND.float(), fc8.weight.float(), fc8.bias.float())
 
     def set_pool(self, pool: str) -> Network:
-        """Max-pooling of odd sides by "floor" or "ceil" instead of the weights' own; changes and returns this.
+        """Max-pooling of odd sides by "floor" or "ceil" instead of the weights' own; changes and
+        returns this.
 
         Raises VggfeatError for a timm backbone, whose pooling is its own.
         """
@@ -156,15 +173,20 @@ class Network:
         wanted = resolve_precision(precision, place)
         if (self.precision, wanted) == ("bfloat16", "float32"):
             raise VggfeatError(
-                f"weights {self.spec} were rounded to bfloat16: load them again with `precision` float32"
+                f"weights {self.spec} were rounded to bfloat16: load them again with `precision`"
+                " float32"
             )
         self.device, self.precision = place, wanted
-        self.module.to(device=self.device, dtype=DTYPES[self.precision], memory_format=torch.channels_last)
+        self.module.to(
+            device=self.device, dtype=DTYPES[self.precision], memory_format=torch.channels_last
+        )
         return self
 
 
 def train_scale(text: str) -> tuple[int, int] | None:
-    """The ends of the metadata's train_scale, S in pixels: "256" or "256-512"; None where it isn't told."""
+    """The ends of the metadata's train_scale, S in pixels: "256" or "256-512"; None where it isn't
+    told.
+    """
     low, _, high = text.partition("-")
     return (int(low), int(high or low)) if text else None
 
@@ -173,7 +195,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" -> "bfloat16" where the hardware multiplies bfloat16, else "float32"; other names unchanged."""
+    """ "auto" -> "bfloat16" where the hardware multiplies bfloat16, else "float32"; other names
+    unchanged.
+    """
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -195,12 +219,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise TypeError
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise VggfeatError(f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N") from error
+        raise VggfeatError(
+            f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N"
+        ) from error
     if resolved.type not in ("cpu", "cuda"):
         raise VggfeatError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if resolved.type == "cuda" and (resolved.index or 0) >= count:
-        raise VggfeatError(f"device {device!r} is not there: PyTorch sees {count} GPUs; give `device` cpu")
+        raise VggfeatError(
+            f"device {device!r} is not there: PyTorch sees {count} GPUs; give `device` cpu"
+        )
     return resolved
 
 
@@ -211,18 +239,21 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "auto",
 ) -> Network:
-    """A ready network, in evaluation mode, on the hardware's device in its precision, as the commands have it.
+    """A ready network, in evaluation mode, on the hardware's device in its precision, as the
+    commands have it.
 
     name: a spec (see `SOURCES`), a path, or a net of Table 1 ("D", "E": the released weights).
     weights: a spec or path; `name` must then be the net that it holds.
     device: "auto", the first GPU or else the CPU; "cpu", "cuda", "cuda:N".
     precision: "auto", bfloat16 where the device multiplies it, else float32; "float32", "bfloat16".
-    Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network, no such device.
+    Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network, no such
+    device.
     """
     for what, given in (("name", name), ("weights", name if weights is None else weights)):
         if not isinstance(given, str | os.PathLike):
             raise VggfeatError(
-                f"`{what}` must be a source of weights, as 'mini' or 'oxford:D', or a path, not {shown(given)}"
+                f"`{what}` must be a source of weights, as 'mini' or 'oxford:D', or a path, not"
+                f" {shown(given)}"
             )
     device = resolve_device(device)
     precision = resolve_precision(precision, device)
@@ -232,13 +263,15 @@ def load(
         network = load(spec, device=device, precision=precision)
         if name != network.name:
             raise VggfeatError(
-                f"weights {weights} hold net {network.name}, not {name}: give that net, or the weights alone"
+                f"weights {weights} hold net {network.name}, not {name}: give that net, or the"
+                " weights alone"
             )
         return network
     if name in NETS:
         if name not in OXFORD:
             raise VggfeatError(
-                f"no weights were released for net {name} (but for D and E): give a file as `weights`"
+                f"no weights were released for net {name} (but for D and E): give a file as"
+                " `weights`"
             )
         name = f"oxford:{name}"
     if name == "mini":
@@ -253,8 +286,9 @@ def load(
         network = _load_file(Path(name))
     else:
         raise VggfeatError(
-            f"weights {shown(name)} are not known: there is no such file, and no such source; give a file, or one of "
-            f"mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see `vggfeat weights`)"
+            f"weights {shown(name)} are not known: there is no such file, and no such source; give"
+            " a file, or one of mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see"
+            " `vggfeat weights`)"
         )
     network.module.eval().requires_grad_(False)
     return network.to(device, precision)
@@ -283,7 +317,9 @@ def save_weights(
     history: str = "",
     errors: str = "",
 ) -> None:
-    """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at all."""
+    """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at
+    all.
+    """
     metadata = {
         **_vgg_metadata(module, preprocessing),
         "classes": json.dumps(classes or []),
@@ -320,12 +356,17 @@ def _vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:
     }
 
 
-# --- building ----------------------------------------------------------------------------------------------
+# --- building -------------------------------------------------------------------------------------
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Layers' names in others' files -> torchvision's. The authors' nets' conversions count one module more.
+# Layers' names in others' files -> torchvision's. The authors' nets' conversions count one module
+# more.
 AUTHORS_FC = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}
-TIMM_FC = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+TIMM_FC = {
+    "pre_logits.fc1": "classifier.0",
+    "pre_logits.fc2": "classifier.3",
+    "head.fc": "classifier.6",
+}
 
 
 # What people put in fc8's place, or behind it, to train a net further on classes of their own
@@ -333,10 +374,14 @@ _OTHER_HEAD = re.compile(r"(classifier\.(6\.(?!weight$|bias$)|[7-9]\.|[1-9][0-9]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a net of Table 1 by their names, in whose convention ever, and what the file says of itself."""
+    """Tensors of a net of Table 1 by their names, in whose convention ever, and what the file says
+    of itself.
+    """
     found = [[f"{layer}.weight", f"{layer}.bias"] for layer in ("features.0", "conv1_1")]
     tensors, metadata = bare(*read(path), found, path)
-    if normed := [key for key in tensors if key.startswith("features.") and key.endswith(".running_mean")]:
+    if normed := [
+        key for key in tensors if key.startswith("features.") and key.endswith(".running_mean")
+    ]:
         raise VggfeatError(
             f"{path} has batch normalisation ({shown(normed[0])}), which no net of Table 1 has: "
             f"give timm:{_torchvisions(tensors)}_bn@{path}"
@@ -390,7 +435,11 @@ class _Facts:
 
 
 def agreed(
-    source: str, file: Path, release: Mapping[str, str], metadata: Mapping[str, str], outputs: int | None
+    source: str,
+    file: Path,
+    release: Mapping[str, str],
+    metadata: Mapping[str, str],
+    outputs: int | None,
 ) -> dict[str, str]:
     """What a file says of itself, and for the rest what the source named has of it.
 
@@ -398,7 +447,10 @@ def agreed(
     """
     theirs = _Facts.of(release, source)
     told = metadata.get("num_classes", "") if outputs is None else str(outputs)
-    if theirs.classes and told not in ("", str(len(theirs.classes))):  # trained further, on other classes
+    if theirs.classes and told not in (
+        "",
+        str(len(theirs.classes)),
+    ):  # trained further, on other classes
         release = {key: value for key, value in release.items() if key != "classes"}
     agreed = {**release, **metadata}
     ours = _Facts.of(agreed, file)
@@ -416,9 +468,13 @@ def agreed(
     }
     for key, other in differs.items():
         if other and key in metadata and key in release and metadata[key] != release[key]:
-            complete = ours.net in NETS and {"net", "mean", "channel_order", "input_range"} <= metadata.keys()
+            complete = (
+                ours.net in NETS
+                and {"net", "mean", "channel_order", "input_range"} <= metadata.keys()
+            )
             raise VggfeatError(
-                f"{file} says of itself {key} {shown(metadata[key])}, and {source} has {shown(release[key])}: "
+                f"{file} says of itself {key} {shown(metadata[key])}, and {source} has"
+                f" {shown(release[key])}: "
                 + (
                     f"give {file} alone"
                     if complete
@@ -430,7 +486,9 @@ def agreed(
 
 def _load_file(path: Path) -> Network:
     tensors, metadata = _read(path)
-    place = os.path.realpath(path)  # kept in feature files and models, which are used from other folders
+    place = os.path.realpath(
+        path
+    )  # kept in feature files and models, which are used from other folders
     if "net" in metadata and "mean" in metadata:
         return _vgg_network(place, tensors, metadata)
     if "classifier.1.weight" in tensors and "mean" not in metadata:
@@ -442,11 +500,14 @@ def _load_file(path: Path) -> Network:
         sources = [f"torchvision:{_torchvisions(tensors)}@{path}"]
         if "classifier.0.weight" not in tensors:
             sources += [
-                f"oxford:{net}@{path}" for net in OXFORD if TORCHVISION_NETS[_torchvisions(tensors)] == net
+                f"oxford:{net}@{path}"
+                for net in OXFORD
+                if TORCHVISION_NETS[_torchvisions(tensors)] == net
             ]
     raise VggfeatError(
-        f"{path} doesn't say which preprocessing its weights need; name the source, as in {' or '.join(sources)}, or "
-        "make a .safetensors file whose metadata tell it (docs/formats.md)"
+        f"{path} doesn't say which preprocessing its weights need; name the source, as in"
+        f" {' or '.join(sources)}, or make a .safetensors file whose metadata tell it"
+        " (docs/formats.md)"
     )
 
 
@@ -459,7 +520,9 @@ def _net_by_convolutions(tensors: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Network:
-    """A Network from a state dict and the facts about it; it reaches as far as the weights do. Empties `tensors`."""
+    """A Network from a state dict and the facts about it; it reaches as far as the weights do.
+    Empties `tensors`.
+    """
     facts = _Facts.of(metadata, spec)
     net, num_classes, pool = facts.net, facts.num_classes, facts.pool
     width, crop = facts.width, facts.crop
@@ -472,7 +535,12 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
         ours = f"{names.get(layer)}.{kind}"
         if layer in names and ours not in tensors:
             value = tensors.pop(key)
-            if value.ndim == 4 and ours.startswith("classifier") and value.is_contiguous() and len(value):
+            if (
+                value.ndim == 4
+                and ours.startswith("classifier")
+                and value.is_contiguous()
+                and len(value)
+            ):
                 value = value.view(len(value), -1)  # FC layers as convolutions
             tensors[ours] = value
     metadata = _without_other_head(tensors, metadata)
@@ -487,7 +555,9 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
     expected = full.state_dict()
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
-        raise VggfeatError(f"{spec} doesn't fit net {net}: it has {shown(unknown[0])}, which the net doesn't")
+        raise VggfeatError(
+            f"{spec} doesn't fit net {net}: it has {shown(unknown[0])}, which the net doesn't"
+        )
     refuse_unfit(tensors, expected, f"{spec} doesn't fit net {net} (width {width:g}, crop {crop})")
     reach, hole = None, ""
     start = 0
@@ -505,25 +575,34 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
             hole = f"{lacking[0]} of {layer} is {state}"
         if hole and len(lacking) < len(keys):
             raise VggfeatError(
-                f"{spec} is damaged: {hole}, and it has {next(k for k in keys if k not in lacking)} of {layer}; "
-                "get it again, or save it without the layers from there on"
+                f"{spec} is damaged: {hole}, and it has {next(k for k in keys if k not in lacking)}"
+                f" of {layer}; get it again, or save it without the layers from there on"
             )
         if not hole:
             reach = layer
     if reach is None:
-        raise VggfeatError(f"{spec} has no usable weights of net {net}: conv1_1 is missing or not finite")
+        raise VggfeatError(
+            f"{spec} has no usable weights of net {net}: conv1_1 is missing or not finite"
+        )
     with torch.device("meta"):
         module = VGG(net, num_classes, width, crop, pool, until=reach)
     own = {"source": spec, **metadata, **_vgg_metadata(module, facts.preprocessing)}
     sha256 = fingerprint(tensors)
-    # copied, as a file that is only mapped may change, or shrink under the process; one by one, as they may be large
-    kept = {k: tensors.pop(k).to(torch.float32, copy=True).contiguous() for k in module.state_dict()}
+    # copied, as a file that is only mapped may change, or shrink under the process; one by one, as
+    # they may be large
+    kept = {
+        k: tensors.pop(k).to(torch.float32, copy=True).contiguous() for k in module.state_dict()
+    }
     module.load_state_dict(kept, assign=True)
     return Network(spec, module, facts.preprocessing, sha256, own, facts.classes)
 
 
-def _without_other_head(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Mapping[str, str]:
-    """Take another head than fc8, and an fc8 before it, out of `tensors`: such weights reach fc7. Metadata tell."""
+def _without_other_head(
+    tensors: dict[str, Tensor], metadata: Mapping[str, str]
+) -> Mapping[str, str]:
+    """Take another head than fc8, and an fc8 before it, out of `tensors`: such weights reach fc7.
+    Metadata tell.
+    """
     other = [key for key in tensors if _OTHER_HEAD.match(key)]
     if not other:
         return metadata
@@ -537,7 +616,9 @@ def _without_other_head(tensors: dict[str, Tensor], metadata: Mapping[str, str])
 
 
 def refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raise VggfeatError where a tensor that is expected has another shape or kind of number; no value is read."""
+    """Raise VggfeatError where a tensor that is expected has another shape or kind of number; no
+    value is read.
+    """
     for key, wanted in expected.items():
         if key not in tensors:
             continue
@@ -547,9 +628,13 @@ def refuse_unfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
                 f"{what}: {key} has shape {tuple(tensor.shape)}, the net's is {tuple(wanted.shape)}"
             )
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not dense or tensor.dtype not in (FLOATS if wanted.is_floating_point() else (wanted.dtype,)):
+        if not dense or tensor.dtype not in (
+            FLOATS if wanted.is_floating_point() else (wanted.dtype,)
+        ):
             kind = str(tensor.dtype).removeprefix("torch.") if dense else "not dense"
-            raise VggfeatError(f"{what}: {key} is {kind}, not {str(wanted.dtype).removeprefix('torch.')}")
+            raise VggfeatError(
+                f"{what}: {key} is {kind}, not {str(wanted.dtype).removeprefix('torch.')}"
+            )
 
 
 def finite(tensor: Tensor) -> bool:
@@ -557,7 +642,7 @@ def finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
-# --- sources -----------------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 
 def _of_source(
@@ -565,8 +650,8 @@ def _of_source(
 ) -> Network:
     """The net of a release: downloaded, or from a file that doesn't contradict what the release is.
 
-    Of another file than the released one, byte for byte, nothing is known of who trained it, and at which S.
-    caffemodel: sha1 of another file of the same release.
+    Of another file than the released one, byte for byte, nothing is known of who trained it, and at
+    which S. caffemodel: sha1 of another file of the same release.
     """
     path = _downloaded(url, source) if file is None else file
     tensors, metadata = _read(path)
@@ -574,8 +659,8 @@ def _of_source(
     if file is None:
         if not _checksum(path, "sha256").startswith(_digits(url)):
             raise VggfeatError(
-                f"{path} is not the released file: its sha256 doesn't begin with {_digits(url)}; move it away, and "
-                f"the released one is fetched, or give {source}@FILE"
+                f"{path} is not the released file: its sha256 doesn't begin with {_digits(url)};"
+                f" move it away, and the released one is fetched, or give {source}@FILE"
             )
         return _vgg_network(source, tensors, release)
     if "mean" not in metadata:
@@ -583,9 +668,14 @@ def _of_source(
     fc8 = tensors.get("classifier.6.weight", tensors.get("fc8.weight"))
     outputs = len(fc8) if fc8 is not None and fc8.ndim else None
     facts = agreed(source, file, release, metadata, outputs)
-    if not _checksum(file, "sha256").startswith(_digits(url)) and _checksum(file, "sha1") != caffemodel:
+    if (
+        not _checksum(file, "sha256").startswith(_digits(url))
+        and _checksum(file, "sha1") != caffemodel
+    ):
         name = url.rpartition("/")[2]
-        told = "" if names_tell or "mean" in metadata else f"; preprocessing as of {source}, as asked"
+        told = (
+            "" if names_tell or "mean" in metadata else f"; preprocessing as of {source}, as asked"
+        )
         claims = {"train_scale": "", "source": f"{file}, which is not the released {name}{told}"}
         facts |= {key: metadata.get(key, value) for key, value in claims.items() if key in release}
     return _vgg_network(f"{source}@{file}", tensors, facts)
@@ -607,23 +697,33 @@ def _digits(url: str) -> str:
 
 
 def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise VggfeatError where the names, or FC layers of NaN, tell that a file is another release's."""
+    """Raise VggfeatError where the names, or FC layers of NaN, tell that a file is another
+    release's.
+    """
     conversion = "classifier.1.weight" in tensors or "classifier.4.weight" in tensors
     torchvisions = "classifier.0.weight" in tensors or "classifier.3.weight" in tensors
     if conversion and source.startswith("torchvision"):
         raise VggfeatError(
-            f"{file} has the names of the conversion of the authors' nets (classifier.1), not torchvision's: "
-            f"give {file} alone"
+            f"{file} has the names of the conversion of the authors' nets (classifier.1), not"
+            f" torchvision's: give {file} alone"
         )
     if torchvisions and source.startswith("oxford"):
         raise VggfeatError(
-            f"{file} has torchvision's names (classifier.0), not those of the conversion of the authors' nets: give "
-            f"torchvision:{_torchvisions(tensors)}@{file}, or a file whose metadata say what it is"
+            f"{file} has torchvision's names (classifier.0), not those of the conversion of the"
+            f" authors' nets: give torchvision:{_torchvisions(tensors)}@{file}, or a file whose"
+            " metadata say what it is"
         )
     features = "torchvision:vgg16.IMAGENET1K_FEATURES"
     fc6 = tensors.get("classifier.0.weight")
-    if source.startswith("torchvision:vgg16") and fc6 is not None and fc6.numel() and fc6.is_floating_point():
-        empty = bool(torch.isnan(fc6[0]).all())  # that release has no FC layers, and its file NaN for them
+    if (
+        source.startswith("torchvision:vgg16")
+        and fc6 is not None
+        and fc6.numel()
+        and fc6.is_floating_point()
+    ):
+        empty = bool(
+            torch.isnan(fc6[0]).all()
+        )  # that release has no FC layers, and its file NaN for them
         if empty != (source == features):
             told = "has NaN for its FC layers, as" if empty else "has FC layers, unlike"
             other = features if empty else "torchvision:vgg16"
@@ -632,7 +732,9 @@ def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor])
 
 def _oxford(net: str, file: Path | None) -> Network:
     if net not in OXFORD:
-        raise VggfeatError(f"no weights were released for net {net!r}; there are oxford:D and oxford:E")
+        raise VggfeatError(
+            f"no weights were released for net {net!r}; there are oxford:D and oxford:E"
+        )
     release = {
         "net": net,
         **CAFFE.to_metadata(),
@@ -656,14 +758,18 @@ def _mini(net: str, file: Path | None) -> Network:
 
 
 def _imagenet_categories() -> list[str]:
-    """Names of the 1,000 ILSVRC classes in synset order, which is the released nets' (Caffe's) too."""
+    """Names of the 1,000 ILSVRC classes in synset order, which is the released nets' (Caffe's)
+    too.
+    """
     from torchvision.models import VGG16_Weights
 
     return list(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _downloaded(url: str, spec: str) -> Path:
-    """The file of a release in PyTorch's cache, fetched into it where it isn't there. Raises VggfeatError."""
+    """The file of a release in PyTorch's cache, fetched into it where it isn't there. Raises
+    VggfeatError.
+    """
     name = url.rpartition("/")[2]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     digits = _digits(url)
@@ -674,9 +780,10 @@ def _downloaded(url: str, spec: str) -> Path:
             torch.hub.download_url_to_file(url, os.fspath(path), hash_prefix=digits)
     except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise VggfeatError(
-            f"could not get {url}: {reason(error)}; fetch it by hand (its sha256 begins with {digits}), and give "
-            f"{spec}@FILE or put it into {folder}; {MINI_WORKS}; a file of the convolutions alone does for `layer` "
-            "pool5 and those before it: extract, and all that reads its feature file"
+            f"could not get {url}: {reason(error)}; fetch it by hand (its sha256 begins with"
+            f" {digits}), and give {spec}@FILE or put it into {folder}; {MINI_WORKS}; a file of the"
+            " convolutions alone does for `layer` pool5 and those before it: extract, and all that"
+            " reads its feature file"
         ) from error
     return path
 
@@ -728,12 +835,15 @@ def _random(what: str, file: Path | None) -> Network:
                 raise ValueError(value)
         except ValueError as error:
             raise VggfeatError(
-                f"random:{what} has a setting {setting!r}; write random:NET,width=0.25,crop=64,seed=0,classes=10"
+                f"random:{what} has a setting {setting!r}; write"
+                " random:NET,width=0.25,crop=64,seed=0,classes=10"
             ) from error
     if file is not None:
         raise VggfeatError("random: weights come from a seed, not from a file")
     with torch.device("meta"):
-        module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))  # nothing too large
+        module = VGG(
+            net, int(values["classes"]), values["width"], int(values["crop"])
+        )  # nothing too large
     generator = torch.Generator().manual_seed(int(values["seed"]))
     tensors = {}
     for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):
@@ -754,4 +864,10 @@ def _timm(what: str, file: Path | None) -> Network:
     return load_timm(what, file)
 
 
-_LOADERS = {"mini": _mini, "oxford": _oxford, "torchvision": _torchvision, "random": _random, "timm": _timm}
+_LOADERS = {
+    "mini": _mini,
+    "oxford": _oxford,
+    "torchvision": _torchvision,
+    "random": _random,
+    "timm": _timm,
+}

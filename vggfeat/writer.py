@@ -1,9 +1,11 @@
-"""Writes the HDF5 feature file so that nothing can break it. N images, Q scales, D descriptor length.
+"""Writes the HDF5 feature file so that nothing can break it. N images, Q scales, D descriptor
+length.
 
-The structure is complete before the first row: every array has its place on the disk (`hdf5`). Rows then go to their
-places by plain writes, first what was computed and later, in one byte a scale, that it was: a kill at any moment
-leaves a sound `NAME.partial` that lacks the last rows. The same command opens it again and goes on; the last of all are
-a look at the whole file, its seal and its final name. Several processes (torchrun) write into the same file.
+The structure is complete before the first row: every array has its place on the disk (`hdf5`). Rows
+then go to their places by plain writes, first what was computed and later, in one byte a scale,
+that it was: a kill at any moment leaves a sound `NAME.partial` that lacks the last rows. The same
+command opens it again and goes on; the last of all are a look at the whole file, its seal and its
+final name. Several processes (torchrun) write into the same file.
 """
 
 from __future__ import annotations
@@ -60,9 +62,11 @@ class _OutOfReachError(VggfeatError):
 
 
 def stamp(source: Any) -> Stamp:
-    """Bytes, times of change (content, entry) in ns and CRC-32 of an image: to notice that another is in its place.
+    """Bytes, times of change (content, entry) in ns and CRC-32 of an image: to notice that another
+    is in its place.
 
-    A path, or an array (whose times are 0); zeros if it is no file. Raises OSError where it can't be read.
+    A path, or an array (whose times are 0); zeros if it is no file. Raises OSError where it can't
+    be read.
     """
     if isinstance(source, np.ndarray):
         return source.nbytes, 0, 0, zlib.crc32(np.ascontiguousarray(source).data)
@@ -79,28 +83,40 @@ class FeatureWriter:
     """Writes `path`.partial, or goes on where an earlier one stopped; `finish` gives it its name.
 
     items: the rows. dim: D. dtype: "float16" or "float32". facts: further ones, JSON-able.
-    overwrite: `path` may exist, and a `path`.partial of other images, weights or options is begun anew.
-    retry: `path` may exist; its unreadable rows are to be described once more (it is `path`.partial until then).
-    say: what is odd and no reason to stop, in a sentence. `described` (N, Q) bool: what is there.
+    overwrite: `path` may exist, and a `path`.partial of other images, weights or options is begun
+    anew. retry: `path` may exist; its unreadable rows are to be described once more (it is
+    `path`.partial until then). say: what is odd and no reason to stop, in a sentence. `described`
+    (N, Q) bool: what is there.
 
-    Leaving the `with` block early keeps what is there (`kept` says how much); a file without any row is removed.
-    Raises VggfeatError when `path` exists, another process writes it, the disk refuses, or `path`.partial is of other
-    images, weights or options (it is said which).
+    Leaving the `with` block early keeps what is there (`kept` says how much); a file without any
+    row is removed. Raises VggfeatError when `path` exists, another process writes it, the disk
+    refuses, or `path`.partial is of other images, weights or options (it is said which).
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], items: Items, description: Description, dim: int, dtype: str = "float32",
-        facts: dict[str, Any] | None = None, overwrite: bool = False, retry: bool = False,
+        self,
+        path: str | os.PathLike[str],
+        items: Items,
+        description: Description,
+        dim: int,
+        dtype: str = "float32",
+        facts: dict[str, Any] | None = None,
+        overwrite: bool = False,
+        retry: bool = False,
         say: Callable[[str], None] = lambda line: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._name(path, say)
         if bad := [name for name in items.names if "\0" in name]:
-            raise VggfeatError(f"the name {bad[0]!r} of an image holds a zero byte, which no file's name can")
+            raise VggfeatError(
+                f"the name {bad[0]!r} of an image holds a zero byte, which no file's name can"
+            )
         finished = os.path.lexists(self.path)
         if finished and not (overwrite or retry):
             raise VggfeatError(f"{self.path} {EXISTS}")
         if not self.path.parent.is_dir():
-            raise VggfeatError(f"there is no folder {self.path.parent} to write {self.path.name} in")
+            raise VggfeatError(
+                f"there is no folder {self.path.parent} to write {self.path.name} in"
+            )
         self.replaces = overwrite
         job = _Job(items, description, dim, np.dtype(dtype), facts or {})
         if finished and retry:
@@ -108,7 +124,9 @@ class FeatureWriter:
         else:
             self._file = self._locked(self.partial, os.O_CREAT, fcntl.LOCK_EX)
             try:
-                if os.path.lexists(self.path) and not (overwrite or retry):  # its writer has just ended
+                if os.path.lexists(self.path) and not (
+                    overwrite or retry
+                ):  # its writer has just ended
                     if not os.fstat(self._file).st_size:
                         self.partial.unlink()
                     raise VggfeatError(f"{self.path} {EXISTS}")
@@ -122,7 +140,9 @@ class FeatureWriter:
     def join(
         cls, path: str | os.PathLike[str], say: Callable[[str], None] = lambda line: None
     ) -> FeatureWriter:
-        """A writer of some of the rows of a file that another process of the same extraction has made and shares."""
+        """A writer of some of the rows of a file that another process of the same extraction has
+        made and shares.
+        """
         writer = cls.__new__(cls)
         writer._name(path, say)
         writer.first = False
@@ -150,10 +170,12 @@ class FeatureWriter:
         self._stamps: dict[int, Stamp] = {}
         self._started = self._last_flush = time.monotonic()
 
-    # --- opening ----------------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------
 
     def _open(self, job: _Job, overwrite: bool) -> None:
-        """Go on with the open file where it is of this job, else begin it; VggfeatError where that would lose rows."""
+        """Go on with the open file where it is of this job, else begin it; VggfeatError where that
+        would lose rows.
+        """
         try:
             begun = hdf5.begun(self._file)
             if begun is None:
@@ -161,7 +183,10 @@ class FeatureWriter:
                     f"{self.partial} is no half-written feature file of this version of the program"
                 )
             if begun:
-                with damaged(self.partial), hdf5.File(self.partial, self._file, unfinished=True) as file:
+                with (
+                    damaged(self.partial),
+                    hdf5.File(self.partial, self._file, unfinished=True) as file,
+                ):
                     _refuse_version(file)
                     if self._has_rows(file):
                         self._refuse_others(file, job)
@@ -171,13 +196,17 @@ class FeatureWriter:
             raise VggfeatError(f"{error}, or move {self.partial} away to begin anew") from error
         except VggfeatError as error:
             if not overwrite:
-                raise VggfeatError(f"{error}; give `overwrite` to begin anew, or another `out`") from error
+                raise VggfeatError(
+                    f"{error}; give `overwrite` to begin anew, or another `out`"
+                ) from error
         self._begin(job)
 
     def _begin(self, job: _Job) -> None:
         """Lay the file out. A full disk is found here, not after hours of work."""
         arrays = job.arrays()
-        specs = {name: (values.shape, values.dtype) for name, values in arrays.items()} | job.row_specs()
+        specs = {
+            name: (values.shape, values.dtype) for name, values in arrays.items()
+        } | job.row_specs()
         layout = Layout.of(FORMAT, FORMAT_VERSION, specs, {"descriptors": "crc32"})
         try:
             os.ftruncate(self._file, 0)
@@ -199,7 +228,8 @@ class FeatureWriter:
         try:
             if os.path.lexists(self.partial):
                 raise VggfeatError(
-                    f"{self.path} and {self.partial} are both there: move one away, then give `retry` again"
+                    f"{self.path} and {self.partial} are both there: move one away, then give"
+                    " `retry` again"
                 )
             with damaged(self.path), hdf5.File(self.path, self._file, "feature file") as file:
                 try:
@@ -224,7 +254,9 @@ class FeatureWriter:
             raise
 
     def _refuse_others(self, file: hdf5.File, job: _Job) -> None:
-        """Raise VggfeatError when a file is of another job, or an image has changed since, or isn't there to tell."""
+        """Raise VggfeatError when a file is of another job, or an image has changed since, or isn't
+        there to tell.
+        """
         _refuse_version(file)
         difference = next(_differences(file, job), "") or _changed_image(file, job)
         if difference:
@@ -241,7 +273,9 @@ class FeatureWriter:
             self._places: dict[str, Place] = file.arrays
             self._number, self._size = file.number, os.fstat(self._file).st_size
             self._status_NQ = read_status(file, *file.place("status", "u", (None, None)).shape)
-            self.described = (self._status_NQ == DONE) & (row_status(self._status_NQ) != UNREADABLE)[:, None]
+            self.described = (self._status_NQ == DONE) & (
+                row_status(self._status_NQ) != UNREADABLE
+            )[:, None]
             self._seconds = read_seconds(file)
 
     def _locked(self, path: Path, flags: int, kind: int) -> int:
@@ -273,19 +307,26 @@ class FeatureWriter:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise VggfeatError(f"can't lock {path}: {reason(error)}") from error
-            self.say(f"warning: {path} can't be locked ({reason(error)}): start no other extraction into it")
+            self.say(
+                f"warning: {path} can't be locked ({reason(error)}): start no other extraction"
+                " into it"
+            )
 
-    # --- rows -------------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------
 
     def note_source(self, row: int, source: Any) -> None:
-        """Note which image is about to be described, so that a later run can tell whether it is still the same."""
+        """Note which image is about to be described, so that a later run can tell whether it is
+        still the same.
+        """
         try:
             self._stamps[row] = stamp(source)
         except (OSError, ValueError):  # what is wrong with it is told by who decodes it
             self._stamps[row] = (0, 0, 0, 0)
 
     def write(self, row: int, scale: int, descriptor_D: np.ndarray) -> None:
-        """Keep the descriptor of a row at its scale-th Q; it reaches the file with the next flush."""
+        """Keep the descriptor of a row at its scale-th Q; it reaches the file with the next
+        flush.
+        """
         target = self._places["descriptors"].dtype
         with np.errstate(over="ignore"):
             stored = descriptor_D.astype(target)
@@ -314,13 +355,16 @@ class FeatureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what was written so far to the disk: first descriptors, and when they are there, that they are."""
+        """Bring what was written so far to the disk: first descriptors, and when they are there,
+        that they are.
+        """
         self._refuse_loss()
         try:
             self._flush()
         except OSError as error:
             raise VggfeatError(
-                f"can't write {self.partial}: {reason(error)}; mend it, and the same command goes on"
+                f"can't write {self.partial}: {reason(error)}; mend it, and the same command"
+                " goes on"
             ) from error
         self._values.clear()
         self._failures.clear()
@@ -334,7 +378,9 @@ class FeatureWriter:
             for row in stale:
                 self._set_status(row, np.full(self.described.shape[1], PENDING))
             os.fsync(self._file)
-        nothing = np.full(self._places["descriptors"].shape[2], np.nan, self._places["descriptors"].dtype)
+        nothing = np.full(
+            self._places["descriptors"].shape[2], np.nan, self._places["descriptors"].dtype
+        )
         for row, why in self._failures.items():
             for scale in range(self.described.shape[1]):
                 self._put_descriptor(row, scale, nothing)
@@ -372,7 +418,9 @@ class FeatureWriter:
         self.described[row] = (status_Q == DONE) & (UNREADABLE not in status_Q)
 
     def _refuse_loss(self) -> None:
-        """Raise VggfeatError when the file that is being written was removed, replaced, cut off or written over."""
+        """Raise VggfeatError when the file that is being written was removed, replaced, cut off or
+        written over.
+        """
         if not self._lost:
             status = os.fstat(self._file)
             if not _is_at(self._file, self.partial):
@@ -387,7 +435,8 @@ class FeatureWriter:
             if self._lost == "moved":
                 end = "move it back, and the same command goes on"
             raise VggfeatError(
-                f"{self.partial} was {self._lost} by another program while it was being written: {end}"
+                f"{self.partial} was {self._lost} by another program while it was being written:"
+                f" {end}"
             )
 
     @property
@@ -419,12 +468,14 @@ class FeatureWriter:
         except (OSError, Damaged):
             return False
 
-    # --- the end ----------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Flush, look at the whole file once, and give it its name. Every process must have flushed.
+        """Flush, look at the whole file once, and give it its name. Every process must have
+        flushed.
 
-        Raises VggfeatError: rows that no process has described; damage that came while it was written.
+        Raises VggfeatError: rows that no process has described; damage that came while it was
+        written.
         """
         self.flush()
         if not self.replaces and os.path.lexists(self.path):
@@ -440,8 +491,8 @@ class FeatureWriter:
                 names = read_features(file).names
                 if spoilt := self._undo_spoilt(file):
                     raise VggfeatError(
-                        f"{self.partial} was damaged meanwhile, descriptors other than written: {len(spoilt)}, first "
-                        f"that of {shown(names[spoilt[0]])}"
+                        f"{self.partial} was damaged meanwhile, descriptors other than written:"
+                        f" {len(spoilt)}, first that of {shown(names[spoilt[0]])}"
                     )
                 file.seal()
             os.fsync(self._file)
@@ -466,7 +517,9 @@ class FeatureWriter:
         return spoilt
 
     def _close(self) -> None:
-        """Let go of an unfinished file; remove it if it has no row, and was no finished one before."""
+        """Let go of an unfinished file; remove it if it has no row, and was no finished one
+        before.
+        """
         if self.first and not self._lost and not self._taken_back and not self._rows_there():
             self.partial.unlink(missing_ok=True)
         os.close(self._file)
@@ -476,7 +529,10 @@ class FeatureWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._file >= 0:  # not finished
             with suppress(VggfeatError):  # the error that led here is told
@@ -485,10 +541,17 @@ class FeatureWriter:
 
 
 class _Job:
-    """What a file is to be of: the images, how they are described, and what else is to be known of them."""
+    """What a file is to be of: the images, how they are described, and what else is to be known of
+    them.
+    """
 
     def __init__(
-        self, items: Items, description: Description, dim: int, dtype: np.dtype, facts: dict[str, Any]
+        self,
+        items: Items,
+        description: Description,
+        dim: int,
+        dtype: np.dtype,
+        facts: dict[str, Any],
     ) -> None:
         self.items, self.description, self.dim, self.dtype = items, description, dim, dtype
         self.facts = {
@@ -507,7 +570,9 @@ class _Job:
         """What is known before the first row."""
         items = self.items
         labels = {} if items.labels is None else {"labels": items.labels}
-        splits = {f"splits/{name}": np.asarray(index, np.int64) for name, index in items.splits.items()}
+        splits = {
+            f"splits/{name}": np.asarray(index, np.int64) for name, index in items.splits.items()
+        }
         names = hdf5.column("names", items.names) | hdf5.column("classes", items.classes)
         return {"facts": self.document, **names, **labels, **splits}
 
@@ -545,7 +610,9 @@ def _cut(reason: str) -> bytes:
 
 
 def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
-    """What an unfinished file has otherwise than the job that would go on with it, each in a few words."""
+    """What an unfinished file has otherwise than the job that would go on with it, each in a few
+    words.
+    """
     facts: Facts = file.document("facts", Facts)
     items = job.items
     there, here = facts["description"].to_dict(), job.description.to_dict()
@@ -587,9 +654,11 @@ def _of(total: int | None) -> str:
 
 def _what(name: str) -> str:
     kind, _, rest = name.partition("/")
-    return {"labels": "other labels", "classes": "other classes", "splits": f"another split {rest}"}.get(
-        kind, f"{name} of another shape"
-    )
+    return {
+        "labels": "other labels",
+        "classes": "other classes",
+        "splits": f"another split {rest}",
+    }.get(kind, f"{name} of another shape")
 
 
 def _changed_image(file: hdf5.File, job: _Job) -> str:
@@ -601,8 +670,9 @@ def _changed_image(file: hdf5.File, job: _Job) -> str:
                 return f"another image {job.items.names[i]}: it has changed since"
         except OSError as error:
             raise _OutOfReachError(
-                f"{job.items.names[i]}, which is described in {file.path}, can't be read now ({reason(error)}): "
-                "bring it back, or the disk or share that it is on, and the same command goes on"
+                f"{job.items.names[i]}, which is described in {file.path}, can't be read now"
+                f" ({reason(error)}): bring it back, or the disk or share that it is on, and the"
+                " same command goes on"
             ) from error
     return ""
 
@@ -614,7 +684,8 @@ def _short(value: Any) -> str:
 
 
 def _same(source: Any, there: Stamp) -> bool:
-    """Whether an image is the one that was stamped; new times alone don't make it another, a new checksum does.
+    """Whether an image is the one that was stamped; new times alone don't make it another, a new
+    checksum does.
 
     Raises OSError where its file can't be read.
     """

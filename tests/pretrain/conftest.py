@@ -49,12 +49,18 @@ def drawings(tmp_path: Path) -> Path:
             for i in range(n):
                 image = photograph(1000 * c + i + 500 * (split == "val"), 48, 40 + i)
                 image[..., 0 if c == 0 else 2] //= 4
-                Image.fromarray(image).save(tmp_path / "drawings" / split / name / f"{i:02d}.jpg", quality=95)
+                Image.fromarray(image).save(
+                    tmp_path / "drawings" / split / name / f"{i:02d}.jpg", quality=95
+                )
     return tmp_path / "drawings"
 
 
-def command(arguments: Sequence[object], processes: int = 1, script: Path | None = None) -> list[str]:
-    """The command line of pretrain.train, or of a script in its place, under torchrun for several processes."""
+def command(
+    arguments: Sequence[object], processes: int = 1, script: Path | None = None
+) -> list[str]:
+    """The command line of pretrain.train, or of a script in its place, under torchrun for several
+    processes.
+    """
     what = ["-m", "pretrain.train"] if script is None else [str(script)]
     if processes > 1:
         return [*torchrun(processes), *what, *map(str, arguments)]
@@ -71,7 +77,9 @@ def processes_of(mark: str) -> list[int]:
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes().split(
+                b"\0"
+            ):
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -39,9 +39,13 @@ def test_scale_flip_and_place_are_uniform() -> None:
 
 
 def test_colour_shift_has_the_formulas_covariance() -> None:
-    covariance = np.array([[0.0791, 0.0725, 0.0647], [0.0725, 0.0755, 0.0710], [0.0647, 0.0710, 0.0810]])
+    covariance = np.array(
+        [[0.0791, 0.0725, 0.0647], [0.0725, 0.0755, 0.0710], [0.0647, 0.0710, 0.0810]]
+    )
     colours = Colours((120.0, 115.0, 100.0), tuple(map(tuple, covariance.tolist())))
-    alpha = np.array([draw(keyed(0, SAMPLE, 0, 0, i), (256, 256), 0.1).alpha for i in range(20_000)])
+    alpha = np.array(
+        [draw(keyed(0, SAMPLE, 0, 0, i), (256, 256), 0.1).alpha for i in range(20_000)]
+    )
     shifts = alpha @ colours.components.T  # (n, 3), grey levels of 255
     # Cov(P diag(l) a) = 0.01 P diag(l^2) P' = 0.01 covariance^2, in [0, 1]
     expected = 0.01 * covariance @ covariance * 255**2
@@ -51,7 +55,9 @@ def test_colour_shift_has_the_formulas_covariance() -> None:
 
 
 def test_dropout_bits() -> None:
-    kept = np.array([np.unpackbits(kept_units(keyed(0, SAMPLE, 0, 0, i), 1000, 0.3)) for i in range(200)])
+    kept = np.array(
+        [np.unpackbits(kept_units(keyed(0, SAMPLE, 0, 0, i), 1000, 0.3)) for i in range(200)]
+    )
     assert kept.shape == (200, 1000)
     assert abs(kept.mean() - 0.7) < 4 * (0.21 / 200_000) ** 0.5
     assert np.unpackbits(kept_units(keyed(0, SAMPLE, 0, 0, 0), 16, 0.0)).all()

@@ -1,4 +1,6 @@
-"""What is read of a checkpoint is checked: what is missing, odd or not finite is refused in a line that names it."""
+"""What is read of a checkpoint is checked: what is missing, odd or not finite is refused in a line
+that names it.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,10 @@ def test_a_state_with_other_parts_is_refused_by_name(
             "momentum.bias has values that are not finite",
         ),
         (lambda tensors: tensors.update({"model.bias": torch.ones(3)}), r"model.bias is \(3,\)"),
-        (lambda tensors: tensors.update({"model.bias": torch.ones(2).double()}), "torch.float64, here"),
+        (
+            lambda tensors: tensors.update({"model.bias": torch.ones(2).double()}),
+            "torch.float64, here",
+        ),
     ],
 )
 def test_other_tensors_are_refused_by_name_and_change_nothing(
@@ -156,7 +161,9 @@ def test_a_checkpoint_that_cannot_be_opened_just_now_is_not_called_damaged(path:
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))  # no file can be opened
     try:
         for read in (read_state, lambda path: load_checkpoint(path, *trained())):
-            with pytest.raises(VggfeatError, match=r"can't read .*last\.safetensors: Too many open files"):
+            with pytest.raises(
+                VggfeatError, match=r"can't read .*last\.safetensors: Too many open files"
+            ):
                 read(path)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -177,7 +184,9 @@ def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_read(path: Path, tmp_path: 
 def test_a_log_is_never_written_into_a_pipe(
     iteration: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(tmp_path / "log.jsonl")  # its reader would be waited for, in a wait that no signal ends
+    os.mkfifo(
+        tmp_path / "log.jsonl"
+    )  # its reader would be waited for, in a wait that no signal ends
     with Log(tmp_path, "A-36", iteration, 10) as log:
         log("train", iteration + 1, loss=1.0)
     assert "warning: " in (err := capsys.readouterr().err) and "log.jsonl" in err

@@ -31,10 +31,13 @@ def test_mean_and_covariance_of_real_photographs(photos: Path) -> None:
     for part in (names[40:], names[:13], names[13:40]):
         total.add(measure(photos, part, workers=1))
     assert total.colours(names) == colours
-    # eigenvectors times eigenvalues, longest first; a natural image's first component is nearly grey
+    # eigenvectors times eigenvalues, longest first; a natural image's first component is nearly
+    # grey
     components = colours.components / 255
     values = np.linalg.norm(components, axis=0)
-    assert np.allclose(values, np.sort(np.linalg.eigvalsh(np.array(colours.covariance)))[::-1], rtol=1e-5)
+    assert np.allclose(
+        values, np.sort(np.linalg.eigvalsh(np.array(colours.covariance)))[::-1], rtol=1e-5
+    )
     assert np.all(components[:, 0] / values[0] > 0.5)
 
 
@@ -56,10 +59,13 @@ def test_the_shift_that_reaches_the_net_has_the_formulas_covariance(photos: Path
         shift = (seen.pop() - unshifted).flatten(2)  # (100, 3, pixels)
         assert float(shift.std(2).max()) < 1e-4  # one colour for all pixels of an image
         shifts.append(shift.mean(2).numpy())
-    # each component l_k p_k has a factor N(0, 0.1): Cov = 0.01 P diag(l^2) P' = 0.01 C^2, C of RGB in [0, 1]
+    # each component l_k p_k has a factor N(0, 0.1): Cov = 0.01 P diag(l^2) P' = 0.01 C^2, C of RGB
+    # in [0, 1]
     expected = 0.01 * np.linalg.matrix_power(np.array(colours.covariance), 2) * 255**2
     measured = np.cov(np.concatenate(shifts).T)
-    assert np.abs(measured - expected).max() < 0.1 * expected.max()  # 4.5 standard errors of 4000 draws
+    assert (
+        np.abs(measured - expected).max() < 0.1 * expected.max()
+    )  # 4.5 standard errors of 4000 draws
 
 
 def test_unreadable_images_are_named_and_left_out(photos: Path, tmp_path: Path) -> None:

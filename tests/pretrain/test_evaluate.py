@@ -1,4 +1,6 @@
-"""The evaluating command: figures, kept posteriors, submissions, tables, two processes; and what it refuses."""
+"""The evaluating command: figures, kept posteriors, submissions, tables, two processes; and what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def images(tmp_path: Path) -> Path:
             Image.fromarray(pixels).save(root / "val" / name / f"{i}.png")
     (root / "test").mkdir()
     for i in range(4):
-        Image.fromarray(photograph(500 + i, 44, 50)).save(root / "test" / f"ILSVRC2012_test_{i:08d}.png")
+        Image.fromarray(photograph(500 + i, 44, 50)).save(
+            root / "test" / f"ILSVRC2012_test_{i:08d}.png"
+        )
     return root
 
 
@@ -98,10 +102,15 @@ def save_trained(path: Path, module: VGG, plain: Preprocessing, recipe: Recipe, 
     low, high = recipe.stages[names.index(stage)].train_scale
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(
-        path, module, plain, classes=CLASSES, train_scale=str(low) if low == high else f"{low}-{high}",
-        source=f"pretrain {recipe.name} {stage}", recipe=recipe.to_json(),
+        path,
+        module,
+        plain,
+        classes=CLASSES,
+        train_scale=str(low) if low == high else f"{low}-{high}",
+        source=f"pretrain {recipe.name} {stage}",
+        recipe=recipe.to_json(),
         history=json.dumps(list(map(asdict, past[: names.index(stage) + 1]))),
-    )  # fmt: skip
+    )
     (path.parent / "last.safetensors").write_bytes(b"")
 
 
@@ -137,7 +146,14 @@ def test_figures_kept_and_fused(
     d, e = weights["D-36-64"], weights["E-36-64"]
     words = ["--data", images, *FAST, "--scales", "36,50,64", "--mode", "both", "--json"]
     ran = command(
-        "--weights", d, "--weights", e, *words, tmp_path / "r.json", "--posteriors", tmp_path / "de.h5"
+        "--weights",
+        d,
+        "--weights",
+        e,
+        *words,
+        tmp_path / "r.json",
+        "--posteriors",
+        tmp_path / "de.h5",
     )
     assert ran.status == 0, ran.err
     result = json.loads((tmp_path / "r.json").read_text())
@@ -156,12 +172,16 @@ def test_figures_kept_and_fused(
     recall = fused["per_class"]["n03"]
     assert recall["images"] == 6
     assert recall["top1_error"] == pytest.approx(100 * np.mean(posteriors.argmax(1)[18:24] != 3))
-    assert sum(pair["images"] for pair in fused["confusions"]) == (posteriors.argmax(1) != truth).sum()
+    assert (
+        sum(pair["images"] for pair in fused["confusions"]) == (posteriors.argmax(1) != truth).sum()
+    )
 
     # again from what was kept, and from two files, with no net at hand
     for path in weights.values():
         path.unlink()
-    again = command("--from", tmp_path / "de.h5", "--mode", "both", "--json", tmp_path / "again.json")
+    again = command(
+        "--from", tmp_path / "de.h5", "--mode", "both", "--json", tmp_path / "again.json"
+    )
     assert again.status == 0
     assert again.out == ran.out
     assert json.loads((tmp_path / "again.json").read_text())["rows"] == result["rows"]
@@ -170,7 +190,9 @@ def test_figures_kept_and_fused(
     assert "no Q=51" in command("--from", tmp_path / "de.h5", "--scales", "51").err
 
 
-def test_two_processes_give_the_same_table(images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_give_the_same_table(
+    images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
     arguments = [
         "--weights",
         weights["D-36-64"],
@@ -204,7 +226,9 @@ def test_unreadable_images_count_as_errors(
     ran = command(*words, tmp_path / "bad.json")
     assert ran.status == 3
     assert "unreadable: val/n02/1.png" in ran.err
-    good, bad = (json.loads((tmp_path / f"{n}.json").read_text())["rows"][0] for n in ("good", "bad"))
+    good, bad = (
+        json.loads((tmp_path / f"{n}.json").read_text())["rows"][0] for n in ("good", "bad")
+    )
     assert bad["images"] == 42
     assert bad["unreadable"] == 1
     gained = bad["per_class"]["n02"]["top5_error"] - good["per_class"]["n02"]["top5_error"]
@@ -214,14 +238,21 @@ def test_unreadable_images_count_as_errors(
 
 
 def test_classes_are_matched_by_name(  # type: ignore[no-untyped-def]
-    command: Command, images: Path, weights: dict[str, Path], he, plain: Preprocessing, tmp_path: Path
+    command: Command,
+    images: Path,
+    weights: dict[str, Path],
+    he,
+    plain: Preprocessing,
+    tmp_path: Path,
 ) -> None:
     ours = vggfeat.load("A", weights=weights["A-36"]).module
     wide = he("A", num_classes=9, width=0.05, crop=32)
     order = [8, 1, 3, 0, 2, 5, 7]  # where the wide net has the seven classes
     names = [f"other{i}" for i in range(9)]
     with torch.no_grad():
-        fc8 = {key: value for key, value in wide.state_dict().items() if key.startswith("classifier.6")}
+        fc8 = {
+            key: value for key, value in wide.state_dict().items() if key.startswith("classifier.6")
+        }
         wide.load_state_dict({**ours.state_dict(), **fc8})
         wide.classifier[6].bias.fill_(-50.0)
         wide.classifier[6].weight.zero_()
@@ -231,7 +262,9 @@ def test_classes_are_matched_by_name(  # type: ignore[no-untyped-def]
             wide.classifier[6].bias[place] = ours.classifier[6].bias[i]
     save_weights(tmp_path / "wide.safetensors", wide, plain, classes=names, train_scale="36")
     for path in (weights["A-36"], tmp_path / "wide.safetensors"):
-        ran = command("--weights", path, "--data", images, *FAST, "--json", tmp_path / f"{path.stem}.json")
+        ran = command(
+            "--weights", path, "--data", images, *FAST, "--json", tmp_path / f"{path.stem}.json"
+        )
         assert ran.status == 0, ran.err
     narrow, wide_rows = (
         json.loads((tmp_path / f"{n}.json").read_text())["rows"][0] for n in ("weights", "wide")
@@ -243,7 +276,9 @@ def test_classes_are_matched_by_name(  # type: ignore[no-untyped-def]
     assert "doesn't know 1 of the data's 7 classes, such as 'n99'" in ran.err
 
 
-def test_other_words_for_the_splits(command: Command, images: Path, weights: dict[str, Path]) -> None:
+def test_other_words_for_the_splits(
+    command: Command, images: Path, weights: dict[str, Path]
+) -> None:
     (images / "val").rename(images / "Validation")
     (images / "test").rename(images / "Testing")
     (images / "Validation" / CLASSES[0] / "a.heic").touch()
@@ -257,10 +292,14 @@ def test_other_words_for_the_splits(command: Command, images: Path, weights: dic
     assert "folder test: 4 images" in ran.out
 
 
-def test_submission(command: Command, images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
+def test_submission(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
     numbers = {name: 100 - i for i, name in enumerate(CLASSES)}
     synsets = [(number, name, 0) for name, number in numbers.items()] + [(1001, "n99", 3)]
-    record = np.array(synsets, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")])
+    record = np.array(
+        synsets, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")]
+    )
     (tmp_path / "devkit" / "data").mkdir(parents=True)
     savemat(tmp_path / "devkit" / "data" / "meta.mat", {"synsets": record})
     (images / "test" / "ILSVRC2012_test_00000002.png").write_bytes(b"nothing")
@@ -344,7 +383,9 @@ def test_tables_and_the_ledger(
     later = tmp_path / "later" / "results.md"
     again = command("--table", "all", "--from", tmp_path / "all.h5", "--ledger", later)
     assert again.status == 0, again.err
-    without_command = [[replace(c, command="") for c in cells_in(path.parent)] for path in (ledger, later)]
+    without_command = [
+        [replace(c, command="") for c in cells_in(path.parent)] for path in (ledger, later)
+    ]
     assert without_command[0] == without_command[1]
 
 
@@ -352,7 +393,17 @@ def test_tables_again_and_an_unreadable_image(
     command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:
     ledger = tmp_path / "results.md"
-    words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger, "--table", "3"]
+    words = [
+        "--runs",
+        tmp_path / "runs",
+        "--data",
+        images,
+        *FAST,
+        "--ledger",
+        ledger,
+        "--table",
+        "3",
+    ]
     assert command(*words).status == 0
     before = {c.key: c for c in cells_in(tmp_path)}
     (images / "val" / "n02" / "1.png").write_bytes(b"nothing")
@@ -367,7 +418,8 @@ def test_tables_again_and_an_unreadable_image(
         changed = cell.wrong_images() != before[key].wrong_images()
         assert cell.wrong_images()[2 * 6 + 1]
         assert not np.delete(changed, 2 * 6 + 1).any()
-    # a file that can't be read is not the one that was: a table of its own, and again: the same heading, not twice
+    # a file that can't be read is not the one that was: a table of its own, and again: the same
+    # heading, not twice
     assert command(*words).status == 3
     assert ledger.read_text().count("## Tables 3 to 6, stand-in: recipe small") == 2
 
@@ -394,9 +446,21 @@ def test_the_released_nets_stand_in_the_papers_own_table() -> None:
 def test_other_images_have_a_table_of_their_own(
     command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:
-    """`--limit` and `--split train` filled the whole validation set's cells, and claims were decided on both."""
+    """`--limit` and `--split train` filled the whole validation set's cells, and claims were
+    decided on both.
+    """
     ledger = tmp_path / "results.md"
-    words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger, "--table", "3"]
+    words = [
+        "--runs",
+        tmp_path / "runs",
+        "--data",
+        images,
+        *FAST,
+        "--ledger",
+        ledger,
+        "--table",
+        "3",
+    ]
     assert command(*words).status == 0
     ran = command(*words, "--limit", "9")
     assert ran.status == 0, ran.err
@@ -409,7 +473,17 @@ def test_other_images_have_a_table_of_their_own(
     before = {path: path.read_bytes() for path in (ledger, *tmp_path.glob("ledger-*.json"))}
     assert "--table is of the validation set" in command(*words, "--split", "train").err
     kept = tmp_path / "train.h5"
-    a = ["--weights", weights["A-36"], "--data", images, *FAST, "--split", "train", "--posteriors", kept]
+    a = [
+        "--weights",
+        weights["A-36"],
+        "--data",
+        images,
+        *FAST,
+        "--split",
+        "train",
+        "--posteriors",
+        kept,
+    ]
     assert command(*a).status == 0
     ran = command("--table", "3", "--from", kept, "--ledger", ledger)
     assert ran.status == 1 and "of the train images: a table is of the validation set" in ran.err
@@ -417,7 +491,11 @@ def test_other_images_have_a_table_of_their_own(
 
 
 def test_a_table_is_written_whole_or_the_next_run_goes_on(
-    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    images: Path,
+    weights: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ledger, kept = tmp_path / "results.md", tmp_path / "p.h5"
     words = ["--table", "3", "--from", kept, "--ledger", ledger]
@@ -452,7 +530,7 @@ def test_a_table_is_written_whole_or_the_next_run_goes_on(
         (("D-384.train_scale=[300, 300]",), "D-300", ("NET-384.train_scale=[300, 300]",), ""),
         (("D-256-512.learn=fc",), "D-256-512-fc", (), "256-512"),  # told by the row
     ],
-)  # fmt: skip
+)
 def test_a_net_tells_what_its_recipe_was(
     overrides: tuple[str, ...], stage: str, changes: tuple[str, ...], stands_for: str
 ) -> None:
@@ -464,7 +542,9 @@ def test_a_net_tells_what_its_recipe_was(
         "\n".join(changes),
         stands_for,
     )
-    assert facts["seed"] == str(recipe.seed) and facts["learn"] == ("fc" if "-fc" in stage else "all")
+    assert facts["seed"] == str(recipe.seed) and facts["learn"] == (
+        "fc" if "-fc" in stage else "all"
+    )
     assert facts["epochs"] == facts["training_set"] == ""  # no history
 
 
@@ -472,11 +552,17 @@ def test_recipes_of_ones_own_are_told_apart_by_their_numbers(small: Path, tmp_pa
     def facts(path: Path, *overrides: str, net: str = "B", init: str = "A") -> dict[str, str]:
         recipe = chain(read_recipe(str(path), overrides, net), net, init)
         stage = recipe.stages[-1].name
-        return how_trained({"source": f"pretrain {recipe.name} {stage}", "recipe": recipe.to_json()})
+        return how_trained(
+            {"source": f"pretrain {recipe.name} {stage}", "recipe": recipe.to_json()}
+        )
 
     own = facts(small)
-    assert own["recipe"].startswith("small-") and own["changes"] == "" and own["stands_for"] == "256"
-    assert facts(small, net="A") == own and facts(small, "batch_size=4")["changes"] == "batch_size=4"
+    assert (
+        own["recipe"].startswith("small-") and own["changes"] == "" and own["stands_for"] == "256"
+    )
+    assert (
+        facts(small, net="A") == own and facts(small, "batch_size=4")["changes"] == "batch_size=4"
+    )
     assert facts(small, "NET-36.epochs=9")["changes"] == "NET-36.epochs=9.0"
     assert facts(small, init="glorot")["changes"] == 'random_layers="glorot"'
     (tmp_path / "other").mkdir()
@@ -490,7 +576,9 @@ def test_recipes_of_ones_own_are_told_apart_by_their_numbers(small: Path, tmp_pa
     stage = {"net": "A", "train_scale": [256, 256], "learning_rate": 1, "epochs": 1}
     for name in ("lost", str(small)):  # a path that a stranger's file names is not opened
         lost = json.dumps({"name": name, "stages": [stage]})
-        assert set(how_trained({"source": f"pretrain {name} A-256", "recipe": lost}).values()) == {""}
+        assert set(how_trained({"source": f"pretrain {name} A-256", "recipe": lost}).values()) == {
+            ""
+        }
 
 
 def test_an_a_that_a_deeper_net_starts_from_is_told_by_as_own_chain(tmp_path: Path) -> None:
@@ -537,9 +625,12 @@ def test_what_is_of_other_images_is_not_fused(
     kept = KeptPosteriors.read(tmp_path / "a.h5")
     for change, says in (
         ({"labels": kept.labels[::-1]}, "has the same images in other classes"),
-        ({"names": kept.names[::-1]}, "is of other images (42 of imagenet val, not 42 of imagenet val)"),
+        (
+            {"names": kept.names[::-1]},
+            "is of other images (42 of imagenet val, not 42 of imagenet val)",
+        ),
         ({"split": "train"}, "is of other images (42 of imagenet train, not"),
-    ):  # fmt: skip
+    ):
         replace(kept, **change).save(tmp_path / "b.h5")
         ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "b.h5")
         assert ran.status == 1 and says in ran.err
@@ -555,7 +646,9 @@ def test_what_is_of_other_images_is_not_fused(
 def test_other_pictures_under_the_same_names_are_not_fused(
     command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Two folders with the same names, classes and split gave one figure, and one table of the ledger."""
+    """Two folders with the same names, classes and split gave one figure, and one table of the
+    ledger.
+    """
     words = ["--data", images, *FAST, "--scales", "36", "--posteriors"]
     assert command("--weights", weights["A-36"], *words, tmp_path / "a.h5").status == 0
     picture = images / "val" / "n03" / "2.png"
@@ -565,39 +658,61 @@ def test_other_pictures_under_the_same_names_are_not_fused(
     assert d.crc32[3 * 6 + 2] == zlib.crc32(picture.read_bytes()) and d.image_set != a.image_set
     ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "d.h5")
     assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1)
-    assert "d.h5 is of other pictures under the same names (1 of 42, such as val/n03/2.png)" in ran.err
+    assert (
+        "d.h5 is of other pictures under the same names (1 of 42, such as val/n03/2.png)" in ran.err
+    )
     # an older file doesn't tell: it is fused, and so doesn't the whole
     older = replace(d, crc32=d.crc32[:0])
     older.save(tmp_path / "old.h5")
     older = KeptPosteriors.read(tmp_path / "old.h5")
     ran = command(
-        "--from", tmp_path / "a.h5", "--from", tmp_path / "old.h5", "--posteriors", tmp_path / "j.h5"
+        "--from",
+        tmp_path / "a.h5",
+        "--from",
+        tmp_path / "old.h5",
+        "--posteriors",
+        tmp_path / "j.h5",
     )
     assert ran.status == 0, ran.err
     assert len(older.crc32) == len(KeptPosteriors.read(tmp_path / "j.h5").crc32) == 0
     assert KeptPosteriors.read(tmp_path / "j.h5").image_set == older.image_set != d.image_set
     # nor does it stand between two that tell
-    ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "old.h5", "--from", tmp_path / "d.h5")
+    ran = command(
+        "--from", tmp_path / "a.h5", "--from", tmp_path / "old.h5", "--from", tmp_path / "d.h5"
+    )
     assert ran.status == 1 and "is of other pictures" in ran.err
 
 
 def test_an_image_that_one_net_could_not_read_is_that_nets_error(
     command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The other's row was told to count it; and of kept posteriors nothing was listed, with status 0."""
+    """The other's row was told to count it; and of kept posteriors nothing was listed, with status
+    0.
+    """
     words = ["--data", images, *FAST, "--scales", "36", "--posteriors"]
     assert command("--weights", weights["A-36"], *words, tmp_path / "a.h5").status == 0
     (images / "val" / "n02" / "1.png").write_bytes(b"nothing")
     assert command("--weights", weights["D-36"], *words, tmp_path / "d.h5").status == 3
-    ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "d.h5", "--json", tmp_path / "r.json")
+    ran = command(
+        "--from", tmp_path / "a.h5", "--from", tmp_path / "d.h5", "--json", tmp_path / "r.json"
+    )
     assert ran.status == 3
     (told,) = ran.err_lines
     assert told.startswith("unreadable: val/n02/1.png: ")
     rows = [line.split("│")[1:-1] for line in ran.out.splitlines() if "dense" in line]
-    assert [(row[0].strip(), row[6].strip()) for row in rows] == [("A", "0"), ("D", "1"), ("A + D", "1")]
-    assert "imagenet val: 42 images, 1 of them unreadable, an error in each row that counts it" in ran.out
+    assert [(row[0].strip(), row[6].strip()) for row in rows] == [
+        ("A", "0"),
+        ("D", "1"),
+        ("A + D", "1"),
+    ]
+    assert (
+        "imagenet val: 42 images, 1 of them unreadable, an error in each row that counts it"
+        in ran.out
+    )
     record = json.loads((tmp_path / "r.json").read_text())
-    assert [row["unreadable"] for row in record["rows"]] == [0, 1, 1] and len(record["unreadable"]) == 1
+    assert [row["unreadable"] for row in record["rows"]] == [0, 1, 1] and len(
+        record["unreadable"]
+    ) == 1
     alone = command("--from", tmp_path / "a.h5")
     assert alone.status == 0 and "unreadable" not in alone.out + alone.err
 
@@ -621,10 +736,14 @@ def test_a_net_and_a_scale_are_averaged_once(
     for again in (["--from", kept, "--from", kept], ["--weights", a, "--weights", copy, *words]):
         told = says(*again, "--posteriors", out)
         assert "net A (" in told and "is there twice" in told and not out.exists()
-    assert "--scales 36,36,50: give each Q once" in says("--from", kept, "--scales", "36,36,50", status=2)
+    assert "--scales 36,36,50: give each Q once" in says(
+        "--from", kept, "--scales", "36,36,50", status=2
+    )
     assert "give each Q once" in says("--weights", a, *words, "--scales", "36,50,36", status=2)
     # what is wrong with the second net is told before the first one is evaluated
-    assert "smaller than the crop of 32" in says("--weights", a, "--weights", d, *words, "--scales", "31")
+    assert "smaller than the crop of 32" in says(
+        "--weights", a, "--weights", d, *words, "--scales", "31"
+    )
 
 
 def test_pooling_of_odd_sides_by_option(
@@ -634,12 +753,16 @@ def test_pooling_of_odd_sides_by_option(
     for pool in ("floor", "ceil"):
         assert command(*d, tmp_path / f"{pool}.h5", "--max-pool", pool).status == 0
     assert command(*d, tmp_path / "own.h5").status == 0
-    floor, ceil, own = (KeptPosteriors.read(tmp_path / f"{n}.h5").nets[0] for n in ("floor", "ceil", "own"))
+    floor, ceil, own = (
+        KeptPosteriors.read(tmp_path / f"{n}.h5").nets[0] for n in ("floor", "ceil", "own")
+    )
     assert (floor.of, ceil.of) == (own.of, {**own.of, "pool": "ceil"})
     assert np.array_equal(floor.mean("dense"), own.mean("dense"))
     assert not np.allclose(ceil.mean("dense"), own.mean("dense"), atol=1e-6)
     # it isn't the same net: it can be fused, has a name of its own, and in a table a mark
-    assert "there twice" in command("--from", tmp_path / "own.h5", "--from", tmp_path / "floor.h5").err
+    assert (
+        "there twice" in command("--from", tmp_path / "own.h5", "--from", tmp_path / "floor.h5").err
+    )
     both = ["--from", tmp_path / "own.h5", "--from", tmp_path / "ceil.h5"]
     assert "D (max-pool floor) + D (max-pool ceil)" in command(*both).out
     trained = [Trained.of(net.of) for net in (own, ceil)]
@@ -678,7 +801,10 @@ def test_a_top_5_error_among_five_classes_is_none(
     five = he("A", num_classes=5, width=0.05, crop=32)
     save_weights(path, five, plain, classes=CLASSES[:5], train_scale="36")
     kept, record = tmp_path / "p.h5", tmp_path / "r.json"
-    for words in (["--weights", path, "--data", images, *FAST, "--posteriors", kept], ["--from", kept]):
+    for words in (
+        ["--weights", path, "--data", images, *FAST, "--posteriors", kept],
+        ["--from", kept],
+    ):
         ran = command(*words, "--json", record, "--overwrite")
         assert ran.status == 0, ran.err
         (row,) = (line.split("│")[1:-1] for line in ran.out.splitlines() if "dense" in line)
@@ -694,11 +820,23 @@ def test_older_posteriors_are_read_and_kept_out_of_tables(
     words = ["--weights", weights["A-36"], "--data", images, *FAST]
     assert command(*words, "--posteriors", tmp_path / "a.h5").status == 0
     kept = KeptPosteriors.read(tmp_path / "a.h5")
-    older = ("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint", "precision")
+    older = (
+        "net",
+        "train_scale",
+        "crop",
+        "learn",
+        "recipe",
+        "seed",
+        "weights",
+        "fingerprint",
+        "precision",
+    )
     kept.nets[0].of = {fact: kept.nets[0].of[fact] for fact in older}
     kept.save(tmp_path / "old.h5")
     assert command("--from", tmp_path / "old.h5").status == 0
-    ran = command("--from", tmp_path / "old.h5", "--table", "3", "--ledger", tmp_path / "results.md")
+    ran = command(
+        "--from", tmp_path / "old.h5", "--table", "3", "--ledger", tmp_path / "results.md"
+    )
     assert ran.status == 1 and len(ran.err_lines) == 1
     assert "where an older version kept its posteriors, evaluate it again" in ran.err
 
@@ -711,7 +849,9 @@ def test_nets_of_several_recipes_and_of_none(
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    """A folder with runs of two recipes, the default's `runs` with README's two nets, was refused whole."""
+    """A folder with runs of two recipes, the default's `runs` with README's two nets, was refused
+    whole.
+    """
     recipe = replace(chain(read_recipe(str(small)), "A"), batch_size=4)
     module = vggfeat.load("A", weights=weights["A-36"]).module
     save_trained(tmp_path / "runs/half/A-36/weights.safetensors", module, plain, recipe, "A-36")
@@ -722,7 +862,17 @@ def test_nets_of_several_recipes_and_of_none(
     lost = replace(recipe, name="lost", file="")
     save_trained(tmp_path / "runs/lost/A-36/weights.safetensors", module, plain, lost, "A-36")
     ledger = tmp_path / "results.md"
-    words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger, "--table", "3"]
+    words = [
+        "--runs",
+        tmp_path / "runs",
+        "--data",
+        images,
+        *FAST,
+        "--ledger",
+        ledger,
+        "--table",
+        "3",
+    ]
     ran = command(*words)
     assert ran.status == 0, ran.err
     assert "left out: net A" in ran.err and "lost/A-36" in ran.err
@@ -742,7 +892,9 @@ def test_rows_whose_posteriors_were_not_kept_are_left_out(
     """Kept at one Q, a net of Table 3 ended in an error for Table 4, and had no table at all."""
     words = ["--weights", weights["D-36"], "--data", images, *FAST, "--scales", "36"]
     assert command(*words, "--posteriors", tmp_path / "d.h5").status == 0
-    ran = command("--from", tmp_path / "d.h5", "--table", "all", "--ledger", tmp_path / "results.md")
+    ran = command(
+        "--from", tmp_path / "d.h5", "--table", "all", "--ledger", tmp_path / "results.md"
+    )
     assert ran.status == 0, ran.err
     assert "table 4, D 256, dense: left out, the posteriors of net D" in ran.err
     assert "have no Q=32, only Q = 36" in ran.err
@@ -766,7 +918,9 @@ def test_what_cannot_be_evaluated(
     assert "give one of --weights, --from and --table" in says("--data", images, status=2)
     assert "no folder" in says("--weights", a, "--data", tmp_path / "nowhere")
     assert "--scales 3x" in says("--weights", a, "--data", images, "--scales", "3x", status=2)
-    assert "reach pool5" in says("--weights", data / "vgg16_conv_caffe.safetensors", "--data", images)
+    assert "reach pool5" in says(
+        "--weights", data / "vgg16_conv_caffe.safetensors", "--data", images
+    )
     backbone = timm.create_model("resnet10t")
     safetensors.torch.save_file(backbone.state_dict(), tmp_path / "backbone.safetensors")
     named = f"timm:resnet10t@{tmp_path / 'backbone.safetensors'}"
@@ -776,25 +930,51 @@ def test_what_cannot_be_evaluated(
         metadata = file.metadata()
     tensors["classifier.6.weight"][0, 0] = float("nan")
     safetensors.torch.save_file(tensors, tmp_path / "nan.safetensors", metadata=metadata)
-    assert "of fc8 is not finite" in says("--weights", tmp_path / "nan.safetensors", "--data", images)
+    assert "of fc8 is not finite" in says(
+        "--weights", tmp_path / "nan.safetensors", "--data", images
+    )
     (tmp_path / "x.h5").write_bytes(b"no")
     assert "x.h5" in says("--from", tmp_path / "x.h5")
     assert "no --scales" in says("--table", "3", "--scales", "36", "--data", images, status=2)
     command("--weights", a, "--data", images, *FAST, "--posteriors", tmp_path / "a.h5")
-    command("--weights", a, "--data", images, *FAST, "--split", "test", "--posteriors", tmp_path / "t.h5")
+    command(
+        "--weights",
+        a,
+        "--data",
+        images,
+        *FAST,
+        "--split",
+        "test",
+        "--posteriors",
+        tmp_path / "t.h5",
+    )
     assert "have no labels" in says("--table", "3", "--from", tmp_path / "t.h5")
     module = vggfeat.load("B", weights=weights["B-36"])
     save_weights(
-        tmp_path / "b.safetensors", module.module, module.preprocessing, classes=CLASSES, train_scale="36"
+        tmp_path / "b.safetensors",
+        module.module,
+        module.preprocessing,
+        classes=CLASSES,
+        train_scale="36",
     )
     command(
-        "--weights", tmp_path / "b.safetensors", "--data", images, *FAST, "--posteriors", tmp_path / "b.h5"
+        "--weights",
+        tmp_path / "b.safetensors",
+        "--data",
+        images,
+        *FAST,
+        "--posteriors",
+        tmp_path / "b.h5",
     )
-    assert "doesn't tell by which recipe it was trained" in says("--table", "3", "--from", tmp_path / "b.h5")
+    assert "doesn't tell by which recipe it was trained" in says(
+        "--table", "3", "--from", tmp_path / "b.h5"
+    )
     assert "both stand for A at 256" in says(
         "--table", "3", "--from", tmp_path / "a.h5", "--from", tmp_path / "a.h5"
     )
-    assert "no trained nets under" in says("--table", "3", "--runs", tmp_path / "devkit", "--data", images)
+    assert "no trained nets under" in says(
+        "--table", "3", "--runs", tmp_path / "devkit", "--data", images
+    )
     # --table updates its ledger in place, and that only
     picture = next((images / "val").rglob("*.png"))
     before = picture.read_bytes()

@@ -58,15 +58,25 @@ def test_torchvision_and_timm_give_the_same_scores(export: Command, tmp_path: Pa
 
     ran = export(WHOLE, "--to", "timm", "--out", tmp_path / "vgg11.safetensors")
     assert ran.status == 0, ran.err
-    model = timm.create_model("vgg11", num_classes=7, checkpoint_path=str(tmp_path / "vgg11.safetensors"))
+    model = timm.create_model(
+        "vgg11", num_classes=7, checkpoint_path=str(tmp_path / "vgg11.safetensors")
+    )
     with torch.inference_mode():
-        assert torch.allclose(model.eval()(x), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+        assert torch.allclose(
+            model.eval()(x), expected, rtol=0, atol=1e-4 * float(expected.abs().max())
+        )
     with safetensors.safe_open(tmp_path / "vgg11.safetensors", "pt") as file:
-        assert file.metadata()["input_range"] == str(ours.preprocessing.to_metadata()["input_range"])
+        assert file.metadata()["input_range"] == str(
+            ours.preprocessing.to_metadata()["input_range"]
+        )
     assert not list(tmp_path.glob("*.partial*"))
-    alone = vggfeat.load(tmp_path / "vgg11.safetensors")  # timm's names, and what the net's metadata tell
+    alone = vggfeat.load(
+        tmp_path / "vgg11.safetensors"
+    )  # timm's names, and what the net's metadata tell
     assert alone.fingerprint == ours.fingerprint and alone.preprocessing == ours.preprocessing
-    with pytest.raises(vggfeat.VggfeatError, match=r"says of itself input_range '0..255'.* give .* alone"):
+    with pytest.raises(
+        vggfeat.VggfeatError, match=r"says of itself input_range '0..255'.* give .* alone"
+    ):
         vggfeat.load(f"timm:vgg11@{tmp_path / 'vgg11.safetensors'}")
 
 
@@ -99,11 +109,19 @@ def test_onnx_has_the_preprocessing_inside(
         (["SMALL", "--to", "onnx", "--out", "there.onnx"], "--overwrite"),
         (["SMALL", "--to", "onnx", "--out", "nowhere/c.onnx"], "nowhere"),
         (["missing.safetensors", "--to", "onnx", "--out", "c.onnx"], "missing.safetensors"),
-        (["timm:resnet18@missing.safetensors", "--to", "onnx", "--out", "c.onnx"], "missing.safetensors"),
+        (
+            ["timm:resnet18@missing.safetensors", "--to", "onnx", "--out", "c.onnx"],
+            "missing.safetensors",
+        ),
     ],
 )
 def test_bad_requests(
-    words: list[str], says: str, export: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    says: str,
+    export: Command,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.onnx").write_bytes(b"kept")
@@ -133,6 +151,8 @@ def test_another_result_is_not_written(
 
 
 def test_a_file_without_fc_layers(export: Command, data: Path, tmp_path: Path) -> None:
-    ran = export(data / "vgg16_conv_caffe.safetensors", "--to", "onnx", "--out", tmp_path / "d.onnx")
+    ran = export(
+        data / "vgg16_conv_caffe.safetensors", "--to", "onnx", "--out", tmp_path / "d.onnx"
+    )
     assert ran.status == 1
     assert "its FC layers are needed" in ran.err

@@ -47,7 +47,9 @@ def items(request: pytest.FixtureRequest, tmp_path: Path) -> Items:
             Image.fromarray(photograph(i, height, width)).save(tmp_path / names[i])
     else:
         root = request.getfixturevalue("data") / "photos"
-        of_shape = {Image.open(path).size: path.name for path in sorted(root.glob("*.JPEG"), reverse=True)}
+        of_shape = {
+            Image.open(path).size: path.name for path in sorted(root.glob("*.JPEG"), reverse=True)
+        }
         names = sorted(of_shape.values())[: len(CLASSES)]
         assert len(names) == len(CLASSES)
     labels = np.arange(len(names), dtype=np.int32)
@@ -60,7 +62,9 @@ def rescaled(path: Path, Q: int) -> np.ndarray:
     other = int(long * Q / short + 0.5)
     size = (Q, other) if image.width <= image.height else (other, Q)
     return (
-        np.asarray(image.resize(size, Image.Resampling.BILINEAR)) if size != image.size else np.asarray(image)
+        np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+        if size != image.size
+        else np.asarray(image)
     )
 
 
@@ -88,7 +92,9 @@ def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
         for i in range(5):
             for j in range(5):
                 # evenly spaced, halves towards the top left
-                top, left = (int(np.ceil((n - CROP) * k / 4 - 0.5)) for n, k in ((height, i), (width, j)))
+                top, left = (
+                    int(np.ceil((n - CROP) * k / 4 - 0.5)) for n, k in ((height, i), (width, j))
+                )
                 crop = pixels[top : top + CROP, left : left + CROP]
                 crop = crop[:, ::-1] if flipped else crop
                 x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None]
@@ -99,9 +105,16 @@ def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
 def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
     scales = (36, 45, 64)
     kept = evaluate(
-        nets, scales, ("dense", "crops"), items, "val", Ranks(torch.device("cpu")),
-        batch_size=2, workers=2, advance=lambda done, total: None,
-    )  # fmt: skip
+        nets,
+        scales,
+        ("dense", "crops"),
+        items,
+        "val",
+        Ranks(torch.device("cpu")),
+        batch_size=2,
+        workers=2,
+        advance=lambda done, total: None,
+    )
     expected: dict[tuple[int, str, int], np.ndarray] = {}
     for n, network in enumerate(nets):
         order = [network.classes.index(name) for name in CLASSES]  # type: ignore[union-attr]
@@ -113,13 +126,17 @@ def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
                 assert np.abs(ours - expected[n, mode, Q]).max() < 1e-4
                 assert expected[n, mode, Q].max() < 0.99  # else any scores would agree
     for n in (0, 1):
-        multi = {m: np.mean([expected[n, m, Q] for Q in scales], axis=0) for m in ("dense", "crops")}
+        multi = {
+            m: np.mean([expected[n, m, Q] for Q in scales], axis=0) for m in ("dense", "crops")
+        }
         for mode, posteriors in multi.items():
             assert np.abs(kept.nets[n].mean(mode) - posteriors).max() < 1e-4
         both = (multi["dense"] + multi["crops"]) / 2
         assert np.abs(kept.nets[n].mean("both") - both).max() < 1e-4
         assert np.abs(kept.nets[n].mean("dense", [45]) - expected[n, "dense", 45]).max() < 1e-4
-    fused = np.mean([expected[n, m, Q] for n in (0, 1) for m in ("dense", "crops") for Q in scales], axis=0)
+    fused = np.mean(
+        [expected[n, m, Q] for n in (0, 1) for m in ("dense", "crops") for Q in scales], axis=0
+    )
     assert np.abs(kept.fused("both") - fused).max() < 1e-4
     # the errors, by counting
     guess = fused.argmax(1)

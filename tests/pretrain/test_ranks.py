@@ -16,7 +16,13 @@ from vggfeat import ranks
 from vggfeat.errors import VggfeatError
 
 # the second of two processes, which nobody has told where the first one is
-JOB = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere"}
+JOB = {
+    "WORLD_SIZE": "2",
+    "RANK": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "nowhere",
+}
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -68,7 +74,9 @@ def test_a_slow_process_is_named(tmp_path: Path) -> None:
 def test_a_process_that_does_not_come_is_given_up_in_a_sentence(tmp_path: Path) -> None:
     lines = job(tmp_path, 0.02, "0", "2")
     says = [line for line in lines if line[:7] in ("0 says ", "2 says ")]
-    whom = re.compile(r"says waited .* for process (0, )?1(, 2)? of this job")  # 0 and 2 may be late, too
+    whom = re.compile(
+        r"says waited .* for process (0, )?1(, 2)? of this job"
+    )  # 0 and 2 may be late, too
     assert len(says) == 2 and all(map(whom.search, says)), lines
 
 
@@ -105,10 +113,13 @@ def test_an_exchange_that_ends_as_a_wait_for_it_gives_up_has_ended_well() -> Non
         ({"WORLD_SIZE": "2"}, "RANK=nothing, not 0 to 1"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2, not 0 to 1"),
         ({"WORLD_SIZE": "2", "RANK": "1"}, "LOCAL_WORLD_SIZE=nothing"),
-        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "LOCAL_RANK=1, not 0 to 0"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "1"},
+            "LOCAL_RANK=1, not 0 to 0",
+        ),
         (JOB, r"can't meet the other processes of this job at nowhere:\?: .*MASTER_PORT"),
     ],
-)  # fmt: skip
+)
 def test_an_environment_that_is_not_torchruns_is_refused(
     environment: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,6 @@
-"""The processes that read: the same batches as without them, no fork, no /dev/shm, no silent wait, no orphan."""
+"""The processes that read: the same batches as without them, no fork, no /dev/shm, no silent wait,
+no orphan.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from tests.conftest import HANG
 from tests.pretrain.conftest import SHORT, command, environment, processes_of
 
 HOW = Samples(
-    seed=3, stage=1, train_scale=(36, 60), colour_std=0.1, flip=True, dropout=0.5, hidden_units=40, crop=32
+    seed=3,
+    stage=1,
+    train_scale=(36, 60),
+    colour_std=0.1,
+    flip=True,
+    dropout=0.5,
+    hidden_units=40,
+    crop=32,
 )
 CPU = torch.device("cpu")
 
@@ -37,7 +46,9 @@ def images(drawings: Path) -> TrainingSet:
 @pytest.fixture
 def keys(images: TrainingSet) -> list[list[tuple[int, int]]]:
     return [
-        [(epoch, int(row)) for row in images.train[i : i + 7]] for epoch in (0, 1) for i in range(0, 70, 7)
+        [(epoch, int(row)) for row in images.train[i : i + 7]]
+        for epoch in (0, 1)
+        for i in range(0, 70, 7)
     ]
 
 
@@ -74,7 +85,9 @@ def test_a_reader_is_no_fork_and_needs_no_shared_memory(
         raise AssertionError("a process with threads was forked")
 
     def shared(process: Path) -> set[str]:
-        """What a process maps of shared memory; torchrun's and xdist's locks may be there before."""
+        """What a process maps of shared memory; torchrun's and xdist's locks may be there
+        before.
+        """
         return {line for line in (process / "maps").read_text().splitlines() if "/dev/shm/" in line}
 
     monkeypatch.setattr(os, "fork", fork)
@@ -95,7 +108,10 @@ def test_a_reader_is_no_fork_and_needs_no_shared_memory(
 def test_training_where_dev_shm_is_small(drawings: Path, tmp_path: Path) -> None:
     small = ["unshare", "--mount", "sh", "-c"]
     mount = "mount -t tmpfs -o size=64k none /dev/shm"
-    if not shutil.which("unshare") or subprocess.run([*small, mount], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*small, mount], capture_output=True).returncode
+    ):
         pytest.skip("mounting isn't permitted here")
     words = [
         "--net",
@@ -145,7 +161,10 @@ def test_a_failure_in_a_reader_is_the_trainers(
     images: TrainingSet, keys: list[list[tuple[int, int]]]
 ) -> None:
     broken = Samples(3, 1, (60, 36), 0.1, True, 0.5, 40, 32)  # no integer lies in such a range
-    with Readers(1, CPU) as several, pytest.raises(RuntimeError, match="reads images failed: ValueError"):
+    with (
+        Readers(1, CPU) as several,
+        pytest.raises(RuntimeError, match="reads images failed: ValueError"),
+    ):
         next(several.read(broken, images.items, keys))
 
 
@@ -172,14 +191,18 @@ def test_memory_for_batches_that_is_refused_is_told_to_either_side(
         limited(before[0])
 
 
-def test_readers_end_with_their_trainer_however_it_ends(images: TrainingSet, tmp_path: Path) -> None:
+def test_readers_end_with_their_trainer_however_it_ends(
+    images: TrainingSet, tmp_path: Path
+) -> None:
     script = (
         "import sys, time, torch\nfrom pretrain.readers import Readers\n"
         "with Readers(2, torch.device('cpu')):\n    print(flush=True)\n    time.sleep(600)\n"
     )
     mark = f"MARK={tmp_path}"
     trainer = subprocess.Popen(
-        [sys.executable, "-c", script], env={**environment(), "MARK": str(tmp_path)}, stdout=subprocess.PIPE
+        [sys.executable, "-c", script],
+        env={**environment(), "MARK": str(tmp_path)},
+        stdout=subprocess.PIPE,
     )
     assert trainer.stdout is not None
     trainer.stdout.readline()

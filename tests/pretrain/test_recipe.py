@@ -1,4 +1,6 @@
-"""The recipe's numbers are the paper's; the chain is the paper's; bad values are refused in a sentence."""
+"""The recipe's numbers are the paper's; the chain is the paper's; bad values are refused in a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from vggfeat.vgg import VGG
 
 def test_the_papers_numbers() -> None:
     recipe = read_recipe("paper")
-    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.dropout) == (256, 0.9, 5e-4, 0.5)
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.dropout) == (
+        256,
+        0.9,
+        5e-4,
+        0.5,
+    )
     assert (recipe.rate_divisor, recipe.rate_drops, recipe.crop, recipe.width) == (10, 3, 224, 1)
     assert (recipe.random_layers, recipe.init_std, recipe.colour_std) == ("normal", 0.01, 0.1)
     # 370K iterations are 74 epochs of 1,281,167 images in batches of 256
@@ -29,7 +36,9 @@ def test_the_papers_numbers() -> None:
 
 
 def test_the_rate_falls_where_the_held_out_error_stops_falling() -> None:
-    """Sect. 3.1: by 10, three times. A fourth plateau ends the stage; an error that equals the lowest is none lower."""
+    """Sect. 3.1: by 10, three times. A fourth plateau ends the stage; an error that equals the
+    lowest is none lower.
+    """
     recipe = read_recipe("paper", ["patience=2"])
     state = State(learning_rate=1e-2)
     rates = []
@@ -44,7 +53,9 @@ def test_the_rate_falls_where_the_held_out_error_stops_falling() -> None:
 
 @pytest.mark.parametrize("caffe", [False, True])
 def test_a_step_is_sgd_with_momentum_and_decay(caffe: bool) -> None:
-    """v = 0.9 v + gradient + 5e-4 w, w -= rate v; of biases alike, or Caffe's: twice the rate and no decay."""
+    """v = 0.9 v + gradient + 5e-4 w, w -= rate v; of biases alike, or Caffe's: twice the rate and
+    no decay.
+    """
     recipe = read_recipe("paper", [f"caffe_biases={str(caffe).lower()}"])
     net = VGG("A", 2, width=0.02, crop=32).double()
     layers = list(weight_layers(net).values())
@@ -68,7 +79,9 @@ def test_a_step_is_sgd_with_momentum_and_decay(caffe: bool) -> None:
 
 
 def test_a_share_of_each_class_is_held_out() -> None:
-    """Of the training images, at least one a class; an image that is added or removed leaves the others' places."""
+    """Of the training images, at least one a class; an image that is added or removed leaves the
+    others' places.
+    """
     labels = np.repeat([0, 1, 2], [1300, 732, 40]).astype(np.int32)
     names = [f"{i}.jpg" for i in range(len(labels))]
     items = Items("imagenet", "single-label", Path("."), names, labels, ["a", "b", "c"])
@@ -104,7 +117,8 @@ def test_chains(net: str, init: str, stages: list[str]) -> None:
 
 def test_every_number_can_be_overridden() -> None:
     recipe = read_recipe(
-        "paper", ["batch_size=128", "NET-384.learning_rate=5e-4", "*.epochs=2", "random_layers=glorot"]
+        "paper",
+        ["batch_size=128", "NET-384.learning_rate=5e-4", "*.epochs=2", "random_layers=glorot"],
     )
     assert recipe.batch_size == 128
     assert recipe.random_layers == "glorot"
@@ -118,8 +132,12 @@ def test_every_number_can_be_overridden() -> None:
         370_000,
     ]
     # together, in any order: a crop that fits only the scales given beside it
-    numbers = ["crop=288", "NET-256.train_scale=[288,288]", "A-256.train_scale=[288,288]",
-               "NET-256-512.train_scale=[288,512]"]  # fmt: skip
+    numbers = [
+        "crop=288",
+        "NET-256.train_scale=[288,288]",
+        "A-256.train_scale=[288,288]",
+        "NET-256-512.train_scale=[288,512]",
+    ]
     assert read_recipe("paper", numbers) == read_recipe("paper", numbers[::-1])
 
 
@@ -141,7 +159,10 @@ def test_every_number_can_be_overridden() -> None:
         ("stages=3", "write STAGE.KEY=VALUE"),
         (
             "learning_rate=0.1",
-            r"a stage's: write \*.learning_rate=0.1 for all stages, or STAGE.learning_rate, STAGE one of A-256, NET-",
+            (
+                r"a stage's: write \*.learning_rate=0.1 for all stages, or STAGE.learning_rate,"
+                r" STAGE one of A-256, NET-"
+            ),
         ),
         ("*.momentum=0.5", "momentum is of the whole recipe: write momentum=0.5"),
         ("momentum=nan", "momentum must be a finite number, not nan"),
@@ -178,7 +199,8 @@ def test_a_bad_override_is_refused(override: str, says: str) -> None:
 def test_recipe_files(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(
-        'batch_size = 8\n[[stages]]\nnet = "NET"\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1\n'
+        'batch_size = 8\n[[stages]]\nnet = "NET"\ntrain_scale = [256, 256]\nlearning_rate ='
+        " 1e-2\nepochs = 1\n"
     )
     assert chain(read_recipe(str(path)), "A").stages[0].epochs == 1.0
     for text, says in (

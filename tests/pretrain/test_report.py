@@ -1,4 +1,6 @@
-"""The page of a run: every stage's figures and curves; written by training itself, and by hand at any time."""
+"""The page of a run: every stage's figures and curves; written by training itself, and by hand at
+any time.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,16 @@ from vggfeat.terminal import run
 def write_log(folder: Path, stage: str, iterations: int, started: float, finished: bool) -> None:
     (folder / stage).mkdir(parents=True)
     identity = {"classes": ["a", "b"], "training images": 40, "learning_rate": 0.01, "crop": 32}
-    events = [{"event": "start", "iteration": 0, "time": started, "stage": stage, "identity": identity}]
+    events = [
+        {"event": "start", "iteration": 0, "time": started, "stage": stage, "identity": identity}
+    ]
     for i in range(1, iterations + 1):
-        train = {"loss": 2.0 / i, "learning_rate": 0.01, "images_per_second": 50.0 + i, "seconds": 2.0 * i}
+        train = {
+            "loss": 2.0 / i,
+            "learning_rate": 0.01,
+            "images_per_second": 50.0 + i,
+            "seconds": 2.0 * i,
+        }
         events.append({"event": "train", "iteration": i, "epoch": i / 10, **train})
     errors = {"top1_error": 31.25, "top5_error": 4.5, "images": 16}
     events.append({"event": "held_out", "iteration": iterations, **errors})
@@ -38,7 +47,10 @@ def test_stages_in_the_order_in_which_they_began(tmp_path: Path, run_main: Comma
     assert (ran.status, ran.err) == (0, "")
     page = (tmp_path / "report.html").read_text()
     assert page.index("Z-first") < page.index("D-256")
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(<td>.*?)</tr>", page, re.S)]
+    rows = [
+        re.findall(r"<td[^>]*>(.*?)</td>", row)
+        for row in re.findall(r"<tr>(<td>.*?)</tr>", page, re.S)
+    ]
     assert rows[0] == ["Z-first", "5", "0.5", "31.25", "4.50", "27.50", "4.50", "10.0 s", "done"]
     assert rows[1] == ["D-256", "8", "0.8", "31.25", "4.50", "-", "-", "16.0 s", ""]
     assert page.count("<svg") == 4 and page.count("<polyline") == 3 * 2 + 4

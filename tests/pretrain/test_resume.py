@@ -71,7 +71,9 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def content(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
-    """A safetensors file's metadata and its tensors' bytes: the order of its header's keys is not determined."""
+    """A safetensors file's metadata and its tensors' bytes: the order of its header's keys is not
+    determined.
+    """
     with safe_open(path, "pt") as file:
         return file.metadata(), {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
 
@@ -85,7 +87,10 @@ def assert_same(out: Path, whole: Path) -> None:
         for name in ("weights.safetensors", "best.safetensors"):
             assert content(out / stage / name) == content(whole / stage / name)
         # the momentum, too; the state beside it counts seconds
-        assert content(out / stage / "last.safetensors")[1] == content(whole / stage / "last.safetensors")[1]
+        assert (
+            content(out / stage / "last.safetensors")[1]
+            == content(whole / stage / "last.safetensors")[1]
+        )
         assert not list((out / stage).glob("*.partial"))
 
 
@@ -95,7 +100,9 @@ def test_sigkill_at_random_moments(run: tuple[list[object], Path], tmp_path: Pat
     while True:
         out = tmp_path / str(round_)
         with open(tmp_path / "stderr", "w") as told:
-            process = subprocess.Popen(command([*arguments, "--out", out]), env=environment(), stderr=told)
+            process = subprocess.Popen(
+                command([*arguments, "--out", out]), env=environment(), stderr=told
+            )
         if killed < KILLS:
             written = _checkpoints(out)
             while process.poll() is None and _checkpoints(out) == written:
@@ -137,13 +144,19 @@ terminal.run(train.app, "pretrain.train")
 def signalled_at(
     arguments: list[object], at: str, tmp_path: Path, processes: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """A run that gets a signal in the midst of an iteration. at: the stage, the iteration, which signal, whom."""
+    """A run that gets a signal in the midst of an iteration. at: the stage, the iteration, which
+    signal, whom.
+    """
     (tmp_path / "signalled.py").write_text(SIGNALLED)
     line = command(arguments, processes, tmp_path / "signalled.py")
-    return subprocess.run(line, env={**environment(), "AT": at}, text=True, capture_output=True, timeout=HANG)
+    return subprocess.run(
+        line, env={**environment(), "AT": at}, text=True, capture_output=True, timeout=HANG
+    )
 
 
-def test_signals_save_and_leave(run: tuple[list[object], Path], tmp_path: Path, train: Train) -> None:
+def test_signals_save_and_leave(
+    run: tuple[list[object], Path], tmp_path: Path, train: Train
+) -> None:
     arguments, whole = run
     arguments = [*arguments, "--out", tmp_path / "stopped"]
     for number, at in ((signal.SIGTERM, "A-36 7"), (signal.SIGINT, "D-36 4")):
@@ -153,7 +166,9 @@ def test_signals_save_and_leave(run: tuple[list[object], Path], tmp_path: Path, 
         assert "Traceback" not in done.stderr
     done = train(*arguments)
     told = [
-        line for line in done.stderr.splitlines() if "random" in line or "done" in line or "going" in line
+        line
+        for line in done.stderr.splitlines()
+        if "random" in line or "done" in line or "going" in line
     ]
     assert told == ["A-36: done before", "D-36: going on from iteration 5"]
     assert_same(tmp_path / "stopped", whole)
@@ -172,7 +187,9 @@ def test_a_line_of_the_log_is_the_mean_of_the_iterations_since_the_last(
 
 
 def gone(folder: Path, seconds: float = HANG) -> bool:
-    """Whether no process of a run in this folder is left, readers included, after at most so many seconds."""
+    """Whether no process of a run in this folder is left, readers included, after at most so many
+    seconds.
+    """
     until = time.monotonic() + seconds
     while (left := processes_of(f"RUN={folder}")) and time.monotonic() < until:
         time.sleep(0.05)
@@ -182,12 +199,17 @@ def gone(folder: Path, seconds: float = HANG) -> bool:
 def begun(
     arguments: list[object], out: Path, processes: int = 1, script: Path | None = None
 ) -> subprocess.Popen[str]:
-    """A run in a process group of its own, as a scheduler starts it. What it says is in `OUT.stderr`."""
+    """A run in a process group of its own, as a scheduler starts it. What it says is in
+    `OUT.stderr`.
+    """
     with open(f"{out}.stderr", "w") as told:
         return subprocess.Popen(
-            command([*arguments, "--out", out], processes, script), env={**environment(), "RUN": str(out)},
-            stderr=told, text=True, start_new_session=True,
-        )  # fmt: skip
+            command([*arguments, "--out", out], processes, script),
+            env={**environment(), "RUN": str(out)},
+            stderr=told,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def signalled(process: subprocess.Popen[str], number: signal.Signals, out: Path) -> str:
@@ -200,8 +222,12 @@ def signalled(process: subprocess.Popen[str], number: signal.Signals, out: Path)
     return stderr
 
 
-def test_signals_to_the_group_save_and_leave(run: tuple[list[object], Path], tmp_path: Path) -> None:
-    """As torchrun, slurm, systemd and a terminal send them: readers get them, and torchrun sends its own besides."""
+def test_signals_to_the_group_save_and_leave(
+    run: tuple[list[object], Path], tmp_path: Path
+) -> None:
+    """As torchrun, slurm, systemd and a terminal send them: readers get them, and torchrun sends
+    its own besides.
+    """
     out, rng, before = tmp_path / "run", random.Random(3), 0
     arguments = [
         *run[0],
@@ -220,7 +246,9 @@ def test_signals_to_the_group_save_and_leave(run: tuple[list[object], Path], tmp
         size = log.stat().st_size if log.exists() else 0
         while process.poll() is None and (not log.exists() or log.stat().st_size <= size):
             time.sleep(0.01)
-        time.sleep(rng.random())  # in an iteration, or in one of the checks, of which each sixth has one
+        time.sleep(
+            rng.random()
+        )  # in an iteration, or in one of the checks, of which each sixth has one
         stderr = signalled(process, number, out)
         if processes == 1:  # torchrun's own status is another
             assert process.returncode == 128 + number, (i, stderr)
@@ -253,13 +281,11 @@ def test_signals_at_any_time_leave_well(
     marker, out = tmp_path / "there", tmp_path / "run"
     script = tmp_path / "slow.py"
     script.write_text(
-        "import pathlib, time\nfrom pretrain import loader, readers, stages, train\nfrom vggfeat import terminal\n"
-        f"real = {slow}\n"
-        "def slow(*arguments):\n"
-        f"    pathlib.Path({str(marker)!r}).touch()\n"
-        f"    while not pathlib.Path('{out}.signalled').exists():\n        time.sleep(0.01)\n"
-        "    return real(*arguments)\n"
-        f"{slow} = slow\nterminal.run(train.app, 'pretrain.train')\n"
+        "import pathlib, time\nfrom pretrain import loader, readers, stages, train\nfrom vggfeat"
+        f" import terminal\nreal = {slow}\ndef slow(*arguments):\n   "
+        f" pathlib.Path({str(marker)!r}).touch()\n    while not"
+        f" pathlib.Path('{out}.signalled').exists():\n        time.sleep(0.01)\n    return"
+        f" real(*arguments)\n{slow} = slow\nterminal.run(train.app, 'pretrain.train')\n"
     )
     colours = run[0].index("--colours")
     arguments = [*run[0][:colours], *run[0][colours + 2 :], "--set=held_out=0.1", "--workers", "0"]
@@ -277,12 +303,17 @@ def test_signals_at_any_time_leave_well(
         log = [json.loads(line) for line in (out / "A-36" / "log.jsonl").read_text().splitlines()]
         places = [(event["iteration"], event["event"]) for event in log]
         assert (
-            places[places.index((5, "train")) + 1] == (5, "held_out") and places.count((5, "held_out")) == 1
+            places[places.index((5, "train")) + 1] == (5, "held_out")
+            and places.count((5, "held_out")) == 1
         )
-        assert [i for i, event in places if event == "train"] == list(range(1, log[-1]["iteration"] + 1))
+        assert [i for i, event in places if event == "train"] == list(
+            range(1, log[-1]["iteration"] + 1)
+        )
 
 
-def test_torchrun_trainings_of_many_epochs_never_hang(run: tuple[list[object], Path], tmp_path: Path) -> None:
+def test_torchrun_trainings_of_many_epochs_never_hang(
+    run: tuple[list[object], Path], tmp_path: Path
+) -> None:
     """A reader that was forked beside gloo's threads deadlocked in two of five such runs."""
     arguments = [
         *run[0],
@@ -317,7 +348,9 @@ def test_another_number_of_processes_goes_on(
     arguments = [*run[0], "--precision", "float64"]
     whole, out = tmp_path / "whole", tmp_path / "moved"
     train(*arguments, "--out", whole)
-    signalled_at([*arguments, "--out", out], f"A-36 7 {signal.SIGTERM:d} torchrun", tmp_path, processes=2)
+    signalled_at(
+        [*arguments, "--out", out], f"A-36 7 {signal.SIGTERM:d} torchrun", tmp_path, processes=2
+    )
     assert read_state(out / "A-36" / "last.safetensors")[0].iteration > 0
     assert not (out / "weights.safetensors").exists()
     train(*arguments, "--out", out)
@@ -343,9 +376,13 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     done = subprocess.run(
-        command([*arguments, "--out", out, "--stages", "1"]), env=environment(), text=True, capture_output=True,
-        preexec_fn=small_files, timeout=HANG,
-    )  # fmt: skip
+        command([*arguments, "--out", out, "--stages", "1"]),
+        env=environment(),
+        text=True,
+        capture_output=True,
+        preexec_fn=small_files,
+        timeout=HANG,
+    )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("pretrain.train: can't write")
     assert "Traceback" not in done.stderr
@@ -375,7 +412,9 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
-    """As a shell starts what it runs in the background: another command's Ctrl-C is not meant for it."""
+    """As a shell starts what it runs in the background: another command's Ctrl-C is not meant for
+    it.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_on_signals() as stop:

@@ -1,7 +1,8 @@
-"""One process or many, whole batches or accumulated ones: the same losses and weights (Sect. 3.1, last paragraph).
+"""One process or many, whole batches or accumulated ones: the same losses and weights (Sect. 3.1,
+last paragraph).
 
-Twenty iterations on real photographs with every augmentation and dropout on. The same comparison must notice when
-dropout or the order isn't keyed: then it doesn't compare nothing.
+Twenty iterations on real photographs with every augmentation and dropout on. The same comparison
+must notice when dropout or the order isn't keyed: then it doesn't compare nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ Train = Callable[..., subprocess.CompletedProcess[str]]
 STEPS = ["--net", "D", "--init", "glorot", *SHORT, "--set=*.iterations=20"]
 # float64 rounds at 1e-16: losses, weights and momentum, tensor by tensor
 TOLERANCE = 1e-9
-# float32 rounds at 6e-8, and on some processors that turns a ReLU or a max-pool the other way: one step's gradient then
-# differs by a per cent in the layers before it. So: losses, and the weights taken together, at a calm rate.
+# float32 rounds at 6e-8, and on some processors that turns a ReLU or a max-pool the other way: one
+# step's gradient then differs by a per cent in the layers before it. So: losses, and the weights
+# taken together, at a calm rate.
 TOLERANCE_FLOAT32, CALM = 1e-4, "--set=*.learning_rate=1e-3"
 # name -> (processes, images of a pass)
 WAYS = {"one process": (1, 32), "two": (2, 16), "four": (4, 8), "accumulated": (1, 8)}
@@ -38,7 +40,13 @@ def start(photos: Path, train: Train, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def steps(
-    train: Train, photos: Path, start: Path, out: Path, way: str, *more: object, script: Path | None = None
+    train: Train,
+    photos: Path,
+    start: Path,
+    out: Path,
+    way: str,
+    *more: object,
+    script: Path | None = None,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     processes, micro_batch = WAYS[way]
     arguments = [
@@ -50,7 +58,15 @@ def steps(
         "--out",
         out,
     ]
-    arguments += ["--data", photos, "--colours", start / "colours.json", "--micro-batch", micro_batch, *more]
+    arguments += [
+        "--data",
+        photos,
+        "--colours",
+        start / "colours.json",
+        "--micro-batch",
+        micro_batch,
+        *more,
+    ]
     train(*arguments, processes=processes, script=script)
     folder = out / "D-36-64"
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -65,14 +81,17 @@ def difference(one: tuple, other: tuple) -> float:
     losses = [abs(a - b) / abs(a) for a, b in zip(one[0], other[0], strict=True)]
     assert len(losses) == 20
     assert one[1].keys() == other[1].keys()
-    return max(*losses, *(float((one[1][k] - other[1][k]).norm() / one[1][k].norm()) for k in one[1]))
+    return max(
+        *losses, *(float((one[1][k] - other[1][k]).norm() / one[1][k].norm()) for k in one[1])
+    )
 
 
 def test_one_two_and_four_processes_and_accumulation(
     photos: Path, train: Train, start: Path, tmp_path: Path
 ) -> None:
     results = {
-        way: steps(train, photos, start, tmp_path / way, way, "--precision", "float64") for way in WAYS
+        way: steps(train, photos, start, tmp_path / way, way, "--precision", "float64")
+        for way in WAYS
     }
     one = results["one process"]
     assert one[0][0] != one[0][-1]
@@ -83,14 +102,17 @@ def test_one_two_and_four_processes_and_accumulation(
 def test_the_same_in_float32(photos: Path, train: Train, start: Path, tmp_path: Path) -> None:
     ways = ("one process", "two", "accumulated")
     results = {
-        way: steps(train, photos, start, tmp_path / way, way, "--precision", "float32", CALM) for way in ways
+        way: steps(train, photos, start, tmp_path / way, way, "--precision", "float32", CALM)
+        for way in ways
     }
     one = results["one process"]
     assert one[0][0] != one[0][-1]
     weights = [key for key in one[1] if key.startswith("model.")]
     whole = sum(float(one[1][k].norm() ** 2) for k in weights) ** 0.5
     for way, (losses, state) in results.items():
-        assert max(abs(a - b) / a for a, b in zip(one[0], losses, strict=True)) <= TOLERANCE_FLOAT32, way
+        assert (
+            max(abs(a - b) / a for a, b in zip(one[0], losses, strict=True)) <= TOLERANCE_FLOAT32
+        ), way
         apart = sum(float((one[1][k] - state[k]).norm() ** 2) for k in weights) ** 0.5
         assert apart <= TOLERANCE_FLOAT32 * whole, way
 
@@ -107,11 +129,14 @@ def test_the_comparison_notices_what_is_not_keyed(
 ) -> None:
     script = tmp_path / "unkeyed.py"
     script.write_text(
-        "import os\nimport numpy as np\nfrom pretrain import loader, readers, train\nfrom vggfeat import terminal\n"
-        "own = np.random.default_rng(int(os.environ.get('RANK', '0')))\n"  # as if each process were seeded by its rank
+        "import os\nimport numpy as np\nfrom pretrain import loader, readers, train\nfrom vggfeat"
+        " import terminal\n"
+        # as if each process were seeded by its rank
+        "own = np.random.default_rng(int(os.environ.get('RANK', '0')))\n"
         f"{UNKEYED[what]}\nterminal.run(train.app, 'pretrain.train')\n"
     )
-    # read by the training process itself: a reader is a Python of its own, which the script doesn't touch
+    # read by the training process itself: a reader is a Python of its own, which the script doesn't
+    # touch
     more = "--precision", "float64", "--workers", "0"
     one = steps(train, photos, start, tmp_path / "one", "one process", *more, script=script)
     two = steps(train, photos, start, tmp_path / "two", "two", *more, script=script)

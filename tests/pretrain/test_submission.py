@@ -53,13 +53,17 @@ CLAIMS += element(
         [("n1", 1, 0), ("n2", 1, 0)],
     ],
 )
-def test_another_file_is_refused(tmp_path: Path, wrong: bytes | list[tuple[object, object, object]]) -> None:
+def test_another_file_is_refused(
+    tmp_path: Path, wrong: bytes | list[tuple[object, object, object]]
+) -> None:
     path = tmp_path / "meta.mat"
     if isinstance(wrong, bytes):
         path.write_bytes(wrong)
     else:
         write_meta(path, wrong)
-    with pytest.raises(VggfeatError, match=r"is not the ILSVRC-2012 devkit's meta.mat: .") as refused:
+    with pytest.raises(
+        VggfeatError, match=r"is not the ILSVRC-2012 devkit's meta.mat: ."
+    ) as refused:
         devkit_numbers(path)
     assert "\n" not in str(refused.value)
 

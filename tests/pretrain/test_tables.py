@@ -1,4 +1,6 @@
-"""The ledger's arithmetic: verdicts over images and seeds, means and spreads, rows of several seeds."""
+"""The ledger's arithmetic: verdicts over images and seeds, means and spreads, rows of several
+seeds.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,43 @@ IMAGES = 400
 
 
 def cell(
-    row: str, errors: float, seed: int = 0, key: int = 0, table: int = 3, epochs: float | None = 20.0, **others: Any
-) -> Cell:  # fmt: skip
-    """A cell with this many per cent of wrong images, drawn by key; of one net, known by row and seed."""
+    row: str,
+    errors: float,
+    seed: int = 0,
+    key: int = 0,
+    table: int = 3,
+    epochs: float | None = 20.0,
+    **others: Any,
+) -> Cell:
+    """A cell with this many per cent of wrong images, drawn by key; of one net, known by row and
+    seed.
+    """
     wrong = np.zeros(IMAGES, bool)
-    wrong[np.random.default_rng([key, seed]).permutation(IMAGES)[: round(errors / 100 * IMAGES)]] = True
+    wrong[
+        np.random.default_rng([key, seed]).permutation(IMAGES)[: round(errors / 100 * IMAGES)]
+    ] = True
     top1 = 100 * float(wrong.mean())
     made = Cell(
-        table, row, "dense", "36", "36", top1, top1 / 4, "images", "val", IMAGES, 7, "ab12", "mini", [], seed,
-        [Learned(f"{row} {seed}", epochs, "cd34", "float32")], "cmd", "2026-01-01", pack(wrong),
-    )  # fmt: skip
+        table,
+        row,
+        "dense",
+        "36",
+        "36",
+        top1,
+        top1 / 4,
+        "images",
+        "val",
+        IMAGES,
+        7,
+        "ab12",
+        "mini",
+        [],
+        seed,
+        [Learned(f"{row} {seed}", epochs, "cd34", "float32")],
+        "cmd",
+        "2026-01-01",
+        pack(wrong),
+    )
     return replace(made, **others)
 
 
@@ -73,7 +102,9 @@ def test_one_seed_is_decided_by_the_images_alone():
     by = difference([a], [b])
     assert by.points == pytest.approx(10)
     theirs = scipy.stats.ttest_1samp(100 * paired, 0)
-    assert (by.points - by.half, by.points + by.half) == pytest.approx(theirs.confidence_interval(0.95))
+    assert (by.points - by.half, by.points + by.half) == pytest.approx(
+        theirs.confidence_interval(0.95)
+    )
     assert by.p == pytest.approx(theirs.pvalue)
     assert verdicts(a, b) == {"A 256 against A-LRN 256": "holds"}
     assert verdicts(replace(a, row="A-LRN 256"), replace(b, row="A 256")) == {
@@ -88,7 +119,9 @@ def test_cells_of_few_classes_have_no_top_5_error(tmp_path: Path) -> None:
     assert "| A 256 | dense | 20.0 +- 0.0 / - | 2 |" in table_markdown(3, few)
     (tmp_path / "c.json").write_text(json.dumps(ledger_content(few)))
     assert read_cells(tmp_path / "c.json") == few
-    one = KeptPosteriors("imagenet", "images", "val", ["val/a/0.png"], np.zeros(1, int), ["a"], {}, [])
+    one = KeptPosteriors(
+        "imagenet", "images", "val", ["val/a/0.png"], np.zeros(1, int), ["a"], {}, []
+    )
     with pytest.raises(VggfeatError, match="know one class only"):
         write_tables((3,), one, tmp_path / "results.md")
 
@@ -103,7 +136,10 @@ def test_the_same_nets_that_pool_otherwise_decide_no_claim() -> None:
 def variances(better: list[Cell], worse: list[Cell]) -> tuple[float, float]:
     """Of the mean difference in points: the images' part and the seeds'."""
     paired = np.array(
-        [b.wrong_images() * 100.0 - a.wrong_images() * 100.0 for a, b in zip(better, worse, strict=True)]
+        [
+            b.wrong_images() * 100.0 - a.wrong_images() * 100.0
+            for a, b in zip(better, worse, strict=True)
+        ]
     )
     return paired.mean(0).var(ddof=1) / IMAGES, paired.mean(1).var(ddof=1) / len(better)
 
@@ -123,11 +159,15 @@ def test_seeds_that_disagree_undo_what_one_seed_decides():
 
 
 def test_three_seeds_that_disagree_are_three_measurements_and_not_a_thousand():
-    """Differences of 18, 8 and 4 points: more than two standard errors, but of few degrees of freedom."""
+    """Differences of 18, 8 and 4 points: more than two standard errors, but of few degrees of
+    freedom.
+    """
     better = [cell("A 256", 20, seed, 1) for seed in range(3)]
     worse = [cell("B 256", 20 + more, seed, 2) for seed, more in enumerate((18, 8, 4))]
     by = difference(better, worse)
-    assert by.points == pytest.approx(10) and by.points > 2 * math.sqrt(sum(variances(better, worse)))
+    assert by.points == pytest.approx(10) and by.points > 2 * math.sqrt(
+        sum(variances(better, worse))
+    )
     assert by.p > 0.05
     assert difference(better, [cell("B 256", 30, seed, 2) for seed in range(3)]).p < 0.05
 
@@ -159,7 +199,12 @@ def test_many_verdicts_are_corrected_together():
         ((256, 512), 224, (384,), (256, 384, 512)),
         ((112, 112), 96, (112,), (98, 112, 126)),
         ((240, 240), 224, (240,), (224, 240, 272)),  # not below the crop
-        ((224, 224), 224, (224,), (224, 256)),  # and none twice, which would count twice in the mean
+        (
+            (224, 224),
+            224,
+            (224,),
+            (224, 256),
+        ),  # and none twice, which would count twice in the mean
         ((256, 257), 224, (256,), (256, 257)),
     ],
 )
@@ -189,7 +234,13 @@ def test_nets_that_learned_otherwise_are_confounded(change, says):
 def test_a_changed_recipe_is_a_row_of_its_own_and_confounds_unless_it_is_a_control_of_length():
     fixed, jittered = cell("D 256", 30, key=1, epochs=40), cell("D 256-512", 20, key=2, epochs=62)
     control = cell("D 256", 30, key=3, epochs=62, changes=["NET-112.epochs=42.0"])
-    slow = cell("D 256", 30, key=3, epochs=62, changes=["NET-112.epochs=42.0", "NET-112.learning_rate=0.002"])
+    slow = cell(
+        "D 256",
+        30,
+        key=3,
+        epochs=62,
+        changes=["NET-112.epochs=42.0", "NET-112.learning_rate=0.002"],
+    )
     cells = with_new([], [fixed, jittered, control, slow])
     assert len(cells) == 4
     assert verdicts(*cells) == {
@@ -201,7 +252,9 @@ def test_a_changed_recipe_is_a_row_of_its_own_and_confounds_unless_it_is_a_contr
     assert "- [1]: the recipe with NET-112.epochs=42.0\n" in text
     assert "| D 256 [1] | dense | 30.0 / 7.5 | 1 | S 36; Q 36 | 62 |" in text
     # both changed alike: of the same recipe; changed differently: not beside each other
-    both = [replace(c, changes=["width=0.25"]) for c in (replace(fixed, nets=jittered.nets), jittered)]
+    both = [
+        replace(c, changes=["width=0.25"]) for c in (replace(fixed, nets=jittered.nets), jittered)
+    ]
     assert verdicts(*both) == {"D 256-512 [1] against D 256 [1]": "holds"}
     assert verdicts(control, replace(jittered, changes=["width=0.25"])) == {}
 
@@ -227,10 +280,12 @@ def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have():
     assert len(again) == len(ordered) == 6
     table = table_markdown(3, ordered)
     assert (
-        "| A 256 | dense | 22.0 +- 2.0 / 5.5 +- 0.5 | 3 | S 36; Q 36 | 20 | 2026-01-01 | 29.6 / 10.4 |"
-        in table
+        "| A 256 | dense | 22.0 +- 2.0 / 5.5 +- 0.5 | 3 | S 36; Q 36 | 20 | 2026-01-01 | 29.6 /"
+        " 10.4 |" in table
     )
-    assert "Not run: B 256; C 256; C 384; C 256-512; D 256;" in table and table.count("Not run") == 1
+    assert (
+        "Not run: B 256; C 256; C 384; C 256-512; D 256;" in table and table.count("Not run") == 1
+    )
     claims = claims_markdown(ordered)
     line = next(line for line in claims.splitlines() if "LRN" in line)
     assert "| 23.0, 30.0 |" in line and line.endswith("| holds | 2 |")  # seeds 1 and 2
@@ -252,21 +307,31 @@ def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own():
         "| A 256 | dense | 20.5 +- 0.7"
     ]  # as the plateau rule may end it
     assert table(of(0, epochs=1.0), of(1, epochs=2.0), of(2, epochs=2.0)) == [
-        "[1]: the recipe with 1 epoch of training", "[2]: the recipe with 2 epochs of training",
-        "| A 256 [1] | dense | 20.0", "| A 256 [2] | dense | 21.5 +- 0.7",
-    ]  # fmt: skip
+        "[1]: the recipe with 1 epoch of training",
+        "[2]: the recipe with 2 epochs of training",
+        "| A 256 [1] | dense | 20.0",
+        "| A 256 [2] | dense | 21.5 +- 0.7",
+    ]
     assert table(of(0), of(1, epochs=None))[:2] == [
-        "[1]: the recipe with 20 epochs of training", "[2]: the recipe with unknown epochs of training",
-    ]  # fmt: skip
+        "[1]: the recipe with 20 epochs of training",
+        "[2]: the recipe with unknown epochs of training",
+    ]
     assert table(of(0), of(1, training_set="ef56"))[:2] == [
-        "[1]: the recipe with training images cd34", "[2]: the recipe with training images ef56",
-    ]  # fmt: skip
+        "[1]: the recipe with training images cd34",
+        "[2]: the recipe with training images ef56",
+    ]
     assert table(of(0), of(1, precision="bfloat16"))[:2] == [
-        "[1]: the recipe with bfloat16", "[2]: the recipe with float32",
-    ]  # fmt: skip
-    other = of(0, training_set="ef56")  # nor does one seed's net of other images take the other's place
+        "[1]: the recipe with bfloat16",
+        "[2]: the recipe with float32",
+    ]
+    other = of(
+        0, training_set="ef56"
+    )  # nor does one seed's net of other images take the other's place
     assert with_new([of(0)], [other]) == [of(0), other]
-    against = [replace(cell("A-LRN 256", 30, seed, key=1), nets=of(seed, epochs=2.0).nets) for seed in (0, 1)]
+    against = [
+        replace(cell("A-LRN 256", 30, seed, key=1), nets=of(seed, epochs=2.0).nets)
+        for seed in (0, 1)
+    ]
     said = verdicts(of(0, epochs=1.0), of(1, epochs=2.0), *against)
     assert list(said) == ["A 256 [1] against A-LRN 256", "A 256 [2] against A-LRN 256"]
     assert said["A 256 [1] against A-LRN 256"].startswith("confounded: 1 epochs against 2")
@@ -299,7 +364,8 @@ def test_what_nobody_ran_is_one_line_and_another_task_is_called_one():
     assert "Not run: all 32 rows." in text and len(text.splitlines()) == 6
     standin = section_markdown("x", [cell("A 256", 20)])
     assert (
-        "The last column is of another task" in standin and "| the paper, ILSVRC's 1,000 classes |" in standin
+        "The last column is of another task" in standin
+        and "| the paper, ILSVRC's 1,000 classes |" in standin
     )
     assert standin.count("Not run: all 10 rows.") == 1  # Table 4
     ours = section_markdown(ILSVRC, [cell("A 256", 20)])
@@ -308,9 +374,10 @@ def test_what_nobody_ran_is_one_line_and_another_task_is_called_one():
 
 def test_other_images_and_other_recipes_have_sections_of_their_own():
     cells = [
-        cell("A 256", 20, key=1), cell("A-LRN 256", 30, key=2, image_set="ef56"),
+        cell("A 256", 20, key=1),
+        cell("A-LRN 256", 30, key=2, image_set="ef56"),
         cell("A-LRN 256", 30, key=3, recipe="mine"),
-    ]  # fmt: skip
+    ]
     assert len(with_new([], cells)) == 3
     found = sections(cells)
     assert [len(part) for part in found.values()] == [1, 1, 1]
@@ -326,7 +393,9 @@ def test_other_images_and_other_recipes_have_sections_of_their_own():
     assert text.count("## Tables 3 to 6, stand-in") == 3
 
 
-def trained(net: str = "A", S: tuple[int, int] = (36, 36), stands_for: str = "256", **others: Any) -> Trained:
+def trained(
+    net: str = "A", S: tuple[int, int] = (36, 36), stands_for: str = "256", **others: Any
+) -> Trained:
     return Trained(net, S, 32, "all", "mini", f"{net}-{S}", stands_for=stands_for, **others)
 
 
@@ -350,11 +419,16 @@ def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there():
         (trained("D", (256, 256), ""), Member("D", "S=256")),
     ):
         assert roles([net]) == {("mini", (), 0): {member: 0}}
-    rows = rows_of((3, 4, 5, 6), [Member("D", "S=224-320"), Member("D", "384"), Member("B-5x5", "256")])
+    rows = rows_of(
+        (3, 4, 5, 6), [Member("D", "S=224-320"), Member("D", "384"), Member("B-5x5", "256")]
+    )
     own = [row for row in rows if row not in PAPER]
     assert [(row.table, row.name, row.multi) for row in own] == [
-        (3, "D S=224-320", False), (3, "B-5x5 256", False), (4, "D S=224-320", True), (4, "B-5x5 256", True),
-    ]  # fmt: skip
+        (3, "D S=224-320", False),
+        (3, "B-5x5 256", False),
+        (4, "D S=224-320", True),
+        (4, "B-5x5 256", True),
+    ]
     table = table_markdown(3, [cell("D S=224-320", 20)])
     assert "| D S=224-320 | dense | 20.0 / 5.0 | 1 | S 36; Q 36 | 20 | 2026-01-01 | - |" in table
 
@@ -385,14 +459,20 @@ def test_a_damaged_ledger_is_refused(tmp_path, change, says):
     assert read_cells(path) == [cell("A 256", 20)]
     short = replace(cell("B 256", 20), images=8, wrong="00", top1=0.0)
     path.write_text(json.dumps(ledger_content([cell("A 256", 20), short])))
-    with pytest.raises(VggfeatError, match="cells of one set of images are of other numbers of them"):
+    with pytest.raises(
+        VggfeatError, match="cells of one set of images are of other numbers of them"
+    ):
         check_ledger(tmp_path / "results.md")
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, b"[" + b"9" * 5000 + b"]"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, b"[" + b"9" * 5000 + b"]"]
+)
 def test_what_is_no_ledger_is_refused(tmp_path, text):
     (tmp_path / "ledger-x.json").write_bytes(text)
-    with pytest.raises(VggfeatError, match=r"ledger-x.json is (not|no ledger of cells of version 2)"):
+    with pytest.raises(
+        VggfeatError, match=r"ledger-x.json is (not|no ledger of cells of version 2)"
+    ):
         check_ledger(tmp_path / "results.md")
 
 
@@ -421,7 +501,9 @@ def test_the_cells_are_of_the_images_that_they_say(data: Path):
     root = data / "imagenette144"
     cells = read_cells(DOCS / "ledger-tables-imagenette144.json")
     items = images_of(root, "val", 0)
-    whole = KeptPosteriors(items.dataset, root.name, "val", items.names, items.labels, items.classes, {}, [])
+    whole = KeptPosteriors(
+        items.dataset, root.name, "val", items.names, items.labels, items.classes, {}, []
+    )
     assert {(c.image_set, c.images, c.classes) for c in cells} == {
         (whole.image_set, len(items), len(items.classes))
     }

@@ -45,7 +45,15 @@ from vggfeat.weights import load
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"
-FEW = [*SHORT, "--workers", "0", "--set=batch_size=16", "--set=*.iterations=6", "--precision", "float32"]
+FEW = [
+    *SHORT,
+    "--workers",
+    "0",
+    "--set=batch_size=16",
+    "--set=*.iterations=6",
+    "--precision",
+    "float32",
+]
 
 
 @pytest.fixture
@@ -80,10 +88,17 @@ def test_the_chain_and_what_it_leaves(
         assert any(name.startswith("events.out.tfevents") for name in names)
         assert f"{stage}: validation error" in ran.err
         assert stage in ran.out
-    assert (out / "weights.safetensors").read_bytes() == (out / JITTER / "weights.safetensors").read_bytes()
+    assert (out / "weights.safetensors").read_bytes() == (
+        out / JITTER / "weights.safetensors"
+    ).read_bytes()
     # which layers D took from A is said, by the paper's names
-    assert f"D-36: {', '.join(FROM_A)} from {out / A_STAGE / 'weights.safetensors'} (net A)" in ran.err
-    assert "D-36-64: all layers from" in ran.err and "A-36: all layers random (Glorot's way)" in ran.err
+    assert (
+        f"D-36: {', '.join(FROM_A)} from {out / A_STAGE / 'weights.safetensors'} (net A)" in ran.err
+    )
+    assert (
+        "D-36-64: all layers from" in ran.err
+        and "A-36: all layers random (Glorot's way)" in ran.err
+    )
 
     events = [json.loads(line) for line in (out / JITTER / "log.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "train"]
@@ -99,7 +114,8 @@ def test_the_chain_and_what_it_leaves(
     assert all(event["top5_error"] is None for event in events if "top5_error" in event)
     assert "% top-1, - % top-5, central crop at Q=" in ran.err
     assert (
-        re.search(r"36-64 .*\b50 .* \d+\.\d+, - ", ran.out) and "errors: of one central crop at Q" in ran.out
+        re.search(r"36-64 .*\b50 .* \d+\.\d+, - ", ran.out)
+        and "errors: of one central crop at Q" in ran.out
     )
 
     network = load(str(out / "weights.safetensors"))
@@ -120,9 +136,23 @@ def test_the_chain_and_what_it_leaves(
     # what came out is what `vggfeat extract` takes
     features, hidden = tmp_path / "feats.h5", len(layers(out / "weights.safetensors")["fc7"])
     ran = run_main(
-        cli.main, "extract", "--dataset", "folder", "--root", drawings, "--weights", out / "weights.safetensors",
-        "--scales", "36,48", "--device", "cpu", "--precision", "float32", "--out", features,
-    )  # fmt: skip
+        cli.main,
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        drawings,
+        "--weights",
+        out / "weights.safetensors",
+        "--scales",
+        "36,48",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--out",
+        features,
+    )
     assert ran.status == 0, ran.err
     assert open_features(features).read().shape == (88, 2, hidden)
 
@@ -130,13 +160,17 @@ def test_the_chain_and_what_it_leaves(
     before = (out / "weights.safetensors").stat().st_mtime_ns
     again = command("--net", "D", *FEW, "--data", drawings, "--out", out)
     assert again.status == 0
-    assert again.err.splitlines() == [f"{stage}: done before" for stage in (A_STAGE, D_STAGE, JITTER)]
+    assert again.err.splitlines() == [
+        f"{stage}: done before" for stage in (A_STAGE, D_STAGE, JITTER)
+    ]
     assert again.out == ran.out or JITTER in again.out
     assert (out / JITTER / "weights.safetensors").stat().st_mtime_ns <= before
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_every_net_of_table_1_learns(net: str, command: Command, drawings: Path, tmp_path: Path) -> None:
+def test_every_net_of_table_1_learns(
+    net: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
     few = ("--init", "glorot", "--stages", "1", "--set=*.iterations=2", "--precision", "bfloat16")
     ran = command("--net", net, *FEW, *few, "--data", drawings, "--out", tmp_path / "run")
     assert ran.status == 0, ran.err
@@ -154,7 +188,18 @@ def test_processes_wait_for_the_weights_of_the_stage_before(
         "terminal.run(train.app, 'pretrain.train')\n"
     )
     few = ("--stages", "1-2", "--set=*.iterations=1", "--set=held_out=0")
-    train("--net", "D", *FEW, *few, "--data", drawings, "--out", tmp_path / "run", processes=2, script=script)
+    train(
+        "--net",
+        "D",
+        *FEW,
+        *few,
+        "--data",
+        drawings,
+        "--out",
+        tmp_path / "run",
+        processes=2,
+        script=script,
+    )
     assert (tmp_path / "run" / D_STAGE / "weights.safetensors").exists()
 
 
@@ -180,7 +225,9 @@ def test_only_the_fc_layers_learn_where_the_recipe_says_so(
     assert not metadata_of(later / "weights.safetensors")["history"]
 
 
-def test_a_plan_costs_nothing_and_writes_nothing(command: Command, drawings: Path, tmp_path: Path) -> None:
+def test_a_plan_costs_nothing_and_writes_nothing(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     ran = command("--net", "D", *FEW, "--data", drawings, "--out", out, "--dry-run")
     assert ran.status == 0, ran.err
@@ -200,19 +247,25 @@ def test_a_plan_is_of_whole_batches_their_reading_and_the_checks(
         return torch.zeros(())
 
     numbers = ("width=0.1", "crop=32", "batch_size=16", "held_out=0.1", "*.iterations=7")
-    recipe = chain(read_recipe("mini", [*numbers, "*.train_scale=[36,36]", "A-112.learn=fc"], "A"), "A")
+    recipe = chain(
+        read_recipe("mini", [*numbers, "*.train_scale=[36,36]", "A-112.learn=fc"], "A"), "A"
+    )
     recipe = replace(recipe, stages=(recipe.stages[0], replace(recipe.stages[0], learn="all")))
     data, machine = read_training_set(drawings, recipe), trainer.Machine(micro_batch=4, workers=1)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         net, read = plan.trial(recipe, 0, plan.net_of(recipe, 0, 2), data, Ranks(cpu), machine)
-    assert sizes[-1] == (16, 16) and 0 < net < read  # a batch as in training, of images that were read
+    assert (
+        sizes[-1] == (16, 16) and 0 < net < read
+    )  # a batch as in training, of images that were read
 
     monkeypatch.setattr(plan, "trial", lambda *_: (0.5, 0.25))
     for workers, of_net, waits in ((0, 0.75, True), (1, 0.5, False)):
         monkeypatch.setattr(plan, "CORES", 64)
         fc, all_ = plan.plan(recipe, range(2), data, Ranks(cpu), replace(machine, workers=workers))
-        assert fc.seconds == pytest.approx((7 * 16 + 2 * 8 + 8) * of_net)  # two epochs' checks, validation
+        assert fc.seconds == pytest.approx(
+            (7 * 16 + 2 * 8 + 8) * of_net
+        )  # two epochs' checks, validation
         forward = 0.5 / 3 + 0.25 if not workers else 0.25
         assert all_.seconds == pytest.approx(7 * 16 * of_net + (2 * 8 + 8) * forward)
         assert (fc.waits, all_.waits) == (waits, waits)
@@ -233,13 +286,23 @@ def test_other_words_for_train_and_val(
     assert ran.status == 0, ran.err
     assert "76 training images" in ran.out
     assert (
-        f"left out: 1 file without an image's ending (.heic 1), for example {train}/red/IMG.heic" in ran.err
+        f"left out: 1 file without an image's ending (.heic 1), for example {train}/red/IMG.heic"
+        in ran.err
     )
 
 
 def test_a_class_may_be_called_train(command: Command, drawings: Path, tmp_path: Path) -> None:
     (drawings / "train" / "red").rename(drawings / "train" / "train")
-    words = ["--net", "A", *FEW, "--data", drawings / "train", "--out", tmp_path / "run", "--dry-run"]
+    words = [
+        "--net",
+        "A",
+        *FEW,
+        "--data",
+        drawings / "train",
+        "--out",
+        tmp_path / "run",
+        "--dry-run",
+    ]
     ran = command(*words)
     assert ran.status == 0, ran.err
     assert "taken for classes: train" in ran.err
@@ -284,12 +347,16 @@ def test_unreadable_images_are_left_out_the_same_by_every_process(
 
 
 def test_storage_that_is_gone_ends_a_run(command: Command, drawings: Path, tmp_path: Path) -> None:
-    """Else every batch is empty, and a net that has learned nothing more is finished without a word."""
+    """Else every batch is empty, and a net that has learned nothing more is finished without a
+    word.
+    """
     words = ["--net", "A", *FEW, "--stages", "1", "--data", drawings]
     assert command(*words, "--out", tmp_path / "whole").status == 0
     for image in (drawings / "train").rglob("*.jpg"):
         image.write_bytes(b"")
-    ran = command(*words, "--colours", tmp_path / "whole" / "colours.json", "--out", tmp_path / "run")
+    ran = command(
+        *words, "--colours", tmp_path / "whole" / "colours.json", "--out", tmp_path / "run"
+    )
     assert ran.status == 1
     assert "iteration 0: not one image of a batch can be read" in one_line(ran.err)
 
@@ -341,7 +408,9 @@ def test_weights_that_are_refused_at_the_end_leave_a_checkpoint_to_write_them_fr
         patch.setattr(trainer, "write_weights", refused)
         ran = command(*words)
     assert ran.status == 1
-    assert "weights.safetensors: No space left on device; the same command goes on" in one_line(ran.err)
+    assert "weights.safetensors: No space left on device; the same command goes on" in one_line(
+        ran.err
+    )
     assert read_state(tmp_path / "run" / A_STAGE / "last.safetensors")[0].finished
     ran = command(*words)
     assert ran.status == 0 and "iteration" not in ran.err
@@ -381,7 +450,9 @@ def test_what_is_no_imagenet(
     assert not (tmp_path / "run").exists()
 
 
-def test_stages_need_the_weights_before_them(command: Command, drawings: Path, tmp_path: Path) -> None:
+def test_stages_need_the_weights_before_them(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
     words = ["--net", "D", *FEW, "--data", drawings]
     ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE)
     assert ran.status == 1
@@ -405,8 +476,19 @@ def test_stages_need_the_weights_before_them(command: Command, drawings: Path, t
     (tmp_path / "moved" / A_STAGE).rename(tmp_path / "moved" / "B-36")
     for path in (tmp_path / "moved").rglob("weights.safetensors"):
         path.unlink()
-    ran = command("--net", "B", "--init", "glorot", *FEW, "--stages", "B-36", "--data", tmp_path / "renamed",
-                "--out", tmp_path / "moved")  # fmt: skip
+    ran = command(
+        "--net",
+        "B",
+        "--init",
+        "glorot",
+        *FEW,
+        "--stages",
+        "B-36",
+        "--data",
+        tmp_path / "renamed",
+        "--out",
+        tmp_path / "moved",
+    )
     assert ran.status == 1
     assert "was made with net A, now B" in one_line(ran.err)
     (other / A_STAGE / "last.safetensors").write_bytes(b"half")
@@ -424,22 +506,32 @@ def test_a_folder_with_the_weights_of_another_net_is_refused(
     by_parts = [command("--net", "C", *words, "--stages", stage) for stage in ("1", "2")]
     assert [ran.status for ran in by_parts] == [0, 0], by_parts[1].err
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
-    for net, *more in (("E",), ("A",), ("E", "--dry-run"), ("C", "--recipe", "tables", "--dry-run")):
+    for net, *more in (
+        ("E",),
+        ("A",),
+        ("E", "--dry-run"),
+        ("C", "--recipe", "tables", "--dry-run"),
+    ):
         ran = command("--net", net, *words, *more)
         assert ran.status == 1, ran.err
-        assert "has other weights ('pretrain mini C-36'), which this run would replace" in one_line(ran.err)
+        assert "has other weights ('pretrain mini C-36'), which this run would replace" in one_line(
+            ran.err
+        )
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     # a stage's folder may have such a file, too
     (out / "E-36").mkdir()
     shutil.copy(out / "weights.safetensors", out / "E-36")
     (out / "weights.safetensors").unlink()
     ran = command("--net", "E", *words)
-    assert ran.status == 1 and f"{out / 'E-36' / 'weights.safetensors'} has other weights" in one_line(
-        ran.err
+    assert (
+        ran.status == 1
+        and f"{out / 'E-36' / 'weights.safetensors'} has other weights" in one_line(ran.err)
     )
 
 
-def test_a_loss_that_blows_up_stops_with_advice(command: Command, drawings: Path, tmp_path: Path) -> None:
+def test_a_loss_that_blows_up_stops_with_advice(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     ran = command("--net", "A", *FEW, "--data", drawings, "--out", out, "--set=*.learning_rate=1e6")
     assert ran.status == 1
@@ -457,11 +549,16 @@ def test_a_net_that_stays_at_chance_stops_with_advice(
     assert ran.status == 1
     line = one_line(ran.err)
     assert (
-        "E-36, iteration 5: the net is no better than chance: for 5 iterations its loss has been 0.693"
-        in line
+        "E-36, iteration 5: the net is no better than chance: for 5 iterations its loss has been"
+        " 0.693" in line
     )
     assert "that of a constant guess is 0.693" in line
-    for way in ("learning_rate", "--init A", "--init glorot", f"move {tmp_path / 'run' / 'E-36'} away"):
+    for way in (
+        "learning_rate",
+        "--init A",
+        "--init glorot",
+        f"move {tmp_path / 'run' / 'E-36'} away",
+    ):
         assert way in line
 
 
@@ -469,23 +566,45 @@ def test_a_deeper_stage_at_chance_is_no_finished_one(
     command: Command, drawings: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = ["--net", "D", *FEW, "--data", drawings, "--out", out, "--stages", "1-2", "--set=held_out=0.1"]
+    words = [
+        "--net",
+        "D",
+        *FEW,
+        "--data",
+        drawings,
+        "--out",
+        out,
+        "--stages",
+        "1-2",
+        "--set=held_out=0.1",
+    ]
     words += ["--set=random_layers=normal", "--set=D-112.learning_rate=1e-9"]
     assert command(*words, "--stages", "1").status == 0  # A is left at chance, unwatched
-    for after, why in ((5, "for 5 iterations its loss has been"), (100, "its loss is"), (100, "its loss is")):
+    for after, why in (
+        (5, "for 5 iterations its loss has been"),
+        (100, "its loss is"),
+        (100, "its loss is"),
+    ):
         ran = command(*words, f"--set=chance_after={after}")
         assert ran.status == 1
         line = one_line(ran.err)
         assert "D-36, iteration" in line and f"no better than chance: {why} 0.69" in line
-        assert "a start that has learned more (--from FILE)" in line and "--set chance_after=0" in line
+        assert (
+            "a start that has learned more (--from FILE)" in line and "--set chance_after=0" in line
+        )
         assert f"{A_STAGE}: done before" in ran.err
         assert not (out / D_STAGE / "weights.safetensors").exists()
         assert D_STAGE in (out / "report.html").read_text()
-        assert read_state(out / D_STAGE / "last.safetensors")[0].iteration == (5 if after == 5 else 6)
+        assert read_state(out / D_STAGE / "last.safetensors")[0].iteration == (
+            5 if after == 5 else 6
+        )
     # who wants it all the same can have it, from where it is
     ran = command(*words, "--set=chance_after=0")
     assert ran.status == 0, ran.err
-    assert "iteration 6" not in ran.err and load(str(out / D_STAGE / "weights.safetensors")).name == "D"
+    assert (
+        "iteration 6" not in ran.err
+        and load(str(out / D_STAGE / "weights.safetensors")).name == "D"
+    )
 
 
 def test_an_error_of_chance_is_refused_whatever_the_loss(
@@ -498,7 +617,8 @@ def test_an_error_of_chance_is_refused_whatever_the_loss(
     ran = command(*words, "--set=held_out=0.2", "--out", tmp_path / "many")
     assert ran.status == 1
     assert (
-        "its held-out error is 50.00 % top-1 in the end, and that of a constant guess is 50.00 %" in ran.err
+        "its held-out error is 50.00 % top-1 in the end, and that of a constant guess is 50.00 %"
+        in ran.err
     )
     assert command(*words, "--set=held_out=0.1", "--out", tmp_path / "few").status == 0
 
@@ -506,7 +626,9 @@ def test_an_error_of_chance_is_refused_whatever_the_loss(
 def test_a_net_that_has_learned_and_falls_back_to_chance_is_stopped(
     command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checks of four epochs are faultless; what comes then is a diverged net's constant guess."""
+    """Its checks of four epochs are faultless; what comes then is a diverged net's constant
+    guess.
+    """
 
     def step(self: Trainer, batch: Batch, images: float) -> torch.Tensor:
         return torch.tensor(0.1 if self.state.iteration < 16 else 0.7, dtype=torch.float64)
@@ -514,28 +636,53 @@ def test_a_net_that_has_learned_and_falls_back_to_chance_is_stopped(
     errors = [0.0] * 4 + [50.0] * 100
     monkeypatch.setattr(Trainer, "errors", lambda *_: (errors.pop(0), 0.0))
     monkeypatch.setattr(Trainer, "step", step)
-    words = ["--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run", "--set=chance_after=20"]
-    words += ["--set=*.iterations=2000", "--set=patience=1000", "--set=held_out=0.2", "--set=batch_size=16"]
+    words = [
+        "--net",
+        "A",
+        *FEW,
+        "--data",
+        drawings,
+        "--out",
+        tmp_path / "run",
+        "--set=chance_after=20",
+    ]
+    words += [
+        "--set=*.iterations=2000",
+        "--set=patience=1000",
+        "--set=held_out=0.2",
+        "--set=batch_size=16",
+    ]
     ran = command(*words)
     assert ran.status == 1
-    assert "no better than chance: it had learned, but for 20 iterations its loss has been" in one_line(
-        ran.err
+    assert (
+        "no better than chance: it had learned, but for 20 iterations its loss has been"
+        in one_line(ran.err)
     )
 
 
 def test_a_chain_that_learns_is_let_pass(command: Command, drawings: Path, tmp_path: Path) -> None:
-    words = ["--net", "D", *FEW, "--set=*.iterations=30", "--set=chance_after=20", "--set=held_out=0.1"]
+    words = [
+        "--net",
+        "D",
+        *FEW,
+        "--set=*.iterations=30",
+        "--set=chance_after=20",
+        "--set=held_out=0.1",
+    ]
     ran = command(*words, "--data", drawings, "--out", tmp_path / "run")
     assert ran.status == 0, ran.err
 
 
-# Losses of the paper's nets at full width on ten classes, A and D from A, by iteration (docs/training.md).
+# Losses of the paper's nets at full width on ten classes, A and D from A, by iteration
+# (docs/training.md).
 A_10 = {0: 2.303, 150: 2.24, 450: 1.57, 1500: 0.17}
 D_10 = {0: 2.303, 300: 2.300, 450: 1.85, 750: 1.03, 2200: 0.09}
 
 
 def watched(losses: Callable[[int], float], iterations: int, classes: int, limit: int) -> State:
-    """Where the watch is after a stage of such losses, or when it has reached its limit; with a batch's noise."""
+    """Where the watch is after a stage of such losses, or when it has reached its limit; with a
+    batch's noise.
+    """
     chance, state = Chance.of(np.arange(classes), np.zeros(0, np.int64)), State()
     noise = np.random.default_rng(0).normal(0, 0.02, iterations // 20)
     for i in range(iterations // 20):
@@ -550,7 +697,10 @@ def watched(losses: Callable[[int], float], iterations: int, classes: int, limit
 @pytest.mark.parametrize(("classes", "slower"), [(10, 1), (1000, 10), (1000, 30)])
 def test_the_papers_chain_is_let_pass(curve: dict[int, float], classes: int, slower: int) -> None:
     limit = read_recipe("paper").chance_after
-    x, y = slower * np.array(list(curve)), np.array(list(curve.values())) * math.log(classes) / math.log(10)
+    x, y = (
+        slower * np.array(list(curve)),
+        np.array(list(curve.values())) * math.log(classes) / math.log(10),
+    )
     state = watched(lambda i: float(np.interp(i, x, y)), int(x[-1]), classes, limit)
     assert state.iteration == x[-1] // 20 * 20 and state.at_chance == 0
     while_at_chance = watched(lambda i: float(np.interp(i, x, y)), slower * 300, classes, limit)
@@ -571,7 +721,18 @@ def test_what_stays_at_chance_or_falls_back_to_it_is_stopped() -> None:
     assert limit <= falls_back.at_chance < falls_back.iteration
     # single losses of small batches lie far below chance's; all of them together don't
     noisy, few = State(), Chance.of(np.arange(2), np.zeros(0, np.int64))
-    for loss in (0.74, 0.66, 0.60, 0.78, 0.85, 0.78, 0.60, 0.68, 0.64, 0.72):  # of a net that doesn't learn
+    for loss in (
+        0.74,
+        0.66,
+        0.60,
+        0.78,
+        0.85,
+        0.78,
+        0.60,
+        0.68,
+        0.64,
+        0.72,
+    ):  # of a net that doesn't learn
         noisy.iteration += 1
         few.count(noisy, loss, 1, 10, 16)
     assert noisy.at_chance > 0 and noisy.mean_loss == pytest.approx(0.705)
@@ -592,15 +753,23 @@ def test_chance_is_what_a_constant_guess_gets() -> None:
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
 def test_too_little_memory_is_one_line(
-    kind: type[Exception], command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception],
+    command: Command,
+    drawings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forward(*_: torch.Tensor) -> torch.Tensor:
         raise kind("tried to allocate 20 GiB")
 
     monkeypatch.setattr(Trainee, "forward", forward)
-    ran = command("--net", "A", *FEW, "--micro-batch", "12", "--data", drawings, "--out", tmp_path / "run")
+    ran = command(
+        "--net", "A", *FEW, "--micro-batch", "12", "--data", drawings, "--out", tmp_path / "run"
+    )
     assert ran.status == 1
-    assert "out of memory on cpu: give a --micro-batch below 12; the run goes on" in one_line(ran.err)
+    assert "out of memory on cpu: give a --micro-batch below 12; the run goes on" in one_line(
+        ran.err
+    )
 
 
 def test_a_killed_reader_is_one_line_and_the_run_goes_on(
@@ -614,7 +783,16 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
                 reader.process.kill()
         return step(self, batch, images)
 
-    words = ["--net", "A", *FEW, "--workers", "1", "--checkpoint-minutes", "0", "--set=*.iterations=30"]
+    words = [
+        "--net",
+        "A",
+        *FEW,
+        "--workers",
+        "1",
+        "--checkpoint-minutes",
+        "0",
+        "--set=*.iterations=30",
+    ]
     words += ["--data", drawings, "--out", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", after_a_kill)
@@ -626,8 +804,13 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
     assert command(*words).status == 0
 
 
-def test_two_runs_in_one_folder(command: Command, drawings: Path, tmp_path: Path, locks: None) -> None:
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
+def test_two_runs_in_one_folder(
+    command: Command, drawings: Path, tmp_path: Path, locks: None
+) -> None:
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print();"
+        " sys.stdin.read()"
+    )
     line = [sys.executable, "-c", hold, str(tmp_path / "lock")]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
@@ -657,7 +840,9 @@ def test_a_folder_that_cannot_be_written(command: Command, drawings: Path, tmp_p
         (["--init", "zero"], "init"),
     ],
 )
-def test_wrong_options_are_one_line(words: list[str], says: str, command: Command, tmp_path: Path) -> None:
+def test_wrong_options_are_one_line(
+    words: list[str], says: str, command: Command, tmp_path: Path
+) -> None:
     ran = command(*words, "--data", tmp_path, "--out", tmp_path / "run")
     assert ran.status in (1, 2)
     assert says in ran.err
@@ -668,7 +853,9 @@ def test_a_page_that_cannot_be_written_does_not_end_the_training(
     train: Callable[..., subprocess.CompletedProcess[str]], drawings: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "run" / "report.html").mkdir(parents=True)
-    done = train("--net", "A", *SHORT, "--set=*.iterations=1", "--data", drawings, "--out", tmp_path / "run")
+    done = train(
+        "--net", "A", *SHORT, "--set=*.iterations=1", "--data", drawings, "--out", tmp_path / "run"
+    )
     assert "warning: " in done.stderr and "report.html is a folder" in done.stderr
     assert "training goes on" in done.stderr
     assert (tmp_path / "run" / "weights.safetensors").exists()
@@ -697,7 +884,9 @@ def test_a_checkpoint_beyond_the_end_is_refused(
     assert says in one_line(ran.err)
 
 
-def test_a_broken_log_does_not_block_a_checkpoint(command: Command, drawings: Path, tmp_path: Path) -> None:
+def test_a_broken_log_does_not_block_a_checkpoint(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
     words = ["--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run"]
     assert command(*words).status == 0
     log = tmp_path / "run" / A_STAGE / "log.jsonl"
@@ -721,16 +910,34 @@ def test_a_broken_log_does_not_block_a_checkpoint(command: Command, drawings: Pa
 
 
 def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path: Path) -> None:
-    """A limit of no bytes a file, which refuses what a full disk does: every file but the last is only missing."""
+    """A limit of no bytes a file, which refuses what a full disk does: every file but the last is
+    only missing.
+    """
 
     def no_bytes() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
-    words = ["--net", "A", *FEW, "--checkpoint-minutes", "0", "--data", drawings, "--out", tmp_path / "run"]
-    # PyTorch, as it is imported, looks for a temporary folder that it can write in, unless it knows of one
+    words = [
+        "--net",
+        "A",
+        *FEW,
+        "--checkpoint-minutes",
+        "0",
+        "--data",
+        drawings,
+        "--out",
+        tmp_path / "run",
+    ]
+    # PyTorch, as it is imported, looks for a temporary folder that it can write in, unless it knows
+    # of one
     room = {**environment(), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
-        subprocess_command(words), env=room, text=True, capture_output=True, preexec_fn=no_bytes, timeout=HANG
+        subprocess_command(words),
+        env=room,
+        text=True,
+        capture_output=True,
+        preexec_fn=no_bytes,
+        timeout=HANG,
     )
     assert done.returncode == 1
     last = f"can't write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"
@@ -740,7 +947,9 @@ def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path
         assert len(lines) == 1, done.stderr
         assert "warning: " in lines[0] and "training goes on" in lines[0]
     assert "held-out error" in done.stderr and "validation error" in done.stderr  # it did go on
-    left = {path.name: path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    left = {
+        path.name: path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
     assert left == {"lock": 0, "log.jsonl": 0}
 
 

@@ -43,19 +43,22 @@ class _Dataset:
 _DATASETS = {
     "voc2007": _Dataset(
         partial(voc.load, year=2007),
-        "PASCAL VOC 2007: 9,963 images, 20 classes, several an image; official train/val/test; 11-point mAP",
+        "PASCAL VOC 2007: 9,963 images, 20 classes, several an image; official train/val/test;"
+        " 11-point mAP",
         "ROOT/VOCdevkit/VOC2007/{ImageSets/Main,JPEGImages}",
         "unpack the official archive there, or add `download`",
     ),
     "voc2012": _Dataset(
         partial(voc.load, year=2012),
-        "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official train/val; mAP",
+        "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official"
+        " train/val; mAP",
         "ROOT/VOCdevkit/VOC2012/{ImageSets/Main,JPEGImages}",
         "unpack the official archive there, or add `download`",
     ),
     "caltech101": _Dataset(
         partial(caltech.load, dataset="caltech101"),
-        "Caltech-101: 102 classes with the background; 3 random splits, 30 train and up to 50 test a class",
+        "Caltech-101: 102 classes with the background; 3 random splits, 30 train and up to 50 test"
+        " a class",
         "ROOT/101_ObjectCategories/CLASS/*.jpg, or under ROOT/caltech101",
     ),
     "caltech256": _Dataset(
@@ -70,13 +73,15 @@ _DATASETS = {
     ),
     "folder": _Dataset(
         folder.load,
-        "your images, one folder a class, or one flat folder, unlabelled; 3 random 80/20 splits unless given",
+        "your images, one folder a class, or one flat folder, unlabelled; 3 random 80/20 splits"
+        " unless given",
         "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, or ROOT/*.jpg",
     ),
     "csv": _Dataset(
         csv_file.load,
         "your images, listed with one label or several each; splits as listed, or 3 random 80/20",
-        "ROOT is the file: path,label[,split]; or path,labels[,split] with ';' between labels; or 0/1 columns",
+        "ROOT is the file: path,label[,split]; or path,labels[,split] with ';' between labels; or"
+        " 0/1 columns",
         "paths are relative to the CSV file's folder, or absolute",
     ),
     "digits": _Dataset(
@@ -91,7 +96,8 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     """The images, labels and splits of dataset `name`, read from under `root`.
 
     download: fetch it into `root` first unless it is already there whole (VOC and Caltech only).
-    Raises VggfeatError when the name is unknown, or a file or folder is missing or malformed (it is named).
+    Raises VggfeatError when the name is unknown, or a file or folder is missing or malformed (it is
+    named).
     """
     if name not in _DATASETS:
         raise VggfeatError(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
@@ -99,7 +105,9 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
 
 
 def refuse_absent(items: Items) -> None:
-    """Raise VggfeatError where none of the images is there: lists without the images, links that lead nowhere."""
+    """Raise VggfeatError where none of the images is there: lists without the images, links that
+    lead nowhere.
+    """
     paths = map(items.root.absolute().joinpath, items.names)
     if items.images is None and items.names and not any(map(os.path.isfile, paths)):
         first = items.root.absolute() / items.names[0]
@@ -109,11 +117,15 @@ def refuse_absent(items: Items) -> None:
         )
 
 
-def at_hand(name: str, names: Sequence[str], root: Path | None, stored: str) -> tuple[Items | None, str]:
-    """The images of dataset `name`, for looking at some of them; or None, and why they are not there.
+def at_hand(
+    name: str, names: Sequence[str], root: Path | None, stored: str
+) -> tuple[Items | None, str]:
+    """The images of dataset `name`, for looking at some of them; or None, and why they are not
+    there.
 
-    names: of the images that are wanted; there must be one of them. root: as of `load`. None: they are where they were
-    described, below the folder `stored`; it and the names are a file's word, so no name leads out of the folder.
+    names: of the images that are wanted; there must be one of them. root: as of `load`. None: they
+    are where they were described, below the folder `stored`; it and the names are a file's word, so
+    no name leads out of the folder.
     """
     if root is not None or name == "digits":
         try:
@@ -125,10 +137,15 @@ def at_hand(name: str, names: Sequence[str], root: Path | None, stored: str) -> 
             return None, f"the images are not at hand ({root} has others)"
         return items, ""
     inside = [name for name in names if _stays_inside(name)]
-    if not os.path.isdir(stored) or not any(os.path.isfile(os.path.join(stored, name)) for name in inside):
+    if not os.path.isdir(stored) or not any(
+        os.path.isfile(os.path.join(stored, name)) for name in inside
+    ):
         return (
             None,
-            f"the images are not at hand (none is left in {shown(stored)}: `root` says where they are)",
+            (
+                f"the images are not at hand (none is left in {shown(stored)}: `root` says where"
+                " they are)"
+            ),
         )
     return Items(name, "unlabelled", Path(stored), inside, None, []), ""
 

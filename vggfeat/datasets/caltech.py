@@ -1,10 +1,12 @@
-"""Caltech-101 and Caltech-256: one folder a class, the background class included (102 and 257 classes).
+"""Caltech-101 and Caltech-256: one folder a class, the background class included (102 and 257
+classes).
 
     101_ObjectCategories/accordion/image_0001.jpg
     256_ObjectCategories/001.ak47/001_0001.jpg
 
-Three random splits, as in Appendix B of the paper: 30 training images a class and up to 50 test images for
-Caltech-101, 60 and the rest for Caltech-256; 20% of the training images choose hyper-parameters.
+Three random splits, as in Appendix B of the paper: 30 training images a class and up to 50 test
+images for Caltech-101, 60 and the rest for Caltech-256; 20% of the training images choose
+hyper-parameters.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ _SIZES: dict[str, tuple[int, int | None]] = {"caltech101": (30, 50), "caltech256
 
 
 def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
-    """`dataset` ("caltech101" or "caltech256"): classes sorted by name, images by name within a class.
+    """`dataset` ("caltech101" or "caltech256"): classes sorted by name, images by name within a
+    class.
 
-    root: holds 101_ObjectCategories (256_ObjectCategories), holds torchvision's caltech101 (caltech256)
-        folder, or is the ObjectCategories folder itself; names are relative to that one.
+    root: holds 101_ObjectCategories (256_ObjectCategories), holds torchvision's caltech101
+        (caltech256) folder, or is the ObjectCategories folder itself; names are relative to that
+        one.
     labels: (N,) int32.
     Raises VggfeatError naming the folder that is missing or has no images.
     """
@@ -46,7 +50,8 @@ def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        # Only the class's own .jpg files: the archives hold strays (a `greg` folder, `RENAME2`, `tmp`).
+        # Only the class's own .jpg files: the archives hold strays (a `greg` folder, `RENAME2`,
+        # `tmp`).
         inner, found = children(folder / name, left, name)
         images = [image for image in found if image.lower().endswith(".jpg")]
         for stray in inner:
@@ -86,8 +91,8 @@ def _find(root: Path, dataset: str) -> Path:
 def _download(root: Path, dataset: str) -> None:
     """Leave ROOT/caltech101/101_ObjectCategories (or 256), unless it is found already.
 
-    torchvision takes any ObjectCategories folder for a complete one, even half unpacked. So it unpacks in a
-    folder of its own, and the finished one is moved into place at once.
+    torchvision takes any ObjectCategories folder for a complete one, even half unpacked. So it
+    unpacks in a folder of its own, and the finished one is moved into place at once.
     """
     try:
         _find(root, dataset)

@@ -2,16 +2,18 @@
 
     path,label,split          path,labels
     a/1.jpg,cat,train         a/1.jpg,person;dog
-    a/2.jpg,dog,test          a/2.jpg,person;?horse     only difficult horses: left out for that class
-    a/3.jpg,,                 a/3.jpg,;                 none of the classes
-                              a/4.jpg,                  unknown
+    a/2.jpg,dog,test          a/2.jpg,person;?horse   only difficult horses: left out for it
+    a/3.jpg,,                 a/3.jpg,;               none of the classes
+                              a/4.jpg,                unknown
 
-    path,cat,dog              a column a class: 1 or True present, 0 or False absent; unknown where all are empty
+    path,cat,dog              a column a class: 1 or True present, 0 or False absent;
+                              unknown where all are empty
     a/1.jpg,1,0
 
-Paths are relative to the CSV file's folder, or absolute. The columns stand in any order, separated by commas,
-semicolons, tabs or bars. The split column is optional: without it, or with nothing in it, there are three random
-splits, 80% train (a fifth of it val). A row with an empty split, or of unknown label, is in no split.
+Paths are relative to the CSV file's folder, or absolute. The columns stand in any order, separated
+by commas, semicolons, tabs or bars. The split column is optional: without it, or with nothing in
+it, there are three random splits, 80% train (a fifth of it val). A row with an empty split, or of
+unknown label, is in no split.
 """
 
 from __future__ import annotations
@@ -35,28 +37,77 @@ from vggfeat.datasets.items import Items, remarks_on_classes
 from vggfeat.datasets.splits import part_named, random_splits
 from vggfeat.errors import VggfeatError, reason
 
-MOST_LABELS = 1 << 30  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
+MOST_LABELS = (
+    1 << 30
+)  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 _HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
 _KNOWN = ("path", "label", "labels", "split")
 # Other programs' words for these columns, in lower case and without what stands between words.
 _MEANT = {
-    "path": ("filename", "filepath", "file", "image", "img", "imagename", "imagepath", "imgpath", "filenames", "images",
-             "paths", "imagefile", "imageid", "photo"),
+    "path": (
+        "filename",
+        "filepath",
+        "file",
+        "image",
+        "img",
+        "imagename",
+        "imagepath",
+        "imgpath",
+        "filenames",
+        "images",
+        "paths",
+        "imagefile",
+        "imageid",
+        "photo",
+    ),
     "label": ("class", "category", "target", "classname", "labelname", "categoryname", "species"),
     "labels": ("classes", "tags", "categories", "targets"),
     "split": ("set", "subset", "partition", "phase", "splits"),
-}  # fmt: skip
+}
 _COLUMN = {word: known for known, words in _MEANT.items() for word in words}
 # Of images too, but no classes, though they may have 0 and 1.
-_NO_CLASS = frozenset((
-    "id", "index", "idx", "width", "height", "classid", "classidx", "labelid", "categoryid", "name", "url", "size",
-    "fold", "area", "score", "weight", "confidence", "xmin", "ymin", "xmax", "ymax", "iscrowd", "difficult",
-    "truncated", "occluded",
-))  # fmt: skip
+_NO_CLASS = frozenset(
+    (
+        "id",
+        "index",
+        "idx",
+        "width",
+        "height",
+        "classid",
+        "classidx",
+        "labelid",
+        "categoryid",
+        "name",
+        "url",
+        "size",
+        "fold",
+        "area",
+        "score",
+        "weight",
+        "confidence",
+        "xmin",
+        "ymin",
+        "xmax",
+        "ymax",
+        "iscrowd",
+        "difficult",
+        "truncated",
+        "occluded",
+    )
+)
 _MOST_NAMED = 20  # classes that a remark names
-_PRESENT = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}  # in any case
+_PRESENT = {
+    "1": True,
+    "1.0": True,
+    "true": True,
+    "0": False,
+    "0.0": False,
+    "false": False,
+}  # in any case
 # What pandas and others write for a missing value.
-_MISSING = frozenset(("nan", "NaN", "None", "NULL", "null", "NA", "N/A", "n/a", "<NA>", "#N/A", "-", "?"))
+_MISSING = frozenset(
+    ("nan", "NaN", "None", "NULL", "null", "NA", "N/A", "n/a", "<NA>", "#N/A", "-", "?")
+)
 _ODD = re.compile(r"^$|^\s|\s$|[\\:\0]")  # a path that may have been meant otherwise
 _SEP = re.compile(r"\W*sep=", re.IGNORECASE)  # a spreadsheet's line above the header
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -69,8 +120,8 @@ class _Table:
     """The file's N rows.
 
     kind: "label" or "labels", the column that there is, or "columns", one for each class.
-    labels: N cells of it; of columns, the classes present in a row, as (numbers,), and None where unknown.
-    splits: N of "train", "val", "test" and "". lines: N numbers. repeated: lines left out.
+    labels: N cells of it; of columns, the classes present in a row, as (numbers,), and None where
+    unknown. splits: N of "train", "val", "test" and "". lines: N numbers. repeated: lines left out.
     """
 
     path: Path
@@ -88,17 +139,22 @@ class _Table:
 
 
 def load(root: Path | None, download: bool = False) -> Items:
-    """The images listed in the CSV file `root`, in its order; classes sorted, or as the columns are.
+    """The images listed in the CSV file `root`, in its order; classes sorted, or as the columns
+    are.
 
-    labels: (N,) int32 for a `label` column, (N, C) int8 for `labels`, None if every cell is empty. Columns of
-        classes are the former where each row has exactly one 1.
+    labels: (N,) int32 for a `label` column, (N, C) int8 for `labels`, None if every cell is empty.
+        Columns of classes are the former where each row has exactly one 1.
     Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
     if download:
-        raise VggfeatError("there is nothing to download for a CSV file of your own: leave out `download`")
+        raise VggfeatError(
+            "there is nothing to download for a CSV file of your own: leave out `download`"
+        )
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
     if path.is_dir():
-        raise VggfeatError(f"{path.absolute()} is a folder: its images are read with `dataset` folder")
+        raise VggfeatError(
+            f"{path.absolute()} is a folder: its images are read with `dataset` folder"
+        )
     table = _read(path)
     remarks: tuple[str, ...] = ()
     if n := len(table.repeated):
@@ -113,23 +169,31 @@ def load(root: Path | None, download: bool = False) -> Items:
     if table.kind == "columns":
         labels, classes = _columns(table), table.classes
         more = f" and {len(classes) - _MOST_NAMED:,} more" if len(classes) > _MOST_NAMED else ""
-        remarks += (f"columns taken for classes: {', '.join(map(short, classes[:_MOST_NAMED]))}{more}",)
+        remarks += (
+            f"columns taken for classes: {', '.join(map(short, classes[:_MOST_NAMED]))}{more}",
+        )
         if labels.ndim == 1:
             remarks += (f"each row of {path.name} has one 1: read as one label an image",)
     else:
         _question(table)
         remarks += _with_spaces(table)
-        labels, classes = _many(table.labels, path) if table.kind == "labels" else _one(table.labels)
+        labels, classes = (
+            _many(table.labels, path) if table.kind == "labels" else _one(table.labels)
+        )
     known = (labels != 0).any(axis=1) if labels.ndim == 2 else labels >= 0
     if any(table.splits):
         given = np.array(table.splits)
-        splits = {name: np.flatnonzero((given == name) & known) for name in ("train", "val", "test")}
+        splits = {
+            name: np.flatnonzero((given == name) & known) for name in ("train", "val", "test")
+        }
         splits = {name: rows.astype(np.int64) for name, rows in splits.items() if len(rows)}
     else:
         splits = random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
     remarks += remarks_on_classes(labels, classes, splits)
     protocol = "multi-label" if labels.ndim == 2 else "single-label"
-    return Items("csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks)
+    return Items(
+        "csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks
+    )
 
 
 def _one(cells: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -153,14 +217,19 @@ def _many(cells: list[str], path: Path) -> tuple[np.ndarray, list[str]]:
     for row, (cell, words) in enumerate(zip(cells, words_of, strict=True)):
         if not cell:
             labels[row] = 0
-        # Present after difficult: one ordinary object makes the class present, as in the VOC devkit.
+        # Present after difficult: one ordinary object makes the class present, as in the VOC
+        # devkit.
         for word in sorted(words, key=lambda word: not word.startswith("?")):
-            labels[row, column_of[word.removeprefix("?").strip()]] = 0 if word.startswith("?") else 1
+            labels[row, column_of[word.removeprefix("?").strip()]] = (
+                0 if word.startswith("?") else 1
+            )
     return labels, classes
 
 
 def _columns(table: _Table) -> np.ndarray:
-    """(N,) int32, -1 where unknown, if all known rows have one class; else (N, C) int8: 1, -1, or zeros if unknown."""
+    """(N,) int32, -1 where unknown, if all known rows have one class; else (N, C) int8: 1, -1, or
+    zeros if unknown.
+    """
     if all(row is None or len(row) == 1 for row in table.present):
         return np.array([-1 if row is None else row[0] for row in table.present], np.int32)
     _refuse_too_many(len(table.present), len(table.classes), table.path)
@@ -182,12 +251,15 @@ def _refuse_too_many(images: int, classes: int, path: Path) -> None:
 
 
 def _question(table: _Table) -> None:
-    """Raise VggfeatError where a cell that would be one class looks like several, separated in another way.
+    """Raise VggfeatError where a cell that would be one class looks like several, separated in
+    another way.
 
     In a `labels` column a ";" anywhere says that the writer knows it, and nothing is questioned.
     """
     several = table.kind == "labels"
-    cells = dict(zip(reversed(table.labels), reversed(table.lines), strict=True))  # the first line of each
+    cells = dict(
+        zip(reversed(table.labels), reversed(table.lines), strict=True)
+    )  # the first line of each
     if several and any(";" in cell for cell in cells):
         return
     for separator in "|,/+& " if several else ";|,/+&":
@@ -195,40 +267,50 @@ def _question(table: _Table) -> None:
         used = Counter(word for words in words_of.values() for word in words)
         for cell, line in sorted(cells.items(), key=lambda item: item[1]):
             words = words_of[cell]
-            # "tench, Tinca tinca" is one name, and "traffic light": words that occur elsewhere are labels
+            # "tench, Tinca tinca" is one name, and "traffic light": words that occur elsewhere are
+            # labels
             again = [word for word in words if used[word] > 1]
             if separator in ";|":
                 asked = separator in cell
             elif not several:
-                # one label is the rule here, as "maillot, tank suit" beside "maillot": only if all words are classes
+                # one label is the rule here, as "maillot, tank suit" beside "maillot": only if all
+                # words are classes
                 asked = len(words) > 1 and (
                     words <= cells.keys() or (separator == "," and len(again) == len(words))
                 )
             else:
-                asked = len(words) > 1 and bool(again) and (separator != " " or len(again) == len(words))
+                asked = (
+                    len(words) > 1
+                    and bool(again)
+                    and (separator != " " or len(again) == len(words))
+                )
             if asked and several:
                 table.refuse(
                     line,
-                    f"{shown(cell)} is one label, since ';' stands between labels: write cat;dog for two, or "
-                    f"{shown(cell + ';')} if it is one",
+                    f"{shown(cell)} is one label, since ';' stands between labels: write cat;dog"
+                    f" for two, or {shown(cell + ';')} if it is one",
                 )
             if asked:
                 table.refuse(
                     line,
-                    f"a label column has one label an image, not {shown(cell)}: write a labels column, with ';' "
-                    "between labels, as "
-                    f"{shown(';'.join(part.strip() for part in cell.split(separator)))}; or, if it is one "
-                    "class, rename it",
+                    f"a label column has one label an image, not {shown(cell)}: write a labels"
+                    " column, with ';' between labels, as"
+                    f" {shown(';'.join(part.strip() for part in cell.split(separator)))}; or, if it"
+                    " is one class, rename it",
                 )
     for cell, line in cells.items():
         if cell[:1] + cell[-1:] in ("[]", "{}", "()"):
-            table.refuse(line, f"{shown(cell)} would be one label: write cat;dog for two, in a column labels")
+            table.refuse(
+                line, f"{shown(cell)} would be one label: write cat;dog for two, in a column labels"
+            )
 
 
 def _with_spaces(table: _Table) -> tuple[str, ...]:
-    """A remark where all of a `labels` column have spaces, and some a word in common: who wrote it may mean several.
+    """A remark where all of a `labels` column have spaces, and some a word in common: who wrote it
+    may mean several.
 
-    Of a `label` column where the words of one are classes, too; but "ski mask" is one beside "ski" and "mask".
+    Of a `label` column where the words of one are classes, too; but "ski mask" is one beside "ski"
+    and "mask".
     """
     labels = sorted(set(table.labels) - {""})
     if table.kind == "label":
@@ -236,14 +318,19 @@ def _with_spaces(table: _Table) -> tuple[str, ...]:
             if len(words := label.split()) > 1 and set(words) <= set(labels):
                 several = shown(";".join(words))
                 return (
-                    f"{shown(label)} is one class; for several an image write a labels column, as {several}",
+                    (
+                        f"{shown(label)} is one class; for several an image write a labels column,"
+                        f" as {several}"
+                    ),
                 )
     if table.kind != "labels" or any(";" in label or " " not in label for label in labels):
         return ()
     used = Counter(word for label in labels for word in set(label.split()))
     for label in labels:
         if any(used[word] > 1 for word in label.split()):
-            return (f"labels with spaces are single classes: {shown(label)}; ';' stands between two",)
+            return (
+                f"labels with spaces are single classes: {shown(label)}; ';' stands between two",
+            )
     return ()
 
 
@@ -261,7 +348,8 @@ def _read(path: Path) -> _Table:
         raise VggfeatError(f"can't read {path.absolute()}: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise VggfeatError(
-            f"{path.absolute()} is not {error.encoding} text, as its first bytes say: save it as CSV UTF-8"
+            f"{path.absolute()} is not {error.encoding} text, as its first bytes say: save it as"
+            " CSV UTF-8"
         ) from error
 
 
@@ -273,7 +361,9 @@ def _encoding(head: bytes, path: Path) -> str:
         return "utf-16"
     if b"\0" in head[:4] or head.startswith(b"PK\3\4"):
         what = (
-            "a spreadsheet or an archive" if head.startswith(b"PK") else "UTF-16 without its mark, or no text"
+            "a spreadsheet or an archive"
+            if head.startswith(b"PK")
+            else "UTF-16 without its mark, or no text"
         )
         raise VggfeatError(f"{path.absolute()} is {what}: save it as CSV UTF-8")
     return "utf-8-sig"
@@ -300,7 +390,9 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
         for row in reader:
             line, end = end + 1, reader.line_num
             if any("\n" in cell or "\r" in cell for cell in row):
-                table.refuse(line, "a quote is opened here and not closed, or a cell has a line end")
+                table.refuse(
+                    line, "a quote is opened here and not closed, or a cell has a line end"
+                )
             cells = [cell.strip() for cell in row]
             if not any(cells) or (not header and _SEP.match(cells[0])):
                 continue
@@ -311,18 +403,29 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
                 continue
             if len(cells) < len(header) or any(cells[len(header) :]):
                 what = f"{len(cells)} columns where the header has {len(header)}"
-                table.refuse(line, f"{what}; a cell with {delimiter!r} in it needs quotes around it")
+                table.refuse(
+                    line, f"{what}; a cell with {delimiter!r} in it needs quotes around it"
+                )
             of = dict(zip(header, cells, strict=False))
-            name = _path(row[header.index("path")], table, line)  # as written: spaces may belong to it
+            name = _path(
+                row[header.index("path")], table, line
+            )  # as written: spaces may belong to it
             split = _split(of.get("split", ""), table, line)
-            present = _present([of[name] for name in table.classes], table, line) if table.classes else None
+            present = (
+                _present([of[name] for name in table.classes], table, line)
+                if table.classes
+                else None
+            )
             label = of.get(table.kind, "")
             if _NOT_UTF8.search(label):
-                table.refuse(line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8")
+                table.refuse(
+                    line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8"
+                )
             if label in _MISSING:
                 table.refuse(
                     line,
-                    f"{shown(label)} would be a class: an unknown label is an empty cell; if it is one, rename it",
+                    f"{shown(label)} would be a class: an unknown label is an empty cell; if it is"
+                    " one, rename it",
                 )
             first = row_of.setdefault(_identity(name, where.parent), len(table.names))
             if first < len(table.names):
@@ -340,7 +443,9 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
     if not header:
         raise VggfeatError(f"{where}, line 1: the file is empty; it must start with {_HEADER}")
     if not table.names:
-        raise VggfeatError(f"{where}, line {reader.line_num + 1}: no images are listed under the header")
+        raise VggfeatError(
+            f"{where}, line {reader.line_num + 1}: no images are listed under the header"
+        )
     return table
 
 
@@ -358,10 +463,16 @@ def _header(cells: list[str], table: _Table, line: int) -> list[str]:
 def _wrong_column(header: list[str]) -> str:
     """What is wrong with which column, and what to do; nothing where all is right."""
     others = [name for name in header if name not in _KNOWN]
-    meant = {known: name for name in reversed(others) if (known := _meant(name))}  # the first for each
+    meant = {
+        known: name for name in reversed(others) if (known := _meant(name))
+    }  # the first for each
     labelled = "label" in header or "labels" in header
     if "path" not in header:
-        return f"rename {shown(meant['path'])} to path" if "path" in meant else "there is no column path"
+        return (
+            f"rename {shown(meant['path'])} to path"
+            if "path" in meant
+            else "there is no column path"
+        )
     for column, name in enumerate(header):
         if not name or re.fullmatch(r"Unnamed: \d+", name):
             what = shown(name) if name else f"{column + 1}, which has no name"
@@ -378,14 +489,19 @@ def _wrong_column(header: list[str]) -> str:
         if known not in header and not (labelled and known in ("label", "labels")):
             return f"rename {shown(name)} to {known}"
     if others and labelled:
-        return f"the column {shown(others[0])} is none of path, label, labels and split: leave it out"
+        return (
+            f"the column {shown(others[0])} is none of path, label, labels and split: leave it out"
+        )
     if len(others) == 1:
-        return f"rename {shown(others[0])} to label, with the name of a class in each cell instead of 0 and 1"
+        return (
+            f"rename {shown(others[0])} to label, with the name of a class in each cell instead of"
+            " 0 and 1"
+        )
     parts = [name for name in others if (found := part_named(name)) and found[1] in ((), ("is",))]
     if parts and parts != ["train"]:  # which alone may be VOC's class
         return (
-            f"{shown(parts[0])} would be a class: write a column split, with train, val and test, or leave it out; if "
-            "it is a class, rename it"
+            f"{shown(parts[0])} would be a class: write a column split, with train, val and test,"
+            " or leave it out; if it is a class, rename it"
         )
     for name in others:
         if _letters(name) in _NO_CLASS or _meant(name):
@@ -418,14 +534,16 @@ def _present(cells: Sequence[str], table: _Table, line: int) -> tuple[int, ...] 
         if cell.lower() not in _PRESENT:
             table.refuse(
                 line,
-                f"the column {shown(name)} is none of path, label, labels and split, so it is a class's and has "
-                f"0 or 1, not {shown(cell)}: 1 (or True) where the class is present, 0 (or False) where not",
+                f"the column {shown(name)} is none of path, label, labels and split, so it is a"
+                f" class's and has 0 or 1, not {shown(cell)}: 1 (or True) where the class is"
+                " present, 0 (or False) where not",
             )
     return tuple(i for i, cell in enumerate(cells) if _PRESENT[cell.lower()])
 
 
 def _path(cell: str, table: _Table, line: int) -> str:
-    """A path as `Items.names` has it: as it is written, or, where that is no file, as it must have been meant.
+    """A path as `Items.names` has it: as it is written, or, where that is no file, as it must have
+    been meant.
 
     Meant are: no spaces around it, Windows' backslashes, Windows' encoding of Western Europe.
     """
@@ -434,15 +552,20 @@ def _path(cell: str, table: _Table, line: int) -> str:
     if not cell.strip() or "\0" in cell:
         table.refuse(line, "no valid path in the column path")
     if _ADDRESS.match(cell):
-        table.refuse(line, f"{shown(cell)} is an address: download the images, and list their files")
+        table.refuse(
+            line, f"{shown(cell)} is an address: download the images, and list their files"
+        )
     if os.sep == "/" and _WINDOWS_DISK.match(cell):
         table.refuse(
-            line, f"{shown(cell)} is on a Windows disk: write paths relative to the CSV file's folder"
+            line,
+            f"{shown(cell)} is on a Windows disk: write paths relative to the CSV file's folder",
         )
     meant = [cell, cell.strip()]
     meant += [text.replace("\\", "/") for text in meant]
     if _NOT_UTF8.search(cell):
-        meant += [text.encode("utf-8", "surrogateescape").decode("cp1252", "replace") for text in meant]
+        meant += [
+            text.encode("utf-8", "surrogateescape").decode("cp1252", "replace") for text in meant
+        ]
     if len(set(meant)) > 1:
         there = [text for text in dict.fromkeys(meant) if os.path.isfile(table.path.parent / text)]
         cell = there[0] if there else cell.replace("\\", "/")
@@ -457,16 +580,22 @@ def _identity(name: str, folder: Path) -> str:
 
 
 def _repeated(first: int, name: str, now: tuple[object, ...], table: _Table, line: int) -> None:
-    """Note a row that says the same of an image as an earlier one. Raises VggfeatError where it says something else."""
+    """Note a row that says the same of an image as an earlier one. Raises VggfeatError where it
+    says something else.
+    """
     label, _, split = now
     if now == (table.labels[first], table.present[first], table.splits[first]):
         table.repeated.append(line)
         return
     what = f"{shown(name)} is listed twice, first in line {table.lines[first]}"
     if split != table.splits[first]:
-        parts = [f"in {part}" if part else "in no split" for part in (table.splits[first], str(split))]
+        parts = [
+            f"in {part}" if part else "in no split" for part in (table.splits[first], str(split))
+        ]
         table.refuse(line, f"{what}: {parts[0]} there, {parts[1]} here; keep one of them")
     if table.kind == "label":
         both = shown(f"{table.labels[first]};{label}")
-        table.refuse(line, f"{what}, with another label; for several, one row with {both} in a column labels")
+        table.refuse(
+            line, f"{what}, with another label; for several, one row with {both} in a column labels"
+        )
     table.refuse(line, f"{what}, with other labels; keep one of them")

@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, for a first try without a download."""
+"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, for a first try without a
+download.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,15 @@ from vggfeat.errors import VggfeatError
 
 
 def load(root: Path | None = None, download: bool = False) -> Items:
-    """Images (1797, 8, 8) uint8 in memory, 0..255 from the original 0..16; three random 80/20 splits.
+    """Images (1797, 8, 8) uint8 in memory, 0..255 from the original 0..16; three random 80/20
+    splits.
 
     labels: (1797,) int32. `root` is not used. Raises VggfeatError when `download` is asked for.
     """
     if download:
         raise VggfeatError(
-            "there is nothing to download for digits, it comes with scikit-learn: leave out `download`"
+            "there is nothing to download for digits, it comes with scikit-learn: leave out"
+            " `download`"
         )
     from sklearn.datasets import load_digits
 

@@ -13,9 +13,11 @@ from vggfeat.errors import VggfeatError
 
 @contextlib.contextmanager
 def downloading(dataset: str, root: Path) -> Iterator[None]:
-    """Run torchvision's downloader inside: `root` exists, stdout stays clean, failures are VggfeatError.
+    """Run torchvision's downloader inside: `root` exists, stdout stays clean, failures are
+    VggfeatError.
 
-    Archives are unpacked with Python's data filter: nothing outside of `root`, no devices, no set-user bits.
+    Archives are unpacked with Python's data filter: nothing outside of `root`, no devices, no
+    set-user bits.
     """
     before = tarfile.TarFile.extraction_filter
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -24,7 +26,9 @@ def downloading(dataset: str, root: Path) -> Iterator[None]:
         # stdout belongs to results; torchvision has printed there in several versions.
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except Exception as error:  # URLError, RuntimeError (checksum), tarfile and zip errors, a full disk …
+    except (
+        Exception
+    ) as error:  # URLError, RuntimeError (checksum), tarfile and zip errors, a full disk …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VggfeatError(
             f"could not download {dataset} into {root.absolute()}: {reason}; try again, "

@@ -1,12 +1,14 @@
-"""Any images: one folder a class, with or without train, val and test above; or one flat folder, no labels.
+"""Any images: one folder a class, with or without train, val and test above; or one flat folder, no
+labels.
 
-    photos/cat/1.jpg                 classes cat, dog …; three random splits, 80% train (a fifth of it val)
-    photos/train/cat/1.jpg           classes cat, dog …; the splits are the folders (`splits.parts_among`)
-    photos/1.jpg                     unlabelled
+    photos/cat/1.jpg          classes cat, dog …; three random splits, 80% train (a fifth of it val)
+    photos/train/cat/1.jpg    classes cat, dog …; the splits are the folders (`splits.parts_among`)
+    photos/1.jpg              unlabelled
 
-What is an image is decided by its extension alone: a damaged file keeps its row, and extraction reports it.
-Hidden files and folders are skipped, and all that is left out is counted. Folders inside a class folder belong to
-the class, unless all class folders hold the same ones: then they are refused, as parts of the data set.
+What is an image is decided by its extension alone: a damaged file keeps its row, and extraction
+reports it. Hidden files and folders are skipped, and all that is left out is counted. Folders
+inside a class folder belong to the class, unless all class folders hold the same ones: then they
+are refused, as parts of the data set.
 """
 
 from __future__ import annotations
@@ -26,16 +28,57 @@ from vggfeat.errors import VggfeatError, reason
 
 # Compared in lower case.
 IMAGE_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".ppm",
+        ".pgm",
+    )
 )
 TRAIN_FRACTION = 0.8
-# Pictures that aren't taken by their extension: those that Pillow can't read, and those that it can.
-_UNREADABLE = frozenset((
-    ".heic", ".heif", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".jxl", ".pdf",
-))  # fmt: skip
-_READABLE = frozenset((
-    ".avif", ".jp2", ".j2k", ".psd", ".tga", ".ico", ".pcx", ".pbm", ".pnm", ".mpo", ".apng",
-))  # fmt: skip
+# Pictures that aren't taken by their extension: those that Pillow can't read, and those that it
+# can.
+_UNREADABLE = frozenset(
+    (
+        ".heic",
+        ".heif",
+        ".svg",
+        ".raw",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".dng",
+        ".orf",
+        ".rw2",
+        ".raf",
+        ".jxl",
+        ".pdf",
+    )
+)
+_READABLE = frozenset(
+    (
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".psd",
+        ".tga",
+        ".ico",
+        ".pcx",
+        ".pbm",
+        ".pnm",
+        ".mpo",
+        ".apng",
+    )
+)
 _MOST_ENDINGS, _MOST_NAMES = 4, 3  # that a sentence names
 
 
@@ -43,7 +86,8 @@ _MOST_ENDINGS, _MOST_NAMES = 4, 3  # that a sentence names
 class LeftOut:
     """What lies among the images and isn't taken, so that it can be told in one sentence.
 
-    kinds: what -> how many, and the first of them by name. endings: the same, of files that are no images by theirs.
+    kinds: what -> how many, and the first of them by name. endings: the same, of files that are no
+    images by theirs.
     """
 
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -66,14 +110,19 @@ class LeftOut:
             if rest := sum(n for _, (n, _) in by_number[_MOST_ENDINGS:]):
                 named.append(f"others {rest:,}")
             total = sum(n for n, _ in self.endings.values())
-            what = f"{total:,} file{'s' * (total > 1)} without an image's ending ({', '.join(named)})"
+            what = (
+                f"{total:,} file{'s' * (total > 1)} without an image's ending ({', '.join(named)})"
+            )
             clauses.append(f"{what}, for example {short(by_number[0][1][1])}")
         for kind, (n, first) in self.kinds.items():
             clauses.append(
-                f"{n:,} {kind.replace('{s}', 's' * (n > 1))}{', for example' if n > 1 else ':'} {short(first)}"
+                f"{n:,} {kind.replace('{s}', 's' * (n > 1))}{', for example' if n > 1 else ':'}"
+                f" {short(first)}"
             )
         if unread := sorted(_UNREADABLE & self.endings.keys()):
-            clauses.append(f"to have pictures of {' '.join(unread)} described, save them as JPEG or PNG")
+            clauses.append(
+                f"to have pictures of {' '.join(unread)} described, save them as JPEG or PNG"
+            )
         if (_READABLE | {""}) & self.endings.keys():
             clauses.append("a CSV file may list pictures of any ending")
         return ("left out: " + "; ".join(clauses),) if clauses else ()
@@ -88,7 +137,11 @@ def _ending(ending: str) -> str:
     """As it may be shown: files have endings of any length, with spaces in them."""
     if not ending:
         return "no ending"
-    return ending if len(ending) <= 12 and ending.isprintable() and " " not in ending else shown(ending)
+    return (
+        ending
+        if len(ending) <= 12 and ending.isprintable() and " " not in ending
+        else shown(ending)
+    )
 
 
 def short(name: str) -> str:
@@ -103,18 +156,22 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError when the layout is none of the three above, or a class folder has no images.
     """
     if download:
-        raise VggfeatError("there is nothing to download for a folder of your own: leave out `download`")
+        raise VggfeatError(
+            "there is nothing to download for a folder of your own: leave out `download`"
+        )
     root = need_root("folder", root, "the folder that holds one folder of images per class")
     if root.is_file():
         raise VggfeatError(
-            f"{root.absolute()} is a file: give the folder that holds the images; a CSV file that lists them is "
-            "read with `dataset` csv"
+            f"{root.absolute()} is a file: give the folder that holds the images; a CSV file that"
+            " lists them is read with `dataset` csv"
         )
     left = LeftOut()
     folders, images = children(root, left)
     if not folders:
         if not images:
-            raise VggfeatError(_and_left(f"no images and no class folders in {root.absolute()}", left))
+            raise VggfeatError(
+                _and_left(f"no images and no class folders in {root.absolute()}", left)
+            )
         return Items("folder", "unlabelled", root, images, None, [], remarks=left.remarks())
 
     part_of = parts_among(folders)
@@ -125,28 +182,36 @@ def load(root: Path | None, download: bool = False) -> Items:
         return read_splits("folder", root, one_folder_each(root, part_of), left)
     parts = set(part_of.values())
     # a class may be called so, as VOC's trains are; but then it holds images
-    if ("train" in parts and len(parts) > 1) or any(_holds_folders(root / name) for name in part_of):
+    if ("train" in parts and len(parts) > 1) or any(
+        _holds_folders(root / name) for name in part_of
+    ):
         raise VggfeatError(
-            f"{root.absolute()} holds {_names(part_of)}, as a split data set does, beside {_names(others)}: move one "
-            "or the other elsewhere, or rename what is a split train, val or test; if all are classes, list the images "
-            "in a CSV file instead"
+            f"{root.absolute()} holds {_names(part_of)}, as a split data set does, beside"
+            f" {_names(others)}: move one or the other elsewhere, or rename what is a split train,"
+            " val or test; if all are classes, list the images in a CSV file instead"
         )
     images_of = class_images(root, left=left)
     classes = sorted(images_of)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images_of[name]) for name in classes])
+    labels = np.repeat(
+        np.arange(len(classes), dtype=np.int32), [len(images_of[name]) for name in classes]
+    )
     names = [name for label in classes for name in images_of[label]]
     splits = class_splits(labels)
     remarks = left.remarks() + remarks_on_classes(labels, classes, splits)
     if part_of:
         remarks += (
-            f"taken for classes: {_names(part_of)}, with images directly inside, beside {_names(others)}; what is none "
-            f"belongs elsewhere than in {root.absolute()}",
+            (
+                f"taken for classes: {_names(part_of)}, with images directly inside, beside"
+                f" {_names(others)}; what is none belongs elsewhere than in {root.absolute()}"
+            ),
         )
     return Items("folder", "single-label", root, names, labels, classes, splits, remarks=remarks)
 
 
 def class_splits(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The splits of a folder of classes, by its labels (N,): `pretrain.train` learns from split0's train and val."""
+    """The splits of a folder of classes, by its labels (N,): `pretrain.train` learns from split0's
+    train and val.
+    """
     return random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
 
 
@@ -160,7 +225,8 @@ def one_folder_each(root: Path, part_of: Mapping[str, str]) -> dict[str, str]:
     for name, part in part_of.items():
         if part == "eval":
             raise VggfeatError(
-                f"{(root / name).absolute()} may be for validation or for test: rename it val or test"
+                f"{(root / name).absolute()} may be for validation or for test: rename it val or"
+                " test"
             )
         if (other := folder_of.setdefault(part, name)) != name:
             raise VggfeatError(
@@ -175,13 +241,16 @@ def one_folder_each(root: Path, part_of: Mapping[str, str]) -> dict[str, str]:
 def read_splits(dataset: str, root: Path, folder_of: dict[str, str], left: LeftOut) -> Items:
     """Items of ROOT/SPLIT/CLASS/IMAGE: split after split, then by class and name.
 
-    folder_of: split -> its folder's name under root. The classes are those of "train" if it is among them.
-    left: takes what is left out there, beside what it has.
-    Raises VggfeatError when another split has a class that "train" lacks, or two splits are one folder.
+    folder_of: split -> its folder's name under root. The classes are those of "train" if it is
+    among them. left: takes what is left out there, beside what it has.
+    Raises VggfeatError when another split has a class that "train" lacks, or two splits are one
+    folder.
     """
     refuse_links(root, list(folder_of.values()))
     images_of = {split: class_images(root, folder, left) for split, folder in folder_of.items()}
-    classes = sorted(images_of["train"] if "train" in images_of else set().union(*images_of.values()))
+    classes = sorted(
+        images_of["train"] if "train" in images_of else set().union(*images_of.values())
+    )
     label_of = {name: label for label, name in enumerate(classes)}
     names: list[str] = []
     labels: list[int] = []
@@ -192,22 +261,26 @@ def read_splits(dataset: str, root: Path, folder_of: dict[str, str], left: LeftO
             if name not in label_of:
                 where = (root / folder_of[split] / name).absolute()
                 raise VggfeatError(
-                    f"{where} has no class of the same name in {folder_of['train']}: rename or move it"
+                    f"{where} has no class of the same name in {folder_of['train']}: rename or"
+                    " move it"
                 )
             names += images_of_class[name]
             labels += [label_of[name]] * len(images_of_class[name])
         splits[split] = np.arange(start, len(names), dtype=np.int64)
     label_array = np.array(labels, np.int32)
     remarks = left.remarks() + remarks_on_classes(label_array, classes, splits)
-    return Items(dataset, "single-label", root, names, label_array, classes, splits, remarks=remarks)
+    return Items(
+        dataset, "single-label", root, names, label_array, classes, splits, remarks=remarks
+    )
 
 
 def class_images(root: Path, inside: str = "", left: LeftOut | None = None) -> dict[str, list[str]]:
-    """Class -> its sorted image names, relative to `root`, from one folder a class in `root / inside`.
+    """Class -> its sorted image names, relative to `root`, from one folder a class in `root /
+    inside`.
 
     left: takes what is left out; of `root` itself, its caller has told.
-    Raises VggfeatError when there are no class folders, images lie beside them, one has no images or is a link to
-    another, or when the folders seem to be parts of the data set.
+    Raises VggfeatError when there are no class folders, images lie beside them, one has no images
+    or is a link to another, or when the folders seem to be parts of the data set.
     """
     where = root / inside
     left = LeftOut() if left is None else left
@@ -242,7 +315,8 @@ def class_images(root: Path, inside: str = "", left: LeftOut | None = None) -> d
 
 
 def _refuse_parts(where: Path, inner_of: Mapping[str, set[str]], inside: str) -> None:
-    """Raise VggfeatError where the folders that were taken for classes hold the classes, or parts of them.
+    """Raise VggfeatError where the folders that were taken for classes hold the classes, or parts
+    of them.
 
     inner_of: class folder with images -> the folders in it, none where images lie beside them.
     """
@@ -253,24 +327,27 @@ def _refuse_parts(where: Path, inner_of: Mapping[str, set[str]], inside: str) ->
         return
     if len(names) == 1:
         what = (
-            f"move them into {where.absolute()}" if inside else f"give `root` {where.absolute() / names[0]}"
+            f"move them into {where.absolute()}"
+            if inside
+            else f"give `root` {where.absolute() / names[0]}"
         )
         raise VggfeatError(
-            f"of the folders in {where.absolute()} only {names[0]} has images, in the folders {_names(shared)}: "
-            f"if those are the classes, {what}"
+            f"of the folders in {where.absolute()} only {names[0]} has images, in the folders"
+            f" {_names(shared)}: if those are the classes, {what}"
         )
     held = f"{_names(names)} in {where.absolute()} hold the same folders, {_names(shared)}"
     if len(parts_among(shared)) == len(shared):
         raise VggfeatError(f"{held}: put those above the classes, as in {shared[0]}/{names[0]}")
     above = "" if inside else "give `root` one part, name the parts train, val and test, or "
     raise VggfeatError(
-        f"{held}: if those are the classes, {above}move all images of a class into one folder; if not, list the images "
-        "with their classes in a CSV file"
+        f"{held}: if those are the classes, {above}move all images of a class into one folder; if"
+        " not, list the images with their classes in a CSV file"
     )
 
 
 def refuse_links(where: Path, folders: Sequence[str]) -> None:
-    """Raise VggfeatError where one of the folders in `where` is a link to a folder that holds it, or to another.
+    """Raise VggfeatError where one of the folders in `where` is a link to a folder that holds it,
+    or to another.
 
     As a class or a split it would have the images of others.
     """
@@ -279,12 +356,18 @@ def refuse_links(where: Path, folders: Sequence[str]) -> None:
     for name in folders:
         real = os.path.realpath(where / name)
         if above.is_relative_to(real):
-            raise VggfeatError(f"{(where / name).absolute()} is a link to a folder that holds it: remove it")
+            raise VggfeatError(
+                f"{(where / name).absolute()} is a link to a folder that holds it: remove it"
+            )
         if (other := seen.setdefault(real, name)) != name:
-            raise VggfeatError(f"{other} and {name} in {where.absolute()} are the same folder: remove one")
+            raise VggfeatError(
+                f"{other} and {name} in {where.absolute()} are the same folder: remove one"
+            )
 
 
-def children(folder: Path, left: LeftOut | None = None, prefix: str = "") -> tuple[list[str], list[str]]:
+def children(
+    folder: Path, left: LeftOut | None = None, prefix: str = ""
+) -> tuple[list[str], list[str]]:
     """Names of the folders and of the images directly in `folder`, each sorted; links are followed.
 
     left: takes the rest, under names that begin with `prefix`.
@@ -303,10 +386,11 @@ def children(folder: Path, left: LeftOut | None = None, prefix: str = "") -> tup
 
 
 def _images_under(folder: Path, prefix: str, left: LeftOut) -> tuple[list[str], set[str]]:
-    """Sorted names, each `prefix`/…, of all images in `folder` and the folders inside it; and the folders in `folder`.
+    """Sorted names, each `prefix`/…, of all images in `folder` and the folders inside it; and the
+    folders in `folder`.
 
-    Of the latter none, if images lie beside them. Linked folders inside are not entered: they could lead back up for
-    ever.
+    Of the latter none, if images lie beside them. Linked folders inside are not entered: they could
+    lead back up for ever.
     """
     names: list[str] = []
     inner: set[str] | None = None
@@ -333,7 +417,9 @@ def _entries(folder: str | Path, left: LeftOut, prefix: str) -> list[os.DirEntry
     except FileNotFoundError:
         raise VggfeatError(f"no folder {os.path.abspath(folder)}: check `root`") from None
     except OSError as error:
-        raise VggfeatError(f"can't list the folder {os.path.abspath(folder)}: {reason(error)}") from error
+        raise VggfeatError(
+            f"can't list the folder {os.path.abspath(folder)}: {reason(error)}"
+        ) from error
     for entry in entries:
         if entry.name.startswith("."):
             left.add("hidden file{s} or folder{s}", _joined(prefix, entry.name))
@@ -373,7 +459,8 @@ def _and_left(message: str, left: LeftOut) -> str:
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """A file, or a link to one, with an image's extension.
 
-    A dangling link counts, so that extraction reports it; a pipe or a device doesn't: reading it could hang.
+    A dangling link counts, so that extraction reports it; a pipe or a device doesn't: reading it
+    could hang.
     """
     if os.path.splitext(entry.name)[1].lower() not in IMAGE_EXTENSIONS:
         return False

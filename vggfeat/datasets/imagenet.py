@@ -4,7 +4,8 @@
     val/n01440764/ILSVRC2012_val_00000293.JPEG
 
 "Train", "training", "validation" … stand for the same. What lies beside the two is left out.
-The official validation archive is flat: its images must first be sorted into folders named by synset id.
+The official validation archive is flat: its images must first be sorted into folders named by
+synset id.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def load(root: Path | None, download: bool = False) -> Items:
     """Splits "train" and "val", or the one that is there; classes are the sorted synset ids.
 
     labels: (N,) int32.
-    Raises VggfeatError when neither folder is there, a class folder is empty, or "val" has a class that
-    "train" lacks.
+    Raises VggfeatError when neither folder is there, a class folder is empty, or "val" has a class
+    that "train" lacks.
     """
     if download:
         raise VggfeatError(
@@ -35,11 +36,14 @@ def load(root: Path | None, download: bool = False) -> Items:
     folder_of = part_folders(root, left) if root.is_dir() else {}
     if not folder_of:
         looked = " or ".join(str((root / split).absolute()) for split in ("train", "val"))
-        raise VggfeatError(f"no folder {looked}: give `root` the folder that holds train/WNID and val/WNID")
+        raise VggfeatError(
+            f"no folder {looked}: give `root` the folder that holds train/WNID and val/WNID"
+        )
     if "val" in folder_of and not children(root / folder_of["val"])[0]:
         raise VggfeatError(
-            f"no class folders in {(root / folder_of['val']).absolute()}: sort the validation images into folders "
-            f"named by synset id, or move {folder_of['val']} away to use train alone"
+            f"no class folders in {(root / folder_of['val']).absolute()}: sort the validation"
+            f" images into folders named by synset id, or move {folder_of['val']} away to use train"
+            " alone"
         )
     return read_splits("imagenet", root, folder_of, left)
 
@@ -47,7 +51,8 @@ def load(root: Path | None, download: bool = False) -> Items:
 def part_folders(
     root: Path, left: LeftOut | None = None, wanted: Sequence[str] = ("train", "val")
 ) -> dict[str, str]:
-    """Part -> its folder under root, of those parts that are wanted and there; the plain word before another form.
+    """Part -> its folder under root, of those parts that are wanted and there; the plain word
+    before another form.
 
     left: takes what lies beside them, but for ILSVRC's own test images, which are flat.
     Raises VggfeatError where root is no folder, or a part has two.
@@ -55,7 +60,9 @@ def part_folders(
     folders, images = children(root, left)
     among = parts_among(folders)
     part_of = {
-        name: part for name, part in among.items() if part in wanted and (name == part or part not in folders)
+        name: part
+        for name, part in among.items()
+        if part in wanted and (name == part or part not in folders)
     }
     if left is not None:
         beside = " and ".join(part_of)

@@ -1,4 +1,6 @@
-"""Items: what every dataset module gives, and all that the rest of the toolkit knows about a dataset."""
+"""Items: what every dataset module gives, and all that the rest of the toolkit knows about a
+dataset.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import numpy as np
 
 from vggfeat.checked import shown
 
-# What the official archives hold, beside which a part of them is told: classes, with the background; labelled images.
+# What the official archives hold, beside which a part of them is told: classes, with the
+# background; labelled images.
 _CLASSES = {"caltech101": 102, "caltech256": 257}
 _IMAGES = {
     "voc2007": {"train": 2501, "val": 2510, "test": 4952},
@@ -27,7 +30,9 @@ def name_digest(names: Sequence[str]) -> str:
 
 
 def other_counts(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) -> list[str]:
-    """In which counts the images are not those that the paper's protocols are about, each in a few words."""
+    """In which counts the images are not those that the paper's protocols are about, each in a few
+    words.
+    """
     counts = []
     if (classes := _CLASSES.get(protocol, n_classes)) != n_classes:
         counts.append(f"{n_classes:,} classes instead of {classes:,}")
@@ -53,7 +58,9 @@ def images_of_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
 def remarks_on_classes(
     labels: np.ndarray, classes: Sequence[str], splits: Mapping[str, np.ndarray]
 ) -> tuple[str, ...]:
-    """Of names that are one but for their case, and of classes that nothing can be learned of, as `Items.remarks`."""
+    """Of names that are one but for their case, and of classes that nothing can be learned of, as
+    `Items.remarks`.
+    """
     remarks = []
     alike: dict[str, list[str]] = {}
     for name in classes:
@@ -61,7 +68,9 @@ def remarks_on_classes(
     if twins := [name for names in alike.values() if len(names) > 1 for name in names]:
         remarks.append(f"names of classes that differ only in case: {_several(twins)}")
     here = images_of_classes(labels, len(classes)) > 0
-    refused = "" if labels.ndim == 2 else ": svm will refuse, since it can't learn a class without one"
+    refused = (
+        "" if labels.ndim == 2 else ": svm will refuse, since it can't learn a class without one"
+    )
     if gone := [name for name, there in zip(classes, here, strict=True) if not there]:
         remarks.append(f"no image of {_several(gone)}{refused}")
     train = next((splits[name] for name in ("train", "split0/train") if name in splits), None)
@@ -87,10 +96,11 @@ class Items:
     root: folder to which names are relative.
     names: N paths relative to root, with forward slashes; a name is unique.
     labels: (N,) int32, index into classes, -1 where unknown; or (N, C) int8: 1 present, -1 absent,
-        0 difficult (left out for that class), a row of zeros where unknown; None when there are none at all.
+        0 difficult (left out for that class), a row of zeros where unknown; None when there are
+        none at all.
     classes: C names.
-    splits: name -> (n,) int64 rows. Official ones are "train", "val", "test"; the random splits of a
-        protocol are "split0/train", "split0/val", "split0/test", "split1/train" …
+    splits: name -> (n,) int64 rows. Official ones are "train", "val", "test"; the random splits of
+        a protocol are "split0/train", "split0/val", "split0/test", "split1/train" …
     images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory, else None.
     lists: files that were read for all this, relative to root; no command may write them.
     remarks: sentences for the user, of what was left out or understood in one of several ways.
@@ -114,7 +124,11 @@ class Items:
 
     def paths(self) -> Iterator[Path]:
         """The files that are read: lists and images; none of a dataset that lives in memory."""
-        return iter(()) if self.images is not None else map(self.root.joinpath, (*self.lists, *self.names))
+        return (
+            iter(())
+            if self.images is not None
+            else map(self.root.joinpath, (*self.lists, *self.names))
+        )
 
     def source(self, i: int) -> Path | np.ndarray:
         """Where image i is: a path, or its pixels."""

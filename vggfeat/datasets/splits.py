@@ -1,7 +1,9 @@
-"""The parts train, val and test: the words that people have for them, and random ones (Appendix B of the paper).
+"""The parts train, val and test: the words that people have for them, and random ones (Appendix B
+of the paper).
 
-Random ones are drawn class by class. Every class of every split has its own random key, so the draw inside one class
-does not change when another class gains or loses images, and split k is the same however many splits are asked for.
+Random ones are drawn class by class. Every class of every split has its own random key, so the draw
+inside one class does not change when another class gains or loses images, and split k is the same
+however many splits are asked for.
 """
 
 from __future__ import annotations
@@ -23,12 +25,18 @@ _WORDS = {
 }
 # What may stand beside such a word and says no more: "training_set", "test images".
 _PADDING = ("set", "data", "dataset", "images", "image", "imgs", "img", "split")
-_PART_OF = {word + more: part for part, words in _WORDS.items() for word in words for more in ("", *_PADDING)}
+_PART_OF = {
+    word + more: part
+    for part, words in _WORDS.items()
+    for word in words
+    for more in ("", *_PADDING)
+}
 
 
 @lru_cache(maxsize=4096)  # a CSV file has a few words for a million rows
 def part_named(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """ "train", "val", "test" or "eval" where a name has one word for it, in any case; and its other words.
+    """ "train", "val", "test" or "eval" where a name has one word for it, in any case; and its
+    other words.
 
     "Training" and "test_images" have no others, "seg_train" has ("seg",), "val2017" has ("2017",).
     """
@@ -41,10 +49,11 @@ def part_named(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def parts_among(names: Sequence[str]) -> dict[str, str]:
-    """Those of the folders' names that may stand for parts of a data set, each with its part: see `part_named`.
+    """Those of the folders' names that may stand for parts of a data set, each with its part: see
+    `part_named`.
 
-    Names of that one word, or else names that have all other words in common, as "seg_train" and "seg_test", among
-    them train and another part; "steam train" and "test tube" are neither.
+    Names of that one word, or else names that have all other words in common, as "seg_train" and
+    "seg_test", among them train and another part; "steam train" and "test tube" are neither.
     """
     named = {name: found for name in names if (found := part_named(name))}
     alike: dict[tuple[str, ...], dict[str, str]] = {}
@@ -67,20 +76,22 @@ def random_splits(
     n_splits: int = 3,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Draw `n_splits` independent splits: "split0/train", "split0/val", "split0/test", "split1/train" …
+    """Draw `n_splits` independent splits: "split0/train", "split0/val", "split0/test",
+    "split1/train" …
 
-    labels: (N,) class index, -1 where unknown, split within each class; or (N, C) of 1, -1 and 0, split as
-        one pool, because an image of several classes can't be drawn class by class. Rows of unknown label
-        (-1, or zeros throughout) are in no split.
-    n_train: images per class for train and val together: a count (int), or a fraction of the class (float
-        between 0 and 1).
+    labels: (N,) class index, -1 where unknown, split within each class; or (N, C) of 1, -1 and 0,
+        split as one pool, because an image of several classes can't be drawn class by class. Rows
+        of unknown label (-1, or zeros throughout) are in no split.
+    n_train: images per class for train and val together: a count (int), or a fraction of the class
+        (float between 0 and 1).
     max_test: at most this many of the other images per class are for test; None takes them all.
-    val_fraction: share of the `n_train` images that chooses hyper-parameters ("val"); "train" is the rest.
+    val_fraction: share of the `n_train` images that chooses hyper-parameters ("val"); "train" is
+    the rest.
 
     Returns sorted int64 rows; the three parts of a split are disjoint.
-    A class of n <= n_train images gives n - 1 of them to train and val and keeps one for test; a class of
-    one image has it in train. "val" gets at least one image of a class where "train" keeps one too.
-    Raises VggfeatError for settings out of range, or when no row has a label.
+    A class of n <= n_train images gives n - 1 of them to train and val and keeps one for test; a
+    class of one image has it in train. "val" gets at least one image of a class where "train" keeps
+    one too. Raises VggfeatError for settings out of range, or when no row has a label.
     """
     _check(n_train, max_test, val_fraction, n_splits, seed)
     rows_of_class = _rows_by_class(np.asarray(labels))
@@ -90,8 +101,13 @@ def random_splits(
     for split in range(n_splits):
         parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
         for c, rows in rows_of_class.items():
-            # a file may name a class for each of its images: there is nothing to draw from one, and a generator is slow
-            drawn = rows if len(rows) == 1 else np.random.default_rng([seed, split, c]).permutation(rows)
+            # a file may name a class for each of its images: there is nothing to draw from one, and
+            # a generator is slow
+            drawn = (
+                rows
+                if len(rows) == 1
+                else np.random.default_rng([seed, split, c]).permutation(rows)
+            )
             n_fit, n_val = _sizes(len(rows), n_train, val_fraction)
             end = None if max_test is None else n_fit + max_test
             parts["val"].append(drawn[:n_val])
@@ -103,11 +119,14 @@ def random_splits(
 
 
 def _rows_by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Class index -> its rows in ascending order; several labels an image make one pool, class 0."""
+    """Class index -> its rows in ascending order; several labels an image make one pool, class
+    0.
+    """
     if labels.ndim == 2:
         known = np.flatnonzero((labels != 0).any(axis=1))
         return {0: known} if len(known) else {}
-    # One stable sort instead of a comparison per class: 1.3 million rows of 1,000 classes stay quick.
+    # One stable sort instead of a comparison per class: 1.3 million rows of 1,000 classes stay
+    # quick.
     order = np.argsort(labels, kind="stable")
     classes, starts = np.unique(labels[order], return_index=True)
     rows = np.split(order, starts[1:])
@@ -115,7 +134,9 @@ def _rows_by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _sizes(n: int, n_train: int | float, val_fraction: float) -> tuple[int, int]:
-    """Of a class of n images: how many are for train and val together, and how many of those for val."""
+    """Of a class of n images: how many are for train and val together, and how many of those for
+    val.
+    """
     wanted = round(n_train * n) if isinstance(n_train, float) else n_train
     n_fit = max(1, min(wanted, n - 1))
     n_val = round(val_fraction * n_fit)
@@ -124,7 +145,9 @@ def _sizes(n: int, n_train: int | float, val_fraction: float) -> tuple[int, int]
     return n_fit, min(n_val, n_fit - 1)
 
 
-def _check(n_train: int | float, max_test: int | None, val_fraction: float, n_splits: int, seed: int) -> None:
+def _check(
+    n_train: int | float, max_test: int | None, val_fraction: float, n_splits: int, seed: int
+) -> None:
     if isinstance(n_train, float) and not 0 < n_train < 1:
         raise VggfeatError(
             f"a training fraction is between 0 and 1, not {n_train}; a count is a whole number"

@@ -4,8 +4,9 @@
     VOCdevkit/VOC2007/ImageSets/Main/aeroplane_train.txt    000012 -1
     VOCdevkit/VOC2007/JPEGImages/000012.jpg
 
-Labels stay as the lists have them: 1 present, -1 absent, 0 when every object of the class in the image is
-marked difficult. The 2012 test lists have no labels (they are on the server): those rows are zeros.
+Labels stay as the lists have them: 1 present, -1 absent, 0 when every object of the class in the
+image is marked difficult. The 2012 test lists have no labels (they are on the server): those rows
+are zeros.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ CLASSES = [
 
 
 def load(root: Path | None, download: bool = False, *, year: int) -> Items:
-    """VOC `year`, all its images sorted by id, with splits "train", "val" and, where listed, "test".
+    """VOC `year`, all its images sorted by id, with splits "train", "val" and, where listed,
+    "test".
 
     root: the folder that holds VOCdevkit, or VOCdevkit, or the VOC2007 (VOC2012) folder in it.
     labels: (N, 20) int8. Test rows are zeros when there is no CLASS_test.txt at all.
-    Raises VggfeatError naming the list, and the line, that is missing, malformed or contradicts another.
+    Raises VggfeatError naming the list, and the line, that is missing, malformed or contradicts
+    another.
     """
     root = need_root(f"voc{year}", root, "the folder that holds VOCdevkit")
     if download and not _whole(root, year):
@@ -57,14 +60,17 @@ def load(root: Path | None, download: bool = False, *, year: int) -> Items:
 def _find(root: Path, year: int) -> Path:
     """The VOC<year> folder at or under root."""
     candidates = [root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}"]
-    # A folder of another year would load without complaint, and be scored by the wrong year's rules.
+    # A folder of another year would load without complaint, and be scored by the wrong year's
+    # rules.
     if root.absolute().name == f"VOC{year}" or not re.fullmatch(r"VOC\d{4}", root.absolute().name):
         candidates.append(root)
     for folder in candidates:
         if (folder / "ImageSets" / "Main").is_dir():
             return folder
     looked = " or ".join(str(folder.absolute() / "ImageSets" / "Main") for folder in candidates)
-    raise VggfeatError(f"no folder {looked}: give `root` the folder that holds VOCdevkit, or add `download`")
+    raise VggfeatError(
+        f"no folder {looked}: give `root` the folder that holds VOCdevkit, or add `download`"
+    )
 
 
 def _read(folder: Path, year: int) -> Items:
@@ -75,7 +81,8 @@ def _read(folder: Path, year: int) -> Items:
     ids = sorted(set().union(*ids_of.values()))
     if len(ids) != sum(map(len, ids_of.values())):
         raise VggfeatError(
-            f"{lists}: an image is in two of {', '.join(f'{s}.txt' for s in ids_of)}; they must differ"
+            f"{lists}: an image is in two of {', '.join(f'{s}.txt' for s in ids_of)}; they must"
+            " differ"
         )
 
     row_of = {image: row for row, image in enumerate(ids)}
@@ -120,7 +127,9 @@ def _read_ids(path: Path) -> set[str]:
     ids: set[str] = set()
     for n, words in _lines(path):
         if len(words) != 1 or "/" in words[0] or "\0" in words[0]:
-            raise VggfeatError(f"{path}, line {n}: expected one image id, found {shown(' '.join(words))}")
+            raise VggfeatError(
+                f"{path}, line {n}: expected one image id, found {shown(' '.join(words))}"
+            )
         if words[0] in ids:
             raise VggfeatError(f"{path}, line {n}: image {shown(words[0])} is listed twice")
         ids.add(words[0])
@@ -133,33 +142,48 @@ def _read_labels(path: Path, ids: set[str]) -> dict[str, int]:
     for n, words in _lines(path):
         if len(words) != 2 or words[1] not in ("1", "0", "-1"):
             found = shown(" ".join(words))
-            raise VggfeatError(f"{path}, line {n}: expected an image id and 1, 0 or -1, found {found}")
+            raise VggfeatError(
+                f"{path}, line {n}: expected an image id and 1, 0 or -1, found {found}"
+            )
         image = words[0]
         if image in value_of or image not in ids:
-            wrong = "is listed twice" if image in value_of else f"is not in {path.name.rsplit('_', 1)[1]}"
+            wrong = (
+                "is listed twice"
+                if image in value_of
+                else f"is not in {path.name.rsplit('_', 1)[1]}"
+            )
             raise VggfeatError(f"{path}, line {n}: image {shown(image)} {wrong}")
         value_of[image] = int(words[1])
     if len(value_of) < len(ids):
         raise VggfeatError(
-            f"{path}: no label for {len(ids) - len(value_of)} images, first {min(ids - value_of.keys())}"
+            f"{path}: no label for {len(ids) - len(value_of)} images, first"
+            f" {min(ids - value_of.keys())}"
         )
     return value_of
 
 
 def _whole(root: Path, year: int) -> bool:
-    """Whether nothing is left to download: every list is there and every image they name is a file."""
+    """Whether nothing is left to download: every list is there and every image they name is a
+    file.
+    """
     try:
         items = _read(_find(root, year), year)
     except VggfeatError:
         return False
     has_lists = year != 2007 or "test" in items.splits
     # The 2012 archive lists no test images; a copy that does may hold them or not.
-    rows = range(len(items)) if year == 2007 else np.concatenate([items.splits[s] for s in ("train", "val")])
+    rows = (
+        range(len(items))
+        if year == 2007
+        else np.concatenate([items.splits[s] for s in ("train", "val")])
+    )
     return has_lists and all((items.root / items.names[row]).is_file() for row in rows)
 
 
 def _download(root: Path, year: int) -> None:
-    """Leave ROOT/VOCdevkit/VOC<year>, and the archives beside VOCdevkit (an interrupted run reuses them)."""
+    """Leave ROOT/VOCdevkit/VOC<year>, and the archives beside VOCdevkit (an interrupted run reuses
+    them).
+    """
     base = root.absolute()
     if base.name == f"VOC{year}" and base.parent.name == "VOCdevkit":
         base = base.parent
@@ -175,7 +199,8 @@ def _download(root: Path, year: int) -> None:
 def check_submission(
     directory: Path, rows: Sequence[int] | np.ndarray, classes: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Raise VggfeatError unless a submission can be written there: a free folder, names that the format can hold.
+    """Raise VggfeatError unless a submission can be written there: a free folder, names that the
+    format can hold.
 
     Arguments as of `write_submission`.
     """
@@ -191,7 +216,8 @@ def check_submission(
     for identifier in identifiers:
         if identifier.split() != [identifier]:
             raise VggfeatError(
-                f"a line of a submission is a name and a score: the image {shown(identifier)} has a space in it"
+                f"a line of a submission is a name and a score: the image {shown(identifier)} has a"
+                " space in it"
             )
 
 
@@ -207,20 +233,25 @@ def write_submission(
     classes: Sequence[str],
     names: Sequence[str],
 ) -> list[Path]:
-    """Write the devkit's result files comp2_cls_test_<class>.txt, one for each class, into `directory`.
+    """Write the devkit's result files comp2_cls_test_<class>.txt, one for each class, into
+    `directory`.
 
     The evaluation server wants them under results/VOC2012/Main/ of an archive.
 
-    comp2 is the competition for methods trained on any data, as every network trained on ILSVRC is. Each line
-    is an image's identifier (its name without folder and suffix) and its score with six decimals.
+    comp2 is the competition for methods trained on any data, as every network trained on ILSVRC is.
+    Each line is an image's identifier (its name without folder and suffix) and its score with six
+    decimals.
 
     directory: must not exist or be empty; it appears only when all files are complete.
-    rows, scores_NK: n rows of the dataset and their (n, K) scores. names: of all the dataset's images.
-    Returns the files. Raises VggfeatError: see `check_submission`; wrong shapes, NaN, a disk that refuses.
+    rows, scores_NK: n rows of the dataset and their (n, K) scores. names: of all the dataset's
+    images. Returns the files. Raises VggfeatError: see `check_submission`; wrong shapes, NaN, a
+    disk that refuses.
     """
     target, scores = Path(directory).resolve(), np.asarray(scores_NK)
     if scores.shape != (len(rows), len(classes)):
-        raise VggfeatError(f"scores {scores.shape} don't match {len(rows)} images and {len(classes)} classes")
+        raise VggfeatError(
+            f"scores {scores.shape} don't match {len(rows)} images and {len(classes)} classes"
+        )
     if not np.isfinite(scores).all():
         raise VggfeatError("scores hold NaN or infinity, which the evaluation server can't read")
     check_submission(target, rows, classes, names)

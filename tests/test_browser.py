@@ -21,7 +21,7 @@ from vggfeat.report import write_report
 
 from .conftest import HANG, photograph
 from .pretrain.test_report import write_log
-from .test_report import NASTY, features_of, model_of, results_of
+from .vggfeat.test_report import NASTY, features_of, model_of, results_of
 
 FACTS = """() => {
   const lightness = colour => {

@@ -30,8 +30,8 @@ from vggfeat.protocols import Outcome, Scored
 from vggfeat.tensors import bare, read
 from vggfeat.weights import save_weights
 
-from .test_hdf5 import posteriors_at, reseal
-from .test_tensors import MOMENTUM, arrays_of, caffemodel
+from .vggfeat.test_hdf5 import posteriors_at, reseal
+from .vggfeat.test_tensors import MOMENTUM, arrays_of, caffemodel
 
 EXAMPLES = int(os.environ.get("FUZZ", "120"))  # damaged files of each kind; more in a longer check
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"

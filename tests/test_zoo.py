@@ -24,7 +24,7 @@ from vggfeat.decode import read_rgb
 from vggfeat.extract import describe_all, extract
 
 from .conftest import PEAK, assert_same_descriptors, needs_peak, photograph
-from .test_images import FILES, chunk, encoded, png, tiff
+from .vggfeat.test_images import FILES, chunk, encoded, png, tiff
 
 WEIGHTS = "random:A,width=0.125,crop=32"
 SCALES = (32, 48)

@@ -21,9 +21,9 @@ from vggfeat import cli, terminal
 from vggfeat.errors import CantWrite, UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.terminal import columns, list_unreadable, out, print_table, printable, progress, say
 
-from .conftest import HANG, Command
+from ..conftest import HANG, Command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EVIL = (
     "a\x1b[2J\r\nvggfeat:"
     " forged\x07\x9b31m\u202egnp.exe\u2066\u200b\u2028\x7f\udcff\U000e0041[bold]{0} b"

@@ -18,7 +18,7 @@ from vggfeat.aggregate import aggregate
 from vggfeat.errors import VggfeatError
 from vggfeat.neighbours import contact_sheet, nearest, query_of
 
-from .conftest import Command, photograph
+from ..conftest import Command, photograph
 from .test_report import features_of, write_features
 
 CLASSES = ["ant", "bee", "cat"]

@@ -30,10 +30,10 @@ from vggfeat.images import CAFFE, Preprocessing
 from vggfeat.tensors import bare, read
 from vggfeat.vgg import VGG, layer_keys
 
-from .conftest import photograph
+from ..conftest import photograph
 
 He = Callable[..., VGG]
-DOCUMENT = Path(__file__).parents[1] / "docs/weights.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/weights.md"
 
 
 def arrays_of(module: VGG) -> dict[str, np.ndarray]:

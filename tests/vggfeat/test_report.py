@@ -29,7 +29,7 @@ from vggfeat.report import _plane, read_results, summary, write_report
 from vggfeat.store import Description, Features, open_features
 from vggfeat.writer import FeatureWriter
 
-from .conftest import Command, photograph
+from ..conftest import Command, photograph
 
 PART = Description(
     "A", "random:A", "ab" * 32, "fc7", (32, 48), True, "floor", "bilinear", "float32", "Pillow"

@@ -22,7 +22,7 @@ from vggfeat.datasets.voc import CLASSES, check_submission, write_submission
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import limited
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data")
 
 

@@ -29,7 +29,7 @@ from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.tensors import metadata_of
 from vggfeat.vgg import NETS, VGG
 
-from .conftest import assert_same_descriptors, photograph
+from ..conftest import assert_same_descriptors, photograph
 
 
 @pytest.fixture

@@ -30,12 +30,12 @@ from vggfeat.protocols import Scored
 from vggfeat.store import Description, open_features
 from vggfeat.writer import FeatureWriter
 
-from .conftest import Command
+from ..conftest import Command
 
 PART = Description(
     "A", "random:A", "ab" * 32, "fc7", (32, 48), True, "floor", "bilinear", "float32", "Pillow"
 )
-OLD = Path(__file__).parent / "version1"
+OLD = Path(__file__).parents[1] / "formats" / "version1"
 NAMES = ["a.jpg", "", "ü" * 3000, "caf\udce9\n.jpg", "e.jpg"]
 
 

@@ -38,7 +38,7 @@ from vggfeat.model import open_model
 from vggfeat.terminal import CORES
 from vggfeat.writer import FeatureWriter
 
-from .conftest import HANG, Command, assert_same_descriptors, photograph
+from ..conftest import HANG, Command, assert_same_descriptors, photograph
 from .test_report import PART
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
@@ -516,7 +516,7 @@ def test_info_of_weights_that_tell_nonsense(command, tmp_path):
 
 
 def test_info_says_who_reads_kept_posteriors(command, tmp_path):
-    old = Path(__file__).parent / "version1" / "posteriors.h5"
+    old = Path(__file__).parents[1] / "formats" / "version1" / "posteriors.h5"
     assert command("convert", old, tmp_path / "p.h5").status == 0
     ran = command("info", tmp_path / "p.h5")
     assert (ran.status, ran.out) == (1, "")

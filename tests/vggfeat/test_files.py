@@ -31,7 +31,7 @@ from vggfeat.files import check_outputs, plain, try_each, whole, write_json, wri
 from vggfeat.terminal import run
 from vggfeat.weights import save_weights
 
-from .conftest import Command, photograph
+from ..conftest import Command, photograph
 
 HOLDER = """
 import sys

@@ -30,7 +30,7 @@ from vggfeat.extract import (
 from vggfeat.images import smallest_side
 from vggfeat.look import Cheaper, look
 
-from .conftest import assert_same_descriptors, photograph
+from ..conftest import assert_same_descriptors, photograph
 
 SCALES = (40, 64)
 

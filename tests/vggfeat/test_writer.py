@@ -28,7 +28,7 @@ from vggfeat import cli, datasets, extract, hdf5, store, writer
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape, description_of
 
-from .conftest import HANG, Command, assert_same_descriptors, photograph, torchrun
+from ..conftest import HANG, Command, assert_same_descriptors, photograph, torchrun
 
 KILLS = int(os.environ.get("KILLS", "10"))
 WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
@@ -418,7 +418,9 @@ def test_other_labels_versions_and_damage_are_refused(
     refused(f"^{partial} is damaged: it has .*give `overwrite`")  # which file, once
     partial.write_bytes(b"a text")
     refused("is no half-written feature file of this version")
-    partial.write_bytes((Path(__file__).parent / "version1" / "features.h5").read_bytes())
+    partial.write_bytes(
+        (Path(__file__).parents[1] / "formats" / "version1" / "features.h5").read_bytes()
+    )
     refused("is no half-written feature file of this version")
     partial.write_bytes(good)
     extract.extract(items, network, begun, scales=(40, 64), batch_size=1)

@@ -20,7 +20,7 @@ import vggfeat
 from vggfeat import cli
 from vggfeat.errors import UnreadableImage, VggfeatError
 
-from .conftest import HANG, Command, assert_same_descriptors, photograph
+from ..conftest import HANG, Command, assert_same_descriptors, photograph
 
 NET = "random:A,width=0.125,crop=32"
 SMALL = ("--weights", NET, "--scales", "32,40", "--device", "cpu", "--precision", "float32")

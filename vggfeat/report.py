@@ -22,7 +22,7 @@ from vggfeat.aggregate import aggregate, fuse
 from vggfeat.checked import fitted, parse_json, read_text
 from vggfeat.classify import refuse_other_rows
 from vggfeat.decode import read_rgb
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
 from vggfeat.model import Model
 from vggfeat.page import (
@@ -207,7 +207,7 @@ def write_report(
     """
     if results is None:
         if model is None:
-            raise VggfeatError("a report needs `results` or `model`")
+            raise WrongUsage("a report needs `results` or `model`")
         results = model.results
     results = checked_results(results, "these results")
     left_out: list[str] = []

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vggfeat import __version__
 from vggfeat.checked import fitted, parse_json, shown
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 from vggfeat.files import whole
 from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing, said
 from vggfeat.tensors import ENDINGS, bare, read
@@ -219,11 +219,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise TypeError
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise VggfeatError(
+        raise WrongUsage(
             f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N"
         ) from error
     if resolved.type not in ("cpu", "cuda"):
-        raise VggfeatError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
+        raise WrongUsage(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if resolved.type == "cuda" and (resolved.index or 0) >= count:
         raise VggfeatError(
@@ -269,7 +269,7 @@ def load(
         return network
     if name in NETS:
         if name not in OXFORD:
-            raise VggfeatError(
+            raise WrongUsage(
                 f"no weights were released for net {name} (but for D and E): give a file as"
                 " `weights`"
             )
@@ -285,7 +285,7 @@ def load(
     elif Path(name).suffix in ENDINGS or os.path.lexists(name):
         network = _load_file(Path(name))
     else:
-        raise VggfeatError(
+        raise WrongUsage(
             f"weights {shown(name)} are not known: there is no such file, and no such source; give"
             " a file, or one of mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see"
             " `vggfeat weights`)"
@@ -732,7 +732,7 @@ def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor])
 
 def _oxford(net: str, file: Path | None) -> Network:
     if net not in OXFORD:
-        raise VggfeatError(
+        raise WrongUsage(
             f"no weights were released for net {net!r}; there are oxford:D and oxford:E"
         )
     release = {
@@ -834,16 +834,17 @@ def _random(what: str, file: Path | None) -> Network:
             if key == "seed" and not 0 <= values[key] < 2**63:
                 raise ValueError(value)
         except ValueError as error:
-            raise VggfeatError(
+            raise WrongUsage(
                 f"random:{what} has a setting {setting!r}; write"
                 " random:NET,width=0.25,crop=64,seed=0,classes=10"
             ) from error
     if file is not None:
-        raise VggfeatError("random: weights come from a seed, not from a file")
-    with torch.device("meta"):
-        module = VGG(
-            net, int(values["classes"]), values["width"], int(values["crop"])
-        )  # nothing too large
+        raise WrongUsage("random: weights come from a seed, not from a file")
+    try:
+        with torch.device("meta"):  # nothing too large
+            module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
+    except VggfeatError as error:  # all of it was typed
+        raise WrongUsage(str(error)) from error
     generator = torch.Generator().manual_seed(int(values["seed"]))
     tensors = {}
     for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):

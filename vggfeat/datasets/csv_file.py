@@ -35,7 +35,7 @@ from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import TRAIN_FRACTION, short
 from vggfeat.datasets.items import Items, remarks_on_classes
 from vggfeat.datasets.splits import part_named, random_splits
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 
 MOST_LABELS = (
     1 << 30
@@ -147,7 +147,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "there is nothing to download for a CSV file of your own: leave out `download`"
         )
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")

@@ -11,7 +11,7 @@ import numpy as np
 from vggfeat.datasets.folder import TRAIN_FRACTION
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import WrongUsage
 
 
 def load(root: Path | None = None, download: bool = False) -> Items:
@@ -21,7 +21,7 @@ def load(root: Path | None = None, download: bool = False) -> Items:
     labels: (1797,) int32. `root` is not used. Raises VggfeatError when `download` is asked for.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "there is nothing to download for digits, it comes with scikit-learn: leave out"
             " `download`"
         )

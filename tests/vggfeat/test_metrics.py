@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_mean_ap_is_over_classes_that_have_one() -> None:
         ([0.1, 0.2], [True, False], "truth must be"),
     ],
 )
-def test_ap_refuses(scores: list, truth: list, message: str) -> None:
+def test_ap_refuses(scores: list[Any], truth: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.average_precision(scores, truth)
 

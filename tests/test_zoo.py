@@ -154,7 +154,7 @@ def special(folder: Path) -> dict[str, str]:
     (folder / "forbidden.jpg").write_bytes(oriented(1))
     (folder / "forbidden.jpg").chmod(0)
     loop = os.strerror(errno.ELOOP).lower()
-    reasons = {
+    return {
         "a folder.jpg": "is a directory",
         "nowhere.jpg": "no such file",
         "loop a.jpg": loop,
@@ -166,7 +166,6 @@ def special(folder: Path) -> dict[str, str]:
         ),
         "gone.jpg": "no such file",
     }
-    return reasons
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from torch import Tensor
 from pretrain.kept import KeptPosteriors, Posteriors
 from pretrain.recipe import Recipe, history_of, identity
 from pretrain.tables import RELEASED, paper_scales
+from vggfeat import datasets
 from vggfeat.checked import fitted, parse_json
-from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.datasets import Items, imagenet
 from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError, reason
@@ -229,14 +230,14 @@ def images_of(root: Path, split: str, limit: int) -> Items:
     """
     if split == "test":
         tests = root / imagenet.part_folders(root, wanted=["test"]).get("test", "test")
-        items = folder.load(tests)
+        items = datasets.load("folder", tests)
         if items.labels is not None:
             raise VggfeatError(
                 f"{tests} has class folders: the test images are expected in it directly"
             )
         rows = np.arange(len(items))
     else:
-        items = imagenet.load(root)
+        items = datasets.load("imagenet", root)
         if split not in items.splits:
             raise VggfeatError(
                 f"no folder {(root / split).absolute()}: expected {split}/CLASS/IMAGE"

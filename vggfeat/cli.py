@@ -572,8 +572,8 @@ def neighbours(
             f"{picture} must end in .png, .jpg or .webp", param_hint="--picture"
         )
     from vggfeat.datasets import at_hand
+    from vggfeat.datasets.protocol import pool_of
     from vggfeat.neighbours import draw, nearest, query_of
-    from vggfeat.protocols import pool_of
     from vggfeat.store import open_features
 
     file = open_features(features)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from tests.conftest import Command
 from vggfeat import cli, look
 from vggfeat.datasets import Items, at_hand, describe_datasets, load, random_splits, refuse_absent
+from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.voc import CLASSES, check_submission, write_submission
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import limited
@@ -1349,3 +1351,23 @@ def test_a_line_that_is_no_image_id_is_told_in_short(tmp_path: Path, line: str) 
     ) as refused:
         load("voc2007", tmp_path)
     assert len(str(refused.value)) < len(str(tmp_path)) + 200
+
+
+def test_the_table_of_protocols_is_what_is_drawn_and_documented() -> None:
+    labels = np.repeat(np.arange(3, dtype=np.int32), 70)
+    for name, train, test in (
+        ("caltech101", 30, 40),
+        ("caltech256", 60, 10),
+        ("single-label", 56, 14),
+    ):
+        splits = PROTOCOLS[name].splits(labels)
+        drawn = [len(splits[f"split0/{part}"]) for part in ("train", "val", "test")]
+        assert (drawn[0] + drawn[1], drawn[2]) == (3 * train, 3 * test)
+    compared = {name: rules.compared_by(several=True) for name, rules in PROTOCOLS.items()}
+    assert compared.pop("voc2007") == "map_11point" and {*compared.values()} == {"map_allpoint"}
+    assert {rules.compared_by(several=False) for rules in PROTOCOLS.values()} == {
+        "mean_class_recall"
+    }
+    formats = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    listed = formats.partition("rule of scoring: ")[2].partition(" |")[0]
+    assert re.findall(r"`([^`]+)`", listed) == [*PROTOCOLS, "unlabelled"]

@@ -10,16 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.checked import shown
-
-# What the official archives hold, beside which a part of them is told: classes, with the
-# background; labelled images.
-_CLASSES = {"caltech101": 102, "caltech256": 257}
-_IMAGES = {
-    "voc2007": {"train": 2501, "val": 2510, "test": 4952},
-    "voc2012": {"train": 5717, "val": 5823},
-}
 
 _MOST_NAMED = 10  # classes that a remark names
 
@@ -29,23 +22,9 @@ def name_digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def other_counts(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) -> list[str]:
-    """In which counts the images are not those that the paper's protocols are about, each in a few
-    words.
-    """
-    counts = []
-    if (classes := _CLASSES.get(protocol, n_classes)) != n_classes:
-        counts.append(f"{n_classes:,} classes instead of {classes:,}")
-    for part, official in _IMAGES.get(protocol, {}).items():
-        if (n := len(splits.get(part, ()))) != official:
-            counts.append(f"{n:,} {part} images instead of {official:,}")
-    return counts
-
-
-def remarks_on(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """The same, as `Items.remarks`."""
-    counts = ", ".join(other_counts(protocol, n_classes, splits))
-    return (f"{protocol} with {counts}: no figure of these is its protocol's",) if counts else ()
+def known(labels: np.ndarray) -> NDArray[np.bool_]:
+    """(N,) whether anything is known of an image's label; labels as of `Items`."""
+    return (labels != 0).any(axis=1) if labels.ndim == 2 else labels >= 0
 
 
 def images_of_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -91,8 +70,7 @@ class Items:
     """N images in the dataset's own order, with labels and splits.
 
     dataset: name given to `--dataset`.
-    protocol: how a classifier is scored on it: "voc2007", "voc2012", "caltech101", "caltech256",
-        "single-label", "multi-label" or "unlabelled".
+    protocol: how a classifier is scored on it: one of `protocol.PROTOCOLS`, or "unlabelled".
     root: folder to which names are relative.
     names: N paths relative to root, with forward slashes; a name is unique.
     labels: (N,) int32, index into classes, -1 where unknown; or (N, C) int8: 1 present, -1 absent,

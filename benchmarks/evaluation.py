@@ -21,8 +21,8 @@ import torch
 import vggfeat
 from pretrain.posteriors import crops, dense
 from vggfeat.decode import read_rgb
-from vggfeat.extract import forward_flop
 from vggfeat.images import smallest_side
+from vggfeat.plan import forward_flop
 from vggfeat.terminal import columns, out
 from vggfeat.weights import Network
 

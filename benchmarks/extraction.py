@@ -47,19 +47,13 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
+from vggfeat.batches import by_shape  # noqa: E402
 from vggfeat.decode import read_rgb  # noqa: E402
-from vggfeat.describe import describe  # noqa: E402
-from vggfeat.extract import (  # noqa: E402
-    PLANNED,
-    by_shape,
-    describe_all,
-    description_of,
-    extract,
-    limited,
-    plan,
-)
+from vggfeat.describe import describe, describe_all, description_of  # noqa: E402
+from vggfeat.extract import extract  # noqa: E402
 from vggfeat.images import centre_crop, smallest_side  # noqa: E402
 from vggfeat.look import look  # noqa: E402
+from vggfeat.plan import PLANNED, plan  # noqa: E402
 from vggfeat.weights import Network  # noqa: E402
 
 Sides = dict[str, Callable[[], np.ndarray]]
@@ -391,7 +385,7 @@ PLANS = (
 
 def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: int) -> Rows:
     """Each setting is WEIGHTS:SCALES, and :no-mirror; of the first `limit` images."""
-    items = limited(datasets.load("folder", folder), limit)
+    items = datasets.load("folder", folder).first(limit)
     rows = []
     for setting in settings:
         mirror = not setting.endswith(":no-mirror")

@@ -21,7 +21,8 @@ import vggfeat
 from vggfeat import datasets
 from vggfeat.datasets import Items
 from vggfeat.decode import read_rgb
-from vggfeat.extract import describe_all, extract
+from vggfeat.describe import describe_all
+from vggfeat.extract import extract
 
 from .conftest import PEAK, assert_same_descriptors, needs_peak, photograph
 from .vggfeat.test_images import FILES, chunk, encoded, png, tiff

@@ -20,9 +20,9 @@ from vggfeat.datasets.folder import class_splits
 from vggfeat.datasets.items import known, name_digest
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import versions
 from vggfeat.protocols import Problem
 from vggfeat.store import Description, Features, open_features
+from vggfeat.versions import versions
 
 SAME = (
     0.02  # of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image

@@ -208,6 +208,8 @@ def extract(
     qs = None if scales is None else _numbers(scales, int, "--scales")
     from vggfeat import datasets
     from vggfeat import extract as extraction
+    from vggfeat import plan as planning
+    from vggfeat.describe import description_of
     from vggfeat.look import foreword, look
     from vggfeat.ranks import joined
     from vggfeat.weights import load
@@ -231,18 +233,18 @@ def extract(
             [folder, *weights_files(weights), *items.paths()],
         )
         if limit is not None:
-            items = extraction.limited(items, limit)
+            items = items.first(limit)
         datasets.refuse_absent(items)
         source = (net, weights) if net and weights else (weights or net or "oxford:D",)
         network = load(*source, device=ranks.device, precision=precision)
         if max_pool:
             network.set_pool(max_pool)
-        description = extraction.description_of(network, layer, qs, mirror)
+        description = description_of(network, layer, qs, mirror)
         if dry_run:
             if not ranks.first:
                 return
-            seen = look(items, extraction.PLANNED)
-            plan = extraction.plan(
+            seen = look(items, planning.PLANNED)
+            plan = planning.plan(
                 items,
                 seen,
                 network,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +111,35 @@ class Items:
     def source(self, i: int) -> Path | np.ndarray:
         """Where image i is: a path, or its pixels."""
         return self.root / self.names[i] if self.images is None else self.images[i]
+
+    def take(self, rows: np.ndarray) -> Items:
+        """The items of these rows, in their order; splits keep what is left of them.
+
+        rows: (n,) different integers.
+        """
+        place = np.full(len(self), -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        splits = {name: place[split] for name, split in self.splits.items()}
+        return replace(
+            self,
+            names=[self.names[i] for i in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            splits={name: split[split >= 0] for name, split in splits.items()},
+            images=None if self.images is None else self.images[rows],
+        )
+
+    def first(self, limit: int) -> Items:
+        """The first `limit` items, and how many there are; it is told where classes lack images."""
+        if limit >= len(self):
+            return self
+        taken = replace(self.take(np.arange(limit)), total=self.total or len(self))
+        if taken.labels is None:
+            return taken
+        n = np.count_nonzero(images_of_classes(taken.labels, len(self.classes)))
+        if n == len(self.classes):
+            return taken
+        remark = (
+            f"`limit` {limit:,} takes the first images, of {n:,} of the"
+            f" {len(self.classes):,} classes"
+        )
+        return replace(taken, remarks=(*self.remarks, remark))

@@ -26,8 +26,6 @@ from typing import Any
 
 import timm
 import torch
-from tests.test_hdf5 import reseal
-from tests.test_tensors import MOMENTUM, arrays_of, caffemodel
 
 import vggfeat
 from benchmarks.writing import WEIGHTS, Inputs, evaluate, training

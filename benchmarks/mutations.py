@@ -32,13 +32,14 @@ from benchmarks.writing import WEIGHTS, Inputs, evaluate, training
 from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.init import weight_layers
 from pretrain.kept import KeptPosteriors
-from tests.test_hdf5 import reseal
-from tests.test_tensors import MOMENTUM, arrays_of, caffemodel
+from tests.vggfeat.test_hdf5 import reseal
+from tests.vggfeat.test_tensors import MOMENTUM, arrays_of, caffemodel
 from vggfeat import datasets
+from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import description_of, versions
 from vggfeat.hdf5 import MAGIC
 from vggfeat.model import open_model
+from vggfeat.versions import versions
 from vggfeat.writer import FeatureWriter
 
 MEMORY = 1 << 30

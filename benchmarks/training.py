@@ -50,7 +50,7 @@ COLOURS = Colours(
 )
 
 
-class Photographs(torch.utils.data.Dataset):
+class Photographs(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """The peer's data set: an image folder with torchvision's reference transforms."""
 
     def __init__(self, data: TrainingSet, stage: Stage, crop: int) -> None:
@@ -71,7 +71,7 @@ class Photographs(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         row = int(self.data.train[i])
-        image = Image.open(self.data.items.source(row)).convert("RGB")
+        image = Image.open(self.data.items.root / self.data.items.names[row]).convert("RGB")
         return self.transform(image), int(self.data.items.labels[row])  # type: ignore[index]
 
 

@@ -339,8 +339,8 @@ def info(inputs: Inputs) -> Job:
 
 
 @_job
-def convert(inputs: Inputs) -> Job:
-    old = Path(__file__).parents[1] / "tests" / "version1" / "features.h5"
+def convert(_: Inputs) -> Job:
+    old = Path(__file__).parents[1] / "tests" / "formats" / "version1" / "features.h5"
     return Job("convert", vggfeat_main, ["convert", old, "new.h5"])
 
 

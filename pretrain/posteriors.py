@@ -19,12 +19,13 @@ from torch import Tensor
 from pretrain.kept import KeptPosteriors, Posteriors
 from pretrain.recipe import Recipe, history_of, identity
 from pretrain.tables import RELEASED, paper_scales
+from vggfeat import datasets
+from vggfeat.batches import by_shape
 from vggfeat.checked import fitted, parse_json
-from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.datasets import Items, imagenet
 from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError, reason
-from vggfeat.extract import by_shape
 from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
@@ -229,14 +230,14 @@ def images_of(root: Path, split: str, limit: int) -> Items:
     """
     if split == "test":
         tests = root / imagenet.part_folders(root, wanted=["test"]).get("test", "test")
-        items = folder.load(tests)
+        items = datasets.load("folder", tests)
         if items.labels is not None:
             raise VggfeatError(
                 f"{tests} has class folders: the test images are expected in it directly"
             )
         rows = np.arange(len(items))
     else:
-        items = imagenet.load(root)
+        items = datasets.load("imagenet", root)
         if split not in items.splits:
             raise VggfeatError(
                 f"no folder {(root / split).absolute()}: expected {split}/CLASS/IMAGE"
@@ -244,8 +245,7 @@ def images_of(root: Path, split: str, limit: int) -> Items:
         rows = items.splits[split]
     if 0 < limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
-    labels = None if items.labels is None else items.labels[rows]
-    return replace(items, names=[items.names[i] for i in rows], labels=labels, splits={})
+    return replace(items.take(rows), splits={})
 
 
 def evaluate(

@@ -469,7 +469,8 @@ def _own_file(recipe: Recipe) -> Recipe:
     """The recipe as its file says it, before any number was replaced."""
     if recipe.file:
         where = f"the numbers of the file {recipe.name}.toml"
-        return fitted(parse_json(recipe.file, where), Recipe, where)
+        as_written: Recipe = fitted(parse_json(recipe.file, where), Recipe, where)
+        return as_written
     if recipe.name not in _ours():  # nor is a path that somebody's weights file names opened
         raise VggfeatError(
             f"recipe {recipe.name!r:.60} is none of {', '.join(_ours())}, and its file isn't known"

@@ -141,7 +141,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["1 classes", "4 classes", "300 classes", "training"])
 @pytest.mark.parametrize(
-    "width, scheme", [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
+    ("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
 )
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     facts = looked_at(browser, pages[name], width, scheme)

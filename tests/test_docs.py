@@ -35,10 +35,11 @@ from pretrain import evaluate, train
 from pretrain.init import FROM_A
 from pretrain.posteriors import GRID
 from vggfeat import cli, weights
+from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.decode import MAX_PIXELS
 from vggfeat.images import MAX_RESCALED_PIXELS
-from vggfeat.protocols import C_STEP, MAX_EXTENSIONS, N_SPLITS, VAL_FRACTION
+from vggfeat.protocols import C_STEP, MAX_EXTENSIONS
 from vggfeat.svm import C_GRID, LinearSVM
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG, parameter_count

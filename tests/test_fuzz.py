@@ -23,8 +23,9 @@ import vggfeat
 from pretrain.kept import KeptPosteriors
 from vggfeat import datasets, writer
 from vggfeat.datasets.download import downloading
+from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import description_of, extract, limited
+from vggfeat.extract import extract
 from vggfeat.model import model_from, open_model, save_model
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.tensors import bare, read
@@ -42,7 +43,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One file of each kind that is read."""
     folder = tmp_path_factory.mktemp("good")
     network = vggfeat.load(WEIGHTS)
-    items = limited(datasets.load("digits", None), 6)
+    items = datasets.load("digits", None).first(6)
     extract(items, network, folder / "features.h5", scales=(40,), layer="pool1")
     with pytest.raises(KeyboardInterrupt), begun(folder / "begun.h5") as file:
         file.note_source(0, items.source(0))
@@ -75,7 +76,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def begun(path: Path) -> writer.FeatureWriter:
-    items = limited(datasets.load("digits", None), 6)
+    items = datasets.load("digits", None).first(6)
     return writer.FeatureWriter(
         path, items, description_of(vggfeat.load(WEIGHTS), "pool1", (40,), True), 8
     )

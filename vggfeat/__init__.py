@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vggfeat.describe import embed
     from vggfeat.errors import UnreadableImage, VggfeatError
-    from vggfeat.extract import embed
     from vggfeat.model import Model, open_model
     from vggfeat.store import Features, open_features
     from vggfeat.svm import LinearSVM, LinearSVMCV
@@ -37,7 +37,7 @@ _WHERE = {
     "Network": "weights",
     "UnreadableImage": "errors",
     "VggfeatError": "errors",
-    "embed": "extract",
+    "embed": "describe",
     "load": "weights",
     "open_features": "store",
     "open_model": "model",

@@ -60,7 +60,7 @@ def _unexpected(
         os.write(2, line.encode(errors="backslashreplace"))
 
 
-def _leave(number: int, frame: FrameType | None, leave: object = os._exit) -> None:
+def _leave(number: int, _frame: FrameType | None, leave: object = os._exit) -> None:
     """leave: as the interpreter's own end takes a module's names away."""
     leave(128 + number)  # type: ignore[operator]
 

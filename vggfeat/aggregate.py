@@ -105,7 +105,8 @@ def fuse(parts: Sequence[Any]) -> NDArray[np.float32]:
     if any(len(shape) != 2 or shape[0] != shapes[0][0] for shape in shapes):
         raise ValueError(f"descriptors to fuse must be (N, D) with the same N, not {shapes}")
     if len(parts) == 1:
-        return parts[0]
+        alone: NDArray[np.float32] = parts[0]
+        return alone
     n_rows, length = shapes[0][0], sum(shape[1] for shape in shapes)
     out = np.empty((n_rows, length), dtype=np.float32)
     for rows in _row_blocks(n_rows, length):

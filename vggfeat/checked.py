@@ -245,7 +245,7 @@ def _record(value: Any, kind: Any, key: str) -> Any:
             if field.default is no_default and field.default_factory is no_default
         }
         if unknown := value.keys() - kinds.keys():
-            raise _Unfit(key, _no_key(kind, sorted(unknown)[0]))
+            raise _Unfit(key, _no_key(kind, min(unknown)))
     for name in kinds:
         if name in needed and name not in value:
             raise _Unfit(_inside(key, name), "is missing")

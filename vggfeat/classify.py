@@ -17,11 +17,12 @@ import numpy as np
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets.folder import class_splits
-from vggfeat.datasets.items import name_digest
+from vggfeat.datasets.items import known, name_digest
+from vggfeat.datasets.protocol import pool_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import versions
-from vggfeat.protocols import Problem, pool_of
+from vggfeat.protocols import Problem
 from vggfeat.store import Description, Features, open_features
+from vggfeat.versions import versions
 
 SAME = (
     0.02  # of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image
@@ -191,7 +192,7 @@ def trained_the_net(features: Features) -> np.ndarray:
         not learned
         or features.labels is None
         or features.labels.ndim == 2
-        or not (features.labels >= 0).any()
+        or not known(features.labels).any()
     ):
         return seen
     drawn = class_splits(features.labels)

@@ -66,8 +66,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vggfeat.datasets import Items
-    from vggfeat.extract import Plan, Report
+    from vggfeat.extract import Report
     from vggfeat.model import Model
+    from vggfeat.plan import Plan
     from vggfeat.store import Description, Features
 
 MOST_DEPTH = 8  # of records inside records that are printed
@@ -188,8 +189,10 @@ def extract_command(
     """Describe every image of a dataset; write one HDF5 feature file."""
     qs = None if scales is None else numbers(scales, int, "--scales")
     from vggfeat import datasets
-    from vggfeat.extract import PLANNED, description_of, extract, limited, plan
+    from vggfeat.describe import description_of
+    from vggfeat.extract import extract
     from vggfeat.look import foreword, look
+    from vggfeat.plan import PLANNED, plan
     from vggfeat.ranks import joined
     from vggfeat.weights import load
 
@@ -212,7 +215,7 @@ def extract_command(
             [folder, *weights_files(weights), *items.paths()],
         )
         if limit is not None:
-            items = limited(items, limit)
+            items = items.first(limit)
         datasets.refuse_absent(items)
         source = (net, weights) if net and weights else (weights or net or "oxford:D",)
         network = load(*source, device=ranks.device, precision=precision)
@@ -532,8 +535,8 @@ def neighbours_command(
             f"{picture} must end in .png, .jpg or .webp", param_hint="'--picture'"
         )
     from vggfeat.datasets import at_hand
+    from vggfeat.datasets.protocol import pool_of
     from vggfeat.neighbours import draw, nearest, query_of
-    from vggfeat.protocols import pool_of
     from vggfeat.store import open_features
 
     file = open_features(features)

@@ -18,8 +18,8 @@ import torch
 
 from vggfeat.aggregate import POOLINGS, aggregate, fuse
 from vggfeat.checked import OneOf, Several, path_of, shown
+from vggfeat.describe import described, list_of_images, network_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import described, list_of_images, network_of
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.store import Description

@@ -28,8 +28,9 @@ from sklearn.exceptions import ConvergenceWarning
 from vggfeat import metrics
 from vggfeat.aggregate import POOLINGS
 from vggfeat.checked import OneOf, Range
-from vggfeat.datasets.items import other_counts
-from vggfeat.datasets.splits import random_splits
+from vggfeat.datasets.items import known
+from vggfeat.datasets.protocol import Protocol, protocol_of
+from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.errors import VggfeatError
 from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
 
@@ -39,43 +40,6 @@ MOST_C = 1e12
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
 CUT = "20 % of train"
-VAL_FRACTION = 0.2  # Appendix B: 20% of the training images choose the hyper-parameters
-N_SPLITS = 3  # Appendix B: three random splits
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What a data set's rules say, where they differ.
-
-    n_train: training images a class, or their share; max_test: most test images a class; for random
-        splits that are drawn here. pool: over the scales. ap: the average precision that chooses C
-        and is compared, for several labels an image.
-    """
-
-    n_train: int | float = 0.8
-    max_test: int | None = None
-    pool: str = "average"
-    ap: metrics.APKind = "allpoint"
-
-
-# Appendix B: descriptors are averaged over the scales on VOC, stacked on Caltech.
-PROTOCOLS = {
-    "voc2007": Protocol(ap="11point"),
-    "voc2012": Protocol(),
-    "caltech101": Protocol(30, 50, "stack"),
-    "caltech256": Protocol(60, None, "stack"),
-}
-
-
-def protocol_of(name: str) -> Protocol:
-    """The rules of a protocol; of what isn't the paper's, folders and lists, the common ones."""
-    return PROTOCOLS.get(name, Protocol())
-
-
-def pool_of(protocol: str) -> tuple[str, str]:
-    """How a protocol pools over scales, where nobody says, and in words why."""
-    why = f"the protocol of {protocol}" if protocol in PROTOCOLS else "the default"
-    return protocol_of(protocol).pool, why
 
 
 Rows = NDArray[np.int64]
@@ -193,7 +157,7 @@ class Problem:
     unknown. classes: K names.
     splits: name -> rows: "train", "val", "test", or "split0/train", "split0/val", "split0/test", …
     readable: (N,) bool.
-    protocol: "voc2007", "voc2012", "caltech101", "caltech256", "single-label" or "multi-label".
+    protocol: one of `datasets.protocol.PROTOCOLS`.
     names: N image names.
     total: images of the data set, where these are the first of them; else None.
     seen: (N,) bool, the images that trained the network that described them; None: unknown.
@@ -241,7 +205,16 @@ class Problem:
     @property
     def known(self) -> NDArray[np.bool_]:
         """(N,) whether anything is known of an image's label."""
-        return (self.labels != 0).any(axis=1) if self.multilabel else self.labels >= 0
+        return known(self.labels)
+
+    @property
+    def rules(self) -> Protocol:
+        return protocol_of(self.protocol)
+
+    @property
+    def compared_by(self) -> str:
+        """The figure that chooses C and is compared."""
+        return self.rules.compared_by(self.multilabel)
 
 
 @dataclass(frozen=True)
@@ -365,16 +338,8 @@ def _splits(
     stored, facts = problem.splits, {"splits": "stored", "test_split": "test"}
     names = _split_names(stored)
     if seed is not None and (names or not stored):
-        rules = protocol_of(problem.protocol)
         # Drawn over all images, so that an unreadable one doesn't change who else is where.
-        stored = random_splits(
-            problem.labels,
-            n_train=rules.n_train,
-            max_test=rules.max_test,
-            val_fraction=VAL_FRACTION,
-            n_splits=len(names) or N_SPLITS,
-            seed=seed,
-        )
+        stored = problem.rules.splits(problem.labels, len(names) or N_SPLITS, seed)
         names, facts["splits"] = _split_names(stored), f"drawn with seed {seed}"
     if not names:
         there = (
@@ -585,7 +550,7 @@ def _curves(
                     " chosen; give one as `C`"
                 )
             label = f"{split.name} C={model.C:g}".strip()
-            say(f"{label}: validation {metrics.FIGURES[_selected_by(problem)]} {100 * score:.2f} %")
+            say(f"{label}: validation {metrics.FIGURES[problem.compared_by]} {100 * score:.2f} %")
             if not model.converged_:
                 broken_off.append(f"{label} (choosing C)")
         best += models.values()
@@ -607,13 +572,7 @@ def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> NDArray[np.float6
 
 def _validate(problem: Problem, model: LinearSVM, val: Rows) -> float:
     figures, _ = _figures(problem, _scores(problem, model, val), val)
-    return figures[_selected_by(problem)]
-
-
-def _selected_by(problem: Problem) -> str:
-    if not problem.multilabel:
-        return "mean_class_recall"
-    return f"map_{protocol_of(problem.protocol).ap}"
+    return figures[problem.compared_by]
 
 
 def _figures(
@@ -666,7 +625,7 @@ def _choose_and_score(
     results: dict[str, Any] = {
         "protocol": problem.protocol,
         "solver": f"{svm.solver}, tol {svm.tol:g}, {svm.loss}",
-        "compared_by": _selected_by(problem),
+        "compared_by": problem.compared_by,
     }
     if svm.class_weight is not None:
         results["class_weight"] = svm.class_weight
@@ -694,7 +653,7 @@ def _choose_and_score(
         results["C_curve"] = [
             float(np.mean([curve[value] for curve in curves])) for value in shared
         ]
-        results["selected_by"] = _selected_by(problem)
+        results["selected_by"] = problem.compared_by
         further = sorted(set().union(*curves) - set(grid))
         if further:
             results["C_grid_extended_by"] = further
@@ -826,15 +785,14 @@ def _over_splits(
 def _other_images(problem: Problem, splits: list[_Split]) -> list[str]:
     """In what the images are not all, or not those of the paper's protocol."""
     other = [_first(problem)] if problem.total else []
-    if problem.protocol in PROTOCOLS:
-        other += other_counts(problem.protocol, len(problem.classes), problem.splits)
-        wanted = PROTOCOLS[problem.protocol].n_train
-        if isinstance(wanted, int):
-            counts = [
-                np.bincount(problem.labels[s.refit], minlength=len(problem.classes)) for s in splits
-            ]
-            if few := int((np.min(counts, axis=0) < wanted).sum()):
-                other.append(f"{few:,} classes with fewer than {wanted} training images")
+    other += problem.rules.other_counts(len(problem.classes), problem.splits)
+    wanted = problem.rules.n_train
+    if isinstance(wanted, int):
+        counts = [
+            np.bincount(problem.labels[s.refit], minlength=len(problem.classes)) for s in splits
+        ]
+        if few := int((np.min(counts, axis=0) < wanted).sum()):
+            other.append(f"{few:,} classes with fewer than {wanted} training images")
     return other
 
 
@@ -967,7 +925,7 @@ def _name_gaps(problem: Problem, results: dict[str, Any], model: LinearSVM) -> N
 def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
     rules = []
     if chosen:
-        by = metrics.FIGURES[_selected_by(problem)]
+        by = metrics.FIGURES[problem.compared_by]
         rules.append(f"one C for all classes, by {by} on the validation part; smallest of equals")
     if problem.multilabel:
         rules.append(

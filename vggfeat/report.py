@@ -21,6 +21,8 @@ from vggfeat import datasets, metrics
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.checked import fitted, parse_json, read_text
 from vggfeat.classify import refuse_other_rows
+from vggfeat.datasets.items import known
+from vggfeat.datasets.protocol import pool_of, protocol_of
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
@@ -39,7 +41,7 @@ from vggfeat.page import (
     table,
     thumbnail,
 )
-from vggfeat.protocols import Results, Scored, protocol_of, scored_part, seen_by_net, trained_on
+from vggfeat.protocols import Results, Scored, scored_part, seen_by_net, trained_on
 from vggfeat.store import Features
 
 MANY = 40  # classes; of more, the best and the worst are shown
@@ -231,7 +233,7 @@ def write_report(
             left_out.append(f"{curves}: the scored images have no labels")
     if rankings:
         first = features[0]
-        ap = CLASS_FIGURES[f"ap_{protocol_of(results['protocol']).ap}"]
+        ap = CLASS_FIGURES[protocol_of(results["protocol"]).class_ap]
         sections += _curves(rankings, first.classes, ap)
         if first.labels is not None and first.labels.ndim == 1:
             sections += _confusions(rankings, first.classes)
@@ -341,17 +343,16 @@ def _rankings(
         if labels is None:
             continue
         own = labels[part.rows]
-        known = (own != 0).any(axis=1) if own.ndim == 2 else own >= 0
-        known &= np.isfinite(part.scores).all(axis=1)
-        if not known.any():
+        told = known(own) & np.isfinite(part.scores).all(axis=1)
+        if not told.any():
             continue
-        own, scores = own[known], np.asarray(part.scores[known], np.float64)
+        own, scores = own[told], np.asarray(part.scores[told], np.float64)
         truth = own if own.ndim == 2 else np.where(np.arange(K) == own[:, None], 1, -1)
         predicted = None if own.ndim == 2 else scores.argmax(axis=1)
         aps = metrics.mean_average_precision(scores, truth, ap).per_class
         words = _part(results) if name == "validation" else name
         words = f"the test part of {name}" if name.startswith("split") else words
-        out[words] = Ranking(part.rows[known], scores, truth, predicted, aps)
+        out[words] = Ranking(part.rows[told], scores, truth, predicted, aps)
     return out
 
 
@@ -366,7 +367,7 @@ def _figures(results: dict[str, Any]) -> Section:
 def _class_figure(results: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """The figure of each class that the protocol compares by."""
     per_class = scored_part(results)[0].get("per_class") or {}
-    for key in (f"ap_{protocol_of(results['protocol']).ap}", *CLASS_FIGURES):
+    for key in (protocol_of(results["protocol"]).class_ap, *CLASS_FIGURES):
         values = {name: figures.get(key) for name, figures in per_class.items()}
         if any(value is not None for value in values.values()):
             return key, {n: float("nan") if v is None else float(v) for n, v in values.items()}
@@ -615,7 +616,7 @@ def _map(
         picked = np.sort(np.random.default_rng(0).choice(readable, MAPPED, replace=False))
     parts = [part.get("scales") for part in results.get("features", [])] or [None] * len(features)
     scales = [part.scales for part in model.parts] if model else [q and tuple(q) for q in parts]
-    pool = model.pool if model else results.get("pool", protocol_of(results["protocol"]).pool)
+    pool = model.pool if model else results.get("pool", pool_of(results["protocol"])[0])
     X = fuse(
         [aggregate(file.read(q, picked), pool) for file, q in zip(features, scales, strict=True)]
     )

@@ -210,7 +210,7 @@ def ending_well() -> Iterator[Caught]:
     """
     caught = Caught()
 
-    def end(number: int, frame: Any) -> None:
+    def end(number: int, _frame: Any) -> None:
         if caught.signal:
             if time.monotonic() - caught.at > SAME_SECONDS:
                 os._exit(128 + number)

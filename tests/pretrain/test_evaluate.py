@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import subprocess
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +27,8 @@ from pretrain.posteriors import how_trained
 from pretrain.recipe import Past, Recipe, chain, read_recipe
 from pretrain.runs import Trained, roles
 from pretrain.tables import RELEASED, Cell, Member, read_cells
-from tests.conftest import HANG, Command, photograph, torchrun
+from tests import prepared
+from tests.conftest import HANG, Command, photograph
 from tests.pretrain.conftest import environment
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
@@ -207,9 +207,9 @@ def test_two_processes_give_the_same_table(
     ]
     tables = []
     for processes in (1, 2):
-        line = [*torchrun(processes), "-m", "pretrain.evaluate", *map(str, arguments)]
-        line += ["--posteriors", str(tmp_path / f"{processes}.h5")]
-        done = subprocess.run(line, env=environment(), text=True, capture_output=True, timeout=HANG)
+        words = ["-m", "pretrain.evaluate", *arguments]
+        words += ["--posteriors", tmp_path / f"{processes}.h5"]
+        done = prepared.run(words, environment(), processes, timeout=HANG)
         assert done.returncode == 0, done.stderr[-3000:]
         tables.append(done.stdout)
     assert tables[0] == tables[1]

@@ -14,6 +14,8 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from vggfeat import metrics, protocols, solver
+from vggfeat.datasets.protocol import pool_of
+from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 from vggfeat.protocols import Problem, run
 from vggfeat.svm import LinearSVM
@@ -60,9 +62,7 @@ def multi_label(
 def with_random_splits(problem: Problem, n_splits: int = 3) -> Problem:
     return replace(
         problem,
-        splits=protocols.random_splits(
-            problem.labels, n_train=10, max_test=8, n_splits=n_splits, seed=5
-        ),
+        splits=random_splits(problem.labels, n_train=10, max_test=8, n_splits=n_splits, seed=5),
     )
 
 
@@ -198,9 +198,7 @@ def test_images_that_are_not_the_protocols_are_told() -> None:
         "4 classes instead of 102",
         "4 classes with fewer than 30 training images",
     ]
-    assert other(
-        replace(caltech, splits=protocols.random_splits(problem.labels, n_train=29, max_test=None))
-    )
+    assert other(replace(caltech, splits=random_splits(problem.labels, n_train=29, max_test=None)))
     parts = [
         f"{n} {part} images instead of {of}"
         for n, part, of in ((100, "train", "2,501"), (50, "val", "2,510"), (50, "test", "4,952"))
@@ -378,7 +376,7 @@ def test_the_classifier_that_is_trained_is_named_as_it_is() -> None:
     ],
 )
 def test_each_protocol_pools_in_its_way(protocol: str, pool: str, why: str) -> None:
-    assert protocols.pool_of(protocol) == (pool, why)
+    assert pool_of(protocol) == (pool, why)
 
 
 def test_without_val_it_is_cut_from_train() -> None:

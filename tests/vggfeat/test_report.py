@@ -254,7 +254,7 @@ def test_validation_in_place_of_test_labels_is_called_that(tmp_path):
     assert "Classes: AP (area) on val" in text and "Of the 6 images of val." in text
 
 
-@pytest.mark.parametrize("protocol, kind", [("voc2007", "11point"), ("voc2012", "allpoint")])
+@pytest.mark.parametrize(("protocol", "kind"), [("voc2007", "11point"), ("voc2012", "allpoint")])
 def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((30, 2)) < 0.4, 1, -1).astype(np.int8)

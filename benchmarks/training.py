@@ -40,8 +40,9 @@ from pretrain.plan import forward_gflop, net_of
 from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
+from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
-from vggfeat.terminal import CORES, columns, out
+from vggfeat.terminal import columns, out
 from vggfeat.weights import resolve_device, resolve_precision
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypedDict, overload
 import numpy as np
 import torch
 
-from vggfeat.aggregate import POOLINGS, aggregate, fuse
+from vggfeat.aggregate import POOLINGS, aggregate, fuse, pooled_length
 from vggfeat.checked import OneOf, Several, path_of, shown
 from vggfeat.describe import described, list_of_images, network_of
 from vggfeat.errors import VggfeatError
@@ -89,7 +89,7 @@ class Model:
             for part, spec in zip(self.parts, sources, strict=True)
         ]
         length = sum(
-            network.dim(part.layer) * (len(part.scales) if self.pool == "stack" else 1)
+            pooled_length(self.pool, len(part.scales), network.dim(part.layer))
             for network, part in zip(networks, self.parts, strict=True)
         )
         if self.coef_KD.shape[1] != length:

@@ -34,7 +34,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vggfeat.terminal import CORES, columns, err, keep_memory, out
+from vggfeat.devices import keep_memory
+from vggfeat.terminal import CORES, columns, err, out
 
 keep_memory()  # as the command does; for all sides
 

@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from vggfeat.terminal import CORES, columns, err, keep_memory, out
+from vggfeat.devices import keep_memory
+from vggfeat.terminal import CORES, columns, err, out
 
 keep_memory()  # as the command does; for all sides
 

@@ -157,7 +157,8 @@ def evaluate(
     from pretrain.posteriors import facts_of, fitting_scales, images_of
     from pretrain.runs import measure_tables, write_tables
     from vggfeat.ranks import joined
-    from vggfeat.weights import Network, load
+    from vggfeat.sources import load
+    from vggfeat.weights import Network
 
     def ending(whole: KeptPosteriors) -> None:
         """What is made of posteriors, whether measured now or kept: each file, and then what is

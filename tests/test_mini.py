@@ -15,8 +15,8 @@ import vggfeat
 from vggfeat import datasets
 from vggfeat.decode import read_rgb
 from vggfeat.images import smallest_side
+from vggfeat.sources import MINI
 from vggfeat.vgg import NETS
-from vggfeat.weights import MINI
 
 from .conftest import photograph
 

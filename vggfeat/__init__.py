@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from vggfeat.describe import embed
     from vggfeat.errors import UnreadableImage, VggfeatError
     from vggfeat.model import Model, open_model
+    from vggfeat.sources import load
     from vggfeat.store import Features, open_features
     from vggfeat.svm import LinearSVM, LinearSVMCV
-    from vggfeat.weights import Network, load
+    from vggfeat.weights import Network
 
 # Loaded when first used: `vggfeat --help` and reading a feature file need no PyTorch.
 _WHERE = {
@@ -38,7 +39,7 @@ _WHERE = {
     "UnreadableImage": "errors",
     "VggfeatError": "errors",
     "embed": "describe",
-    "load": "weights",
+    "load": "sources",
     "open_features": "store",
     "open_model": "model",
 }

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.files import check_outputs, weights_files, whole
+from vggfeat.options import Overwrite, with_debug
 from vggfeat.terminal import print_table, run
 
 if TYPE_CHECKING:  # a command that is refused is so before PyTorch is imported
@@ -42,6 +43,7 @@ TOLERANCE = {"torchvision": 1e-4, "timm": 1e-4, "onnx": 1e-4, "float16": 5e-3}
 
 
 @app.command()
+@with_debug
 def export(
     weights: Annotated[
         str, typer.Argument(help="A weights file, or any name that vggfeat extract takes.")
@@ -50,17 +52,20 @@ def export(
         Literal["torchvision", "timm", "onnx", "float16"],
         typer.Option(help="Which program it is for; float16: this one, in half the bytes."),
     ],
-    out_file: Annotated[Path, typer.Option("--out", help=".pth or .safetensors; .onnx for onnx.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    out_file: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="The file to write: .pth or .safetensors; for onnx, .onnx.",
+        ),
+    ],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a net for another program, checked by that program."""
-    check_outputs({"--out": out_file}, inputs=weights_files(weights), overwrite=overwrite)
     endings = {"onnx": (".onnx",), "float16": (".safetensors",)}.get(to, (".pth", ".safetensors"))
     if out_file.suffix not in endings:
-        raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")
+        raise WrongUsage(f"--out {out_file} must end in {' or '.join(endings)}")
+    check_outputs({"--out": out_file}, inputs=weights_files(weights), overwrite=overwrite)
     from safetensors import SafetensorError
 
     from vggfeat.sources import load

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from vggfeat.checked import shown
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise TypeError
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise VggfeatError(
+        raise WrongUsage(
             f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N"
         ) from error
     if resolved.type not in ("cpu", "cuda"):
-        raise VggfeatError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
+        raise WrongUsage(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if resolved.type == "cuda" and (resolved.index or 0) >= count:
         raise VggfeatError(
@@ -58,7 +58,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bfloat16" if fast else "float32"
     if not isinstance(precision, str) or precision not in PRECISIONS:
-        raise VggfeatError(
+        raise WrongUsage(
             f"precision {shown(precision)} is not one of auto, {', '.join(PRECISIONS)}"
         )
     return precision

@@ -19,7 +19,9 @@ class VggfeatError(Exception):
 
 
 class WrongUsage(VggfeatError):  # noqa: N818 - named as what happened
-    """Options that contradict each other, or miss one."""
+    """What was asked for can't be, whatever lies on the disk: a word that is none of those that
+    there are, a number out of its range, arguments that contradict each other or miss one.
+    """
 
     status = 2
 

@@ -24,7 +24,7 @@ from vggfeat.classify import refuse_other_rows
 from vggfeat.datasets.items import known
 from vggfeat.datasets.protocol import pool_of, protocol_of
 from vggfeat.decode import read_rgb
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
 from vggfeat.model import Model
 from vggfeat.page import (
@@ -209,7 +209,7 @@ def write_report(
     """
     if results is None:
         if model is None:
-            raise VggfeatError("a report needs `results` or `model`")
+            raise WrongUsage("a report needs `results` or `model`")
         results = model.results
     results = checked_results(results, "these results")
     left_out: list[str] = []

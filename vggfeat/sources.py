@@ -22,7 +22,7 @@ from torch import Tensor
 from vggfeat.backbones import load_timm
 from vggfeat.checked import shown
 from vggfeat.devices import resolve_device, resolve_precision
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.tensors import ENDINGS
 from vggfeat.vgg import NETS, TABLE_1, VGG
@@ -90,7 +90,7 @@ def load(
         return network
     if name in NETS:
         if name not in OXFORD:
-            raise VggfeatError(
+            raise WrongUsage(
                 f"no weights were released for net {name} (but for D and E): give a file as"
                 " `weights`"
             )
@@ -107,7 +107,7 @@ def load(
         network = _load_file(Path(name))
     else:
         examples = ", ".join(source.example for source in SOURCES.values())
-        raise VggfeatError(
+        raise WrongUsage(
             f"weights {shown(name)} are not known: there is no such file, and no such source; give"
             f" a file, or one of {examples} (see `vggfeat weights`)"
         )
@@ -203,7 +203,7 @@ def _digits(url: str) -> str:
 
 def _oxford(net: str, file: Path | None) -> Network:
     if net not in OXFORD:
-        raise VggfeatError(
+        raise WrongUsage(
             f"no weights were released for net {net!r}; there are oxford:D and oxford:E"
         )
     release = {
@@ -220,7 +220,7 @@ def _oxford(net: str, file: Path | None) -> Network:
 
 def _mini(net: str, file: Path | None) -> Network:
     if net not in MINI or file is not None:
-        raise VggfeatError(
+        raise WrongUsage(
             f"there are no mini weights {net!r}: give {' or '.join(f'mini:{n}' for n in MINI)}"
         )
     network = _load_file(MINI[net])
@@ -264,14 +264,14 @@ def _torchvision(what: str, file: Path | None) -> Network:
 
     architecture, _, entry = what.partition(".")
     if architecture not in TORCHVISION_NETS:
-        raise VggfeatError(
+        raise WrongUsage(
             f"torchvision:{shown(architecture)[1:-1]} is not a net of Table 1; there are "
             f"{', '.join(TORCHVISION_NETS)} (for other models: timm:NAME)"
         )
     enum = get_model_weights(architecture)
     entries = list(enum.__members__)
     if entry and entry not in entries:
-        raise VggfeatError(
+        raise WrongUsage(
             f"torchvision:{architecture} has no weights {entry!r}; there are {', '.join(entries)}"
         )
     weights = enum[entry] if entry else enum["IMAGENET1K_V1"]
@@ -305,16 +305,17 @@ def _random(what: str, file: Path | None) -> Network:
             if key == "seed" and not 0 <= values[key] < 2**63:
                 raise ValueError(value)
         except ValueError as error:
-            raise VggfeatError(
+            raise WrongUsage(
                 f"random:{what} has a setting {setting!r}; write"
                 " random:NET,width=0.25,crop=64,seed=0,classes=10"
             ) from error
     if file is not None:
-        raise VggfeatError("random: weights come from a seed, not from a file")
-    with torch.device("meta"):
-        module = VGG(
-            net, int(values["classes"]), values["width"], int(values["crop"])
-        )  # nothing too large
+        raise WrongUsage("random: weights come from a seed, not from a file")
+    try:
+        with torch.device("meta"):  # nothing too large
+            module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
+    except VggfeatError as error:  # all of it was typed
+        raise WrongUsage(str(error)) from error
     generator = torch.Generator().manual_seed(int(values["seed"]))
     tensors = {}
     for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):

@@ -2,7 +2,8 @@
 errors in one line.
 
 Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says
-why; 2 usage; 3 done, but some inputs were unreadable; 130, 143 left on Ctrl-C, SIGTERM.
+why; 2 what was typed is wrong, whatever lies on the disk; 3 done, but some inputs were unreadable;
+130, 143 left on Ctrl-C, SIGTERM.
 
 Names and attributes come from strangers' files: no text reaches the terminal but through
 `printable`. And a terminal that is closed, full or gone ends no work: what can't be written there
@@ -44,7 +45,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vggfeat.devices import keep_memory, out_of_memory
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
 CORES = os.cpu_count() or 1
@@ -170,14 +171,20 @@ def in_options(text: str) -> str:
 def _options_of(app: typer.Typer) -> dict[str, str]:
     """The options of the command that was typed, by the arguments that they stand for."""
     command = typer.main.get_command(app)
-    commands = getattr(command, "commands", {"": command})
-    typed = next((word for word in sys.argv[1:] if word in commands), "")
+    if commands := getattr(command, "commands", None):
+        command = commands.get(_typed(app))
     options = [
         option
-        for parameter in getattr(commands.get(typed), "params", [])
+        for parameter in getattr(command, "params", [])
         for option in (*parameter.opts, *parameter.secondary_opts)
     ]
     return {option[2:].replace("-", "_"): option for option in options if option.startswith("--")}
+
+
+def _typed(app: typer.Typer) -> str:
+    """Which of several commands was typed, as "svm"; "" where there is but one, or none was."""
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    return next((word for word in sys.argv[1:] if word in commands), "")
 
 
 def command() -> str:
@@ -407,7 +414,13 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         say(f"{program}: interrupted")
         return 128 + caught.signal
     if hasattr(error, "format_message"):  # Typer's errors of usage
-        return _wrong_usage(error, program)
+        context = getattr(error, "ctx", None)
+        typed = context.command_path if context else name
+        _say_wrong_usage(typed, error.format_message())
+        return int(getattr(error, "exit_code", WrongUsage.status))
+    if isinstance(error, WrongUsage):
+        _say_wrong_usage(f"{name} {_typed(app)}".rstrip(), in_options(str(error)))
+        return WrongUsage.status
     text = in_options(" ".join(str(error).split()))
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
         text = f"{error.filename}: {reason(error)}"  # a share that is away, a name that is too long
@@ -432,10 +445,8 @@ def _completing(name: str) -> bool:
     return bool(asked) or f"_{name.upper()}_COMPLETE" in os.environ
 
 
-def _wrong_usage(error: Any, program: str) -> int:
+def _say_wrong_usage(typed: str, text: str) -> None:
     """Say what is wrong with the command line, and where its help is."""
-    typed = error.ctx.command_path if getattr(error, "ctx", None) else program
-    text = " ".join(str(error.format_message()).split())
+    text = " ".join(text.split()).rstrip(".")
     if text:  # none where nothing was typed: the help has been printed
-        say(f"{typed.removeprefix('python -m ')}: {text.rstrip('.')}; see {typed} --help")
-    return int(error.exit_code)
+        say(f"{typed.removeprefix('python -m ')}: {text}; see {typed} --help")

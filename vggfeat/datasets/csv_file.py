@@ -36,7 +36,7 @@ from vggfeat.datasets.folder import short
 from vggfeat.datasets.items import Items, known, remarks_on_classes
 from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.splits import part_named
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 
 MOST_LABELS = (
     1 << 30
@@ -148,7 +148,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "there is nothing to download for a CSV file of your own: leave out `download`"
         )
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")

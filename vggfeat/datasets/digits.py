@@ -10,7 +10,7 @@ import numpy as np
 
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.protocol import PROTOCOLS
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import WrongUsage
 
 
 def load(root: Path | None = None, download: bool = False) -> Items:
@@ -20,7 +20,7 @@ def load(root: Path | None = None, download: bool = False) -> Items:
     labels: (1797,) int32. `root` is not used. Raises VggfeatError when `download` is asked for.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "there is nothing to download for digits, it comes with scikit-learn: leave out"
             " `download`"
         )

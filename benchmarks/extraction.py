@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from vggfeat.devices import keep_memory
 from vggfeat.machine import CORES
-from vggfeat.terminal import columns, err, keep_memory, out
+from vggfeat.terminal import columns, err, out
 
 keep_memory()  # as the command does; for all sides
 

@@ -33,19 +33,20 @@ from torch import nn
 from torchvision.transforms import v2
 
 from pretrain.colour import Colours
-from pretrain.export import NAMES
 from pretrain.init import randomise
 from pretrain.loader import Schedule, TrainingSet, read_training_set
 from pretrain.plan import forward_gflop, net_of
 from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
+from vggfeat.devices import resolve_device, resolve_precision
 from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
 from vggfeat.terminal import columns, out
-from vggfeat.weights import resolve_device, resolve_precision
+from vggfeat.weights import TORCHVISION_NETS
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides
+NAMES = {net: name for name, net in TORCHVISION_NETS.items()}
 COLOURS = Colours(
     (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
 )

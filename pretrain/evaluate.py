@@ -242,7 +242,7 @@ def _measure(
     """The nets' posteriors. What could not be fused or submitted in the end is refused first."""
     from pretrain.kept import refuse_twice
     from pretrain.posteriors import evaluate, facts_of, fitting_scales
-    from vggfeat.weights import load
+    from vggfeat.sources import load
 
     def net(spec: str, device: Any, precision: str) -> Network:
         network = load(spec, device=device, precision=precision)

@@ -56,7 +56,7 @@ def forward_gflop(net: VGG) -> float:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         shadow = VGG(net.net, net.num_classes, net.width, net.crop)
         shadow.crop_scores(torch.empty(1, 3, net.crop, net.crop))
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def activation_bytes(net: VGG, precision: str) -> int:

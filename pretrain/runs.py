@@ -38,10 +38,11 @@ from vggfeat.errors import VggfeatError
 from vggfeat.files import write_json, write_text
 from vggfeat.metrics import tells
 from vggfeat.ranks import Ranks
+from vggfeat.sources import load
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
 from vggfeat.vgg import NETS
-from vggfeat.weights import load, train_scale
+from vggfeat.weights import train_scale
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def train(
         from pretrain.readers import Readers
         from pretrain.stages import Run, check, train_stages
         from pretrain.trainer import Machine
+        from vggfeat.devices import resolve_precision
         from vggfeat.ranks import joined
-        from vggfeat.weights import resolve_precision
 
         with joined(device) as ranks:
             machine = Machine(

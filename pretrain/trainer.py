@@ -32,13 +32,15 @@ from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import SHALLOW, Past, Recipe
-from pretrain.watch import Chance, Log, Stop, cant_write, say
+from pretrain.watch import Chance, Log, Stop, cant_write
 from vggfeat.datasets.items import name_digest
-from vggfeat.errors import VggfeatError, out_of_memory
+from vggfeat.devices import out_of_memory
+from vggfeat.errors import VggfeatError
 from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
 from vggfeat.metrics import percent, tells
 from vggfeat.ranks import Ranks, telling_of_others
+from vggfeat.terminal import say
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
 
@@ -271,9 +273,8 @@ class Trainer:
                     scores = scores.float()
                 losses = F.cross_entropy(scores, labels, reduction="none")
                 loss = (losses * counts.to(losses.dtype)).sum() / images
-                (
-                    loss * self.ranks.world
-                ).backward()  # DistributedDataParallel averages over processes
+                # times the processes, as DistributedDataParallel averages over them
+                torch.autograd.backward(loss * self.ranks.world)
             total += loss.detach()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import os
 import pickle
+import pkgutil
 import resource
 import runpy
 import signal
@@ -29,14 +30,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
+import pretrain
+import vggfeat
+
 ROOT = Path(__file__).parents[1]
-# not what is run as a main program: it is imported then
-MODULES = (
-    *("torch._dynamo", "torch.distributed", "torch.distributed.nn", "sympy"),
+# of other programs: what is imported where it is used, and takes long
+OTHERS = (
+    *("torch._dynamo", "torch.distributed", "scipy.optimize"),
     *("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer"),
-    *("pretrain.stages", "pretrain.posteriors", "pretrain.runs", "pretrain.report"),
-    *("vggfeat.cli", "vggfeat.extract", "vggfeat.protocols", "vggfeat.model"),
 )
+PACKAGES = (pretrain, vggfeat)
 
 
 class Request(NamedTuple):
@@ -247,6 +250,7 @@ def _become(request: Request) -> None:
     sys.argv[:] = request.words[1:] if kind in ("-m", "-c") else request.words
     if kind == "-m":
         sys.path.insert(0, request.folder)
+        sys.modules.pop(rest[0], None)  # it is another module, when it is the main program
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.argv[0] = "-c"
@@ -260,8 +264,12 @@ if __name__ == "__main__":
     import gc
     import importlib
 
-    for name in MODULES:
+    for name in OTHERS:
         importlib.import_module(name)
+    for package in PACKAGES:
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith("__main__"):
+                importlib.import_module(found.name)
     gc.collect()
     gc.freeze()  # so that a collection doesn't touch what both share
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not to be forked"

@@ -15,10 +15,12 @@ import vggfeat
 from vggfeat import datasets
 from vggfeat.decode import read_rgb
 from vggfeat.images import smallest_side
+from vggfeat.sources import MINI
 from vggfeat.vgg import NETS
-from vggfeat.weights import MINI
 
 from .conftest import photograph
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("net", MINI)
@@ -36,7 +38,8 @@ def test_whole_small_and_documented(net: str) -> None:
     )
     errors = json.loads(network.metadata["errors"])
     assert 5 < errors["validation"]["top1"] < 30 and errors["validation"]["top5"] < 6
-    log = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    lines = (ROOT / "docs" / f"mini-{net}.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
     assert log[-1]["event"] == "val" and log[-1]["top1_error"] == pytest.approx(
         errors["validation"]["top1"]
     )

@@ -26,12 +26,12 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.errors import VggfeatError as VggfeatError
     from vggfeat.model import Model as Model
     from vggfeat.model import open_model as open_model
+    from vggfeat.sources import load as load
     from vggfeat.store import Features as Features
     from vggfeat.store import open_features as open_features
     from vggfeat.svm import LinearSVM as LinearSVM
     from vggfeat.svm import LinearSVMCV as LinearSVMCV
     from vggfeat.weights import Network as Network
-    from vggfeat.weights import load as load
 
 # Loaded when first used: `vggfeat --help` and reading a feature file need no PyTorch.
 _WHERE = {
@@ -43,7 +43,7 @@ _WHERE = {
     "UnreadableImage": "errors",
     "VggfeatError": "errors",
     "embed": "describe",
-    "load": "weights",
+    "load": "sources",
     "open_features": "store",
     "open_model": "model",
 }

@@ -17,13 +17,13 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from vggfeat.errors import UnreadableImage, VggfeatError, out_of_memory
+from vggfeat.devices import BATCH_SIZE, out_of_memory
+from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import smallest_side
 
 WAITING_BYTES = 512 << 20
 """Pixels that may wait in buckets; beyond it the fullest bucket goes on as it is."""
 CROP_PIXELS = 224 * 224
-BATCH_SIZE = {"cpu": 8, "cuda": 64, "mps": 16}
 HUGE = 4
 """Times a batch: an image that may be left out where it doesn't fit the device."""
 Shape = tuple[int, int, int]

@@ -193,7 +193,7 @@ def extract_command(
     from vggfeat.look import foreword, look
     from vggfeat.plan import PLANNED, plan
     from vggfeat.ranks import joined
-    from vggfeat.weights import load
+    from vggfeat.sources import load
 
     folder = _root(root)
     partial = Path(f"{os.path.realpath(out_file)}.partial")
@@ -340,8 +340,8 @@ def svm_command(
     from vggfeat import protocols
     from vggfeat.classify import problem_from
     from vggfeat.datasets.voc import check_submission, write_submission
+    from vggfeat.devices import resolve_device
     from vggfeat.model import model_from, save_model
-    from vggfeat.weights import resolve_device
 
     problem, parts, about = problem_from(features, pool, qs)
     if submission:
@@ -675,10 +675,10 @@ def datasets_command() -> None:
 @app.command("weights")
 def weights_command() -> None:
     """List the sources of weights."""
-    from vggfeat.weights import SOURCES
+    from vggfeat.sources import forms
 
     table = columns("--weights", "what")
-    for row in SOURCES:
+    for row in forms():
         table.add_row(*row)
     out.print(table)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggfeat import terminal, weights
+from vggfeat import sources, terminal
 from vggfeat.aggregate import POOLINGS, aggregate
 from vggfeat.batches import by_shape
 from vggfeat.checked import shown, sides
@@ -77,7 +77,7 @@ def network_of(
     images so.
     """
     spec = spec or description.weights
-    network = weights.load(spec, device=device, precision=description.precision)
+    network = sources.load(spec, device=device, precision=description.precision)
     if network.fingerprint != description.fingerprint:
         raise VggfeatError(
             f"weights {spec} are not those that described the images (sha256"

@@ -16,15 +16,16 @@ from typing import Annotated, Any, Literal, TypedDict, overload
 import numpy as np
 import torch
 
-from vggfeat.aggregate import POOLINGS, aggregate, fuse
+from vggfeat.aggregate import POOLINGS, aggregate, fuse, pooled_length
 from vggfeat.checked import OneOf, Several, path_of, shown
 from vggfeat.describe import described, list_of_images, network_of
+from vggfeat.devices import resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
 from vggfeat.machine import CORES
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.store import Description
-from vggfeat.weights import Network, resolve_device
+from vggfeat.weights import Network
 
 FORMAT = "vggfeat-model"
 FORMAT_VERSION = 2
@@ -89,7 +90,7 @@ class Model:
             for part, spec in zip(self.parts, sources, strict=True)
         ]
         length = sum(
-            network.dim(part.layer) * (len(part.scales) if self.pool == "stack" else 1)
+            pooled_length(self.pool, len(part.scales), network.dim(part.layer))
             for network, part in zip(networks, self.parts, strict=True)
         )
         if self.coef_KD.shape[1] != length:

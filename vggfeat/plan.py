@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggfeat.batches import Shape, by_shape, gathered, pixels_at_once
@@ -260,6 +262,6 @@ def forward_flop(network: Network, layer: str, height: int, width: int) -> float
             (1, 3, height, width), dtype=next(iter(shapes.values())).dtype, device="meta"
         )
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            torch.func.functional_call(network.module, shapes, (image, layer))
+            torch.func.functional_call(cast(nn.Module, network.module), shapes, (image, layer))
         _FLOP[key] = float(counter.get_total_flops())
     return _FLOP[key]

@@ -25,9 +25,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
+from vggfeat.devices import resolve_device
 from vggfeat.metrics import mean_average_precision
 from vggfeat.solver import LOSSES, Solution, Solver
-from vggfeat.weights import resolve_device
 
 SOLVERS = ("newton", "liblinear")
 C_GRID = tuple(2.0**k for k in range(-5, 8, 2))

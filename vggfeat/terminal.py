@@ -12,7 +12,6 @@ is dropped, and `run` says so at the end.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import logging
@@ -45,7 +44,8 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from vggfeat.errors import VggfeatError, WrongUsage, out_of_memory, reason
+from vggfeat.devices import keep_memory, out_of_memory
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 from vggfeat.machine import duration
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
@@ -273,22 +273,6 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
             say(f"{verb}: {done:,.0f} of {total:,} images, {rate:,.1f} images/s, {left} left")
 
     yield line
-
-
-def keep_memory() -> None:
-    """Make a process keep what its forward passes have freed, for the next: a third of their time
-    on a CPU.
-
-    PyTorch asks for large pages, a layer's map of 50 MB is faulted in by 25 of them instead of by
-    12,000 small ones (read at its first allocation, so call this before PyTorch is imported); and
-    glibc gives a freed map to the next layer instead of back to the system.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Sturdy(io.RawIOBase):

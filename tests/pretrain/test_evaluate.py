@@ -32,9 +32,10 @@ from tests.conftest import HANG, Command, photograph
 from tests.pretrain.conftest import environment
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
+from vggfeat.sources import OXFORD
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG
-from vggfeat.weights import OXFORD, save_weights
+from vggfeat.weights import save_weights
 
 CLASSES = [f"n{i:02d}" for i in range(7)]
 FAST = ["--device", "cpu", "--precision", "float32"]

@@ -37,11 +37,11 @@ from tests.conftest import HANG, Command
 from tests.pretrain.conftest import SHORT, environment, words_of
 from vggfeat import cli
 from vggfeat.ranks import Ranks
+from vggfeat.sources import load
 from vggfeat.store import open_features
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import run
 from vggfeat.vgg import NETS, VGG
-from vggfeat.weights import load
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"

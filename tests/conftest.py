@@ -60,17 +60,22 @@ def any_hardware() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_clock(patch: pytest.MonkeyPatch) -> None:
     """What a command does by the clock, it does not in this process.
 
     One thread for each test anew, as a command that takes --workers leaves its number behind. A
     slow machine would flush, tell how far it is and advise after ten seconds.
     """
     torch.set_num_threads(1)
-    monkeypatch.setattr(writer, "FLUSH_SECONDS", float("inf"))
-    monkeypatch.setattr(terminal, "LINE_SECONDS", float("inf"))
-    monkeypatch.setattr(extract, "ADVICE_SECONDS", float("inf"))
+    patch.setattr(writer, "FLUSH_SECONDS", float("inf"))
+    patch.setattr(terminal, "LINE_SECONDS", float("inf"))
+    patch.setattr(extract, "ADVICE_SECONDS", float("inf"))
+
+
+@pytest.fixture(autouse=True)
+def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test is without a clock."""
+    without_clock(monkeypatch)
 
 
 # What a process says of itself by this: the most memory that it has had, in bytes.
@@ -195,14 +200,19 @@ def assert_same_descriptors(a: np.ndarray, b: np.ndarray) -> None:
     assert (np.abs(a - b) <= 1e-4 * largest).all(), np.abs(a - b).max()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def write_folder(images: Path) -> Path:
     """Two classes of 12 JPEGs of three shapes: reddish and bluish."""
     shapes = [(40, 60), (60, 40), (48, 48)]
     for c, name in enumerate(("blue", "red")):
-        (tmp_path / "images" / name).mkdir(parents=True)
+        (images / name).mkdir(parents=True)
         for i in range(12):
             image = photograph(100 * c + i, *shapes[i % 3])
             image[..., 0 if c == 0 else 2] //= 4
-            Image.fromarray(image).save(tmp_path / "images" / name / f"{i:02d}.jpg", quality=95)
-    return tmp_path / "images"
+            Image.fromarray(image).save(images / name / f"{i:02d}.jpg", quality=95)
+    return images
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """As `write_folder` makes it."""
+    return write_folder(tmp_path / "images")

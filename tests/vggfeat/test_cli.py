@@ -5,6 +5,7 @@ A few cases run a process of their own; the rest call `main` in this one, which 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -17,7 +18,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,15 @@ from vggfeat.machine import CORES
 from vggfeat.model import open_model
 from vggfeat.writer import FeatureWriter
 
-from ..conftest import HANG, Command, assert_same_descriptors, photograph
+from ..conftest import (
+    HANG,
+    Command,
+    Ran,
+    assert_same_descriptors,
+    photograph,
+    without_clock,
+    write_folder,
+)
 from .test_report import PART
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
@@ -68,6 +77,62 @@ def trained(command: Command, extracted: Path, tmp_path: Path) -> Path:
     ran = command("svm", "--features", extracted, "--C", 1, "--workers", 1, "--out", path)
     assert ran.status == 0, ran.err
     return path
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `made` has made, in a folder that its tests leave as it is, and what was printed."""
+
+    root: Path
+    extract: Ran
+    svm: Ran
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "feats.h5"
+
+    @property
+    def facts(self) -> Path:
+        return self.root / "extract.json"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model.h5"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "svm.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A feature file of `write_folder`'s 24 images at 32 and 48 pixels, and a model, once for all
+    tests that only read them.
+    """
+    root = tmp_path_factory.mktemp("made")
+
+    def run(*words: object) -> Ran:
+        printed, told = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(told),
+        ):
+            without_clock(patch)
+            patch.setattr(cli.out, "width", 240)
+            patch.setattr(sys, "argv", ["program", *map(str, words)])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        return Ran(int(ended.value.code or 0), printed.getvalue(), told.getvalue())
+
+    line = ("extract", "--dataset", "folder", "--root", write_folder(root / "images"), *SMALL)
+    extract = run(*line, "--out", root / "feats.h5", "--json", root / "extract.json")
+    line = ("svm", "--features", root / "feats.h5", "--workers", 1, "--out", root / "model.h5")
+    return Made(root, extract, run(*line, "--json", root / "svm.json"))
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -150,20 +215,8 @@ def test_processes_from_a_folder_to_predictions(folder, tmp_path):
     assert tops == ["red", "blue"]
 
 
-def test_extract_info_svm_predict(command, folder, tmp_path):
-    features, model, report = tmp_path / "f.h5", tmp_path / "m.h5", tmp_path / "report.json"
-    ran = command(
-        "extract",
-        "--dataset",
-        "folder",
-        "--root",
-        folder,
-        *SMALL,
-        "--out",
-        features,
-        "--json",
-        report,
-    )
+def test_extract_tells_what_it_describes_and_what_it_did(made: Made) -> None:
+    ran = made.extract
     assert ran.status == 0
     assert ran.err_lines == [
         "images: 24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test",
@@ -171,11 +224,14 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
         "descriptor: fc7, 2 x 512: Q = 32, 48, with mirror images",
     ]
     assert "images/s" in ran.out and "unreadable" not in ran.out
-    facts = json.loads(report.read_text())
-    assert (facts["images"], facts["unreadable"], facts["out"]) == (24, {}, str(features))
+    facts = json.loads(made.facts.read_text())
+    assert (facts["images"], facts["unreadable"], facts["out"]) == (24, {}, str(made.features))
     assert facts["command"].startswith("vggfeat extract --dataset folder --root")
 
-    ran = command("info", features, "--overwrite", "--json", report)
+
+def test_info_of_a_feature_file(command: Command, made: Made, tmp_path: Path) -> None:
+    report = tmp_path / "info.json"
+    ran = command("info", made.features, "--json", report)
     assert (ran.status, ran.err) == (0, "")
     facts = json.loads(report.read_text())
     assert (facts["kind"], facts["images"], facts["classes"], facts["unreadable"]) == (
@@ -194,18 +250,9 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert facts["fingerprint"] == vggfeat.load(NET).fingerprint
     assert f"sha256 {facts['fingerprint'][:12]} " in ran.out and facts["fingerprint"] not in ran.out
 
-    ran = command(
-        "svm",
-        "--features",
-        features,
-        "--workers",
-        1,
-        "--out",
-        model,
-        "--overwrite",
-        "--json",
-        report,
-    )
+
+def test_svm_scores_by_the_protocol_and_says_how(made: Made) -> None:
+    ran = made.svm
     assert ran.status == 0 and "unreadable" not in ran.out
     assert cells(ran.out, "scored on") == [
         "the test parts of 3 splits (4 images each; C was chosen on the val part of each split)"
@@ -213,7 +260,7 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert cells(ran.out, "trained on") == [
         "the rest of each split (20 images); the saved classifier on all labelled images"
     ]
-    results = json.loads(report.read_text())
+    results = json.loads(made.results.read_text())
     assert {
         *("protocol", "dataset", "features", "pool", "solver", "C", "C_grid", "C_curve"),
         *("n_train", "n_test", "n_unreadable", "accuracy", "accuracy_std", "mean_class_recall"),
@@ -231,12 +278,19 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert list(recalls) == ["blue", "red"]
     assert np.mean(list(recalls.values())) == pytest.approx(results["mean_class_recall"], abs=1e-12)
     [source] = results["features"]
-    assert source["file"] == str(features) and source["layer"] == "fc7" and source["mirror"] is True
-    assert source["fingerprint"] == facts["fingerprint"] and source["scales"] == [32, 48]
+    assert (
+        source["file"] == str(made.features)
+        and source["layer"] == "fc7"
+        and source["mirror"] is True
+    )
+    assert source["fingerprint"] == vggfeat.load(NET).fingerprint and source["scales"] == [32, 48]
     assert results["command"].startswith("vggfeat svm --features")
     assert results["versions"]["vggfeat"] == vggfeat.__version__
 
-    ran = command("info", model, "--overwrite", "--json", report)
+
+def test_info_of_a_model(command: Command, made: Made, tmp_path: Path) -> None:
+    report = tmp_path / "info.json"
+    ran = command("info", made.model, "--json", report)
     facts = json.loads(report.read_text())
     assert ran.status == 0 and (facts["kind"], facts["descriptor"], facts["classes"]) == (
         "model",
@@ -245,15 +299,18 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     )
     assert facts["network 1 weights"] == NET and facts["multi_label"] is False
 
-    images = sorted(folder.rglob("*.jpg"))
+
+def test_predict_names_the_classes_that_were_trained(
+    command: Command, made: Made, tmp_path: Path
+) -> None:
+    images = sorted(made.folder.rglob("*.jpg"))
     ran = command(
         "predict",
         *images,
         "--model",
-        model,
-        "--overwrite",
+        made.model,
         "--json",
-        report,
+        tmp_path / "p.json",
         "--csv",
         tmp_path / "p.csv",
         "--top",
@@ -264,7 +321,9 @@ def test_extract_info_svm_predict(command, folder, tmp_path):
     assert header == ["image", "blue", "red"] and names == [str(p) for p in images]
     np.testing.assert_array_equal(scores[:, 0], -scores[:, 1])  # two classes share one hyperplane
     right = 0
-    for path, record, row in zip(images, json.loads(report.read_text()), scores, strict=True):
+    for path, record, row in zip(
+        images, json.loads((tmp_path / "p.json").read_text()), scores, strict=True
+    ):
         [best] = record["top"]
         assert record["image"] == str(path) and str(path) in ran.out
         assert best == {"class": header[1 + row.argmax()], "score": row.max()}
@@ -1298,20 +1357,24 @@ FAILURES = {
 }
 
 
-@pytest.mark.usefixtures("folder")
-def test_failures_say_why_in_one_line_and_leave_nothing(command, trained, tmp_path):
-    (tmp_path / "text.safetensors").write_text("not weights\n")
-    shutil.copy(tmp_path / "feats.h5", tmp_path / "half.h5.partial")
-    before = contents(tmp_path)
-    for name, (line, why) in FAILURES.items():
-        ran = command(*(word.replace(IN, str(tmp_path)) for word in line.split()))
-        assert (name, ran.status, ran.out, len(ran.err_lines)) == (name, 1, "", 1), ran.err
-        assert ran.err.startswith("vggfeat: ") and why.replace(IN, str(tmp_path)) in ran.err, (
-            name,
-            ran.err,
-        )
-        assert "unexpected" not in ran.err and "Traceback" not in ran.err
-        assert contents(tmp_path) == before, name
+@pytest.fixture(scope="module")
+def odd(made: Made) -> Made:
+    """Beside what was made, text and a file that is half-written."""
+    (made.root / "text.safetensors").write_text("not weights\n")
+    shutil.copy(made.features, made.root / "half.h5.partial")
+    return made
+
+
+@pytest.mark.parametrize(("line", "why"), FAILURES.values(), ids=FAILURES)
+def test_failures_say_why_in_one_line_and_leave_nothing(
+    line: str, why: str, command: Command, odd: Made
+) -> None:
+    before = contents(odd.root)
+    ran = command(*(word.replace(IN, str(odd.root)) for word in line.split()))
+    assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1), ran.err
+    assert ran.err.startswith("vggfeat: ") and why.replace(IN, str(odd.root)) in ran.err
+    assert "unexpected" not in ran.err and "Traceback" not in ran.err
+    assert contents(odd.root) == before
 
 
 def test_weights_that_stop_before_fc7_go_as_far_as_they_reach(command, data, folder, tmp_path):

@@ -67,7 +67,8 @@ if TYPE_CHECKING:
 
     from vggfeat.datasets import Items
     from vggfeat.model import Model
-    from vggfeat.plan import Plan, Report
+    from vggfeat.plan import Plan
+    from vggfeat.extract import Report
     from vggfeat.store import Description, Features
 
 MOST_DEPTH = 8  # of records inside records that are printed

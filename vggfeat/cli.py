@@ -66,9 +66,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vggfeat.datasets import Items
+    from vggfeat.extract import Report
     from vggfeat.model import Model
     from vggfeat.plan import Plan
-    from vggfeat.extract import Report
     from vggfeat.store import Description, Features
 
 MOST_DEPTH = 8  # of records inside records that are printed

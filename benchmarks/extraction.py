@@ -37,7 +37,8 @@ from typing import Any
 from unittest.mock import patch
 
 from vggfeat.devices import keep_memory
-from vggfeat.terminal import CORES, columns, err, out
+from vggfeat.machine import CORES
+from vggfeat.terminal import columns, err, out
 
 keep_memory()  # as the command does; for all sides
 

@@ -40,8 +40,9 @@ from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
 from vggfeat.devices import resolve_device, resolve_precision
+from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
-from vggfeat.terminal import CORES, columns, out
+from vggfeat.terminal import columns, out
 from vggfeat.weights import TORCHVISION_NETS
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides

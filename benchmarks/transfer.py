@@ -27,7 +27,8 @@ from vggfeat.classify import problem_from
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage
 from vggfeat.extract import extract
-from vggfeat.terminal import columns, duration, out, progress
+from vggfeat.machine import duration
+from vggfeat.terminal import columns, out, progress
 
 SIDE = 32  # of raw pixels
 

@@ -18,7 +18,7 @@ torchrun, which takes any other status for a crash).
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
@@ -33,6 +33,7 @@ import typer
 from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
 from vggfeat.errors import WrongUsage
 from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_files, write_json
+from vggfeat.machine import CORES
 from vggfeat.options import (
     BATCH_SIZE,
     Json,
@@ -44,7 +45,7 @@ from vggfeat.options import (
     numbers,
     with_debug,
 )
-from vggfeat.terminal import CORES, in_options, list_unreadable, out, progress, run, say
+from vggfeat.terminal import in_options, list_unreadable, out, progress, run, say
 
 if TYPE_CHECKING:
     from pretrain.kept import KeptPosteriors

@@ -19,8 +19,8 @@ from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe
 from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
 from vggfeat.errors import VggfeatError
+from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
-from vggfeat.terminal import CORES
 from vggfeat.vgg import VGG
 
 TRIAL_SECONDS = 1.0  # about, of one iteration of a trial on a CPU

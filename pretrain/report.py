@@ -9,7 +9,7 @@ page.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
@@ -26,10 +26,11 @@ from pretrain.watch import LOG, events
 from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import check_outputs, whole
+from vggfeat.machine import duration
 from vggfeat.metrics import percent
 from vggfeat.options import Overwrite, with_debug
 from vggfeat.page import Section, Series, chart, html, join, page, table
-from vggfeat.terminal import duration, out, run, say
+from vggfeat.terminal import out, run, say
 
 REPORT = "report.html"
 MOST_BYTES = 1 << 28  # of a log: a week of training at its default pace is 4 MB

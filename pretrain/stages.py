@@ -28,10 +28,11 @@ from vggfeat.checked import shown
 from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import place_of, scratch, whole
+from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
 from vggfeat.tensors import metadata_of
-from vggfeat.terminal import CORES, list_unreadable, progress, say
+from vggfeat.terminal import list_unreadable, progress, say
 from vggfeat.vgg import VGG
 from vggfeat.weights import Network
 

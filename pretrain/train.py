@@ -16,7 +16,7 @@ any other status for a crash); 130 or 143 left on Ctrl-C or SIGTERM, saved.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
@@ -29,8 +29,9 @@ import typer
 from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import stop_on_signals
 from vggfeat.files import refuse_inputs
+from vggfeat.machine import CORES, duration
 from vggfeat.options import PRECISION, OwnDevice, with_debug
-from vggfeat.terminal import CORES, columns, duration, in_options, out, run, say
+from vggfeat.terminal import columns, in_options, out, run, say
 
 if TYPE_CHECKING:
     from pretrain.plan import StagePlan

@@ -6,7 +6,7 @@ What it writes where, and its exit statuses, are `terminal`'s.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
@@ -33,6 +33,7 @@ from vggfeat.files import (
     write_json,
     write_text,
 )
+from vggfeat.machine import CORES, duration
 from vggfeat.options import (
     BatchSize,
     Device,
@@ -49,10 +50,8 @@ from vggfeat.options import (
     with_debug,
 )
 from vggfeat.terminal import (
-    CORES,
     columns,
     command,
-    duration,
     in_options,
     list_unreadable,
     out,

@@ -24,8 +24,8 @@ from vggfeat.checked import shown, sides
 from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import mirror as mirrored
+from vggfeat.machine import CORES
 from vggfeat.store import MAX_Q, MAX_SCALES, Description
-from vggfeat.terminal import CORES
 from vggfeat.weights import Network
 
 FILTER, DECODER = "bilinear, antialiased", "Pillow"

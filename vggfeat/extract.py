@@ -21,9 +21,9 @@ from vggfeat.decode import read_rgb, upright_shape
 from vggfeat.describe import describe, description_of
 from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError
 from vggfeat.look import MISSING, Cheaper, Look, foreword, look, none_readable
+from vggfeat.machine import duration
 from vggfeat.ranks import Ranks
 from vggfeat.store import Description
-from vggfeat.terminal import duration
 from vggfeat.versions import versions
 from vggfeat.weights import Network
 from vggfeat.writer import FeatureWriter

@@ -22,9 +22,9 @@ from vggfeat.describe import described, list_of_images, network_of
 from vggfeat.devices import resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
+from vggfeat.machine import CORES
 from vggfeat.protocols import Outcome, Scored
 from vggfeat.store import Description
-from vggfeat.terminal import CORES
 from vggfeat.weights import Network
 
 FORMAT = "vggfeat-model"

@@ -115,7 +115,7 @@ def numbers(text: str, kind: type[Number], option: str) -> tuple[Number, ...]:
 def with_debug(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """A command that has --debug, too.
 
-    `terminal` and `__main__` look for the word themselves: an error may come before it is parsed.
+    `terminal` and `start` look for the word themselves: an error may come before it is parsed.
     """
 
     @wraps(command)

@@ -46,9 +46,9 @@ from rich.text import Text
 
 from vggfeat.devices import keep_memory, out_of_memory
 from vggfeat.errors import VggfeatError, WrongUsage, reason
+from vggfeat.machine import duration
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
-CORES = os.cpu_count() or 1
 LISTED = 20  # unreadable images that are told one by one
 LINE_SECONDS = 10.0  # between lines of progress, where there is no terminal
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -142,15 +142,6 @@ def list_unreadable(bad: dict[str, str], rest: str = "") -> None:
         say(f"unreadable: {name}: {why}")
     if len(bad) > LISTED:
         say(f"unreadable: and {len(bad) - LISTED:,} more" + (f"; {rest}" if rest else ""))
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would say: "90.0 s", "12.5 min", "3.4 h", "5.2 days"."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 _running: typer.Typer | None = None

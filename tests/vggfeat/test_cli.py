@@ -34,8 +34,8 @@ from vggfeat.aggregate import aggregate
 from vggfeat.classify import _first_of_same
 from vggfeat.datasets import Items
 from vggfeat.datasets.voc import CLASSES
+from vggfeat.machine import CORES
 from vggfeat.model import open_model
-from vggfeat.terminal import CORES
 from vggfeat.writer import FeatureWriter
 
 from ..conftest import HANG, Command, assert_same_descriptors, photograph

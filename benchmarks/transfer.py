@@ -75,7 +75,7 @@ def main() -> None:
     records: list[dict[str, Any]] = []
 
     def row(name: str, descriptor: str, problem: protocols.Problem, seconds: float | None) -> None:
-        results = protocols.run(problem).results
+        results = protocols.run(problem).results.to_json()
         key = "mean_class_recall" if "mean_class_recall" in results else "map_allpoint"
         score = f"{100 * results[key]:.2f} +- {100 * results.get(f'{key}_std', 0):.2f}"
         table.add_row(

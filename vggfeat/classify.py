@@ -21,7 +21,7 @@ from vggfeat.datasets.items import known, name_digest
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import versions
-from vggfeat.protocols import Problem
+from vggfeat.problem import Problem
 from vggfeat.results import Made, Part
 from vggfeat.store import Description, Features, open_features
 

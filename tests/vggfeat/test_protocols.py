@@ -17,7 +17,8 @@ from vggfeat import metrics, protocols, solver
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
-from vggfeat.protocols import Problem, run
+from vggfeat.problem import Problem
+from vggfeat.protocols import run
 from vggfeat.results import scored_on, seen_by_net, trained_on
 from vggfeat.svm import LinearSVM
 

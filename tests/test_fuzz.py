@@ -27,7 +27,8 @@ from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import extract
 from vggfeat.model import model_from, open_model, save_model
-from vggfeat.protocols import Outcome, Scored
+from vggfeat.protocols import Outcome
+from vggfeat.results import Results, Scored
 from vggfeat.tensors import bare, read
 from vggfeat.weights import save_weights
 
@@ -52,10 +53,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     svm = vggfeat.LinearSVM().fit(np.random.default_rng(0).random((30, 8)), np.arange(30) % 3)
     part = description_of(network, "pool1", (40,), True)
     scored = {"test": Scored(np.arange(4), np.zeros((4, 3)))}
-    outcome = Outcome({"C": 1.0}, svm, scored)
+    outcome = Outcome(Results(protocol="single-label", dataset="digits"), svm, scored)
     save_model(
         folder / "model.h5",
-        model_from(outcome, ["a", "b", "c"], (part,), "average", outcome.results),
+        model_from(outcome, ["a", "b", "c"], (part,), outcome.results),
     )
     save_weights(
         folder / "weights.safetensors",

@@ -18,7 +18,7 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # How the mini weights were made: DATA is ten ImageNet classes squashed to 144x144 pixels, train/WNID and val/WNID.
 mini: .venv/installed

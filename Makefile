@@ -9,7 +9,7 @@ ASSETS = vggfeat/assets
 CORES = $(shell env -u OMP_NUM_THREADS nproc)
 ROOM = $(shell awk '/^MemAvailable/ {print int($$2 / 2000000)}' /proc/meminfo)
 PROCESSES = $(shell printf '%s\n' $(CORES) $(ROOM) 8 | sort -n | head -1 | sed s/^0$$/1/)
-PYTEST = python -m pytest -n $(PROCESSES) --dist loadfile
+PYTEST = python -m pytest -n $(PROCESSES) --dist worksteal
 
 # The demo: also what `make dist` tries with the package as it is installed elsewhere.
 define DEMO
@@ -40,7 +40,7 @@ format: .venv/installed-dev  ## ruff: mends what it can, and lays the code out
 types: .venv/installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
-quick: lint types  ## lint, types and the tests that aren't marked slow, up to the first failure
+quick: lint  ## lint and the tests that aren't marked slow, up to the first failure
 	$(BIN)/$(PYTEST) --exitfirst -m 'not slow'
 
 test: lint types  ## lint, types and every test; with Chromium installed also the pages in a browser

@@ -83,7 +83,7 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     yield Kind("ckpt", checkpoint, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
     for name, old in (("caffemodel", False), ("caffe-2014", True)):
         caffe = inputs.folder / f"{name}.caffemodel"
-        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).module), old))
+        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).vgg()), old))
         yield Kind(name, caffe, vggfeat.load)
 
 

@@ -60,7 +60,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     save_weights(
         folder / "weights.safetensors",
-        network.module,
+        network.vgg(),
         network.preprocessing,
         classes=["a", "b", "c"],
     )
@@ -71,8 +71,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.save(
         {"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, folder / "checkpoint.ckpt"
     )
-    (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.module)))
-    (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.module), old=True))
+    (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.vgg())))
+    (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.vgg()), old=True))
     return {path.name: path for path in folder.iterdir()}
 
 

@@ -45,7 +45,16 @@ from vggfeat.options import (
     numbers,
     with_debug,
 )
-from vggfeat.terminal import in_options, list_unreadable, out, progress, run, say
+from vggfeat.terminal import (
+    columns,
+    command,
+    in_options,
+    list_unreadable,
+    out,
+    progress,
+    run,
+    say,
+)
 
 if TYPE_CHECKING:
     from pretrain.kept import KeptPosteriors
@@ -308,10 +317,14 @@ class Wanted:
             return
         from pretrain.figures import report
 
-        content, *shown = report(found, self.modes, self.scales)
+        content, (head, *rows), line = report(found, self.modes, self.scales)
+        table = columns(*head)
+        for row in rows:
+            table.add_row(*row)
         try_each(
-            lambda: write_json(self.json_file, content),
-            *(partial(out.print, part) for part in shown),
+            lambda: write_json(self.json_file, {**content, "command": command()}),
+            lambda: out.print(table),
+            lambda: out.print(line),
         )
 
 

@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from vggfeat.metrics import percent, tells
-from vggfeat.terminal import columns, command
 
 if TYPE_CHECKING:
     from pretrain.kept import KeptPosteriors
@@ -21,13 +19,13 @@ CONFUSIONS = 20  # pairs of classes that the JSON file lists
 
 def report(
     kept: KeptPosteriors, modes: tuple[str, ...], scales: tuple[int, ...]
-) -> tuple[dict[str, Any], Table, str]:
-    """The content of the JSON file; and what is printed, a line for each net and mode, and for all
-    nets fused.
+) -> tuple[dict[str, Any], list[list[str]], str]:
+    """The content of the JSON file; and what is printed: a table, its head first, with a row for
+    each net and mode and for all nets fused, and a line.
     """
     labelled = int((kept.labels >= 0).sum())
     counted = ["unreadable"] if kept.unreadable else []
-    rows = columns("nets", "S", "Q", "mode", "top-1 error, %", "top-5 error, %", *counted)
+    table = [["nets", "S", "Q", "mode", "top-1 error, %", "top-5 error, %", *counted]]
     names = told_apart([net.of for net in kept.nets])
     figures: list[dict[str, Any]] = []
     kinds = (*modes, "both") if len(modes) == 2 else modes
@@ -50,14 +48,15 @@ def report(
                 figure |= {"top1_error": top1, "top5_error": top5, **by_class(kept, posteriors_NK)}
                 shown = percent(top1), percent(top5)
             figures.append(figure)
-            rows.add_row(
+            row = [
                 " + ".join(name for name, _ in named),
                 " + ".join(net.of["train_scale"] or "?" for net in nets),
                 " + ".join(dict.fromkeys(used)),
                 kind,
                 *shown,
                 *[str(figure["unreadable"]) for _ in counted],
-            )
+            ]
+            table.append(row)
     bad = f", {len(kept.unreadable)} of them unreadable" if kept.unreadable else ""
     bad += ", an error in each row that counts it" if bad and labelled else ""
     unreadable = {kept.names[i]: reason for i, reason in kept.unreadable.items()}
@@ -68,7 +67,7 @@ def report(
         "unreadable": unreadable,
     }
     line = f"{kept.dataset} {kept.split}: {len(kept.names)} images{bad}"
-    return {**content, "command": command()}, rows, line
+    return content, table, line
 
 
 def told_apart(nets: Sequence[Mapping[str, str]]) -> list[str]:

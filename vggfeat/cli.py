@@ -213,9 +213,10 @@ def extract(
     from vggfeat.look import foreword, look
     from vggfeat.ranks import joined
     from vggfeat.sources import load
+    from vggfeat.writer import behind_link, partial_of
 
     folder = _root(root)
-    partial = Path(f"{os.path.realpath(out_file)}.partial")
+    partial = partial_of(behind_link(out_file))
     read = [folder, *weights_files(weights), partial, out_file if retry else None]
     output = {} if retry else {"--out": out_file}
     check_outputs(

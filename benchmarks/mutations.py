@@ -93,7 +93,7 @@ def _going_on(images: Path) -> Callable[[Path], Any]:
     description, facts = description_of(network, None, (40, 48), True), {"versions": versions()}
 
     def read(path: Path) -> None:
-        with FeatureWriter(
+        with FeatureWriter.open(
             path.with_suffix(""), items, description, network.dim("fc7"), "float32", facts
         ):
             pass

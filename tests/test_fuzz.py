@@ -78,7 +78,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def begun(path: Path) -> writer.FeatureWriter:
     items = datasets.load("digits", None).first(6)
-    return writer.FeatureWriter(
+    return writer.FeatureWriter.open(
         path, items, description_of(vggfeat.load(WEIGHTS), "pool1", (40,), True), 8
     )
 

@@ -196,9 +196,10 @@ def extract_command(
     from vggfeat.plan import PLANNED, plan
     from vggfeat.ranks import joined
     from vggfeat.sources import load
+    from vggfeat.writer import behind_link, partial_of
 
     folder = _root(root)
-    partial = Path(f"{os.path.realpath(out_file)}.partial")
+    partial = partial_of(behind_link(out_file))
     read = [folder, *weights_files(weights), partial, out_file if retry else None]
     output = {} if retry else {"--out": out_file}
     check_outputs(

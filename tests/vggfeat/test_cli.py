@@ -506,7 +506,7 @@ def test_info_of_weights_that_tell_nonsense(command, tmp_path):
         items = Items("folder", "single-label", tmp_path, ["a.jpg"], None, [])
         path = tmp_path / "f.h5"
         facts = {"weights_metadata": metadata}
-        with FeatureWriter(path, items, PART, 4, facts=facts, overwrite=True) as file:
+        with FeatureWriter.open(path, items, PART, 4, facts=facts, overwrite=True) as file:
             for scale in range(2):
                 file.write(0, scale, np.ones(4, np.float32))
             file.finish()

@@ -51,7 +51,7 @@ def features_at(path: Path, count: int = 5) -> Path:
         ["a", "b"],
         splits,
     )
-    with FeatureWriter(path, items, PART, 8) as file:
+    with FeatureWriter.open(path, items, PART, 8) as file:
         for i in range(5):
             for s in range(2):
                 file.write(i, s, np.full(8, 10 * i + s, np.float32))

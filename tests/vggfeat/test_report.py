@@ -53,7 +53,7 @@ def write_features(
     path: Path, x_NQD: np.ndarray, labels: np.ndarray | None, classes: list[str], names: list[str]
 ) -> Features:
     items = Items("folder", "single-label", path.parent, names, labels, classes)
-    with FeatureWriter(path, items, PART, x_NQD.shape[2], overwrite=True) as file:
+    with FeatureWriter.open(path, items, PART, x_NQD.shape[2], overwrite=True) as file:
         for i, row_QD in enumerate(x_NQD):
             for s, descriptor_D in enumerate(row_QD):
                 file.write(i, s, descriptor_D)

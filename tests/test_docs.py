@@ -96,7 +96,7 @@ def test_every_code_block_with_a_prompt_is_known():
 def test_every_promise_names_a_test_that_there_is():
     """`FILE -k WORDS`, where each word selects some test of that file."""
     named = re.findall(
-        r"`((?:(?:pretrain|vggfeat)/)?test_\w+\.py)(?: -k ([^`]+))?`",
+        r"`((?:\w+/)*test_\w+\.py)(?: -k ([^`]+))?`",
         (ROOT / "docs/reliability.md").read_text(),
     )
     assert len(named) > 20
@@ -116,7 +116,7 @@ PAPER = (ROOT / "docs/paper.md").read_text()
 
 
 def test_the_paper_page_names_tests_that_there_are() -> None:
-    named = set(re.findall(r"`((?:(?:pretrain|vggfeat)/)?test_\w+\.py)::(\w+)`", PAPER))
+    named = set(re.findall(r"`((?:\w+/)*test_\w+\.py)::(\w+)`", PAPER))
     assert len(named) > 50
     for file, name in sorted(named):
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"

@@ -40,7 +40,7 @@ format: .venv/installed-dev  ## ruff: mends what it can, and lays the code out
 types: .venv/installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
-quick: lint types  ## lint, types and the tests that aren't marked slow, up to the first failure
+quick: lint  ## lint and the tests that aren't marked slow, up to the first failure
 	$(BIN)/$(PYTEST) --exitfirst -m 'not slow'
 
 test: lint types  ## lint, types and every test; with Chromium installed also the pages in a browser

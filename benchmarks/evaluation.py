@@ -21,8 +21,8 @@ import torch
 import vggfeat
 from pretrain.posteriors import crops, dense
 from vggfeat.decode import read_rgb
-from vggfeat.extract import forward_flop
 from vggfeat.images import smallest_side
+from vggfeat.plan import forward_flop
 from vggfeat.terminal import columns, out
 from vggfeat.weights import Network
 
@@ -59,7 +59,7 @@ def main() -> None:
                 for image in images:
                     compute(network, image).cpu()
                 times[mode].append((time.perf_counter() - began) / len(images))
-        side = network.module.crop
+        side = network.vgg().crop
         whole = sum(forward_flop(network, "fc8", *image.shape[1:3]) for image in images) / len(
             images
         )

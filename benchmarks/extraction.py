@@ -36,7 +36,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from vggfeat.terminal import CORES, columns, err, keep_memory, out
+from vggfeat.devices import keep_memory
+from vggfeat.machine import CORES
+from vggfeat.terminal import columns, err, out
 
 keep_memory()  # as the command does; for all sides
 
@@ -47,19 +49,13 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
+from vggfeat.batches import by_shape  # noqa: E402
 from vggfeat.decode import read_rgb  # noqa: E402
-from vggfeat.describe import describe  # noqa: E402
-from vggfeat.extract import (  # noqa: E402
-    PLANNED,
-    by_shape,
-    describe_all,
-    description_of,
-    extract,
-    limited,
-    plan,
-)
+from vggfeat.describe import describe, describe_all, description_of  # noqa: E402
+from vggfeat.extract import extract  # noqa: E402
 from vggfeat.images import centre_crop, smallest_side  # noqa: E402
 from vggfeat.look import look  # noqa: E402
+from vggfeat.plan import PLANNED, plan  # noqa: E402
 from vggfeat.weights import Network  # noqa: E402
 
 Sides = dict[str, Callable[[], np.ndarray]]
@@ -114,9 +110,10 @@ def plain(network: Network, precision: torch.dtype) -> Callable[[torch.Tensor, s
     """PyTorch's modules one after the other, FC layers as convolutions with weights of their own;
     to fc7's mean.
     """
-    module = copy.deepcopy(network.module).to(dtype=precision, memory_format=torch.channels_last)
-    fcs = []
+    module = copy.deepcopy(network.vgg()).to(precision).to(memory_format=torch.channels_last)
+    fcs: list[torch.nn.Module] = []
     for fc, k in ((module.classifier[0], 7), (module.classifier[3], 1)):
+        assert isinstance(fc, torch.nn.Linear)
         conv = torch.nn.Conv2d(fc.in_features // k**2, fc.out_features, k).to(precision)
         conv.load_state_dict({"weight": fc.weight.view(conv.weight.shape), "bias": fc.bias})
         fcs += [conv, torch.nn.ReLU()]
@@ -391,7 +388,7 @@ PLANS = (
 
 def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: int) -> Rows:
     """Each setting is WEIGHTS:SCALES, and :no-mirror; of the first `limit` images."""
-    items = limited(datasets.load("folder", folder), limit)
+    items = datasets.load("folder", folder).first(limit)
     rows = []
     for setting in settings:
         mirror = not setting.endswith(":no-mirror")

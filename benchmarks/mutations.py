@@ -35,10 +35,11 @@ from pretrain.kept import KeptPosteriors
 from tests.vggfeat.test_hdf5 import reseal
 from tests.vggfeat.test_tensors import MOMENTUM, arrays_of, caffemodel
 from vggfeat import datasets
+from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import description_of, versions
 from vggfeat.hdf5 import MAGIC
 from vggfeat.model import open_model
+from vggfeat.versions import versions
 from vggfeat.writer import FeatureWriter
 
 MEMORY = 1 << 30
@@ -82,7 +83,7 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     yield Kind("ckpt", checkpoint, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
     for name, old in (("caffemodel", False), ("caffe-2014", True)):
         caffe = inputs.folder / f"{name}.caffemodel"
-        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).module), old))
+        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).vgg()), old))
         yield Kind(name, caffe, vggfeat.load)
 
 

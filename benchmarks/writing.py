@@ -180,7 +180,7 @@ class Inputs:
             stage.mkdir(parents=True)
             save_weights(
                 stage / "weights.safetensors",
-                network.module,
+                network.vgg(),
                 network.preprocessing,
                 classes=CLASSES,
                 train_scale="36",

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,17 @@ import pretrain.recipe
 from pretrain import evaluate, train
 from pretrain.init import FROM_A
 from pretrain.posteriors import GRID
-from vggfeat import cli, weights
+from vggfeat import cli, sources, weights
+from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.decode import MAX_PIXELS
 from vggfeat.images import MAX_RESCALED_PIXELS
-from vggfeat.protocols import C_STEP, MAX_EXTENSIONS, N_SPLITS, VAL_FRACTION
+from vggfeat.protocols import C_STEP, MAX_EXTENSIONS
 from vggfeat.svm import C_GRID, LinearSVM
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG, parameter_count
 
-from .conftest import Command, photograph
+from .conftest import SLOW, Command, photograph
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,6 +104,12 @@ def test_every_promise_names_a_test_that_there_is():
         names = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text(), re.M)
         for word in words.strip('"').split(" or ") if words else [""]:
             assert any(word in name for name in names), f"{file} -k {word}"
+
+
+def test_every_slow_test_is_one_that_there_is() -> None:
+    paths = (ROOT / "tests").rglob("test_*.py")
+    names = set(re.findall(r"^def (test_\w+)", "".join(p.read_text() for p in paths), re.M))
+    assert not SLOW - names
 
 
 PAPER = (ROOT / "docs/paper.md").read_text()
@@ -190,10 +197,10 @@ def stand_in(what: str, file: Path | None) -> weights.Network:
     """In place of the released D and E: a narrow net of random weights, with their names, classes
     and S.
     """
-    network = weights.load(f"random:{what},width=0.03125,crop=32,classes={len(WNIDS)}")
+    network = sources.load(f"random:{what},width=0.015625,crop=32,classes={len(WNIDS)}")
     network.classes = WNIDS
     network.spec = f"oxford:{what}"
-    network.metadata |= {"train_scale": "256-512", "source": weights.OXFORD[what]}
+    network.metadata |= {"train_scale": "256-512", "source": sources.OXFORD[what]}
     return network
 
 
@@ -247,14 +254,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("docs", "build/demo"):
         (tmp_path / name).mkdir(parents=True)
     net = stand_in("D", None)
-    convolutions = VGG("D", width=0.03125, crop=32, until="pool5")
+    convolutions = VGG("D", width=0.015625, crop=32, until="pool5")
     convolutions.load_state_dict(net.module.state_dict(), strict=False)
     weights.save_weights(tmp_path / "vgg16_conv_caffe.safetensors", convolutions, net.preprocessing)
 
     recipes = tmp_path / "recipes"
     shutil.copytree(pretrain.recipe.RECIPES, recipes)
     small = {
-        "width": "0.03125",
+        "width": "0.015625",
         "crop": "32",
         "batch_size": "8",
         "held_out": "0.1",
@@ -266,7 +273,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             text = re.sub(rf"^{key} = \S+", f"{key} = {value}", text, flags=re.M)
         path.write_text(text)
     monkeypatch.setattr(pretrain.recipe, "RECIPES", recipes)
-    monkeypatch.setitem(weights._LOADERS, "oxford", stand_in)
+    stood_in = replace(sources.SOURCES["oxford"], load=stand_in)
+    monkeypatch.setitem(sources.SOURCES, "oxford", stood_in)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -356,7 +364,7 @@ def test_every_command_runs(
             continue
         clear(words)
         more = ["--workers", "0"] if words[0] == "pretrain.train" else []
-        more += ["--limit", "300"] if "digits" in words else []  # `make demo` describes them all
+        more += ["--limit", "100"] if "digits" in words else []  # `make demo` describes them all
         ran = run_main(main_of(words), *words[1:], *more)
         damaged = ran.status == 3 and "unreadable: " in ran.err
         # a stand-in's width; `pretrain/test_export.py` has the real one

@@ -457,9 +457,9 @@ class FeatureWriter:
             return ""
         status_NQ = self._places["status"].read(self._file)
         done_NQ = (status_NQ == DONE) & (status_NQ != UNREADABLE).all(1, keepdims=True)
-        whole, some = int(done_NQ.all(1).sum()), int(done_NQ.any(1).sum())
-        parts = f", and {some - whole:,} at some of the scales" if some > whole else ""
-        return f"{whole:,} of {len(status_NQ):,} images are in {self.partial}{parts}"
+        complete, begun = int(done_NQ.all(1).sum()), int(done_NQ.any(1).sum())
+        parts = f", and {begun - complete:,} at some of the scales" if begun > complete else ""
+        return f"{complete:,} of {len(status_NQ):,} images are in {self.partial}{parts}"
 
     def _rows_there(self) -> bool:
         """Whether a descriptor of any process is in the file."""

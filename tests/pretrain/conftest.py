@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import prepared
 from tests.conftest import HANG, photograph, torchrun
 
 # A net of a tenth of the width on crops of 32 pixels, every augmentation on.
@@ -40,31 +42,37 @@ def photos(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def drawings(tmp_path: Path) -> Path:
-    """Generated, 40 training images of each of two classes: for what needs no photographs."""
+@pytest.fixture(scope="session")
+def made_drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
     for c, name in enumerate(("blue", "red")):
         for split, n in (("train", 40), ("val", 4)):
-            (tmp_path / "drawings" / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for i in range(n):
                 image = photograph(1000 * c + i + 500 * (split == "val"), 48, 40 + i)
                 image[..., 0 if c == 0 else 2] //= 4
-                Image.fromarray(image).save(
-                    tmp_path / "drawings" / split / name / f"{i:02d}.jpg", quality=95
-                )
-    return tmp_path / "drawings"
+                Image.fromarray(image).save(root / split / name / f"{i:02d}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture
+def drawings(made_drawings: Path, tmp_path: Path) -> Path:
+    """Generated, 40 training images of each of two classes: for what needs no photographs."""
+    return Path(shutil.copytree(made_drawings, tmp_path / "drawings"))
+
+
+def words_of(arguments: Sequence[object], script: Path | None = None) -> list[str]:
+    """What stands behind `python`: pretrain.train, or a script in its place, and its arguments."""
+    what = ["-m", "pretrain.train"] if script is None else [str(script)]
+    return [*what, *map(str, arguments)]
 
 
 def command(
     arguments: Sequence[object], processes: int = 1, script: Path | None = None
 ) -> list[str]:
-    """The command line of pretrain.train, or of a script in its place, under torchrun for several
-    processes.
-    """
-    what = ["-m", "pretrain.train"] if script is None else [str(script)]
-    if processes > 1:
-        return [*torchrun(processes), *what, *map(str, arguments)]
-    return [sys.executable, *what, *map(str, arguments)]
+    """The command line, under torchrun for several processes."""
+    python = torchrun(processes) if processes > 1 else [sys.executable]
+    return [*python, *words_of(arguments, script)]
 
 
 def environment() -> dict[str, str]:
@@ -88,18 +96,12 @@ def processes_of(mark: str) -> list[int]:
 
 @pytest.fixture(scope="session")
 def train() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run pretrain.train in processes of its own."""
+    """Run pretrain.train in processes of its own, which are forked (`tests.prepared`)."""
 
     def run(
         *arguments: object, processes: int = 1, script: Path | None = None, status: int = 0
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(arguments, processes, script),
-            env=environment(),
-            text=True,
-            capture_output=True,
-            timeout=HANG,
-        )
+        done = prepared.run(words_of(arguments, script), environment(), processes, timeout=HANG)
         assert done.returncode == status, done.stderr[-3000:]
         return done
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import subprocess
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,19 +20,22 @@ from PIL import Image
 from scipy.io import savemat
 
 import vggfeat
-from pretrain.evaluate import app, told_apart
+from pretrain.evaluate import app
+from pretrain.figures import told_apart
 from pretrain.kept import KeptPosteriors
 from pretrain.posteriors import how_trained
 from pretrain.recipe import Past, Recipe, chain, read_recipe
 from pretrain.runs import Trained, roles
 from pretrain.tables import RELEASED, Cell, Member, read_cells
-from tests.conftest import HANG, Command, photograph, torchrun
+from tests import prepared
+from tests.conftest import HANG, Command, photograph
 from tests.pretrain.conftest import environment
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
+from vggfeat.sources import OXFORD
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG
-from vggfeat.weights import OXFORD, save_weights
+from vggfeat.weights import save_weights
 
 CLASSES = [f"n{i:02d}" for i in range(7)]
 FAST = ["--device", "cpu", "--precision", "float32"]
@@ -114,24 +116,31 @@ def save_trained(path: Path, module: VGG, plain: Preprocessing, recipe: Recipe, 
     (path.parent / "last.safetensors").write_bytes(b"")
 
 
-@pytest.fixture
-def weights(tmp_path: Path, small: Path, he, plain: Preprocessing) -> dict[str, Path]:  # type: ignore[no-untyped-def]
-    paths = {}
-    for net, S in (
-        ("A", "36"),
-        ("A-LRN", "36"),
-        ("B", "36"),
-        ("B-5x5", "36"),
-        ("D", "36"),
-        ("D", "36-64"),
-        ("E", "36-64"),
-    ):
+NETS = (
+    *(("A", "36"), ("A-LRN", "36"), ("B", "36"), ("B-5x5", "36")),
+    *(("D", "36"), ("D", "36-64"), ("E", "36-64")),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, he, plain: Preprocessing) -> Path:  # type: ignore[no-untyped-def]
+    root = tmp_path_factory.mktemp("made")
+    (root / "small.toml").write_text(SMALL)
+    for net, S in NETS:
         module = he(net, num_classes=len(CLASSES), width=0.05, crop=32)
         with torch.no_grad():
             module.classifier[-1].weight.mul_(0.1)
-        paths[f"{net}-{S}"] = path = tmp_path / "runs" / net / f"{net}-{S}" / "weights.safetensors"
-        save_trained(path, module, plain, chain(read_recipe(str(small)), net), f"{net}-{S}")
-    return paths
+        path = root / "runs" / net / f"{net}-{S}" / "weights.safetensors"
+        recipe = chain(read_recipe(str(root / "small.toml")), net)
+        save_trained(path, module, plain, recipe, f"{net}-{S}")
+    return root / "runs"
+
+
+@pytest.fixture
+def weights(made: Path, tmp_path: Path) -> dict[str, Path]:
+    """Nets as runs leave them in `runs`."""
+    runs = Path(shutil.copytree(made, tmp_path / "runs"))
+    return {f"{net}-{S}": runs / net / f"{net}-{S}" / "weights.safetensors" for net, S in NETS}
 
 
 def cells_in(folder: Path) -> list[Cell]:
@@ -206,9 +215,9 @@ def test_two_processes_give_the_same_table(
     ]
     tables = []
     for processes in (1, 2):
-        line = [*torchrun(processes), "-m", "pretrain.evaluate", *map(str, arguments)]
-        line += ["--posteriors", str(tmp_path / f"{processes}.h5")]
-        done = subprocess.run(line, env=environment(), text=True, capture_output=True, timeout=HANG)
+        words = ["-m", "pretrain.evaluate", *arguments]
+        words += ["--posteriors", tmp_path / f"{processes}.h5"]
+        done = prepared.run(words, environment(), processes, timeout=HANG)
         assert done.returncode == 0, done.stderr[-3000:]
         tables.append(done.stdout)
     assert tables[0] == tables[1]
@@ -736,10 +745,10 @@ def test_a_net_and_a_scale_are_averaged_once(
     for again in (["--from", kept, "--from", kept], ["--weights", a, "--weights", copy, *words]):
         told = says(*again, "--posteriors", out)
         assert "net A (" in told and "is there twice" in told and not out.exists()
-    assert "--scales 36,36,50: give each Q once" in says(
+    assert "'--scales': '36,36,50' has a number twice" in says(
         "--from", kept, "--scales", "36,36,50", status=2
     )
-    assert "give each Q once" in says("--weights", a, *words, "--scales", "36,50,36", status=2)
+    assert "has a number twice" in says("--weights", a, *words, "--scales", "36,50,36", status=2)
     # what is wrong with the second net is told before the first one is evaluated
     assert "smaller than the crop of 32" in says(
         "--weights", a, "--weights", d, *words, "--scales", "31"
@@ -917,7 +926,7 @@ def test_what_cannot_be_evaluated(
     assert "smaller than the crop of 32" in says("--weights", a, "--data", images, "--scales", "31")
     assert "give one of --weights, --from and --table" in says("--data", images, status=2)
     assert "no folder" in says("--weights", a, "--data", tmp_path / "nowhere")
-    assert "--scales 3x" in says("--weights", a, "--data", images, "--scales", "3x", status=2)
+    assert "'--scales': '3x'" in says("--weights", a, "--data", images, "--scales", "3x", status=2)
     assert "reach pool5" in says(
         "--weights", data / "vgg16_conv_caffe.safetensors", "--data", images
     )

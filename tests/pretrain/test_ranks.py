@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import threading
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from tests import prepared
 from tests.conftest import HANG
-from tests.pretrain.conftest import command, environment
+from tests.pretrain.conftest import environment
 from vggfeat import ranks
 from vggfeat.errors import VggfeatError
 
@@ -58,10 +58,7 @@ def job(tmp_path: Path, minutes: float, *names: str) -> list[str]:
     """What three processes say, of which the second doesn't come until these files are there."""
     script = tmp_path / "job.py"
     script.write_text(SCRIPT.replace("MINUTES", str(minutes)).replace("NAMES", repr(names)))
-    done = subprocess.run(
-        command([], 3, script), env=environment(), text=True, capture_output=True, timeout=HANG
-    )
-    return done.stderr.splitlines()
+    return prepared.run([script], environment(), 3, timeout=HANG).stderr.splitlines()
 
 
 def test_a_slow_process_is_named(tmp_path: Path) -> None:
@@ -144,7 +141,7 @@ def test_a_first_process_that_is_not_there_yet_is_waited_for_with_a_word(
 
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks.dist, "rendezvous", rendezvous)
+    monkeypatch.setattr(ranks, "rendezvous", rendezvous)
     monkeypatch.setattr(ranks, "WARN_SECONDS", 0.0)
     monkeypatch.setattr(ranks, "say", say)
     with (

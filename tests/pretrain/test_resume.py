@@ -21,11 +21,13 @@ from safetensors import safe_open
 from pretrain.checkpoint import read_state
 from pretrain.train import app
 from pretrain.watch import stop_on_signals
+from tests import prepared
 from tests.conftest import HANG, Command
-from tests.pretrain.conftest import SHORT, command, environment, processes_of
+from tests.pretrain.conftest import SHORT, command, environment, processes_of, words_of
 from vggfeat import terminal
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
+Running = subprocess.Popen[bytes] | prepared.Process
 KILLS = int(os.environ.get("KILLS", "3"))  # 20 for the figure in docs/results.md
 TERMS = int(os.environ.get("TERMS", "3"))  # signals to a group; 200 for the figure in the docs
 # A and then D from A, each ending in the middle of an epoch, a checkpoint after every iteration
@@ -100,8 +102,8 @@ def test_sigkill_at_random_moments(run: tuple[list[object], Path], tmp_path: Pat
     while True:
         out = tmp_path / str(round_)
         with open(tmp_path / "stderr", "w") as told:
-            process = subprocess.Popen(
-                command([*arguments, "--out", out]), env=environment(), stderr=told
+            process = prepared.start(
+                words_of([*arguments, "--out", out]), environment(), stderr=told
             )
         if killed < KILLS:
             written = _checkpoints(out)
@@ -128,12 +130,12 @@ SIGNALLED = """
 import os, time
 from pretrain import train, trainer
 from vggfeat import terminal
-stage, iteration, number, whom = os.environ["AT"].split()
+stage, iteration, number = os.environ["AT"].split()
 step = trainer.Trainer.step
 def signalled(self, batch, images):
     if (self.stage.name, self.state.iteration, self.ranks.rank) == (stage, int(iteration), 0):
-        os.kill(os.getpid() if whom == "itself" else os.getppid(), int(number))
-        while not self.stop.signal:  # until torchrun has passed it on
+        os.kill(os.getpid(), int(number))
+        while not self.stop.signal:
             time.sleep(0.01)
     return step(self, batch, images)
 trainer.Trainer.step = signalled
@@ -144,14 +146,12 @@ terminal.run(train.app, "pretrain.train")
 def signalled_at(
     arguments: list[object], at: str, tmp_path: Path, processes: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """A run that gets a signal in the midst of an iteration. at: the stage, the iteration, which
-    signal, whom.
+    """A run whose first process gets a signal in the midst of an iteration. at: the stage, the
+    iteration, which signal.
     """
     (tmp_path / "signalled.py").write_text(SIGNALLED)
-    line = command(arguments, processes, tmp_path / "signalled.py")
-    return subprocess.run(
-        line, env={**environment(), "AT": at}, text=True, capture_output=True, timeout=HANG
-    )
+    words = words_of(arguments, tmp_path / "signalled.py")
+    return prepared.run(words, {**environment(), "AT": at}, processes, timeout=HANG)
 
 
 def test_signals_save_and_leave(
@@ -160,7 +160,7 @@ def test_signals_save_and_leave(
     arguments, whole = run
     arguments = [*arguments, "--out", tmp_path / "stopped"]
     for number, at in ((signal.SIGTERM, "A-36 7"), (signal.SIGINT, "D-36 4")):
-        done = signalled_at(arguments, f"{at} {number:d} itself", tmp_path)
+        done = signalled_at(arguments, f"{at} {number:d}", tmp_path)
         assert done.returncode == 128 + number
         assert "stopped and saved at iteration" in done.stderr
         assert "Traceback" not in done.stderr
@@ -179,7 +179,7 @@ def test_a_line_of_the_log_is_the_mean_of_the_iterations_since_the_last(
 ) -> None:
     """Also where a run goes on with lines at other iterations."""
     arguments = [*run[0], "--stages", "1", "--out", tmp_path / "run", "--log-every"]
-    signalled_at([*arguments, "5"], f"A-36 5 {signal.SIGTERM:d} itself", tmp_path)
+    signalled_at([*arguments, "5"], f"A-36 5 {signal.SIGTERM:d}", tmp_path)
     train(*arguments, "4")
     each, lines = dict(losses(run[1] / "A-36")), dict(losses(tmp_path / "run" / "A-36"))
     assert lines[5] == pytest.approx(sum(each[i] for i in range(1, 6)) / 5)
@@ -198,21 +198,19 @@ def gone(folder: Path, seconds: float = HANG) -> bool:
 
 def begun(
     arguments: list[object], out: Path, processes: int = 1, script: Path | None = None
-) -> subprocess.Popen[str]:
-    """A run in a process group of its own, as a scheduler starts it. What it says is in
-    `OUT.stderr`.
+) -> Running:
+    """A run in a process group of its own, as a scheduler starts it; several under torchrun. What
+    it says is in `OUT.stderr`.
     """
+    arguments, marked = [*arguments, "--out", out], {**environment(), "RUN": str(out)}
     with open(f"{out}.stderr", "w") as told:
-        return subprocess.Popen(
-            command([*arguments, "--out", out], processes, script),
-            env={**environment(), "RUN": str(out)},
-            stderr=told,
-            text=True,
-            start_new_session=True,
-        )
+        if processes == 1:
+            return prepared.start(words_of(arguments, script), marked, stderr=told, session=True)
+        line = command(arguments, processes, script)
+        return subprocess.Popen(line, env=marked, stderr=told, start_new_session=True)
 
 
-def signalled(process: subprocess.Popen[str], number: signal.Signals, out: Path) -> str:
+def signalled(process: Running, number: signal.Signals, out: Path) -> str:
     """What a run says whose whole group gets a signal."""
     os.killpg(process.pid, number)
     Path(f"{out}.signalled").touch()
@@ -348,9 +346,7 @@ def test_another_number_of_processes_goes_on(
     arguments = [*run[0], "--precision", "float64"]
     whole, out = tmp_path / "whole", tmp_path / "moved"
     train(*arguments, "--out", whole)
-    signalled_at(
-        [*arguments, "--out", out], f"A-36 7 {signal.SIGTERM:d} torchrun", tmp_path, processes=2
-    )
+    signalled_at([*arguments, "--out", out], f"A-36 7 {signal.SIGTERM:d}", tmp_path, processes=2)
     assert read_state(out / "A-36" / "last.safetensors")[0].iteration > 0
     assert not (out / "weights.safetensors").exists()
     train(*arguments, "--out", out)
@@ -369,20 +365,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     before = (out / "A-36" / "last.safetensors").read_bytes()
     (out / "A-36" / "weights.safetensors").unlink()  # the stage's end is to be written again
     assert read_state(out / "A-36" / "last.safetensors")[0].finished
-    limit = len(before) // 2  # as a full disk, this refuses to let a file grow
-
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(
-        command([*arguments, "--out", out, "--stages", "1"]),
-        env=environment(),
-        text=True,
-        capture_output=True,
-        preexec_fn=small_files,
-        timeout=HANG,
-    )
+    # as a full disk, this refuses to let a file grow
+    limits = {resource.RLIMIT_FSIZE: len(before) // 2}
+    words = words_of([*arguments, "--out", out, "--stages", "1"])
+    done = prepared.run(words, environment(), limits=limits, timeout=HANG)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("pretrain.train: can't write")
     assert "Traceback" not in done.stderr

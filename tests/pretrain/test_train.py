@@ -30,18 +30,18 @@ from pretrain.posteriors import how_trained
 from pretrain.readers import Batch
 from pretrain.recipe import chain, history_of, read_recipe
 from pretrain.train import app
-from pretrain.trainer import Trainee, Trainer
+from pretrain.trainer import Trainer, TrainingNet
 from pretrain.watch import Chance
+from tests import prepared
 from tests.conftest import HANG, Command
-from tests.pretrain.conftest import SHORT, environment
-from tests.pretrain.conftest import command as subprocess_command
+from tests.pretrain.conftest import SHORT, environment, words_of
 from vggfeat import cli
 from vggfeat.ranks import Ranks
+from vggfeat.sources import load
 from vggfeat.store import open_features
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import run
 from vggfeat.vgg import NETS, VGG
-from vggfeat.weights import load
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"
@@ -762,7 +762,7 @@ def test_too_little_memory_is_one_line(
     def forward(*_: torch.Tensor) -> torch.Tensor:
         raise kind("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(Trainee, "forward", forward)
+    monkeypatch.setattr(TrainingNet, "forward", forward)
     ran = command(
         "--net", "A", *FEW, "--micro-batch", "12", "--data", drawings, "--out", tmp_path / "run"
     )
@@ -914,9 +914,6 @@ def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path
     only missing.
     """
 
-    def no_bytes() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
     words = [
         "--net",
         "A",
@@ -928,17 +925,8 @@ def test_a_full_disk_is_a_warning_a_file_until_the_last(drawings: Path, tmp_path
         "--out",
         tmp_path / "run",
     ]
-    # PyTorch, as it is imported, looks for a temporary folder that it can write in, unless it knows
-    # of one
-    room = {**environment(), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        subprocess_command(words),
-        env=room,
-        text=True,
-        capture_output=True,
-        preexec_fn=no_bytes,
-        timeout=HANG,
-    )
+    limits = {resource.RLIMIT_FSIZE: 0}
+    done = prepared.run(words_of(words), environment(), limits=limits, timeout=HANG)
     assert done.returncode == 1
     last = f"can't write {tmp_path / 'run' / A_STAGE / 'weights.safetensors'}"
     assert last in one_line(done.stderr)

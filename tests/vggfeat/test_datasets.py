@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from hypothesis import strategies as st
 from tests.conftest import Command
 from vggfeat import cli, look
 from vggfeat.datasets import Items, at_hand, describe_datasets, load, random_splits, refuse_absent
+from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.voc import CLASSES, check_submission, write_submission
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import limited
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data")
@@ -1071,12 +1072,39 @@ def test_few_of_the_classes_in_a_limited_set_are_told(tmp_path: Path) -> None:
         names=tuple(f"{name}/{i}.jpg" for name in ("cat", "dog", "owl") for i in range(3)),
     )
     items = load("folder", tmp_path / "train")
-    assert limited(items, 4).remarks == ("`limit` 4 takes the first images, of 2 of the 3 classes",)
-    assert limited(items, 7).remarks == limited(items, 100).remarks == ()
+    assert items.first(4).remarks == ("`limit` 4 takes the first images, of 2 of the 3 classes",)
+    assert items.first(7).remarks == items.first(100).remarks == ()
     items = load("csv", write(tmp_path, "path,labels\na.jpg,cat;\nb.jpg,dog\n"))
-    assert limited(items, 1).remarks[1:] == (
+    assert items.first(1).remarks[1:] == (
         "`limit` 1 takes the first images, of 1 of the 2 classes",
     )
+
+
+def test_items_are_taken_in_any_order(tmp_path: Path) -> None:
+    items = load(
+        "csv",
+        write(
+            tmp_path,
+            "path,label,split\n"
+            + "".join(
+                f"{i}.jpg,{'cat' if i % 2 else 'dog'},{'test' if i > 3 else 'train'}\n"
+                for i in range(6)
+            ),
+        ),
+    )
+    taken = items.take(np.array([5, 0, 3]))
+    assert taken.names == ["5.jpg", "0.jpg", "3.jpg"] and taken.classes == items.classes
+    assert items.labels is not None and taken.labels is not None
+    assert taken.labels.tolist() == items.labels[[5, 0, 3]].tolist()
+    assert {name: rows.tolist() for name, rows in taken.splits.items()} == {
+        "train": [1, 2],
+        "test": [0],
+    }
+    assert taken.total is None and items.first(2).total == 6
+    digits = load("digits")
+    assert digits.images is not None
+    pixels = digits.take(np.array([9, 4])).images
+    assert pixels is not None and (pixels == digits.images[[9, 4]]).all()
 
 
 def test_one_class_is_said_in_the_singular(tmp_path: Path) -> None:
@@ -1349,3 +1377,23 @@ def test_a_line_that_is_no_image_id_is_told_in_short(tmp_path: Path, line: str) 
     ) as refused:
         load("voc2007", tmp_path)
     assert len(str(refused.value)) < len(str(tmp_path)) + 200
+
+
+def test_the_table_of_protocols_is_what_is_drawn_and_documented() -> None:
+    labels = np.repeat(np.arange(3, dtype=np.int32), 70)
+    for name, train, test in (
+        ("caltech101", 30, 40),
+        ("caltech256", 60, 10),
+        ("single-label", 56, 14),
+    ):
+        splits = PROTOCOLS[name].splits(labels)
+        drawn = [len(splits[f"split0/{part}"]) for part in ("train", "val", "test")]
+        assert (drawn[0] + drawn[1], drawn[2]) == (3 * train, 3 * test)
+    compared = {name: rules.compared_by(several=True) for name, rules in PROTOCOLS.items()}
+    assert compared.pop("voc2007") == "map_11point" and {*compared.values()} == {"map_allpoint"}
+    assert {rules.compared_by(several=False) for rules in PROTOCOLS.values()} == {
+        "mean_class_recall"
+    }
+    formats = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    listed = formats.partition("rule of scoring: ")[2].partition(" |")[0]
+    assert re.findall(r"`([^`]+)`", listed) == [*PROTOCOLS, "unlabelled"]

@@ -242,9 +242,9 @@ def test_a_model_names_and_scores_images(
     trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    real = vggfeat.weights.load  # type: ignore[attr-defined]
+    real = vggfeat.sources.load  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        vggfeat.weights, "load", lambda spec, **how: loaded.append(spec) or real(spec, **how)
+        vggfeat.sources, "load", lambda spec, **how: loaded.append(spec) or real(spec, **how)
     )  # type: ignore[attr-defined, func-returns-value]
     model = vggfeat.open_model(trained)
     assert not loaded and model.classes == ["blue", "red"]

@@ -1,0 +1,179 @@
+"""Files of every kind as a released version wrote them (`tests/formats`), opened by the program's
+own readers.
+
+Their values are those that stand in them: whatever machine reads them reads the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vggfeat
+from pretrain import kept, tables
+from pretrain.checkpoint import load_checkpoint, read_state
+from pretrain.colour import Colours
+from pretrain.kept import KeptPosteriors
+from pretrain.posteriors import how_trained
+from pretrain.recipe import history_of
+from pretrain.tables import read_cells
+from pretrain.watch import events
+from tests.formats.make import CLASSES, COUNT, SCALES, begun, descriptor, write_rows
+from vggfeat import model, store
+from vggfeat.hdf5 import format_of
+from vggfeat.model import open_model
+from vggfeat.results import read_results
+from vggfeat.tensors import metadata_of
+from vggfeat.vgg import VGG
+
+FORMATS = Path(__file__).parent / "formats"
+NOW = FORMATS / "version2"
+FINGERPRINT = "3990d47f561d5eb407d5f8d0f372b4460516639e569afb2ffdcbaf5bb4a2513c"
+TRAINING_SET = "4f3275529ed281b65403e891261d9416fb6b2697a0a62a2534de3490b26fc3c7"
+# format -> its versions, of each of which there is a file; "" is the ledger, which has no name
+VERSIONS = {
+    store.FORMAT: {1: "features.h5", 2: "features.h5"},
+    model.FORMAT: {1: "model.h5", 2: "model.h5"},
+    kept.FORMAT: {1: "posteriors.h5", 2: "posteriors.h5"},
+    "": {2: "ledger.json"},
+}
+
+
+def constants(path: Path) -> dict[str, object]:
+    """A module's names that are given a plain value."""
+    found: dict[str, object] = {}
+    for line in ast.parse(path.read_text()).body:
+        if isinstance(line, ast.Assign):
+            for target in line.targets:
+                pairs = [(target, line.value)]
+                if isinstance(target, ast.Tuple) and isinstance(line.value, ast.Tuple):
+                    pairs = list(zip(target.elts, line.value.elts, strict=False))
+                for name, value in pairs:
+                    if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
+                        found[name.id] = value.value
+    return found
+
+
+def test_every_version_of_a_format_has_a_file() -> None:
+    """Who changes a format's version adds a file of the new one, and leaves those of the old."""
+    written = set()
+    for package in (vggfeat, kept):
+        for path in Path(str(package.__file__)).parent.rglob("*.py"):
+            names = constants(path)
+            for name, value in names.items():
+                if name.endswith("VERSION") and type(value) is int:
+                    written.add((names.get("FORMAT", ""), value))
+    assert written == {(name, max(versions)) for name, versions in VERSIONS.items()}
+    for name, versions in VERSIONS.items():
+        assert sorted(versions) == list(range(min(versions), max(versions) + 1))
+        for version, file in versions.items():
+            path = FORMATS / f"version{version}" / file
+            assert path.is_file()
+            if version == 2 and name:
+                assert format_of(path) == name
+    assert json.loads((NOW / "ledger.json").read_text())["version"] == tables.VERSION
+
+
+def test_a_feature_file() -> None:
+    features = vggfeat.open_features(NOW / "features.h5")
+    assert features.names[:2] == ["train/bee/0.png", "train/bee/1.png"]
+    assert features.names[-1] == "val/caf\u00e9/2.png" and features.classes == CLASSES
+    assert features.labels is not None
+    assert features.labels.tolist() == [0] * 6 + [1] * 6 + [0] * 4 + [1] * 3
+    assert {name: rows.tolist() for name, rows in features.splits.items()} == {
+        "train": list(range(12)),
+        "val": list(range(12, 19)),
+    }
+    assert features.errors == {15: "empty file (0 bytes)"}
+    how = features.description
+    assert (how.net, how.layer, how.scales, how.mirror) == ("A", "fc7", (32, 40), True)
+    assert (how.fingerprint, how.precision) == (FINGERPRINT, "float32")
+    features.verify()
+    x = features.descriptors
+    assert x.shape == (19, 2, 64) and x.dtype == np.float32
+    assert zlib.crc32(x.tobytes()) == 3011251419
+
+
+def test_a_feature_file_that_was_begun_is_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(NOW / "begun.h5.partial", tmp_path / "features.h5.partial")
+    with begun(tmp_path / "features.h5") as file:
+        assert file.seconds > 0
+        write_rows(file, range(2, COUNT))
+        file.finish()
+    x = vggfeat.open_features(tmp_path / "features.h5").descriptors
+    every = [[descriptor(row, scale) for scale in range(len(SCALES))] for row in range(COUNT)]
+    np.testing.assert_array_equal(x, np.array(every))
+
+
+def test_a_model_and_its_results() -> None:
+    model = open_model(NOW / "model.h5")
+    assert (model.classes, model.pool, model.multi_label) == (CLASSES, "average", False)
+    assert model.coef_KD.shape == (2, 64) and zlib.crc32(model.coef_KD.tobytes()) == 1309182570
+    assert model.intercept_K == pytest.approx([0.00048577, -0.00048577], abs=1e-8)
+    assert [part.fingerprint for part in model.parts] == [FINGERPRINT]
+    scored = model.scored["val"]
+    assert scored.rows.tolist() == [12, 13, 14, 16, 17, 18]
+    assert scored.scores[:2, 0] == pytest.approx([-0.00210132, 0.00012542], abs=1e-8)
+    results = read_results(NOW / "results.json")
+    assert model.results == results
+    assert (results.protocol, results.choice.C, results.n_train) == ("single-label", 0.03125, 12)
+    assert results.figures.accuracy == pytest.approx(2 / 3) and results.n_unreadable == 1
+
+
+def test_kept_posteriors_and_the_ledgers_cells() -> None:
+    posteriors = KeptPosteriors.read(NOW / "posteriors.h5")
+    assert (posteriors.dataset, posteriors.data, posteriors.split) == ("imagenet", "images", "val")
+    assert posteriors.classes == CLASSES and posteriors.names[6] == "val/caf\u00e9/2.png"
+    assert posteriors.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert posteriors.unreadable == {3: "empty file (0 bytes)"}
+    assert posteriors.crc32.tolist()[:4] == [2177943554, 3382748948, 2236438805, 0]
+    (net,) = posteriors.nets
+    assert (net.scales, list(net.modes), net.of["epochs"]) == ((36,), ["dense", "crops"], "1.50")
+    assert net.modes["crops"][0, 4] == pytest.approx([0.2663398, 0.7336601], abs=1e-7)
+    assert np.isnan(net.modes["dense"][0, 3]).all()
+    (cell,) = read_cells(NOW / "ledger.json")
+    assert (cell.key, cell.S, cell.Q, cell.images) == ((3, "A 256", "dense"), "36", "36", 7)
+    assert cell.wrong_images().tolist() == [True, True, True, True, False, False, False]
+    assert cell.top1 == pytest.approx(400 / 7) and cell.top5 is None
+    assert [each.fingerprint for each in cell.nets] == [FINGERPRINT]
+
+
+def test_weights_and_what_they_tell() -> None:
+    network = vggfeat.load(NOW / "weights.safetensors")
+    assert (network.name, network.classes, network.fingerprint) == ("A", CLASSES, FINGERPRINT)
+    assert (network.vgg().width, network.vgg().crop, network.layers[-1]) == (1 / 64, 32, "fc8")
+    assert network.preprocessing.mean == pytest.approx((79.43125, 127.641898, 79.875637))
+    (past,) = history_of(network.metadata)
+    assert (past.stage, past.epochs, past.images) == ("A-36", 1.5, 10)
+    assert past.training_set == TRAINING_SET
+    facts = how_trained(metadata_of(NOW / "weights.safetensors"))
+    assert (facts["recipe"], facts["stands_for"]) == ("small-71424393", "256")
+    assert json.loads(network.metadata["errors"])["held_out"] == {"top1": 50.0, "top5": None}
+
+
+def test_a_checkpoint_its_log_and_its_colours() -> None:
+    state, identity = read_state(NOW / "last.safetensors")
+    assert (state.iteration, state.finished, state.held_out) == (3, True, (50.0, None))
+    assert (identity["net"], identity["classes"]) == ("A", CLASSES)
+    net = VGG("A", num_classes=2, width=1 / 64, crop=32)
+    optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    load_checkpoint(NOW / "last.safetensors", net, optimiser)
+    ours = vggfeat.load(NOW / "weights.safetensors").module.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in net.state_dict().items())
+    last = net.classifier[-1].weight
+    assert isinstance(last, torch.Tensor) and optimiser.state[last]["momentum_buffer"].any()
+    told, dropped = events(NOW / "log.jsonl")
+    assert [event["event"] for event in told] == ["start", "held_out", "train", "held_out", "val"]
+    assert dropped == 0 and told[2]["loss"] > 0
+    colours = Colours.read(NOW / "colours.json")
+    assert colours.mean == pytest.approx((79.43125, 127.641898, 79.875637))
+    assert (colours.images, colours.training_set) == (12, TRAINING_SET)

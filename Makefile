@@ -19,7 +19,7 @@ vggfeat report --features build/demo/feats.h5 --model build/demo/model.h5 --out 
 endef
 export DEMO
 
-.PHONY: help demo lint format types quick test lowest dist mini clean
+.PHONY: help demo lint format types quick test lowest dist docs mini clean
 
 help:  ## this list
 	@awk -F ':|## *' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$NF}' Makefile
@@ -51,6 +51,9 @@ lowest: build/lowest/installed  ## every test with the lowest releases that pypr
 
 dist: .venv/installed-dev  ## sdist and wheel in build/dist; the wheel tried as a user installs it
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/dist
+
+docs: .venv/installed-dev  ## docs/cli.md, made of the commands' own options
+	$(BIN)/python -m tests.test_usage
 
 # How the mini weights were made: DATA is ten ImageNet classes squashed to 144x144 pixels, train/WNID and val/WNID.
 mini: .venv/installed  ## the mini weights and their logs, made again from the images in DATA

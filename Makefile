@@ -9,7 +9,7 @@ ASSETS = vggfeat/assets
 CORES = $(shell env -u OMP_NUM_THREADS nproc)
 ROOM = $(shell awk '/^MemAvailable/ {print int($$2 / 2000000)}' /proc/meminfo)
 PROCESSES = $(shell printf '%s\n' $(CORES) $(ROOM) 8 | sort -n | head -1 | sed s/^0$$/1/)
-PYTEST = python -m pytest -n $(PROCESSES) --dist loadfile
+PYTEST = python -m pytest -n $(PROCESSES) --dist worksteal
 
 # The demo: also what `make dist` tries with the package as it is installed elsewhere.
 define DEMO
@@ -19,7 +19,7 @@ vggfeat report --features build/demo/feats.h5 --model build/demo/model.h5 --out 
 endef
 export DEMO
 
-.PHONY: help demo lint format types quick test lowest dist mini clean
+.PHONY: help demo lint format types quick test lowest dist docs mini clean
 
 help:  ## this list
 	@awk -F ':|## *' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$NF}' Makefile
@@ -40,7 +40,7 @@ format: .venv/installed-dev  ## ruff: mends what it can, and lays the code out
 types: .venv/installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
-quick: lint types  ## lint, types and the tests that aren't marked slow, up to the first failure
+quick: lint  ## lint and the tests that aren't marked slow, up to the first failure
 	$(BIN)/$(PYTEST) --exitfirst -m 'not slow'
 
 test: lint types  ## lint, types and every test; with Chromium installed also the pages in a browser
@@ -51,6 +51,9 @@ lowest: build/lowest/installed  ## every test with the lowest releases that pypr
 
 dist: .venv/installed-dev  ## sdist and wheel in build/dist; the wheel tried as a user installs it
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/dist
+
+docs: .venv/installed-dev  ## docs/cli.md, made of the commands' own options
+	$(BIN)/python -m tests.test_usage
 
 # How the mini weights were made: DATA is ten ImageNet classes squashed to 144x144 pixels, train/WNID and val/WNID.
 mini: .venv/installed  ## the mini weights and their logs, made again from the images in DATA

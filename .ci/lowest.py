@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-for line in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]:
-    if line.startswith(project["name"] + "["):  # another of the project's own lists
-        continue
-    name, lowest = re.fullmatch(r"([\w.-]+)>=([\w.]+)", line).groups()
-    sys.stdout.write(f"{name}=={lowest}\n")
+for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
+    if not line.startswith(project["name"] + "["):  # which is another of these lists
+        name, lowest = line.split(">=")
+        sys.stdout.write(f"{name}=={lowest}\n")

@@ -59,7 +59,7 @@ def main() -> None:
                 for image in images:
                     compute(network, image).cpu()
                 times[mode].append((time.perf_counter() - began) / len(images))
-        side = network.module.crop
+        side = network.vgg().crop
         whole = sum(forward_flop(network, "fc8", *image.shape[1:3]) for image in images) / len(
             images
         )

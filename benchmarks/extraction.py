@@ -110,9 +110,10 @@ def plain(network: Network, precision: torch.dtype) -> Callable[[torch.Tensor, s
     """PyTorch's modules one after the other, FC layers as convolutions with weights of their own;
     to fc7's mean.
     """
-    module = copy.deepcopy(network.module).to(dtype=precision, memory_format=torch.channels_last)
-    fcs = []
+    module = copy.deepcopy(network.vgg()).to(precision).to(memory_format=torch.channels_last)
+    fcs: list[torch.nn.Module] = []
     for fc, k in ((module.classifier[0], 7), (module.classifier[3], 1)):
+        assert isinstance(fc, torch.nn.Linear)
         conv = torch.nn.Conv2d(fc.in_features // k**2, fc.out_features, k).to(precision)
         conv.load_state_dict({"weight": fc.weight.view(conv.weight.shape), "bias": fc.bias})
         fcs += [conv, torch.nn.ReLU()]

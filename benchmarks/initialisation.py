@@ -157,7 +157,7 @@ def first_iterations(
     losses: list[float] = []
     with Readers(1, ranks.device) as readers:
         trainer = Trainer(recipe, 0, net, data, colours, ranks, machine, folder, readers)
-        trainer.running.train()
+        trainer.replica.train()
         for batch in readers.read(samples, data.items, schedule):
             losses.append(float(trainer.step(batch, float(batch.counts.sum()))))
             if not math.isfinite(losses[-1]):

@@ -83,7 +83,7 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     yield Kind("ckpt", checkpoint, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
     for name, old in (("caffemodel", False), ("caffe-2014", True)):
         caffe = inputs.folder / f"{name}.caffemodel"
-        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).module), old))
+        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).vgg()), old))
         yield Kind(name, caffe, vggfeat.load)
 
 
@@ -93,7 +93,7 @@ def _going_on(images: Path) -> Callable[[Path], Any]:
     description, facts = description_of(network, None, (40, 48), True), {"versions": versions()}
 
     def read(path: Path) -> None:
-        with FeatureWriter(
+        with FeatureWriter.open(
             path.with_suffix(""), items, description, network.dim("fc7"), "float32", facts
         ):
             pass

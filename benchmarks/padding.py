@@ -33,7 +33,7 @@ def windows(network: Network, image_HWC: Tensor) -> Tensor:
     """(K,) posteriors: the mean score of the dense net's windows as crops, softmax, mean with the
     mirror image's.
     """
-    crop = network.module.crop
+    crop = network.vgg().crop
     tops, lefts = (
         range(0, side // STRIDE * STRIDE - crop + 1, STRIDE) for side in image_HWC.shape[:2]
     )
@@ -58,10 +58,10 @@ def main() -> None:
     table = columns("weights", "images", "dense, top-1 error %", "the same windows as crops")
     for spec in options.weights:
         network = vggfeat.load(spec, device=options.device)
-        if network.module.crop % STRIDE or network.module.pool != "floor":
+        if network.vgg().crop % STRIDE or network.vgg().pool != "floor":
             raise SystemExit(
-                f"{spec}: its windows are no crops (crop of {network.module.crop},"
-                f" {network.module.pool} pooling)"
+                f"{spec}: its windows are no crops (crop of {network.vgg().crop},"
+                f" {network.vgg().pool} pooling)"
             )
         order = class_order(network, items.classes)
         wrong = np.zeros(2)

@@ -141,7 +141,7 @@ def our_rate(
     with Readers(machine.workers, ranks.device) as readers:
         trainer = Trainer(recipe, 0, net, data, COLOURS, ranks, machine, folder, readers)
         batches = readers.read(Samples.of(recipe, 0, hidden_units(net)), data.items, schedule)
-        trainer.running.train()
+        trainer.replica.train()
 
         def step() -> None:
             batch = next(batches)
@@ -175,7 +175,7 @@ def check_same_work(
     batch = next(reader.read(samples, data.items, Schedule(data.train, calm, 0, ranks, 0, 1)))
     ours = float(trainer.step(batch, float(calm.batch_size)))
     peer = peer_net(calm, len(data.classes), ranks.device).eval()  # no dropout
-    x = trainer.trainee.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()
+    x = trainer.training_net.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()
     theirs = peer_step(
         peer, peer_optimiser(peer, calm), x, batch.labels.to(ranks.device), low=False
     )

@@ -122,7 +122,7 @@ class Inputs:
             "A", "random:A", "ab" * 32, "fc7", (32,), True, "floor", "bilinear", "float32", "Pillow"
         )
         path = self.folder / "voc.h5"
-        with FeatureWriter(path, items, how, 24) as file:
+        with FeatureWriter.open(path, items, how, 24) as file:
             for i in range(count):
                 file.write(
                     i, 0, (rng.random(24) + np.pad(labels[i] == 1, (0, 4))).astype(np.float32)
@@ -180,7 +180,7 @@ class Inputs:
             stage.mkdir(parents=True)
             save_weights(
                 stage / "weights.safetensors",
-                network.module,
+                network.vgg(),
                 network.preprocessing,
                 classes=CLASSES,
                 train_scale="36",

@@ -293,9 +293,8 @@ def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Poste
         sound = (posteriors_QNK >= 0) & (posteriors_QNK <= 1 + 1e-5)  # NaN is neither
         if not sound[:, readable].all() or not (sound | np.isnan(posteriors_QNK)).all():
             raise Damaged(f"{name} has values that are no probabilities")
-    of = {fact: facts["of"].get(fact, "") for fact in FACTS}
-    if (
-        "changes" not in facts["of"]
-    ):  # an older file: the recipe's name alone doesn't tell its numbers
-        of["recipe"] = ""
-    return Posteriors(of, facts["scales"], kept)
+    known = {fact: facts["of"].get(fact, "") for fact in FACTS}
+    if "changes" not in facts["of"]:
+        # an older file: the recipe's name alone doesn't tell its numbers
+        known["recipe"] = ""
+    return Posteriors(known, facts["scales"], kept)

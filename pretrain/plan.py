@@ -197,9 +197,7 @@ def trial(
         (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
     )
     alone = Readers(0, device)
-    trainer = Trainer(
-        recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull), alone
-    )
+    trainer = Trainer(recipe, number, net, data, colours, Ranks(device), machine, None, alone)
     samples = Samples.of(recipe, number, hidden_units(net))
     rows = np.random.default_rng(0).permutation(data.train)
 

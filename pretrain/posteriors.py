@@ -148,10 +148,10 @@ def measure(
             crc32[i - low] = 0
         else:
             mine_QMNK[s, :, i - low] = result
-    whole_QMNK = ranks.collect(mine_QMNK, axis=2)
+    all_QMNK = ranks.collect(mine_QMNK, axis=2)
     for others in ranks.gather(failures):
         failures |= others
-    kept = {mode: whole_QMNK[:, m] for m, mode in enumerate(modes)}
+    kept = {mode: all_QMNK[:, m] for m, mode in enumerate(modes)}
     posteriors = Posteriors(facts_of(network), tuple(scales), kept)
     return posteriors, dict(sorted(failures.items())), ranks.collect(crc32, axis=0)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,17 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(
             number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         )
+
+
+# Names of tests that take over a second, or 2 s with all their parameters (two cores of a Xeon,
+# `pytest --durations=0`): `-m "not slow"` leaves them out.
+SLOW = set(Path(__file__).with_name("slow.txt").read_text().split())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name.partition("[")[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -143,7 +155,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def he() -> Nets:
     """A net with He's initialisation: signals neither vanish nor explode, so that equality means
     something.
@@ -161,7 +173,7 @@ def he() -> Nets:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plain() -> Preprocessing:
     return Preprocessing(
         mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
@@ -200,19 +212,20 @@ def assert_same_descriptors(a: np.ndarray, b: np.ndarray) -> None:
     assert (np.abs(a - b) <= 1e-4 * largest).all(), np.abs(a - b).max()
 
 
-def write_folder(images: Path) -> Path:
-    """Two classes of 12 JPEGs of three shapes: reddish and bluish."""
+@pytest.fixture(scope="session")
+def made_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made") / "images"
     shapes = [(40, 60), (60, 40), (48, 48)]
     for c, name in enumerate(("blue", "red")):
-        (images / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True)
         for i in range(12):
             image = photograph(100 * c + i, *shapes[i % 3])
             image[..., 0 if c == 0 else 2] //= 4
-            Image.fromarray(image).save(images / name / f"{i:02d}.jpg", quality=95)
-    return images
+            Image.fromarray(image).save(root / name / f"{i:02d}.jpg", quality=95)
+    return root
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """As `write_folder` makes it."""
-    return write_folder(tmp_path / "images")
+def folder(made_folder: Path, tmp_path: Path) -> Path:
+    """Two classes of 12 JPEGs of three shapes: reddish and bluish."""
+    return Path(shutil.copytree(made_folder, tmp_path / "images"))

@@ -16,12 +16,11 @@ import pytest
 
 from pretrain.report import write_report as write_training_report
 from vggfeat.datasets import Items
-from vggfeat.protocols import Scored
-from vggfeat.report import write_report
+from vggfeat.results import Scored
 
 from .conftest import HANG, photograph
 from .pretrain.test_report import write_log
-from .vggfeat.test_report import NASTY, features_of, model_of, results_of
+from .vggfeat.test_report import NASTY, features_of, model_of, results_of, write_report
 
 FACTS = """() => {
   const lightness = colour => {

@@ -44,7 +44,7 @@ from vggfeat.svm import C_GRID, LinearSVM
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG, parameter_count
 
-from .conftest import Command, photograph
+from .conftest import SLOW, Command, photograph
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,7 +96,7 @@ def test_every_code_block_with_a_prompt_is_known():
 def test_every_promise_names_a_test_that_there_is():
     """`FILE -k WORDS`, where each word selects some test of that file."""
     named = re.findall(
-        r"`((?:(?:pretrain|vggfeat)/)?test_\w+\.py)(?: -k ([^`]+))?`",
+        r"`((?:\w+/)*test_\w+\.py)(?: -k ([^`]+))?`",
         (ROOT / "docs/reliability.md").read_text(),
     )
     assert len(named) > 20
@@ -106,11 +106,17 @@ def test_every_promise_names_a_test_that_there_is():
             assert any(word in name for name in names), f"{file} -k {word}"
 
 
+def test_every_slow_test_is_one_that_there_is() -> None:
+    paths = (ROOT / "tests").rglob("test_*.py")
+    names = set(re.findall(r"^def (test_\w+)", "".join(p.read_text() for p in paths), re.M))
+    assert not SLOW - names
+
+
 PAPER = (ROOT / "docs/paper.md").read_text()
 
 
 def test_the_paper_page_names_tests_that_there_are() -> None:
-    named = set(re.findall(r"`((?:(?:pretrain|vggfeat)/)?test_\w+\.py)::(\w+)`", PAPER))
+    named = set(re.findall(r"`((?:\w+/)*test_\w+\.py)::(\w+)`", PAPER))
     assert len(named) > 50
     for file, name in sorted(named):
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
@@ -191,7 +197,7 @@ def stand_in(what: str, file: Path | None) -> weights.Network:
     """In place of the released D and E: a narrow net of random weights, with their names, classes
     and S.
     """
-    network = sources.load(f"random:{what},width=0.03125,crop=32,classes={len(WNIDS)}")
+    network = sources.load(f"random:{what},width=0.015625,crop=32,classes={len(WNIDS)}")
     network.classes = WNIDS
     network.spec = f"oxford:{what}"
     network.metadata |= {"train_scale": "256-512", "source": sources.OXFORD[what]}
@@ -248,14 +254,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("docs", "build/demo"):
         (tmp_path / name).mkdir(parents=True)
     net = stand_in("D", None)
-    convolutions = VGG("D", width=0.03125, crop=32, until="pool5")
+    convolutions = VGG("D", width=0.015625, crop=32, until="pool5")
     convolutions.load_state_dict(net.module.state_dict(), strict=False)
     weights.save_weights(tmp_path / "vgg16_conv_caffe.safetensors", convolutions, net.preprocessing)
 
     recipes = tmp_path / "recipes"
     shutil.copytree(pretrain.recipe.RECIPES, recipes)
     small = {
-        "width": "0.03125",
+        "width": "0.015625",
         "crop": "32",
         "batch_size": "8",
         "held_out": "0.1",
@@ -358,7 +364,7 @@ def test_every_command_runs(
             continue
         clear(words)
         more = ["--workers", "0"] if words[0] == "pretrain.train" else []
-        more += ["--limit", "300"] if "digits" in words else []  # `make demo` describes them all
+        more += ["--limit", "100"] if "digits" in words else []  # `make demo` describes them all
         ran = run_main(main_of(words), *words[1:], *more)
         damaged = ran.status == 3 and "unreadable: " in ran.err
         # a stand-in's width; `pretrain/test_export.py` has the real one

@@ -27,7 +27,8 @@ from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import extract
 from vggfeat.model import model_from, open_model, save_model
-from vggfeat.protocols import Outcome, Scored
+from vggfeat.protocols import Outcome
+from vggfeat.results import Results, Scored
 from vggfeat.tensors import bare, read
 from vggfeat.weights import save_weights
 
@@ -52,14 +53,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     svm = vggfeat.LinearSVM().fit(np.random.default_rng(0).random((30, 8)), np.arange(30) % 3)
     part = description_of(network, "pool1", (40,), True)
     scored = {"test": Scored(np.arange(4), np.zeros((4, 3)))}
-    outcome = Outcome({"C": 1.0}, svm, scored)
+    outcome = Outcome(Results(protocol="single-label", dataset="digits"), svm, scored)
     save_model(
         folder / "model.h5",
-        model_from(outcome, ["a", "b", "c"], (part,), "average", outcome.results),
+        model_from(outcome, ["a", "b", "c"], (part,), outcome.results),
     )
     save_weights(
         folder / "weights.safetensors",
-        network.module,
+        network.vgg(),
         network.preprocessing,
         classes=["a", "b", "c"],
     )
@@ -70,14 +71,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.save(
         {"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, folder / "checkpoint.ckpt"
     )
-    (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.module)))
-    (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.module), old=True))
+    (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.vgg())))
+    (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.vgg()), old=True))
     return {path.name: path for path in folder.iterdir()}
 
 
 def begun(path: Path) -> writer.FeatureWriter:
     items = datasets.load("digits", None).first(6)
-    return writer.FeatureWriter(
+    return writer.FeatureWriter.open(
         path, items, description_of(vggfeat.load(WEIGHTS), "pool1", (40,), True), 8
     )
 

@@ -29,12 +29,10 @@ def test_whole_small_and_documented(net: str) -> None:
     assert path.stat().st_size <= 5_000_000
     network = vggfeat.load(f"mini:{net}")
     assert (network.name, network.spec, network.layers[-1]) == (net, f"mini:{net}", "fc8")
-    assert network.classes and len(network.classes) == 10 == network.module.num_classes
+    assert network.classes and len(network.classes) == 10 == network.vgg().num_classes
     recipe = json.loads(network.metadata["recipe"])
     assert (
-        recipe["name"] == "mini"
-        and recipe["width"] == network.module.width
-        and recipe["crop"] == 96
+        recipe["name"] == "mini" and recipe["width"] == network.vgg().width and recipe["crop"] == 96
     )
     errors = json.loads(network.metadata["errors"])
     assert 5 < errors["validation"]["top1"] < 30 and errors["validation"]["top5"] < 6
@@ -72,7 +70,7 @@ def test_as_good_as_they_say(net: str, data: Path) -> None:
     rows = items.splits["val"]
     assert len(rows) == 1000 and items.labels is not None and items.classes == network.classes
     low, _, high = network.metadata["train_scale"].partition("-")
-    Q, crop = (int(low) + int(high or low)) // 2, network.module.crop
+    Q, crop = (int(low) + int(high or low)) // 2, network.vgg().crop
     crops = []
     for row in rows:
         pixels = smallest_side(read_rgb(items.root / items.names[row]), Q)

@@ -22,6 +22,15 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert len(set(headings)) == len(headings)
 
 
+def test_the_demo_is_what_the_readme_shows() -> None:
+    (demo,) = re.findall(
+        r"^define DEMO\n(.*?)^endef", (ROOT / "Makefile").read_text(), re.DOTALL | re.MULTILINE
+    )
+    shown = re.findall(r"^\$ (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    first = shown.index(demo.splitlines()[0])
+    assert shown[first : first + 3] == demo.splitlines()
+
+
 def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from vggfeat.datasets.folder import class_splits
 from vggfeat.datasets.items import known, name_digest
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.errors import VggfeatError
-from vggfeat.protocols import Problem
+from vggfeat.problem import Problem
+from vggfeat.results import Made, Part
 from vggfeat.store import Description, Features, open_features
 from vggfeat.versions import versions
 
@@ -31,9 +32,9 @@ SAME = (
 
 def problem_from(
     paths: Sequence[str | Path], pool: str | None = None, scales: tuple[int, ...] | None = None
-) -> tuple[Problem, tuple[Description, ...], dict[str, Any]]:
-    """The problem of one or several feature files, the descriptions behind it, and the facts for
-    results.json.
+) -> tuple[Problem, tuple[Description, ...], Made]:
+    """The problem of one or several feature files, the descriptions behind it, and what the results
+    say of them.
 
     Several files (nets, layers) of the same images are stacked; an image that is unreadable in one
     is left out of all. pool: over the scales; None: as the protocol has it. scales: a subset of the
@@ -66,27 +67,22 @@ def problem_from(
         total=first.attributes.get("total"),
         seen=np.logical_or.reduce([trained_the_net(file) for file in files]),
         same=_first_of_same(first, X, readable),
+        dataset=first.attributes["dataset"],
     )
-    about = {
-        "dataset": first.attributes["dataset"],
-        "features": [
-            {
-                "file": str(file.path),
-                "net": part.net,
-                "weights": part.weights,
-                "fingerprint": part.fingerprint,
-                "layer": part.layer,
-                "mirror": part.mirror,
-                "scales": list(part.scales),
-                "rows": file.rows_digest,
-            }
-            for file, part in zip(files, parts, strict=True)
-        ],
-        "pool": pool,
-        "pool_by": pool_by,
-        "versions": versions(),
-    }
-    return problem, parts, about
+    features = [
+        Part(
+            file=str(file.path),
+            net=part.net,
+            weights=part.weights,
+            fingerprint=part.fingerprint,
+            layer=part.layer,
+            mirror=part.mirror,
+            scales=list(part.scales),
+            rows=file.rows_digest,
+        )
+        for file, part in zip(files, parts, strict=True)
+    ]
+    return problem, parts, Made(features, pool, pool_by, versions())
 
 
 def _first_of_same(file: Features, X: np.ndarray, readable: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from vggfeat.extract import Report
     from vggfeat.model import Model
     from vggfeat.plan import Plan
+    from vggfeat.results import Results
     from vggfeat.store import Description, Features
 
 MOST_DEPTH = 8  # of records inside records that are printed
@@ -194,9 +196,10 @@ def extract_command(
     from vggfeat.plan import PLANNED, plan
     from vggfeat.ranks import joined
     from vggfeat.sources import load
+    from vggfeat.writer import behind_link, partial_of
 
     folder = _root(root)
-    partial = Path(f"{os.path.realpath(out_file)}.partial")
+    partial = partial_of(behind_link(out_file))
     read = [folder, *weights_files(weights), partial, out_file if retry else None]
     output = {} if retry else {"--out": out_file}
     check_outputs(
@@ -342,8 +345,9 @@ def svm_command(
     from vggfeat.datasets.voc import check_submission, write_submission
     from vggfeat.devices import resolve_device
     from vggfeat.model import model_from, save_model
+    from vggfeat.results import seen_by_net
 
-    problem, parts, about = problem_from(features, pool, qs)
+    problem, parts, made = problem_from(features, pool, qs)
     if submission:
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
@@ -360,11 +364,11 @@ def svm_command(
         class_weight=class_weight,
         progress=lambda line: say(in_options(line)),
     )
-    results = {**outcome.results, **about, "command": command()}
-    seen, scored = protocols.seen_by_net(results)
+    results = replace(outcome.results, made=replace(made, command=command()))
+    seen, scored = seen_by_net(results)
     if scored:
         say(f"warning: the net was trained on {seen}")
-    for line in results.get("same_images", ()):
+    for line in results.same_images:
         say(f"warning: {line}")
 
     def submit() -> None:
@@ -374,11 +378,14 @@ def svm_command(
 
     def save() -> None:
         if out_file:
-            save_model(
-                out_file, model_from(outcome, problem.classes, parts, about["pool"], results)
-            )
+            save_model(out_file, model_from(outcome, problem.classes, parts, results))
 
-    try_each(lambda: write_json(json_file, results), save, submit, lambda: _print_results(results))
+    try_each(
+        lambda: write_json(json_file, results.to_json()),
+        save,
+        submit,
+        lambda: _print_results(results),
+    )
 
 
 @app.command()
@@ -479,7 +486,8 @@ def report_command(
     )
     from vggfeat.datasets import at_hand
     from vggfeat.model import open_model
-    from vggfeat.report import read_results, write_report
+    from vggfeat.report import write_report
+    from vggfeat.results import read_results
     from vggfeat.store import open_features
 
     files = [open_features(path) for path in features]
@@ -614,12 +622,8 @@ def info(
         }
         for i, part in enumerate(m.parts):
             facts |= {f"network {i + 1} {key}": value for key, value in part.__dict__.items()}
-        facts |= {
-            k: m.results[k]
-            for k in ("dataset", "protocol", "C", "class_weight", "model_trained_on", "command")
-            if k in m.results
-        }
-        rows = _model_rows(m, file)
+        facts |= m.results.in_brief() if m.results else {}
+        rows = _model_rows(m)
     else:
         f = open_features(file)
         if verify:
@@ -750,11 +754,11 @@ def _scores_csv(
     return text.getvalue()
 
 
-def _print_results(results: dict[str, Any]) -> None:
-    from vggfeat.report import choice, class_columns, summary, title
+def _print_results(results: Results) -> None:
+    from vggfeat.results import choice_columns, class_columns, summary, title
 
     print_table(title(results), summary(results))
-    for head, rows in (choice(results), class_columns(results)):
+    for head, rows in (choice_columns(results), class_columns(results)):
         if 0 < len(rows) <= 20:
             table = columns(*head)
             for row in rows:
@@ -797,11 +801,10 @@ def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str
     ]
 
 
-def _model_rows(m: Model, path: Path) -> list[tuple[str, str]]:
+def _model_rows(m: Model) -> list[tuple[str, str]]:
     """What a person wants to know of a saved classifier."""
-    from vggfeat.report import checked_results, summary
+    from vggfeat.results import summary
 
-    results = checked_results(m.results, path) if m.results else {}
     rows = [
         ("what", "model: linear SVMs on descriptors"),
         ("classes", f"{len(m.classes):,}"),
@@ -810,9 +813,9 @@ def _model_rows(m: Model, path: Path) -> list[tuple[str, str]]:
     ]
     for part in m.parts:
         rows += _description_rows(part)
-    if results:
-        rows += [("data set", results["dataset"]), *summary(results)]
-        rows += [("command", results[key]) for key in ("command",) if key in results]
+    if m.results:
+        rows += [("data set", m.results.dataset), *summary(m.results)]
+        rows += [("command", m.results.made.command)] if m.results.made.command else []
     return rows
 
 

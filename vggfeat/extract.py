@@ -88,7 +88,7 @@ def extract(
     }
     dim = network.dim(description.layer)
     make = partial(
-        FeatureWriter,
+        FeatureWriter.open,
         out,
         items,
         description,

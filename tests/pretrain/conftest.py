@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -41,19 +42,23 @@ def photos(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def drawings(tmp_path: Path) -> Path:
-    """Generated, 40 training images of each of two classes: for what needs no photographs."""
+@pytest.fixture(scope="session")
+def made_drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
     for c, name in enumerate(("blue", "red")):
         for split, n in (("train", 40), ("val", 4)):
-            (tmp_path / "drawings" / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for i in range(n):
                 image = photograph(1000 * c + i + 500 * (split == "val"), 48, 40 + i)
                 image[..., 0 if c == 0 else 2] //= 4
-                Image.fromarray(image).save(
-                    tmp_path / "drawings" / split / name / f"{i:02d}.jpg", quality=95
-                )
-    return tmp_path / "drawings"
+                Image.fromarray(image).save(root / split / name / f"{i:02d}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture
+def drawings(made_drawings: Path, tmp_path: Path) -> Path:
+    """Generated, 40 training images of each of two classes: for what needs no photographs."""
+    return Path(shutil.copytree(made_drawings, tmp_path / "drawings"))
 
 
 def words_of(arguments: Sequence[object], script: Path | None = None) -> list[str]:

@@ -116,24 +116,31 @@ def save_trained(path: Path, module: VGG, plain: Preprocessing, recipe: Recipe, 
     (path.parent / "last.safetensors").write_bytes(b"")
 
 
-@pytest.fixture
-def weights(tmp_path: Path, small: Path, he, plain: Preprocessing) -> dict[str, Path]:  # type: ignore[no-untyped-def]
-    paths = {}
-    for net, S in (
-        ("A", "36"),
-        ("A-LRN", "36"),
-        ("B", "36"),
-        ("B-5x5", "36"),
-        ("D", "36"),
-        ("D", "36-64"),
-        ("E", "36-64"),
-    ):
+NETS = (
+    *(("A", "36"), ("A-LRN", "36"), ("B", "36"), ("B-5x5", "36")),
+    *(("D", "36"), ("D", "36-64"), ("E", "36-64")),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, he, plain: Preprocessing) -> Path:  # type: ignore[no-untyped-def]
+    root = tmp_path_factory.mktemp("made")
+    (root / "small.toml").write_text(SMALL)
+    for net, S in NETS:
         module = he(net, num_classes=len(CLASSES), width=0.05, crop=32)
         with torch.no_grad():
             module.classifier[-1].weight.mul_(0.1)
-        paths[f"{net}-{S}"] = path = tmp_path / "runs" / net / f"{net}-{S}" / "weights.safetensors"
-        save_trained(path, module, plain, chain(read_recipe(str(small)), net), f"{net}-{S}")
-    return paths
+        path = root / "runs" / net / f"{net}-{S}" / "weights.safetensors"
+        recipe = chain(read_recipe(str(root / "small.toml")), net)
+        save_trained(path, module, plain, recipe, f"{net}-{S}")
+    return root / "runs"
+
+
+@pytest.fixture
+def weights(made: Path, tmp_path: Path) -> dict[str, Path]:
+    """Nets as runs leave them in `runs`."""
+    runs = Path(shutil.copytree(made, tmp_path / "runs"))
+    return {f"{net}-{S}": runs / net / f"{net}-{S}" / "weights.safetensors" for net, S in NETS}
 
 
 def cells_in(folder: Path) -> list[Cell]:

@@ -43,15 +43,20 @@ def scores_of(net: vggfeat.Network, x: torch.Tensor) -> torch.Tensor:
         return net.module.crop_scores(x)
 
 
-def test_torchvision_and_timm_give_the_same_scores(export: Command, tmp_path: Path) -> None:
+def test_torchvision_and_timm_give_the_same_scores(
+    export: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = vggfeat.load(WHOLE)
     image = torch.from_numpy(photograph(1, 224, 224))[None]
     x = ours.preprocessing(image)
     expected = scores_of(ours, x)
     ran = export(WHOLE, "--to", "torchvision", "--out", tmp_path / "vgg11.pth")
     assert ran.status == 0, ran.err
+    for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_"):
+        # random weights take seconds, and are replaced
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     theirs = torchvision.models.vgg11(weights=None, num_classes=7).eval()
-    theirs.load_state_dict(torch.load(tmp_path / "vgg11.pth", weights_only=True))
+    theirs.load_state_dict(torch.load(tmp_path / "vgg11.pth", weights_only=True), assign=True)
     with torch.inference_mode():
         assert torch.allclose(theirs(x), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     del theirs

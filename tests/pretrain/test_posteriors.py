@@ -1,4 +1,4 @@
-"""Posteriors against a slow reference: one image, one view, one crop at a time, in float64."""
+"""Posteriors against a slow reference: one image and one view at a time, in float64."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def rescaled(path: Path, Q: int) -> np.ndarray:
 
 def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
     """The paper's sentence, as loops: views of one image, one after another, in float64."""
-    module = copy.deepcopy(network.module).double()
+    module = copy.deepcopy(network.vgg()).double()
     mean = np.array(network.preprocessing.mean)
     pixels = rescaled(path, Q).astype(np.float64) - mean
     posteriors = []
@@ -89,6 +89,7 @@ def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
             posteriors.append(F.softmax(torch.cat(scores).mean(0), 0))
             continue
         height, width = pixels.shape[:2]
+        crops = []
         for i in range(5):
             for j in range(5):
                 # evenly spaced, halves towards the top left
@@ -97,8 +98,8 @@ def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
                 )
                 crop = pixels[top : top + CROP, left : left + CROP]
                 crop = crop[:, ::-1] if flipped else crop
-                x = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None]
-                posteriors.append(F.softmax(module.eval().crop_scores(x)[0], 0))
+                crops.append(torch.from_numpy(crop.copy()).permute(2, 0, 1))
+        posteriors += F.softmax(module.eval().crop_scores(torch.stack(crops)), 1)
     return torch.stack(posteriors).mean(0).detach().numpy()
 
 

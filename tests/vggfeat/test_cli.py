@@ -46,7 +46,6 @@ from ..conftest import (
     assert_same_descriptors,
     photograph,
     without_clock,
-    write_folder,
 )
 from .test_report import PART
 
@@ -109,11 +108,12 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A feature file of `write_folder`'s 24 images at 32 and 48 pixels, and a model, once for all
+def made(made_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A feature file of `made_folder`'s 24 images at 32 and 48 pixels, and a model, once for all
     tests that only read them.
     """
     root = tmp_path_factory.mktemp("made")
+    shutil.copytree(made_folder, root / "images")
 
     def run(*words: object) -> Ran:
         printed, told = io.StringIO(), io.StringIO()
@@ -129,7 +129,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 cli.main()
         return Ran(int(ended.value.code or 0), printed.getvalue(), told.getvalue())
 
-    line = ("extract", "--dataset", "folder", "--root", write_folder(root / "images"), *SMALL)
+    line = ("extract", "--dataset", "folder", "--root", root / "images", *SMALL)
     extract = run(*line, "--out", root / "feats.h5", "--json", root / "extract.json")
     line = ("svm", "--features", root / "feats.h5", "--workers", 1, "--out", root / "model.h5")
     return Made(root, extract, run(*line, "--json", root / "svm.json"))
@@ -565,7 +565,7 @@ def test_info_of_weights_that_tell_nonsense(command, tmp_path):
         items = Items("folder", "single-label", tmp_path, ["a.jpg"], None, [])
         path = tmp_path / "f.h5"
         facts = {"weights_metadata": metadata}
-        with FeatureWriter(path, items, PART, 4, facts=facts, overwrite=True) as file:
+        with FeatureWriter.open(path, items, PART, 4, facts=facts, overwrite=True) as file:
             for scale in range(2):
                 file.write(0, scale, np.ones(4, np.float32))
             file.finish()

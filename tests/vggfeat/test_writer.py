@@ -284,7 +284,7 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
         items = datasets.load("folder", Path(sys.argv[1]))
         network = vggfeat.load(sys.argv[3], device="cpu", precision="float32")
         description = description_of(network, "fc7", (40,), True)
-        with writer.FeatureWriter(sys.argv[2], items, description, 512):
+        with writer.FeatureWriter.open(sys.argv[2], items, description, 512):
             print("open", flush=True)
             sys.stdin.read()
             raise SystemExit
@@ -294,11 +294,13 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
     assert other.stdout is not None and other.stdout.readline() == "open\n"
     for overwrite in (False, True):
         with pytest.raises(VggfeatError, match="another process is writing"):
-            writer.FeatureWriter(tmp_path / "f.h5", items, description, 512, overwrite=overwrite)
+            writer.FeatureWriter.open(
+                tmp_path / "f.h5", items, description, 512, overwrite=overwrite
+            )
     other.kill()
     other.wait()
     # the file of a dead process is taken over
-    with writer.FeatureWriter(tmp_path / "f.h5", items, description, 512) as own:
+    with writer.FeatureWriter.open(tmp_path / "f.h5", items, description, 512) as own:
         for i in range(24):
             own.write(i, 0, np.full(512, i, np.float32))
         own.finish()
@@ -319,7 +321,7 @@ def test_a_file_with_pending_rows_is_not_finished(folder: Path, tmp_path: Path) 
     description = description_of(vggfeat.load(WEIGHTS), "fc7", (40,), True)
     with (
         pytest.raises(VggfeatError, match=r"23 rows of .* were never described"),
-        writer.FeatureWriter(tmp_path / "f.h5", items, description, 512) as own,
+        writer.FeatureWriter.open(tmp_path / "f.h5", items, description, 512) as own,
     ):
         own.write(3, 0, np.zeros(512, np.float32))
         own.finish()
@@ -437,7 +439,7 @@ def test_an_unreadable_image_is_tried_again(
     facts = {"versions": versions()}
     with (
         pytest.raises(KeyboardInterrupt),
-        writer.FeatureWriter(out, items, description, 512, "float32", facts) as own,
+        writer.FeatureWriter.open(out, items, description, 512, "float32", facts) as own,
     ):
         bad = items.names.index("red/03.jpg")
         own.note_source(0, items.source(0))
@@ -447,7 +449,7 @@ def test_an_unreadable_image_is_tried_again(
         own.fail(bad, "a reason of ö" * 40)
         own.flush()
         raise KeyboardInterrupt
-    own_again = writer.FeatureWriter(out, items, description, 512, "float32", facts)
+    own_again = writer.FeatureWriter.open(out, items, description, 512, "float32", facts)
     assert own_again.unreadable[bad] == ("a reason of ö" * 40).encode()[:200].decode(
         "utf-8", "ignore"
     )
@@ -620,13 +622,13 @@ def test_two_that_start_together_do_the_work_once(
     spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one ends between the second one's look at --out and its lock."""
-    out, locked = tmp_path / "f.h5", writer.FeatureWriter._locked
+    out, locked = tmp_path / "f.h5", writer._locked
 
-    def late(self: writer.FeatureWriter, *arguments: Any) -> int:
+    def late(*arguments: Any) -> int:
         out.write_bytes(whole.read_bytes())
-        return locked(self, *arguments)
+        return locked(*arguments)
 
-    monkeypatch.setattr(writer.FeatureWriter, "_locked", late)
+    monkeypatch.setattr(writer, "_locked", late)
     ran = run_main(cli.main, *words(spoilt, out))
     assert ran.status == 1 and f"{out} exists; give --overwrite" in ran.err
     assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
@@ -917,7 +919,7 @@ def test_a_finished_file_without_any_row_is_only_retried_as_it_was_made(
         "float32",
         {"versions": versions()},
     )
-    with writer.FeatureWriter(out, *job) as file:
+    with writer.FeatureWriter.open(out, *job) as file:
         for i in range(len(items)):
             file.fail(i, "away")
         file.finish()
@@ -946,7 +948,7 @@ def test_a_reason_that_a_killed_run_has_left_is_gone_when_the_row_is_done(
         "float32",
         {"versions": versions()},
     )
-    with pytest.raises(KeyboardInterrupt), writer.FeatureWriter(out, *job) as file:
+    with pytest.raises(KeyboardInterrupt), writer.FeatureWriter.open(out, *job) as file:
         file.note_source(0, items.source(0))
         file.write(0, 0, np.zeros(512, np.float32))
         file._put("errors", 5, b"away")
@@ -973,7 +975,7 @@ def test_an_image_changed_in_its_middle_is_noticed(
     raw = bytearray(bmp.read_bytes())
     later = bmp.stat().st_mtime_ns + 10**10
     os.utime(bmp, ns=(later, later))  # only another time: the same image
-    with writer.FeatureWriter(out, *_job(items, network)) as file:
+    with writer.FeatureWriter.open(out, *_job(items, network)) as file:
         assert file.described[items.names.index("blue/00.bmp")].all()
     raw[len(raw) // 2 : len(raw) // 2 + 300] = bytes(300)
     bmp.write_bytes(raw)

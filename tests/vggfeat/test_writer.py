@@ -28,7 +28,8 @@ from vggfeat import cli, datasets, extract, hdf5, store, writer
 from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
 from vggfeat.extract import by_shape, description_of
 
-from ..conftest import HANG, Command, assert_same_descriptors, photograph, torchrun
+from .. import prepared
+from ..conftest import HANG, Command, assert_same_descriptors, photograph
 
 KILLS = int(os.environ.get("KILLS", "10"))
 WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
@@ -1070,10 +1071,7 @@ def test_other_errors_of_the_network_are_not_taken_for_memory() -> None:
 def run_ranks(
     processes: int, script: str, *arguments: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [*torchrun(processes), script, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=HANG, env={**os.environ, **more}
-    )
+    return prepared.run([script, *arguments], {**os.environ, **more}, processes, timeout=HANG)
 
 
 def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path: Path) -> None:

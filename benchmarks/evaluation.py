@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ import torch
 import vggfeat
 from pretrain.posteriors import crops, dense
 from vggfeat.decode import read_rgb
-from vggfeat.extract import forward_flop
 from vggfeat.images import smallest_side
+from vggfeat.plan import forward_flop
 from vggfeat.terminal import columns, out
+from vggfeat.weights import Network
 
 
 def main() -> None:
@@ -46,17 +48,18 @@ def main() -> None:
             torch.from_numpy(smallest_side(read_rgb(path), Q))[None].to(network.device)
             for path in paths
         ]
-        times: dict[str, list[float]] = {"dense": [], "crops": []}
+        modes: dict[str, Callable[[Network, torch.Tensor], torch.Tensor]] = {
+            "dense": dense,
+            "crops": lambda network, image: crops(network, image, options.batch_size),
+        }
+        times: dict[str, list[float]] = {mode: [] for mode in modes}
         for _ in range(options.repeats + 1):
-            for mode, compute in (
-                ("dense", dense),
-                ("crops", lambda n, x: crops(n, x, options.batch_size)),
-            ):
+            for mode, compute in modes.items():
                 began = time.perf_counter()
                 for image in images:
-                    compute(network, image).cpu()  # type: ignore[operator]
+                    compute(network, image).cpu()
                 times[mode].append((time.perf_counter() - began) / len(images))
-        side = network.module.crop
+        side = network.vgg().crop
         whole = sum(forward_flop(network, "fc8", *image.shape[1:3]) for image in images) / len(
             images
         )

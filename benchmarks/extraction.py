@@ -31,10 +31,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from vggfeat.terminal import CORES, columns, err, keep_memory, out
+from vggfeat.devices import keep_memory
+from vggfeat.machine import CORES
+from vggfeat.terminal import columns, err, out
 
 keep_memory()  # as the command does; for all sides
 
@@ -45,19 +49,13 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
+from vggfeat.batches import by_shape  # noqa: E402
 from vggfeat.decode import read_rgb  # noqa: E402
-from vggfeat.describe import describe  # noqa: E402
-from vggfeat.extract import (  # noqa: E402
-    PLANNED,
-    by_shape,
-    describe_all,
-    description_of,
-    extract,
-    limited,
-    plan,
-)
+from vggfeat.describe import describe, describe_all, description_of  # noqa: E402
+from vggfeat.extract import extract  # noqa: E402
 from vggfeat.images import centre_crop, smallest_side  # noqa: E402
 from vggfeat.look import look  # noqa: E402
+from vggfeat.plan import PLANNED, plan  # noqa: E402
 from vggfeat.weights import Network  # noqa: E402
 
 Sides = dict[str, Callable[[], np.ndarray]]
@@ -108,24 +106,35 @@ def report(
     return rows
 
 
-def plain(network: Network, precision: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+def plain(network: Network, precision: torch.dtype) -> Callable[[torch.Tensor, str], torch.Tensor]:
     """PyTorch's modules one after the other, FC layers as convolutions with weights of their own;
     to fc7's mean.
     """
-    module = copy.deepcopy(network.module).to(dtype=precision, memory_format=torch.channels_last)
-    fcs = []
+    module = copy.deepcopy(network.vgg()).to(precision).to(memory_format=torch.channels_last)
+    fcs: list[torch.nn.Module] = []
     for fc, k in ((module.classifier[0], 7), (module.classifier[3], 1)):
+        assert isinstance(fc, torch.nn.Linear)
         conv = torch.nn.Conv2d(fc.in_features // k**2, fc.out_features, k).to(precision)
         conv.load_state_dict({"weight": fc.weight.view(conv.weight.shape), "bias": fc.bias})
         fcs += [conv, torch.nn.ReLU()]
     whole = torch.nn.Sequential(*module.features, *fcs).to(memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
-    def run(x_NCHW: torch.Tensor, until: str = "fc7") -> torch.Tensor:
-        y = (whole if until == "fc7" else whole[:31])(x_NCHW.to(precision))
+    def run(x_NCHW: torch.Tensor, until: str) -> torch.Tensor:
+        y: torch.Tensor = (whole if until == "fc7" else whole[:31])(x_NCHW.to(precision))
         return y.mean((2, 3), dtype=torch.float32)
 
     return run
+
+
+def ours_of(network: Network, images_NHWC: torch.Tensor) -> np.ndarray:
+    return describe(network, images_NHWC, "fc7", False).numpy()
+
+
+def numbers(
+    modules: Callable[[torch.Tensor, str], torch.Tensor], x_NCHW: torch.Tensor
+) -> np.ndarray:
+    return modules(x_NCHW, "fc7").numpy()
 
 
 def net_alone(table: Any, network: Network, exact: Network, repeats: int) -> Rows:
@@ -138,15 +147,15 @@ def net_alone(table: Any, network: Network, exact: Network, repeats: int) -> Row
         )
         x_NCHW = network.preprocessing(images)
         sides: Sides = {
-            "ours": lambda images=images: describe(network, images, "fc7", False).numpy(),
-            "modules": lambda x=x_NCHW: modules(x).numpy(),
+            "ours": partial(ours_of, network, images),
+            "modules": partial(numbers, modules, x_NCHW),
         }
         try:
             sides["OpenVINO"] = openvino(exact, x_NCHW)
         except ImportError:
             err.print("OpenVINO is not installed: left out")
         seconds, outputs = in_turns(sides, repeats)
-        outputs["float32"] = reference(x_NCHW).numpy()
+        outputs["float32"] = numbers(reference, x_NCHW)
         rows += report(table, f"{n} x {h}x{w}", n, seconds, outputs, "float32")
     return rows
 
@@ -160,7 +169,8 @@ def openvino(exact: Network, x_NCHW: torch.Tensor) -> Callable[[], np.ndarray]:
             self.net = exact.module
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.net(x, "fc7").mean((2, 3))
+            mean: torch.Tensor = self.net(x, "fc7").mean((2, 3))
+            return mean
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -190,14 +200,13 @@ def pipeline(
                 batches.append(settings[1])
                 return describe(*settings, **more)
 
-            vggfeat.extract.describe = record
-            try:
-                with tempfile.TemporaryDirectory() as temporary:
-                    began = time.perf_counter()
-                    extract(items, network, Path(temporary) / "f.h5", scales=(q,), mirror=False)
-                    whole = time.perf_counter() - began
-            finally:
-                vggfeat.extract.describe = describe
+            with (
+                patch("vggfeat.extract.describe", record),
+                tempfile.TemporaryDirectory() as temporary,
+            ):
+                began = time.perf_counter()
+                extract(items, network, Path(temporary) / "f.h5", scales=(q,), mirror=False)
+                whole = time.perf_counter() - began
             began = time.perf_counter()
             for images_NHWC in batches:
                 describe(network, images_NHWC, "fc7", False)
@@ -205,17 +214,9 @@ def pipeline(
             if turn:
                 shares.append(alone / whole)
                 rates.append(len(items) / whole)
-        row = {
-            "what": f"Q={q}",
-            "images_per_s": statistics.median(rates),
-            "share": statistics.median(shares),
-        }
-        rows.append(row)
-        table.add_row(
-            f"Q={q}, {len(items)} photographs",
-            f"{row['images_per_s']:.2f}",
-            f"{100 * row['share']:.0f} %",
-        )
+        rate, share = statistics.median(rates), statistics.median(shares)
+        rows.append({"what": f"Q={q}", "images_per_s": rate, "share": share})
+        table.add_row(f"Q={q}, {len(items)} photographs", f"{rate:.2f}", f"{100 * share:.0f} %")
     return rows
 
 
@@ -279,7 +280,7 @@ def crop(
                 workers=torch.get_num_threads(),
             )
         }
-        return np.stack([got[i] for i in range(len(photos))])
+        return np.stack([np.asarray(got[i]) for i in range(len(photos))])
 
     sides = {
         "ours": ours,
@@ -358,7 +359,7 @@ def dense(
 
         def ours(description: Any = description) -> np.ndarray:
             got = dict(describe_all(network, photos, description, workers=torch.get_num_threads()))
-            return np.stack([got[i] for i in range(len(photos))])
+            return np.stack([np.asarray(got[i]) for i in range(len(photos))])
 
         def loop(layer: str = layer) -> np.ndarray:
             described = []
@@ -387,7 +388,7 @@ PLANS = (
 
 def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: int) -> Rows:
     """Each setting is WEIGHTS:SCALES, and :no-mirror; of the first `limit` images."""
-    items = limited(datasets.load("folder", folder), limit)
+    items = datasets.load("folder", folder).first(limit)
     rows = []
     for setting in settings:
         mirror = not setting.endswith(":no-mirror")

@@ -30,11 +30,12 @@ from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
 from vggfeat.decode import read_rgb
+from vggfeat.devices import resolve_precision
 from vggfeat.images import Preprocessing, centre_crop, smallest_side
 from vggfeat.ranks import Ranks
+from vggfeat.sources import load
 from vggfeat.terminal import columns, out
 from vggfeat.vgg import VGG
-from vggfeat.weights import load, resolve_precision
 
 # label -> (how the random layers are drawn, their standard deviation, whether seven layers are A's)
 INITS = {
@@ -156,7 +157,7 @@ def first_iterations(
     losses: list[float] = []
     with Readers(1, ranks.device) as readers:
         trainer = Trainer(recipe, 0, net, data, colours, ranks, machine, folder, readers)
-        trainer.running.train()
+        trainer.replica.train()
         for batch in readers.read(samples, data.items, schedule):
             losses.append(float(trainer.step(batch, float(batch.counts.sum()))))
             if not math.isfinite(losses[-1]):

@@ -32,13 +32,14 @@ from benchmarks.writing import WEIGHTS, Inputs, evaluate, training
 from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.init import weight_layers
 from pretrain.kept import KeptPosteriors
-from tests.test_hdf5 import reseal
-from tests.test_tensors import MOMENTUM, arrays_of, caffemodel
+from tests.vggfeat.test_hdf5 import reseal
+from tests.vggfeat.test_tensors import MOMENTUM, arrays_of, caffemodel
 from vggfeat import datasets
+from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import description_of, versions
 from vggfeat.hdf5 import MAGIC
 from vggfeat.model import open_model
+from vggfeat.versions import versions
 from vggfeat.writer import FeatureWriter
 
 MEMORY = 1 << 30
@@ -82,7 +83,7 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     yield Kind("ckpt", checkpoint, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
     for name, old in (("caffemodel", False), ("caffe-2014", True)):
         caffe = inputs.folder / f"{name}.caffemodel"
-        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).module), old))
+        caffe.write_bytes(caffemodel(arrays_of(vggfeat.load(WEIGHTS).vgg()), old))
         yield Kind(name, caffe, vggfeat.load)
 
 
@@ -92,7 +93,7 @@ def _going_on(images: Path) -> Callable[[Path], Any]:
     description, facts = description_of(network, None, (40, 48), True), {"versions": versions()}
 
     def read(path: Path) -> None:
-        with FeatureWriter(
+        with FeatureWriter.open(
             path.with_suffix(""), items, description, network.dim("fc7"), "float32", facts
         ):
             pass

@@ -33,7 +33,7 @@ def windows(network: Network, image_HWC: Tensor) -> Tensor:
     """(K,) posteriors: the mean score of the dense net's windows as crops, softmax, mean with the
     mirror image's.
     """
-    crop = network.module.crop
+    crop = network.vgg().crop
     tops, lefts = (
         range(0, side // STRIDE * STRIDE - crop + 1, STRIDE) for side in image_HWC.shape[:2]
     )
@@ -54,25 +54,26 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     items = images_of(options.data, "val", options.limit)
+    labels = np.asarray(items.labels)
     table = columns("weights", "images", "dense, top-1 error %", "the same windows as crops")
     for spec in options.weights:
         network = vggfeat.load(spec, device=options.device)
-        if network.module.crop % STRIDE or network.module.pool != "floor":
+        if network.vgg().crop % STRIDE or network.vgg().pool != "floor":
             raise SystemExit(
-                f"{spec}: its windows are no crops (crop of {network.module.crop},"
-                f" {network.module.pool} pooling)"
+                f"{spec}: its windows are no crops (crop of {network.vgg().crop},"
+                f" {network.vgg().pool} pooling)"
             )
         order = class_order(network, items.classes)
         wrong = np.zeros(2)
-        for i, label in enumerate(items.labels):
+        for i, label in enumerate(labels):
             image = torch.from_numpy(smallest_side(read_rgb(items.source(i)), options.scale))
             image = image.to(network.device)
             for k, posteriors in enumerate(
                 (dense(network, image[None])[0], windows(network, image))
             ):
                 wrong[k] += int(posteriors[order].argmax()) != label
-        errors = (f"{100 * share:.1f}" for share in wrong / len(items.labels))
-        table.add_row(spec, str(len(items.labels)), *errors)
+        errors = (f"{100 * share:.1f}" for share in wrong / len(labels))
+        table.add_row(spec, str(len(labels)), *errors)
     out.print(table)
 
 

@@ -48,7 +48,8 @@ def main() -> None:
         rate = len(done) / features.attributes["seconds"]
         score = ""
         if features.labels is not None:
-            results = protocols.run(problem_from([features.path], "average", None)[0]).results
+            problem, _, _ = problem_from([features.path], "average", None)
+            results = protocols.run(problem).results.to_json()
             keys = [key for key in ("map_11point", "mean_class_recall") if key in results]
             found[name] = {key: results[key] for key in keys} | {"images_per_s": rate}
             spread = (

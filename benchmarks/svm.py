@@ -196,7 +196,8 @@ def made_descriptors(labels: np.ndarray, D: int, seed: int) -> np.ndarray:
     X = np.maximum(hidden @ mixing + 0.15 * rng.standard_normal((len(labels), D)) - 0.3, 0).astype(
         np.float32
     )
-    return X / np.linalg.norm(X, axis=1, keepdims=True)
+    normalised: np.ndarray = X / np.linalg.norm(X, axis=1, keepdims=True)
+    return normalised
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:

@@ -33,24 +33,26 @@ from torch import nn
 from torchvision.transforms import v2
 
 from pretrain.colour import Colours
-from pretrain.export import NAMES
 from pretrain.init import randomise
 from pretrain.loader import Schedule, TrainingSet, read_training_set
 from pretrain.plan import forward_gflop, net_of
 from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
 from pretrain.trainer import Machine, Trainer, hidden_units
+from vggfeat.devices import resolve_device, resolve_precision
+from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
-from vggfeat.terminal import CORES, columns, out
-from vggfeat.weights import resolve_device, resolve_precision
+from vggfeat.terminal import columns, out
+from vggfeat.weights import TORCHVISION_NETS
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides
+NAMES = {net: name for name, net in TORCHVISION_NETS.items()}
 COLOURS = Colours(
     (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
 )
 
 
-class Photographs(torch.utils.data.Dataset):
+class Photographs(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """The peer's data set: an image folder with torchvision's reference transforms."""
 
     def __init__(self, data: TrainingSet, stage: Stage, crop: int) -> None:
@@ -71,7 +73,7 @@ class Photographs(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         row = int(self.data.train[i])
-        image = Image.open(self.data.items.source(row)).convert("RGB")
+        image = Image.open(self.data.items.root / self.data.items.names[row]).convert("RGB")
         return self.transform(image), int(self.data.items.labels[row])  # type: ignore[index]
 
 
@@ -139,7 +141,7 @@ def our_rate(
     with Readers(machine.workers, ranks.device) as readers:
         trainer = Trainer(recipe, 0, net, data, COLOURS, ranks, machine, folder, readers)
         batches = readers.read(Samples.of(recipe, 0, hidden_units(net)), data.items, schedule)
-        trainer.running.train()
+        trainer.replica.train()
 
         def step() -> None:
             batch = next(batches)
@@ -173,7 +175,7 @@ def check_same_work(
     batch = next(reader.read(samples, data.items, Schedule(data.train, calm, 0, ranks, 0, 1)))
     ours = float(trainer.step(batch, float(calm.batch_size)))
     peer = peer_net(calm, len(data.classes), ranks.device).eval()  # no dropout
-    x = trainer.trainee.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()
+    x = trainer.training_net.preprocessing(batch.crops_NHWC.to(ranks.device)).contiguous()
     theirs = peer_step(
         peer, peer_optimiser(peer, calm), x, batch.labels.to(ranks.device), low=False
     )

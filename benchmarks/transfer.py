@@ -27,12 +27,14 @@ from vggfeat.classify import problem_from
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage
 from vggfeat.extract import extract
-from vggfeat.terminal import columns, duration, out, progress
+from vggfeat.machine import duration
+from vggfeat.problem import Problem
+from vggfeat.terminal import columns, out, progress
 
 SIDE = 32  # of raw pixels
 
 
-def raw_pixels(items: datasets.Items) -> protocols.Problem:
+def raw_pixels(items: datasets.Items) -> Problem:
     """The same protocol on the pixels themselves, minus their mean, of length 1."""
     x = np.full((len(items), SIDE * SIDE * 3), np.nan, np.float32)
     for i in range(len(items)):
@@ -43,7 +45,7 @@ def raw_pixels(items: datasets.Items) -> protocols.Problem:
         x[i] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32).ravel()
     readable = np.isfinite(x[:, 0])
     assert items.labels is not None
-    return protocols.Problem(
+    return Problem(
         l2_normalise(x - x[readable].mean(axis=0)),
         items.labels,
         items.classes,
@@ -74,8 +76,8 @@ def main() -> None:
     table = columns("features", "descriptor", "C", "score, %", "extraction")
     records: list[dict[str, Any]] = []
 
-    def row(name: str, descriptor: str, problem: protocols.Problem, seconds: float | None) -> None:
-        results = protocols.run(problem).results
+    def row(name: str, descriptor: str, problem: Problem, seconds: float | None) -> None:
+        results = protocols.run(problem).results.to_json()
         key = "mean_class_recall" if "mean_class_recall" in results else "map_allpoint"
         score = f"{100 * results[key]:.2f} +- {100 * results.get(f'{key}_std', 0):.2f}"
         table.add_row(

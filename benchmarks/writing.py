@@ -122,7 +122,7 @@ class Inputs:
             "A", "random:A", "ab" * 32, "fc7", (32,), True, "floor", "bilinear", "float32", "Pillow"
         )
         path = self.folder / "voc.h5"
-        with FeatureWriter(path, items, how, 24) as file:
+        with FeatureWriter.open(path, items, how, 24) as file:
             for i in range(count):
                 file.write(
                     i, 0, (rng.random(24) + np.pad(labels[i] == 1, (0, 4))).astype(np.float32)
@@ -180,7 +180,7 @@ class Inputs:
             stage.mkdir(parents=True)
             save_weights(
                 stage / "weights.safetensors",
-                network.module,
+                network.vgg(),
                 network.preprocessing,
                 classes=CLASSES,
                 train_scale="36",
@@ -339,8 +339,8 @@ def info(inputs: Inputs) -> Job:
 
 
 @_job
-def convert(inputs: Inputs) -> Job:
-    old = Path(__file__).parents[1] / "tests" / "version1" / "features.h5"
+def convert(_: Inputs) -> Job:
+    old = Path(__file__).parents[1] / "tests" / "formats" / "version1" / "features.h5"
     return Job("convert", vggfeat_main, ["convert", old, "new.h5"])
 
 

@@ -48,10 +48,9 @@ class Colours:
         values, vectors = np.linalg.eigh(np.array(self.covariance))
         order = np.argsort(values)[::-1]
         vectors = vectors[:, order]
-        vectors = vectors * np.where(
-            vectors.sum(0) < 0, -1, 1
-        )  # a sign of our own choice: LAPACKs differ
-        return (255.0 * vectors * values[order]).astype(np.float32)
+        vectors = vectors * np.where(vectors.sum(0) < 0, -1, 1)  # a sign of our own: LAPACKs differ
+        components: np.ndarray = (255.0 * vectors * values[order]).astype(np.float32)
+        return components
 
     def save(self, path: Path) -> None:
         """Write as JSON; the file appears whole."""

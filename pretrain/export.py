@@ -14,30 +14,36 @@ of the graph in ONNX.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.files import check_outputs, weights_files, whole
+from vggfeat.options import Overwrite, with_debug
 from vggfeat.terminal import print_table, run
 
+if TYPE_CHECKING:  # a command that is refused is so before PyTorch is imported
+    from torch import Tensor
+
+    from vggfeat.vgg import VGG
+    from vggfeat.weights import Network
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-# Table 1's nets that torchvision and timm have too.
-NAMES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 # Of the largest score: another library's convolutions round otherwise, and half precision keeps 11
 # bits of a weight.
 TOLERANCE = {"torchvision": 1e-4, "timm": 1e-4, "onnx": 1e-4, "float16": 5e-3}
 
 
 @app.command()
+@with_debug
 def export(
     weights: Annotated[
         str, typer.Argument(help="A weights file, or any name that vggfeat extract takes.")
@@ -46,26 +52,28 @@ def export(
         Literal["torchvision", "timm", "onnx", "float16"],
         typer.Option(help="Which program it is for; float16: this one, in half the bytes."),
     ],
-    out_file: Annotated[Path, typer.Option("--out", help=".pth or .safetensors; .onnx for onnx.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    out_file: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="The file to write: .pth or .safetensors; for onnx, .onnx.",
+        ),
+    ],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a net for another program, checked by that program."""
-    check_outputs({"--out": out_file}, inputs=weights_files(weights), overwrite=overwrite)
     endings = {"onnx": (".onnx",), "float16": (".safetensors",)}.get(to, (".pth", ".safetensors"))
     if out_file.suffix not in endings:
-        raise VggfeatError(f"--out {out_file} must end in {' or '.join(endings)}")
+        raise WrongUsage(f"--out {out_file} must end in {' or '.join(endings)}")
+    check_outputs({"--out": out_file}, inputs=weights_files(weights), overwrite=overwrite)
     from safetensors import SafetensorError
 
-    from vggfeat.vgg import VGG
-    from vggfeat.weights import load
+    from vggfeat.sources import load
 
     network = load(weights, device="cpu", precision="float32")
-    if not isinstance(network.module, VGG) or network.layers[-1] != "fc8":
+    if network.layers[-1] != "fc8":
         raise VggfeatError(f"{weights} is no whole net of Table 1: its FC layers are needed")
-    writer: dict[str, Callable[[Any, Path], float]] = {
+    writer: dict[str, Callable[[Network, Path], float]] = {
         "torchvision": to_torchvision,
         "timm": to_timm,
         "onnx": to_onnx,
@@ -94,30 +102,28 @@ def export(
     )
 
 
-def to_torchvision(network: Any, path: Path) -> float:
+def to_torchvision(network: Network, path: Path) -> float:
     """torchvision's state dict; the largest difference of its scores, relative to the largest
     score.
     """
     import torchvision
 
-    module = _whole(network)
+    module, name = _published(network)
     save_state_dict({k: v.contiguous() for k, v in module.state_dict().items()}, network, path)
-    theirs = torchvision.models.get_model(
-        NAMES[module.net], weights=None, num_classes=module.num_classes
-    )
+    theirs = torchvision.models.get_model(name, weights=None, num_classes=module.num_classes)
     theirs.load_state_dict(_read(path))
     x = _input(network)
     return _difference(module.crop_scores(x), theirs.eval()(x))
 
 
-def to_timm(network: Any, path: Path) -> float:
+def to_timm(network: Network, path: Path) -> float:
     """timm's state dict, FC layers as convolutions; the difference as above."""
     import timm
 
     from vggfeat.weights import TIMM_FC
 
     theirs_of = {ours: theirs for theirs, ours in TIMM_FC.items()}
-    module = _whole(network)
+    module, name = _published(network)
     tensors = {}
     for key, value in module.state_dict().items():
         layer, _, kind = key.rpartition(".")
@@ -126,30 +132,31 @@ def to_timm(network: Any, path: Path) -> float:
             value = value.view(len(value), -1, side, side)
         tensors[f"{theirs_of.get(layer, layer)}.{kind}"] = value.contiguous()
     save_state_dict(tensors, network, path)
-    theirs = timm.create_model(NAMES[module.net], num_classes=module.num_classes)
+    theirs = timm.create_model(name, num_classes=module.num_classes)
     theirs.load_state_dict(_read(path))
     x = _input(network)
     return _difference(module.crop_scores(x), theirs.eval()(x))
 
 
-def to_float16(network: Any, path: Path) -> float:
+def to_float16(network: Network, path: Path) -> float:
     """This program's own weights file with its metadata, values in half precision; the difference
     as above.
     """
     import torch
 
-    from vggfeat.weights import load, write_tensors
+    from vggfeat.sources import load
+    from vggfeat.weights import write_tensors
 
     tensors = {k: v.to(torch.float16) for k, v in network.module.state_dict().items()}
     if too_large := [k for k, v in tensors.items() if not torch.isfinite(v).all()]:
         raise VggfeatError(f"{too_large[0]} has values beyond float16's range: not written")
     write_tensors(path, tensors, network.metadata)
     x = _input(network)
-    half = load(path, device="cpu", precision="float32").module
-    return _difference(network.module.crop_scores(x), half.crop_scores(x))
+    half = load(path, device="cpu", precision="float32").vgg()
+    return _difference(network.vgg().crop_scores(x), half.crop_scores(x))
 
 
-def to_onnx(network: Any, path: Path) -> float:
+def to_onnx(network: Network, path: Path) -> float:
     """A graph from RGB in 0..255, float32 (N, 3, crop, crop), to scores (N, C); the difference in
     onnxruntime.
     """
@@ -163,10 +170,13 @@ def to_onnx(network: Any, path: Path) -> float:
         raise VggfeatError(
             f"ONNX needs the package {error.name}: pip install 'vggfeat[export]'"
         ) from error
-    module, preprocessing = network.module, network.preprocessing
+    module, preprocessing = network.vgg(), network.preprocessing
 
     class WithPreprocessing(torch.nn.Module):
         """The net behind its preprocessing, so that the file can't be used without it."""
+
+        mean: Tensor
+        std: Tensor
 
         def __init__(self) -> None:
             super().__init__()
@@ -175,18 +185,18 @@ def to_onnx(network: Any, path: Path) -> float:
             self.register_buffer("mean", torch.tensor(preprocessing.mean).view(shape))
             self.register_buffer("std", torch.tensor(preprocessing.std).view(shape))
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             if preprocessing.channel_order == "BGR":
                 images = images.flip(1)
             x = images * (preprocessing.input_range / 255)
             return self.net.crop_scores((x - self.mean) / self.std)
 
-    whole = WithPreprocessing().eval()
+    exported = WithPreprocessing().eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, module.crop, module.crop), generator=generator).float()
     batch = torch.export.Dim("N", min=1)
     program = torch.onnx.export(
-        whole,
+        exported,
         (images,),
         input_names=["images"],
         output_names=["scores"],
@@ -201,25 +211,30 @@ def to_onnx(network: Any, path: Path) -> float:
     for n in (1, 2):
         theirs = session.run(None, {"images": images[:n].numpy()})[0]
         with torch.inference_mode():
-            worst = max(worst, _difference(whole(images[:n]), torch.from_numpy(theirs)))
+            worst = max(worst, _difference(exported(images[:n]), torch.from_numpy(theirs)))
     return worst
 
 
-def _whole(network: Any) -> Any:
-    module = network.module
-    if module.net not in NAMES:
+def _published(network: Network) -> tuple[VGG, str]:
+    """The net, and how torchvision and timm call it. Raises VggfeatError where they don't have
+    it.
+    """
+    from vggfeat.weights import TORCHVISION_NETS
+
+    module, names = network.vgg(), {net: name for name, net in TORCHVISION_NETS.items()}
+    if module.net not in names:
         raise VggfeatError(
-            f"torchvision and timm have no net {module.net}: only {', '.join(NAMES)}; use --to onnx"
+            f"torchvision and timm have no net {module.net}: only {', '.join(names)}; use --to onnx"
         )
     if module.width != 1 or module.crop != 224:
         raise VggfeatError(
             f"torchvision and timm have this net at width 1 and crop 224 only, not {module.width:g}"
             f" and {module.crop}; use --to onnx"
         )
-    return module
+    return module, names[module.net]
 
 
-def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
+def save_state_dict(tensors: dict[str, Tensor], network: Network, path: Path) -> None:
     """Plain tensors by name: .safetensors with the preprocessing as metadata, or .pth (loads with
     weights_only).
     """
@@ -234,7 +249,7 @@ def save_state_dict(tensors: dict[str, Any], network: Any, path: Path) -> None:
     write_tensors(path, tensors, {**network.metadata, "classes": json.dumps(network.classes or [])})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Tensor]:
     import safetensors.torch
     import torch
 
@@ -245,16 +260,16 @@ def _read(path: Path) -> dict[str, Any]:
     )
 
 
-def _input(network: Any) -> Any:
+def _input(network: Network) -> Tensor:
     import torch
 
-    crop = network.module.crop
+    crop = network.vgg().crop
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (1, crop, crop, 3), dtype=torch.uint8, generator=generator)
     return network.preprocessing(pixels)
 
 
-def _difference(ours: Any, theirs: Any) -> float:
+def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).detach().abs().max() / ours.detach().abs().max())
 
 

@@ -86,7 +86,9 @@ class Posteriors:
             if q not in self.scales:
                 raise VggfeatError(f"the posteriors of {name} have no Q={q}, only Q = {known}")
         rows = [self.scales.index(q) for q in chosen]
-        return np.mean([self.modes[m][rows].mean(0, dtype=np.float64) for m in wanted], axis=0)
+        means = [self.modes[m][rows].mean(0, dtype=np.float64) for m in wanted]
+        mean_NK: np.ndarray = np.mean(means, axis=0)
+        return mean_NK
 
 
 @dataclass
@@ -231,7 +233,8 @@ class KeptPosteriors:
 
     def fused(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
         """(N, K): the average over scales, modes and nets; NaN where unreadable."""
-        return np.mean([net.mean(mode, scales) for net in self.nets], axis=0)
+        fused_NK: np.ndarray = np.mean([net.mean(mode, scales) for net in self.nets], axis=0)
+        return fused_NK
 
     def errors(self, posteriors_NK: np.ndarray) -> tuple[float | None, float | None]:
         """Top-1 and top-5 error over the labelled images, %; None where it tells nothing of so few
@@ -290,9 +293,8 @@ def _net(file: File, n: int, facts: _Net, readable: np.ndarray, K: int) -> Poste
         sound = (posteriors_QNK >= 0) & (posteriors_QNK <= 1 + 1e-5)  # NaN is neither
         if not sound[:, readable].all() or not (sound | np.isnan(posteriors_QNK)).all():
             raise Damaged(f"{name} has values that are no probabilities")
-    of = {fact: facts["of"].get(fact, "") for fact in FACTS}
-    if (
-        "changes" not in facts["of"]
-    ):  # an older file: the recipe's name alone doesn't tell its numbers
-        of["recipe"] = ""
-    return Posteriors(of, facts["scales"], kept)
+    known = {fact: facts["of"].get(fact, "") for fact in FACTS}
+    if "changes" not in facts["of"]:
+        # an older file: the recipe's name alone doesn't tell its numbers
+        known["recipe"] = ""
+    return Posteriors(known, facts["scales"], kept)

@@ -18,6 +18,7 @@ import numpy as np
 from pretrain.augment import ORDER, keyed
 from pretrain.readers import Key
 from pretrain.recipe import Recipe
+from vggfeat import datasets
 from vggfeat.datasets import Items, folder, imagenet
 from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
@@ -63,7 +64,7 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
     in_parts = subfolders and any(
         folder.children(root / s)[0] for s in imagenet.part_folders(root).values()
     )
-    items = folder.load(root) if subfolders and not in_parts else imagenet.load(root)
+    items = datasets.load("folder" if subfolders and not in_parts else "imagenet", root)
     if items.labels is None or "unlabelled" in items.protocol:
         raise VggfeatError(f"{root} has no labels: put its images in one folder per class")
     if "split0/train" in items.splits:

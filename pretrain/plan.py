@@ -19,8 +19,8 @@ from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe
 from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
 from vggfeat.errors import VggfeatError
+from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
-from vggfeat.terminal import CORES
 from vggfeat.vgg import VGG
 
 TRIAL_SECONDS = 1.0  # about, of one iteration of a trial on a CPU
@@ -56,7 +56,7 @@ def forward_gflop(net: VGG) -> float:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         shadow = VGG(net.net, net.num_classes, net.width, net.crop)
         shadow.crop_scores(torch.empty(1, 3, net.crop, net.crop))
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def activation_bytes(net: VGG, precision: str) -> int:
@@ -197,9 +197,7 @@ def trial(
         (123.68, 116.779, 103.939), ((0.08, 0.07, 0.07), (0.07, 0.08, 0.07), (0.07, 0.07, 0.08))
     )
     alone = Readers(0, device)
-    trainer = Trainer(
-        recipe, number, net, data, colours, Ranks(device), machine, Path(os.devnull), alone
-    )
+    trainer = Trainer(recipe, number, net, data, colours, Ranks(device), machine, None, alone)
     samples = Samples.of(recipe, number, hidden_units(net))
     rows = np.random.default_rng(0).permutation(data.train)
 

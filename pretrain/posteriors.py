@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +20,17 @@ from torch import Tensor
 from pretrain.kept import KeptPosteriors, Posteriors
 from pretrain.recipe import Recipe, history_of, identity
 from pretrain.tables import RELEASED, paper_scales
+from vggfeat import datasets
+from vggfeat.batches import by_shape
 from vggfeat.checked import fitted, parse_json
-from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.datasets import Items, imagenet
 from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError, reason
-from vggfeat.extract import by_shape
 from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
-from vggfeat.vgg import VGG
-from vggfeat.weights import OXFORD, Network, train_scale
+from vggfeat.sources import OXFORD
+from vggfeat.weights import Network, train_scale
 from vggfeat.writer import stamp
 
 GRID = 5  # a side: 50 crops a scale with their mirror images
@@ -55,11 +57,11 @@ def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
     images_NHWC: uint8 RGB of one shape, on the device: the crops are cut there. batch_size: crops
     at once.
     """
-    grid_NHWC = grid_crops(images_NHWC, network.module.crop, GRID).flatten(0, 1)  # 25 x N
+    grid_NHWC = grid_crops(images_NHWC, network.vgg().crop, GRID).flatten(0, 1)  # 25 x N
     views_NHWC = torch.cat([grid_NHWC, mirror(grid_NHWC)])
     posteriors = [
         network.crop_scores(network.preprocessing(part)).float().softmax(1)
-        for part in views_NHWC.split(batch_size)
+        for part in torch.split(views_NHWC, batch_size)
     ]
     return torch.cat(posteriors).view(2 * GRID * GRID, len(images_NHWC), -1).mean(0)
 
@@ -68,8 +70,7 @@ def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
     """The Q to evaluate a net at: those given, or the net's own. Raises VggfeatError for a net or Q
     that can't be.
     """
-    if not isinstance(network.module, VGG):
-        raise VggfeatError(f"{network.spec} is no net of Table 1: evaluation needs its score map")
+    crop = network.vgg("evaluation needs its score map").crop
     if network.layers[-1] != "fc8":
         raise VggfeatError(
             f"{network.spec} has no usable class scores: its weights (finite ones) reach"
@@ -78,10 +79,9 @@ def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
     chosen = tuple(scales) or own_scales(network)
     if len(set(chosen)) != len(chosen):
         raise VggfeatError(f"scales {chosen} must be different numbers")
-    if min(chosen) < network.module.crop:
+    if min(chosen) < crop:
         raise VggfeatError(
-            f"Q={min(chosen)} is smaller than the crop of {network.module.crop} that {network.spec}"
-            " was trained on"
+            f"Q={min(chosen)} is smaller than the crop of {crop} that {network.spec} was trained on"
         )
     return chosen
 
@@ -105,7 +105,7 @@ def measure(
     Each process takes its part of the images; an image is decoded once for all scales and modes.
     """
     low, high = ranks.share(0, len(items))
-    K = network.module.num_classes
+    K = network.vgg().num_classes
     mine_QMNK = np.full((len(scales), len(modes), high - low, K), np.nan, np.float32)
     failures: dict[int, str] = {}
     crc32 = np.zeros(high - low, np.uint32)
@@ -148,10 +148,10 @@ def measure(
             crc32[i - low] = 0
         else:
             mine_QMNK[s, :, i - low] = result
-    whole_QMNK = ranks.collect(mine_QMNK, axis=2)
+    all_QMNK = ranks.collect(mine_QMNK, axis=2)
     for others in ranks.gather(failures):
         failures |= others
-    kept = {mode: whole_QMNK[:, m] for m, mode in enumerate(modes)}
+    kept = {mode: all_QMNK[:, m] for m, mode in enumerate(modes)}
     posteriors = Posteriors(facts_of(network), tuple(scales), kept)
     return posteriors, dict(sorted(failures.items())), ranks.collect(crc32, axis=0)
 
@@ -161,11 +161,11 @@ def facts_of(network: Network) -> dict[str, str]:
     return {
         "net": network.name,
         "train_scale": network.metadata.get("train_scale", ""),
-        "crop": str(network.module.crop),
+        "crop": str(network.vgg().crop),
         **how_trained(network.metadata),
         "weights": network.spec,
         "fingerprint": network.fingerprint,
-        "pool": network.module.pool,
+        "pool": network.vgg().pool,
         "precision": network.precision,
     }
 
@@ -229,14 +229,14 @@ def images_of(root: Path, split: str, limit: int) -> Items:
     """
     if split == "test":
         tests = root / imagenet.part_folders(root, wanted=["test"]).get("test", "test")
-        items = folder.load(tests)
+        items = datasets.load("folder", tests)
         if items.labels is not None:
             raise VggfeatError(
                 f"{tests} has class folders: the test images are expected in it directly"
             )
         rows = np.arange(len(items))
     else:
-        items = imagenet.load(root)
+        items = datasets.load("imagenet", root)
         if split not in items.splits:
             raise VggfeatError(
                 f"no folder {(root / split).absolute()}: expected {split}/CLASS/IMAGE"
@@ -244,8 +244,7 @@ def images_of(root: Path, split: str, limit: int) -> Items:
         rows = items.splits[split]
     if 0 < limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
-    labels = None if items.labels is None else items.labels[rows]
-    return replace(items, names=[items.names[i] for i in rows], labels=labels, splits={})
+    return replace(items.take(rows), splits={})
 
 
 def evaluate(
@@ -315,7 +314,7 @@ def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:
     """Q of Sect. 4 for the S that the weights were trained at; weights that don't say it count as S
     = 8/7 crop.
     """
-    crop = network.module.crop
+    crop = network.vgg().crop
     S = train_scale(network.metadata.get("train_scale", "")) or (crop * 8 // 7,) * 2
     return paper_scales(S, crop, multi)
 
@@ -350,9 +349,10 @@ def imagenet_synsets(names: Sequence[str]) -> list[str]:
     """Synset ids of ILSVRC's classes where `names` are torchvision's words for them in that order;
     else names.
     """
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
     from torchvision.models import VGG16_Weights
 
     if list(names) == list(VGG16_Weights.IMAGENET1K_V1.meta["categories"]):
-        return list(ImageNetInfo("imagenet-1k").label_names())
+        info: Any = ImageNetInfo("imagenet-1k")  # untyped
+        return list(info.label_names())
     return list(names)

@@ -378,7 +378,7 @@ class _Reader:
             if now - said >= WARN_SECONDS:
                 said = now
                 # here, as a reader has no use for it
-                from pretrain.watch import say
+                from vggfeat.terminal import say
 
                 say(f"warning: waiting for images for {now - waited:.0f} s; {self._doing()}")
         try:

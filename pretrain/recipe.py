@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pretrain.colour import refuse_impossible
 from vggfeat.checked import Range, fitted, fitted_field, parse_json, parse_toml, read_text
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.vgg import NETS, parameter_count
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -245,15 +245,18 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     """
     known = _ours()
     if name not in known and not name.endswith(".toml"):
-        raise VggfeatError(f"there is no recipe {name!r}; give {', '.join(known)}, or a .toml file")
+        raise WrongUsage(f"there is no recipe {name!r}; give {', '.join(known)}, or a .toml file")
     path = RECIPES / f"{name}.toml" if name in known else Path(name)
     record = parse_toml(read_text(path, "recipe", most=MOST_BYTES), path)
     if not record.get("stages"):
         raise VggfeatError(f"{path} has no [[stages]]")
     recipe: Recipe = fitted({"name": path.stem, **record}, Recipe, path)
-    return _overridden(
-        recipe if name in known else replace(recipe, file=recipe.to_json()), overrides, net
-    )
+    if name not in known:
+        recipe = replace(recipe, file=recipe.to_json())
+    try:
+        return _overridden(recipe, overrides, net)
+    except VggfeatError as error:  # the file's own numbers were good
+        raise WrongUsage(str(error)) from error
 
 
 def _ours() -> list[str]:
@@ -321,9 +324,9 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
     too large (`vgg.parameter_count`).
     """
     if net not in NETS:
-        raise VggfeatError(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
+        raise WrongUsage(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
     if init not in INITS:
-        raise VggfeatError(f"`init` must be one of {', '.join(INITS)}, not {init!r}")
+        raise WrongUsage(f"`init` must be one of {', '.join(INITS)}, not {init!r}")
     with_a = init == "A" and net not in SHALLOW
     stages = [
         stage.of(net)
@@ -358,7 +361,7 @@ def select(recipe: Recipe, stages: str) -> range:
         if text.isdecimal() and text.isascii() and 1 <= int(text) <= len(names):
             return int(text) - 1
         numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
-        raise VggfeatError(f"`stages` {stages}: there is no stage {text!r} in the chain {numbered}")
+        raise WrongUsage(f"`stages` {stages}: there is no stage {text!r} in the chain {numbered}")
 
     if not stages:
         return range(len(names))
@@ -367,7 +370,7 @@ def select(recipe: Recipe, stages: str) -> range:
     first, _, last = stages.partition(":") if ":" in stages else stages.partition("-")
     start, stop = position(first), position(last or first)
     if start > stop:
-        raise VggfeatError(f"`stages` {stages}: {names[stop]} comes before {names[start]}")
+        raise WrongUsage(f"`stages` {stages}: {names[stop]} comes before {names[start]}")
     return range(start, stop + 1)
 
 
@@ -466,7 +469,8 @@ def _own_file(recipe: Recipe) -> Recipe:
     """The recipe as its file says it, before any number was replaced."""
     if recipe.file:
         where = f"the numbers of the file {recipe.name}.toml"
-        return fitted(parse_json(recipe.file, where), Recipe, where)
+        as_written: Recipe = fitted(parse_json(recipe.file, where), Recipe, where)
+        return as_written
     if recipe.name not in _ours():  # nor is a path that somebody's weights file names opened
         raise VggfeatError(
             f"recipe {recipe.name!r:.60} is none of {', '.join(_ours())}, and its file isn't known"

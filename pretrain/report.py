@@ -9,7 +9,7 @@ page.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
@@ -26,9 +26,11 @@ from pretrain.watch import LOG, events
 from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import check_outputs, whole
+from vggfeat.machine import duration
 from vggfeat.metrics import percent
+from vggfeat.options import Overwrite, with_debug
 from vggfeat.page import Section, Series, chart, html, join, page, table
-from vggfeat.terminal import duration, out, run, say
+from vggfeat.terminal import out, run, say
 
 REPORT = "report.html"
 MOST_BYTES = 1 << 28  # of a log: a week of training at its default pace is 4 MB
@@ -38,15 +40,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@with_debug
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, with a folder for each stage.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a run, with a folder for each stage.")
+    ],
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="The page; RUN/report.html if not given.")
+        Path | None,
+        typer.Option(
+            "--out", help="The page to write; default: FOLDER/report.html.", show_default=False
+        ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a page of a run's curves."""
     check_outputs({"--out": out_file}, inputs=[folder], overwrite=overwrite)

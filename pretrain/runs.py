@@ -38,10 +38,11 @@ from vggfeat.errors import VggfeatError
 from vggfeat.files import write_json, write_text
 from vggfeat.metrics import tells
 from vggfeat.ranks import Ranks
+from vggfeat.sources import load
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
 from vggfeat.vgg import NETS
-from vggfeat.weights import load, train_scale
+from vggfeat.weights import train_scale
 
 
 @dataclass(frozen=True)
@@ -67,36 +68,36 @@ class Trained:
     training_set: str = ""
 
     @classmethod
-    def of(cls, of: Mapping[str, str]) -> Trained:
+    def of(cls, facts: Mapping[str, str]) -> Trained:
         """From the strings that a weights file or kept posteriors have; VggfeatError where they
         don't say it.
         """
         try:
-            S = train_scale(of["train_scale"])
-            if not (S and of["learn"] and of["recipe"]) or of["net"] not in NETS:
+            S = train_scale(facts["train_scale"])
+            if not (S and facts["learn"] and facts["recipe"]) or facts["net"] not in NETS:
                 raise ValueError
-            changes = of["changes"].splitlines()
+            changes = facts["changes"].splitlines()
             own = "ceil" if RELEASED in changes else "floor"  # Caffe's, and ours
-            if of.get("pool", "") not in ("", own):
-                changes.append(f"max_pool={plain_word(of['pool'])}")
+            if facts.get("pool", "") not in ("", own):
+                changes.append(f"max_pool={plain_word(facts['pool'])}")
             return cls(
-                of["net"],
+                facts["net"],
                 S,
-                int(of["crop"]),
-                of["learn"],
-                plain_word(of["recipe"]),
-                of["weights"],
-                int(of["seed"]),
-                of["stands_for"],
+                int(facts["crop"]),
+                facts["learn"],
+                plain_word(facts["recipe"]),
+                facts["weights"],
+                int(facts["seed"]),
+                facts["stands_for"],
                 tuple(changes),
-                float(of["epochs"]) if of["epochs"] else None,
-                of["training_set"],
+                float(facts["epochs"]) if facts["epochs"] else None,
+                facts["training_set"],
             )
         except (KeyError, ValueError):
             raise VggfeatError(
-                f"net {of.get('net')} ({of.get('weights')}) doesn't tell by which recipe it was"
-                " trained: a table takes nets of pretrain.train and the authors'; where an older"
-                " version kept its posteriors, evaluate it again"
+                f"net {facts.get('net')} ({facts.get('weights')}) doesn't tell by which recipe it"
+                " was trained: a table takes nets of pretrain.train and the authors'; where an"
+                " older version kept its posteriors, evaluate it again"
             ) from None
 
     @property
@@ -121,9 +122,9 @@ def known(facts: Sequence[Mapping[str, str]], tell: bool = True) -> list[tuple[i
     """
     found: list[tuple[int, Trained]] = []
     errors: list[VggfeatError] = []
-    for i, of in enumerate(facts):
+    for i, of_net in enumerate(facts):
         try:
-            found.append((i, Trained.of(of)))
+            found.append((i, Trained.of(of_net)))
         except VggfeatError as error:
             errors.append(error)
     if errors and not found:
@@ -220,18 +221,14 @@ def measure_tables(
         )
         modes = MODES if any(row.mode != "dense" for row in its_rows) else ("dense",)
         network = load(net.weights, device=ranks.device, precision=precision)
-        with progress(f"{net.net} {network.metadata['train_scale']}, seed {net.seed}") as show:
-
-            def advance(done: float, total: int, show: Any = show) -> None:
-                if ranks.first:
-                    show(done, total)
-
+        what = f"{net.net} {network.metadata['train_scale']}, seed {net.seed}"
+        with progress(what, quiet=not ranks.first) as advance:
             kept = evaluate([network], scales, modes, items, split, ranks, advance=advance, **how)
         parts.append((net.weights, kept))
     return KeptPosteriors.joined(parts)
 
 
-def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) -> None:
+def write_tables(numbers: Sequence[int], kept: KeptPosteriors, ledger: Path) -> None:
     """The cells of these tables from kept posteriors: printed beside the paper's, and put into the
     ledger.
 
@@ -241,20 +238,20 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
     the same command mends what a full disk has left undone. Raises VggfeatError: not a validation
     set, images without labels, no net that can be in a table, no row at all.
     """
-    if not tells(1, len(whole.classes)):
+    if not tells(1, len(kept.classes)):
         raise VggfeatError("the nets know one class only: there is no error to put into a table")
-    if (whole.labels < 0).any() or not len(whole.labels):
+    if (kept.labels < 0).any() or not len(kept.labels):
         raise VggfeatError("the images have no labels: a table needs the validation set's")
-    if whole.split != "val":
+    if kept.split != "val":
         raise VggfeatError(
-            f"the posteriors are of the {whole.split} images: a table is of the validation set"
+            f"the posteriors are of the {kept.split} images: a table is of the validation set"
         )
     check_ledger(ledger)  # all of it can be read, or none of it is changed
-    cells = _cells(numbers, whole)
+    cells = _cells(numbers, kept)
     theirs = ledger.with_name("ledger-ilsvrc.json")
     # the paper's own data come first, also while all their cells are still "not run"
     new: dict[Path, list[Cell]] = {theirs: []}
-    ilsvrc = _is_ilsvrc(whole)
+    ilsvrc = _is_ilsvrc(kept)
     for cell in cells:
         own = ledger.with_name(f"ledger-{cell.recipe}-{cell.data}.json")
         of_paper = ilsvrc and cell.recipe == "paper" and {*cell.changes} <= {RELEASED}
@@ -282,18 +279,18 @@ def write_tables(numbers: Sequence[int], whole: KeptPosteriors, ledger: Path) ->
         out.print(line, soft_wrap=True)
 
 
-def _cells(numbers: Sequence[int], whole: KeptPosteriors) -> list[Cell]:
+def _cells(numbers: Sequence[int], kept: KeptPosteriors) -> list[Cell]:
     """Of all rows that these nets fill. Raises VggfeatError where there are none."""
-    there = known([net.of for net in whole.nets])
+    there = known([net.of for net in kept.nets])
     nets = [net for _, net in there]
-    whole = replace(whole, nets=[whole.nets[i] for i, _ in there])
+    kept = replace(kept, nets=[kept.nets[i] for i, _ in there])
     cells: list[Cell] = []
     for (_, changes, seed), role in roles(nets).items():
         for row in rows_of(numbers, role):
             if not all(member in role for member in row.members):
                 continue  # the table says so
             try:
-                cells.append(_cell(row, role, nets, whole, changes, seed))
+                cells.append(_cell(row, role, nets, kept, changes, seed))
             except VggfeatError as error:  # kept at other Q, or in one mode only
                 say(f"table {row.table}, {row.name}, {row.mode}: left out, {error}")
     if not cells:
@@ -303,20 +300,20 @@ def _cells(numbers: Sequence[int], whole: KeptPosteriors) -> list[Cell]:
     return cells
 
 
-def _is_ilsvrc(whole: KeptPosteriors) -> bool:
+def _is_ilsvrc(kept: KeptPosteriors) -> bool:
     """Whether these are the validation images of ILSVRC-2012, all of them, told apart in its 1,000
     classes.
     """
-    stems = {name.rpartition("/")[2].partition(".")[0] for name in whole.names}
+    stems = {name.rpartition("/")[2].partition(".")[0] for name in kept.names}
     theirs = {f"ILSVRC2012_val_{i:08d}" for i in range(1, 50_001)}
-    return len(whole.classes) == len(np.unique(whole.labels)) == 1000 and stems == theirs
+    return len(kept.classes) == len(np.unique(kept.labels)) == 1000 and stems == theirs
 
 
 def _cell(
     row: PaperRow,
     role: Mapping[Member, int],
     nets: Sequence[Trained],
-    whole: KeptPosteriors,
+    kept: KeptPosteriors,
     changes: Sequence[str],
     seed: int,
 ) -> Cell:
@@ -324,18 +321,18 @@ def _cell(
     scales: list[str] = []
     learned: list[Learned] = []
     for member in row.members:
-        net, kept = nets[role[member]], whole.nets[role[member]]
+        net, its = nets[role[member]], kept.nets[role[member]]
         Q = paper_scales(net.train_scale, net.crop, row.multi)
-        parts.append(kept.mean(row.mode, Q))
+        parts.append(its.mean(row.mode, Q))
         scales.append(",".join(map(str, Q)))
         learned.append(
-            Learned(kept.of["fingerprint"], net.epochs, net.training_set, kept.of["precision"])
+            Learned(its.of["fingerprint"], net.epochs, net.training_set, its.of["precision"])
         )
     posteriors_NK = np.mean(parts, axis=0)
-    _, top5 = whole.errors(posteriors_NK)
-    wrong = whole.wrong(posteriors_NK, 1)
+    _, top5 = kept.errors(posteriors_NK)
+    wrong = kept.wrong(posteriors_NK, 1)
     top1 = 100 * float(wrong.mean())
-    S = " + ".join(whole.nets[role[member]].of["train_scale"] for member in row.members)
+    S = " + ".join(kept.nets[role[member]].of["train_scale"] for member in row.members)
     return Cell(
         row.table,
         row.name,
@@ -344,11 +341,11 @@ def _cell(
         " + ".join(dict.fromkeys(scales)),
         top1,
         top5,
-        plain_word(whole.data),
-        whole.split,
+        plain_word(kept.data),
+        kept.split,
         len(wrong),
-        len(whole.classes),
-        whole.image_set,
+        len(kept.classes),
+        kept.image_set,
         nets[role[row.members[0]]].recipe,
         list(changes),
         seed,

@@ -23,16 +23,18 @@ from pretrain.readers import Readers
 from pretrain.recipe import Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import BEST, CHECKPOINT, WEIGHTS, Machine, Trainer
-from pretrain.watch import Stop, say
+from pretrain.watch import Stop
 from vggfeat.checked import shown
 from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import place_of, scratch, whole
+from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
+from vggfeat.sources import load
 from vggfeat.tensors import metadata_of
-from vggfeat.terminal import CORES, list_unreadable, progress
+from vggfeat.terminal import list_unreadable, progress, say
 from vggfeat.vgg import VGG
-from vggfeat.weights import Network, load
+from vggfeat.weights import Network
 
 COLOURS = "colours.json"
 
@@ -315,9 +317,7 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
         record = f"random normal {recipe.init_std:g}" if normal else "random glorot"
         return Start(record, f"all layers random ({how})", ())
     _same_classes(source, run.data.classes)
-    if not isinstance(source.module, VGG):
-        raise VggfeatError(f"{source.spec} is no net of Table 1: give a weights file of one")
-    copied = copy_layers(net, source.module)
+    copied = copy_layers(net, source.vgg("give a weights file of one"))
     rest = "" if source.name == stage.net else f"; the others random ({how})"
     what = "all layers" if source.name == stage.net else ", ".join(copied)
     said = f"{what} from {source.spec} (net {source.name}){rest}"

@@ -82,19 +82,19 @@ def refuse_unknown(classes: list[str], numbers: dict[str, int]) -> None:
 
 
 def write_submission(
-    whole: KeptPosteriors, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
+    kept: KeptPosteriors, mode: str, scales: tuple[int, ...], numbers: dict[str, int], path: Path
 ) -> None:
     """The devkit's format: a line an image, in the order of names, with the numbers of the five
     likeliest classes.
 
     An unreadable image has no prediction, and its line is five zeros.
     """
-    refuse_unknown(whole.classes, numbers)
-    posteriors_NK = whole.fused(mode, scales or None)
+    refuse_unknown(kept.classes, numbers)
+    posteriors_NK = kept.fused(mode, scales or None)
     best = (-posteriors_NK).argsort(1, kind="stable")[:, :5]
     lines = []
-    for i in sorted(range(len(whole.names)), key=whole.names.__getitem__):
-        guesses = [0] * 5 if i in whole.unreadable else [numbers[whole.classes[k]] for k in best[i]]
+    for i in sorted(range(len(kept.names)), key=kept.names.__getitem__):
+        guesses = [0] * 5 if i in kept.unreadable else [numbers[kept.classes[k]] for k in best[i]]
         lines.append(" ".join(map(str, guesses)))
     write_text(path, "\n".join(lines) + "\n")
 

@@ -16,7 +16,7 @@ any other status for a crash); 130 or 143 left on Ctrl-C or SIGTERM, saved.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
@@ -29,7 +29,9 @@ import typer
 from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import stop_on_signals
 from vggfeat.files import refuse_inputs
-from vggfeat.terminal import CORES, columns, duration, in_options, out, run, say
+from vggfeat.machine import CORES, duration
+from vggfeat.options import PRECISION, OwnDevice, with_debug
+from vggfeat.terminal import columns, in_options, out, run, say
 
 if TYPE_CHECKING:
     from pretrain.plan import StagePlan
@@ -41,65 +43,98 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 
 
-@app.command()
+@app.command("train")
+@with_debug
 def train(
-    net: Annotated[str, Option(help="A, A-LRN, B, B-5x5, C, D or E.")] = "D",
+    net: Annotated[
+        str, Option(help="The net of Table 1 to train: A, A-LRN, B, B-5x5, C, D or E.")
+    ] = "D",
     data: Annotated[
         Path,
         Option(
             "--data",
             "--root",
             envvar="VGGFEAT_DATA",
-            help="train/CLASS/IMAGE and val/…, or CLASS/IMAGE.",
+            help="The folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE.",
         ),
     ] = Path("data"),
-    recipe: Annotated[str, Option(help="paper, mini, or a .toml file.")] = "paper",
+    recipe: Annotated[
+        str, Option(help="The numbers of the training: paper, mini, tables, or a .toml file.")
+    ] = "paper",
     folder: Annotated[
-        Path | None, Option("--out", help="Folder of the run; runs/NET if not given.")
+        Path | None,
+        Option("--out", help="The folder of the run; default: runs/NET.", show_default=False),
     ] = None,
     init: Annotated[
         str, Option(help="A: deeper nets start from a trained A; normal or glorot: from random.")
     ] = "A",
-    stages: Annotated[str, Option(help="Some of the chain: 2-4, D-384, D-256:D-384.")] = "",
+    stages: Annotated[
+        str,
+        Option(
+            help="Train only some stages of the chain: 2-4, D-384, D-256:D-384; default: all.",
+            show_default=False,
+        ),
+    ] = "",
     start: Annotated[
-        Path | None, Option("--from", help="Weights file that the first stage starts from.")
+        Path | None, Option("--from", help="The weights file that the first stage starts from.")
     ] = None,
     overrides: Annotated[
-        list[str], Option("--set", help="KEY=VALUE or STAGE.KEY=VALUE of the recipe.")
+        list[str],
+        Option(
+            "--set",
+            help="Replace a number of the recipe: KEY=VALUE or STAGE.KEY=VALUE.",
+            show_default=False,
+        ),
     ] = [],  # noqa: B006
-    seed: Annotated[int | None, Option(min=0, help="The recipe's seed.")] = None,
+    seed: Annotated[
+        int | None,
+        Option(min=0, help="Replace the recipe's seed.", show_default=False),
+    ] = None,
     colours: Annotated[
-        Path | None, Option(help="Mean and covariance from another run's colours.json.")
+        Path | None,
+        Option(help="The colours.json of another run, for its mean and covariance of RGB."),
     ] = None,
     micro_batch: Annotated[
-        int, Option(min=0, help="Images of a process's pass; 0: what fits in memory.")
+        int,
+        Option(min=0, help="Images in a process's forward pass; 0: as many as fit in memory."),
     ] = 0,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Option(help="Under torchrun, each process its own GPU.")
-    ] = "auto",
+    device: OwnDevice = "auto",
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float64"],
-        Option(help="auto: bfloat16 where it is fast."),
+        Literal["auto", "float32", "bfloat16", "float64"], Option(help=PRECISION)
     ] = "auto",
     workers: Annotated[
-        int | None, Option(min=0, help="Reading processes beside each training process.")
+        int | None,
+        Option(
+            min=0,
+            help=(
+                "Processes that read images, beside each that trains; default: one a core, 16 at"
+                " most."
+            ),
+            show_default=False,
+        ),
     ] = None,
-    compiled: Annotated[bool, Option("--compile", help="torch.compile the net.")] = False,
-    checkpoint_minutes: Annotated[float, Option(min=0, help="Between checkpoints.")] = 10.0,
-    log_every: Annotated[int, Option(min=1, help="Iterations between lines of the log.")] = 20,
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Print what the run will take, and leave.")
+    compiled: Annotated[
+        bool, Option("--compile", help="Compile the net by torch.compile.")
     ] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    checkpoint_minutes: Annotated[
+        float, Option(min=0, help="Minutes from one checkpoint to the next.")
+    ] = 10.0,
+    log_every: Annotated[
+        int, Option(min=1, help="Iterations from one line of the log to the next.")
+    ] = 20,
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", help="Print what the run will take, by a trial, and leave."),
+    ] = False,
 ) -> None:
     """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
     with stop_on_signals() as stop:
         numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
-        whole = chain(read_recipe(recipe, numbers, net), net, init)
-        chosen = select(whole, stages)
+        its_chain = chain(read_recipe(recipe, numbers, net), net, init)
+        chosen = select(its_chain, stages)
         run_folder = folder or Path("runs") / net
         # what the run writes; all else in its folder is its own, and goes on where it stopped
-        for made in (run_folder, *(run_folder / whole.stages[i].name for i in chosen)):
+        for made in (run_folder, *(run_folder / its_chain.stages[i].name for i in chosen)):
             refuse_inputs({"the run's own": made / "weights.safetensors"}, [start])
         # the rest is imported from here on: wrong options are answered at once
         from pretrain.loader import read_training_set
@@ -107,8 +142,8 @@ def train(
         from pretrain.readers import Readers
         from pretrain.stages import Run, check, train_stages
         from pretrain.trainer import Machine
+        from vggfeat.devices import resolve_precision
         from vggfeat.ranks import joined
-        from vggfeat.weights import resolve_precision
 
         with joined(device) as ranks:
             machine = Machine(
@@ -125,16 +160,16 @@ def train(
             )
             # from here on, so that they start while the folder is listed and the nets are made
             with Readers(0 if dry_run else machine.workers, ranks.device) as readers:
-                images = read_training_set(data, whole)
+                images = read_training_set(data, its_chain)
                 for remark in images.items.remarks if ranks.first else ():
                     say(in_options(remark))
                 asked = Run(
-                    whole, chosen, images, run_folder, start, colours, ranks, machine
+                    its_chain, chosen, images, run_folder, start, colours, ranks, machine
                 ).fitted()
                 if dry_run:
                     check(asked)
                     if ranks.first:
-                        stages_plan = list(plan(whole, chosen, images, ranks, asked.machine))
+                        stages_plan = list(plan(its_chain, chosen, images, ranks, asked.machine))
                         _print_plan(stages_plan)
                         out.print(
                             f"{len(images.train)} training images, {asked.machine.micro_batch} a"
@@ -144,7 +179,7 @@ def train(
                     return
                 ended = train_stages(asked, stop, readers)
             if ended.finished and ranks.first:
-                _print_end(ended, {stage.name: stage.test_scale for stage in whole.stages})
+                _print_end(ended, {stage.name: stage.test_scale for stage in its_chain.stages})
                 out.print(f"weights: {asked.out / 'weights.safetensors'}")
         if not ended.finished:
             raise typer.Exit(128 + stop.signal)

@@ -32,13 +32,15 @@ from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import SHALLOW, Past, Recipe
-from pretrain.watch import Chance, Log, Stop, cant_write, say
+from pretrain.watch import Chance, Log, Stop, cant_write
 from vggfeat.datasets.items import name_digest
-from vggfeat.errors import VggfeatError, out_of_memory
+from vggfeat.devices import out_of_memory
+from vggfeat.errors import VggfeatError
 from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
 from vggfeat.metrics import percent, tells
 from vggfeat.ranks import Ranks, telling_of_others
+from vggfeat.terminal import say
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
 
@@ -66,7 +68,7 @@ class Machine:
     """Iterations between lines of the log."""
 
 
-class Trainee(nn.Module):
+class TrainingNet(nn.Module):
     """A net with what happens to a crop on the device before it, and with keyed dropout in it."""
 
     def __init__(self, net: VGG, colours: Colours, dropout: float, learn: str = "all") -> None:
@@ -113,9 +115,9 @@ class Trainer:
     samples' keys. from_random: whether the weights are untrained, for advice at chance. start:
     where from, for the record. history: the stages that the weights have been through; None:
     unknown.
-    folder: where its files go. readers: who reads its images. An interrupted stage of the same
-    identity goes on from `folder / last.safetensors`. Raises VggfeatError: a checkpoint of another
-    net, recipe, training set or start.
+    folder: where its files go; None for a trial, which is never `run`. readers: who reads its
+    images. An interrupted stage of the same identity goes on from `folder / last.safetensors`.
+    Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Trainer:
         colours: Colours,
         ranks: Ranks,
         machine: Machine,
-        folder: Path,
+        folder: Path | None,
         readers: Readers,
         *,
         from_random: bool = False,
@@ -138,18 +140,9 @@ class Trainer:
             raise VggfeatError(
                 f"{ranks.world} processes share a batch of {recipe.batch_size}: start fewer"
             )
-        self.recipe, self.stage, self.stage_number = (
-            recipe,
-            recipe.stages[stage_number],
-            stage_number,
-        )
-        self.data, self.colours, self.ranks, self.machine, self.folder = (
-            data,
-            colours,
-            ranks,
-            machine,
-            folder,
-        )
+        self.recipe, self.stage = recipe, recipe.stages[stage_number]
+        self.stage_number, self.data, self.colours = stage_number, data, colours
+        self.ranks, self.machine, self.folder = ranks, machine, folder
         self.readers, self.from_random, self.history = readers, from_random, history
         labels = cast(np.ndarray, data.items.labels)
         self.chance = Chance.of(labels[data.train], labels[data.held_out])
@@ -157,14 +150,19 @@ class Trainer:
         self.per_epoch = len(data.train) // recipe.batch_size
         self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
         dtype = torch.float64 if machine.precision == "float64" else torch.float32
-        self.net = net.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trainee = Trainee(self.net, colours, recipe.dropout, self.stage.learn).to(ranks.device)
+        self.net = net.to(  # type: ignore[call-overload]
+            device=ranks.device, dtype=dtype, memory_format=torch.channels_last
+        )
+        training_net = TrainingNet(self.net, colours, recipe.dropout, self.stage.learn)
+        self.training_net = training_net.to(ranks.device)
         self.optimiser = optimiser(self.net, recipe, self.stage.learning_rate)
         self.state = State(learning_rate=self.stage.learning_rate)
         self.identity = self._identity(start)
-        if (folder / CHECKPOINT).exists():
-            self._resume()
-        running: nn.Module = torch.compile(self.trainee) if machine.compile else self.trainee  # type: ignore[assignment]
+        if folder is not None and (folder / CHECKPOINT).exists():
+            self._resume(folder / CHECKPOINT)
+        replica: nn.Module = self.training_net
+        if machine.compile:
+            replica = cast(nn.Module, torch.compile(replica))
         if ranks.world > 1:
             device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             ranks.barrier()  # it waits for the others without a word
@@ -173,10 +171,10 @@ class Trainer:
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 # gradients are exchanged bucket by bucket while the rest of the backward pass goes
                 # on
-                running = DistributedDataParallel(
-                    running, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                replica = DistributedDataParallel(
+                    replica, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
-        self.running = running
+        self.replica = replica
         self.reported: set[str] = set()
         self.refused: set[str] = set()  # files that a disk has refused, told already
         self.pending = torch.zeros(
@@ -202,8 +200,7 @@ class Trainer:
         }
         return cast(dict[str, Any], _plain(identity))
 
-    def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
+    def _resume(self, path: Path) -> None:
         state, made_with = read_state(path)
         for key, ours in self.identity.items():
             if key not in made_with:
@@ -243,7 +240,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether an earlier run has finished the stage, its files included."""
-        return self.state.finished and (self.folder / WEIGHTS).exists()
+        return self.state.finished and self._place(WEIGHTS).exists()
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -263,17 +260,16 @@ class Trainer:
         pieces = list(self._pieces(batch))
         for i, (crops, alpha, kept, labels, counts) in enumerate(pieces):
             last = i == len(pieces) - 1
-            wrapped = isinstance(self.running, DistributedDataParallel)
-            with self.running.no_sync() if wrapped and not last else nullcontext():  # type: ignore[operator]
+            wrapped = isinstance(self.replica, DistributedDataParallel)
+            with self.replica.no_sync() if wrapped and not last else nullcontext():  # type: ignore[operator]
                 with self.autocast():
-                    scores = self.running(crops, alpha, kept)
+                    scores = self.replica(crops, alpha, kept)
                 if scores.dtype == torch.bfloat16:
                     scores = scores.float()
                 losses = F.cross_entropy(scores, labels, reduction="none")
                 loss = (losses * counts.to(losses.dtype)).sum() / images
-                (
-                    loss * self.ranks.world
-                ).backward()  # DistributedDataParallel averages over processes
+                # times the processes, as DistributedDataParallel averages over them
+                torch.autograd.backward(loss * self.ranks.world)
             total += loss.detach()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -281,11 +277,12 @@ class Trainer:
 
     def _pieces(self, batch: Batch) -> Iterator[list[Tensor]]:
         """The batch in micro-batches, each on the device."""
+        tensors = batch.crops_NHWC, batch.alpha_N3, batch.kept, batch.labels, batch.counts
         n = len(batch.labels)
         pieces = -(-n // self.machine.micro_batch)
         for k in range(pieces):
             part = slice(n * k // pieces, n * (k + 1) // pieces)
-            yield [tensor[part].to(self.ranks.device, non_blocking=True) for tensor in batch[:5]]
+            yield [tensor[part].to(self.ranks.device, non_blocking=True) for tensor in tensors]
 
     # --- one stage --------------------------------------------------------------------------------
 
@@ -323,7 +320,7 @@ class Trainer:
             return True
         began, before = time.monotonic(), state.seconds
         saved_at = began
-        self.running.train()
+        self.replica.train()
         with Log(
             self.folder if ranks.first else None, self.stage.name, state.iteration, self.stop_at
         ) as log:
@@ -564,20 +561,20 @@ class Trainer:
             [(0, int(r)) for r in rows[i : min(i + size, high)]] for i in range(low, high, size)
         ]
         crops = CentreCrops(self.stage.test_scale, self.recipe.crop)
-        self.trainee.eval()
+        self.training_net.eval()
         right1 = right5 = 0.0
         for batch in self.readers.read(crops, self.data.items, keys):
             self._report(batch.unreadable, "counted as an error")
             for pixels, alpha, kept, labels, counts in self._pieces(batch):
                 with self.autocast():
-                    scores = self.trainee(pixels, alpha, kept)
+                    scores = self.training_net(pixels, alpha, kept)
                 guesses = scores.float().topk(min(5, scores.shape[1])).indices  # (N, 5)
                 hits = (guesses == labels[:, None]) & (counts[:, None] > 0)
                 right1 += float(hits[:, 0].sum())
                 right5 += float(hits.sum())
             if self.stop.signal:
                 break
-        self.trainee.train()
+        self.training_net.train()
         right1, right5, left = self.ranks.sum([right1, right5, float(self.stop.signal > 0)])
         if left:
             return None
@@ -586,13 +583,18 @@ class Trainer:
 
     # --- files ------------------------------------------------------------------------------------
 
+    def _place(self, name: str) -> Path:
+        """Where a file of the stage is."""
+        assert self.folder is not None, "a trial has no files"
+        return self.folder / name
+
     def _save(self, must: bool) -> None:
         """Write the checkpoint, in the first process. A broken net doesn't replace a sound one."""
         if must:
             self._refuse_broken()
         elif self._broken():
             return  # the next line of the log says what happened
-        path = self.folder / CHECKPOINT
+        path = self._place(CHECKPOINT)
         self._write(
             path,
             lambda: save_checkpoint(path, self.net, self.optimiser, self.state, self.identity),
@@ -622,7 +624,7 @@ class Trainer:
         )
 
     def _write_weights(self, name: str, must: bool) -> None:
-        path = self.folder / name
+        path = self._place(name)
         self._write(path, lambda: write_weights(path, self), must)
 
     def _write(self, path: Path, write: Callable[[], None], must: bool) -> None:
@@ -665,7 +667,7 @@ def write_weights(path: Path, trainer: Trainer) -> None:
     save_weights(
         path,
         trainer.net,
-        trainer.trainee.preprocessing,
+        trainer.training_net.preprocessing,
         classes=trainer.data.classes,
         train_scale=str(low) if low == high else f"{low}-{high}",
         source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",

@@ -22,7 +22,8 @@ import numpy as np
 
 from vggfeat.errors import CantWrite, Interrupted, VggfeatError, reason
 from vggfeat.files import whole
-from vggfeat.terminal import LINE_SECONDS, duration, live, rewrite, say
+from vggfeat.machine import duration
+from vggfeat.terminal import LINE_SECONDS, live, rewrite, say
 
 if TYPE_CHECKING:  # it imports PyTorch, which the processes that read images do without
     from pretrain.checkpoint import State

@@ -129,6 +129,7 @@ class Ran:
 
 
 Command = Callable[..., Ran]
+Nets = Callable[..., VGG]
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="session")
-def he() -> Callable[..., VGG]:
+def he() -> Nets:
     """A net with He's initialisation: signals neither vanish nor explode, so that equality means
     something.
     """
@@ -183,7 +184,8 @@ def photograph(seed: int, height: int, width: int) -> np.ndarray:
     smooth = np.asarray(
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16
     )
-    return np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255)
+    return pixels.astype(np.uint8)
 
 
 def torchrun(processes: int) -> list[str]:

@@ -108,7 +108,8 @@ def _connected() -> socket.socket:
         )
         theirs.close()
         _server.append(ours)
-        atexit.register(lambda: (ours.close(), process.wait()))
+        atexit.register(process.wait)
+        atexit.register(ours.close)  # which comes first
     return _server[0]
 
 

@@ -16,12 +16,11 @@ import pytest
 
 from pretrain.report import write_report as write_training_report
 from vggfeat.datasets import Items
-from vggfeat.protocols import Scored
-from vggfeat.report import write_report
+from vggfeat.results import Scored
 
 from .conftest import HANG, photograph
 from .pretrain.test_report import write_log
-from .vggfeat.test_report import NASTY, features_of, model_of, results_of
+from .vggfeat.test_report import NASTY, features_of, model_of, results_of, write_report
 
 FACTS = """() => {
   const lightness = colour => {
@@ -141,7 +140,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["1 classes", "4 classes", "300 classes", "training"])
 @pytest.mark.parametrize(
-    "width, scheme", [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
+    ("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
 )
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     facts = looked_at(browser, pages[name], width, scheme)

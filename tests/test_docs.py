@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ import pretrain.recipe
 from pretrain import evaluate, train
 from pretrain.init import FROM_A
 from pretrain.posteriors import GRID
-from vggfeat import cli, weights
+from vggfeat import cli, sources, weights
+from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.decode import MAX_PIXELS
 from vggfeat.images import MAX_RESCALED_PIXELS
-from vggfeat.protocols import C_STEP, MAX_EXTENSIONS, N_SPLITS, VAL_FRACTION
+from vggfeat.protocols import C_STEP, MAX_EXTENSIONS
 from vggfeat.svm import C_GRID, LinearSVM
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG, parameter_count
@@ -196,10 +197,10 @@ def stand_in(what: str, file: Path | None) -> weights.Network:
     """In place of the released D and E: a narrow net of random weights, with their names, classes
     and S.
     """
-    network = weights.load(f"random:{what},width=0.015625,crop=32,classes={len(WNIDS)}")
+    network = sources.load(f"random:{what},width=0.015625,crop=32,classes={len(WNIDS)}")
     network.classes = WNIDS
     network.spec = f"oxford:{what}"
-    network.metadata |= {"train_scale": "256-512", "source": weights.OXFORD[what]}
+    network.metadata |= {"train_scale": "256-512", "source": sources.OXFORD[what]}
     return network
 
 
@@ -272,7 +273,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             text = re.sub(rf"^{key} = \S+", f"{key} = {value}", text, flags=re.M)
         path.write_text(text)
     monkeypatch.setattr(pretrain.recipe, "RECIPES", recipes)
-    monkeypatch.setitem(weights._LOADERS, "oxford", stand_in)
+    stood_in = replace(sources.SOURCES["oxford"], load=stand_in)
+    monkeypatch.setitem(sources.SOURCES, "oxford", stood_in)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

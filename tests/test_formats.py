@@ -29,7 +29,7 @@ from tests.formats.make import CLASSES, COUNT, SCALES, begun, descriptor, write_
 from vggfeat import model, store
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
-from vggfeat.report import read_results
+from vggfeat.results import read_results
 from vggfeat.tensors import metadata_of
 from vggfeat.vgg import VGG
 
@@ -97,7 +97,7 @@ def test_a_feature_file() -> None:
     assert (how.fingerprint, how.precision) == (FINGERPRINT, "float32")
     features.verify()
     x = features.descriptors
-    assert (x.shape, x.dtype) == ((19, 2, 64), np.float32)
+    assert x.shape == (19, 2, 64) and x.dtype == np.float32
     assert zlib.crc32(x.tobytes()) == 3011251419
 
 
@@ -125,8 +125,8 @@ def test_a_model_and_its_results() -> None:
     assert scored.scores[:2, 0] == pytest.approx([-0.00210132, 0.00012542], abs=1e-8)
     results = read_results(NOW / "results.json")
     assert model.results == results
-    assert (results["protocol"], results["C"], results["n_train"]) == ("single-label", 0.03125, 12)
-    assert results["accuracy"] == pytest.approx(2 / 3) and results["n_unreadable"] == 1
+    assert (results.protocol, results.choice.C, results.n_train) == ("single-label", 0.03125, 12)
+    assert results.figures.accuracy == pytest.approx(2 / 3) and results.n_unreadable == 1
 
 
 def test_kept_posteriors_and_the_ledgers_cells() -> None:
@@ -150,7 +150,7 @@ def test_kept_posteriors_and_the_ledgers_cells() -> None:
 def test_weights_and_what_they_tell() -> None:
     network = vggfeat.load(NOW / "weights.safetensors")
     assert (network.name, network.classes, network.fingerprint) == ("A", CLASSES, FINGERPRINT)
-    assert (network.module.width, network.module.crop, network.layers[-1]) == (1 / 64, 32, "fc8")
+    assert (network.vgg().width, network.vgg().crop, network.layers[-1]) == (1 / 64, 32, "fc8")
     assert network.preprocessing.mean == pytest.approx((79.43125, 127.641898, 79.875637))
     (past,) = history_of(network.metadata)
     assert (past.stage, past.epochs, past.images) == ("A-36", 1.5, 10)
@@ -169,7 +169,8 @@ def test_a_checkpoint_its_log_and_its_colours() -> None:
     load_checkpoint(NOW / "last.safetensors", net, optimiser)
     ours = vggfeat.load(NOW / "weights.safetensors").module.state_dict()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in net.state_dict().items())
-    assert optimiser.state[net.classifier[-1].weight]["momentum_buffer"].any()
+    last = net.classifier[-1].weight
+    assert isinstance(last, torch.Tensor) and optimiser.state[last]["momentum_buffer"].any()
     told, dropped = events(NOW / "log.jsonl")
     assert [event["event"] for event in told] == ["start", "held_out", "train", "held_out", "val"]
     assert dropped == 0 and told[2]["loss"] > 0

@@ -23,10 +23,12 @@ import vggfeat
 from pretrain.kept import KeptPosteriors
 from vggfeat import datasets, writer
 from vggfeat.datasets.download import downloading
+from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import description_of, extract, limited
+from vggfeat.extract import extract
 from vggfeat.model import model_from, open_model, save_model
-from vggfeat.protocols import Outcome, Scored
+from vggfeat.protocols import Outcome
+from vggfeat.results import Results, Scored
 from vggfeat.tensors import bare, read
 from vggfeat.weights import save_weights
 
@@ -42,7 +44,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One file of each kind that is read."""
     folder = tmp_path_factory.mktemp("good")
     network = vggfeat.load(WEIGHTS)
-    items = limited(datasets.load("digits", None), 6)
+    items = datasets.load("digits", None).first(6)
     extract(items, network, folder / "features.h5", scales=(40,), layer="pool1")
     with pytest.raises(KeyboardInterrupt), begun(folder / "begun.h5") as file:
         file.note_source(0, items.source(0))
@@ -51,14 +53,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     svm = vggfeat.LinearSVM().fit(np.random.default_rng(0).random((30, 8)), np.arange(30) % 3)
     part = description_of(network, "pool1", (40,), True)
     scored = {"test": Scored(np.arange(4), np.zeros((4, 3)))}
-    outcome = Outcome({"C": 1.0}, svm, scored)
+    outcome = Outcome(Results(protocol="single-label", dataset="digits"), svm, scored)
     save_model(
         folder / "model.h5",
-        model_from(outcome, ["a", "b", "c"], (part,), "average", outcome.results),
+        model_from(outcome, ["a", "b", "c"], (part,), outcome.results),
     )
     save_weights(
         folder / "weights.safetensors",
-        network.module,
+        network.vgg(),
         network.preprocessing,
         classes=["a", "b", "c"],
     )
@@ -69,14 +71,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.save(
         {"epoch": 1, "state_dict": wrapped, "optimizer": MOMENTUM}, folder / "checkpoint.ckpt"
     )
-    (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.module)))
-    (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.module), old=True))
+    (folder / "net.caffemodel").write_bytes(caffemodel(arrays_of(network.vgg())))
+    (folder / "old.caffemodel").write_bytes(caffemodel(arrays_of(network.vgg()), old=True))
     return {path.name: path for path in folder.iterdir()}
 
 
 def begun(path: Path) -> writer.FeatureWriter:
-    items = limited(datasets.load("digits", None), 6)
-    return writer.FeatureWriter(
+    items = datasets.load("digits", None).first(6)
+    return writer.FeatureWriter.open(
         path, items, description_of(vggfeat.load(WEIGHTS), "pool1", (40,), True), 8
     )
 

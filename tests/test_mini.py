@@ -15,10 +15,12 @@ import vggfeat
 from vggfeat import datasets
 from vggfeat.decode import read_rgb
 from vggfeat.images import smallest_side
+from vggfeat.sources import MINI
 from vggfeat.vgg import NETS
-from vggfeat.weights import MINI
 
 from .conftest import photograph
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("net", MINI)
@@ -27,16 +29,15 @@ def test_whole_small_and_documented(net: str) -> None:
     assert path.stat().st_size <= 5_000_000
     network = vggfeat.load(f"mini:{net}")
     assert (network.name, network.spec, network.layers[-1]) == (net, f"mini:{net}", "fc8")
-    assert network.classes and len(network.classes) == 10 == network.module.num_classes
+    assert network.classes and len(network.classes) == 10 == network.vgg().num_classes
     recipe = json.loads(network.metadata["recipe"])
     assert (
-        recipe["name"] == "mini"
-        and recipe["width"] == network.module.width
-        and recipe["crop"] == 96
+        recipe["name"] == "mini" and recipe["width"] == network.vgg().width and recipe["crop"] == 96
     )
     errors = json.loads(network.metadata["errors"])
     assert 5 < errors["validation"]["top1"] < 30 and errors["validation"]["top5"] < 6
-    log = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    lines = (ROOT / "docs" / f"mini-{net}.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
     assert log[-1]["event"] == "val" and log[-1]["top1_error"] == pytest.approx(
         errors["validation"]["top1"]
     )
@@ -69,7 +70,7 @@ def test_as_good_as_they_say(net: str, data: Path) -> None:
     rows = items.splits["val"]
     assert len(rows) == 1000 and items.labels is not None and items.classes == network.classes
     low, _, high = network.metadata["train_scale"].partition("-")
-    Q, crop = (int(low) + int(high or low)) // 2, network.module.crop
+    Q, crop = (int(low) + int(high or low)) // 2, network.vgg().crop
     crops = []
     for row in rows:
         pixels = smallest_side(read_rgb(items.root / items.names[row]), Q)

@@ -21,7 +21,8 @@ import vggfeat
 from vggfeat import datasets
 from vggfeat.datasets import Items
 from vggfeat.decode import read_rgb
-from vggfeat.extract import describe_all, extract
+from vggfeat.describe import describe_all
+from vggfeat.extract import extract
 
 from .conftest import PEAK, assert_same_descriptors, needs_peak, photograph
 from .vggfeat.test_images import FILES, chunk, encoded, png, tiff
@@ -154,7 +155,7 @@ def special(folder: Path) -> dict[str, str]:
     (folder / "forbidden.jpg").write_bytes(oriented(1))
     (folder / "forbidden.jpg").chmod(0)
     loop = os.strerror(errno.ELOOP).lower()
-    reasons = {
+    return {
         "a folder.jpg": "is a directory",
         "nowhere.jpg": "no such file",
         "loop a.jpg": loop,
@@ -166,7 +167,6 @@ def special(folder: Path) -> dict[str, str]:
         ),
         "gone.jpg": "no such file",
     }
-    return reasons
 
 
 @pytest.fixture(scope="module")

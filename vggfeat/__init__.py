@@ -20,13 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from vggfeat.errors import UnreadableImage, VggfeatError
-    from vggfeat.extract import embed
-    from vggfeat.model import Model, open_model
-    from vggfeat.store import Features, open_features
-    from vggfeat.svm import LinearSVM, LinearSVMCV
-    from vggfeat.weights import Network, load
+if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
+    from vggfeat.describe import embed as embed
+    from vggfeat.errors import UnreadableImage as UnreadableImage
+    from vggfeat.errors import VggfeatError as VggfeatError
+    from vggfeat.model import Model as Model
+    from vggfeat.model import open_model as open_model
+    from vggfeat.sources import load as load
+    from vggfeat.store import Features as Features
+    from vggfeat.store import open_features as open_features
+    from vggfeat.svm import LinearSVM as LinearSVM
+    from vggfeat.svm import LinearSVMCV as LinearSVMCV
+    from vggfeat.weights import Network as Network
 
 # Loaded when first used: `vggfeat --help` and reading a feature file need no PyTorch.
 _WHERE = {
@@ -37,24 +42,12 @@ _WHERE = {
     "Network": "weights",
     "UnreadableImage": "errors",
     "VggfeatError": "errors",
-    "embed": "extract",
-    "load": "weights",
+    "embed": "describe",
+    "load": "sources",
     "open_features": "store",
     "open_model": "model",
 }
-__all__ = [
-    "Features",
-    "LinearSVM",
-    "LinearSVMCV",
-    "Model",
-    "Network",
-    "UnreadableImage",
-    "VggfeatError",
-    "embed",
-    "load",
-    "open_features",
-    "open_model",
-]
+__all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,12 +13,14 @@ doesn't drown the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-POOLINGS = ("average", "stack", "max")
+Pool = Literal["average", "stack", "max"]
+"""Over the scales; see `aggregate`."""
+POOLINGS: tuple[Pool, ...] = get_args(Pool)
 
 # Sums are float64, but only for this many bytes of rows at a time: memory doesn't grow with the
 # dataset.
@@ -63,6 +65,11 @@ def l2_normalise(x_ND: Any) -> NDArray[np.float32]:
     return out
 
 
+def pooled_length(how: str, n_scales: int, length: int) -> int:
+    """Length of a row that `aggregate` makes of descriptors of that length at so many scales."""
+    return n_scales * length if how == "stack" else length
+
+
 def aggregate(descriptors_NQD: Any, how: str = "average") -> NDArray[np.float32]:
     """One L2-normalised float32 row an image: (N, D) for average and max, (N, Q*D) for stack.
 
@@ -78,7 +85,7 @@ def aggregate(descriptors_NQD: Any, how: str = "average") -> NDArray[np.float32]
             f"descriptors must be (N, Q, D) with Q > 0, not {tuple(descriptors_NQD.shape)}"
         )
     n_rows, n_scales, length = descriptors_NQD.shape
-    out = np.empty((n_rows, n_scales * length if how == "stack" else length), dtype=np.float32)
+    out = np.empty((n_rows, pooled_length(how, n_scales, length)), dtype=np.float32)
     for rows in _row_blocks(n_rows, n_scales * length):
         block = np.asarray(descriptors_NQD[rows], dtype=np.float64)  # (n, Q, D)
         if how == "average":
@@ -105,7 +112,8 @@ def fuse(parts: Sequence[Any]) -> NDArray[np.float32]:
     if any(len(shape) != 2 or shape[0] != shapes[0][0] for shape in shapes):
         raise ValueError(f"descriptors to fuse must be (N, D) with the same N, not {shapes}")
     if len(parts) == 1:
-        return parts[0]
+        alone: NDArray[np.float32] = parts[0]
+        return alone
     n_rows, length = shapes[0][0], sum(shape[1] for shape in shapes)
     out = np.empty((n_rows, length), dtype=np.float32)
     for rows in _row_blocks(n_rows, length):

@@ -32,8 +32,8 @@ from vggfeat.weights import (
 
 
 class TimmBackbone(nn.Module):
-    """A timm model's dense features as one layer named "features": (N, D, h, w), tokens as (N, D,
-    L, 1).
+    """A timm model as a `weights.Backbone` of one layer, "features": its dense features, (N, D, h,
+    w), tokens as (N, D, L, 1).
     """
 
     def __init__(self, name: str, model: nn.Module) -> None:
@@ -57,13 +57,16 @@ class TimmBackbone(nn.Module):
         )
 
     def min_side(self, layer: str) -> int:
+        """Of the total stride of nearly all of timm's models."""
         return 32
 
     def forward(self, x_NCHW: Tensor, layer: str = "features") -> Tensor:
-        x = self.model.forward_features(x_NCHW)  # type: ignore[operator]
+        """The features of preprocessed images."""
+        x: Tensor = self.model.forward_features(x_NCHW)  # type: ignore[operator]
         channels = self.channels["features"]
         if x.ndim == 3:  # tokens; class and register tokens have no position
-            return x[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2).unsqueeze(-1)
+            first: int = getattr(self.model, "num_prefix_tokens", 0)
+            return x[:, first:].transpose(1, 2).unsqueeze(-1)
         if x.shape[1] != channels and x.shape[-1] == channels:
             x = x.permute(0, 3, 1, 2)
         return x

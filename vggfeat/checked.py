@@ -6,8 +6,9 @@ it is used.
     fitted(record, Results, path)
 
 A type is written as in Python: `list[str]`, `float | None`, a TypedDict (more keys than it names
-are left alone), a dataclass (more keys are refused), and with `Annotated` a `Range`, `OneOf` or
-`Several`. A float is finite; a whole number may stand for it; a bool is no number.
+are left alone), a dataclass (more keys are refused, but by a `Sparse` one), and with `Annotated` a
+`Range`, `OneOf` or `Several`. A float is finite; a whole number may stand for it; a bool is no
+number.
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ MOST_BYTES = 16 << 20  # of JSON: as Python's objects up to twenty times as much
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The least and the largest of a number; a float is infinite only where the largest is."""
+    """The least and the largest of a number; a float is infinite only where the largest is.
+
+    null: the float that null stands for; None: it is refused.
+    """
 
     low: float
     high: float
+    null: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,48 @@ class Several:
 
     most: int
     different: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Inline:
+    """Of a `Sparse` record inside another: its keys stand among the other's."""
+
+
+class Sparse:
+    """Base of a dataclass that is written, too: what is None or empty has no key, NaN is null.
+
+    Keys that it doesn't name are left out when it is read.
+    """
+
+    def to_json(self) -> dict[str, Any]:
+        """What `fitted` reads as this, in JSON's types; keys in the order of the fields."""
+        record: dict[str, Any] = {}
+        own: Any = type(self)
+        for name, kind in _kinds(own).items():
+            value = _written(getattr(self, name))
+            if _is_inline(kind):
+                record |= value
+            elif value not in (None, [], {}) or _is_nan(getattr(self, name)):
+                record[name] = value
+        return record
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Sparse):
+        return value.to_json()
+    if isinstance(value, list):
+        return [_written(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _written(part) for name, part in value.items()}
+    return None if _is_nan(value) else value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _is_inline(kind: Any) -> bool:
+    return get_origin(kind) is Annotated and isinstance(get_args(kind)[1], Inline)
 
 
 def path_of(value: Any, what: str) -> Path:
@@ -208,6 +255,8 @@ def _fitted(value: Any, kind: Any, key: str) -> Any:
 def _bounded(value: Any, kind: Any, bounds: Range | OneOf | Several, key: str) -> Any:
     if isinstance(bounds, Range) and value == math.inf == bounds.high:
         return value
+    if isinstance(bounds, Range) and value is None is not bounds.null:
+        return bounds.null
     fit = _fitted(value, kind, key)
     if isinstance(bounds, Range):
         if not bounds.low <= fit <= bounds.high:
@@ -244,16 +293,20 @@ def _record(value: Any, kind: Any, key: str) -> Any:
             for field in dataclasses.fields(kind)
             if field.default is no_default and field.default_factory is no_default
         }
-        if unknown := value.keys() - kinds.keys():
-            raise _Unfit(key, _no_key(kind, sorted(unknown)[0]))
+        unknown = value.keys() - kinds.keys()
+        if unknown and not issubclass(kind, Sparse):
+            raise _Unfit(key, _no_key(kind, min(unknown)))
     for name in kinds:
         if name in needed and name not in value:
             raise _Unfit(_inside(key, name), "is missing")
     own = {
         name: _fitted(value[name], part, _inside(key, name))
         for name, part in kinds.items()
-        if name in value
+        if name in value and not _is_inline(part)
     }
+    for name, part in kinds.items():
+        if _is_inline(part):
+            own[name] = _record(value, get_args(part)[0], key)
     return {**value, **own} if is_typeddict(kind) else kind(**own)
 
 
@@ -269,8 +322,18 @@ def _number(value: Any, key: str) -> float:
 
 @lru_cache
 def _kinds(record: Any) -> dict[str, Any]:
-    """The type of each key."""
-    return get_type_hints(record, include_extras=True)
+    """The type of each key, where there is one."""
+    kinds = get_type_hints(record, include_extras=True)
+    if isinstance(record, type) and issubclass(record, Sparse):
+        return {name: _present(kind) for name, kind in kinds.items()}
+    return kinds
+
+
+def _present(kind: Any) -> Any:
+    """A type without None, which stands for a key that isn't there."""
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = (part for part in get_args(kind) if part is not NoneType)
+    return kind
 
 
 def _no_key(record: Any, key: str) -> str:

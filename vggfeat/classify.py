@@ -10,18 +10,20 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets.folder import class_splits
-from vggfeat.datasets.items import name_digest
+from vggfeat.datasets.items import known, name_digest
+from vggfeat.datasets.protocol import pool_of
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import versions
-from vggfeat.protocols import Problem, pool_of
+from vggfeat.problem import Problem
+from vggfeat.results import Made, Part
 from vggfeat.store import Description, Features, open_features
+from vggfeat.versions import versions
 
 SAME = (
     0.02  # of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image
@@ -30,9 +32,9 @@ SAME = (
 
 def problem_from(
     paths: Sequence[str | Path], pool: str | None = None, scales: tuple[int, ...] | None = None
-) -> tuple[Problem, tuple[Description, ...], dict[str, Any]]:
-    """The problem of one or several feature files, the descriptions behind it, and the facts for
-    results.json.
+) -> tuple[Problem, tuple[Description, ...], Made]:
+    """The problem of one or several feature files, the descriptions behind it, and what the results
+    say of them.
 
     Several files (nets, layers) of the same images are stacked; an image that is unreadable in one
     is left out of all. pool: over the scales; None: as the protocol has it. scales: a subset of the
@@ -65,27 +67,22 @@ def problem_from(
         total=first.attributes.get("total"),
         seen=np.logical_or.reduce([trained_the_net(file) for file in files]),
         same=_first_of_same(first, X, readable),
+        dataset=first.attributes["dataset"],
     )
-    about = {
-        "dataset": first.attributes["dataset"],
-        "features": [
-            {
-                "file": str(file.path),
-                "net": part.net,
-                "weights": part.weights,
-                "fingerprint": part.fingerprint,
-                "layer": part.layer,
-                "mirror": part.mirror,
-                "scales": list(part.scales),
-                "rows": file.rows_digest,
-            }
-            for file, part in zip(files, parts, strict=True)
-        ],
-        "pool": pool,
-        "pool_by": pool_by,
-        "versions": versions(),
-    }
-    return problem, parts, about
+    features = [
+        Part(
+            file=str(file.path),
+            net=part.net,
+            weights=part.weights,
+            fingerprint=part.fingerprint,
+            layer=part.layer,
+            mirror=part.mirror,
+            scales=list(part.scales),
+            rows=file.rows_digest,
+        )
+        for file, part in zip(files, parts, strict=True)
+    ]
+    return problem, parts, Made(features, pool, pool_by, versions())
 
 
 def _first_of_same(file: Features, X: np.ndarray, readable: np.ndarray) -> np.ndarray:
@@ -191,7 +188,7 @@ def trained_the_net(features: Features) -> np.ndarray:
         not learned
         or features.labels is None
         or features.labels.ndim == 2
-        or not (features.labels >= 0).any()
+        or not known(features.labels).any()
     ):
         return seen
     drawn = class_splits(features.labels)

@@ -1,13 +1,12 @@
 """The `vggfeat` command: parse, call one function, print.
 
-Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says
-why; 2 usage; 3 done, but some inputs were unreadable.
+What it writes where, and its exit statuses, are `terminal`'s.
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all that takes time
-    from vggfeat.__main__ import begin
+    from vggfeat.start import begin
 
     begin()
 
@@ -15,8 +14,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,11 +34,25 @@ from vggfeat.files import (
     write_json,
     write_text,
 )
+from vggfeat.machine import CORES, duration
+from vggfeat.options import (
+    BatchSize,
+    Device,
+    Images,
+    Json,
+    MaxPool,
+    Moved,
+    Overwrite,
+    Pool,
+    Precision,
+    StoredScales,
+    Workers,
+    numbers,
+    with_debug,
+)
 from vggfeat.terminal import (
-    CORES,
     columns,
     command,
-    duration,
     in_options,
     list_unreadable,
     out,
@@ -49,7 +63,13 @@ from vggfeat.terminal import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from vggfeat.datasets import Items
+    from vggfeat.extract import Report
     from vggfeat.model import Model
+    from vggfeat.plan import Plan
+    from vggfeat.results import Results
     from vggfeat.store import Description, Features
 
 MOST_DEPTH = 8  # of records inside records that are printed
@@ -61,22 +81,6 @@ app = typer.Typer(
         "Dense multi-scale VGG descriptors, and linear SVMs on them (arXiv 1409.1556, appendix B)."
     ),
 )
-
-
-def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is not a list of numbers like 256,384,512", param_hint=option
-        ) from error
-    if not all(0 < value < float("inf") for value in values):
-        raise typer.BadParameter(
-            f"{text!r} has numbers that are not positive and finite", param_hint=option
-        )
-    if len(set(values)) != len(values):
-        raise typer.BadParameter(f"{text!r} has a number twice", param_hint=option)
-    return values
 
 
 def _root(given: Path | None) -> Path:
@@ -91,64 +95,44 @@ def _dataset_names(incomplete: str) -> list[tuple[str, str]]:
     return [(name, about) for name, about, _ in describe_datasets() if name.startswith(incomplete)]
 
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Json = Annotated[
-    Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files.")]
-Images = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where the images lie now; default: where they were described.", show_default=False
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[
-    Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 where it is fast.")
-]
-Pool = Annotated[
-    Literal["average", "stack", "max"] | None,
-    typer.Option(
-        help="Over the scales; default: as the protocol has it, stack for Caltech, else average.",
-        show_default=False,
-    ),
-]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that decode and rescale.")]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help=(
-            "Images of 224x224 a forward pass; larger ones in proportionally smaller batches;"
-            " default 8, on a GPU 64."
-        ),
-        show_default=False,
-    ),
-]
-
-
-@app.command()
-def extract(
+@app.command("extract")
+@with_debug
+def extract_command(
     dataset: Annotated[
-        str, typer.Option(help="See `vggfeat datasets`.", autocompletion=_dataset_names)
+        str,
+        typer.Option(help="One of `vggfeat datasets`.", autocompletion=_dataset_names),
     ],
     root: Annotated[
         Path | None,
         typer.Option(
-            help="Where the dataset lies; default $VGGFEAT_DATA, or ./data.", show_default=False
+            help="Where the dataset lies; default: $VGGFEAT_DATA, or ./data.", show_default=False
         ),
     ] = None,
-    net: Annotated[str, typer.Option(help="Net of Table 1; D and E have released weights.")] = "",
+    net: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "The net of Table 1 that the weights must hold; alone, as D or E, its released"
+                " weights."
+            ),
+            show_default=False,
+        ),
+    ] = "",
     weights: Annotated[
         str | None,
-        typer.Option(help="See `vggfeat weights`; default oxford:D, the released net D."),
+        typer.Option(
+            help=(
+                "A file, or a source of `vggfeat weights`; default: oxford:D, the released net D."
+            ),
+            show_default=False,
+        ),
     ] = None,
     layer: Annotated[
         str | None,
         typer.Option(
             help=(
-                "The paper's name: conv1_1 ... pool5, fc6, fc7; default fc7, or the last that the"
-                " weights reach."
+                "The layer that describes, by the paper's name: conv1_1 ... pool5, fc6, fc7;"
+                " default: fc7, or the last that the weights reach."
             ),
             show_default=False,
         ),
@@ -158,40 +142,40 @@ def extract(
         typer.Option(
             help=(
                 "Smallest sides Q in pixels, comma-separated; default: those that the net was"
-                " trained at, "
-                "256,384,512 for the paper's."
+                " trained at, 256,384,512 for the paper's."
             ),
             show_default=False,
         ),
     ] = None,
     mirror: Annotated[
-        bool, typer.Option(help="Average with the mirror image's descriptor.")
+        bool, typer.Option(help="Average each descriptor with the mirror image's.")
     ] = True,
-    max_pool: Annotated[
-        Literal["floor", "ceil"] | None,
-        typer.Option(
-            help="How the net's pooling rounds odd sides; default: as the weights were trained."
-        ),
-    ] = None,
+    max_pool: MaxPool = None,
     store: Annotated[
         Literal["float16", "float32"], typer.Option(help="Type of the stored descriptors.")
     ] = "float32",
-    out_file: Annotated[Path, typer.Option("--out", help="The feature file.")] = Path("feats.h5"),
+    out_file: Annotated[Path, typer.Option("--out", help="The feature file to write.")] = Path(
+        "feats.h5"
+    ),
     batch_size: BatchSize = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    workers: Workers = CORES,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    workers: Workers = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Describe only the first so many images.")
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the dataset into --root first.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what it will take, by a trial; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print what it will take, by a trial, and write nothing."),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Replace output files, and a feature file begun otherwise."
+            "--overwrite",
+            help="Replace output files that exist, and a feature file begun otherwise.",
         ),
     ] = False,
     retry: Annotated[
@@ -202,18 +186,20 @@ def extract(
         ),
     ] = False,
     json_file: Json = None,
-    debug: Debug = False,
 ) -> None:
     """Describe every image of a dataset; write one HDF5 feature file."""
-    qs = None if scales is None else _numbers(scales, int, "--scales")
+    qs = None if scales is None else numbers(scales, int, "--scales")
     from vggfeat import datasets
-    from vggfeat import extract as extraction
+    from vggfeat.describe import description_of
+    from vggfeat.extract import extract
     from vggfeat.look import foreword, look
+    from vggfeat.plan import PLANNED, plan
     from vggfeat.ranks import joined
-    from vggfeat.weights import load
+    from vggfeat.sources import load
+    from vggfeat.writer import behind_link, partial_of
 
     folder = _root(root)
-    partial = Path(f"{os.path.realpath(out_file)}.partial")
+    partial = partial_of(behind_link(out_file))
     read = [folder, *weights_files(weights), partial, out_file if retry else None]
     output = {} if retry else {"--out": out_file}
     check_outputs(
@@ -231,49 +217,37 @@ def extract(
             [folder, *weights_files(weights), *items.paths()],
         )
         if limit is not None:
-            items = extraction.limited(items, limit)
+            items = items.first(limit)
         datasets.refuse_absent(items)
         source = (net, weights) if net and weights else (weights or net or "oxford:D",)
         network = load(*source, device=ranks.device, precision=precision)
         if max_pool:
             network.set_pool(max_pool)
-        description = extraction.description_of(network, layer, qs, mirror)
+        description = description_of(network, layer, qs, mirror)
         if dry_run:
-            if not ranks.first:
-                return
-            seen = look(items, extraction.PLANNED)
-            plan = extraction.plan(
-                items,
-                seen,
-                network,
-                description,
-                store,
-                batch_size=batch_size,
-                workers=workers,
-                processes=ranks.world,
-            )
-            cheaper = plan.cheaper and in_options(plan.cheaper)
-            write_json(json_file, {**plan.__dict__, "cheaper": cheaper})
-            for remark in items.remarks:
-                say(in_options(remark))
-            rows = [
-                *foreword(items, seen, network, description, layer, qs),
-                (
-                    "expected time",
-                    f"{duration(plan.seconds)} on {ranks.device} in {network.precision}",
-                ),
-                ("feature file", f"{plan.bytes / 1e6:,.1f} MB"),
-            ]
-            if plan.cheaper_seconds is not None:
-                rows.insert(-1, ("cheaper", f"{cheaper}: about {duration(plan.cheaper_seconds)}"))
-            print_table("plan", rows)
-            try:
-                check_outputs(output, inputs=read, overwrite=overwrite)
-            except VggfeatError as error:
-                say(in_options(f"without --dry-run this would be refused: {error}"))
+            if ranks.first:
+                seen = look(items, PLANNED)
+                planned = plan(
+                    items,
+                    seen,
+                    network,
+                    description,
+                    store,
+                    batch_size=batch_size,
+                    workers=workers or CORES,
+                    processes=ranks.world,
+                )
+                before = foreword(items, seen, network, description, layer, qs)
+                _write_plan(
+                    json_file, items, planned, before, f"on {ranks.device} in {network.precision}"
+                )
+                try:
+                    check_outputs(output, inputs=read, overwrite=overwrite)
+                except VggfeatError as error:
+                    say(in_options(f"without --dry-run this would be refused: {error}"))
             return
         with progress("extract", quiet=not ranks.first) as advance:
-            report = extraction.extract(
+            report = extract(
                 items,
                 network,
                 out_file,
@@ -281,7 +255,7 @@ def extract(
                 layer=layer,
                 mirror=mirror,
                 batch_size=batch_size,
-                workers=workers,
+                workers=workers or CORES,
                 store=store,
                 overwrite=overwrite and not retry,
                 retry=retry,
@@ -292,54 +266,29 @@ def extract(
             )
         if not ranks.first:
             raise typer.Exit(3 if report.unreadable else 0)
-    bad = report.unreadable
-    facts = {
-        "out": str(out_file),
-        "images": report.images,
-        "seconds": report.seconds,
-        "unreadable": bad,
-        "command": command(),
-    }
-    images = f"{report.images:,}" + (f" ({len(bad):,} unreadable)" if bad else "")
-    time = f"{duration(report.seconds)}, {report.rate:,.2f} images/s"
-    if report.earlier:
-        images += (
-            f": {report.earlier:,} by earlier runs, {report.images - report.earlier:,} by this one"
-        )
-        time = (
-            f"{duration(report.run_seconds)}, {report.rate:,.2f} images/s;"
-            f" {duration(report.seconds)} in all"
-        )
-    rows = [
-        ("images", images),
-        (
-            "descriptor",
-            f"{description.layer}, {len(description.scales)} x {network.dim(description.layer)}",
-        ),
-        ("time", time),
-    ]
-    try_each(
-        lambda: write_json(json_file, facts),
-        lambda: print_table(str(out_file), rows),
-        lambda: list_unreadable(bad, f"`vggfeat info {out_file} --json FILE` writes them all"),
-    )
-    if bad:
-        say("the same command with --retry describes just these again")
-        raise typer.Exit(3)
+    values = f"{len(description.scales)} x {network.dim(description.layer)}"
+    _write_report(json_file, out_file, report, f"{description.layer}, {values}")
 
 
-@app.command()
-def svm(
+@app.command("svm")
+@with_debug
+def svm_command(
     features: Annotated[
-        list[Path], typer.Option(help="Feature file; several of one dataset are stacked (fusion).")
+        list[Path],
+        typer.Option(help="A feature file; several of one dataset are stacked (fusion of nets)."),
     ],
     pool: Pool = None,
-    scales: Annotated[str | None, typer.Option(help="Use only these of the stored scales.")] = None,
+    scales: StoredScales = None,
     C: Annotated[
-        str, typer.Option("--C", help="auto: chosen on the validation part; or a value or list.")
+        str,
+        typer.Option(
+            "--C",
+            help="The SVM's C: a value or a list; auto: chosen on the validation part.",
+        ),
     ] = "auto",
     loss: Annotated[
-        Literal["squared_hinge", "hinge"], typer.Option(help="Of the SVM.")
+        Literal["squared_hinge", "hinge"],
+        typer.Option(help="What the SVM minimises, beside the norm of its weights."),
     ] = "squared_hinge",
     class_weight: Annotated[
         Literal["balanced"] | None,
@@ -349,27 +298,39 @@ def svm(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Draw the random splits anew; default: those in the file.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Draw the random splits anew from this seed; default: those in the file.",
+            show_default=False,
+        ),
     ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="Write VOC comp2 files of the test images here.")
+        Path | None,
+        typer.Option(help="Also write VOC's comp2 files of the test images into this folder."),
     ] = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Save the classifier (HDF5).")
+        Path | None, typer.Option("--out", help="Also save the classifier in this HDF5 file.")
     ] = None,
     solver: Annotated[
         Literal["newton", "liblinear"],
-        typer.Option(help="All classes at once, or scikit-learn's reference."),
+        typer.Option(
+            help="newton trains all classes at once; liblinear is scikit-learn's, as a reference."
+        ),
     ] = "newton",
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = CORES,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Threads that train the SVMs.", show_default="as many as there are cores"
+        ),
+    ] = CORES,
     overwrite: Overwrite = False,
     json_file: Json = None,
-    debug: Debug = False,
 ) -> None:
     """Train and score a linear SVM by the dataset's protocol."""
-    qs = None if scales is None else _numbers(scales, int, "--scales")
-    cs = "auto" if C == "auto" else list(_numbers(C, float, "--C"))
+    qs = None if scales is None else numbers(scales, int, "--scales")
+    cs = "auto" if C == "auto" else list(numbers(C, float, "--C"))
     check_outputs(
         {"--out": out_file},
         texts={"--json": json_file},
@@ -382,10 +343,11 @@ def svm(
     from vggfeat import protocols
     from vggfeat.classify import problem_from
     from vggfeat.datasets.voc import check_submission, write_submission
+    from vggfeat.devices import resolve_device
     from vggfeat.model import model_from, save_model
-    from vggfeat.weights import resolve_device
+    from vggfeat.results import seen_by_net
 
-    problem, parts, about = problem_from(features, pool, qs)
+    problem, parts, made = problem_from(features, pool, qs)
     if submission:
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
@@ -402,11 +364,11 @@ def svm(
         class_weight=class_weight,
         progress=lambda line: say(in_options(line)),
     )
-    results = {**outcome.results, **about, "command": command()}
-    seen, scored = protocols.seen_by_net(results)
+    results = replace(outcome.results, made=replace(made, command=command()))
+    seen, scored = seen_by_net(results)
     if scored:
         say(f"warning: the net was trained on {seen}")
-    for line in results.get("same_images", ()):
+    for line in results.same_images:
         say(f"warning: {line}")
 
     def submit() -> None:
@@ -416,30 +378,34 @@ def svm(
 
     def save() -> None:
         if out_file:
-            save_model(
-                out_file, model_from(outcome, problem.classes, parts, about["pool"], results)
-            )
+            save_model(out_file, model_from(outcome, problem.classes, parts, results))
 
-    try_each(lambda: write_json(json_file, results), save, submit, lambda: _print_results(results))
+    try_each(
+        lambda: write_json(json_file, results.to_json()),
+        save,
+        submit,
+        lambda: _print_results(results),
+    )
 
 
 @app.command()
+@with_debug
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Images.")],
-    model: Annotated[Path, typer.Option(help="From `vggfeat svm --out`.")],
+    images: Annotated[list[Path], typer.Argument(help="The images to classify.")],
+    model: Annotated[Path, typer.Option(help="A classifier of `vggfeat svm --out`.")],
     weights: Annotated[
-        list[str] | None, typer.Option(help="Where the weights lie now, if they moved.")
+        list[str] | None,
+        typer.Option(help=f"{Moved}; of several nets, each in its order.", show_default=False),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to print an image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print an image.")] = 5,
     batch_size: BatchSize = None,
     device: Device = "auto",
-    workers: Workers = CORES,
+    workers: Workers = None,
     json_file: Json = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Write all scores as CSV to this file.")
+        Path | None, typer.Option("--csv", help="Also write all scores as CSV to this file.")
     ] = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> None:
     """Score new images with a saved classifier."""
     from vggfeat.model import open_model
@@ -456,7 +422,11 @@ def predict(
         weights_files(*(part.weights for part in classifier.parts)),
     )
     scores_NK, bad = classifier.scores(
-        images, batch_size=batch_size, workers=workers, progress=True, return_unreadable=True
+        images,
+        batch_size=batch_size,
+        workers=workers or CORES,
+        progress=True,
+        return_unreadable=True,
     )
     table = columns("image", "class", "score")
     records: list[dict[str, Any]] = []
@@ -471,19 +441,9 @@ def predict(
         records.append(
             {"image": str(path), "top": [{"class": name, "score": score} for name, score in best]}
         )
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["image", *classifier.classes])
-    for i, path in enumerate(images):
-        writer.writerow(
-            [
-                path,
-                *([""] * len(classifier.classes) if i in bad else map(repr, scores_NK[i].tolist())),
-            ]
-        )
     try_each(
         lambda: write_json(json_file, records),
-        lambda: write_text(csv_file, text.getvalue()),
+        lambda: write_text(csv_file, _scores_csv(images, classifier.classes, scores_NK, bad)),
         lambda: out.print(table) if table.row_count else None,
     )
     list_unreadable(
@@ -493,20 +453,30 @@ def predict(
         raise typer.Exit(3)
 
 
-@app.command()
-def report(
+@app.command("report")
+@with_debug
+def report_command(
     results: Annotated[
-        Path | None, typer.Option(help="From `vggfeat svm --json`; default: the model's.")
+        Path | None,
+        typer.Option(
+            help="The results of `vggfeat svm --json`; default: the model's.", show_default=False
+        ),
     ] = None,
     features: Annotated[
         list[Path],
-        typer.Option(help="The feature files that the model was trained on, in their order."),
+        typer.Option(
+            help="The feature files that the model was trained on, in their order.",
+            show_default=False,
+        ),
     ] = [],  # noqa: B006
-    model: Annotated[Path | None, typer.Option(help="From `vggfeat svm --out`.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The classifier of `vggfeat svm --out`.")
+    ] = None,
     root: Images = None,
-    out_file: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
+    out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
+        "report.html"
+    ),
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> None:
     """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the
     descriptors.
@@ -516,7 +486,8 @@ def report(
     )
     from vggfeat.datasets import at_hand
     from vggfeat.model import open_model
-    from vggfeat.report import read_results, write_report
+    from vggfeat.report import write_report
+    from vggfeat.results import read_results
     from vggfeat.store import open_features
 
     files = [open_features(path) for path in features]
@@ -540,27 +511,26 @@ def report(
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
 
 
-@app.command()
-def neighbours(
-    features: Annotated[Path, typer.Option(help="Feature file.")],
+@app.command("neighbours")
+@with_debug
+def neighbours_command(
+    features: Annotated[Path, typer.Option(help="The feature file to look in.")],
     query: Annotated[str, typer.Option(help="An image, or the name of one in the feature file.")],
-    top: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="How many neighbours to find.")] = 10,
     pool: Pool = None,
-    scales: Annotated[str | None, typer.Option(help="Use only these of the stored scales.")] = None,
+    scales: StoredScales = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw them: .png, .jpg or .webp.", show_default=False)
+        Path | None,
+        typer.Option(help="Also draw them in this file: .png, .jpg or .webp.", show_default=False),
     ] = None,
     root: Images = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Where the weights lie now, if they moved.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help=f"{Moved}.", show_default=False)] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json_file: Json = None,
-    debug: Debug = False,
 ) -> None:
     """The images that are nearest to a query, by the cosine of their descriptors."""
-    qs = None if scales is None else _numbers(scales, int, "--scales")
+    qs = None if scales is None else numbers(scales, int, "--scales")
     check_outputs(
         {"--picture": picture},
         texts={"--json": json_file},
@@ -569,11 +539,11 @@ def neighbours(
     )
     if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(
-            f"{picture} must end in .png, .jpg or .webp", param_hint="--picture"
+            f"{picture} must end in .png, .jpg or .webp", param_hint="'--picture'"
         )
     from vggfeat.datasets import at_hand
+    from vggfeat.datasets.protocol import pool_of
     from vggfeat.neighbours import draw, nearest, query_of
-    from vggfeat.protocols import pool_of
     from vggfeat.store import open_features
 
     file = open_features(features)
@@ -614,17 +584,17 @@ def neighbours(
 
 
 @app.command()
+@with_debug
 def info(
     file: Annotated[Path, typer.Argument(help="A feature file or a model.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hold every descriptor against its checksum, too.")
+        bool, typer.Option("--verify", help="Also hold every descriptor against its checksum.")
     ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Print every attribute, also those of the weights.")
     ] = False,
     overwrite: Overwrite = False,
     json_file: Json = None,
-    debug: Debug = False,
 ) -> None:
     """Tell about a feature file or a model; all that is known with --all, or in --json."""
     check_outputs({}, texts={"--json": json_file}, inputs=[file], overwrite=overwrite)
@@ -652,12 +622,8 @@ def info(
         }
         for i, part in enumerate(m.parts):
             facts |= {f"network {i + 1} {key}": value for key, value in part.__dict__.items()}
-        facts |= {
-            k: m.results[k]
-            for k in ("dataset", "protocol", "C", "class_weight", "model_trained_on", "command")
-            if k in m.results
-        }
-        rows = _model_rows(m, file)
+        facts |= m.results.in_brief() if m.results else {}
+        rows = _model_rows(m)
     else:
         f = open_features(file)
         if verify:
@@ -685,24 +651,22 @@ def info(
     list_unreadable(unreadable, "--json FILE writes them all")
 
 
-@app.command()
-def convert(
+@app.command("convert")
+@with_debug
+def convert_command(
     old: Annotated[Path, typer.Argument(help="A feature, model or posteriors file of version 1.")],
-    new: Annotated[Path, typer.Argument(help="The same of version 2.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the new file.")] = False,
-    debug: Debug = False,
+    new: Annotated[Path, typer.Argument(help="The same of version 2, which is written.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Rewrite a file that an earlier version of this program made."""
     check_outputs({"NEW": new}, inputs=[old], overwrite=overwrite)
-    from vggfeat.convert import convert as convert_file
+    from vggfeat.convert import convert
 
-    out.print(
-        f"{new}: {convert_file(old, new)}, made of {old}, which stays as it is", soft_wrap=True
-    )
+    out.print(f"{new}: {convert(old, new)}, made of {old}, which stays as it is", soft_wrap=True)
 
 
-@app.command()
-def datasets() -> None:
+@app.command("datasets")
+def datasets_command() -> None:
     """List the datasets."""
     from vggfeat.datasets import describe_datasets
 
@@ -712,13 +676,13 @@ def datasets() -> None:
     out.print(table)
 
 
-@app.command()
-def weights() -> None:
+@app.command("weights")
+def weights_command() -> None:
     """List the sources of weights."""
-    from vggfeat.weights import SOURCES
+    from vggfeat.sources import forms
 
     table = columns("--weights", "what")
-    for row in SOURCES:
+    for row in forms():
         table.add_row(*row)
     out.print(table)
 
@@ -726,11 +690,75 @@ def weights() -> None:
 # --- printing -------------------------------------------------------------------------------------
 
 
-def _print_results(results: dict[str, Any]) -> None:
-    from vggfeat.report import choice, class_columns, summary, title
+def _write_plan(
+    json_file: Path | None,
+    items: Items,
+    planned: Plan,
+    before: list[tuple[str, str]],
+    where: str,
+) -> None:
+    """What an extraction would take, beside what it would describe. where: the device, in words."""
+    cheaper = planned.cheaper and in_options(planned.cheaper)
+    write_json(json_file, {**planned.__dict__, "cheaper": cheaper})
+    for remark in items.remarks:
+        say(in_options(remark))
+    rows = [*before, ("expected time", f"{duration(planned.seconds)} {where}")]
+    if planned.cheaper_seconds is not None:
+        rows.append(("cheaper", f"{cheaper}: about {duration(planned.cheaper_seconds)}"))
+    print_table("plan", [*rows, ("feature file", f"{planned.bytes / 1e6:,.1f} MB")])
+
+
+def _write_report(json_file: Path | None, out_file: Path, report: Report, descriptor: str) -> None:
+    """What an extraction did; ends with status 3 where images were unreadable."""
+    bad = report.unreadable
+    facts = {
+        "out": str(out_file),
+        "images": report.images,
+        "seconds": report.seconds,
+        "unreadable": bad,
+        "command": command(),
+    }
+    images = f"{report.images:,}" + (f" ({len(bad):,} unreadable)" if bad else "")
+    time = f"{duration(report.seconds)}, {report.rate:,.2f} images/s"
+    if report.earlier:
+        images += (
+            f": {report.earlier:,} by earlier runs, {report.images - report.earlier:,} by this one"
+        )
+        time = (
+            f"{duration(report.run_seconds)}, {report.rate:,.2f} images/s;"
+            f" {duration(report.seconds)} in all"
+        )
+    rows = [("images", images), ("descriptor", descriptor), ("time", time)]
+    try_each(
+        lambda: write_json(json_file, facts),
+        lambda: print_table(str(out_file), rows),
+        lambda: list_unreadable(bad, f"`vggfeat info {out_file} --json FILE` writes them all"),
+    )
+    if bad:
+        say("the same command with --retry describes just these again")
+        raise typer.Exit(3)
+
+
+def _scores_csv(
+    images: Sequence[Path], classes: Sequence[str], scores_NK: np.ndarray, bad: dict[int, str]
+) -> str:
+    """A line an image with the score of each class, none where it was unreadable."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", *classes])
+    for i, path in enumerate(images):
+        cells = (
+            [""] * len(classes) if i in bad else [repr(score) for score in scores_NK[i].tolist()]
+        )
+        writer.writerow([path, *cells])
+    return text.getvalue()
+
+
+def _print_results(results: Results) -> None:
+    from vggfeat.results import choice_columns, class_columns, summary, title
 
     print_table(title(results), summary(results))
-    for head, rows in (choice(results), class_columns(results)):
+    for head, rows in (choice_columns(results), class_columns(results)):
         if 0 < len(rows) <= 20:
             table = columns(*head)
             for row in rows:
@@ -773,11 +801,10 @@ def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str
     ]
 
 
-def _model_rows(m: Model, path: Path) -> list[tuple[str, str]]:
+def _model_rows(m: Model) -> list[tuple[str, str]]:
     """What a person wants to know of a saved classifier."""
-    from vggfeat.report import checked_results, summary
+    from vggfeat.results import summary
 
-    results = checked_results(m.results, path) if m.results else {}
     rows = [
         ("what", "model: linear SVMs on descriptors"),
         ("classes", f"{len(m.classes):,}"),
@@ -786,9 +813,9 @@ def _model_rows(m: Model, path: Path) -> list[tuple[str, str]]:
     ]
     for part in m.parts:
         rows += _description_rows(part)
-    if results:
-        rows += [("data set", results["dataset"]), *summary(results)]
-        rows += [("command", results[key]) for key in ("command",) if key in results]
+    if m.results:
+        rows += [("data set", m.results.dataset), *summary(m.results)]
+        rows += [("command", m.results.made.command)] if m.results.made.command else []
     return rows
 
 

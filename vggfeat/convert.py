@@ -249,10 +249,9 @@ def _posteriors(file: h5py.File) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for n, key in enumerate(sorted(file["nets"])):
         group = file["nets"][key]
-        of = {name: str(value) for name, value in group.attrs.items() if name != "scales"}
-        nets.append(
-            {"of": of, "scales": [int(q) for q in group.attrs["scales"]], "modes": list(group)}
-        )
+        facts = {name: str(value) for name, value in group.attrs.items() if name != "scales"}
+        scales = [int(q) for q in group.attrs["scales"]]
+        nets.append({"of": facts, "scales": scales, "modes": list(group)})
         for mode in group:
             arrays[f"nets/{n:03d}/{mode}"] = posteriors = group[mode][:]
             if (
@@ -261,9 +260,9 @@ def _posteriors(file: h5py.File) -> dict[str, np.ndarray]:
                 raise _Refused(
                     f"is damaged: nets/{key}/{mode} has values that are no probabilities"
                 )
-    facts = {key: str(file.attrs.get(key, "")) for key in ("dataset", "data", "split")}
+    about = {key: str(file.attrs.get(key, "")) for key in ("dataset", "data", "split")}
     return {
-        "facts": document({**facts, "nets": nets}),
+        "facts": document({**about, "nets": nets}),
         **column("names", _texts(file["names"])),
         **column("classes", _texts(file["classes"])),
         "labels": file["labels"][:],

@@ -304,7 +304,7 @@ def _rgb_of_pixels(image: Image.Image, orientation: int) -> np.ndarray:
     to_rgb = _converter(image)
     sides = (image.width, image.height) if 5 <= orientation <= 8 else (image.height, image.width)
     upright = np.empty((*sides, 3), np.uint8)
-    stored = _AS_STORED.get(orientation, lambda a: a)(upright)
+    stored = _AS_STORED[orientation](upright) if orientation in _AS_STORED else upright
     for box, block in _blocks(image):
         left, top, right, bottom = box
         stored[top:bottom, left:right] = to_rgb(block)

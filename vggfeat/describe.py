@@ -1,17 +1,102 @@
-"""Batch of images -> pooled maps: the one computation that evaluation and extraction share.
+"""Images -> descriptors, in memory: how images are described, one batch, many images, `embed`.
 
-N images, H, W height and width, D channels of the layer's map.
+N images, Q scales, H, W height and width, D descriptor length, the channels of the layer's map.
+`describe` is the one computation that extraction, the library and evaluation share.
 """
 
 from __future__ import annotations
 
+import numbers
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
+from io import IOBase
+from typing import Any, Literal, overload
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from vggfeat import sources, terminal
+from vggfeat.aggregate import POOLINGS, aggregate
+from vggfeat.batches import by_shape
+from vggfeat.checked import shown, sides
+from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb
+from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import mirror as mirrored
+from vggfeat.machine import CORES
+from vggfeat.store import MAX_Q, MAX_SCALES, Description
 from vggfeat.weights import Network
 
-LARGE = 3 * 4_000_000  # values of an image whose mirror image had better not be in memory beside it
+FILTER, DECODER = "bilinear, antialiased", "Pillow"
+LARGE = 3 * 4_000_000
+"""Values of an image whose mirror image had better not be in memory beside it."""
+
+
+def description_of(
+    network: Network, layer: str | None, scales: Sequence[int] | None, mirror: bool
+) -> Description:
+    """A checked Description; layer and scales None are the network's defaults.
+
+    Raises VggfeatError: a layer that the weights don't reach, a repeated scale, a Q that is too
+    small for it.
+    """
+    layer = network.default_layer if layer is None else layer
+    network.require(layer)
+    scales = sides(network.default_scales if scales is None else scales)
+    if not isinstance(mirror, bool | np.bool_):
+        raise VggfeatError(f"`mirror` must be True or False, not {shown(mirror)}")
+    if not scales or len(set(scales)) != len(scales):
+        raise VggfeatError(f"scales {scales} must be one or more different numbers")
+    if len(scales) > MAX_SCALES or max(scales) > MAX_Q:
+        raise VggfeatError(f"scales {scales} are more than {MAX_SCALES}, or beyond {MAX_Q} pixels")
+    _refuse_small(network, layer, scales)
+    return Description(
+        net=network.name,
+        weights=network.spec,
+        fingerprint=network.fingerprint,
+        layer=layer,
+        scales=scales,
+        mirror=bool(mirror),
+        pool=network.metadata.get("pool", "none"),
+        filter=FILTER,
+        precision=network.precision,
+        decoder=DECODER,
+    )
+
+
+def network_of(
+    description: Description,
+    spec: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+) -> Network:
+    """The network that described images so, in its precision. spec: where its weights lie, if they
+    moved.
+
+    Raises VggfeatError when the weights are missing or are not the same, or no network can describe
+    images so.
+    """
+    spec = spec or description.weights
+    network = sources.load(spec, device=device, precision=description.precision)
+    if network.fingerprint != description.fingerprint:
+        raise VggfeatError(
+            f"weights {spec} are not those that described the images (sha256"
+            f" {network.fingerprint[:12]}, not {description.fingerprint[:12]}); give the right file"
+            " with `weights`"
+        )
+    if description.pool != network.metadata.get("pool", description.pool):
+        network.set_pool(description.pool)
+    _refuse_small(network, description.layer, description.scales)
+    return network
+
+
+def _refuse_small(network: Network, layer: str, scales: Sequence[int]) -> None:
+    smallest = network.min_side(layer)
+    if min(scales) < smallest:
+        raise VggfeatError(
+            f"scale {min(scales)} is too small: {layer} of net {network.name} needs at least"
+            f" {smallest}"
+        )
 
 
 @torch.inference_mode()
@@ -36,3 +121,187 @@ def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) ->
     # channels-last maps have D innermost: the sum over positions reads memory in order
     pooled_ND = map_NDHW.mean(dim=(2, 3), dtype=torch.float32)
     return pooled_ND.view(2, -1, pooled_ND.shape[1]).mean(0) if mirror else pooled_ND
+
+
+def describe_all(
+    network: Network,
+    sources: Sequence[Any],
+    description: Description,
+    *,
+    batch_size: int | None = None,
+    workers: int = 2,
+    advance: Callable[[float], None] = lambda images: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
+    """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set
+    order.
+
+    sources: anything `decode.read_rgb` takes. See `batches.by_shape`.
+    """
+    rows: dict[int, dict[int, np.ndarray]] = {}
+    for i, s, result in by_shape(
+        lambda i: read_rgb(sources[i]),
+        range(len(sources)),
+        description.scales,
+        partial(describe, network, layer=description.layer, mirror=description.mirror),
+        network.device,
+        batch_size=batch_size,
+        workers=workers,
+        advance=advance,
+        say=say,
+    ):
+        if isinstance(result, UnreadableImage):
+            rows.pop(i, None)
+            yield i, result
+            continue
+        row = rows.setdefault(i, {})
+        row[s] = result
+        if len(row) == len(description.scales):
+            yield i, np.stack([row[s] for s in range(len(row))])
+            del rows[i]
+
+
+@overload
+def embed(
+    network: Network,
+    images: Iterable[Any],
+    scales: Sequence[int] | None = None,
+    *,
+    layer: str | None = None,
+    mirror: bool = True,
+    pool: str = "average",
+    batch_size: int | None = None,
+    workers: int = CORES,
+    progress: bool = False,
+    return_unreadable: Literal[False] = False,
+) -> np.ndarray: ...
+
+
+@overload
+def embed(
+    network: Network,
+    images: Iterable[Any],
+    scales: Sequence[int] | None = None,
+    *,
+    layer: str | None = None,
+    mirror: bool = True,
+    pool: str = "average",
+    batch_size: int | None = None,
+    workers: int = CORES,
+    progress: bool = False,
+    return_unreadable: Literal[True],
+) -> tuple[np.ndarray, dict[int, str]]: ...
+
+
+def embed(
+    network: Network,
+    images: Iterable[Any],
+    scales: Sequence[int] | None = None,
+    *,
+    layer: str | None = None,
+    mirror: bool = True,
+    pool: str = "average",
+    batch_size: int | None = None,
+    workers: int = CORES,
+    progress: bool = False,
+    return_unreadable: bool = False,
+) -> np.ndarray | tuple[np.ndarray, dict[int, str]]:
+    """L2-normalised descriptors (N, D) float32 of images, (N, Q * D) with pool="stack".
+
+    images: see `list_of_images`. scales: smallest sides Q in pixels; by default
+    `network.default_scales`. layer: the paper's name; by default `network.default_layer`. mirror:
+    average with the mirror image's descriptor. pool: over the scales, "average", "stack" or "max".
+    batch_size: images of 224x224 a forward pass, larger ones in proportionally smaller batches; by
+    default 8, on a GPU 64. workers: threads that decode and rescale. progress: show it on stderr,
+    as the commands do.
+    return_unreadable: return also {index: reason} of the images that can't be read, whose rows are
+    NaN. Without it the first that is met raises UnreadableImage. Raises VggfeatError for what isn't
+    an image, and for settings that don't fit the network.
+    """
+    if not isinstance(network, Network):
+        raise VggfeatError(f"`network` must be one that vggfeat.load returns, not {shown(network)}")
+    if pool not in POOLINGS:
+        raise VggfeatError(f"`pool` must be one of {', '.join(POOLINGS)}, not {shown(pool)}")
+    images = list_of_images(images)
+    description = description_of(network, layer, scales, mirror)
+    raw_NQD, unreadable = described(
+        network, images, description, batch_size, workers, progress, return_unreadable
+    )
+    x_ND = aggregate(raw_NQD, pool)
+    return (x_ND, unreadable) if return_unreadable else x_ND
+
+
+def list_of_images(images: Iterable[Any]) -> list[Any]:
+    """images as a list, of what `decode.read_rgb` takes: paths, bytes of files, PIL images, arrays
+    (H, W, 3).
+
+    images: a list or tuple, an array (N, H, W, 3), or an iterator, which is read to its end first.
+    Raises VggfeatError, which says what to give: one image alone, none, tensors, anything else.
+    """
+    hint = "give a list of images, and for one image [image]"
+    one = isinstance(images, IMAGE_TYPES) and not (
+        isinstance(images, np.ndarray) and images.ndim in (1, 4)
+    )
+    if (
+        one
+        or isinstance(images, Mapping | Set | torch.Tensor | IOBase)
+        or not isinstance(images, Iterable)
+    ):
+        raise VggfeatError(f"`images` is {kind_of(images)}: {hint}")
+    listed = list(images)
+    if not listed:
+        raise VggfeatError("`images` is empty: there is nothing to describe")
+    for i, image in enumerate(listed):
+        if not isinstance(image, IMAGE_TYPES):
+            raise VggfeatError(f"image {i} of `images` is {kind_of(image)}: give {IMAGES}")
+    return listed
+
+
+def described(
+    network: Network,
+    images: Sequence[Any],
+    description: Description,
+    batch_size: int | None,
+    workers: int,
+    progress: bool,
+    keep_going: bool,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Descriptors (N, Q, D) float32 of images, neither pooled nor normalised; and index -> reason
+    of unreadable ones.
+
+    keep_going: the unreadable ones are rows of NaN; else the first that is met raises
+    UnreadableImage. progress: show it on stderr. The others as of `batches.by_shape`.
+    """
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        counts = isinstance(value, numbers.Integral) and value >= 1
+        if not counts and (value is not None or name == "workers"):
+            raise VggfeatError(f"`{name}` must be a whole number from 1 up, not {shown(value)}")
+    N, done = len(images), 0.0
+    raw_NQD = np.full(
+        (N, len(description.scales), network.dim(description.layer)), np.nan, np.float32
+    )
+    unreadable: dict[int, str] = {}
+    with terminal.progress("describe", quiet=not progress) as show:
+
+        def advance(more: float) -> None:
+            nonlocal done
+            done += more
+            show(min(done, N), N)
+
+        show(0, N)
+        for i, result in describe_all(
+            network,
+            images,
+            description,
+            batch_size=batch_size,
+            workers=workers,
+            advance=advance,
+            say=terminal.say if progress else lambda line: None,
+        ):
+            if not isinstance(result, UnreadableImage):
+                raw_NQD[i] = result
+            elif keep_going:
+                unreadable[i] = str(result)
+            else:
+                raise UnreadableImage(f"image {i}: {result}")
+    return raw_NQD, dict(sorted(unreadable.items()))

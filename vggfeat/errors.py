@@ -3,7 +3,6 @@ refuses.
 """
 
 import os
-import sys
 
 
 class VggfeatError(Exception):
@@ -20,7 +19,9 @@ class VggfeatError(Exception):
 
 
 class WrongUsage(VggfeatError):  # noqa: N818 - named as what happened
-    """Options that contradict each other, or miss one."""
+    """What was asked for can't be, whatever lies on the disk: a word that is none of those that
+    there are, a number out of its range, arguments that contradict each other or miss one.
+    """
 
     status = 2
 
@@ -54,12 +55,3 @@ def reason(error: BaseException) -> str:
     """Why a file can't be read or written, in a few words; libraries' own texts have many lines."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else " ".join(str(error).split())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain
-    RuntimeError.
-    """
-    # asked for only where it is there: most errors are told without PyTorch
-    of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    return isinstance(error, (MemoryError, of_device)) or "can't allocate memory" in str(error)

@@ -11,6 +11,7 @@ channels; maps are channels-last in memory.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 # oneDNN's bfloat16 convolution takes up to five times as long on maps of some widths: 383, 359,
 # 335, never a multiple of four, never a narrow map
 WIDE, COLUMNS = 256, 4
+_MKLDNN: Any = torch.backends.mkldnn  # untyped, as is the other
+_JIT: Any = torch.jit
 WINDOW_BYTES = 1 << 28  # of windows laid out side by side at a time
 
 
@@ -31,15 +34,15 @@ def applies(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
+        and bool(_MKLDNN.is_available())
+        and bool(_MKLDNN.enabled)
         # without AVX-512, PyTorch's modules compute in bfloat16 all the same
         and (
             x.dtype == torch.float32
             or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         )
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not _JIT.is_tracing()
         and not torch.compiler.is_compiling()
     )
 
@@ -103,7 +106,8 @@ def max_pool(x_NCHW: Tensor, ceil: bool) -> Tensor:
         shape = list(x_NHWC.shape)
         shape[dim] = pairs + (rest if ceil else 0)
         pooled = x_NHWC.new_empty(shape)
-        first, second = x_NHWC.narrow(dim, 0, 2 * pairs).unflatten(dim, (pairs, 2)).unbind(dim + 1)
+        in_pairs = torch.unflatten(x_NHWC.narrow(dim, 0, 2 * pairs), dim, (pairs, 2))
+        first, second = in_pairs.unbind(dim + 1)
         torch.maximum(first, second, out=pooled.narrow(dim, 0, pairs))
         if ceil and rest:
             pooled.narrow(dim, pairs, 1).copy_(x_NHWC.narrow(dim, 2 * pairs, 1))

@@ -101,7 +101,8 @@ def centre_crop(image_HWC: np.ndarray, size: int) -> np.ndarray:
 
     Raises VggfeatError if the image is smaller than the crop.
     """
-    return grid_crops(image_HWC, size, n=1)[0]
+    crop_HWC: np.ndarray = grid_crops(image_HWC, size, n=1)[0]
+    return crop_HWC
 
 
 def grid_crops(images: Batch, size: int, n: int = 5) -> Batch:

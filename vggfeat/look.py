@@ -101,8 +101,10 @@ def look(items: Items, most: int = LOOKED_AT) -> Look:
 def none_readable(looked: int, items: Items, unreadable: dict[str, str]) -> str:
     """That not one image can be read of so many that were looked at. unreadable: name -> reason."""
     name, why = next(iter(unreadable.items()))
-    of = "" if looked == len(items) else f" that were looked at, of {len(items):,},"
-    return f"none of the {looked:,} images{of} can be read, the first is {items.root / name}: {why}"
+    what = f"{looked:,} images"
+    if looked < len(items):
+        what += f" that were looked at, of {len(items):,},"
+    return f"none of the {what} can be read, the first is {items.root / name}: {why}"
 
 
 @dataclass(frozen=True)

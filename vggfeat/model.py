@@ -11,20 +11,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, overload
 
 import numpy as np
 import torch
 
-from vggfeat.aggregate import POOLINGS, aggregate, fuse
+from vggfeat.aggregate import POOLINGS, aggregate, fuse, pooled_length
 from vggfeat.checked import OneOf, Several, path_of, shown
+from vggfeat.describe import described, list_of_images, network_of
+from vggfeat.devices import resolve_device
 from vggfeat.errors import VggfeatError
-from vggfeat.extract import described, list_of_images, network_of
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
-from vggfeat.protocols import Outcome, Scored
+from vggfeat.machine import CORES
+from vggfeat.results import Results, Scored, results_from
 from vggfeat.store import Description
-from vggfeat.terminal import CORES
-from vggfeat.weights import Network, resolve_device
+from vggfeat.weights import Network
+
+if TYPE_CHECKING:
+    from vggfeat.protocols import Outcome
 
 FORMAT = "vggfeat-model"
 FORMAT_VERSION = 2
@@ -46,9 +50,9 @@ class Model:
 
     parts: how images are described, one a network (several were fused by stacking). pool: over the
     scales. multi_label: several classes an image (VOC), or exactly one. results: of the protocol
-    that trained it. scored: the rows of the feature file that its figures were computed from, with
-    the scores; see `protocols.Outcome`. weights: where the weights of parts lie now; device: where
-    the networks run.
+    that trained it; None: a file without. scored: the rows of the feature file that its figures
+    were computed from, with the scores; see `protocols.Outcome`. weights: where the weights of
+    parts lie now; device: where the networks run.
     """
 
     classes: list[str]
@@ -57,7 +61,7 @@ class Model:
     parts: tuple[Description, ...]
     pool: str
     multi_label: bool
-    results: dict[str, Any]
+    results: Results | None
     scored: dict[str, Scored] = field(default_factory=dict)
     weights: tuple[str | os.PathLike[str], ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -89,7 +93,7 @@ class Model:
             for part, spec in zip(self.parts, sources, strict=True)
         ]
         length = sum(
-            network.dim(part.layer) * (len(part.scales) if self.pool == "stack" else 1)
+            pooled_length(self.pool, len(part.scales), network.dim(part.layer))
             for network, part in zip(networks, self.parts, strict=True)
         )
         if self.coef_KD.shape[1] != length:
@@ -213,8 +217,7 @@ def model_from(
     outcome: Outcome,
     classes: list[str],
     parts: tuple[Description, ...],
-    pool: str,
-    results: dict[str, Any],
+    results: Results,
 ) -> Model:
     """A Model of a protocol's classifier, whose classes are 0 … K-1."""
     svm = outcome.model
@@ -226,7 +229,7 @@ def model_from(
             np.concatenate([-intercept_K, intercept_K]),
         )
     return Model(
-        classes, coef_KD, intercept_K, parts, pool, svm.multilabel_, results, outcome.scored
+        classes, coef_KD, intercept_K, parts, results.pool, svm.multilabel_, results, outcome.scored
     )
 
 
@@ -238,7 +241,7 @@ def save_model(path: str | os.PathLike[str], model: Model) -> None:
         "pool": model.pool,
         "multi_label": model.multi_label,
         "descriptions": [part.to_dict() for part in model.parts],
-        "results": model.results,
+        "results": model.results.to_json() if model.results else {},
     }
     arrays = {
         "facts": document(facts),
@@ -287,7 +290,7 @@ def open_model(
             parts=facts["descriptions"],
             pool=facts["pool"],
             multi_label=facts["multi_label"],
-            results=facts["results"],
+            results=results_from(facts["results"], path) if facts["results"] else None,
             scored={
                 name.removesuffix("/rows"): _scored(file, f"scored/{name.removesuffix('/rows')}", K)
                 for name in file.under("scored/")

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
 from vggfeat.decode import read_rgb
+from vggfeat.describe import describe_all, network_of
 from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.extract import describe_all, network_of
 from vggfeat.files import whole
 from vggfeat.store import Description, Features
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,22 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from vggfeat import metrics
-from vggfeat.aggregate import POOLINGS
-from vggfeat.checked import OneOf, Range
-from vggfeat.datasets.items import other_counts
-from vggfeat.datasets.splits import random_splits
+from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.errors import VggfeatError
-from vggfeat.svm import C_GRID, LOSSES, SCORE_ROWS, SOLVERS, LinearSVM
+from vggfeat.problem import Problem
+from vggfeat.results import (
+    Choice,
+    ClassFigures,
+    Figures,
+    Results,
+    Scored,
+    ScoredPart,
+    Split,
+    images,
+    scored_on,
+)
+from vggfeat.solver import LOSSES
+from vggfeat.svm import C_GRID, SCORE_ROWS, SOLVERS, LinearSVM
 
 C_STEP = 4.0  # the grid's ratio, and that of its extension
 # of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours
@@ -39,231 +49,24 @@ MOST_C = 1e12
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
 CUT = "20 % of train"
-VAL_FRACTION = 0.2  # Appendix B: 20% of the training images choose the hyper-parameters
-N_SPLITS = 3  # Appendix B: three random splits
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What a data set's rules say, where they differ.
-
-    n_train: training images a class, or their share; max_test: most test images a class; for random
-        splits that are drawn here. pool: over the scales. ap: the average precision that chooses C
-        and is compared, for several labels an image.
-    """
-
-    n_train: int | float = 0.8
-    max_test: int | None = None
-    pool: str = "average"
-    ap: metrics.APKind = "allpoint"
-
-
-# Appendix B: descriptors are averaged over the scales on VOC, stacked on Caltech.
-PROTOCOLS = {
-    "voc2007": Protocol(ap="11point"),
-    "voc2012": Protocol(),
-    "caltech101": Protocol(30, 50, "stack"),
-    "caltech256": Protocol(60, None, "stack"),
-}
-
-
-def protocol_of(name: str) -> Protocol:
-    """The rules of a protocol; of what isn't the paper's, folders and lists, the common ones."""
-    return PROTOCOLS.get(name, Protocol())
-
-
-def pool_of(protocol: str) -> tuple[str, str]:
-    """How a protocol pools over scales, where nobody says, and in words why."""
-    why = f"the protocol of {protocol}" if protocol in PROTOCOLS else "the default"
-    return protocol_of(protocol).pool, why
 
 
 Rows = NDArray[np.int64]
-
-# What results.json may hold: `run` and `classify.problem_from` say what each key is.
-Fraction = Annotated[float, Range(0, 1)]
-Count = Annotated[int, Range(0, 2**53)]
-Cost = Annotated[float, Range(1e-300, 1e300)]
-
-
-class ClassFigures(TypedDict, total=False):
-    """Of one class. None: no such figure."""
-
-    recall: Fraction | None
-    ap_11point: Fraction | None
-    ap_allpoint: Fraction | None
-    n_positive: Count
-
-
-class Figures(TypedDict, total=False):
-    """Of some scored images."""
-
-    accuracy: Fraction | None
-    accuracy_std: Fraction | None
-    mean_class_recall: Fraction | None
-    mean_class_recall_std: Fraction | None
-    map_11point: Fraction | None
-    map_11point_std: Fraction | None
-    map_allpoint: Fraction | None
-    map_allpoint_std: Fraction | None
-    n_classes: Count
-    per_class: dict[str, ClassFigures]
-
-
-class Validation(Figures, total=False):
-    """Figures of the validation part, and how many images it has."""
-
-    n: Count
-
-
-class Choice(Figures, total=False):
-    """Figures, and how their C was chosen."""
-
-    name: str
-    C: Cost
-    C_grid: list[Cost]
-    C_curve: list[Fraction]
-    n_train: Count
-    n_test: Count
-    n_test_seen: Count
-    n_test_in_train: Count
-
-
-class _Part(TypedDict):
-    net: str
-    layer: str
-    scales: list[Annotated[int, Range(1, 2**31)]]
-
-
-class Part(_Part, total=False):
-    """How the images were described, by one network."""
-
-    weights: str
-    fingerprint: str
-    mirror: bool
-    rows: str
-
-
-class _Results(TypedDict):
-    dataset: str
-    protocol: str
-
-
-class Results(_Results, Choice, total=False):
-    """results.json."""
-
-    C_grid_extended_by: list[Cost]
-    selected_by: str
-    C_chosen_on: str
-    validated_on: str
-    compared_by: str
-    scored_on: str
-    difficult: str
-    solver: str
-    class_weight: str
-    splits: str
-    test_split: str
-    n_unreadable: Count
-    net_trained_on: Count
-    other_images: list[str]
-    same_images: list[str]
-    model_trained_on: str
-    rules: list[str]
-    seconds: float
-    per_split: list[Choice]
-    test_labels: str
-    validation: Validation
-    degenerate_classes: list[str]
-    classes_without_ap: list[str]
-    not_converged: list[str]
-    features: list[Part]
-    pool: Annotated[str, OneOf(POOLINGS)]
-    pool_by: str
-    versions: dict[str, str]
-    command: str
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is classified: one descriptor an image, with labels and splits as `datasets.Items` codes
-    them.
-
-    X: (N, D) float32, aggregated and normalised; rows of unreadable images are NaN.
-    labels: (N,) int32, -1 where unknown; or (N, K) int8 of 1, -1, 0 (difficult), all zeros where
-    unknown. classes: K names.
-    splits: name -> rows: "train", "val", "test", or "split0/train", "split0/val", "split0/test", …
-    readable: (N,) bool.
-    protocol: "voc2007", "voc2012", "caltech101", "caltech256", "single-label" or "multi-label".
-    names: N image names.
-    total: images of the data set, where these are the first of them; else None.
-    seen: (N,) bool, the images that trained the network that described them; None: unknown.
-    same: (N,) the first row that holds the same image file, of most rows their own; None: unknown.
-    """
-
-    X: np.ndarray
-    labels: np.ndarray
-    classes: list[str]
-    splits: dict[str, np.ndarray]
-    readable: np.ndarray
-    protocol: str
-    names: list[str]
-    total: int | None = None
-    seen: np.ndarray | None = None
-    same: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        n = len(self.X)
-        if self.X.ndim != 2 or not (len(self.labels) == len(self.readable) == len(self.names) == n):
-            raise VggfeatError(
-                f"descriptors {self.X.shape}, labels {self.labels.shape}, readable"
-                f" {self.readable.shape} and {len(self.names)} names don't describe the same images"
-            )
-        if self.labels.ndim not in (1, 2) or (
-            self.labels.ndim == 2 and self.labels.shape[1] != len(self.classes)
-        ):
-            raise VggfeatError(
-                f"labels {self.labels.shape} don't match {len(self.classes)} classes"
-            )
-        if (
-            self.labels.ndim == 1
-            and n
-            and not -1 <= self.labels.min() <= self.labels.max() < len(self.classes)
-        ):
-            raise VggfeatError(f"labels must lie within -1 … {len(self.classes) - 1}")
-        for name, rows in self.splits.items():
-            if len(rows) and not 0 <= np.min(rows) <= np.max(rows) < n:
-                raise VggfeatError(f"split {name} names rows outside 0 … {n - 1}")
-
-    @property
-    def multilabel(self) -> bool:
-        return self.labels.ndim == 2
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """(N,) whether anything is known of an image's label."""
-        return (self.labels != 0).any(axis=1) if self.multilabel else self.labels >= 0
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Some rows and their scores (n, K), by a classifier that was trained on none of them."""
-
-    rows: Rows
-    scores: NDArray[np.floating]
+Scores = NDArray[np.float64]
 
 
 @dataclass
 class Outcome:
     """What a protocol gives.
 
-    results: the scores of results.json, plain Python values.
-    model: the classifier to keep; results["model_trained_on"] says on what.
+    results: of results.json all but `made`.
+    model: the classifier to keep; `results.model_trained_on` says on what.
     scored: what the figures were computed from: "test" (or "val", where that is the part that is
         scored), or one a split: "split0", "split1", …; and "validation" where the test part has no
         labels.
     """
 
-    results: dict[str, Any]
+    results: Results
     model: LinearSVM
     scored: dict[str, Scored]
 
@@ -277,6 +80,27 @@ class _Split:
     val: Rows
     refit: Rows
     test: Rows
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The protocol's splits, without unreadable rows, and in words: how they come, which part is
+    scored, what the classifier to keep is trained on, and what val is, where one is used.
+
+    select: whether val chooses C. no_truth: no test image has a label.
+    """
+
+    splits: list[_Split]
+    how: str
+    test_split: str
+    model_trained_on: str
+    val_is: str | None
+    select: bool
+    no_truth: bool = False
+
+    @property
+    def several(self) -> bool:
+        return self.splits[0].name != ""
 
 
 def run(
@@ -301,24 +125,7 @@ def run(
     loss, solver, device: as `LinearSVM`. class_weight: None or "balanced", in choosing C, too.
     progress: called with one line for each fit that ended, and where the seed changes nothing.
 
-    The results have the keys of results.json. Figures are fractions of 1; what a protocol lacks is
-    absent.
-    - protocol, solver, class_weight, C, C_grid, C_curve (validation score of each C; with several
-      splits the mean, over the values that all of them tried), C_grid_extended_by, selected_by,
-      C_chosen_on.
-    - splits, test_split (which part was scored), n_train, n_test (of the first split, if several),
-      n_unreadable (of all images), net_trained_on (how many of them), n_test_seen (of the scored
-      images, how many the net has been trained on), other_images (in what they are not the
-      protocol's), same_images (in words, which are there more than once), n_test_in_train (how many
-      of the scored ones were trained on), model_trained_on, scored_on (in words), compared_by (the
-      figure that is the protocol's), difficult ("left out"), rules (sentences), seconds.
-    - accuracy and mean_class_recall, or map_11point and map_allpoint, n_classes (that have a
-      score), and per_class (None: no such figure).
-      Several splits: their means, with _std (ddof=1) beside them, and per_split.
-    - test_labels "none", when no test image has a label: the only figures are then under
-      validation, of the classifier trained without that part.
-    - degenerate_classes lack positives or negatives in training, classes_without_ap lack positives
-      in test, not_converged names the fits that did not reach the solver's tolerance.
+    What the results say is in `docs/formats.md`, under results.json; `made` is left to the caller.
 
     Raises VggfeatError when there is nothing to train, validate or test on, when a class of a
     one-label problem has no training image, or when a C is not positive.
@@ -335,73 +142,61 @@ def run(
             f"there is one class only, {', '.join(problem.classes)}; a classifier needs at"
             " least two"
         )
-    select = len(grid) > 1
-    splits, facts = _splits(problem, seed, select)
-    _check(problem, splits)
+    drawn = _drawn(problem, seed, len(grid) > 1)
+    _check(problem, drawn.splits)
     say = progress or (lambda line: None)
-    drawn = CUT in (facts.get("C_chosen_on"), facts.get("validated_on"))
-    if seed is not None and facts["splits"] == "official" and not drawn:
+    if seed is not None and drawn.how == "official" and drawn.val_is != CUT:
         say("the splits are the data set's own: `seed` changes nothing")
     svm = LinearSVM(loss=loss, solver=solver, device=device, class_weight=class_weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
-        outcome = _choose_and_score(problem, splits, facts, grid, isinstance(C, str), svm, say)
-    outcome.results["seconds"] = time.perf_counter() - started
-    return outcome
+        chosen = _choose(problem, drawn.splits, grid, isinstance(C, str), svm, say)
+        fitted = _fit(problem, drawn, chosen, svm, say)
+    results = _results(problem, drawn, chosen, fitted, svm)
+    scored = {
+        split.name or drawn.test_split: Scored(split.test, scores)
+        for split, scores in zip(drawn.splits, fitted.tests, strict=True)
+    }
+    if fitted.validation is not None:
+        scored["validation"] = Scored(drawn.splits[0].val, fitted.validation)
+    results = replace(results, seconds=time.perf_counter() - started)
+    return Outcome(results, fitted.model, scored)
 
 
 # Which rows ---------------------------------------------------------------------------------------
 
 
-def _splits(
-    problem: Problem, seed: int | None, select: bool
-) -> tuple[list[_Split], dict[str, Any]]:
-    """The protocol's splits, without unreadable rows, and what the results say of them.
-
-    select: whether C is to be chosen, which needs a validation part.
-    """
+def _drawn(problem: Problem, seed: int | None, select: bool) -> _Drawn:
+    """The splits. select: whether C is to be chosen, which needs a validation part."""
     if "train" in problem.splits:
         return _official_split(problem, seed or 0, select)
-    stored, facts = problem.splits, {"splits": "stored", "test_split": "test"}
+    stored, how = problem.splits, "stored"
     names = _split_names(stored)
     if seed is not None and (names or not stored):
-        rules = protocol_of(problem.protocol)
         # Drawn over all images, so that an unreadable one doesn't change who else is where.
-        stored = random_splits(
-            problem.labels,
-            n_train=rules.n_train,
-            max_test=rules.max_test,
-            val_fraction=VAL_FRACTION,
-            n_splits=len(names) or N_SPLITS,
-            seed=seed,
-        )
-        names, facts["splits"] = _split_names(stored), f"drawn with seed {seed}"
+        stored = problem.rules.splits(problem.labels, len(names) or N_SPLITS, seed)
+        names, how = _split_names(stored), f"drawn with seed {seed}"
     if not names:
         there = (
             f"there is {' and '.join(stored)}, but no train: describe images with that split, too"
         )
         raise VggfeatError(there if stored else "there are no splits: give `seed` to draw some")
-    splits, chosen_on = [], "the val part of each split"
+    splits, val_is = [], "the val part of each split"
     for number, name in enumerate(names):
         for part in ("train", "test"):
             if f"{name}/{part}" not in stored:
                 raise VggfeatError(f"{name} has no {part} part")
-        train, test = (
-            _usable(problem, stored[f"{name}/train"]),
-            _readable(problem, stored[f"{name}/test"]),
-        )
+        train = _usable(problem, stored[f"{name}/train"])
+        test = _readable(problem, stored[f"{name}/test"])
         if f"{name}/val" in stored:
             val = _usable(problem, stored[f"{name}/val"])
         elif select:
             val = _cut(problem, train, np.random.default_rng([seed or 0, number]))
-            chosen_on = CUT
+            val_is = CUT
         else:
             val = train[:0]
         splits.append(_Split(name, np.setdiff1d(train, val), val, np.union1d(train, val), test))
-    if select:
-        facts["C_chosen_on"] = chosen_on
-    facts["model_trained_on"] = "all labelled images"
-    return splits, facts
+    return _Drawn(splits, how, "test", "all labelled images", val_is if select else None, select)
 
 
 def _split_names(splits: dict[str, np.ndarray]) -> list[str]:
@@ -411,9 +206,7 @@ def _split_names(splits: dict[str, np.ndarray]) -> list[str]:
     )
 
 
-def _official_split(
-    problem: Problem, seed: int, select: bool
-) -> tuple[list[_Split], dict[str, Any]]:
+def _official_split(problem: Problem, seed: int, select: bool) -> _Drawn:
     stored = problem.splits
     if "test" not in stored and "val" not in stored:
         raise VggfeatError(
@@ -422,19 +215,18 @@ def _official_split(
         )
     train, test_split = _usable(problem, stored["train"]), "test" if "test" in stored else "val"
     test = _readable(problem, stored[test_split])
-    facts = {"splits": "official", "test_split": test_split, "model_trained_on": "train"}
+    no_truth = not problem.known[test].any()
     # Without test labels the figures are those of the validation part, which even a single C then
     # needs.
-    needs_val = select or not problem.known[test].any()
-    val, chosen_on = train[:0], ""
+    needs_val = select or no_truth
+    val, val_is, final = train[:0], "", "train"
     if "val" in stored and test_split == "test":
-        val, chosen_on = _usable(problem, stored["val"]), "val"
-        facts["model_trained_on"] = "train + val"
+        val, val_is, final = _usable(problem, stored["val"]), "val", "train + val"
     elif needs_val:
-        val, chosen_on = _cut(problem, train, np.random.default_rng(seed)), CUT
-    if needs_val:
-        facts["C_chosen_on" if select else "validated_on"] = chosen_on
-    return [_Split("", np.setdiff1d(train, val), val, np.union1d(train, val), test)], facts
+        val, val_is = _cut(problem, train, np.random.default_rng(seed)), CUT
+    split = _Split("", np.setdiff1d(train, val), val, np.union1d(train, val), test)
+    used = val_is if needs_val else None
+    return _Drawn([split], "official", test_split, final, used, select, no_truth)
 
 
 def _readable(problem: Problem, rows: np.ndarray) -> Rows:
@@ -547,55 +339,105 @@ def _extension(curve: dict[float, float]) -> float | None:
     return order[0] / C_STEP if curve[order[0]] == best else None
 
 
-def _candidates(grid: list[float], curve: dict[float, float], extend: bool) -> Iterator[float]:
-    """The grid, then what its curve, filled in meanwhile, asks for."""
-    yield from grid
-    for _ in range(MAX_EXTENSIONS if extend else 0):
-        further = _extension(curve)
-        if further is None:
-            return
-        yield further
+@dataclass(frozen=True)
+class _Chosen:
+    """choice: of all splits together; per_split: of each. best: each split's classifier with its C,
+    none where one C was given. broken_off: the fits that did not converge.
+    """
+
+    choice: Choice
+    per_split: list[Choice]
+    best: list[LinearSVM]
+    broken_off: list[str]
 
 
-def _curves(
+def _choose(
     problem: Problem,
     splits: list[_Split],
     grid: list[float],
     extend: bool,
     svm: LinearSVM,
     say: Callable[[str], None],
-) -> tuple[list[dict[float, float]], list[LinearSVM], list[str]]:
-    """Each split's validation score of each C, its best classifier, and the fits that did not
+) -> _Chosen:
+    if len(grid) == 1:
+        given = Choice(C=grid[0])
+        return _Chosen(given, [given] * len(splits), [], [])
+    for split in splits:
+        if len(split.val) == 0:
+            where = f" in {split.name}" if split.name else ""
+            raise VggfeatError(
+                f"no readable images are left{where} to choose C on: give one as `C`"
+            )
+    curves, best, broken_off = [], [], []
+    for split in splits:
+        curve, model, stopped = _curve(problem, split, grid, extend, svm, say)
+        curves.append(curve)
+        best.append(model)
+        broken_off += stopped
+    winners = sorted(model.C for model in best)
+    shared = sorted(set.intersection(*map(set, curves)))
+    choice = Choice(
+        # The geometric median; of an even number the lower of the two in the middle, a value that
+        # was tried.
+        C=winners[(len(winners) - 1) // 2],
+        C_grid=shared,
+        C_curve=[float(np.mean([curve[C] for curve in curves])) for C in shared],
+        selected_by=problem.compared_by,
+        C_grid_extended_by=sorted(set().union(*curves) - set(grid)),
+    )
+    per_split = [
+        Choice(C=model.C, C_grid=sorted(curve), C_curve=[curve[C] for C in sorted(curve)])
+        for model, curve in zip(best, curves, strict=True)
+    ]
+    return _Chosen(choice, per_split, best, broken_off)
+
+
+def _curve(
+    problem: Problem,
+    split: _Split,
+    grid: list[float],
+    extend: bool,
+    svm: LinearSVM,
+    say: Callable[[str], None],
+) -> tuple[dict[float, float], LinearSVM, list[str]]:
+    """A split's validation score of each C, its best classifier, and the fits that did not
     converge.
     """
-    curves: list[dict[float, float]] = [{} for _ in splits]
-    best: list[LinearSVM] = []
-    broken_off: list[str] = []
-    for split, curve in zip(splits, curves, strict=True):
-        candidates = _candidates(grid, curve, extend)
-        models: dict[float, LinearSVM] = {}
-        for model in svm.path(problem.X[split.fit], problem.labels[split.fit], candidates):
-            curve[model.C] = score = _validate(problem, model, split.val)
-            winner = _winner(curve)
-            models = {C: kept for C, kept in [*models.items(), (model.C, model)] if winner == C}
-            if np.isnan(score):
-                where = f" of {split.name}" if split.name else ""
-                raise VggfeatError(
-                    f"no class has a positive image in the validation part{where}: C can't be"
-                    " chosen; give one as `C`"
-                )
-            label = f"{split.name} C={model.C:g}".strip()
-            say(f"{label}: validation {metrics.FIGURES[_selected_by(problem)]} {100 * score:.2f} %")
-            if not model.converged_:
-                broken_off.append(f"{label} (choosing C)")
-        best += models.values()
-    return curves, best, sorted(broken_off)
+    path = svm.path(problem.X[split.fit], problem.labels[split.fit])
+    curve: dict[float, float] = {}
+    best = svm
+    broken_off = []
+
+    def try_one(C: float) -> None:
+        nonlocal best
+        model = path.fit(C)
+        curve[C] = score = _validate(problem, model, split.val)
+        if np.isnan(score):
+            where = f" of {split.name}" if split.name else ""
+            raise VggfeatError(
+                f"no class has a positive image in the validation part{where}: C can't be"
+                " chosen; give one as `C`"
+            )
+        if _winner(curve) == C:
+            best = model
+        label = f"{split.name} C={C:g}".strip()
+        say(f"{label}: validation {metrics.FIGURES[problem.compared_by]} {100 * score:.2f} %")
+        if not model.converged_:
+            broken_off.append(f"{label} (choosing C)")
+
+    for C in grid:
+        try_one(C)
+    for _ in range(MAX_EXTENSIONS if extend else 0):
+        if (further := _extension(curve)) is None:
+            break
+        try_one(further)
+    return curve, best, broken_off
 
 
 # Fitting and scoring ------------------------------------------------------------------------------
 
 
-def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> NDArray[np.float64]:
+def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> Scores:
     """(n, K) scores. Two classes have one SVM: the first class's score is minus the second's."""
     blocks = [
         model.decision_function(problem.X[rows[start : start + SCORE_ROWS]])
@@ -606,259 +448,238 @@ def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> NDArray[np.float6
 
 
 def _validate(problem: Problem, model: LinearSVM, val: Rows) -> float:
-    figures, _ = _figures(problem, _scores(problem, model, val), val)
-    return figures[_selected_by(problem)]
+    figure = _figures(problem, _scores(problem, model, val), val).figures.mean(problem.compared_by)
+    assert figure is not None  # what is compared is computed
+    return figure
 
 
-def _selected_by(problem: Problem) -> str:
-    if not problem.multilabel:
-        return "mean_class_recall"
-    return f"map_{protocol_of(problem.protocol).ap}"
-
-
-def _figures(
-    problem: Problem, scores_nK: NDArray[np.float64], rows: Rows
-) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+def _figures(problem: Problem, scores_nK: Scores, rows: Rows) -> ScoredPart:
     """The figures of some scored rows that have labels: over all classes, and for each class."""
     truth = problem.labels[rows]
     if not problem.multilabel:
         pred = scores_nK.argmax(axis=1)
         recalls = metrics.class_recalls(pred, truth, len(problem.classes))
-        overall = {
-            "accuracy": metrics.accuracy(pred, truth),
-            "mean_class_recall": float(np.nanmean(recalls)),
-            "n_classes": int(np.isfinite(recalls).sum()),
-        }
-        return overall, {
-            name: {"recall": float(r)} for name, r in zip(problem.classes, recalls, strict=True)
-        }
+        overall = Figures(
+            accuracy=metrics.accuracy(pred, truth),
+            mean_class_recall=float(np.nanmean(recalls)),
+            n_classes=int(np.isfinite(recalls).sum()),
+        )
+        named = zip(problem.classes, recalls, strict=True)
+        per_class = {name: ClassFigures(recall=float(recall)) for name, recall in named}
+        return ScoredPart(len(rows), overall, per_class)
     eleven = metrics.mean_average_precision(scores_nK, truth, "11point")
     allpoint = metrics.mean_average_precision(scores_nK, truth, "allpoint")
     per_class = {
-        name: {
-            "ap_11point": float(eleven.per_class[k]),
-            "ap_allpoint": float(allpoint.per_class[k]),
-            "n_positive": int((truth[:, k] == 1).sum()),
-        }
+        name: ClassFigures(
+            ap_11point=float(eleven.per_class[k]),
+            ap_allpoint=float(allpoint.per_class[k]),
+            n_positive=int((truth[:, k] == 1).sum()),
+        )
         for k, name in enumerate(problem.classes)
     }
-    n_classes = len(problem.classes) - len(allpoint.without)
-    return {
-        "map_11point": eleven.mean,
-        "map_allpoint": allpoint.mean,
-        "n_classes": n_classes,
-    }, per_class
+    overall = Figures(
+        map_11point=eleven.mean,
+        map_allpoint=allpoint.mean,
+        n_classes=len(problem.classes) - len(allpoint.without),
+    )
+    return ScoredPart(len(rows), overall, per_class)
 
 
-# The whole protocol -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Fitted:
+    """model: the classifier to keep. tests: each split's scores of its test rows. validation: the
+    scores of val, where the test part has no labels. broken_off: the fits that did not converge.
+    """
+
+    model: LinearSVM
+    tests: list[Scores]
+    validation: Scores | None
+    broken_off: list[str]
 
 
-def _choose_and_score(
-    problem: Problem,
-    splits: list[_Split],
-    facts: dict[str, Any],
-    grid: list[float],
-    extend: bool,
-    svm: LinearSVM,
-    say: Callable[[str], None],
-) -> Outcome:
-    several = splits[0].name != ""
-    results: dict[str, Any] = {
-        "protocol": problem.protocol,
-        "solver": f"{svm.solver}, tol {svm.tol:g}, {svm.loss}",
-        "compared_by": _selected_by(problem),
-    }
-    if svm.class_weight is not None:
-        results["class_weight"] = svm.class_weight
-    if problem.multilabel:
-        results["difficult"] = "left out"
+def _fit(
+    problem: Problem, drawn: _Drawn, chosen: _Chosen, svm: LinearSVM, say: Callable[[str], None]
+) -> _Fitted:
+    """Refit and score every split; beside them the classifier to keep, or the one whose validation
+    is reported.
+    """
+    final, C = drawn.model_trained_on, chosen.choice.C
+    first = drawn.splits[0]
+    validates = drawn.no_truth and len(first.val) > 0
+    number, total = 0, len(drawn.splits) + (drawn.several or validates)
     broken_off: list[str] = []
-    curves: list[dict[float, float]] = []
-    best: list[LinearSVM] = []
-    if len(grid) > 1:
-        for split in splits:
-            if len(split.val) == 0:
-                where = f" in {split.name}" if split.name else ""
-                raise VggfeatError(
-                    f"no readable images are left{where} to choose C on: give one as `C`"
-                )
-        curves, best, broken_off = _curves(problem, splits, grid, extend, svm, say)
-    winners = [_winner(curve) for curve in curves] or [grid[0]] * len(splits)
-    # The geometric median; of an even number the lower of the two in the middle, a value that was
-    # tried.
-    C = sorted(winners)[(len(winners) - 1) // 2]
-    results["C"] = C
-    if curves:
-        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-        results["C_grid"] = shared
-        results["C_curve"] = [
-            float(np.mean([curve[value] for curve in curves])) for value in shared
-        ]
-        results["selected_by"] = _selected_by(problem)
-        further = sorted(set().union(*curves) - set(grid))
-        if further:
-            results["C_grid_extended_by"] = further
-    results |= facts
 
-    # Refit and test every split; beside them the classifier to keep, or the one whose validation is
-    # reported.
-    final = facts["model_trained_on"]
-    jobs = [
-        (split.name or final, split.refit, split.test, winner)
-        for split, winner in zip(splits, winners, strict=True)
+    def fit(label: str, rows: Rows, model: LinearSVM) -> LinearSVM:
+        nonlocal number
+        number += 1
+        model.fit(problem.X[rows], problem.labels[rows])
+        say(f"{label} C={model.C:g}: trained ({number}/{total})")
+        if not model.converged_:
+            broken_off.append(f"{label} C={model.C:g}")
+        return model
+
+    # the refit starts from the classifier that won, on part of the same images
+    starts = [model.set_params(warm_start=True) for model in chosen.best] or [
+        clone(svm).set_params(C=choice.C) for choice in chosen.per_split
     ]
-    no_truth = not several and not problem.known[splits[0].test].any()
-    if several:
+    tests = []
+    for split, start in zip(drawn.splits, starts, strict=True):
+        model = fit(split.name or final, split.refit, start)
+        tests.append(_scores(problem, model, split.test))
+    if drawn.several:
         every = np.flatnonzero(problem.readable & problem.known)
-        jobs.append((final, every, every[:0], C))
-    elif no_truth and len(splits[0].val):
-        jobs.append(("train", splits[0].fit, splits[0].val, C))
-    fitted: list[tuple[LinearSVM, NDArray[np.float64] | None]] = []
-    for i, (label, train, test, value) in enumerate(jobs):
-        # the refit starts from the classifier that won, on part of the same images
-        from_best = i < len(best)
-        fit = best[i].set_params(warm_start=True) if from_best else clone(svm).set_params(C=value)
-        fit.fit(problem.X[train], problem.labels[train])
-        fitted.append((fit, _scores(problem, fit, test) if len(test) else None))
-        say(f"{label} C={value:g}: trained ({len(fitted)}/{len(jobs)})")
-        if not fit.converged_:
-            broken_off.append(f"{label} C={value:g}")
-    model = fitted[len(splits) if several else 0][0]
-
-    scored = [_score_split(problem, split, fitted[i][1]) for i, split in enumerate(splits)]
-    results |= {"n_train": len(splits[0].refit), "n_test": scored[0][0]["n_test"]}
-    results["n_unreadable"] = int((~problem.readable).sum())
-    if other := _other_images(problem, splits):
-        results["other_images"] = other
-    kept = {
-        split.name or facts["test_split"]: Scored(split.test, scores)
-        for split, (_, scores) in zip(splits, fitted[: len(splits)], strict=True)
-        if scores is not None
-    }
-    if no_truth:
-        results["test_labels"] = "none"
-        if len(fitted) > len(splits):
-            scores = fitted[len(splits)][1]
-            assert scores is not None
-            kept["validation"] = Scored(splits[0].val, scores)
-            overall, per_class = _figures(problem, scores, splits[0].val)
-            results["validation"] = {"n": len(splits[0].val), **overall, "per_class": per_class}
-    elif not several:
-        results |= scored[0][0] | {"per_class": scored[0][1]}
-    else:
-        results |= _over_splits(problem, splits, scored, winners, curves)
-    if problem.seen is not None and problem.seen.any():
-        results["net_trained_on"] = int(problem.seen.sum())
-        tested = [
-            split.val if no_truth else split.test[problem.known[split.test]] for split in splits
-        ]
-        for entry, rows in zip(results.get("per_split", [results]), tested, strict=True):
-            entry["n_test_seen"] = int(problem.seen[rows].sum())
-    results |= _same_images(problem, splits, no_truth, results.get("per_split", [results]))
-    if problem.multilabel:
-        _name_gaps(problem, results, model)
-    if broken_off:
-        results["not_converged"] = sorted(broken_off)
-    results["rules"] = _rules(problem, several, bool(curves))
-    results["scored_on"] = scored_part(results)[1]
-    return Outcome(_plain(results), model, kept)
+        model = fit(final, every, clone(svm).set_params(C=C))
+    validation = None
+    if validates:
+        without = fit("train", first.fit, clone(svm).set_params(C=C))
+        validation = _scores(problem, without, first.val)
+    return _Fitted(model, tests, validation, broken_off)
 
 
-def _score_split(
-    problem: Problem, split: _Split, scores: NDArray[np.float64] | None
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """n_test and the figures of one split's test rows that have labels; figures are absent when
-    none has.
-    """
+# What is said of it -------------------------------------------------------------------------------
+
+
+def _results(
+    problem: Problem, drawn: _Drawn, chosen: _Chosen, fitted: _Fitted, svm: LinearSVM
+) -> Results:
+    splits, seen = drawn.splits, problem.seen
+    parts = [
+        _score_split(problem, split, scores)
+        for split, scores in zip(splits, fitted.tests, strict=True)
+    ]
+    validation = None
+    if fitted.validation is not None:
+        validation = _figures(problem, fitted.validation, splits[0].val)
+    overall = _over_splits(problem, splits, parts) if drawn.several else parts[0]
+    same_images, twice = _same_images(problem, drawn)
+    each = [
+        Split(split.name, choice, len(split.refit), part.n, part.figures, n_seen, n_twice)
+        for split, choice, part, n_seen, n_twice in zip(
+            splits, chosen.per_split, parts, _seen(problem, drawn), twice, strict=True
+        )
+    ]
+    per_class = (validation or overall).per_class
+    degenerate = [problem.classes[k] for k in fitted.model.degenerate_classes_]
+    results = Results(
+        protocol=problem.protocol,
+        solver=f"{svm.solver}, tol {svm.tol:g}, {svm.loss}",
+        compared_by=problem.compared_by,
+        class_weight=svm.class_weight if isinstance(svm.class_weight, str) else None,
+        difficult="left out" if problem.multilabel else None,
+        choice=chosen.choice,
+        splits=drawn.how,
+        test_split=drawn.test_split,
+        model_trained_on=drawn.model_trained_on,
+        C_chosen_on=drawn.val_is if drawn.select else None,
+        validated_on=None if drawn.select else drawn.val_is,
+        n_train=each[0].n_train,
+        n_test=each[0].n_test,
+        n_unreadable=int((~problem.readable).sum()),
+        other_images=_other_images(problem, splits),
+        test_labels="none" if drawn.no_truth else None,
+        validation=validation,
+        figures=overall.figures,
+        per_split=each if drawn.several else [],
+        per_class=overall.per_class,
+        net_trained_on=None if seen is None or not seen.any() else int(seen.sum()),
+        n_test_seen=None if drawn.several else each[0].n_test_seen,
+        n_test_in_train=None if drawn.several else each[0].n_test_in_train,
+        same_images=same_images,
+        degenerate_classes=degenerate if problem.multilabel else [],
+        classes_without_ap=[
+            name for name, of_class in per_class.items() if of_class.n_positive == 0
+        ],
+        not_converged=sorted([*chosen.broken_off, *fitted.broken_off]),
+        rules=_rules(problem, drawn.several, bool(chosen.best)),
+        dataset=problem.dataset,
+    )
+    return replace(results, scored_on=scored_on(results))
+
+
+def _seen(problem: Problem, drawn: _Drawn) -> list[int | None]:
+    """Of each split, how many of the scored images trained the net; None where none is known to."""
+    seen = problem.seen
+    if seen is None or not seen.any():
+        return [None] * len(drawn.splits)
+    return [int(seen[_tested(problem, drawn, split)].sum()) for split in drawn.splits]
+
+
+def _tested(problem: Problem, drawn: _Drawn, split: _Split) -> Rows:
+    """The rows that figures are computed from."""
+    rows = split.val if drawn.no_truth else split.test
+    return rows[problem.known[rows]]
+
+
+def _score_split(problem: Problem, split: _Split, scores: Scores) -> ScoredPart:
+    """How many of a split's test rows have labels, and their figures, if there are some."""
     known = problem.known[split.test]
-    if scores is None or not known.any():
-        return {"n_test": 0}, {}
-    overall, per_class = _figures(problem, scores[known], split.test[known])
-    return {"n_test": int(known.sum()), **overall}, per_class
+    return _figures(problem, scores[known], split.test[known]) if known.any() else ScoredPart()
 
 
-def _over_splits(
-    problem: Problem,
-    splits: list[_Split],
-    scored: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]],
-    winners: list[float],
-    curves: list[dict[float, float]],
-) -> dict[str, Any]:
-    """Mean and standard deviation (ddof=1: the splits are a sample) of each figure, and each
-    split's own.
-    """
-    for split, (overall, _) in zip(splits, scored, strict=True):
-        if overall["n_test"] == 0:
+def _over_splits(problem: Problem, splits: list[_Split], parts: list[ScoredPart]) -> ScoredPart:
+    """Mean and standard deviation (ddof=1: the splits are a sample) of each figure."""
+    for split, part in zip(splits, parts, strict=True):
+        if part.n == 0:
             raise VggfeatError(f"no test image of {split.name} has a label")
-    out: dict[str, Any] = {}
-    for key in scored[0][0]:
-        if key in ("n_test", "n_classes"):
-            continue
-        values = [overall[key] for overall, _ in scored]
-        out[key] = float(np.mean(values))
+    overall: dict[str, Any] = {}
+    for key in metrics.FIGURES:
+        values = [value for part in parts if (value := part.figures.mean(key)) is not None]
+        if values:
+            overall[key] = float(np.mean(values))
         if len(values) > 1:
-            out[f"{key}_std"] = float(np.std(values, ddof=1))
-    out["per_split"] = []
-    for s, split in enumerate(splits):
-        entry: dict[str, Any] = {"name": split.name, "C": winners[s]}
-        if curves:
-            entry["C_grid"] = sorted(curves[s])
-            entry["C_curve"] = [curves[s][value] for value in sorted(curves[s])]
-        out["per_split"].append(entry | {"n_train": len(split.refit)} | scored[s][0])
-    out["per_class"] = {}
-    for name in problem.classes:
-        rows = [per_class[name] for _, per_class in scored]
-        # A class that a split's test part lacks has no figure there: the mean is over the other
-        # splits.
-        out["per_class"][name] = {
-            key: (
-                sum(row[key] for row in rows)
-                if key == "n_positive"
-                else float(
-                    np.mean([row[key] for row in rows if not np.isnan(row[key])] or [np.nan])
-                )
-            )
-            for key in rows[0]
-        }
-    return out
+            overall[f"{key}_std"] = float(np.std(values, ddof=1))
+    per_class = {
+        name: _mean_of_class([part.per_class[name] for part in parts]) for name in problem.classes
+    }
+    return ScoredPart(0, replace(Figures(), **overall), per_class)
+
+
+def _mean_of_class(parts: list[ClassFigures]) -> ClassFigures:
+    """A class that a split's test part lacks has no figure there: the mean is over the other
+    splits.
+    """
+    mean: dict[str, Any] = {}
+    for key in metrics.CLASS_FIGURES:
+        values = [value for part in parts if (value := part.figure(key)) is not None]
+        if values:
+            there = [value for value in values if not np.isnan(value)]
+            mean[key] = float(np.mean(there or [np.nan]))
+    counts = [part.n_positive for part in parts if part.n_positive is not None]
+    return replace(ClassFigures(n_positive=sum(counts) if counts else None), **mean)
 
 
 def _other_images(problem: Problem, splits: list[_Split]) -> list[str]:
     """In what the images are not all, or not those of the paper's protocol."""
     other = [_first(problem)] if problem.total else []
-    if problem.protocol in PROTOCOLS:
-        other += other_counts(problem.protocol, len(problem.classes), problem.splits)
-        wanted = PROTOCOLS[problem.protocol].n_train
-        if isinstance(wanted, int):
-            counts = [
-                np.bincount(problem.labels[s.refit], minlength=len(problem.classes)) for s in splits
-            ]
-            if few := int((np.min(counts, axis=0) < wanted).sum()):
-                other.append(f"{few:,} classes with fewer than {wanted} training images")
+    other += problem.rules.other_counts(len(problem.classes), problem.splits)
+    wanted = problem.rules.n_train
+    if isinstance(wanted, int):
+        counts = [
+            np.bincount(problem.labels[s.refit], minlength=len(problem.classes)) for s in splits
+        ]
+        if few := int((np.min(counts, axis=0) < wanted).sum()):
+            other.append(f"{few:,} classes with fewer than {wanted} training images")
     return other
 
 
-def _same_images(
-    problem: Problem, splits: list[_Split], no_truth: bool, entries: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _same_images(problem: Problem, drawn: _Drawn) -> tuple[list[str], list[int | None]]:
     """In words, which images are scored and trained on, or have two labels: one file, more than
-    once among the images.
-
-    Each split's entry gets the number of the former.
+    once among the images; and of each split the number of the former, None where there are none.
     """
     same = problem.same
     if same is None:
-        return {}
+        return [], [None] * len(drawn.splits)
     told: list[str] = []
+    twice: list[int | None] = []
     counts, pair = [], ""
-    for split, entry in zip(splits, entries, strict=True):
-        train, scored = (split.fit, split.val) if no_truth else (split.refit, split.test)
-        scored = scored[problem.known[scored]]
+    for split in drawn.splits:
+        train = split.fit if drawn.no_truth else split.refit
+        scored = _tested(problem, drawn, split)
         both = scored[np.isin(same[scored], same[train])]
+        twice.append(len(both) or None)
         if len(both):
-            entry["n_test_in_train"] = len(both)
             where = f" of {split.name}" if split.name else ""
-            counts.append(f"{len(both):,} of the {_images(len(scored))} scored{where}")
+            counts.append(f"{len(both):,} of the {images(len(scored))} scored{where}")
             twin = train[same[train] == same[both[0]]][0]
             pair = pair or f"{problem.names[both[0]]} and {problem.names[twin]}"
     if counts:
@@ -874,100 +695,19 @@ def _same_images(
     if len(other):
         pair = f"{problem.names[other[0]]} and {problem.names[same[other[0]]]}"
         told.append(
-            f"{_images(len(other))} with other labels than the same image elsewhere, such as {pair}"
+            f"{images(len(other))} with other labels than the same image elsewhere, such as {pair}"
         )
-    return {"same_images": told} if told else {}
+    return told, twice
 
 
 def _first(problem: Problem) -> str:
     return f"the first {len(problem.X):,} of {problem.total:,} images"
 
 
-def seen_by_net(results: Mapping[str, Any]) -> tuple[str, bool]:
-    """Which of the images trained the net, in words, "" where none is known to; whether any of them
-    was scored.
-    """
-    if not (n := results.get("net_trained_on")):
-        return "", False
-    splits = results.get("per_split")
-    of = [
-        (split.get("n_test_seen", 0), split.get("n_test", 0), f" of {split.get('name')}")
-        for split in splits or ()
-    ]
-    if not splits:
-        tested = results.get("validation", {}).get("n", results.get("n_test", 0))
-        of = [(results.get("n_test_seen", 0), tested, "")]
-    spoilt = [f"{seen:,} of the {tested:,} scored{where}" for seen, tested, where in of if seen]
-    if not spoilt:
-        return f"{_images(n)} of these, none of which is scored", False
-    clean = [where.removeprefix(" of ") for seen, _, where in of if not seen]
-    only = f"only {' and '.join(clean)} is clean" if clean else "no figure is clean"
-    return f"{_images(n)} of these, among them {', '.join(spoilt)}: {only}", True
-
-
-def scored_part(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The figures of results.json, and in words what they were computed from, beginning with the
-    part's name.
-
-    Where no test image has a label they are those of the validation part.
-    """
-    chosen = results.get("C_chosen_on")
-    if results.get("test_labels") == "none":
-        if "validation" not in results:
-            return {}, "nothing: no test image has a label"
-        part, n = chosen or results.get("validated_on", "val"), results["validation"].get("n", 0)
-        why = "C was chosen on them, so this is optimistic" if chosen else "none of them trained on"
-        return results["validation"], f"{part} ({_images(n)}; {why}); no test image has a label"
-    how = f"C was chosen on {chosen}" if chosen else "C was given"
-    if splits := results.get("per_split"):
-        parts = (
-            "the test part of 1 split"
-            if len(splits) == 1
-            else f"the test parts of {len(splits)} splits"
-        )
-        counts = [split.get("n_test", 0) for split in splits]
-        return results, f"{parts} ({_images(*counts)} each; {how})"
-    return (
-        results,
-        f"{results.get('test_split', 'test')} ({_images(results.get('n_test', 0))}; {how})",
-    )
-
-
-def trained_on(results: Mapping[str, Any]) -> str:
-    """In words, what had been learned from where the figures come from, and by the classifier that
-    is kept.
-    """
-    final, n = results.get("model_trained_on", "train"), results.get("n_train", 0)
-    if splits := results.get("per_split"):
-        counts = [split.get("n_train", 0) for split in splits]
-        return f"the rest of each split ({_images(*counts)}); the saved classifier on {final}"
-    if "validation" in results:
-        fit = n - results["validation"].get("n", 0)
-        return f"the rest of {final} ({_images(fit)}); the saved classifier on all {n:,}"
-    return f"{final} ({_images(n)})"
-
-
-def _images(*counts: int) -> str:
-    low, high = min(counts), max(counts)
-    return (
-        f"{low:,} to {high:,} images" if low < high else f"{low:,} image{'s' if low != 1 else ''}"
-    )
-
-
-def _name_gaps(problem: Problem, results: dict[str, Any], model: LinearSVM) -> None:
-    degenerate = [problem.classes[k] for k in model.degenerate_classes_]
-    if degenerate:
-        results["degenerate_classes"] = degenerate
-    per_class = results.get("per_class") or results.get("validation", {}).get("per_class", {})
-    without = [name for name, figures in per_class.items() if figures["n_positive"] == 0]
-    if without:
-        results["classes_without_ap"] = without
-
-
 def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
     rules = []
     if chosen:
-        by = metrics.FIGURES[_selected_by(problem)]
+        by = metrics.FIGURES[problem.compared_by]
         rules.append(f"one C for all classes, by {by} on the validation part; smallest of equals")
     if problem.multilabel:
         rules.append(
@@ -985,12 +725,3 @@ def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
             " them)"
         )
     return rules
-
-
-def _plain(value: Any) -> Any:
-    """The same as plain Python values, NaN as None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value

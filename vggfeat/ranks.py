@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from vggfeat.devices import resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.terminal import say
-from vggfeat.weights import resolve_device
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 JOIN_MINUTES = 30.0  # a process that hasn't begun by then won't, however long the work may take
 WARN_SECONDS = (
@@ -122,7 +126,7 @@ class Meeting:
     they do.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world: int, minutes: float) -> None:
+    def __init__(self, store: Store, rank: int, world: int, minutes: float) -> None:
         self.store, self.rank, self.world, self.minutes = store, rank, world, minutes
         self.waits = 0  # so far: a wait's name, as all processes have the same ones
 
@@ -197,16 +201,16 @@ def _told(name: str, low: int, high: int) -> int:
     return int(text)
 
 
-def _met(minutes: float) -> dist.Store:
+def _met(minutes: float) -> Store:
     """Where the processes of a job find each other; the first one makes it.
 
     In a thread, as PyTorch waits for the first process without a word and without hearing a signal.
     """
-    met: list[dist.Store | Exception] = []
+    met: list[Store | Exception] = []
 
     def meet() -> None:
         try:
-            met.append(next(dist.rendezvous("env://", timeout=timedelta(minutes=minutes)))[0])
+            met.append(next(rendezvous("env://", timeout=timedelta(minutes=minutes)))[0])
         except Exception as error:  # told by the one who waits
             met.append(error)
 

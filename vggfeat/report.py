@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -19,12 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from vggfeat import datasets, metrics
 from vggfeat.aggregate import aggregate, fuse
-from vggfeat.checked import fitted, parse_json, read_text
 from vggfeat.classify import refuse_other_rows
+from vggfeat.datasets.items import known
+from vggfeat.datasets.protocol import protocol_of
 from vggfeat.decode import read_rgb
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
-from vggfeat.model import Model
 from vggfeat.page import (
     Section,
     Series,
@@ -39,141 +38,30 @@ from vggfeat.page import (
     table,
     thumbnail,
 )
-from vggfeat.protocols import Results, Scored, protocol_of, scored_part, seen_by_net, trained_on
+from vggfeat.results import (
+    Part,
+    Results,
+    Scored,
+    choice_columns,
+    cost,
+    over_classes,
+    part_scored,
+    percent,
+    refuse_other_run,
+    scored_on,
+    summary,
+    title,
+    told,
+)
 from vggfeat.store import Features
+
+if TYPE_CHECKING:
+    from vggfeat.model import Model
 
 MANY = 40  # classes; of more, the best and the worst are shown
 PICTURES = 800  # thumbnails of a page, about 3 kB each
 MAPPED = 1500  # descriptors on the map
 TABLE_CLASSES = 20  # of a confusion matrix with numbers in it
-
-
-def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of the figures in results.json, as a person reads them."""
-    figures, scored_on = scored_part(results)
-    rows = []
-    for key, name in FIGURES.items():
-        if figures.get(key) is not None:
-            std = figures.get(f"{key}_std")
-            shown = percent(figures[key]) + ("" if std is None else f" +- {100 * std:.2f}")
-            rows.append((f"{name} on {_part(results)}{over_classes(results, key)}", shown))
-    if "other_images" in results:
-        rows.append(("images", "; ".join(results["other_images"])))
-    rows += [("the same images", line) for line in results.get("same_images", ())]
-    if seen := seen_by_net(results)[0]:
-        rows.append(("the net was trained on", seen))
-    rows += [("scored on", scored_on), ("trained on", trained_on(results))]
-    splits = results.get("per_split", [])
-    median = ", the median of the splits'" if len({split.get("C") for split in splits}) > 1 else ""
-    rows.append(("C", f"{_number(results.get('C'))}{median}"))
-    for i, split in enumerate(splits):
-        score = split.get("mean_class_recall", split.get("map_allpoint"))
-        rows.append((f"split {i}", f"{percent(score)}, C {_number(split.get('C'))}"))
-    if "class_weight" in results:
-        rows.append(("class weights", results["class_weight"]))
-    if "pool" in results and any(len(part["scales"]) > 1 for part in results.get("features", [])):
-        by = f" ({results['pool_by']})" if "pool_by" in results else ""
-        rows.append(("pool over scales", f"{results['pool']}{by}"))
-    if "difficult" in results:
-        rows.append(("difficult objects", f"{results['difficult']}, in training and in scoring"))
-    if results.get("n_unreadable"):
-        rows.append(("unreadable images", f"{results['n_unreadable']:,}, left out"))
-    per_class = figures.get("per_class") or {}
-    rows += [
-        (name, _several(names))
-        for name, names in (
-            (
-                "classes without score",
-                [name for name, of in per_class.items() if not _has_score(of)],
-            ),
-            ("classes not learned", results.get("degenerate_classes", [])),
-            ("not converged", results.get("not_converged", [])),
-        )
-        if names
-    ]
-    rows.append(("protocol", str(results.get("protocol"))))
-    return rows
-
-
-def title(results: dict[str, Any]) -> str:
-    """Of a table or a page of these results."""
-    other = results.get("other_images", [])
-    return f"{results['dataset']}{', ' if other else ''}{''.join(other[:1])}: linear SVM"
-
-
-def over_classes(results: dict[str, Any], key: str) -> str:
-    """ ", over 9 of 20 classes" for a mean over classes that some have no score for; else ""."""
-    figures = scored_part(results)[0]
-    per_class = figures.get("per_class") or {}
-    counts = [
-        part["n_classes"] for part in results.get("per_split", [figures]) if "n_classes" in part
-    ]
-    counts = counts or [sum(map(_has_score, per_class.values()))]  # an older version's don't say
-    low, high, K = min(counts), max(counts), len(per_class)
-    if key == "accuracy" or low >= K:
-        return ""
-    return f", over {low:,}{f' to {high:,}' if high > low else ''} of {K:,} classes"
-
-
-def _has_score(of_class: dict[str, Any]) -> bool:
-    return any(of_class.get(key) is not None for key in CLASS_FIGURES)
-
-
-def _several(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
-
-
-def choice(results: dict[str, Any]) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
-    """Head and rows of the values of C that were tried, with the score that chose; no rows where
-    none was chosen.
-    """
-    by = FIGURES.get(results.get("selected_by", ""), "score")
-    head = ("C", f"{by} on {results.get('C_chosen_on', 'validation')}", "")
-    tried = zip(results.get("C_grid", []), results.get("C_curve", []), strict=True)
-    return head, [
-        (_number(C), percent(score), "chosen" if results.get("C") == C else "")
-        for C, score in tried
-    ]
-
-
-def class_columns(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Head and rows of the figures of each class; no rows where there are none."""
-    per_class = scored_part(results)[0].get("per_class") or {}
-    kinds = [
-        key for key in CLASS_FIGURES if any(key in of_class for of_class in per_class.values())
-    ]
-    counted = any("n_positive" in of_class for of_class in per_class.values())
-    rows = [
-        (
-            name,
-            *(percent(of_class.get(key)) for key in kinds),
-            *([f"{of_class.get('n_positive', 0):,}"] if counted else []),
-        )
-        for name, of_class in per_class.items()
-    ]
-    head = [
-        "class",
-        *(f"{CLASS_FIGURES[key]} on {_part(results)}" for key in kinds),
-        *(["images"] if counted else []),
-    ]
-    return head, rows
-
-
-def _part(results: dict[str, Any]) -> str:
-    """What was scored, in two or three words."""
-    return (
-        "the test parts" if "per_split" in results else scored_part(results)[1].partition(" (")[0]
-    )
-
-
-def percent(fraction: float | None, digits: int = 2) -> str:
-    """A fraction of 1 in per cent; none, or NaN, as "-"."""
-    return "-" if fraction is None or np.isnan(fraction) else f"{100 * fraction:.{digits}f} %"
-
-
-def _number(value: Any) -> str:
-    """A value of C in four digits, or all of an integer; None as "-"."""
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -193,7 +81,7 @@ class Ranking:
 
 
 def write_report(
-    results: dict[str, Any] | None,
+    results: Results | None,
     features: Sequence[Features],
     model: Model | None,
     items: datasets.Items | None,
@@ -207,11 +95,11 @@ def write_report(
     """
     if results is None:
         if model is None:
-            raise VggfeatError("a report needs `results` or `model`")
+            raise WrongUsage("a report needs `results` or `model`")
+        if model.results is None:
+            raise VggfeatError("the model has no results: give them as `results`")
         results = model.results
-    results = checked_results(results, "these results")
-    left_out: list[str] = []
-    left_out += _refuse_others(results, features, model)
+    left_out = _refuse_others(results, features, model)
     lead = _lead(results)
     sections = [_figures(results), *_per_class(results), *_choice_of_c(results)]
     made = _how_made(results)
@@ -231,7 +119,7 @@ def write_report(
             left_out.append(f"{curves}: the scored images have no labels")
     if rankings:
         first = features[0]
-        ap = CLASS_FIGURES[f"ap_{protocol_of(results['protocol']).ap}"]
+        ap = CLASS_FIGURES[protocol_of(results.protocol).class_ap]
         sections += _curves(rankings, first.classes, ap)
         if first.labels is not None and first.labels.ndim == 1:
             sections += _confusions(rankings, first.classes)
@@ -249,80 +137,46 @@ def write_report(
     return page(title(results), lead, sections), left_out
 
 
-def _lead(results: dict[str, Any]) -> str:
-    figures, scored_on = scored_part(results)
+def _lead(results: Results) -> str:
     scores = [
-        f"{name} {percent(figures[key], 1)}{over_classes(results, key)}"
+        f"{name} {percent(mean, 1)}{over_classes(results, key)}"
         for key, name in FIGURES.items()
-        if isinstance(figures.get(key), float)
+        if (mean := told(results.scored.figures.mean(key))) is not None
     ]
     nets = [
-        f"net {part['net']}, {part['layer']}, Q = {', '.join(map(str, part['scales']))}"
-        for part in results.get("features", [])
+        f"net {part.net}, {part.layer}, Q = {', '.join(map(str, part.scales))}"
+        for part in results.made.features
     ]
-    return f"{', '.join(scores) or 'no figures'} on {scored_on}; {' and '.join(nets)}"
+    return f"{', '.join(scores) or 'no figures'} on {scored_on(results)}; {' and '.join(nets)}"
 
 
 def _refuse_others(
-    results: dict[str, Any], features: Sequence[Features], model: Model | None
+    results: Results, features: Sequence[Features], model: Model | None
 ) -> list[str]:
     """Figures of one run beside curves of another would be a lie. A line for each thing that can't
     be checked.
     """
     if model is not None:
-        for key in ("dataset", "C", "n_test", *FIGURES):
-            ours, theirs = results.get(key), model.results.get(key)
-            if ours != theirs:
-                raise VggfeatError(
-                    f"the results and the model are of two runs: {key} is {ours} and {theirs}"
-                )
-        for key in ("rows", "fingerprint", "layer", "scales"):
-            ours, theirs = (
-                [part.get(key) for part in of.get("features", [])]
-                for of in (results, model.results)
-            )
-            if ours != theirs:
-                raise VggfeatError(
-                    "the results and the model are of two runs: they have other feature files"
-                    f" ({key})"
-                )
+        if model.results is None:
+            raise VggfeatError("the results and the model are of two runs: the model has none")
+        refuse_other_run(results, model.results)
     for file in features:
-        if file.attributes.get("dataset") != results["dataset"]:
+        if file.attributes.get("dataset") != results.dataset:
             raise VggfeatError(
                 f"{file.path} is of {file.attributes.get('dataset')}, the results are of"
-                f" {results['dataset']}"
+                f" {results.dataset}"
             )
     if not features:
         return []
     refuse_other_rows(features)
-    parts = results.get("features", [])
+    parts = results.made.features
     if parts and len(parts) != len(features):
         raise VggfeatError(f"the results are of {len(parts)} feature files; {len(features)} given")
     for file, part in zip(features, parts, strict=False):  # results may lack them
-        of = file.description
-        if (of.fingerprint, of.layer) != (part.get("fingerprint"), part.get("layer")):
-            raise VggfeatError(
-                f"{file.path} is not the feature file of these results: it holds {of.layer} of net"
-                f" {of.net} ({of.fingerprint[:12]}), they are of {part.get('layer')} of net"
-                f" {part.get('net')} ({str(part.get('fingerprint'))[:12]})"
-            )
-        if part.get("rows", file.rows_digest) != file.rows_digest:
-            raise VggfeatError(
-                f"{file.path} is not the feature file of these results: it has other images, labels"
-                " or splits; give the one that they were made of, or train again with this one"
-            )
-    if model is not None and len(model.parts) != len(features):
-        raise VggfeatError(
-            f"the model is of {len(model.parts)} feature files; {len(features)} given"
-        )
-    if model is not None and model.classes != features[0].classes:
-        raise VggfeatError(f"{features[0].path} has other classes than the model")
-    for name, scored in (model.scored if model else {}).items():
-        if len(scored.rows) and not 0 <= scored.rows.min() <= scored.rows.max() < len(
-            features[0].names
-        ):
-            raise VggfeatError(f"the model's {name} has rows that {features[0].path} hasn't")
-    unknown = [file for i, file in enumerate(features) if i >= len(parts) or "rows" not in parts[i]]
+        _refuse_other_file(file, part)
+    if model is not None:
+        _refuse_other_model(model, features)
+    unknown = [file for i, file in enumerate(features) if i >= len(parts) or parts[i].rows is None]
     return [
         f"the check that {file.path} has the images that these results are of: they are an older"
         " version's and don't say; `vggfeat svm` makes them anew"
@@ -330,56 +184,84 @@ def _refuse_others(
     ]
 
 
+def _refuse_other_file(file: Features, part: Part) -> None:
+    own = file.description
+    if (own.fingerprint, own.layer) != (part.fingerprint, part.layer):
+        raise VggfeatError(
+            f"{file.path} is not the feature file of these results: it holds {own.layer} of net"
+            f" {own.net} ({own.fingerprint[:12]}), they are of {part.layer} of net"
+            f" {part.net} ({str(part.fingerprint)[:12]})"
+        )
+    if part.rows not in (None, file.rows_digest):
+        raise VggfeatError(
+            f"{file.path} is not the feature file of these results: it has other images, labels"
+            " or splits; give the one that they were made of, or train again with this one"
+        )
+
+
+def _refuse_other_model(model: Model, features: Sequence[Features]) -> None:
+    first = features[0]
+    if len(model.parts) != len(features):
+        raise VggfeatError(
+            f"the model is of {len(model.parts)} feature files; {len(features)} given"
+        )
+    if model.classes != first.classes:
+        raise VggfeatError(f"{first.path} has other classes than the model")
+    for name, scored in model.scored.items():
+        rows = scored.rows
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(first.names):
+            raise VggfeatError(f"the model's {name} has rows that {first.path} hasn't")
+
+
 def _rankings(
-    scored: dict[str, Scored], features: Features, results: dict[str, Any]
+    scored: dict[str, Scored], features: Features, results: Results
 ) -> dict[str, Ranking]:
     """By the part that was scored, in words."""
-    ap = protocol_of(results["protocol"]).ap
+    ap = protocol_of(results.protocol).ap
     labels, K = features.labels, len(features.classes)
     out = {}
     for name, part in scored.items():
         if labels is None:
             continue
         own = labels[part.rows]
-        known = (own != 0).any(axis=1) if own.ndim == 2 else own >= 0
-        known &= np.isfinite(part.scores).all(axis=1)
-        if not known.any():
+        labelled = known(own) & np.isfinite(part.scores).all(axis=1)
+        if not labelled.any():
             continue
-        own, scores = own[known], np.asarray(part.scores[known], np.float64)
+        own, scores = own[labelled], np.asarray(part.scores[labelled], np.float64)
         truth = own if own.ndim == 2 else np.where(np.arange(K) == own[:, None], 1, -1)
         predicted = None if own.ndim == 2 else scores.argmax(axis=1)
         aps = metrics.mean_average_precision(scores, truth, ap).per_class
-        words = _part(results) if name == "validation" else name
+        words = part_scored(results) if name == "validation" else name
         words = f"the test part of {name}" if name.startswith("split") else words
-        out[words] = Ranking(part.rows[known], scores, truth, predicted, aps)
+        out[words] = Ranking(part.rows[labelled], scores, truth, predicted, aps)
     return out
 
 
 # --- sections -------------------------------------------------------------------------------------
 
 
-def _figures(results: dict[str, Any]) -> Section:
+def _figures(results: Results) -> Section:
     body = table(("", ""), summary(results), numbers=())
-    return Section("figures", "Figures", body, "; ".join(results.get("rules", [])))
+    return Section("figures", "Figures", body, "; ".join(results.rules))
 
 
-def _class_figure(results: dict[str, Any]) -> tuple[str, dict[str, float]]:
+def _class_figure(results: Results) -> tuple[str, dict[str, float]]:
     """The figure of each class that the protocol compares by."""
-    per_class = scored_part(results)[0].get("per_class") or {}
-    for key in (f"ap_{protocol_of(results['protocol']).ap}", *CLASS_FIGURES):
-        values = {name: figures.get(key) for name, figures in per_class.items()}
+    per_class = results.scored.per_class
+    for key in (protocol_of(results.protocol).class_ap, *CLASS_FIGURES):
+        values = {name: told(figures.figure(key)) for name, figures in per_class.items()}
         if any(value is not None for value in values.values()):
-            return key, {n: float("nan") if v is None else float(v) for n, v in values.items()}
+            return key, {n: float("nan") if v is None else v for n, v in values.items()}
     return "", {}
 
 
-def _per_class(results: dict[str, Any]) -> list[Section]:
+def _per_class(results: Results) -> list[Section]:
     key, values = _class_figure(results)
     if not values:
         return []
     order = sorted(values, key=lambda name: -np.nan_to_num(values[name], nan=-1.0))
     rows = [(name, values[name], percent(values[name], 1)) for name in order]
-    name = f"{CLASS_FIGURES[key]} on {_part(results)}"
+    name = f"{CLASS_FIGURES[key]} on {part_scored(results)}"
     if len(rows) <= MANY:
         body = bars(rows)
     else:
@@ -393,32 +275,22 @@ def _per_class(results: dict[str, Any]) -> list[Section]:
     return [Section("classes", f"Classes: {name}", body)]
 
 
-def _choice_of_c(results: dict[str, Any]) -> list[Section]:
-    series = [
-        Series(
-            str(split.get("name", i)),
-            np.array(split["C_grid"]),
-            100 * np.array(split["C_curve"], float),
-            True,
-        )
-        for i, split in enumerate(results.get("per_split", []))
-        if "C_curve" in split
+def _choice_of_c(results: Results) -> list[Section]:
+    curves = [
+        (str(i) if split.name is None else split.name, split.choice)
+        for i, split in enumerate(results.per_split)
     ]
-    if not series and "C_curve" in results:
-        series = [
-            Series(
-                "validation",
-                np.array(results["C_grid"]),
-                100 * np.array(results["C_curve"], float),
-                True,
-            )
-        ]
+    series = [
+        Series(name, np.array(choice.C_grid), 100 * np.array(choice.C_curve), True)
+        for name, choice in curves or [("validation", results.choice)]
+        if choice.C_curve
+    ]
     if not series:
         return []
-    head, rows = choice(results)
-    by = FIGURES.get(results.get("selected_by", ""), "score")
+    head, rows = choice_columns(results)
+    by = FIGURES.get(results.choice.selected_by or "", "score")
     splits = " (the median of the splits')" if len(series) > 1 else ""
-    about = f"C = {_number(results.get('C'))}{splits}, by {head[1]}; of equals the smallest."
+    about = f"C = {cost(results.choice.C)}{splits}, by {head[1]}; of equals the smallest."
     drawn = html('<div class="charts">{c}</div>', c=chart(series, "C", f"{by}, %", log_x=True))
     return [Section("c", "The choice of C", drawn + table(head, rows, numbers=(0, 1)), about)]
 
@@ -537,7 +409,7 @@ def _mistakes(
             np.ones(len(of_class), bool) if ranking.predicted is None else ranking.predicted == k
         )
         lines = []
-        for kind, title, wanted in (
+        for kind, caption, wanted in (
             ("right", "best-scored right", of_class & chosen),
             ("wrong", "best-scored wrong", (ranking.truth[:, k] == -1) & chosen),
         ):
@@ -555,7 +427,7 @@ def _mistakes(
             lines.append(
                 html(
                     '<p class="soft">{title}</p><div class="pictures {kind}">{figures}</div>',
-                    title=title,
+                    title=caption,
                     kind=kind,
                     figures=join(figures) if figures else none,
                 )
@@ -604,18 +476,16 @@ def _pictures(features: Features, items: datasets.Items | None) -> Callable[[int
     return of
 
 
-def _map(
-    features: Sequence[Features], model: Model | None, results: dict[str, Any]
-) -> list[Section]:
+def _map(features: Sequence[Features], model: Model | None, results: Results) -> list[Section]:
     readable = np.flatnonzero(np.logical_and.reduce([file.readable for file in features]))
     if len(readable) < 3:
         return []
     picked = readable
     if len(picked) > MAPPED:
         picked = np.sort(np.random.default_rng(0).choice(readable, MAPPED, replace=False))
-    parts = [part.get("scales") for part in results.get("features", [])] or [None] * len(features)
-    scales = [part.scales for part in model.parts] if model else [q and tuple(q) for q in parts]
-    pool = model.pool if model else results.get("pool", protocol_of(results["protocol"]).pool)
+    scales: list[tuple[int, ...] | None] = [tuple(part.scales) for part in results.made.features]
+    scales = [part.scales for part in model.parts] if model else scales or [None] * len(features)
+    pool = model.pool if model else results.pool
     X = fuse(
         [aggregate(file.read(q, picked), pool) for file, q in zip(features, scales, strict=True)]
     )
@@ -663,40 +533,16 @@ def _plane(X: np.ndarray) -> tuple[np.ndarray, str]:
         return tsne.fit_transform(components), "t-SNE, from the first principal components,"
 
 
-def _how_made(results: dict[str, Any]) -> Markup:
+def _how_made(results: Results) -> Markup:
     rows = []
-    for part in results.get("features", []):
-        rows += [
-            (
-                f"net {part.get('net')}",
-                f"{part.get('weights')}, sha256 {str(part.get('fingerprint'))[:12]}",
-            )
-        ]
-        mirror = "with mirror images" if part.get("mirror") else "without mirror images"
-        scales = ", ".join(map(str, part.get("scales", [])))
-        rows += [("descriptor", f"{part.get('layer')}, Q = {scales}, {mirror}")]
-    rows += [("solver", str(results.get("solver")).replace("_", " "))]
-    rows += [
-        ("versions", ", ".join(f"{k} {v}" for k, v in (results.get("versions") or {}).items()))
-    ]
+    for part in results.made.features:
+        rows += [(f"net {part.net}", f"{part.weights}, sha256 {str(part.fingerprint)[:12]}")]
+        mirror = "with mirror images" if part.mirror else "without mirror images"
+        scales = ", ".join(map(str, part.scales))
+        rows += [("descriptor", f"{part.layer}, Q = {scales}, {mirror}")]
+    rows += [("solver", str(results.solver).replace("_", " "))]
+    rows += [("versions", ", ".join(f"{k} {v}" for k, v in results.made.versions.items()))]
     body = table(("", ""), rows, numbers=())
-    if results.get("command"):
-        body += html("<p><code>{c}</code></p>", c=results["command"])
+    if results.made.command:
+        body += html("<p><code>{c}</code></p>", c=results.made.command)
     return body
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """results.json of `vggfeat svm --json`. Raises VggfeatError when it isn't one."""
-    text = read_text(path, "results", "write them with `vggfeat svm --json`")
-    return checked_results(parse_json(text, path), path)
-
-
-def checked_results(results: Any, where: Any) -> dict[str, Any]:
-    """The results, where they are what `vggfeat svm` writes. Raises VggfeatError, which begins with
-    `where`.
-    """
-    results = fitted(results, Results, where)
-    for choice in (results, *results.get("per_split", [])):
-        if len(choice.get("C_grid", [])) != len(choice.get("C_curve", [])):
-            raise VggfeatError(f"{where}: C_grid and C_curve have different lengths")
-    return results

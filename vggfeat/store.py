@@ -19,6 +19,7 @@ import numpy as np
 
 from vggfeat.checked import OneOf, Range, Several, path_of, shown, sides
 from vggfeat.datasets.items import name_digest
+from vggfeat.devices import PRECISIONS
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
 
@@ -55,7 +56,7 @@ class Description:
     mirror: bool
     pool: Annotated[str, OneOf(("floor", "ceil", "none"))]
     filter: str
-    precision: Annotated[str, OneOf(("float32", "bfloat16"))]
+    precision: Annotated[str, OneOf(PRECISIONS)]
     decoder: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +115,8 @@ class Features:
     @property
     def readable(self) -> np.ndarray:
         """(N,) bool: rows that have descriptors."""
-        return self.status == DONE
+        readable_N: np.ndarray = self.status == DONE
+        return readable_N
 
     @cached_property
     def rows_digest(self) -> str:

@@ -10,7 +10,7 @@ weight of a constant feature 1 (`intercept_scaling=1`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -25,9 +25,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
+from vggfeat.devices import resolve_device
 from vggfeat.metrics import mean_average_precision
 from vggfeat.solver import LOSSES, Solution, Solver
-from vggfeat.weights import resolve_device
 
 SOLVERS = ("newton", "liblinear")
 C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
@@ -267,64 +267,65 @@ class LinearSVM(_OneAgainstTheRest):
         0/1 indicator is refused: its 0 would mean "left out"), a single class, negative weights, or
         parameters out of range.
         """
-        return next(self._path(X, y, [self.C], sample_weight, lambda C: self))
+        return Path(self, X, y, sample_weight).into(self)
 
-    def path(self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
-        """A fitted classifier for each C in turn, each started from the one before. Raises as
-        `fit`.
-        """
-        return self._path(X, y, Cs, None, lambda C: clone(self).set_params(C=C))
+    def path(self, X: ArrayLike, y: ArrayLike) -> Path:
+        """For classifiers of several C on the same images, one after another. Raises as `fit`."""
+        return Path(self, X, y)
 
-    def _path(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        Cs: Iterable[float],
-        sample_weight: ArrayLike | None,
-        model_of: Callable[[float], LinearSVM],
-    ) -> Iterator[LinearSVM]:
-        before = (
-            (self.classes_, self.coef_, self.intercept_)
-            if self.warm_start and hasattr(self, "coef_")
-            else None
-        )
-        X_ND, targets_NP, weights_N, costs_NP = self._read(X, y, sample_weight)
-        present = weights_N > 0
-        possible = _both_signs(targets_NP[present])
-        solved = targets_NP[:, possible]
-        costs_NP = costs_NP[:, possible] if costs_NP.shape[1] > 1 else costs_NP
-        near = None
+
+class Path:
+    """Classifiers on the same images, each started from the one before.
+
+    svm: has their settings but C, and with warm_start where the first one starts.
+    """
+
+    def __init__(
+        self, svm: LinearSVM, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> None:
+        warm = svm.warm_start and hasattr(svm, "coef_")
+        before = (svm.classes_, svm.coef_, svm.intercept_) if warm else None
+        X_ND, targets_NP, weights_N, costs_NP = svm._read(X, y, sample_weight)
+        self.svm, self.X_ND, self.targets_NP, self.present = svm, X_ND, targets_NP, weights_N > 0
+        possible = _both_signs(targets_NP[self.present])
+        self.solved, self.costs_NP = targets_NP[:, possible], _of(possible, costs_NP)
+        self.near: tuple[NDArray, NDArray] | None = None
         if (
             before
-            and np.array_equal(before[0], self.classes_)
+            and np.array_equal(before[0], svm.classes_)
             and before[1].shape[1] == X_ND.shape[1]
         ):
-            near = before[1][possible], before[2][possible]
-        solver = Solver(X_ND, resolve_device(self.device)) if self.solver == "newton" else None
-        start: Tensor | None = None
-        for C in Cs:
-            _positive("C", C)
-            if solver is None:
-                solution = _liblinear(X_ND, solved, costs_NP, C, self.loss, self.tol)
-            else:
-                solution = solver.solve(
-                    solved,
-                    C,
-                    weights_NP=costs_NP,
-                    loss=self.loss,
-                    tol=self.tol,
-                    start=start,
-                    near=near,
-                )
-                start, near = solution.state, None
-            model = model_of(C)
-            model.n_features_in_, model.classes_, model.multilabel_ = (
-                X_ND.shape[1],
-                self.classes_,
-                self.multilabel_,
+            self.near = before[1][possible], before[2][possible]
+        newton = svm.solver == "newton"
+        self.solver = Solver(X_ND, resolve_device(svm.device)) if newton else None
+        self.start: Tensor | None = None
+
+    def fit(self, C: float) -> LinearSVM:
+        """The next one. Raises ValueError for a C that is not positive."""
+        model: LinearSVM = clone(self.svm)
+        return self.into(model.set_params(C=C))
+
+    def into(self, model: LinearSVM) -> LinearSVM:
+        """The next one, with its own C, as attributes of model. Raises as `fit`."""
+        _positive("C", model.C)
+        svm = self.svm
+        if self.solver is None:
+            solution = _liblinear(self.X_ND, self.solved, self.costs_NP, model.C, svm.loss, svm.tol)
+        else:
+            solution = self.solver.solve(
+                self.solved,
+                model.C,
+                weights_NP=self.costs_NP,
+                loss=svm.loss,
+                tol=svm.tol,
+                start=self.start,
+                near=self.near,
             )
-            model._set(solution, targets_NP, present)
-            yield model
+            self.start, self.near = solution.state, None
+        model.n_features_in_, model.classes_ = self.X_ND.shape[1], svm.classes_
+        model.multilabel_ = svm.multilabel_
+        model._set(solution, self.targets_NP, self.present)
+        return model
 
 
 class LinearSVMCV(_OneAgainstTheRest):
@@ -468,6 +469,11 @@ def _liblinear(
     return Solution(
         np.array(coef), np.array(intercept), nothing, gap, nothing, np.array(steps), Tensor()
     )
+
+
+def _of(problems: NDArray[np.bool_], costs_NP: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The costs of some of the problems; where all have the same, one column stands for all."""
+    return costs_NP[:, problems] if costs_NP.shape[1] > 1 else costs_NP
 
 
 def _both_signs(targets_NP: NDArray) -> NDArray[np.bool_]:

@@ -2,7 +2,8 @@
 errors in one line.
 
 Results go to stdout, everything else to stderr. Exit status: 0 done; 1 it failed, one line says
-why; 2 usage; 3 done, but some inputs were unreadable; 130, 143 left on Ctrl-C, SIGTERM.
+why; 2 what was typed is wrong, whatever lies on the disk; 3 done, but some inputs were unreadable;
+130, 143 left on Ctrl-C, SIGTERM.
 
 Names and attributes come from strangers' files: no text reaches the terminal but through
 `printable`. And a terminal that is closed, full or gone ends no work: what can't be written there
@@ -11,7 +12,6 @@ is dropped, and `run` says so at the end.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import logging
@@ -44,10 +44,11 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from vggfeat.errors import VggfeatError, out_of_memory, reason
+from vggfeat.devices import keep_memory, out_of_memory
+from vggfeat.errors import VggfeatError, WrongUsage, reason
+from vggfeat.machine import duration
 
 NARROWEST = 20  # columns; where COLUMNS says 0, rich prints nothing
-CORES = os.cpu_count() or 1
 LISTED = 20  # unreadable images that are told one by one
 LINE_SECONDS = 10.0  # between lines of progress, where there is no terminal
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -143,15 +144,6 @@ def list_unreadable(bad: dict[str, str], rest: str = "") -> None:
         say(f"unreadable: and {len(bad) - LISTED:,} more" + (f"; {rest}" if rest else ""))
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would say: "90.0 s", "12.5 min", "3.4 h", "5.2 days"."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
 _running: typer.Typer | None = None
 
 
@@ -170,14 +162,20 @@ def in_options(text: str) -> str:
 def _options_of(app: typer.Typer) -> dict[str, str]:
     """The options of the command that was typed, by the arguments that they stand for."""
     command = typer.main.get_command(app)
-    commands = getattr(command, "commands", {"": command})
-    typed = next((word for word in sys.argv[1:] if word in commands), "")
+    if commands := getattr(command, "commands", None):
+        command = commands.get(_typed(app))
     options = [
         option
-        for parameter in getattr(commands.get(typed), "params", [])
+        for parameter in getattr(command, "params", [])
         for option in (*parameter.opts, *parameter.secondary_opts)
     ]
     return {option[2:].replace("-", "_"): option for option in options if option.startswith("--")}
+
+
+def _typed(app: typer.Typer) -> str:
+    """Which of several commands was typed, as "svm"; "" where there is but one, or none was."""
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    return next((word for word in sys.argv[1:] if word in commands), "")
 
 
 def command() -> str:
@@ -203,7 +201,7 @@ def ending_well() -> Iterator[Caught]:
     """
     caught = Caught()
 
-    def end(number: int, frame: Any) -> None:
+    def end(number: int, _frame: Any) -> None:
         if caught.signal:
             if time.monotonic() - caught.at > SAME_SECONDS:
                 os._exit(128 + number)
@@ -275,22 +273,6 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
             say(f"{verb}: {done:,.0f} of {total:,} images, {rate:,.1f} images/s, {left} left")
 
     yield line
-
-
-def keep_memory() -> None:
-    """Make a process keep what its forward passes have freed, for the next: a third of their time
-    on a CPU.
-
-    PyTorch asks for large pages, a layer's map of 50 MB is faulted in by 25 of them instead of by
-    12,000 small ones (read at its first allocation, so call this before PyTorch is imported); and
-    glibc gives a freed map to the next layer instead of back to the system.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Sturdy(io.RawIOBase):
@@ -423,7 +405,13 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         say(f"{program}: interrupted")
         return 128 + caught.signal
     if hasattr(error, "format_message"):  # Typer's errors of usage
-        return _wrong_usage(error, program)
+        context = getattr(error, "ctx", None)
+        typed = context.command_path if context else name
+        _say_wrong_usage(typed, error.format_message())
+        return int(getattr(error, "exit_code", WrongUsage.status))
+    if isinstance(error, WrongUsage):
+        _say_wrong_usage(f"{name} {_typed(app)}".rstrip(), in_options(str(error)))
+        return WrongUsage.status
     text = in_options(" ".join(str(error).split()))
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
         text = f"{error.filename}: {reason(error)}"  # a share that is away, a name that is too long
@@ -448,10 +436,8 @@ def _completing(name: str) -> bool:
     return bool(asked) or f"_{name.upper()}_COMPLETE" in os.environ
 
 
-def _wrong_usage(error: Any, program: str) -> int:
+def _say_wrong_usage(typed: str, text: str) -> None:
     """Say what is wrong with the command line, and where its help is."""
-    typed = error.ctx.command_path if getattr(error, "ctx", None) else program
-    text = " ".join(str(error.format_message()).split())
+    text = " ".join(text.split()).rstrip(".")
     if text:  # none where nothing was typed: the help has been printed
-        say(f"{typed.removeprefix('python -m ')}: {text.rstrip('.')}; see {typed} --help")
-    return int(error.exit_code)
+        say(f"{typed.removeprefix('python -m ')}: {text}; see {typed} --help")

@@ -280,4 +280,6 @@ class VGG(nn.Module):
         training mode.
         """
         self._require("fc8")
-        return self.classifier(torch.flatten(fused.layers(self.features, x_NCHW), 1))
+        pool5 = fused.layers(self.features, x_NCHW)
+        scores: Tensor = self.classifier(torch.flatten(pool5, 1))
+        return scores

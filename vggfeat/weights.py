@@ -1,10 +1,8 @@
-"""A name or a path -> a ready network: its weights, the preprocessing that belongs to them, a
-fingerprint.
+"""A network: a net with its weights, the preprocessing that belongs to them, and a fingerprint; and
+the file of one, read and written.
 
-`SOURCES` lists the names. What a file says of itself, by its metadata or by the names in it, is
-believed: a source that says otherwise (`torchvision:vgg16@FILE`) is refused. Names, types and
-shapes are compared with the net's before a value is used (`tensors` reads them), and a net has at
-most `vgg.MOST_PARAMETERS` parameters.
+Names, types and shapes are compared with the net's before a value is used (`tensors` reads them),
+and a net has at most `vgg.MOST_PARAMETERS` parameters. `sources` knows where weights come from.
 """
 
 from __future__ import annotations
@@ -13,12 +11,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
+from typing import Any, Protocol, Self, cast
 
 import safetensors.torch
 import torch
@@ -26,43 +22,43 @@ from torch import Tensor, nn
 
 from vggfeat import __version__
 from vggfeat.checked import fitted, parse_json, shown
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.devices import dtype_of, resolve_device, resolve_precision
+from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
-from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing, said
-from vggfeat.tensors import ENDINGS, bare, read
-from vggfeat.vgg import FC_LAYERS, NETS, TABLE_1, VGG, layer_keys
+from vggfeat.images import Preprocessing, said
+from vggfeat.tensors import bare, read
+from vggfeat.vgg import FC_LAYERS, NETS, VGG, layer_keys
 
-# Conversions of the authors' Caffe files; the digits in a name are the first of its sha256.
-OXFORD = {
-    "D": "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
-    "E": "https://web.eecs.umich.edu/~justincj/models/vgg19-d01eb7cb.pth",
-}
-# sha1 of the authors' own files, VGG_ILSVRC_16_layers.caffemodel and that of 19 layers, as Caffe's
-# model zoo has them
-CAFFEMODELS = {
-    "D": "9363e1f6d65f7dba68c4f27a1e62105cdf6c4e24",
-    "E": "239785e7862442717d831f682bb824055e51e9ba",
-}
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
-MINI = {net: Path(__file__).parent / "assets" / f"mini-{net}.safetensors" for net in ("A", "D")}
 WHOLE = {"width": "1", "crop": "224"}  # of a released net
 MINI_WORKS = "without a network `weights` mini works"
-SOURCES = [
-    ("mini, mini:A", "small nets D and A that come with the package, 5 MB each: for trying things"),
-    ("oxford:D", "the authors' released net D (default); BGR 0-255 minus the mean, ceil pooling"),
-    ("oxford:E", "the authors' released net E"),
-    ("oxford:D@FILE", "the same from a local file: their conversion, or the authors' .caffemodel"),
-    ("torchvision:vgg16", "torchvision's own VGG (vgg11, vgg13, vgg16, vgg19); also @FILE"),
-    (
-        "torchvision:vgg16.IMAGENET1K_FEATURES",
-        "the released convolutions without FC layers; also @FILE",
-    ),
-    ("timm:NAME", "any timm backbone that takes images of any size; also @FILE"),
-    ("random:NET,width=W,crop=C,seed=S,classes=K", "an untrained net: the floor of a comparison"),
-    ("FILE.safetensors", "a weights file with its metadata (net, mean, channel order, ...)"),
-    ("FILE.pth", "PyTorch's file of a conversion of the authors' net, known by its names"),
-    ("FILE.caffemodel", "Caffe's file of a net of Table 1, as the authors released theirs"),
-]
+
+
+class Backbone(Protocol):
+    """What a Network asks of its module, an nn.Module: a VGG, a timm model, or another such one.
+
+    layers: names, first to last. channels: layer -> length D of its descriptor.
+    """
+
+    layers: list[str]
+    channels: dict[str, int]
+
+    def min_side(self, layer: str) -> int:
+        """Smallest image side in pixels that the layer can be computed on."""
+
+    def __call__(self, x_NCHW: Tensor, layer: str) -> Tensor:
+        """The layer's map (N, D, h, w) of preprocessed images, all of one size."""
+
+    # as every nn.Module has them
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @property
+    def to(self) -> Callable[..., Self]: ...
 
 
 @dataclass
@@ -70,14 +66,13 @@ class Network:
     """A network, what its input must look like, and which weights it has.
 
     spec: what loads the same weights again.
-    module: a VGG, or a timm backbone in the same clothes.
     fingerprint: sha256 of the tensors (names, types, shapes, bytes) as they were read.
     metadata: the strings of the weights file (contract: net, mean, channel_order, pool, …).
     classes: names of fc8's outputs, where they are known.
     """
 
     spec: str
-    module: Any
+    module: Backbone
     preprocessing: Preprocessing
     fingerprint: str
     metadata: dict[str, str]
@@ -112,6 +107,14 @@ class Network:
         low, high = train_scale(self.metadata.get("train_scale", "")) or (256, 512)
         return (low,) if low == high else (low, (low + high) // 2, high)
 
+    def vgg(self, need: str = "give weights of one") -> VGG:
+        """The module as a net of Table 1. Raises VggfeatError where it is another, and tells the
+        need.
+        """
+        if not isinstance(self.module, VGG):
+            raise VggfeatError(f"{self.spec} is no net of Table 1: {need}")
+        return self.module
+
     def require(self, layer: str) -> None:
         """Raise VggfeatError unless the weights reach `layer`."""
         if layer not in self.layers:
@@ -135,21 +138,21 @@ class Network:
         precision.
         """
         self.require(layer)
-        return self.module(x_NCHW.to(DTYPES[self.precision]), layer)
+        return self.module(x_NCHW.to(dtype_of(self.precision)), layer)
 
     def crop_scores(self, x_NCHW: Tensor) -> Tensor:
         """Scores (N, K) of preprocessed float32 crops, FC layers as matrices, in the network's
         precision.
         """
         self.require("fc8")
-        return self.module.crop_scores(x_NCHW.to(DTYPES[self.precision]))
+        return self.vgg().crop_scores(x_NCHW.to(dtype_of(self.precision)))
 
     def scores(self, fc7_ND: Tensor) -> Tensor:
         """fc8 of fc7 descriptors: (N, K) float32. Of a mean descriptor it is the mean score map
         (fc8 is linear).
         """
         self.require("fc8")
-        fc8 = self.module.classifier[-1]
+        fc8 = cast(nn.Linear, self.vgg().classifier[-1])
         return nn.functional.linear(fc7_ND.float(), fc8.weight.float(), fc8.bias.float())
 
     def set_pool(self, pool: str) -> Network:
@@ -158,9 +161,7 @@ class Network:
 
         Raises VggfeatError for a timm backbone, whose pooling is its own.
         """
-        if not isinstance(self.module, VGG):
-            raise VggfeatError(f"{self.spec} is no net of Table 1: its pooling can't be set")
-        self.module.set_pool(pool)
+        self.vgg("its pooling can't be set").set_pool(pool)
         self.metadata["pool"] = pool
         return self
 
@@ -178,7 +179,7 @@ class Network:
             )
         self.device, self.precision = place, wanted
         self.module.to(
-            device=self.device, dtype=DTYPES[self.precision], memory_format=torch.channels_last
+            device=self.device, dtype=dtype_of(self.precision), memory_format=torch.channels_last
         )
         return self
 
@@ -189,109 +190,6 @@ def train_scale(text: str) -> tuple[int, int] | None:
     """
     low, _, high = text.partition("-")
     return (int(low), int(high or low)) if text else None
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" -> "bfloat16" where the hardware multiplies bfloat16, else "float32"; other names
-    unchanged.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            # bfloat16 without these instructions is emulated: slower than float32, and no better
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bfloat16" if fast else "float32"
-    if not isinstance(precision, str) or precision not in DTYPES:
-        raise VggfeatError(f"precision {shown(precision)} is not one of auto, {', '.join(DTYPES)}")
-    return precision
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" -> the first GPU, or the CPU; a GPU that isn't there raises VggfeatError."""
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if not isinstance(device, str | torch.device):
-            raise TypeError
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise VggfeatError(
-            f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N"
-        ) from error
-    if resolved.type not in ("cpu", "cuda"):
-        raise VggfeatError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if resolved.type == "cuda" and (resolved.index or 0) >= count:
-        raise VggfeatError(
-            f"device {device!r} is not there: PyTorch sees {count} GPUs; give `device` cpu"
-        )
-    return resolved
-
-
-def load(
-    name: str | os.PathLike[str],
-    weights: str | os.PathLike[str] | None = None,
-    *,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-) -> Network:
-    """A ready network, in evaluation mode, on the hardware's device in its precision, as the
-    commands have it.
-
-    name: a spec (see `SOURCES`), a path, or a net of Table 1 ("D", "E": the released weights).
-    weights: a spec or path; `name` must then be the net that it holds.
-    device: "auto", the first GPU or else the CPU; "cpu", "cuda", "cuda:N".
-    precision: "auto", bfloat16 where the device multiplies it, else float32; "float32", "bfloat16".
-    Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network, no such
-    device.
-    """
-    for what, given in (("name", name), ("weights", name if weights is None else weights)):
-        if not isinstance(given, str | os.PathLike):
-            raise VggfeatError(
-                f"`{what}` must be a source of weights, as 'mini' or 'oxford:D', or a path, not"
-                f" {shown(given)}"
-            )
-    device = resolve_device(device)
-    precision = resolve_precision(precision, device)
-    name = os.fspath(name)
-    if weights is not None:
-        spec = f"mini:{name}" if weights == "mini" else weights
-        network = load(spec, device=device, precision=precision)
-        if name != network.name:
-            raise VggfeatError(
-                f"weights {weights} hold net {network.name}, not {name}: give that net, or the"
-                " weights alone"
-            )
-        return network
-    if name in NETS:
-        if name not in OXFORD:
-            raise VggfeatError(
-                f"no weights were released for net {name} (but for D and E): give a file as"
-                " `weights`"
-            )
-        name = f"oxford:{name}"
-    if name == "mini":
-        name = "mini:D"
-    if "\0" in name:
-        raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
-    source, _, rest = name.partition(":")
-    if rest and source in _LOADERS:
-        what, _, file = rest.partition("@")
-        network = _LOADERS[source](what, Path(os.path.realpath(file)) if file else None)
-    elif Path(name).suffix in ENDINGS or os.path.lexists(name):
-        network = _load_file(Path(name))
-    else:
-        raise VggfeatError(
-            f"weights {shown(name)} are not known: there is no such file, and no such source; give"
-            " a file, or one of mini, oxford:D, torchvision:vgg16, timm:NAME, random:A (see"
-            " `vggfeat weights`)"
-        )
-    network.module.eval().requires_grad_(False)
-    return network.to(device, precision)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -321,7 +219,7 @@ def save_weights(
     all.
     """
     metadata = {
-        **_vgg_metadata(module, preprocessing),
+        **vgg_metadata(module, preprocessing),
         "classes": json.dumps(classes or []),
         "train_scale": train_scale,
         "source": source,
@@ -345,7 +243,7 @@ def write_tensors(
         safetensors.torch.save_file(tensors, partial, metadata=metadata)
 
 
-def _vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:
+def vgg_metadata(module: VGG, preprocessing: Preprocessing) -> dict[str, str]:
     return {
         "net": module.net,
         "num_classes": str(module.num_classes),
@@ -373,7 +271,7 @@ TIMM_FC = {
 _OTHER_HEAD = re.compile(r"(classifier\.(6\.(?!weight$|bias$)|[7-9]\.|[1-9][0-9]+\.)|head\.|fc\.)")
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_net(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors of a net of Table 1 by their names, in whose convention ever, and what the file says
     of itself.
     """
@@ -384,12 +282,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     ]:
         raise VggfeatError(
             f"{path} has batch normalisation ({shown(normed[0])}), which no net of Table 1 has: "
-            f"give timm:{_torchvisions(tensors)}_bn@{path}"
+            f"give timm:{torchvisions_name(tensors)}_bn@{path}"
         )
     return tensors, said(metadata)
 
 
-def _torchvisions(tensors: Mapping[str, Tensor]) -> str:
+def torchvisions_name(tensors: Mapping[str, Tensor]) -> str:
     """torchvision's name of a net with so many convolutions."""
     count = sum(v.ndim == 4 and key.startswith(("features", "conv")) for key, v in tensors.items())
     by_count = {8: "vgg11", 10: "vgg13", 13: "vgg16", 16: "vgg19"}
@@ -484,42 +382,7 @@ def agreed(
     return agreed
 
 
-def _load_file(path: Path) -> Network:
-    tensors, metadata = _read(path)
-    place = os.path.realpath(
-        path
-    )  # kept in feature files and models, which are used from other folders
-    if "net" in metadata and "mean" in metadata:
-        return _vgg_network(place, tensors, metadata)
-    if "classifier.1.weight" in tensors and "mean" not in metadata:
-        network = _oxford(_net_by_convolutions(tensors, path), Path(place))
-        network.spec = place  # by its names alone it is nobody's
-        return network
-    sources = [f"timm:NAME@{path}"]
-    if any(key.startswith(("features.", "conv")) for key in tensors):
-        sources = [f"torchvision:{_torchvisions(tensors)}@{path}"]
-        if "classifier.0.weight" not in tensors:
-            sources += [
-                f"oxford:{net}@{path}"
-                for net in OXFORD
-                if TORCHVISION_NETS[_torchvisions(tensors)] == net
-            ]
-    raise VggfeatError(
-        f"{path} doesn't say which preprocessing its weights need; name the source, as in"
-        f" {' or '.join(sources)}, or make a .safetensors file whose metadata tell it"
-        " (docs/formats.md)"
-    )
-
-
-def _net_by_convolutions(tensors: Mapping[str, Tensor], path: Path) -> str:
-    count = sum(v.ndim == 4 for v in tensors.values())
-    for net in OXFORD:
-        if count == sum(len(stage) for stage in TABLE_1[net]):
-            return net
-    raise VggfeatError(f"{path} has {count} convolutions; the released nets have 13 (D) or 16 (E)")
-
-
-def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Network:
+def vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Network:
     """A Network from a state dict and the facts about it; it reaches as far as the weights do.
     Empties `tensors`.
     """
@@ -586,7 +449,7 @@ def _vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, s
         )
     with torch.device("meta"):
         module = VGG(net, num_classes, width, crop, pool, until=reach)
-    own = {"source": spec, **metadata, **_vgg_metadata(module, facts.preprocessing)}
+    own = {"source": spec, **metadata, **vgg_metadata(module, facts.preprocessing)}
     sha256 = fingerprint(tensors)
     # copied, as a file that is only mapped may change, or shrink under the process; one by one, as
     # they may be large
@@ -642,60 +505,6 @@ def finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
-# --- sources --------------------------------------------------------------------------------------
-
-
-def _of_source(
-    source: str, file: Path | None, url: str, release: Mapping[str, str], caffemodel: str = ""
-) -> Network:
-    """The net of a release: downloaded, or from a file that doesn't contradict what the release is.
-
-    Of another file than the released one, byte for byte, nothing is known of who trained it, and at
-    which S. caffemodel: sha1 of another file of the same release.
-    """
-    path = _downloaded(url, source) if file is None else file
-    tensors, metadata = _read(path)
-    names_tell = any(key.startswith(("classifier.", "fc")) for key in tensors)
-    if file is None:
-        if not _checksum(path, "sha256").startswith(_digits(url)):
-            raise VggfeatError(
-                f"{path} is not the released file: its sha256 doesn't begin with {_digits(url)};"
-                f" move it away, and the released one is fetched, or give {source}@FILE"
-            )
-        return _vgg_network(source, tensors, release)
-    if "mean" not in metadata:
-        refuse_other_release(source, file, tensors)
-    fc8 = tensors.get("classifier.6.weight", tensors.get("fc8.weight"))
-    outputs = len(fc8) if fc8 is not None and fc8.ndim else None
-    facts = agreed(source, file, release, metadata, outputs)
-    if (
-        not _checksum(file, "sha256").startswith(_digits(url))
-        and _checksum(file, "sha1") != caffemodel
-    ):
-        name = url.rpartition("/")[2]
-        told = (
-            "" if names_tell or "mean" in metadata else f"; preprocessing as of {source}, as asked"
-        )
-        claims = {"train_scale": "", "source": f"{file}, which is not the released {name}{told}"}
-        facts |= {key: metadata.get(key, value) for key, value in claims.items() if key in release}
-    return _vgg_network(f"{source}@{file}", tensors, facts)
-
-
-def _checksum(path: Path, kind: str) -> str:
-    """Of a file's bytes, as hex; kind: as hashlib calls it."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, kind).hexdigest()
-    except OSError as error:
-        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
-
-
-def _digits(url: str) -> str:
-    """The first digits of a released file's sha256, which its name ends with."""
-    found = re.search(r"-([0-9a-f]{8,})\.", url.rpartition("/")[2])
-    return found[1] if found else ""
-
-
 def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise VggfeatError where the names, or FC layers of NaN, tell that a file is another
     release's.
@@ -710,7 +519,7 @@ def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor])
     if torchvisions and source.startswith("oxford"):
         raise VggfeatError(
             f"{file} has torchvision's names (classifier.0), not those of the conversion of the"
-            f" authors' nets: give torchvision:{_torchvisions(tensors)}@{file}, or a file whose"
+            f" authors' nets: give torchvision:{torchvisions_name(tensors)}@{file}, or a file whose"
             " metadata say what it is"
         )
     features = "torchvision:vgg16.IMAGENET1K_FEATURES"
@@ -728,146 +537,3 @@ def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor])
             told = "has NaN for its FC layers, as" if empty else "has FC layers, unlike"
             other = features if empty else "torchvision:vgg16"
             raise VggfeatError(f"{file} {told} {features}: give {other}@{file}")
-
-
-def _oxford(net: str, file: Path | None) -> Network:
-    if net not in OXFORD:
-        raise VggfeatError(
-            f"no weights were released for net {net!r}; there are oxford:D and oxford:E"
-        )
-    release = {
-        "net": net,
-        **CAFFE.to_metadata(),
-        **WHOLE,
-        "pool": "ceil",
-        "classes": json.dumps(_imagenet_categories()),
-        "train_scale": "256-512",
-        "source": OXFORD[net],
-    }
-    return _of_source(f"oxford:{net}", file, OXFORD[net], release, CAFFEMODELS[net])
-
-
-def _mini(net: str, file: Path | None) -> Network:
-    if net not in MINI or file is not None:
-        raise VggfeatError(
-            f"there are no mini weights {net!r}: give {' or '.join(f'mini:{n}' for n in MINI)}"
-        )
-    network = _load_file(MINI[net])
-    network.spec = f"mini:{net}"  # wherever the package lies
-    return network
-
-
-def _imagenet_categories() -> list[str]:
-    """Names of the 1,000 ILSVRC classes in synset order, which is the released nets' (Caffe's)
-    too.
-    """
-    from torchvision.models import VGG16_Weights
-
-    return list(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
-
-
-def _downloaded(url: str, spec: str) -> Path:
-    """The file of a release in PyTorch's cache, fetched into it where it isn't there. Raises
-    VggfeatError.
-    """
-    name = url.rpartition("/")[2]
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    digits = _digits(url)
-    path = folder / name
-    try:
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, os.fspath(path), hash_prefix=digits)
-    except (URLError, HTTPException, OSError, RuntimeError) as error:
-        raise VggfeatError(
-            f"could not get {url}: {reason(error)}; fetch it by hand (its sha256 begins with"
-            f" {digits}), and give {spec}@FILE or put it into {folder}; {MINI_WORKS}; a file of the"
-            " convolutions alone does for `layer` pool5 and those before it: extract, and all that"
-            " reads its feature file"
-        ) from error
-    return path
-
-
-def _torchvision(what: str, file: Path | None) -> Network:
-    from torchvision.models import get_model_weights
-
-    architecture, _, entry = what.partition(".")
-    if architecture not in TORCHVISION_NETS:
-        raise VggfeatError(
-            f"torchvision:{shown(architecture)[1:-1]} is not a net of Table 1; there are "
-            f"{', '.join(TORCHVISION_NETS)} (for other models: timm:NAME)"
-        )
-    enum = get_model_weights(architecture)
-    entries = list(enum.__members__)
-    if entry and entry not in entries:
-        raise VggfeatError(
-            f"torchvision:{architecture} has no weights {entry!r}; there are {', '.join(entries)}"
-        )
-    weights = enum[entry] if entry else enum["IMAGENET1K_V1"]
-    # the enum's own transform: the preprocessing comes with the weights
-    transform = weights.transforms()
-    preprocessing = Preprocessing(
-        mean=tuple(transform.mean), std=tuple(transform.std), channel_order="RGB", input_range=1.0
-    )
-    release = {
-        "net": TORCHVISION_NETS[architecture],
-        **preprocessing.to_metadata(),
-        **WHOLE,
-        # the released convolutions, trained in Caffe; torchvision's own training rounded down
-        "pool": "ceil" if entry == "IMAGENET1K_FEATURES" else "floor",
-        "classes": json.dumps(list(weights.meta.get("categories") or [])),
-        "source": weights.url,
-    }
-    return _of_source(f"torchvision:{what}", file, weights.url, release)
-
-
-def _random(what: str, file: Path | None) -> Network:
-    """An untrained net: He's normal initialisation (fan-in), zero biases, from an explicit seed."""
-    net, *settings = what.split(",")
-    values: dict[str, float] = {"width": 1.0, "crop": 224, "seed": 0, "classes": 1000}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        try:
-            if key not in values:
-                raise ValueError(key)
-            values[key] = float(value) if key == "width" else int(value)
-            if key == "seed" and not 0 <= values[key] < 2**63:
-                raise ValueError(value)
-        except ValueError as error:
-            raise VggfeatError(
-                f"random:{what} has a setting {setting!r}; write"
-                " random:NET,width=0.25,crop=64,seed=0,classes=10"
-            ) from error
-    if file is not None:
-        raise VggfeatError("random: weights come from a seed, not from a file")
-    with torch.device("meta"):
-        module = VGG(
-            net, int(values["classes"]), values["width"], int(values["crop"])
-        )  # nothing too large
-    generator = torch.Generator().manual_seed(int(values["seed"]))
-    tensors = {}
-    for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):
-        if key.endswith("bias"):
-            tensors[key] = torch.zeros(shape)
-        else:
-            std = (2.0 / shape[1:].numel()) ** 0.5
-            tensors[key] = torch.empty(shape).normal_(0.0, std, generator=generator)
-    preprocessing = Preprocessing(
-        mean=CAFFE_MEAN_BGR[::-1], std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
-    )
-    return _vgg_network(f"random:{what}", tensors, _vgg_metadata(module, preprocessing))
-
-
-def _timm(what: str, file: Path | None) -> Network:
-    from vggfeat.backbones import load_timm  # which builds on this module
-
-    return load_timm(what, file)
-
-
-_LOADERS = {
-    "mini": _mini,
-    "oxford": _oxford,
-    "torchvision": _torchvision,
-    "random": _random,
-    "timm": _timm,
-}

@@ -17,7 +17,8 @@ import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,7 @@ from vggfeat.checked import shown
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import sync
-from vggfeat.hdf5 import Damaged, Layout, Place, Spec, damaged, decode, encode
+from vggfeat.hdf5 import Damaged, Layout, Spec, damaged, decode, encode
 from vggfeat.store import (
     DONE,
     FORMAT,
@@ -82,7 +83,8 @@ def stamp(source: Any) -> Stamp:
 class FeatureWriter:
     """Writes `path`.partial, or goes on where an earlier one stopped; `finish` gives it its name.
 
-    items: the rows. dim: D. dtype: "float16" or "float32". facts: further ones, JSON-able.
+    `open` takes the job: items: the rows. dim: D. dtype: "float16" or "float32". facts: further
+    ones, JSON-able.
     overwrite: `path` may exist, and a `path`.partial of other images, weights or options is begun
     anew. retry: `path` may exist; its unreadable rows are to be described once more (it is
     `path`.partial until then). say: what is odd and no reason to stop, in a sentence. `described`
@@ -95,6 +97,37 @@ class FeatureWriter:
 
     def __init__(
         self,
+        file: hdf5.File,
+        path: Path,
+        say: Callable[[str], None],
+        *,
+        first: bool,
+        replaces: bool = False,
+        taken_back: bool = False,
+        began: float,
+    ) -> None:
+        """Of a file that is laid out, and locked until it is closed: see `open` and `join`.
+
+        began: the opening of it, by time.monotonic.
+        """
+        self.path, self.partial, self.say = path, partial_of(path), say
+        self.first, self.replaces, self._taken_back = first, replaces, taken_back
+        self._file, self._places, self._number = file.descriptor, file.arrays, file.number
+        self._size = os.fstat(self._file).st_size
+        self._lost = ""  # what happened to the file while it was written
+        self._values: dict[tuple[int, int], np.ndarray] = {}
+        self._failures: dict[int, str] = {}
+        self._stamps: dict[int, Stamp] = {}
+        with damaged(self.partial):
+            self._status_NQ = _stored_status(file)
+            self._seconds = read_seconds(file)
+        unreadable_N = row_status(self._status_NQ) == UNREADABLE
+        self.described = (self._status_NQ == DONE) & ~unreadable_N[:, None]
+        self._started = self._last_flush = began
+
+    @classmethod
+    def open(
+        cls,
         path: str | os.PathLike[str],
         items: Items,
         description: Description,
@@ -104,37 +137,31 @@ class FeatureWriter:
         overwrite: bool = False,
         retry: bool = False,
         say: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        self._name(path, say)
+    ) -> FeatureWriter:
+        """The file as of a job, begun, or gone on with, or taken back; see the class."""
+        began, path = time.monotonic(), behind_link(path)
         if bad := [name for name in items.names if "\0" in name]:
             raise VggfeatError(
                 f"the name {bad[0]!r} of an image holds a zero byte, which no file's name can"
             )
-        finished = os.path.lexists(self.path)
+        finished = os.path.lexists(path)
         if finished and not (overwrite or retry):
-            raise VggfeatError(f"{self.path} {EXISTS}")
-        if not self.path.parent.is_dir():
-            raise VggfeatError(
-                f"there is no folder {self.path.parent} to write {self.path.name} in"
-            )
-        self.replaces = overwrite
+            raise VggfeatError(f"{path} {EXISTS}")
+        if not path.parent.is_dir():
+            raise VggfeatError(f"there is no folder {path.parent} to write {path.name} in")
         job = _Job(items, description, dim, np.dtype(dtype), facts or {})
+        make = partial(cls, path=path, say=say, first=True, replaces=overwrite, began=began)
         if finished and retry:
-            self._take_back(job)
-        else:
-            self._file = self._locked(self.partial, os.O_CREAT, fcntl.LOCK_EX)
-            try:
-                if os.path.lexists(self.path) and not (
-                    overwrite or retry
-                ):  # its writer has just ended
-                    if not os.fstat(self._file).st_size:
-                        self.partial.unlink()
-                    raise VggfeatError(f"{self.path} {EXISTS}")
-                self._open(job, overwrite)
-            except BaseException:
-                os.close(self._file)
-                raise
-        self.first = True
+            return _taken_back(path, job, say, make)
+        descriptor = _locked(partial_of(path), os.O_CREAT, fcntl.LOCK_EX, say)
+        with _closed_on_failure(descriptor):
+            if os.path.lexists(path) and not (overwrite or retry):  # its writer has just ended
+                if not os.fstat(descriptor).st_size:
+                    partial_of(path).unlink()
+                raise VggfeatError(f"{path} {EXISTS}")
+            return _gone_on_with(descriptor, path, job, overwrite, make) or make(
+                _begun(descriptor, path, job)
+            )
 
     @classmethod
     def join(
@@ -143,174 +170,15 @@ class FeatureWriter:
         """A writer of some of the rows of a file that another process of the same extraction has
         made and shares.
         """
-        writer = cls.__new__(cls)
-        writer._name(path, say)
-        writer.first = False
-        writer._file = writer._locked(writer.partial, 0, fcntl.LOCK_SH)
-        try:
-            writer._find()
-        except BaseException:
-            os.close(writer._file)
-            raise
-        return writer
+        began, path = time.monotonic(), behind_link(path)
+        descriptor = _locked(partial_of(path), 0, fcntl.LOCK_SH, say)
+        with _closed_on_failure(descriptor), damaged(partial_of(path)):
+            file = hdf5.File(partial_of(path), descriptor, unfinished=True)
+            return cls(file, path, say, first=False, began=began)
 
     def share(self) -> None:
         """Let other processes of this extraction `join`."""
-        self._lock(self._file, fcntl.LOCK_SH, self.partial)
-
-    def _name(self, path: str | os.PathLike[str], say: Callable[[str], None]) -> None:
-        # through a link, the file behind it is written, as by `files.whole`
-        self.path = Path(os.path.realpath(path) if os.path.islink(path) else path)
-        self.partial = Path(f"{self.path}.partial")  # also of ".", which with_name refuses
-        self.say = say
-        self._lost = ""  # what happened to the file while it was written
-        self._taken_back = False
-        self._values: dict[tuple[int, int], np.ndarray] = {}
-        self._failures: dict[int, str] = {}
-        self._stamps: dict[int, Stamp] = {}
-        self._started = self._last_flush = time.monotonic()
-
-    # --- opening ----------------------------------------------------------------------------------
-
-    def _open(self, job: _Job, overwrite: bool) -> None:
-        """Go on with the open file where it is of this job, else begin it; VggfeatError where that
-        would lose rows.
-        """
-        try:
-            begun = hdf5.begun(self._file)
-            if begun is None:
-                raise VggfeatError(
-                    f"{self.partial} is no half-written feature file of this version of the program"
-                )
-            if begun:
-                with (
-                    damaged(self.partial),
-                    hdf5.File(self.partial, self._file, unfinished=True) as file,
-                ):
-                    _refuse_version(file)
-                    if self._has_rows(file):
-                        self._refuse_others(file, job)
-                        self._find(file)
-                        return
-        except _OutOfReachError as error:
-            raise VggfeatError(f"{error}, or move {self.partial} away to begin anew") from error
-        except VggfeatError as error:
-            if not overwrite:
-                raise VggfeatError(
-                    f"{error}; give `overwrite` to begin anew, or another `out`"
-                ) from error
-        self._begin(job)
-
-    def _begin(self, job: _Job) -> None:
-        """Lay the file out. A full disk is found here, not after hours of work."""
-        arrays = job.arrays()
-        specs = {
-            name: (values.shape, values.dtype) for name, values in arrays.items()
-        } | job.row_specs()
-        layout = Layout.of(FORMAT, FORMAT_VERSION, specs, {"descriptors": "crc32"})
-        try:
-            os.ftruncate(self._file, 0)
-            layout.write(self._file)
-            for name, values in arrays.items():
-                layout.places[name].write(self._file, values)
-            os.fsync(self._file)
-        except OSError as error:
-            with suppress(OSError):
-                self.partial.unlink()
-            raise VggfeatError(
-                f"can't write {self.path} ({layout.size / 1e6:,.1f} MB): {reason(error)}"
-            ) from error
-        self._find()
-
-    def _take_back(self, job: _Job) -> None:
-        """A finished file becomes a half-written one, whose unreadable rows are described again."""
-        self._file = self._locked(self.path, 0, fcntl.LOCK_EX)
-        try:
-            if os.path.lexists(self.partial):
-                raise VggfeatError(
-                    f"{self.path} and {self.partial} are both there: move one away, then give"
-                    " `retry` again"
-                )
-            with damaged(self.path), hdf5.File(self.path, self._file, "feature file") as file:
-                try:
-                    self._refuse_others(file, job)
-                except VggfeatError as error:
-                    advice = "; give `overwrite` instead of `retry`, or another `out`"
-                    if isinstance(error, _OutOfReachError):
-                        advice = ", or give another `out`"
-                    raise VggfeatError(f"{error}{advice}") from error
-            os.rename(self.path, self.partial)
-            self._taken_back = True
-            hdf5.unseal(self._file)
-            with damaged(self.partial):
-                begun = hdf5.File(self.partial, self._file, unfinished=True)
-                self._find(begun)
-                self._undo_spoilt(begun)
-        except OSError as error:
-            os.close(self._file)
-            raise VggfeatError(f"can't write {self.path}: {reason(error)}") from error
-        except BaseException:
-            os.close(self._file)
-            raise
-
-    def _refuse_others(self, file: hdf5.File, job: _Job) -> None:
-        """Raise VggfeatError when a file is of another job, or an image has changed since, or isn't
-        there to tell.
-        """
-        _refuse_version(file)
-        difference = next(_differences(file, job), "") or _changed_image(file, job)
-        if difference:
-            raise VggfeatError(f"{file.path} was begun with {difference}")
-
-    def _has_rows(self, file: hdf5.File) -> bool:
-        place = file.place("status", "u", (None, None))
-        return bool((read_status(file, *place.shape) == DONE).any())
-
-    def _find(self, file: hdf5.File | None = None) -> None:
-        """Where everything goes, and what is there."""
-        with damaged(self.partial):
-            file = file or hdf5.File(self.partial, self._file, unfinished=True)
-            self._places: dict[str, Place] = file.arrays
-            self._number, self._size = file.number, os.fstat(self._file).st_size
-            self._status_NQ = read_status(file, *file.place("status", "u", (None, None)).shape)
-            self.described = (self._status_NQ == DONE) & (
-                row_status(self._status_NQ) != UNREADABLE
-            )[:, None]
-            self._seconds = read_seconds(file)
-
-    def _locked(self, path: Path, flags: int, kind: int) -> int:
-        """A file descriptor that holds a lock on path until it is closed, which a kill does too."""
-        while True:
-            try:
-                # not through a link, which may lead anywhere, and not to wait for a pipe's reader
-                mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                descriptor = os.open(path, mode | flags, 0o666)
-            except OSError as error:
-                what = "it is a link; move it away" if error.errno == errno.ELOOP else reason(error)
-                raise VggfeatError(f"can't write {path}: {what}") from error
-            try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise VggfeatError(f"can't write {path}: it is no file; move it away")
-                self._lock(descriptor, kind, path)
-                if _is_at(descriptor, path):
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # its writer has just given it its name
-
-    def _lock(self, descriptor: int, kind: int, path: Path) -> None:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise VggfeatError(f"another process is writing {path}") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise VggfeatError(f"can't lock {path}: {reason(error)}") from error
-            self.say(
-                f"warning: {path} can't be locked ({reason(error)}): start no other extraction"
-                " into it"
-            )
+        _lock(self._file, fcntl.LOCK_SH, self.partial, self.say)
 
     # --- rows -------------------------------------------------------------------------------------
 
@@ -457,9 +325,9 @@ class FeatureWriter:
             return ""
         status_NQ = self._places["status"].read(self._file)
         done_NQ = (status_NQ == DONE) & (status_NQ != UNREADABLE).all(1, keepdims=True)
-        whole, some = int(done_NQ.all(1).sum()), int(done_NQ.any(1).sum())
-        parts = f", and {some - whole:,} at some of the scales" if some > whole else ""
-        return f"{whole:,} of {len(status_NQ):,} images are in {self.partial}{parts}"
+        complete, begun = int(done_NQ.all(1).sum()), int(done_NQ.any(1).sum())
+        parts = f", and {begun - complete:,} at some of the scales" if begun > complete else ""
+        return f"{complete:,} of {len(status_NQ):,} images are in {self.partial}{parts}"
 
     def _rows_there(self) -> bool:
         """Whether a descriptor of any process is in the file."""
@@ -489,7 +357,7 @@ class FeatureWriter:
                 if pending := int((status == PENDING).sum()):
                     raise VggfeatError(f"{pending} rows of {self.partial} were never described")
                 names = read_features(file).names
-                if spoilt := self._undo_spoilt(file):
+                if spoilt := self.undo_spoilt(file):
                     raise VggfeatError(
                         f"{self.partial} was damaged meanwhile, descriptors other than written:"
                         f" {len(spoilt)}, first that of {shown(names[spoilt[0]])}"
@@ -505,7 +373,7 @@ class FeatureWriter:
         os.close(self._file)
         self._file = -1
 
-    def _undo_spoilt(self, file: hdf5.File) -> list[int]:
+    def undo_spoilt(self, file: hdf5.File) -> list[int]:
         """Rows whose descriptors others have changed, or the disk: they are pending again."""
         layers = file.document("facts", Facts)["layers"]
         status_NQ = self._places["status"].read(self._file)
@@ -538,6 +406,158 @@ class FeatureWriter:
             with suppress(VggfeatError):  # the error that led here is told
                 self.flush()
             self._close()
+
+
+def behind_link(path: str | os.PathLike[str]) -> Path:
+    """What is written where a caller says `path`: through a link, the file behind it, as by
+    `files.whole`.
+    """
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a feature file is until it is finished."""
+    return Path(f"{path}.partial")  # also of ".", which with_name refuses
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def _gone_on_with(
+    descriptor: int,
+    path: Path,
+    job: _Job,
+    overwrite: bool,
+    make: Callable[[hdf5.File], FeatureWriter],
+) -> FeatureWriter | None:
+    """A writer that goes on with the open file, where that is of this job; None where there is no
+    row in it, or it may be begun anew. VggfeatError where that would lose rows.
+    """
+    place = partial_of(path)
+    try:
+        begun = hdf5.begun(descriptor)
+        if begun is None:
+            raise VggfeatError(
+                f"{place} is no half-written feature file of this version of the program"
+            )
+        if begun:
+            with damaged(place), hdf5.File(place, descriptor, unfinished=True) as file:
+                _refuse_version(file)
+                if (_stored_status(file) == DONE).any():
+                    _refuse_others(file, job)
+                    return make(file)
+    except _OutOfReachError as error:
+        raise VggfeatError(f"{error}, or move {place} away to begin anew") from error
+    except VggfeatError as error:
+        if not overwrite:
+            raise VggfeatError(
+                f"{error}; give `overwrite` to begin anew, or another `out`"
+            ) from error
+    return None
+
+
+def _begun(descriptor: int, path: Path, job: _Job) -> hdf5.File:
+    """The open file, laid out. A full disk is found here, not after hours of work."""
+    arrays = job.arrays()
+    specs = {name: (values.shape, values.dtype) for name, values in arrays.items()}
+    layout = Layout.of(FORMAT, FORMAT_VERSION, specs | job.row_specs(), {"descriptors": "crc32"})
+    try:
+        os.ftruncate(descriptor, 0)
+        layout.write(descriptor)
+        for name, values in arrays.items():
+            layout.places[name].write(descriptor, values)
+        os.fsync(descriptor)
+    except OSError as error:
+        with suppress(OSError):
+            partial_of(path).unlink()
+        raise VggfeatError(
+            f"can't write {path} ({layout.size / 1e6:,.1f} MB): {reason(error)}"
+        ) from error
+    return hdf5.File(partial_of(path), descriptor, unfinished=True)
+
+
+def _taken_back(
+    path: Path, job: _Job, say: Callable[[str], None], make: Callable[..., FeatureWriter]
+) -> FeatureWriter:
+    """A writer of a finished file, made half-written, whose unreadable rows are described again."""
+    descriptor, place = _locked(path, 0, fcntl.LOCK_EX, say), partial_of(path)
+    with _closed_on_failure(descriptor):
+        try:
+            if os.path.lexists(place):
+                raise VggfeatError(
+                    f"{path} and {place} are both there: move one away, then give `retry` again"
+                )
+            with damaged(path), hdf5.File(path, descriptor, "feature file") as file:
+                try:
+                    _refuse_others(file, job)
+                except VggfeatError as error:
+                    advice = "; give `overwrite` instead of `retry`, or another `out`"
+                    if isinstance(error, _OutOfReachError):
+                        advice = ", or give another `out`"
+                    raise VggfeatError(f"{error}{advice}") from error
+            os.rename(path, place)
+            hdf5.unseal(descriptor)
+            with damaged(place):
+                begun = hdf5.File(place, descriptor, unfinished=True)
+                writer = make(begun, taken_back=True)
+                writer.undo_spoilt(begun)
+        except OSError as error:
+            raise VggfeatError(f"can't write {path}: {reason(error)}") from error
+    return writer
+
+
+@contextmanager
+def _closed_on_failure(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _locked(path: Path, flags: int, kind: int, say: Callable[[str], None]) -> int:
+    """A file descriptor that holds a lock on path until it is closed, which a kill does too."""
+    while True:
+        try:
+            # not through a link, which may lead anywhere, and not to wait for a pipe's reader
+            mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, mode | flags, 0o666)
+        except OSError as error:
+            what = "it is a link; move it away" if error.errno == errno.ELOOP else reason(error)
+            raise VggfeatError(f"can't write {path}: {what}") from error
+        with _closed_on_failure(descriptor):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise VggfeatError(f"can't write {path}: it is no file; move it away")
+            _lock(descriptor, kind, path, say)
+            if _is_at(descriptor, path):
+                return descriptor
+        os.close(descriptor)  # its writer has just given it its name
+
+
+def _lock(descriptor: int, kind: int, path: Path, say: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise VggfeatError(f"another process is writing {path}") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise VggfeatError(f"can't lock {path}: {reason(error)}") from error
+        say(f"warning: {path} can't be locked ({reason(error)}): start no other extraction into it")
+
+
+def _stored_status(file: hdf5.File) -> np.ndarray:
+    """(N, Q) of an unfinished file, whatever N and Q are."""
+    return read_status(file, *file.place("status", "u", (None, None)).shape)
+
+
+def _refuse_others(file: hdf5.File, job: _Job) -> None:
+    """Raise VggfeatError when a file is of another job, or an image has changed since, or isn't
+    there to tell.
+    """
+    _refuse_version(file)
+    difference = next(_differences(file, job), "") or _changed_image(file, job)
+    if difference:
+        raise VggfeatError(f"{file.path} was begun with {difference}")
 
 
 class _Job:

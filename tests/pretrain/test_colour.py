@@ -11,7 +11,7 @@ import torch
 
 from pretrain.augment import SAMPLE, draw, keyed
 from pretrain.colour import Colours, Sums, measure
-from pretrain.trainer import Trainee
+from pretrain.trainer import TrainingNet
 from vggfeat.datasets.items import name_digest
 from vggfeat.decode import read_rgb
 from vggfeat.errors import VggfeatError
@@ -45,8 +45,8 @@ def test_the_shift_that_reaches_the_net_has_the_formulas_covariance(photos: Path
     names = sorted(str(p.relative_to(photos)) for p in (photos / "train").rglob("*.JPEG"))[::8]
     colours = measure(photos, names, workers=2).colours(names)
     seen: list[torch.Tensor] = []
-    trainee = Trainee(VGG("A", 2, 0.05, 32), colours, dropout=0.5).eval()
-    trainee.net.features.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    training_net = TrainingNet(VGG("A", 2, 0.05, 32), colours, dropout=0.5).eval()
+    training_net.net.features.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     crops = [smallest_side(read_rgb(photos / name), 40)[:32, :32] for name in names]
     shifts = []
     for start in range(0, 4000, 100):
@@ -54,7 +54,7 @@ def test_the_shift_that_reaches_the_net_has_the_formulas_covariance(photos: Path
         batch = torch.from_numpy(np.stack([crops[i % len(crops)] for i in keys]))
         alpha = torch.tensor([draw(keyed(3, SAMPLE, 0, 0, i), (40, 40), 0.1).alpha for i in keys])
         with torch.inference_mode():
-            trainee(batch, alpha.float(), torch.zeros(len(batch), 0, dtype=torch.uint8))
+            training_net(batch, alpha.float(), torch.zeros(len(batch), 0, dtype=torch.uint8))
         unshifted = batch.permute(0, 3, 1, 2) - torch.tensor(colours.mean)[:, None, None]
         shift = (seen.pop() - unshifted).flatten(2)  # (100, 3, pixels)
         assert float(shift.std(2).max()) < 1e-4  # one colour for all pixels of an image

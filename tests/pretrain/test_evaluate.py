@@ -20,7 +20,8 @@ from PIL import Image
 from scipy.io import savemat
 
 import vggfeat
-from pretrain.evaluate import app, told_apart
+from pretrain.evaluate import app
+from pretrain.figures import told_apart
 from pretrain.kept import KeptPosteriors
 from pretrain.posteriors import how_trained
 from pretrain.recipe import Past, Recipe, chain, read_recipe
@@ -31,9 +32,10 @@ from tests.conftest import HANG, Command, photograph
 from tests.pretrain.conftest import environment
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
+from vggfeat.sources import OXFORD
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG
-from vggfeat.weights import OXFORD, save_weights
+from vggfeat.weights import save_weights
 
 CLASSES = [f"n{i:02d}" for i in range(7)]
 FAST = ["--device", "cpu", "--precision", "float32"]
@@ -743,10 +745,10 @@ def test_a_net_and_a_scale_are_averaged_once(
     for again in (["--from", kept, "--from", kept], ["--weights", a, "--weights", copy, *words]):
         told = says(*again, "--posteriors", out)
         assert "net A (" in told and "is there twice" in told and not out.exists()
-    assert "--scales 36,36,50: give each Q once" in says(
+    assert "'--scales': '36,36,50' has a number twice" in says(
         "--from", kept, "--scales", "36,36,50", status=2
     )
-    assert "give each Q once" in says("--weights", a, *words, "--scales", "36,50,36", status=2)
+    assert "has a number twice" in says("--weights", a, *words, "--scales", "36,50,36", status=2)
     # what is wrong with the second net is told before the first one is evaluated
     assert "smaller than the crop of 32" in says(
         "--weights", a, "--weights", d, *words, "--scales", "31"
@@ -924,7 +926,7 @@ def test_what_cannot_be_evaluated(
     assert "smaller than the crop of 32" in says("--weights", a, "--data", images, "--scales", "31")
     assert "give one of --weights, --from and --table" in says("--data", images, status=2)
     assert "no folder" in says("--weights", a, "--data", tmp_path / "nowhere")
-    assert "--scales 3x" in says("--weights", a, "--data", images, "--scales", "3x", status=2)
+    assert "'--scales': '3x'" in says("--weights", a, "--data", images, "--scales", "3x", status=2)
     assert "reach pool5" in says(
         "--weights", data / "vgg16_conv_caffe.safetensors", "--data", images
     )

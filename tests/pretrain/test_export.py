@@ -109,8 +109,6 @@ def test_onnx_has_the_preprocessing_inside(
     [
         (["SMALL", "--to", "torchvision", "--out", "c.pth"], "have no net C"),
         (["random:D,width=0.5", "--to", "timm", "--out", "d.pth"], "at width 1 and crop 224 only"),
-        (["SMALL", "--to", "onnx", "--out", "c.pth"], "must end in .onnx"),
-        (["SMALL", "--to", "torchvision", "--out", "c.bin"], "must end in .pth or .safetensors"),
         (["SMALL", "--to", "onnx", "--out", "there.onnx"], "--overwrite"),
         (["SMALL", "--to", "onnx", "--out", "nowhere/c.onnx"], "nowhere"),
         (["missing.safetensors", "--to", "onnx", "--out", "c.onnx"], "missing.safetensors"),

@@ -70,7 +70,7 @@ def rescaled(path: Path, Q: int) -> np.ndarray:
 
 def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
     """The paper's sentence, as loops: views of one image, one after another, in float64."""
-    module = copy.deepcopy(network.module).double()
+    module = copy.deepcopy(network.vgg()).double()
     mean = np.array(network.preprocessing.mean)
     pixels = rescaled(path, Q).astype(np.float64) - mean
     posteriors = []

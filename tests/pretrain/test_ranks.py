@@ -141,7 +141,7 @@ def test_a_first_process_that_is_not_there_yet_is_waited_for_with_a_word(
 
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks.dist, "rendezvous", rendezvous)
+    monkeypatch.setattr(ranks, "rendezvous", rendezvous)
     monkeypatch.setattr(ranks, "WARN_SECONDS", 0.0)
     monkeypatch.setattr(ranks, "say", say)
     with (

@@ -35,7 +35,7 @@ def write_log(folder: Path, stage: str, iterations: int, started: float, finishe
     errors = {"top1_error": 31.25, "top5_error": 4.5, "images": 16}
     events.append({"event": "held_out", "iteration": iterations, **errors})
     if finished:
-        events.append({"event": "val", "iteration": iterations, **{**errors, "top1_error": 27.5}})
+        events.append({"event": "val", "iteration": iterations} | errors | {"top1_error": 27.5})
     (folder / stage / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
 
 

@@ -30,18 +30,18 @@ from pretrain.posteriors import how_trained
 from pretrain.readers import Batch
 from pretrain.recipe import chain, history_of, read_recipe
 from pretrain.train import app
-from pretrain.trainer import Trainee, Trainer
+from pretrain.trainer import Trainer, TrainingNet
 from pretrain.watch import Chance
 from tests import prepared
 from tests.conftest import HANG, Command
 from tests.pretrain.conftest import SHORT, environment, words_of
 from vggfeat import cli
 from vggfeat.ranks import Ranks
+from vggfeat.sources import load
 from vggfeat.store import open_features
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import run
 from vggfeat.vgg import NETS, VGG
-from vggfeat.weights import load
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"
@@ -762,7 +762,7 @@ def test_too_little_memory_is_one_line(
     def forward(*_: torch.Tensor) -> torch.Tensor:
         raise kind("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(Trainee, "forward", forward)
+    monkeypatch.setattr(TrainingNet, "forward", forward)
     ran = command(
         "--net", "A", *FEW, "--micro-batch", "12", "--data", drawings, "--out", tmp_path / "run"
     )

@@ -12,6 +12,7 @@ import textwrap
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,7 +273,7 @@ def test_what_is_decoded_stays_within_the_bound(name: str, tmp_path: Path) -> No
     width, height = 3500, 2600
     exif = Image.Exif()
     exif[0x0112] = 6
-    image, options = {
+    images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "alpha.png": (Image.new("RGBA", (width, height), (1, 2, 3, 4)), {"compress_level": 1}),
         "palette.png": (
             Image.new("P", (width, height), 1),
@@ -288,7 +289,8 @@ def test_what_is_decoded_stays_within_the_bound(name: str, tmp_path: Path) -> No
             Image.new("RGB", (width, height), (1, 2, 3)),
             {"progressive": True, "subsampling": 0},
         ),
-    }[name]
+    }
+    image, options = images[name]
     image.save(tmp_path / name, **options)
     slack = (
         38 * decode._BLOCK // 2
@@ -362,7 +364,10 @@ def test_numbers_of_a_tag_are_counted_as_pythons() -> None:
 def test_exif_that_unpacks_to_gigabytes_is_left_alone() -> None:
     turned = {0x0112: (3, 1, 3)}
     bomb = tiff(turned | {36000 + i: (7, 60_000, 8) for i in range(5000)}, bytes(60_000))
-    picture = lambda blob: FILES["PNG"][:33] + chunk(b"eXIf", blob) + FILES["PNG"][33:]  # noqa: E731
+
+    def picture(blob: bytes) -> bytes:
+        return FILES["PNG"][:33] + chunk(b"eXIf", blob) + FILES["PNG"][33:]
+
     np.testing.assert_array_equal(
         read_rgb(picture(tiff(turned, b""))), np.asarray(SMOOTH)[::-1, ::-1]
     )

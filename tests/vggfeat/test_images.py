@@ -11,6 +11,7 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ SHALLOW = [0, 0, 1, 1, 128, 254, 254, 255, 255]  # DEEP / 257, rounded: 128 / 25
 
 
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
-    sources = {
+    sources: dict[str, Any] = {
         "png": encoded(Image.fromarray(DEEP), "PNG"),
         "tiff": encoded(Image.fromarray(DEEP), "TIFF"),
         "big-endian tiff": encoded(Image.fromarray(DEEP.astype(">u2")), "TIFF"),
@@ -282,7 +283,7 @@ def test_cmyk_tiff_and_adobe_jpeg() -> None:
 def test_other_colour_spaces(mode: str) -> None:
     flat = Image.new("RGB", (8, 8), (200, 100, 50))
     image = flat.convert(mode)
-    sources = [image]
+    sources: list[Image.Image | bytes] = [image]
     if mode not in ("HSV", "RGBX") and can_read(data := encoded(image, "TIFF")):
         sources.append(data)
     for source in sources:
@@ -471,9 +472,12 @@ finite = st.floats(0, 1)
     st.tuples(*[st.floats(1e-6, 1e6)] * 3),
     st.sampled_from(["RGB", "BGR"]),
 )
-def test_metadata_round_trip_is_exact(mean: tuple, std: tuple, order: str) -> None:
+def test_metadata_round_trip_is_exact(
+    mean: tuple[float, float, float], std: tuple[float, float, float], order: str
+) -> None:
+    r, g, b = mean
     for scale in (1.0, 255.0):
-        own = Preprocessing(tuple(value * scale for value in mean), std, order, scale)
+        own = Preprocessing((r * scale, g * scale, b * scale), std, order, scale)
         metadata = own.to_metadata()
         assert all(isinstance(value, str) for value in metadata.values())
         assert Preprocessing.from_metadata({**metadata, "net": "D"}) == own
@@ -508,7 +512,7 @@ def test_metadata_in_words() -> None:
         ({"input_range": "0..1"}, "outside the input range 0..1"),
     ],
 )
-def test_bad_metadata_is_refused_in_a_sentence(change: dict, reason: str) -> None:
+def test_bad_metadata_is_refused_in_a_sentence(change: dict[str, str], reason: str) -> None:
     metadata = {
         key: value for key, value in {**CAFFE.to_metadata(), **change}.items() if value is not None
     }

@@ -4,6 +4,7 @@ rest.
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -61,7 +62,7 @@ def test_all_is_shown_and_only_loaded_when_used() -> None:
         import sys
         import vggfeat
         assert dir(vggfeat) == sorted([*vggfeat.__all__, "__version__"]), dir(vggfeat)
-        assert vggfeat.__all__ == sorted(vggfeat._WHERE) and "torch" not in sys.modules
+        assert "torch" not in sys.modules
         try:
             vggfeat.embedd
         except AttributeError as error:
@@ -80,6 +81,36 @@ def test_all_is_shown_and_only_loaded_when_used() -> None:
     assert ran.returncode == 0, ran.stderr
     if sys.version_info >= (3, 12):  # 3.11 suggests names in its own traceback only
         assert "Did you mean: 'embed'?" in ran.stderr
+
+
+def test_these_names_are_public() -> None:
+    """People's programs hold them: renaming or dropping one is a decision, not a slip."""
+    assert sorted(vggfeat.__all__) == [
+        "Features",
+        "LinearSVM",
+        "LinearSVMCV",
+        "Model",
+        "Network",
+        "UnreadableImage",
+        "VggfeatError",
+        "embed",
+        "load",
+        "open_features",
+        "open_model",
+    ]
+
+
+def test_who_reads_types_sees_the_same_names() -> None:
+    """The imports that are for them only, against where each name is loaded from."""
+    tree = ast.parse(Path(vggfeat.__file__).read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {
+        alias.asname: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == {name: f"vggfeat.{module}" for name, module in vggfeat._WHERE.items()}
 
 
 # --- what it takes --------------------------------------------------------------------------------
@@ -242,9 +273,9 @@ def test_a_model_names_and_scores_images(
     trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    real = vggfeat.weights.load  # type: ignore[attr-defined]
+    real = vggfeat.sources.load  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        vggfeat.weights, "load", lambda spec, **how: loaded.append(spec) or real(spec, **how)
+        vggfeat.sources, "load", lambda spec, **how: loaded.append(spec) or real(spec, **how)
     )  # type: ignore[attr-defined, func-returns-value]
     model = vggfeat.open_model(trained)
     assert not loaded and model.classes == ["blue", "red"]

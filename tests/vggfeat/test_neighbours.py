@@ -27,7 +27,13 @@ CLASSES = ["ant", "bee", "cat"]
 @pytest.mark.parametrize("pool", ["average", "stack", "max"])
 @pytest.mark.parametrize("scales", [None, (48,)])
 @pytest.mark.parametrize("block", [1, 1000, 1 << 27])
-def test_the_same_as_all_at_once(tmp_path, monkeypatch, pool, scales, block):
+def test_the_same_as_all_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: str,
+    scales: tuple[int, ...] | None,
+    block: int,
+) -> None:
     monkeypatch.setattr(neighbours, "BLOCK_BYTES", block)
     features = features_of(tmp_path / "f.h5", np.arange(40, dtype=np.int32) % 3, CLASSES)
     features.status[[4, 17]] = 2
@@ -43,7 +49,9 @@ def test_the_same_as_all_at_once(tmp_path, monkeypatch, pool, scales, block):
     assert [n.labels for n in found] == [[CLASSES[i % 3]] for i in order]
 
 
-def test_of_equals_the_first_and_no_more_than_there_are(tmp_path, monkeypatch):
+def test_of_equals_the_first_and_no_more_than_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(neighbours, "BLOCK_BYTES", 300)
     names = [f"{i:04d}.jpg" for i in range(12)]
     features = write_features(tmp_path / "f.h5", np.ones((12, 2, 16), np.float32), None, [], names)
@@ -54,7 +62,7 @@ def test_of_equals_the_first_and_no_more_than_there_are(tmp_path, monkeypatch):
     assert everything[0].cosine == pytest.approx(1) and everything[0].labels == []
 
 
-def test_several_labels(tmp_path):
+def test_several_labels(tmp_path: Path) -> None:
     labels = np.array([[1, 1, -1], [-1, 0, -1], [1, -1, 1]], np.int8)
     features = features_of(tmp_path / "f.h5", labels, CLASSES)
     query, row = query_of(features, "0000.jpg")
@@ -62,7 +70,7 @@ def test_several_labels(tmp_path):
     assert found == {1: [], 2: ["ant", "cat"]}
 
 
-def test_refusals(tmp_path):
+def test_refusals(tmp_path: Path) -> None:
     features = features_of(tmp_path / "f.h5", np.arange(6, dtype=np.int32) % 3, CLASSES)
     features.status[2] = 2
     features.errors[2] = "not an image"
@@ -74,7 +82,7 @@ def test_refusals(tmp_path):
         nearest(features, np.zeros(5, np.float32))
 
 
-def test_the_picture():
+def test_the_picture() -> None:
     pixels = {k: np.full((30, 60, 3), v, np.uint8) for k, v in (("a", 50), ("b", 200))}
     found = [neighbours.Neighbour(i, name, 0.5, ["x"]) for i, name in enumerate("abc")]
     sheet = np.asarray(

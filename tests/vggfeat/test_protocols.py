@@ -14,8 +14,12 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from vggfeat import metrics, protocols, solver
+from vggfeat.datasets.protocol import pool_of
+from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
-from vggfeat.protocols import Problem, run
+from vggfeat.problem import Problem
+from vggfeat.protocols import run
+from vggfeat.results import scored_on, seen_by_net, trained_on
 from vggfeat.svm import LinearSVM
 
 
@@ -60,9 +64,7 @@ def multi_label(
 def with_random_splits(problem: Problem, n_splits: int = 3) -> Problem:
     return replace(
         problem,
-        splits=protocols.random_splits(
-            problem.labels, n_train=10, max_test=8, n_splits=n_splits, seed=5
-        ),
+        splits=random_splits(problem.labels, n_train=10, max_test=8, n_splits=n_splits, seed=5),
     )
 
 
@@ -73,7 +75,7 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
 def test_official_splits_choose_on_val_refit_and_test() -> None:
     problem = single_label(noise=0.5)
     outcome = run(problem, C=[0.01, 1.0, 100.0])
-    results, splits = outcome.results, problem.splits
+    results, splits = outcome.results.to_json(), problem.splits
 
     def recall(C: float, train: np.ndarray, test: np.ndarray) -> float:
         model = LinearSVM(C=C).fit(problem.X[train], problem.labels[train])
@@ -101,7 +103,7 @@ def test_official_splits_choose_on_val_refit_and_test() -> None:
 def test_voc_reports_both_aps_and_leaves_difficult_out() -> None:
     problem = multi_label()
     outcome = run(problem)
-    results, test = outcome.results, problem.splits["test"]
+    results, test = outcome.results.to_json(), problem.splits["test"]
     both = np.concatenate([problem.splits["train"], problem.splits["val"]])
     aps = []
     for k, name in enumerate(problem.classes):
@@ -123,14 +125,15 @@ def test_voc_reports_both_aps_and_leaves_difficult_out() -> None:
     assert any("difficult" in rule for rule in results["rules"])
     assert "accuracy" not in results
     assert (
-        run(replace(problem, protocol="voc2012"), C=[1, 2]).results["selected_by"] == "map_allpoint"
+        run(replace(problem, protocol="voc2012"), C=[1, 2]).results.choice.selected_by
+        == "map_allpoint"
     )
 
 
 def test_random_splits_mean_std_and_median_c() -> None:
     problem = with_random_splits(single_label(noise=0.6))
     outcome = run(problem, C=[0.01, 0.1, 1.0, 10.0])
-    results = outcome.results
+    results = outcome.results.to_json()
     per_split = results["per_split"]
     assert [entry["name"] for entry in per_split] == ["split0", "split1", "split2"]
     for key in ("accuracy", "mean_class_recall"):
@@ -156,8 +159,8 @@ def test_random_splits_mean_std_and_median_c() -> None:
 
 def test_a_seed_draws_random_splits_anew() -> None:
     problem = with_random_splits(single_label(noise=0.6))
-    stored = run(problem, C=1.0).results
-    drawn = [run(problem, C=1.0, seed=seed).results for seed in (1, 1, 2)]
+    stored = run(problem, C=1.0).results.to_json()
+    drawn = [run(problem, C=1.0, seed=seed).results.to_json() for seed in (1, 1, 2)]
     assert stored["splits"] == "stored"
     assert drawn[0]["splits"] == "drawn with seed 1"
     assert without_time(drawn[0]) == without_time(drawn[1])
@@ -166,7 +169,7 @@ def test_a_seed_draws_random_splits_anew() -> None:
     # 30 images.
     assert (drawn[0]["n_train"], drawn[0]["n_test"]) == (96, 24)
     caltech = replace(single_label(n_per_class=90), protocol="caltech101", splits={})
-    results = run(caltech, C=1.0, seed=0).results
+    results = run(caltech, C=1.0, seed=0).results.to_json()
     assert (results["n_train"], results["n_test"], len(results["per_split"])) == (120, 200, 3)
 
 
@@ -174,7 +177,7 @@ def test_official_splits_ignore_the_seed() -> None:
     problem = single_label(noise=0.5)
     said: list[str] = []
     first, second = (
-        without_time(run(problem, C=[0.1, 1], seed=s, progress=said.append).results)
+        without_time(run(problem, C=[0.1, 1], seed=s, progress=said.append).results.to_json())
         for s in (None, 7)
     )
     assert first == second
@@ -188,7 +191,7 @@ def test_official_splits_ignore_the_seed() -> None:
 
 def test_images_that_are_not_the_protocols_are_told() -> None:
     def other(problem: Problem) -> list[str]:
-        return run(problem, C=1.0).results.get("other_images", [])
+        return run(problem, C=1.0).results.other_images
 
     problem = with_random_splits(single_label())
     assert other(problem) == []
@@ -198,9 +201,7 @@ def test_images_that_are_not_the_protocols_are_told() -> None:
         "4 classes instead of 102",
         "4 classes with fewer than 30 training images",
     ]
-    assert other(
-        replace(caltech, splits=protocols.random_splits(problem.labels, n_train=29, max_test=None))
-    )
+    assert other(replace(caltech, splits=random_splits(problem.labels, n_train=29, max_test=None)))
     parts = [
         f"{n} {part} images instead of {of}"
         for n, part, of in ((100, "train", "2,501"), (50, "val", "2,510"), (50, "test", "4,952"))
@@ -216,7 +217,7 @@ def test_images_that_are_not_the_protocols_are_told() -> None:
 def test_scored_images_that_trained_the_net_are_counted() -> None:
     def words(problem: Problem, rows: Any) -> tuple[str, bool]:
         seen = np.isin(np.arange(len(problem.X)), rows)
-        return protocols.seen_by_net(run(replace(problem, seen=seen), C=1.0).results)
+        return seen_by_net(run(replace(problem, seen=seen), C=1.0).results)
 
     problem = with_random_splits(single_label())
     first = np.concatenate([problem.splits["split0/train"], problem.splits["split0/val"]])
@@ -250,16 +251,17 @@ def test_classes_without_a_score_are_counted() -> None:
     problem = single_label()
     gone = problem.splits["test"][problem.labels[problem.splits["test"]] == 2]
     problem.readable[gone] = False
-    assert run(problem, C=1.0).results["n_classes"] == 3
+    assert run(problem, C=1.0).results.figures.n_classes == 3
     voc = multi_label()
     voc.labels[voc.splits["test"], 1] = -1
-    results = run(voc, C=1.0).results
+    results = run(voc, C=1.0).results.to_json()
     assert results["n_classes"] == 2 and results["classes_without_ap"] == ["cow"]
     drawn = with_random_splits(single_label())
     drawn.readable[drawn.splits["split1/test"][drawn.labels[drawn.splits["split1/test"]] == 0]] = (
         False
     )
-    assert [split["n_classes"] for split in run(drawn, C=1.0).results["per_split"]] == [4, 3, 4]
+    per_split = run(drawn, C=1.0).results.per_split
+    assert [split.figures.n_classes for split in per_split] == [4, 3, 4]
 
 
 @pytest.mark.parametrize("solver", ["newton", "liblinear"])
@@ -298,7 +300,7 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
 
     for problem in (uneven, with_random_splits(uneven), multi_label(noise=0.6)):
         outcome = run(problem, C=[0.1, 10.0], class_weight="balanced", solver=solver)
-        results, splits = outcome.results, problem.splits
+        results, splits = outcome.results.to_json(), problem.splits
         assert results["class_weight"] == "balanced"
         for name, part in outcome.scored.items():
             own = {
@@ -310,51 +312,51 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
                 (split for split in results.get("per_split", []) if split["name"] == name), results
             )
             for C, score in zip(of["C_grid"], of["C_curve"], strict=True):
-                figures, _ = protocols._figures(
+                part_of_val = protocols._figures(
                     problem, scores(problem, C, own["train"], own["val"]), own["val"]
                 )
-                assert score == pytest.approx(figures[results["selected_by"]], abs=0.03)
+                figure = part_of_val.figures.mean(results["selected_by"])
+                assert score == pytest.approx(figure, abs=0.03)
             both = np.concatenate([own["train"], own["val"]])
             np.testing.assert_allclose(
                 part.scores, scores(problem, of["C"], both, part.rows), atol=0.02
             )
         plain = run(problem, C=results["C"], solver=solver)
-        assert "class_weight" not in plain.results
+        assert plain.results.class_weight is None
         assert np.abs(plain.model.coef_ - outcome.model.coef_).max() > 0.05
     with pytest.raises(VggfeatError, match="class_weight must be None or balanced, not even"):
         run(uneven, class_weight="even")
 
 
 def test_what_was_scored_is_said() -> None:
-    def scored_on(problem: Problem, *without: str, C: Any = (0.1, 1.0)) -> tuple[str, str]:
+    def told(problem: Problem, *without: str, C: Any = (0.1, 1.0)) -> tuple[str, str]:
         left = {name: rows for name, rows in problem.splits.items() if name not in without}
         results = run(replace(problem, splits=left), C=C).results
-        assert results["scored_on"] == protocols.scored_part(results)[1]
-        return results["scored_on"], protocols.trained_on(results)
+        assert results.scored_on == scored_on(results)
+        return results.scored_on, trained_on(results)
 
     one = single_label(noise=0.5)
-    assert scored_on(one) == ("test (36 images; C was chosen on val)", "train + val (84 images)")
-    assert scored_on(one, "val")[0] == "test (36 images; C was chosen on 20 % of train)"
-    val_alone = scored_on(one, "test")
+    assert told(one) == ("test (36 images; C was chosen on val)", "train + val (84 images)")
+    assert told(one, "val")[0] == "test (36 images; C was chosen on 20 % of train)"
+    val_alone = told(one, "test")
     assert val_alone == ("val (24 images; C was chosen on 20 % of train)", "train (60 images)")
-    assert scored_on(one, "test", C=1.0)[0] == "val (24 images; C was given)"
-    assert scored_on(with_random_splits(one)) == (
+    assert told(one, "test", C=1.0)[0] == "val (24 images; C was given)"
+    assert told(with_random_splits(one)) == (
         "the test parts of 3 splits (32 images each; C was chosen on the val part of each split)",
         "the rest of each split (40 images); the saved classifier on all labelled images",
     )
     voc = multi_label(protocol="voc2012")
     voc.labels[voc.splits["test"]] = 0
-    assert scored_on(voc) == (
+    assert told(voc) == (
         "val (50 images; C was chosen on them, so this is optimistic); no test image has a label",
         "the rest of train + val (100 images); the saved classifier on all 150",
     )
     assert (
-        scored_on(voc, C=1.0)[0]
-        == "val (50 images; none of them trained on); no test image has a label"
+        told(voc, C=1.0)[0] == "val (50 images; none of them trained on); no test image has a label"
     )
-    results = run(voc, C=1.0).results
+    results = run(voc, C=1.0).results.to_json()
     assert (results["compared_by"], results["difficult"]) == ("map_allpoint", "left out")
-    assert run(multi_label(), C=1.0).results["compared_by"] == "map_11point"
+    assert run(multi_label(), C=1.0).results.compared_by == "map_11point"
 
 
 def test_the_classifier_that_is_trained_is_named_as_it_is() -> None:
@@ -378,23 +380,23 @@ def test_the_classifier_that_is_trained_is_named_as_it_is() -> None:
     ],
 )
 def test_each_protocol_pools_in_its_way(protocol: str, pool: str, why: str) -> None:
-    assert protocols.pool_of(protocol) == (pool, why)
+    assert pool_of(protocol) == (pool, why)
 
 
 def test_without_val_it_is_cut_from_train() -> None:
     problem = single_label(noise=0.5)
     del problem.splits["val"]
     outcome = run(problem, C=[0.1, 1.0])
-    assert outcome.results["C_chosen_on"] == "20 % of train"
-    assert outcome.results["n_train"] == 60  # all of train is used in the end
-    assert outcome.results["model_trained_on"] == "train"
+    assert outcome.results.C_chosen_on == "20 % of train"
+    assert outcome.results.n_train == 60  # all of train is used in the end
+    assert outcome.results.model_trained_on == "train"
 
 
 def test_without_test_val_is_the_test_part() -> None:
     problem = single_label(noise=0.5)
     del problem.splits["test"]
     outcome = run(problem, C=[0.1, 1.0])
-    results = outcome.results
+    results = outcome.results.to_json()
     assert (results["test_split"], results["C_chosen_on"]) == ("val", "20 % of train")
     assert (results["n_train"], results["n_test"]) == (60, 24)
     np.testing.assert_array_equal(outcome.scored["val"].rows, problem.splits["val"])
@@ -418,10 +420,10 @@ def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
     )  # one of train, of val, of test
     problem.X[bad] = np.nan
     problem.readable[bad] = False
-    results = run(problem).results
+    results = run(problem).results.to_json()
     assert results["n_unreadable"] == 3
     kept = {name: np.setdiff1d(rows, bad) for name, rows in problem.splits.items()}
-    clean = run(replace(problem, splits=kept)).results
+    clean = run(replace(problem, splits=kept)).results.to_json()
     for of in (results, clean):
         of.pop("other_images", None)
     assert without_time(results) == without_time(clean)
@@ -433,7 +435,7 @@ def test_without_test_labels_val_is_reported_and_test_scored(C: Any) -> None:
     problem = multi_label(protocol="voc2012")
     problem.labels[problem.splits["test"]] = 0
     outcome = run(problem, C=C)
-    results = outcome.results
+    results = outcome.results.to_json()
     assert results["test_labels"] == "none"
     assert results["n_test"] == 0
     assert "map_allpoint" not in results and "per_class" not in results
@@ -455,7 +457,7 @@ def test_unknown_single_labels_are_not_scored() -> None:
     problem.labels[problem.splits["test"][:6]] = -1
     problem.labels[problem.splits["train"][:4]] = -1
     outcome = run(problem, C=1.0)
-    assert (outcome.results["n_train"], outcome.results["n_test"]) == (80, 30)
+    assert (outcome.results.n_train, outcome.results.n_test) == (80, 30)
     assert len(outcome.scored["test"].scores) == 36
 
 
@@ -463,7 +465,7 @@ def test_unknown_single_labels_are_not_scored() -> None:
 def test_twice_the_same_and_each_fit_is_told(problem: Problem) -> None:
     said: list[str] = []
     one, two = run(problem), run(problem, progress=said.append)
-    assert without_time(one.results) == without_time(two.results)
+    assert without_time(one.results.to_json()) == without_time(two.results.to_json())
     np.testing.assert_array_equal(one.model.coef_, two.model.coef_)
     assert any("validation" in line for line in said) and "trained" in said[-1]
 
@@ -472,7 +474,8 @@ def test_twice_the_same_and_each_fit_is_told(problem: Problem) -> None:
 @pytest.mark.parametrize("problem", [with_random_splits(single_label(noise=0.6)), multi_label()])
 def test_liblinear_is_the_reference(problem: Problem, loss: str) -> None:
     ours, reference = (
-        run(problem, loss=loss, solver=solver).results for solver in ("newton", "liblinear")
+        run(problem, loss=loss, solver=solver).results.to_json()
+        for solver in ("newton", "liblinear")
     )
     assert ours["solver"].startswith("newton") and reference["solver"].startswith("liblinear")
     np.testing.assert_allclose(ours["C_curve"], reference["C_curve"], atol=0.02)
@@ -505,7 +508,7 @@ def test_a_winner_at_the_edge_extends_the_grid(
     peak: float, winner: float, further: list[float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocols, "_validate", curve_of(peak))
-    results = run(single_label()).results
+    results = run(single_label()).results.to_json()
     assert results["C"] == winner
     assert results.get("C_grid_extended_by") == further
     assert results["C_grid"] == sorted([*protocols.C_GRID, *(further or [])])
@@ -514,19 +517,19 @@ def test_a_winner_at_the_edge_extends_the_grid(
 
 def test_a_grid_of_ones_own_is_not_extended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocols, "_validate", curve_of(2.0**20))
-    results = run(single_label(), C=[4.0, 1.0]).results
+    results = run(single_label(), C=[4.0, 1.0]).results.to_json()
     assert (results["C"], results["C_grid"]) == (4.0, [1.0, 4.0])
 
 
 def test_a_plateau_gives_the_smallest_c_and_no_extension() -> None:
-    results = run(single_label(noise=0.01)).results  # separable: every C is right
+    results = run(single_label(noise=0.01)).results.to_json()  # separable: every C is right
     assert results["C_curve"] == [1.0] * len(protocols.C_GRID)
     assert results["C"] == protocols.C_GRID[0]
     assert (results["accuracy"], results["mean_class_recall"]) == (1.0, 1.0)
 
 
 def test_one_c_needs_no_validation() -> None:
-    results = run(single_label(), C=3.0).results
+    results = run(single_label(), C=3.0).results.to_json()
     assert results["C"] == 3.0
     assert not {"C_curve", "C_grid", "C_chosen_on", "selected_by"} & set(results)
     assert results["n_train"] == 84  # val is trained on all the same
@@ -548,7 +551,7 @@ def test_voc_class_without_positives_is_named() -> None:
     problem.labels[everything_but_test, 1] = -1
     test = problem.splits["test"]
     problem.labels[test, 2] = -1
-    results = json.loads(json.dumps(run(problem, C=1.0).results, allow_nan=False))
+    results = json.loads(json.dumps(run(problem, C=1.0).results.to_json(), allow_nan=False))
     assert results["degenerate_classes"] == ["cow"]
     assert results["classes_without_ap"] == ["dog"]
     assert results["per_class"]["dog"] == {"ap_11point": None, "ap_allpoint": None, "n_positive": 0}
@@ -558,14 +561,14 @@ def test_voc_class_without_positives_is_named() -> None:
 
 def test_fits_that_were_broken_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "MAX_STEPS", 1)
-    results = run(single_label(noise=0.5), C=[1.0, 128.0], loss="hinge").results
+    results = run(single_label(noise=0.5), C=[1.0, 128.0], loss="hinge").results.to_json()
     assert "C=128 (choosing C)" in results["not_converged"]
     assert "hinge" in results["solver"]
 
 
 def test_results_are_plain_json() -> None:
     for problem in (with_random_splits(single_label()), multi_label(), single_label()):
-        results = run(problem, C=[0.1, 1.0]).results
+        results = run(problem, C=[0.1, 1.0]).results.to_json()
         assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 

@@ -18,14 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat import cli, datasets, metrics
-from vggfeat.checked import MOST_BYTES
+from vggfeat import cli, datasets, metrics, report
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.model import Model
 from vggfeat.page import Series, chart
-from vggfeat.protocols import Scored
-from vggfeat.report import _plane, read_results, summary, write_report
+from vggfeat.report import _plane
+from vggfeat.results import Scored, results_from, summary
 from vggfeat.store import Description, Features, open_features
 from vggfeat.writer import FeatureWriter
 
@@ -54,7 +53,7 @@ def write_features(
     path: Path, x_NQD: np.ndarray, labels: np.ndarray | None, classes: list[str], names: list[str]
 ) -> Features:
     items = Items("folder", "single-label", path.parent, names, labels, classes)
-    with FeatureWriter(path, items, PART, x_NQD.shape[2], overwrite=True) as file:
+    with FeatureWriter.open(path, items, PART, x_NQD.shape[2], overwrite=True) as file:
         for i, row_QD in enumerate(x_NQD):
             for s, descriptor_D in enumerate(row_QD):
                 file.write(i, s, descriptor_D)
@@ -85,6 +84,10 @@ def results_of(**more: Any) -> dict[str, Any]:
     }
 
 
+def summary_of(results: dict[str, Any]) -> list[tuple[str, str]]:
+    return summary(results_from(results, ""))
+
+
 def of(features: Features, results: dict[str, Any]) -> dict[str, Any]:
     """Results of the rows of a feature file."""
     results["features"] = [{**part, "rows": features.rows_digest} for part in results["features"]]
@@ -92,10 +95,14 @@ def of(features: Features, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_of(classes: list[str], scored: dict[str, Scored], results: dict[str, Any]) -> Model:
-    K = len(classes)
-    return Model(
-        classes, np.zeros((K, 16)), np.zeros(K), (PART,), "average", False, results, scored
-    )
+    K, own = len(classes), results_from(results, "")
+    return Model(classes, np.zeros((K, 16)), np.zeros(K), (PART,), "average", False, own, scored)
+
+
+def write_report(results: dict[str, Any] | None, *more: Any) -> tuple[str, list[str]]:
+    """The report of results as they lie in a file."""
+    own = None if results is None else results_from(results, "these results")
+    return report.write_report(own, *more)
 
 
 @pytest.fixture
@@ -254,7 +261,7 @@ def test_validation_in_place_of_test_labels_is_called_that(tmp_path):
     assert "Classes: AP (area) on val" in text and "Of the 6 images of val." in text
 
 
-@pytest.mark.parametrize("protocol, kind", [("voc2007", "11point"), ("voc2012", "allpoint")])
+@pytest.mark.parametrize(("protocol", "kind"), [("voc2007", "11point"), ("voc2012", "allpoint")])
 def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((30, 2)) < 0.4, 1, -1).astype(np.int8)
@@ -291,18 +298,6 @@ def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
     ap = metrics.average_precision(scored["test"].scores[:, 0], labels[:, 0], kind)
     assert f"ant {name} {100 * ap:.1f} %" in text
     assert not re.search(r"[a-z]_[a-z0-9]|ddof|11point|allpoint|unreadable|[0-9a-f]{13}", text)
-
-
-def test_classes_that_the_figures_lack_are_named():
-    per_class = {"ant": {"recall": None}, **{f"c{i}": {"recall": 1.0} for i in range(3)}}
-    many = [f"d{i}" for i in range(25)]
-    rows = dict(
-        summary(results_of(per_class=per_class, degenerate_classes=many, not_converged=["C=128"]))
-    )
-    assert rows["classes without score"] == "ant" and rows["not converged"] == "C=128"
-    assert rows["classes not learned"].endswith("d18, d19 and 5 more")
-    assert "unreadable images" not in rows
-    assert dict(summary(results_of(n_unreadable=2)))["unreadable images"] == "2, left out"
 
 
 def test_the_map_is_of_the_descriptors_that_the_results_are_of(three, monkeypatch):
@@ -429,6 +424,7 @@ def test_labels_unknown_or_none(tmp_path, three):
     _, model, results = three
     unknown = features_of(tmp_path / "u.h5", np.full(30, -1, np.int32), model.classes)
     of(unknown, results)
+    model = dataclasses.replace(model, results=results_from(results, ""))
     page, left_out = write_report(results, [unknown], model, None, "")
     assert left_out == ["curves, confusions and mistakes: the scored images have no labels"]
     assert "map" in sections(page)
@@ -453,7 +449,7 @@ def test_another_run_is_refused(three, tmp_path):
         write_report(wrong, [features], None, None)
     short = features_of(tmp_path / "s.h5", features.labels[:9], features.classes)
     unknown = {key: value for key, value in results.items() if key != "features"}
-    older = dataclasses.replace(model, results=unknown)
+    older = dataclasses.replace(model, results=results_from(unknown, ""))
     with pytest.raises(VggfeatError, match="has rows that"):
         write_report(unknown, [short], older, None)
     fused = dataclasses.replace(model, parts=model.parts * 3)
@@ -485,6 +481,7 @@ def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three
         write_report(elsewhere, [], model, None)
     for part in results["features"]:
         del part["rows"]
+    model = dataclasses.replace(model, results=results_from(results, ""))
     page, left_out = write_report(None, [features], model, None, "gone")
     assert left_out[0].startswith(
         f"the check that {features.path} has the images that these results are of: they are"
@@ -506,7 +503,7 @@ def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
         net_trained_on=24,
         other_images=["the first 60 of 90 images", "20 classes instead of 102"],
     )
-    rows = dict(summary(results))
+    rows = dict(summary_of(results))
     assert rows["mean class recall on the test parts, over 3 to 5 of 5 classes"] == "50.00 %"
     assert rows["accuracy on the test parts"] == "50.00 %"
     assert rows["images"] == "the first 60 of 90 images; 20 classes instead of 102"
@@ -519,70 +516,7 @@ def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
     assert "<title>folder, the first 60 of 90 images: linear SVM" in page
     assert "mean class recall 50.0 %, over 3 to 5 of 5 classes, accuracy 50.0 % on" in text_of(page)
     older = results_of(mean_class_recall=0.5, per_class=per_class)
-    assert "mean class recall on test, over 4 of 5 classes" in dict(summary(older))
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        ({"dataset": None}, "dataset must be text, not None"),
-        ({"per_class": 3}, "per_class must be a record of names, not 3"),
-        ({"per_class": {"ant": []}}, "per_class.ant must be a record, not a list of 0"),
-        (
-            {"per_class": {"ant": {"recall": 1.5}}},
-            r"per_class.ant.recall must lie in 0..1, not 1.5",
-        ),
-        ({"per_split": ["a"]}, r"per_split\[0\] must be a record, not 'a'"),
-        ({"per_split": [{"C": -1.0}]}, r"per_split\[0\].C must lie in 1e-300..1e\+300, not -1.0"),
-        ({"C_curve": "x", "C_grid": None}, "C_grid must be a list, not None"),
-        ({"C_grid": [1.0], "C_curve": []}, "C_grid and C_curve have different lengths"),
-        ({"C": float("nan")}, "C must be a finite number, not nan"),
-        ({"C": True}, "C must be a finite number, not True"),
-        ({"n_test": 10**400}, r"n_test must be less than 2\^63, not a huge number"),
-        ({"features": 7}, "features must be a list, not 7"),
-        ({"features": ["a"]}, r"features\[0\] must be a record, not 'a'"),
-        ({"features": [{"net": "A", "layer": "fc7"}]}, r"features\[0\].scales is missing"),
-        ({"rules": 4}, "rules must be a list, not 4"),
-        (
-            {"validation": {"per_class": {"ant": None}}},
-            "validation.per_class.ant must be a record, not None",
-        ),
-    ],
-)
-def test_results_that_are_none(three, damage, says):
-    with pytest.raises(VggfeatError, match=f"^these results: {says}$"):
-        write_report({**three[2], **damage}, [three[0]], None, None)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (b"[" * 100_000, "is not JSON"),
-        (b'{"dataset": ' + b"9" * 5000 + b"}", "is not JSON"),
-        (b'{"dataset": "\xff"}', "is not UTF-8 text"),
-        (b"[1]", "must be a record, not a list of 1"),
-        (b" " * (MOST_BYTES + 1), "is longer than the 16,384 KiB that results may have"),
-    ],
-)
-def test_a_file_that_holds_no_results(tmp_path, text, says):
-    (tmp_path / "r.json").write_bytes(text)
-    with pytest.raises(VggfeatError, match=says) as refused:
-        read_results(tmp_path / "r.json")
-    assert str(refused.value).startswith(str(tmp_path / "r.json")) and len(str(refused.value)) < 300
-
-
-def test_results_are_a_regular_file(tmp_path):
-    """A pipe without a writer would be waited for, /dev/zero never ends."""
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(VggfeatError, match="is no regular file"):
-            read_results(path)
-    with pytest.raises(VggfeatError, match="is a folder"):
-        read_results(tmp_path)
-    with pytest.raises(
-        VggfeatError, match=r"no results at .*: write them with `vggfeat svm --json`"
-    ):
-        read_results(tmp_path / "none.json")
+    assert "mean class recall on test, over 4 of 5 classes" in dict(summary_of(older))
 
 
 def test_curves_are_thinned_but_keep_their_shape():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def objective(X: np.ndarray, t: np.ndarray, C: Any, loss: str, w: np.ndarray, b:
     known = t != 0
     s = np.maximum(0, 1 - t * (X.astype(np.float64) @ w + b))
     per = np.broadcast_to(C, t.shape)[known]
-    return 0.5 * (w @ w + b * b) + float(
+    return 0.5 * float(w @ w + b * b) + float(
         (per * (s[known] ** 2 if loss == "squared_hinge" else s[known])).sum()
     )
 
@@ -54,7 +55,7 @@ def made(N: int, D: int, K: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     return X, T
 
 
-CASES = {
+CASES: dict[str, Callable[[], Any]] = {
     "more images than dimensions": lambda: made(300, 20, 4),
     "far more": lambda: made(600, 5, 3),
     "more dimensions than images": lambda: made(60, 400, 4),

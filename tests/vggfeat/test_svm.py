@@ -15,7 +15,8 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 from vggfeat.metrics import mean_average_precision, mean_class_recall
-from vggfeat.svm import LOSSES, SOLVERS, LinearSVM, LinearSVMCV
+from vggfeat.solver import LOSSES
+from vggfeat.svm import SOLVERS, LinearSVM, LinearSVMCV
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_equals_linear_svc(
         C=3.0, loss=loss, random_state=0, max_iter=1_000_000, dual=loss == "hinge", tol=1e-9
     )
     theirs.fit(X, y)
-    near = {"rtol": 1e-3, "atol": 1e-3} if loss == "hinge" else {"rtol": 1e-5, "atol": 1e-5}
+    near: Any = {"rtol": 1e-3, "atol": 1e-3} if loss == "hinge" else {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(ours.coef_, theirs.coef_, **near)
     np.testing.assert_allclose(ours.intercept_, theirs.intercept_, **near)
     np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), **near)
@@ -103,9 +104,9 @@ def test_left_out_rows_have_no_influence(blobs: tuple[np.ndarray, np.ndarray]) -
 
 def test_a_path_gives_what_single_fits_give(blobs: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = blobs
-    for C, model in zip(
-        (0.1, 1.0, 10.0, 0.5), LinearSVM(tol=1e-9).path(X, y, (0.1, 1.0, 10.0, 0.5)), strict=True
-    ):
+    path = LinearSVM(tol=1e-9).path(X, y)
+    for C in (0.1, 1.0, 10.0, 0.5):
+        model = path.fit(C)
         assert model.C == C
         np.testing.assert_allclose(
             model.coef_, LinearSVM(C=C, tol=1e-9).fit(X, y).coef_, rtol=1e-5, atol=1e-6
@@ -137,7 +138,7 @@ def test_class_weights_are_liblinears(
     theirs = LinearSVC(
         C=2.0, class_weight=weight, loss=loss, dual=loss == "hinge", tol=1e-9, max_iter=1_000_000
     ).fit(X, y)
-    near = {"rtol": 1e-3, "atol": 1e-3} if loss == "hinge" else {"rtol": 1e-4, "atol": 1e-5}
+    near: Any = {"rtol": 1e-3, "atol": 1e-3} if loss == "hinge" else {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(ours.coef_, theirs.coef_, **near)
     np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), **near)
     plain = LinearSVM(C=2.0, loss=loss, tol=1e-9).fit(X, y)

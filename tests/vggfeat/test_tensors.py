@@ -24,7 +24,7 @@ import torch
 from scipy.io import savemat
 
 import vggfeat
-from vggfeat import caffe, tensors, weights
+from vggfeat import caffe, sources, tensors, weights
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE, Preprocessing
 from vggfeat.tensors import bare, read
@@ -154,11 +154,11 @@ def test_a_caffemodel_is_the_authors_or_nobodys(
     assert (
         network.metadata["train_scale"] == "" and "not the released" in network.metadata["source"]
     )
-    monkeypatch.setitem(weights.CAFFEMODELS, "D", hashlib.sha1(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(sources.CAFFEMODELS, "D", hashlib.sha1(path.read_bytes()).hexdigest())
     network = vggfeat.load(f"oxford:D@{path}")
     assert (network.metadata["train_scale"], network.metadata["source"]) == (
         "256-512",
-        weights.OXFORD["D"],
+        sources.OXFORD["D"],
     )
     with pytest.raises(
         VggfeatError, match=r"says of itself channel_order 'BGR', .* has 'RGB': give .* alone"

@@ -121,7 +121,7 @@ COMMAND = """
 import os, sys, time, typer
 from pathlib import Path
 from vggfeat import terminal
-from vggfeat.__main__ import begin
+from vggfeat.start import begin
 
 app = typer.Typer()
 
@@ -243,7 +243,7 @@ LIBRARY = sorted(
     for path in (ROOT / folder).glob("**/*.py")
     if "@app.command" not in (text := path.read_text(encoding="utf-8"))
     and "terminal.run" not in text
-    and path.name not in ("terminal.py", "__main__.py")  # they are of every command
+    and path.name not in ("terminal.py", "start.py")  # they are of every command
 )
 
 
@@ -411,8 +411,8 @@ def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
     lines, began = [], None
     for line in process.stderr:
         lines.append(line)
-        if began is None and line.rstrip().endswith(("| signal", "| vggfeat.__main__")):
-            began = len(lines) + (0 if "vggfeat.__main__" in line else 1)
+        if began is None and line.rstrip().endswith(("| signal", "| vggfeat.start")):
+            began = len(lines) + (0 if "vggfeat.start" in line else 1)
         if began is not None and len(lines) == began + import_:
             process.send_signal(signal.SIGINT)
     return process.wait(timeout=HANG), "".join(lines)
@@ -459,9 +459,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called(kind: type[VggfeatError]
 @pytest.mark.parametrize("debug", [False, True])
 def test_what_fails_before_a_command_begins_is_a_line(debug: bool) -> None:
     """Libraries are imported there, for which memory may be short."""
-    script = (
-        "from vggfeat.__main__ import begin\nbegin()\nraise ImportError('no memory\\nto map it')"
-    )
+    script = "from vggfeat.start import begin\nbegin()\nraise ImportError('no memory\\nto map it')"
     line = [sys.executable, "-c", script, *["--debug"] * debug]
     ran = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=HANG)
     lines = ran.stderr.splitlines()
@@ -471,7 +469,7 @@ def test_what_fails_before_a_command_begins_is_a_line(debug: bool) -> None:
 
 
 def test_another_system_than_linux_is_told_in_a_line() -> None:
-    script = "import sys\nsys.platform = 'darwin'\nfrom vggfeat.__main__ import begin\nbegin()"
+    script = "import sys\nsys.platform = 'darwin'\nfrom vggfeat.start import begin\nbegin()"
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=HANG
     )

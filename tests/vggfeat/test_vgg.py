@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -9,6 +11,8 @@ from torch.nn import functional
 
 from vggfeat.errors import VggfeatError
 from vggfeat.vgg import NETS, VGG, layer_names, parameter_count
+
+from ..conftest import Nets
 
 PARAMETERS = {  # Table 2 counts millions; these are the exact counts
     "A": 132_863_336,
@@ -21,17 +25,17 @@ PARAMETERS = {  # Table 2 counts millions; these are the exact counts
 
 
 @pytest.mark.parametrize("net", PARAMETERS)
-def test_parameters_of_table_2(net):
+def test_parameters_of_table_2(net: str) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in VGG(net).parameters()) == PARAMETERS[net]
 
 
-def test_weight_layers_of_table_1():
+def test_weight_layers_of_table_1() -> None:
     layers = {net: sum(1 for name in layer_names(net) if name[:2] in ("co", "fc")) for net in NETS}
     assert layers == {"A": 11, "A-LRN": 11, "B": 13, "B-5x5": 8, "C": 16, "D": 16, "E": 19}
 
 
-def test_b_5x5_has_one_5x5_layer_for_each_pair_of_b():
+def test_b_5x5_has_one_5x5_layer_for_each_pair_of_b() -> None:
     with torch.device("meta"):
         shapes = [tuple(p.shape) for p in VGG("B-5x5").features.parameters() if p.ndim == 4]
     assert shapes == [
@@ -46,7 +50,7 @@ def test_b_5x5_has_one_5x5_layer_for_each_pair_of_b():
 @pytest.mark.parametrize(
     ("net", "name"), [("D", "vgg16"), ("E", "vgg19"), ("A", "vgg11"), ("B", "vgg13")]
 )
-def test_state_dicts_and_scores_equal_torchvisions_bit_for_bit(net, name):
+def test_state_dicts_and_scores_equal_torchvisions_bit_for_bit(net: str, name: str) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None).eval()
     ours = VGG(net).eval()
@@ -63,11 +67,11 @@ def test_state_dicts_and_scores_equal_torchvisions_bit_for_bit(net, name):
         assert torch.equal(ours.crop_scores(x), theirs(x))
 
 
-def test_dense_map_equals_timms_dense_head():
+def test_dense_map_equals_timms_dense_head() -> None:
     import timm
 
     torch.manual_seed(0)
-    theirs = timm.create_model("vgg16", pretrained=False, num_classes=0).eval()
+    theirs: Any = timm.create_model("vgg16", pretrained=False, num_classes=0).eval()
     ours = VGG("D", until="fc7").eval()
     state = theirs.state_dict()
     ours.load_state_dict(
@@ -89,7 +93,7 @@ def test_dense_map_equals_timms_dense_head():
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_dense_at_the_crop_is_the_crops_scores(he, net):
+def test_dense_at_the_crop_is_the_crops_scores(he: Nets, net: str) -> None:
     module = he(net, num_classes=7, width=0.125, crop=64).double()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
@@ -98,7 +102,7 @@ def test_dense_at_the_crop_is_the_crops_scores(he, net):
         torch.testing.assert_close(dense[..., 0, 0], module.crop_scores(x), rtol=1e-10, atol=1e-12)
 
 
-def test_a_dense_position_is_the_fc_layers_on_that_window_of_pool5(he):
+def test_a_dense_position_is_the_fc_layers_on_that_window_of_pool5(he: Nets) -> None:
     """Of the whole image's pool5, not of a cut-out crop's: their borders differ (Sect. 3.2)."""
     module = he("D", num_classes=9, width=0.125, crop=96).double()
     x = torch.randn(1, 3, 160, 200, dtype=torch.float64)
@@ -115,7 +119,7 @@ def test_a_dense_position_is_the_fc_layers_on_that_window_of_pool5(he):
     assert (scores[..., 1, 1] - cut_out).abs().max() > 1e-3 * cut_out.abs().max()
 
 
-def test_mean_score_map_is_fc8_of_the_mean_descriptor(he):
+def test_mean_score_map_is_fc8_of_the_mean_descriptor(he: Nets) -> None:
     module = he("E", num_classes=9, width=0.125, crop=64).double()
     x = torch.randn(2, 3, 130, 101, dtype=torch.float64)
     with torch.inference_mode():
@@ -124,7 +128,7 @@ def test_mean_score_map_is_fc8_of_the_mean_descriptor(he):
         torch.testing.assert_close(scores, module.classifier[6](descriptor), rtol=1e-10, atol=1e-12)
 
 
-def test_lrn_against_its_formula(he):
+def test_lrn_against_its_formula(he: Nets) -> None:
     """b_c = a_c / (k + alpha * sum over 5 neighbouring channels of a^2) ^ beta (Krizhevsky et al.,
     Sect. 3.3).
     """
@@ -149,7 +153,7 @@ def test_lrn_against_its_formula(he):
         torch.testing.assert_close(norm(a.float()).double(), expected, rtol=1e-5, atol=0)
 
 
-def test_layers_by_name_are_the_networks_own_steps(he):
+def test_layers_by_name_are_the_networks_own_steps(he: Nets) -> None:
     """Each layer's map, computed by hand from the weights in order; hidden ones after their
     ReLU.
     """
@@ -173,7 +177,7 @@ def test_layers_by_name_are_the_networks_own_steps(he):
         )
 
 
-def test_nothing_past_the_layer_is_computed(he):
+def test_nothing_past_the_layer_is_computed(he: Nets) -> None:
     module = he("D", width=0.125, crop=32)
     ran = []
     for name, child in module.features.named_children():
@@ -184,7 +188,7 @@ def test_nothing_past_the_layer_is_computed(he):
 
 
 @pytest.mark.parametrize(("pool", "side"), [("floor", 7), ("ceil", 8)])
-def test_pooling_of_odd_sides(he, pool, side):
+def test_pooling_of_odd_sides(he: Nets, pool: str, side: int) -> None:
     module = he("A", width=0.125, until="pool5", pool=pool)
     with torch.inference_mode():
         assert module(torch.zeros(1, 3, 225, 225), "pool5").shape[2:] == (side, side)
@@ -193,7 +197,7 @@ def test_pooling_of_odd_sides(he, pool, side):
         assert module(torch.zeros(1, 3, 225, 225), "pool5").shape[2:] == (15 - side, 15 - side)
 
 
-def test_min_side_is_the_smallest_that_works(he):
+def test_min_side_is_the_smallest_that_works(he: Nets) -> None:
     for pool in ("floor", "ceil"):
         module = he("D", num_classes=3, width=0.125, crop=64, pool=pool)
         for layer in module.layers[:-3]:
@@ -210,7 +214,7 @@ def test_min_side_is_the_smallest_that_works(he):
     assert module.min_side("fc7") == 64
 
 
-def test_bad_requests_say_what_is_wrong(he):
+def test_bad_requests_say_what_is_wrong(he: Nets) -> None:
     with pytest.raises(VggfeatError, match="no net 'F'; Table 1 has A, A-LRN"):
         VGG("F")
     with pytest.raises(VggfeatError, match="crop 100 is not a positive multiple of 32"):
@@ -225,13 +229,15 @@ def test_bad_requests_say_what_is_wrong(he):
 @pytest.mark.parametrize(
     ("classes", "width", "crop"), [(1000, 1.0, 224), (3, 0.21875, 96), (10, 1.9, 256)]
 )
-def test_parameters_are_counted_without_building(net, classes, width, crop):
+def test_parameters_are_counted_without_building(
+    net: str, classes: int, width: float, crop: int
+) -> None:
     with torch.device("meta"):
         built = sum(p.numel() for p in VGG(net, classes, width, crop).parameters())
     assert parameter_count(net, classes, width, crop) == built
 
 
-def test_a_net_that_is_too_large_is_never_built():
+def test_a_net_that_is_too_large_is_never_built() -> None:
     with pytest.raises(
         VggfeatError, match="has 116,002 million parameters; at most 700 million are built"
     ):

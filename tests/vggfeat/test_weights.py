@@ -22,7 +22,7 @@ import torchvision
 import vggfeat
 from pretrain.posteriors import how_trained
 from pretrain.tables import RELEASED
-from vggfeat import backbones, weights
+from vggfeat import backbones, sources, weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
@@ -86,7 +86,7 @@ def release_is(monkeypatch: pytest.MonkeyPatch, path: Path) -> tuple[str, str]:
     with open(path, "rb") as file:
         name = f"vgg16-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}.pth"
     url = f"https://example.org/models/{name}"
-    monkeypatch.setitem(weights.OXFORD, "D", url)
+    monkeypatch.setitem(sources.OXFORD, "D", url)
     return url, name
 
 
@@ -558,7 +558,7 @@ def test_a_compressed_pth_file_is_refused(tmp_path, he):
 def test_a_pickle_of_another_protocol_is_read_without_a_word(tmp_path, he, recwarn):
     state = he("D", width=0.125, crop=32).state_dict()
     torch.save(state, tmp_path / "w.pth", pickle_protocol=3)
-    tensors, _ = weights._read(tmp_path / "w.pth")
+    tensors, _ = weights.read_net(tmp_path / "w.pth")
     assert tensors.keys() == state.keys()
     assert not recwarn.list
 
@@ -891,21 +891,6 @@ def test_timm_without_a_hub_asks_once(monkeypatch):
         and "model.safetensors by hand and give timm:resnet18@FILE; " in said
     )
     assert "`weights` mini" in said
-
-
-def test_precision_and_device_are_resolved_or_refused(monkeypatch):
-    cpu = torch.device("cpu")
-    assert weights.resolve_precision("float32", cpu) == "float32"
-    assert weights.resolve_precision("auto", cpu) == "float32"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert weights.resolve_precision("auto", cpu) == "bfloat16"
-    with pytest.raises(VggfeatError, match="precision 'int4' is not one of"):
-        weights.resolve_precision("int4", cpu)
-    with pytest.raises(VggfeatError, match="no device 'tpu9'"):
-        weights.resolve_device("tpu9")
-    assert weights.resolve_device("auto") == cpu
-    with pytest.raises(VggfeatError, match="PyTorch sees 0 GPUs"):
-        weights.resolve_device("cuda")
 
 
 def test_bfloat16_stays_near_float32(data):

@@ -20,13 +20,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import vggfeat
-from vggfeat import cli, datasets, extract, hdf5, store, writer
-from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError
-from vggfeat.extract import by_shape, description_of
+from vggfeat import batches, cli, datasets, extract, hdf5, store, writer
+from vggfeat.describe import description_of
+from vggfeat.errors import Interrupted, VggfeatError
+from vggfeat.versions import versions
 
 from .. import prepared
 from ..conftest import HANG, Command, assert_same_descriptors, photograph
@@ -281,11 +281,11 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
         from pathlib import Path
         import vggfeat
         from vggfeat import datasets, writer
-        from vggfeat.extract import description_of
+        from vggfeat.describe import description_of
         items = datasets.load("folder", Path(sys.argv[1]))
         network = vggfeat.load(sys.argv[3], device="cpu", precision="float32")
         description = description_of(network, "fc7", (40,), True)
-        with writer.FeatureWriter(sys.argv[2], items, description, 512):
+        with writer.FeatureWriter.open(sys.argv[2], items, description, 512):
             print("open", flush=True)
             sys.stdin.read()
             raise SystemExit
@@ -295,11 +295,13 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
     assert other.stdout is not None and other.stdout.readline() == "open\n"
     for overwrite in (False, True):
         with pytest.raises(VggfeatError, match="another process is writing"):
-            writer.FeatureWriter(tmp_path / "f.h5", items, description, 512, overwrite=overwrite)
+            writer.FeatureWriter.open(
+                tmp_path / "f.h5", items, description, 512, overwrite=overwrite
+            )
     other.kill()
     other.wait()
     # the file of a dead process is taken over
-    with writer.FeatureWriter(tmp_path / "f.h5", items, description, 512) as own:
+    with writer.FeatureWriter.open(tmp_path / "f.h5", items, description, 512) as own:
         for i in range(24):
             own.write(i, 0, np.full(512, i, np.float32))
         own.finish()
@@ -320,7 +322,7 @@ def test_a_file_with_pending_rows_is_not_finished(folder: Path, tmp_path: Path) 
     description = description_of(vggfeat.load(WEIGHTS), "fc7", (40,), True)
     with (
         pytest.raises(VggfeatError, match=r"23 rows of .* were never described"),
-        writer.FeatureWriter(tmp_path / "f.h5", items, description, 512) as own,
+        writer.FeatureWriter.open(tmp_path / "f.h5", items, description, 512) as own,
     ):
         own.write(3, 0, np.zeros(512, np.float32))
         own.finish()
@@ -397,7 +399,7 @@ def test_other_images_are_refused(begun: Path, folder: Path, run_main: Command) 
 def test_other_labels_versions_and_damage_are_refused(
     begun: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    partial, extract_versions = Path(f"{begun}.partial"), extract.versions()
+    partial, extract_versions = Path(f"{begun}.partial"), versions()
     items = datasets.load("folder", folder)
     network = vggfeat.load(WEIGHTS)
 
@@ -435,10 +437,10 @@ def test_an_unreadable_image_is_tried_again(
 
     items, network = datasets.load("folder", spoilt), vggfeat.load(WEIGHTS)
     description = description_of(network, None, (40, 64), True)
-    facts = {"versions": extract.versions()}
+    facts = {"versions": versions()}
     with (
         pytest.raises(KeyboardInterrupt),
-        writer.FeatureWriter(out, items, description, 512, "float32", facts) as own,
+        writer.FeatureWriter.open(out, items, description, 512, "float32", facts) as own,
     ):
         bad = items.names.index("red/03.jpg")
         own.note_source(0, items.source(0))
@@ -448,7 +450,7 @@ def test_an_unreadable_image_is_tried_again(
         own.fail(bad, "a reason of ö" * 40)
         own.flush()
         raise KeyboardInterrupt
-    own_again = writer.FeatureWriter(out, items, description, 512, "float32", facts)
+    own_again = writer.FeatureWriter.open(out, items, description, 512, "float32", facts)
     assert own_again.unreadable[bad] == ("a reason of ö" * 40).encode()[:200].decode(
         "utf-8", "ignore"
     )
@@ -621,13 +623,13 @@ def test_two_that_start_together_do_the_work_once(
     spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one ends between the second one's look at --out and its lock."""
-    out, locked = tmp_path / "f.h5", writer.FeatureWriter._locked
+    out, locked = tmp_path / "f.h5", writer._locked
 
-    def late(self: writer.FeatureWriter, *arguments: Any) -> int:
+    def late(*arguments: Any) -> int:
         out.write_bytes(whole.read_bytes())
-        return locked(self, *arguments)
+        return locked(*arguments)
 
-    monkeypatch.setattr(writer.FeatureWriter, "_locked", late)
+    monkeypatch.setattr(writer, "_locked", late)
     ran = run_main(cli.main, *words(spoilt, out))
     assert ran.status == 1 and f"{out} exists; give --overwrite" in ran.err
     assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
@@ -670,7 +672,7 @@ def test_a_file_system_without_locks_is_a_warning(
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is one image: what has been read is described before much more is read."""
-    monkeypatch.setattr(extract, "CROP_PIXELS", 1)
+    monkeypatch.setattr(batches, "CROP_PIXELS", 1)
 
 
 def _at_read(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
@@ -916,9 +918,9 @@ def test_a_finished_file_without_any_row_is_only_retried_as_it_was_made(
         description_of(network, None, (40, 64), True),
         512,
         "float32",
-        {"versions": extract.versions()},
+        {"versions": versions()},
     )
-    with writer.FeatureWriter(out, *job) as file:
+    with writer.FeatureWriter.open(out, *job) as file:
         for i in range(len(items)):
             file.fail(i, "away")
         file.finish()
@@ -945,9 +947,9 @@ def test_a_reason_that_a_killed_run_has_left_is_gone_when_the_row_is_done(
         description_of(network, None, (40, 64), True),
         512,
         "float32",
-        {"versions": extract.versions()},
+        {"versions": versions()},
     )
-    with pytest.raises(KeyboardInterrupt), writer.FeatureWriter(out, *job) as file:
+    with pytest.raises(KeyboardInterrupt), writer.FeatureWriter.open(out, *job) as file:
         file.note_source(0, items.source(0))
         file.write(0, 0, np.zeros(512, np.float32))
         file._put("errors", 5, b"away")
@@ -974,7 +976,7 @@ def test_an_image_changed_in_its_middle_is_noticed(
     raw = bytearray(bmp.read_bytes())
     later = bmp.stat().st_mtime_ns + 10**10
     os.utime(bmp, ns=(later, later))  # only another time: the same image
-    with writer.FeatureWriter(out, *_job(items, network)) as file:
+    with writer.FeatureWriter.open(out, *_job(items, network)) as file:
         assert file.described[items.names.index("blue/00.bmp")].all()
     raw[len(raw) // 2 : len(raw) // 2 + 300] = bytes(300)
     bmp.write_bytes(raw)
@@ -991,78 +993,11 @@ def test_an_image_changed_in_its_middle_is_noticed(
 
 
 def _job(items: datasets.Items, network: Any) -> tuple[Any, ...]:
-    facts = {"versions": extract.versions()}
+    facts = {"versions": versions()}
     return items, description_of(network, "fc7", (40,), True), 512, "float32", facts
 
 
 # --- the device -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, MemoryError])
-def test_out_of_memory_halves_the_batch_and_says_so(kind: type[Exception]) -> None:
-    """A device that holds three images of one size; the order and number of results stay."""
-    told: list[str] = []
-    sizes: list[int] = []
-
-    def compute(images_NHWC: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(images_NHWC))
-        if len(images_NHWC) > 3:
-            raise kind(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
-                " bytes"
-            )
-        return images_NHWC[:, 0, 0, :1].float()
-
-    images = [np.full((32, 32, 3), i, np.uint8) for i in range(40)]
-    results = by_shape(
-        images.__getitem__, range(40), (32,), compute, torch.device("cpu"), say=told.append
-    )
-    assert {i: int(value[0]) for i, _, value in results} == {i: i for i in range(40)}  # type: ignore[index]
-    assert (
-        told[0]
-        == "out of memory on cpu with 40 x 32x32 pixels: batches are half as large from here on"
-    )
-    assert sizes[:5] == [40, 20, 10, 5, 2] and set(sizes[5:]) == {2} and len(told) == 4
-
-    def too_small(images_NHWC: torch.Tensor) -> torch.Tensor:
-        raise kind("can't allocate memory")
-
-    with pytest.raises(VggfeatError, match="out of memory on cpu with 1 x 32x32 pixels; free some"):
-        list(by_shape(images.__getitem__, range(40), (32,), too_small, torch.device("cpu")))
-
-
-def test_one_huge_image_that_does_not_fit_is_left_out() -> None:
-    def compute(images_NHWC: torch.Tensor) -> torch.Tensor:
-        if images_NHWC.shape[2] > 1000:
-            raise torch.OutOfMemoryError
-        return images_NHWC[:, 0, 0, :1].float()
-
-    images = [
-        np.zeros((64, 64, 3), np.uint8),
-        np.zeros((64, 6400, 3), np.uint8),
-        np.ones((64, 64, 3), np.uint8),
-    ]
-    found = {
-        i: result
-        for i, _, result in by_shape(
-            images.__getitem__, range(3), (64,), compute, torch.device("cpu"), batch_size=1
-        )
-    }
-    assert isinstance(found[1], UnreadableImage)
-    assert str(found[1]) == "out of memory on cpu with 1 x 64x6400 pixels, at Q=64"
-    assert isinstance(found[0], np.ndarray) and isinstance(found[2], np.ndarray)
-
-
-def test_other_errors_of_the_network_are_not_taken_for_memory() -> None:
-    def compute(images_NHWC: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("shapes")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        list(
-            by_shape(
-                [np.zeros((9, 9, 3), np.uint8)].__getitem__, [0], (9,), compute, torch.device("cpu")
-            )
-        )
 
 
 # --- several processes ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from vggfeat.checked import shown
 from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 
 __all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits", "refuse_absent"]
 
@@ -100,7 +100,7 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     named).
     """
     if name not in _DATASETS:
-        raise VggfeatError(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
+        raise WrongUsage(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
     return _DATASETS[name].read(None if root is None else Path(root), download)
 
 

@@ -19,13 +19,11 @@ import numpy as np
 
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.folder import LeftOut, children, refuse_links
-from vggfeat.datasets.items import Items, remarks_on
-from vggfeat.datasets.splits import random_splits
+from vggfeat.datasets.items import Items
+from vggfeat.datasets.protocol import PROTOCOLS, remarks_on
 from vggfeat.errors import VggfeatError
 
 _CATEGORIES = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
-# Training images a class (train and val together), and the most test images a class.
-_SIZES: dict[str, tuple[int, int | None]] = {"caltech101": (30, 50), "caltech256": (60, None)}
 
 
 def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
@@ -67,8 +65,7 @@ def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
     if not names:
         raise VggfeatError(f"no class folders in {folder.absolute()}: unpack the archive again")
     label_array = np.array(labels, np.int32)
-    n_train, max_test = _SIZES[dataset]
-    splits = random_splits(label_array, n_train=n_train, max_test=max_test)
+    splits = PROTOCOLS[dataset].splits(label_array)
     remarks = (*left.remarks(), *remarks_on(dataset, len(classes), splits))
     return Items(dataset, dataset, folder, names, label_array, classes, splits, remarks=remarks)
 

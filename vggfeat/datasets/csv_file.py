@@ -32,10 +32,11 @@ import numpy as np
 
 from vggfeat.checked import regular, shown
 from vggfeat.datasets.download import need_root
-from vggfeat.datasets.folder import TRAIN_FRACTION, short
-from vggfeat.datasets.items import Items, remarks_on_classes
-from vggfeat.datasets.splits import part_named, random_splits
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.datasets.folder import short
+from vggfeat.datasets.items import Items, known, remarks_on_classes
+from vggfeat.datasets.protocol import PROTOCOLS
+from vggfeat.datasets.splits import part_named
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 
 MOST_LABELS = (
     1 << 30
@@ -64,7 +65,7 @@ _MEANT = {
     "labels": ("classes", "tags", "categories", "targets"),
     "split": ("set", "subset", "partition", "phase", "splits"),
 }
-_COLUMN = {word: known for known, words in _MEANT.items() for word in words}
+_COLUMN = {word: column for column, words in _MEANT.items() for word in words}
 # Of images too, but no classes, though they may have 0 and 1.
 _NO_CLASS = frozenset(
     (
@@ -147,7 +148,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "there is nothing to download for a CSV file of your own: leave out `download`"
         )
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
@@ -180,17 +181,17 @@ def load(root: Path | None, download: bool = False) -> Items:
         labels, classes = (
             _many(table.labels, path) if table.kind == "labels" else _one(table.labels)
         )
-    known = (labels != 0).any(axis=1) if labels.ndim == 2 else labels >= 0
+    protocol = "multi-label" if labels.ndim == 2 else "single-label"
     if any(table.splits):
         given = np.array(table.splits)
         splits = {
-            name: np.flatnonzero((given == name) & known) for name in ("train", "val", "test")
+            name: np.flatnonzero((given == name) & known(labels))
+            for name in ("train", "val", "test")
         }
         splits = {name: rows.astype(np.int64) for name, rows in splits.items() if len(rows)}
     else:
-        splits = random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
+        splits = PROTOCOLS[protocol].splits(labels)
     remarks += remarks_on_classes(labels, classes, splits)
-    protocol = "multi-label" if labels.ndim == 2 else "single-label"
     return Items(
         "csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks
     )
@@ -464,7 +465,7 @@ def _wrong_column(header: list[str]) -> str:
     """What is wrong with which column, and what to do; nothing where all is right."""
     others = [name for name in header if name not in _KNOWN]
     meant = {
-        known: name for name in reversed(others) if (known := _meant(name))
+        wanted: name for name in reversed(others) if (wanted := _meant(name))
     }  # the first for each
     labelled = "label" in header or "labels" in header
     if "path" not in header:
@@ -485,9 +486,9 @@ def _wrong_column(header: list[str]) -> str:
         return "there are both label and labels: leave out one"
     if not labelled and not others:
         return "add a column label; it may be empty where nothing is known"
-    for known, name in meant.items():
-        if known not in header and not (labelled and known in ("label", "labels")):
-            return f"rename {shown(name)} to {known}"
+    for wanted, name in meant.items():
+        if wanted not in header and not (labelled and wanted in ("label", "labels")):
+            return f"rename {shown(name)} to {wanted}"
     if others and labelled:
         return (
             f"the column {shown(others[0])} is none of path, label, labels and split: leave it out"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vggfeat.datasets.folder import TRAIN_FRACTION
 from vggfeat.datasets.items import Items
-from vggfeat.datasets.splits import random_splits
-from vggfeat.errors import VggfeatError
+from vggfeat.datasets.protocol import PROTOCOLS
+from vggfeat.errors import WrongUsage
 
 
 def load(root: Path | None = None, download: bool = False) -> Items:
@@ -21,7 +20,7 @@ def load(root: Path | None = None, download: bool = False) -> Items:
     labels: (1797,) int32. `root` is not used. Raises VggfeatError when `download` is asked for.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "there is nothing to download for digits, it comes with scikit-learn: leave out"
             " `download`"
         )
@@ -29,13 +28,14 @@ def load(root: Path | None = None, download: bool = False) -> Items:
 
     data = load_digits()
     labels = data.target.astype(np.int32)
+    protocol = "single-label"
     return Items(
         dataset="digits",
-        protocol="single-label",
+        protocol=protocol,
         root=Path("."),
         names=[f"digits/{i:04d}" for i in range(len(labels))],
         labels=labels,
         classes=[str(name) for name in data.target_names],
-        splits=random_splits(labels, n_train=TRAIN_FRACTION, max_test=None),
+        splits=PROTOCOLS[protocol].splits(labels),
         images=np.rint(data.images * (255 / 16)).astype(np.uint8),
     )

@@ -23,8 +23,9 @@ import numpy as np
 from vggfeat.checked import shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.items import Items, remarks_on_classes
-from vggfeat.datasets.splits import part_named, parts_among, random_splits
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.datasets.protocol import PROTOCOLS
+from vggfeat.datasets.splits import part_named, parts_among
+from vggfeat.errors import VggfeatError, WrongUsage, reason
 
 # Compared in lower case.
 IMAGE_EXTENSIONS = frozenset(
@@ -43,7 +44,6 @@ IMAGE_EXTENSIONS = frozenset(
         ".pgm",
     )
 )
-TRAIN_FRACTION = 0.8
 # Pictures that aren't taken by their extension: those that Pillow can't read, and those that it
 # can.
 _UNREADABLE = frozenset(
@@ -156,7 +156,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     Raises VggfeatError when the layout is none of the three above, or a class folder has no images.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "there is nothing to download for a folder of your own: leave out `download`"
         )
     root = need_root("folder", root, "the folder that holds one folder of images per class")
@@ -212,7 +212,7 @@ def class_splits(labels: np.ndarray) -> dict[str, np.ndarray]:
     """The splits of a folder of classes, by its labels (N,): `pretrain.train` learns from split0's
     train and val.
     """
-    return random_splits(labels, n_train=TRAIN_FRACTION, max_test=None)
+    return PROTOCOLS["single-label"].splits(labels)
 
 
 def one_folder_each(root: Path, part_of: Mapping[str, str]) -> dict[str, str]:

@@ -6,20 +6,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggfeat.checked import shown
-
-# What the official archives hold, beside which a part of them is told: classes, with the
-# background; labelled images.
-_CLASSES = {"caltech101": 102, "caltech256": 257}
-_IMAGES = {
-    "voc2007": {"train": 2501, "val": 2510, "test": 4952},
-    "voc2012": {"train": 5717, "val": 5823},
-}
 
 _MOST_NAMED = 10  # classes that a remark names
 
@@ -29,23 +22,9 @@ def name_digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def other_counts(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) -> list[str]:
-    """In which counts the images are not those that the paper's protocols are about, each in a few
-    words.
-    """
-    counts = []
-    if (classes := _CLASSES.get(protocol, n_classes)) != n_classes:
-        counts.append(f"{n_classes:,} classes instead of {classes:,}")
-    for part, official in _IMAGES.get(protocol, {}).items():
-        if (n := len(splits.get(part, ()))) != official:
-            counts.append(f"{n:,} {part} images instead of {official:,}")
-    return counts
-
-
-def remarks_on(protocol: str, n_classes: int, splits: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """The same, as `Items.remarks`."""
-    counts = ", ".join(other_counts(protocol, n_classes, splits))
-    return (f"{protocol} with {counts}: no figure of these is its protocol's",) if counts else ()
+def known(labels: np.ndarray) -> NDArray[np.bool_]:
+    """(N,) whether anything is known of an image's label; labels as of `Items`."""
+    return (labels != 0).any(axis=1) if labels.ndim == 2 else labels >= 0
 
 
 def images_of_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -91,8 +70,7 @@ class Items:
     """N images in the dataset's own order, with labels and splits.
 
     dataset: name given to `--dataset`.
-    protocol: how a classifier is scored on it: "voc2007", "voc2012", "caltech101", "caltech256",
-        "single-label", "multi-label" or "unlabelled".
+    protocol: how a classifier is scored on it: one of `protocol.PROTOCOLS`, or "unlabelled".
     root: folder to which names are relative.
     names: N paths relative to root, with forward slashes; a name is unique.
     labels: (N,) int32, index into classes, -1 where unknown; or (N, C) int8: 1 present, -1 absent,
@@ -133,3 +111,35 @@ class Items:
     def source(self, i: int) -> Path | np.ndarray:
         """Where image i is: a path, or its pixels."""
         return self.root / self.names[i] if self.images is None else self.images[i]
+
+    def take(self, rows: np.ndarray) -> Items:
+        """The items of these rows, in their order; splits keep what is left of them.
+
+        rows: (n,) different integers.
+        """
+        place = np.full(len(self), -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        splits = {name: place[split] for name, split in self.splits.items()}
+        return replace(
+            self,
+            names=[self.names[i] for i in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            splits={name: split[split >= 0] for name, split in splits.items()},
+            images=None if self.images is None else self.images[rows],
+        )
+
+    def first(self, limit: int) -> Items:
+        """The first `limit` items, and how many there are; it is told where classes lack images."""
+        if limit >= len(self):
+            return self
+        taken = replace(self.take(np.arange(limit)), total=self.total or len(self))
+        if taken.labels is None:
+            return taken
+        n = np.count_nonzero(images_of_classes(taken.labels, len(self.classes)))
+        if n == len(self.classes):
+            return taken
+        remark = (
+            f"`limit` {limit:,} takes the first images, of {n:,} of the"
+            f" {len(self.classes):,} classes"
+        )
+        return replace(taken, remarks=(*self.remarks, remark))

@@ -14,7 +14,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from vggfeat.datasets.items import known
 from vggfeat.errors import VggfeatError
+
+VAL_FRACTION = 0.2  # Appendix B: 20% of the training images choose the hyper-parameters
+N_SPLITS = 3  # Appendix B: three random splits
 
 # "eval" is said of val and of test: a name that is known, and has to be asked about.
 _WORDS = {
@@ -72,8 +76,8 @@ def random_splits(
     *,
     n_train: int | float,
     max_test: int | None,
-    val_fraction: float = 0.2,
-    n_splits: int = 3,
+    val_fraction: float = VAL_FRACTION,
+    n_splits: int = N_SPLITS,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Draw `n_splits` independent splits: "split0/train", "split0/val", "split0/test",
@@ -123,14 +127,14 @@ def _rows_by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
     0.
     """
     if labels.ndim == 2:
-        known = np.flatnonzero((labels != 0).any(axis=1))
-        return {0: known} if len(known) else {}
+        rows = np.flatnonzero(known(labels))
+        return {0: rows} if len(rows) else {}
     # One stable sort instead of a comparison per class: 1.3 million rows of 1,000 classes stay
     # quick.
     order = np.argsort(labels, kind="stable")
     classes, starts = np.unique(labels[order], return_index=True)
-    rows = np.split(order, starts[1:])
-    return {int(c): r for c, r in zip(classes, rows, strict=True) if c >= 0} if len(labels) else {}
+    parts = np.split(order, starts[1:])
+    return {int(c): r for c, r in zip(classes, parts, strict=True) if c >= 0} if len(labels) else {}
 
 
 def _sizes(n: int, n_train: int | float, val_fraction: float) -> tuple[int, int]:

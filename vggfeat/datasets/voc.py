@@ -20,7 +20,8 @@ import numpy as np
 
 from vggfeat.checked import read_text, shown
 from vggfeat.datasets.download import downloading, need_root
-from vggfeat.datasets.items import Items, remarks_on
+from vggfeat.datasets.items import Items
+from vggfeat.datasets.protocol import remarks_on
 from vggfeat.errors import CantWrite, VggfeatError, reason
 from vggfeat.files import refuse_filled, scratch
 

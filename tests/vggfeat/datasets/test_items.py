@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from tests.vggfeat.datasets.made import touch, tree, write
 from vggfeat import look
 from vggfeat.datasets import load
-from vggfeat.extract import limited
 
 
 def test_classes_that_differ_in_case_or_cant_be_learned_are_named(tmp_path: Path) -> None:
@@ -46,12 +47,39 @@ def test_few_of_the_classes_in_a_limited_set_are_told(tmp_path: Path) -> None:
         names=tuple(f"{name}/{i}.jpg" for name in ("cat", "dog", "owl") for i in range(3)),
     )
     items = load("folder", tmp_path / "train")
-    assert limited(items, 4).remarks == ("`limit` 4 takes the first images, of 2 of the 3 classes",)
-    assert limited(items, 7).remarks == limited(items, 100).remarks == ()
+    assert items.first(4).remarks == ("`limit` 4 takes the first images, of 2 of the 3 classes",)
+    assert items.first(7).remarks == items.first(100).remarks == ()
     items = load("csv", write(tmp_path, "path,labels\na.jpg,cat;\nb.jpg,dog\n"))
-    assert limited(items, 1).remarks[1:] == (
+    assert items.first(1).remarks[1:] == (
         "`limit` 1 takes the first images, of 1 of the 2 classes",
     )
+
+
+def test_items_are_taken_in_any_order(tmp_path: Path) -> None:
+    items = load(
+        "csv",
+        write(
+            tmp_path,
+            "path,label,split\n"
+            + "".join(
+                f"{i}.jpg,{'cat' if i % 2 else 'dog'},{'test' if i > 3 else 'train'}\n"
+                for i in range(6)
+            ),
+        ),
+    )
+    taken = items.take(np.array([5, 0, 3]))
+    assert taken.names == ["5.jpg", "0.jpg", "3.jpg"] and taken.classes == items.classes
+    assert items.labels is not None and taken.labels is not None
+    assert taken.labels.tolist() == items.labels[[5, 0, 3]].tolist()
+    assert {name: rows.tolist() for name, rows in taken.splits.items()} == {
+        "train": [1, 2],
+        "test": [0],
+    }
+    assert taken.total is None and items.first(2).total == 6
+    digits = load("digits")
+    assert digits.images is not None
+    pixels = digits.take(np.array([9, 4])).images
+    assert pixels is not None and (pixels == digits.images[[9, 4]]).all()
 
 
 def test_one_class_is_said_in_the_singular(tmp_path: Path) -> None:

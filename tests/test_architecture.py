@@ -1,0 +1,175 @@
+"""The plan of the house, in imports: which module may take what from which."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import HANG
+
+ROOT = Path(__file__).parents[1]
+FEATURES = ROOT / "tests/formats/version2/features.h5"
+
+# The only ones that print, or hand over what does: the others give back what there is to say.
+PRINTING = {
+    "vggfeat.cli",
+    "vggfeat.describe",  # the bar of `embed(progress=True)`
+    "vggfeat.ranks",  # no wait for another process is silent
+    "pretrain.train",
+    "pretrain.evaluate",
+    "pretrain.export",
+    "pretrain.report",
+    "pretrain.runs",  # nets and rows that are left out; a bar for each net
+    "pretrain.stages",  # what a run says as it goes
+    "pretrain.trainer",
+    "pretrain.watch",
+    "pretrain.readers",
+}
+# What takes seconds to import, and what does without it.
+HEAVY = {"torch", "torchvision", "timm", "sklearn"}
+LIGHT = (
+    *("vggfeat", "vggfeat.__main__", "vggfeat.start", "vggfeat.cli", "vggfeat.options"),
+    *("vggfeat.terminal", "vggfeat.machine", "vggfeat.devices", "vggfeat.errors"),
+    *("vggfeat.files", "vggfeat.checked", "vggfeat.hdf5", "vggfeat.store", "vggfeat.writer"),
+    *("vggfeat.convert", "vggfeat.aggregate", "vggfeat.metrics", "vggfeat.page"),
+    *("vggfeat.decode", "vggfeat.headers", "vggfeat.images"),
+    *("vggfeat.datasets", "vggfeat.datasets.items", "vggfeat.datasets.protocol"),
+    *("vggfeat.datasets.voc", "vggfeat.datasets.caltech", "vggfeat.datasets.imagenet"),
+    *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),
+    *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
+    *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
+)
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    _name(path): path for top in ("vggfeat", "pretrain") for path in ROOT.glob(f"{top}/**/*.py")
+}
+
+
+def _imports(node: ast.AST, inside: bool) -> Iterator[str]:
+    """Full names of all that is imported below a node. inside: also inside functions.
+
+    Not what only who checks types imports.
+    """
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.FunctionDef) and not inside:
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.module and not child.level, "imports name the package"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        yield from _imports(child, inside)
+
+
+@functools.cache
+def arrows(inside: bool) -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports, and the others' packages.
+
+    `from vggfeat import load` is an arrow to vggfeat itself, `from vggfeat import svm` to the
+    module.
+    """
+    found: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        found[module] = set()
+        for name in _imports(ast.parse(path.read_text(encoding="utf-8")), inside):
+            ours = [part for part in (name, name.rpartition(".")[0]) if part in MODULES]
+            found[module].add(ours[0] if ours else name.partition(".")[0])
+        found[module].discard(module)
+    return found
+
+
+def _path(graph: dict[str, set[str]], start: str, ends: set[str]) -> list[str]:
+    """The shortest way from a module to one of these; [] where there is none."""
+    ways, seen = [[start]], {start}
+    for way in ways:
+        if way[-1] in ends:
+            return way
+        for name in sorted(graph.get(way[-1], set()) - seen):
+            seen.add(name)
+            ways.append([*way, name])
+    return []
+
+
+def test_vggfeat_never_imports_pretrain() -> None:
+    wrong = [
+        f"{module} -> {name}"
+        for module, names in arrows(inside=True).items()
+        for name in names
+        if module.startswith("vggfeat") and name.startswith("pretrain")
+    ]
+    assert not wrong
+
+
+def test_no_circle_even_inside_functions() -> None:
+    try:
+        graphlib.TopologicalSorter(arrows(inside=True)).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_only_these_print() -> None:
+    graph = arrows(inside=True)
+    found = {module for module in graph if "vggfeat.terminal" in graph[module]}
+    assert sorted(f"{module} -> vggfeat.terminal" for module in found - PRINTING) == []
+    assert PRINTING - found == set(), "these print no more"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_these_need_no_torch(module: str) -> None:
+    graph = {  # a package's own file is read before its modules
+        name: names | {package for package in [name.rpartition(".")[0]] if package}
+        for name, names in arrows(inside=False).items()
+    }
+    assert " -> ".join(_path(graph, module, HEAVY)) == ""
+
+
+LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)), file=sys.__stderr__)"
+RUN = f"""
+import sys
+from vggfeat.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+{LOADED}
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (f"import {', '.join(LIGHT)}\n{LOADED}", ()),
+        (RUN, ("--help",)),
+        (RUN, ("datasets",)),
+        (RUN, ("info", FEATURES)),
+        (RUN, ("info", FEATURES, "--all", "--verify")),
+    ],
+    ids=["modules", "--help", "datasets", "info", "info --all --verify"],
+)
+def test_nor_do_they_load_it(script: str, words: tuple[object, ...]) -> None:
+    """In a process of its own, where nothing is loaded yet."""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=HANG,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert HEAVY & set(json.loads(ran.stderr.splitlines()[-1])) == set()

@@ -1,0 +1,337 @@
+"""What can be typed: the options of every command, what is said of them, and what is wrong usage.
+
+docs/cli.md is made of the commands by `python -m tests.test_usage`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import shlex
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import typer
+
+import vggfeat
+from vggfeat import cli
+from vggfeat.terminal import run
+
+from .conftest import Command
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+PRETRAIN = ("train", "evaluate", "export", "report")
+NET = "random:A,width=0.125,crop=32"
+
+# People's scripts hold these names: renaming or dropping one is a decision, not a slip.
+OPTIONS = {
+    "vggfeat extract": (
+        """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store
+        --out --batch-size --device --precision --workers --limit --download --dry-run --overwrite
+        --retry --json --debug"""
+    ),
+    "vggfeat svm": (
+        """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver
+        --device --workers --overwrite --json --debug"""
+    ),
+    "vggfeat predict": (
+        """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
+        --debug"""
+    ),
+    "vggfeat report": "--results --features --model --root --out --overwrite --debug",
+    "vggfeat neighbours": (
+        """--features --query --top --pool --scales --picture --root --weights --device
+        --overwrite --json --debug"""
+    ),
+    "vggfeat info": "file --verify --all --overwrite --json --debug",
+    "vggfeat convert": "old new --overwrite --debug",
+    "vggfeat datasets": "",
+    "vggfeat weights": "",
+    "python -m pretrain.train": (
+        """--net --data --root --recipe --out --init --stages --from --set --seed --colours
+        --micro-batch --device --precision --workers --compile --checkpoint-minutes --log-every
+        --dry-run --debug"""
+    ),
+    "python -m pretrain.evaluate": (
+        """--weights --from --data --root --split --scales --mode --max-pool --posteriors --table
+        --runs --ledger --submission --devkit --json --overwrite --limit --batch-size --device
+        --precision --workers --debug"""
+    ),
+    "python -m pretrain.export": "weights --to --out --overwrite --debug",
+    "python -m pretrain.report": "folder --out --overwrite --debug",
+}
+
+
+def commands() -> Iterator[tuple[str, Any, Callable[..., None]]]:
+    """What is typed for each command, Typer's command, and the function that it calls."""
+    group = typer.main.get_command(cli.app)
+    functions = {each.name or each.callback.__name__: each.callback for each in _registered(cli)}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        yield f"vggfeat {name}", command, functions[name]
+    for name in PRETRAIN:
+        module = importlib.import_module(f"pretrain.{name}")
+        [own] = _registered(module)
+        yield f"python -m pretrain.{name}", typer.main.get_command(module.app), own.callback
+
+
+def _registered(module: Any) -> list[Any]:
+    return list(module.app.registered_commands)
+
+
+def options(command: Any) -> list[str]:
+    words = [word for p in command.params for word in (*p.opts, *p.secondary_opts)]
+    completion = ("--help", "--install-completion", "--show-completion")
+    return [word for word in words if word not in completion]
+
+
+def test_the_options_have_their_names() -> None:
+    found = {typed: options(command) for typed, command, _ in commands()}
+    assert found == {typed: names.split() for typed, names in OPTIONS.items()}
+
+
+# --- docs/cli.md ----------------------------------------------------------------------------------
+
+
+def page() -> str:
+    """docs/cli.md, from the commands' parameters: what Typer and rich print of them may change."""
+    lines = [
+        "# The commands and their options",
+        "",
+        "Made of the commands by `python -m tests.test_usage`. What a command reads and makes, in"
+        " examples: the other documents.",
+        "",
+    ]
+    for typed, command, function in commands():
+        about = " ".join(inspect.cleandoc(function.__doc__ or "").split())
+        lines += [f"## {typed}", "", *textwrap.wrap(about, 120, break_on_hyphens=False), ""]
+        types = inspect.signature(function, eval_str=True).parameters
+        for parameter in command.params:
+            if set(parameter.opts) & set(options(command)):
+                kind = get_args(types[parameter.name].annotation)[0]
+                lines += textwrap.wrap(
+                    f"- {_told(parameter, kind)}",
+                    120,
+                    subsequent_indent="  ",
+                    break_on_hyphens=False,
+                    break_long_words=False,
+                )
+        lines += [""] if command.params else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _told(parameter: Any, kind: Any) -> str:
+    """Names, values, whether it must be given, the words of its help, and its default."""
+    several = get_origin(kind) is list
+    literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
+    values = "|".join(get_args(literal)) if literal else ""
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    notes = [
+        *([f"`{values}`"] if values else []),
+        *(["required"] if parameter.required else []),
+        *(["may be given several times"] if several and parameter.opts[0][:2] == "--" else []),
+        *(["one or more"] if several and parameter.opts[0][:2] != "--" else []),
+    ]
+    text = names + (f" ({', '.join(notes)})" if notes else "") + f": {parameter.help}"
+    shown = parameter.show_default
+    if isinstance(shown, str):
+        return f"{text} Default: {shown}."
+    default = parameter.default
+    if shown and default not in (None, False, []):
+        on = parameter.secondary_opts and default is True
+        default = f"`{parameter.opts[0] if on else default}`"
+        where = f"`${parameter.envvar}`, or " if parameter.envvar else ""
+        text += f" Default: {where}{default}."
+    return text
+
+
+def test_the_page_of_the_commands_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "make it again: python -m tests.test_usage"
+
+
+@pytest.mark.parametrize("typed", OPTIONS)
+def test_help_is_in_whole_phrases(typed: str) -> None:
+    """A capital letter or a value's name in front, a full stop at the end, and several words."""
+    command = next(command for name, command, _ in commands() if name == typed)
+    for parameter in command.params:
+        if set(parameter.opts) & set(OPTIONS[typed].split()):
+            text = parameter.help or ""
+            assert text.endswith(".") and len(text.split()) > 3, f"{typed} {parameter.opts}: {text}"
+
+
+# --- wrong usage ----------------------------------------------------------------------------------
+
+# Told of every command alike: status 2, and a line "COMMAND: what is wrong; see COMMAND --help".
+WRONG = {
+    "vggfeat nonsense": "'nonsense'",
+    "vggfeat extract": "--dataset",
+    "vggfeat extract --dataset flickr": "there is no dataset 'flickr'; choose one of voc2007",
+    f"vggfeat extract --dataset digits --weights {NET} --nonsense": "--nonsense",
+    f"vggfeat extract --dataset digits --weights {NET} --scales a": (
+        "'a' is not a list of numbers like 256,384,512"
+    ),
+    f"vggfeat extract --dataset digits --weights {NET} --scales 32.5": "is not a list of numbers",
+    f"vggfeat extract --dataset digits --weights {NET} --scales 32,": "is not a list of numbers",
+    f"vggfeat extract --dataset digits --weights {NET} --scales 32,-48": "not positive",
+    f"vggfeat extract --dataset digits --weights {NET} --scales 32,32": "a number twice",
+    f"vggfeat extract --dataset digits --weights {NET} --batch-size 0": "--batch-size",
+    f"vggfeat extract --dataset digits --weights {NET} --workers 0": "--workers",
+    f"vggfeat extract --dataset digits --weights {NET} --limit 0": "--limit",
+    f"vggfeat extract --dataset digits --weights {NET} --store float64": "--store",
+    f"vggfeat extract --dataset digits --weights {NET} --precision int8": "--precision",
+    f"vggfeat extract --dataset digits --weights {NET} --device tpu9": "there is no device 'tpu9'",
+    f"vggfeat extract --dataset digits --weights {NET} --device meta": "give auto, cpu, cuda",
+    f"vggfeat extract --dataset digits --weights {NET} --download": (
+        "there is nothing to download for digits, it comes with scikit-learn: leave out --download"
+    ),
+    "vggfeat extract --dataset folder --root . --download": "leave out --download",
+    "vggfeat extract --dataset csv --root l.csv --download": "leave out --download",
+    "vggfeat extract --dataset digits --net C": "no weights were released for net C",
+    "vggfeat extract --dataset digits --weights oxford:C": "there are oxford:D and oxford:E",
+    "vggfeat extract --dataset digits --weights alexnet": "weights 'alexnet' are not known",
+    "vggfeat extract --dataset digits --weights random:Z": "there is no net 'Z'; Table 1 has A",
+    "vggfeat extract --dataset digits --weights random:A,depth=3": "has a setting 'depth=3'",
+    "vggfeat extract --dataset digits --weights random:A,crop=33": "33",
+    "vggfeat svm": "--features",
+    "vggfeat svm --features f.h5 --pool x": "--pool",
+    "vggfeat svm --features f.h5 --scales a": "is not a list of numbers",
+    "vggfeat svm --features= --scales=": "is not a list of numbers",
+    "vggfeat svm --features f.h5 --C a": "is not a list of numbers",
+    "vggfeat svm --features f.h5 --C 1,0": "not positive",
+    "vggfeat svm --features f.h5 --C nan": "not positive",
+    "vggfeat svm --features f.h5 --C inf": "finite",
+    "vggfeat svm --features f.h5 --loss log": "--loss",
+    "vggfeat svm --features f.h5 --seed -1": "--seed",
+    "vggfeat predict --model m.h5": "images",
+    "vggfeat predict a.jpg": "--model",
+    "vggfeat predict a.jpg --model m.h5 --top 0": "--top",
+    "vggfeat report": "a report needs --results or --model",
+    "vggfeat neighbours --features f.h5": "--query",
+    "vggfeat neighbours --features f.h5 --query q --scales 3x": "is not a list of numbers",
+    "vggfeat neighbours --features f.h5 --query q --picture q.txt": "must end in .png",
+    "vggfeat info": "file",
+    "vggfeat convert old.h5": "new",
+    "vggfeat datasets all": "all",
+    "vggfeat weights all": "all",
+    "pretrain.train --net Z": "there is no net 'Z'; Table 1 has A",
+    "pretrain.train --recipe nonsense": "there is no recipe 'nonsense'",
+    "pretrain.train --init zero": "--init must be one of A, normal, glorot",
+    "pretrain.train --set bad": "--set bad: write KEY=VALUE",
+    "pretrain.train --set depth=3": "can't have 'depth'",
+    "pretrain.train --set seed=x": "seed must be a whole number",
+    "pretrain.train --set width=-1": "width must lie in",
+    "pretrain.train --set Z-256.learning_rate=1": "there is no stage 'Z-256'",
+    "pretrain.train --set A-256.learning_rate=-1": "learning_rate must be positive",
+    "pretrain.train --stages 9": "--stages 9: there is no stage '9'",
+    "pretrain.train --stages 3-1": "A-256 comes before D-384",
+    "pretrain.train --seed -1": "--seed",
+    "pretrain.train --device tpu": "--device",
+    "pretrain.train --precision half": "--precision",
+    "pretrain.train --micro-batch -1": "--micro-batch",
+    "pretrain.train --checkpoint-minutes nan": "--checkpoint-minutes",
+    "pretrain.train --log-every 0": "--log-every",
+    "pretrain.train photos": "photos",
+    "pretrain.evaluate": "give one of --weights, --from and --table",
+    "pretrain.evaluate --weights mini --from k.h5": "give one of --weights, --from and --table",
+    "pretrain.evaluate --weights mini --scales 3x": "is not a list of numbers like 256,384,512",
+    "pretrain.evaluate --weights mini --scales 256,": "is not a list of numbers",
+    "pretrain.evaluate --weights mini --scales -4": "not positive",
+    "pretrain.evaluate --weights mini --scales 36,50,36": "a number twice",
+    "pretrain.evaluate --weights mini --split all": "--split",
+    "pretrain.evaluate --weights mini --mode scales": "--mode",
+    "pretrain.evaluate --weights mini --device tpu": "--device",
+    "pretrain.evaluate --weights mini --limit -1": "--limit",
+    "pretrain.evaluate --weights mini --submission s.txt": "--submission needs --devkit",
+    "pretrain.evaluate --from k.h5 --max-pool ceil": "--max-pool is for --weights",
+    "pretrain.evaluate --table 9": "the paper's tables are 3, 4, 5 and 6",
+    "pretrain.evaluate --table 3 --split test": "no --split test",
+    "pretrain.evaluate --table 3 --scales 36": "no --scales, --submission or --json",
+    "pretrain.export": "weights",
+    "pretrain.export mini": "--to",
+    "pretrain.export mini --to timm": "--out",
+    "pretrain.export mini --to x --out n.pth": "--to",
+    "pretrain.export mini --to onnx --out n.pth": "--out n.pth must end in .onnx",
+    "pretrain.export mini --to timm --out n.bin": "must end in .pth or .safetensors",
+    "pretrain.export alexnet --to timm --out n.pth": "weights 'alexnet' are not known",
+    "pretrain.report": "folder",
+}
+
+# What was typed could be right: status 1, and a line "COMMAND: what is wrong".
+ABSENT = {
+    "vggfeat extract --dataset folder --root nowhere": "/nowhere: check --root",
+    f"vggfeat extract --dataset digits --weights {NET} --device cuda": "give --device cpu",
+    f"vggfeat extract --dataset digits --weights {NET} --net D": "hold net A, not D",
+    f"vggfeat extract --dataset digits --weights {NET} --layer pool6": "have no layer 'pool6'",
+    "vggfeat svm --features f.h5": "no feature file at f.h5",
+    "vggfeat predict a.jpg --model m.h5": "no model file at m.h5",
+    "vggfeat report --model m.h5": "no model file at m.h5",
+    "vggfeat neighbours --features f.h5 --query q": "no feature file at f.h5",
+    "vggfeat info f.h5": "no feature file at f.h5",
+    "vggfeat convert f.h5 n.h5": "f.h5",
+    "pretrain.train --recipe own.toml": "no recipe at own.toml",
+    "pretrain.train --data nowhere": "no folder",
+    "pretrain.evaluate --weights mini --data nowhere": "no folder",
+    "pretrain.evaluate --from k.h5": "k.h5",
+    "pretrain.export w.safetensors --to timm --out n.pth": "no weights file at w.safetensors",
+    "pretrain.export mini --to timm --out no/n.pth": "there is no folder no to write n.pth in",
+    "pretrain.report nowhere": "no stage with a log.jsonl under nowhere",
+}
+
+
+@pytest.fixture
+def typed(run_main: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A line, as it is typed in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VGGFEAT_DATA", raising=False)
+
+    def run_line(line: str) -> Any:
+        program, *words = shlex.split(line)
+        if program == "vggfeat":
+            return run_main(cli.main, *words)
+        app = importlib.import_module(program).app
+        return run_main(functools.partial(run, app, f"python -m {program}"), *words)
+
+    return run_line
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_is_typed_wrong_has_status_2(line: str, typed: Command, tmp_path: Path) -> None:
+    ran = typed(line)
+    assert (ran.status, ran.out, len(ran.err_lines)) == (2, "", 1), ran.err
+    [told] = ran.err_lines
+    program, *words = line.split()
+    names = ["", *(name.removeprefix("vggfeat ") for name in OPTIONS)]
+    name = f"{program} {words[0]}" if words and words[0] in names else program
+    assert told.startswith(f"{name}: "), told
+    full = name if program == "vggfeat" else f"python -m {name}"
+    assert told.endswith(f"; see {full} --help"), told
+    assert WRONG[line].lower() in told.lower() and "Traceback" not in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ABSENT)
+def test_what_is_not_there_has_status_1(line: str, typed: Command, tmp_path: Path) -> None:
+    ran = typed(line)
+    assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1), ran.err
+    program = line.split()[0]
+    assert ran.err.startswith(f"{program}: ") and ABSENT[line] in ran.err
+    assert not ran.err.rstrip().endswith("--help")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_typed_prints_the_help(typed: Command) -> None:
+    ran = typed("vggfeat")
+    assert ran.status == 2 and "extract" in ran.out + ran.err
+
+
+def test_wrong_usage_is_an_error_of_the_library_too() -> None:
+    """Who catches VggfeatError in Python catches it."""
+    with pytest.raises(vggfeat.VggfeatError, match="are not known"):
+        vggfeat.load("alexnet")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

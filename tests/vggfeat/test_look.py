@@ -1,0 +1,60 @@
+"""What is about to be described, by the headers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+import vggfeat
+from vggfeat import datasets
+from vggfeat.decode import read_rgb
+from vggfeat.describe import description_of
+from vggfeat.look import Cheaper, look
+
+from ..conftest import photograph
+
+SCALES = (40, 64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return vggfeat.load("random:B,width=0.125,crop=32,classes=4")
+
+
+def test_what_is_cheaper_is_the_smallest_scale_alone(network):
+    paper = Cheaper.than(description_of(network, None, (384, 256, 512), True))
+    assert paper.options == "`scales` 256 `no_mirror`"
+    assert paper.share == pytest.approx(256**2 / (256**2 + 384**2 + 512**2) / 2)
+    assert paper.worth_saying(668, 46) and not paper.worth_saying(100, 10)
+    alone = Cheaper.than(description_of(network, None, (256,), False))
+    assert alone.share == 1 and not alone.worth_saying(668, 668)
+
+
+def test_a_look_at_headers_tells_what_reading_would(tmp_path, monkeypatch):
+    """Upright sizes, of some images evenly over all; what can't be read; a format whose header
+    doesn't tell.
+    """
+    for i in range(9):
+        exif = Image.Exif()
+        exif[0x0112] = i  # orientation; 5 to 8 stand on their side
+        Image.fromarray(photograph(i, 40, 50 + i)).save(tmp_path / f"{i}.jpg", exif=exif)
+    (tmp_path / "z.jpg").write_text("no image")
+    items = datasets.load("folder", tmp_path)
+    seen = look(items)
+    assert seen.shapes == {i: read_rgb(items.source(i)).shape[:2] for i in range(9)}
+    assert seen.unreadable == {"z.jpg": "not an image that Pillow can read"}
+    assert (seen.looked, seen.smallest_sides, seen.enlarged(40), seen.enlarged(41)) == (
+        10,
+        (40, 40, 40),
+        0,
+        9,
+    )
+    few = look(items, 4)
+    assert few.looked == 4 and list(few.shapes) == [0, 3, 6]
+    for name in ("x.bmp", "y.bmp"):  # what a file is, its content tells
+        Image.fromarray(photograph(3, 30, 41)).save(tmp_path / name, format="JPEG2000")
+    items = replace(items, names=["x.bmp", "y.bmp"])
+    monkeypatch.setattr("vggfeat.look.DECODED", 1)  # it takes a process each
+    assert list(look(items).shapes.values()) == [(30, 41)]

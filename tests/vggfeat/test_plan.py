@@ -1,0 +1,90 @@
+"""What an extraction will take is told by headers and by a trial."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vggfeat
+from vggfeat import datasets
+from vggfeat.batches import by_shape
+from vggfeat.decode import read_rgb
+from vggfeat.describe import description_of
+from vggfeat.look import look
+from vggfeat.plan import plan
+
+SCALES = (40, 64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return vggfeat.load("random:B,width=0.125,crop=32,classes=4")
+
+
+def test_plan_counts_the_work(network, folder):
+    items = datasets.load("folder", folder)
+    description = description_of(network, "conv1_1", (64,), True)
+    asked = plan(items, look(items), network, description, "float16")
+    assert asked.images == asked.sampled == 24
+    assert asked.bytes == 24 * 8 * 2
+    # conv1_1 alone: 2 * 8 channels * 27 weights a pixel, image and mirror; 8 images of each shape
+    pixels = 8 * (64 * 96 + 96 * 64 + 64 * 64)
+    assert asked.gflop == pytest.approx(2 * 2 * 8 * 27 * pixels / 1e9)
+    assert asked.seconds > 0 and asked.cheaper is None
+    assert (asked.smallest_sides, asked.enlarged) == ((40, 40, 48), {64: 24})
+    Image.new("L", (1, 6000)).save(
+        folder / "red" / "strip.png"
+    )  # 24 million pixels at Q = 64: not described
+    items = datasets.load("folder", folder)
+    again = plan(items, look(items), network, description, "float16")
+    assert (again.images, again.sampled) == (25, 24) and again.gflop == pytest.approx(
+        asked.gflop * 25 / 24
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@pytest.mark.parametrize("new", [0.0, 0.2])
+def test_plan_expects_what_the_whole_takes_by_a_part_of_it(
+    network, tmp_path, monkeypatch, alpha, new
+):
+    """By a clock of our own: a batch takes alpha, one second for 10,000 pixels, and more if its
+    shape is new.
+    """
+    (tmp_path / "all").mkdir()
+    sides = np.random.default_rng(0).integers(0, 8, 120) ** 2
+    for i, side in enumerate(sides):
+        Image.new("RGB", (40 + int(side), 40)).save(tmp_path / "all" / f"{i:03d}.png")
+    clock, seen, described = 0.0, set(), 0
+
+    def describe(network, batch_NHWC, layer, mirror):
+        nonlocal clock, described
+        shape = tuple(batch_NHWC.shape)
+        clock += alpha + batch_NHWC[..., 0].numel() / 10_000 + (0 if shape in seen else new)
+        seen.add(shape)
+        described += shape[0]
+        return torch.zeros(shape[0], 4)
+
+    monkeypatch.setattr("vggfeat.plan.describe", describe)
+    monkeypatch.setattr("vggfeat.plan.time", SimpleNamespace(perf_counter=lambda: clock))
+    items = datasets.load("folder", tmp_path)
+    description = description_of(network, None, SCALES, False)
+    expected = plan(items, look(items), network, description, "float32", batch_size=1).seconds
+    assert described < 2 * 120  # each at two scales, twice: less than half of them
+    clock, _ = 0.0, seen.clear()
+    compute = functools.partial(describe, network, layer="fc7", mirror=False)
+    for _ in by_shape(
+        lambda i: read_rgb(items.source(i)),
+        range(120),
+        SCALES,
+        compute,
+        network.device,
+        batch_size=1,
+    ):
+        pass
+    assert clock > 90
+    assert expected == pytest.approx(clock, rel=0.05)

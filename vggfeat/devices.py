@@ -1,0 +1,96 @@
+"""Devices: which one, in which precision, and how much goes through it; what it says when its
+memory is used up. Imported without PyTorch, before which `keep_memory` must run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from vggfeat.checked import shown
+from vggfeat.errors import VggfeatError, WrongUsage
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("float32", "bfloat16")
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
+"""Images of 224 x 224 that go through a device at once, where nothing else is asked for."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """ "auto" -> the first GPU, or the CPU; a GPU that isn't there raises VggfeatError."""
+    import torch
+
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise WrongUsage(
+            f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N"
+        ) from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise WrongUsage(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if resolved.type == "cuda" and (resolved.index or 0) >= count:
+        raise VggfeatError(
+            f"device {device!r} is not there: PyTorch sees {count} GPUs; give `device` cpu"
+        )
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "auto" -> "bfloat16" where the hardware multiplies bfloat16, else "float32"; other names
+    unchanged.
+    """
+    import torch
+
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            # bfloat16 without these instructions is emulated: slower than float32, and no better
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bfloat16" if fast else "float32"
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise WrongUsage(
+            f"precision {shown(precision)} is not one of auto, {', '.join(PRECISIONS)}"
+        )
+    return precision
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """PyTorch's type of one of PRECISIONS."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain
+    RuntimeError.
+    """
+    # asked for only where it is there: most errors are told without PyTorch
+    of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    return isinstance(error, (MemoryError, of_device)) or "can't allocate memory" in str(error)
+
+
+def keep_memory() -> None:
+    """Make a process keep what its forward passes have freed, for the next: a third of their time
+    on a CPU.
+
+    PyTorch asks for large pages, a layer's map of 50 MB is faulted in by 25 of them instead of by
+    12,000 small ones (read at its first allocation, so call this before PyTorch is imported); and
+    glibc gives a freed map to the next layer instead of back to the system.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,419 @@
+"""Where weights come from: a name, a file or a net of Table 1 -> a ready network.
+
+`SOURCES` is the table of them. What a file says of itself, by its metadata or by the names in it,
+is believed: a source that says otherwise (`torchvision:vgg16@FILE`) is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+
+from vggfeat.backbones import load_timm
+from vggfeat.checked import shown
+from vggfeat.devices import resolve_device, resolve_precision
+from vggfeat.errors import VggfeatError, WrongUsage, reason
+from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing
+from vggfeat.tensors import ENDINGS
+from vggfeat.vgg import NETS, TABLE_1, VGG
+from vggfeat.weights import (
+    MINI_WORKS,
+    TORCHVISION_NETS,
+    WHOLE,
+    Network,
+    agreed,
+    read_net,
+    refuse_other_release,
+    torchvisions_name,
+    vgg_metadata,
+    vgg_network,
+)
+
+# Conversions of the authors' Caffe files; the digits in a name are the first of its sha256.
+OXFORD = {
+    "D": "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
+    "E": "https://web.eecs.umich.edu/~justincj/models/vgg19-d01eb7cb.pth",
+}
+# sha1 of the authors' own files, VGG_ILSVRC_16_layers.caffemodel and that of 19 layers, as Caffe's
+# model zoo has them
+CAFFEMODELS = {
+    "D": "9363e1f6d65f7dba68c4f27a1e62105cdf6c4e24",
+    "E": "239785e7862442717d831f682bb824055e51e9ba",
+}
+MINI = {net: Path(__file__).parent / "assets" / f"mini-{net}.safetensors" for net in ("A", "D")}
+
+
+def load(
+    name: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+) -> Network:
+    """A ready network, in evaluation mode, on the hardware's device in its precision, as the
+    commands have it.
+
+    name: a spec (see `SOURCES`), a path, or a net of Table 1 ("D", "E": the released weights).
+    weights: a spec or path; `name` must then be the net that it holds.
+    device: "auto", the first GPU or else the CPU; "cpu", "cuda", "cuda:N".
+    precision: "auto", bfloat16 where the device multiplies it, else float32; "float32", "bfloat16".
+    Raises VggfeatError: unknown name, missing or unfit file, wrong checksum, no network, no such
+    device.
+    """
+    for what, given in (("name", name), ("weights", name if weights is None else weights)):
+        if not isinstance(given, str | os.PathLike):
+            raise VggfeatError(
+                f"`{what}` must be a source of weights, as 'mini' or 'oxford:D', or a path, not"
+                f" {shown(given)}"
+            )
+    device = resolve_device(device)
+    precision = resolve_precision(precision, device)
+    name = os.fspath(name)
+    if weights is not None:
+        spec = f"mini:{name}" if weights == "mini" else weights
+        network = load(spec, device=device, precision=precision)
+        if name != network.name:
+            raise VggfeatError(
+                f"weights {weights} hold net {network.name}, not {name}: give that net, or the"
+                " weights alone"
+            )
+        return network
+    if name in NETS:
+        if name not in OXFORD:
+            raise WrongUsage(
+                f"no weights were released for net {name} (but for D and E): give a file as"
+                " `weights`"
+            )
+        name = f"oxford:{name}"
+    if name == "mini":
+        name = "mini:D"
+    if "\0" in name:
+        raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
+    source, _, rest = name.partition(":")
+    if rest and source in SOURCES:
+        what, _, file = rest.partition("@")
+        network = SOURCES[source].load(what, Path(os.path.realpath(file)) if file else None)
+    elif Path(name).suffix in ENDINGS or os.path.lexists(name):
+        network = _load_file(Path(name))
+    else:
+        examples = ", ".join(source.example for source in SOURCES.values())
+        raise WrongUsage(
+            f"weights {shown(name)} are not known: there is no such file, and no such source; give"
+            f" a file, or one of {examples} (see `vggfeat weights`)"
+        )
+    network.module.eval().requires_grad_(False)
+    return network.to(device, precision)
+
+
+def _load_file(path: Path) -> Network:
+    tensors, metadata = read_net(path)
+    place = os.path.realpath(
+        path
+    )  # kept in feature files and models, which are used from other folders
+    if "net" in metadata and "mean" in metadata:
+        return vgg_network(place, tensors, metadata)
+    if "classifier.1.weight" in tensors and "mean" not in metadata:
+        network = _oxford(_net_by_convolutions(tensors, path), Path(place))
+        network.spec = place  # by its names alone it is nobody's
+        return network
+    sources = [f"timm:NAME@{path}"]
+    if any(key.startswith(("features.", "conv")) for key in tensors):
+        sources = [f"torchvision:{torchvisions_name(tensors)}@{path}"]
+        if "classifier.0.weight" not in tensors:
+            sources += [
+                f"oxford:{net}@{path}"
+                for net in OXFORD
+                if TORCHVISION_NETS[torchvisions_name(tensors)] == net
+            ]
+    raise VggfeatError(
+        f"{path} doesn't say which preprocessing its weights need; name the source, as in"
+        f" {' or '.join(sources)}, or make a .safetensors file whose metadata tell it"
+        " (docs/formats.md)"
+    )
+
+
+def _net_by_convolutions(tensors: Mapping[str, Tensor], path: Path) -> str:
+    count = sum(v.ndim == 4 for v in tensors.values())
+    for net in OXFORD:
+        if count == sum(len(stage) for stage in TABLE_1[net]):
+            return net
+    raise VggfeatError(f"{path} has {count} convolutions; the released nets have 13 (D) or 16 (E)")
+
+
+def _of_source(
+    source: str, file: Path | None, url: str, release: Mapping[str, str], caffemodel: str = ""
+) -> Network:
+    """The net of a release: downloaded, or from a file that doesn't contradict what the release is.
+
+    Of another file than the released one, byte for byte, nothing is known of who trained it, and at
+    which S. caffemodel: sha1 of another file of the same release.
+    """
+    path = _downloaded(url, source) if file is None else file
+    tensors, metadata = read_net(path)
+    names_tell = any(key.startswith(("classifier.", "fc")) for key in tensors)
+    if file is None:
+        if not _checksum(path, "sha256").startswith(_digits(url)):
+            raise VggfeatError(
+                f"{path} is not the released file: its sha256 doesn't begin with {_digits(url)};"
+                f" move it away, and the released one is fetched, or give {source}@FILE"
+            )
+        return vgg_network(source, tensors, release)
+    if "mean" not in metadata:
+        refuse_other_release(source, file, tensors)
+    fc8 = tensors.get("classifier.6.weight", tensors.get("fc8.weight"))
+    outputs = len(fc8) if fc8 is not None and fc8.ndim else None
+    facts = agreed(source, file, release, metadata, outputs)
+    if (
+        not _checksum(file, "sha256").startswith(_digits(url))
+        and _checksum(file, "sha1") != caffemodel
+    ):
+        name = url.rpartition("/")[2]
+        told = (
+            "" if names_tell or "mean" in metadata else f"; preprocessing as of {source}, as asked"
+        )
+        claims = {"train_scale": "", "source": f"{file}, which is not the released {name}{told}"}
+        facts |= {key: metadata.get(key, value) for key, value in claims.items() if key in release}
+    return vgg_network(f"{source}@{file}", tensors, facts)
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """Of a file's bytes, as hex; kind: as hashlib calls it."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, kind).hexdigest()
+    except OSError as error:
+        raise VggfeatError(f"can't read {path}: {reason(error)}") from error
+
+
+def _digits(url: str) -> str:
+    """The first digits of a released file's sha256, which its name ends with."""
+    found = re.search(r"-([0-9a-f]{8,})\.", url.rpartition("/")[2])
+    return found[1] if found else ""
+
+
+def _oxford(net: str, file: Path | None) -> Network:
+    if net not in OXFORD:
+        raise WrongUsage(
+            f"no weights were released for net {net!r}; there are oxford:D and oxford:E"
+        )
+    release = {
+        "net": net,
+        **CAFFE.to_metadata(),
+        **WHOLE,
+        "pool": "ceil",
+        "classes": json.dumps(_imagenet_categories()),
+        "train_scale": "256-512",
+        "source": OXFORD[net],
+    }
+    return _of_source(f"oxford:{net}", file, OXFORD[net], release, CAFFEMODELS[net])
+
+
+def _mini(net: str, file: Path | None) -> Network:
+    if net not in MINI or file is not None:
+        raise WrongUsage(
+            f"there are no mini weights {net!r}: give {' or '.join(f'mini:{n}' for n in MINI)}"
+        )
+    network = _load_file(MINI[net])
+    network.spec = f"mini:{net}"  # wherever the package lies
+    return network
+
+
+def _imagenet_categories() -> list[str]:
+    """Names of the 1,000 ILSVRC classes in synset order, which is the released nets' (Caffe's)
+    too.
+    """
+    from torchvision.models import VGG16_Weights
+
+    return list(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _downloaded(url: str, spec: str) -> Path:
+    """The file of a release in PyTorch's cache, fetched into it where it isn't there. Raises
+    VggfeatError.
+    """
+    name = url.rpartition("/")[2]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    digits = _digits(url)
+    path = folder / name
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, os.fspath(path), hash_prefix=digits)
+    except (URLError, HTTPException, OSError, RuntimeError) as error:
+        raise VggfeatError(
+            f"could not get {url}: {reason(error)}; fetch it by hand (its sha256 begins with"
+            f" {digits}), and give {spec}@FILE or put it into {folder}; {MINI_WORKS}; a file of the"
+            " convolutions alone does for `layer` pool5 and those before it: extract, and all that"
+            " reads its feature file"
+        ) from error
+    return path
+
+
+def _torchvision(what: str, file: Path | None) -> Network:
+    from torchvision.models import get_model_weights
+
+    architecture, _, entry = what.partition(".")
+    if architecture not in TORCHVISION_NETS:
+        raise WrongUsage(
+            f"torchvision:{shown(architecture)[1:-1]} is not a net of Table 1; there are "
+            f"{', '.join(TORCHVISION_NETS)} (for other models: timm:NAME)"
+        )
+    enum = get_model_weights(architecture)
+    entries = list(enum.__members__)
+    if entry and entry not in entries:
+        raise WrongUsage(
+            f"torchvision:{architecture} has no weights {entry!r}; there are {', '.join(entries)}"
+        )
+    weights = enum[entry] if entry else enum["IMAGENET1K_V1"]
+    # the enum's own transform: the preprocessing comes with the weights
+    transform = weights.transforms()
+    preprocessing = Preprocessing(
+        mean=tuple(transform.mean), std=tuple(transform.std), channel_order="RGB", input_range=1.0
+    )
+    release = {
+        "net": TORCHVISION_NETS[architecture],
+        **preprocessing.to_metadata(),
+        **WHOLE,
+        # the released convolutions, trained in Caffe; torchvision's own training rounded down
+        "pool": "ceil" if entry == "IMAGENET1K_FEATURES" else "floor",
+        "classes": json.dumps(list(weights.meta.get("categories") or [])),
+        "source": weights.url,
+    }
+    return _of_source(f"torchvision:{what}", file, weights.url, release)
+
+
+def _random(what: str, file: Path | None) -> Network:
+    """An untrained net: He's normal initialisation (fan-in), zero biases, from an explicit seed."""
+    net, *settings = what.split(",")
+    values: dict[str, float] = {"width": 1.0, "crop": 224, "seed": 0, "classes": 1000}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        try:
+            if key not in values:
+                raise ValueError(key)
+            values[key] = float(value) if key == "width" else int(value)
+            if key == "seed" and not 0 <= values[key] < 2**63:
+                raise ValueError(value)
+        except ValueError as error:
+            raise WrongUsage(
+                f"random:{what} has a setting {setting!r}; write"
+                " random:NET,width=0.25,crop=64,seed=0,classes=10"
+            ) from error
+    if file is not None:
+        raise WrongUsage("random: weights come from a seed, not from a file")
+    try:
+        with torch.device("meta"):  # nothing too large
+            module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
+    except VggfeatError as error:  # all of it was typed
+        raise WrongUsage(str(error)) from error
+    generator = torch.Generator().manual_seed(int(values["seed"]))
+    tensors = {}
+    for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):
+        if key.endswith("bias"):
+            tensors[key] = torch.zeros(shape)
+        else:
+            std = (2.0 / shape[1:].numel()) ** 0.5
+            tensors[key] = torch.empty(shape).normal_(0.0, std, generator=generator)
+    preprocessing = Preprocessing(
+        mean=CAFFE_MEAN_BGR[::-1], std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
+    )
+    return vgg_network(f"random:{what}", tensors, vgg_metadata(module, preprocessing))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that have a name, as "oxford:D". name: what is before the colon. load: what is after
+    it, and the file after an @ or None -> a network. example: for who asked for something else.
+    forms: all that can be written, each with what it is.
+    """
+
+    name: str
+    load: Callable[[str, Path | None], Network]
+    example: str
+    forms: tuple[tuple[str, str], ...]
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(
+            "mini",
+            _mini,
+            "mini",
+            (
+                (
+                    "mini, mini:A",
+                    "small nets D and A that come with the package, 5 MB each: for trying things",
+                ),
+            ),
+        ),
+        Source(
+            "oxford",
+            _oxford,
+            "oxford:D",
+            (
+                (
+                    "oxford:D",
+                    "the authors' released net D (default); BGR 0-255 minus the mean, ceil pooling",
+                ),
+                ("oxford:E", "the authors' released net E"),
+                (
+                    "oxford:D@FILE",
+                    "the same from a local file: their conversion, or the authors' .caffemodel",
+                ),
+            ),
+        ),
+        Source(
+            "torchvision",
+            _torchvision,
+            "torchvision:vgg16",
+            (
+                (
+                    "torchvision:vgg16",
+                    "torchvision's own VGG (vgg11, vgg13, vgg16, vgg19); also @FILE",
+                ),
+                (
+                    "torchvision:vgg16.IMAGENET1K_FEATURES",
+                    "the released convolutions without FC layers; also @FILE",
+                ),
+            ),
+        ),
+        Source(
+            "timm",
+            load_timm,
+            "timm:NAME",
+            (("timm:NAME", "any timm backbone that takes images of any size; also @FILE"),),
+        ),
+        Source(
+            "random",
+            _random,
+            "random:A",
+            (
+                (
+                    "random:NET,width=W,crop=C,seed=S,classes=K",
+                    "an untrained net: the floor of a comparison",
+                ),
+            ),
+        ),
+    )
+}
+FILES = (
+    ("FILE.safetensors", "a weights file with its metadata (net, mean, channel order, ...)"),
+    ("FILE.pth", "PyTorch's file of a conversion of the authors' net, known by its names"),
+    ("FILE.caffemodel", "Caffe's file of a net of Table 1, as the authors released theirs"),
+)
+
+
+def forms() -> list[tuple[str, str]]:
+    """All that `load` takes, each with what it is."""
+    return [*(form for source in SOURCES.values() for form in source.forms), *FILES]

@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -151,9 +152,14 @@ def run(
     """
     until = None if timeout is None else time.monotonic() + timeout
     with ExitStack() as stack:
-        out, err = (stack.enter_context(TemporaryFile("w+")) for _ in range(2))
         job = stack.enter_context(job_of(processes)) if processes > 1 else [{}]
-        started = [start(words, environment | place, out, err, limits=limits) for place in job]
+        # pipes, not files, which a limit of bytes a file would keep from growing
+        out, err = (stack.enter_context(_Pipe()) for _ in range(2))
+        started = [
+            start(words, environment | place, out.end, err.end, limits=limits) for place in job
+        ]
+        out.hear()
+        err.hear()
         status, left = 0, list(started)
         while left:
             for process in [each for each in left if each.poll() is not None]:
@@ -167,11 +173,39 @@ def run(
                     process.kill()
                 raise subprocess.TimeoutExpired(started[0].args, timeout or 0.0)
             time.sleep(0.005 if left else 0)
-        said = []
-        for file in (out, err):
-            file.seek(0)
-            said.append(file.read())
+        said = [out.said(), err.said()]
     return subprocess.CompletedProcess(started[0].args, status, *said)
+
+
+class _Pipe:
+    """What processes say, read in a thread."""
+
+    def __init__(self) -> None:
+        self._reading, self.end = os.pipe()
+        self._open, self._text = True, ""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> _Pipe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            os.close(self.end)
+
+    def hear(self) -> None:
+        """All who write have its end."""
+        os.close(self.end)
+        self._open = False
+        self._thread.start()
+
+    def said(self) -> str:
+        """All, once nobody can write any more."""
+        self._thread.join()
+        return self._text
+
+    def _read(self) -> None:
+        with open(self._reading, errors="backslashreplace") as file:
+            self._text = file.read()
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def begun(path: Path) -> FeatureWriter:
         *("A", "a.safetensors", "ab" * 32, "pool2", SCALES, True),
         *("floor", "bilinear, antialiased", "float32", "Pillow"),
     )
-    return FeatureWriter(path, items, how, D)
+    return FeatureWriter.open(path, items, how, D)
 
 
 def descriptor(row: int, scale: int) -> np.ndarray:

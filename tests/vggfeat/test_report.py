@@ -401,7 +401,7 @@ def test_any_number_of_classes(tmp_path, K):
     labels = np.where(rng.random((2 * K + 8, K)) < 1 / K, 1, -1).astype(np.int8)
     labels[0, 0], labels[1, 0] = 1, -1
     if K > 2:  # one label an image
-        labels = (np.arange(3 * K) % K).astype(np.int32)
+        labels = (np.arange(K + 8) % K).astype(np.int32)
     rows = np.arange(len(labels))
     scored = {"test": Scored(rows, rng.standard_normal((len(labels), K)))}
     figure = "recall" if labels.ndim == 1 else "ap_allpoint"

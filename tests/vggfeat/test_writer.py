@@ -28,7 +28,8 @@ from vggfeat.describe import description_of
 from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.versions import versions
 
-from ..conftest import HANG, Command, assert_same_descriptors, photograph, torchrun
+from .. import prepared
+from ..conftest import HANG, Command, assert_same_descriptors, photograph
 
 KILLS = int(os.environ.get("KILLS", "10"))
 WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
@@ -1005,10 +1006,7 @@ def _job(items: datasets.Items, network: Any) -> tuple[Any, ...]:
 def run_ranks(
     processes: int, script: str, *arguments: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [*torchrun(processes), script, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=HANG, env={**os.environ, **more}
-    )
+    return prepared.run([script, *arguments], {**os.environ, **more}, processes, timeout=HANG)
 
 
 def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path: Path) -> None:

@@ -56,3 +56,16 @@ def test_what_is_imported_is_declared_and_nothing_else() -> None:
     names = [plain(re.split(r"[<>=!~\[; ]", line)[0]) for line in declared]
     assert len(set(names)) == len(names)
     assert set(names) == imported()
+
+
+def test_the_files_that_contributing_names_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:vggfeat|pretrain|tests|docs|benchmarks)/[\w/.]*)`", text))
+    # X and NEW stand for a name
+    assert {name for name in named if not (ROOT / name).exists()} == {
+        "pretrain/X.py",
+        "tests/pretrain/test_X.py",
+        "tests/vggfeat/test_X.py",
+        "vggfeat/X.py",
+        "vggfeat/datasets/NEW.py",
+    }

@@ -152,7 +152,9 @@ def class_recalls(pred: ArrayLike, truth: ArrayLike, n_classes: int) -> NDArray[
         )
     images = np.bincount(truth_N, minlength=n_classes)
     right = np.bincount(truth_N[pred_N == truth_N], minlength=n_classes)
-    return np.divide(right, images, out=np.full(n_classes, np.nan), where=images > 0)
+    recalls = np.full(n_classes, np.nan)
+    np.divide(right, images, out=recalls, where=images > 0)
+    return recalls
 
 
 def mean_class_recall(pred: ArrayLike, truth: ArrayLike, n_classes: int) -> float:
@@ -200,4 +202,5 @@ def top_k_wrong(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> NDArray[n
         raise ValueError(f"k must be at least 1, not {k}")
     own = np.take_along_axis(scores, truth_N[:, None], axis=1)  # (N, 1)
     tied_before = (scores == own) & (np.arange(scores.shape[1]) < truth_N[:, None])
-    return ((scores > own) | tied_before).sum(axis=1) >= k
+    ranks: NDArray[np.int64] = ((scores > own) | tied_before).sum(axis=1)
+    return ranks >= k

@@ -77,7 +77,8 @@ class Model:
                 f"descriptors have shape {x_ND.shape}; the model needs (N, {length}), aggregated by"
                 f" {self.pool} over the scales (`vggfeat.aggregate`)"
             )
-        return x_ND @ self.coef_KD.T + self.intercept_K
+        scores: np.ndarray = x_ND @ self.coef_KD.T + self.intercept_K
+        return scores
 
     @cached_property
     def networks(self) -> list[Network]:

@@ -230,16 +230,17 @@ def _official_split(problem: Problem, seed: int, select: bool) -> _Drawn:
 
 
 def _readable(problem: Problem, rows: np.ndarray) -> Rows:
-    rows = np.asarray(rows, dtype=np.int64)
-    return rows[problem.readable[rows]]
+    listed: Rows = np.asarray(rows, dtype=np.int64)
+    readable: Rows = listed[problem.readable[listed]]
+    return readable
 
 
 def _usable(problem: Problem, rows: np.ndarray) -> Rows:
     """Readable rows with a label, sorted: how a split lists them then doesn't change a bit of the
     result.
     """
-    rows = np.unique(_readable(problem, rows))
-    return rows[problem.known[rows]]
+    usable: Rows = np.unique(_readable(problem, rows))
+    return usable[problem.known[usable]]
 
 
 def _cut(problem: Problem, train: Rows, key: np.random.Generator) -> Rows:

@@ -464,7 +464,7 @@ def _pictures(features: Features, items: datasets.Items | None) -> Callable[[int
         return lambda row: None
     place = {name: i for i, name in enumerate(items.names)}
 
-    def of(row: int) -> str | None:
+    def picture_of(row: int) -> str | None:
         i = place.get(features.names[row])
         if i is None:
             return None
@@ -473,7 +473,7 @@ def _pictures(features: Features, items: datasets.Items | None) -> Callable[[int
         except UnreadableImage:
             return None
 
-    return of
+    return picture_of
 
 
 def _map(features: Sequence[Features], model: Model | None, results: Results) -> list[Section]:
@@ -501,14 +501,14 @@ def _map(features: Sequence[Features], model: Model | None, results: Results) ->
         first.names[row] + ("" if first.labels is None else f": {names[g]}")
         for row, g in zip(picked, groups, strict=True)
     ]
-    of = (
+    shown = (
         f"{len(picked)} of {len(readable)} images"
         if len(picked) < len(readable)
         else f"{len(picked)} images"
     )
     many = first.labels is not None and first.labels.ndim == 2
     several = " Of an image with several labels the first gives the colour." if many else ""
-    caption = f"{how} of {of}; a pointer on a dot shows its name and class.{several}"
+    caption = f"{how} of {shown}; a pointer on a dot shows its name and class.{several}"
     body = html('<div class="charts">{s}</div>', s=scatter(xy, groups, titles, names, caption))
     return [Section("map", "Map of the descriptors", body)]
 

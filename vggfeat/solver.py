@@ -106,18 +106,18 @@ class Solver:
         width = max(1, int(self.memory / (STATE_BYTES * N)))
         parts = []
         for first in range(0, P, width):
-            of = slice(first, first + width)
-            T = torch.as_tensor(np.ascontiguousarray(targets_NP[:, of])).to(
+            some = slice(first, first + width)
+            T = torch.as_tensor(np.ascontiguousarray(targets_NP[:, some])).to(
                 self.rows.device, torch.float64
             )
-            c = torch.as_tensor(C[of].copy(), device=self.rows.device) * (T != 0)
+            c = torch.as_tensor(C[some].copy(), device=self.rows.device) * (T != 0)
             if weights_NP is not None:
                 c *= torch.as_tensor(
-                    weights_NP if weights_NP.shape[1] == 1 else weights_NP[:, of]
+                    weights_NP if weights_NP.shape[1] == 1 else weights_NP[:, some]
                 ).to(c)
-            first_state = None if start is None else start[:, of]
+            first_state = None if start is None else start[:, some]
             if near is not None:
-                W = torch.as_tensor(np.vstack([near[0][of].T, near[1][of]])).to(T)
+                W = torch.as_tensor(np.vstack([near[0][some].T, near[1][some]])).to(T)
                 first_state = self.space.state(W, T, *_parabolas(c, loss))
             parts.append(self._solve(T, c, loss, tol, first_state))
         coef, intercept, scores, gap, objective, steps = (

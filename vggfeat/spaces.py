@@ -190,12 +190,14 @@ class Examples:
         exact = cheap | (steps > CG_STEPS) | (condition > CG_CONDITION[1])
         low = condition < torch.where(exact, LOW_CONDITION, CG_CONDITION[0])
         for chosen, K in ((low, self.K32), (~low, self.K)):
-            for of in _parts((chosen & exact).nonzero()[:, 0], n):
-                eta[:, of], scores[:, of] = self._exact(K, b[:, of], mask[:, of], ridge[:, of])
-            of = (chosen & ~exact).nonzero()[:, 0]
-            if len(of):
-                eta[:, of] = self._iterative(K, b[:, of], mask[:, of], ridge[:, of])
-                scores[:, of] = self.K @ eta[:, of]
+            for some in _parts((chosen & exact).nonzero()[:, 0], n):
+                eta[:, some], scores[:, some] = self._exact(
+                    K, b[:, some], mask[:, some], ridge[:, some]
+                )
+            some = (chosen & ~exact).nonzero()[:, 0]
+            if len(some):
+                eta[:, some] = self._iterative(K, b[:, some], mask[:, some], ridge[:, some])
+                scores[:, some] = self.K @ eta[:, some]
         return eta, scores
 
     def _exact(self, K: Tensor, b: Tensor, mask: Tensor, ridge: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,6 +249,7 @@ def cholesky(systems: Tensor) -> Tensor:
     """Factors of (…, n, n). Where one isn't positive by rounding, all get a larger diagonal:
     shorter steps.
     """
+    factors: Tensor
     factors, failed = torch.linalg.cholesky_ex(systems)
     more = torch.finfo(systems.dtype).eps
     while failed.any():
@@ -277,16 +280,16 @@ def partial_cholesky(K: Tensor, rank: int) -> Tensor:
     return L[:, : len(K)]
 
 
-def _parts(of: Tensor, n: Tensor) -> Iterator[Tensor]:
+def _parts(problems: Tensor, n: Tensor) -> Iterator[Tensor]:
     """Problems, as many at a time as factors of n examples each fit into FACTOR_VALUES."""
     start = total = 0
-    for i, p in enumerate(of.tolist()):
+    for i, p in enumerate(problems.tolist()):
         total += int(n[p]) ** 2
         if total > FACTOR_VALUES and i > start:
-            yield of[start:i]
+            yield problems[start:i]
             start, total = i, int(n[p]) ** 2
-    if len(of):
-        yield of[start:]
+    if len(problems):
+        yield problems[start:]
 
 
 class Features:
@@ -325,21 +328,21 @@ class Features:
         d = torch.zeros_like(G)
         n = (h > 0).sum(0).double()
         exact = n * self.size**2 + self.size**3 / 3 <= EXACT_COST * self.rows.N * self.size
-        for of in _parts(exact.nonzero()[:, 0], torch.full_like(n, self.size)):
-            d[:, of] = self._exact(-G[:, of], h[:, of])
+        for some in _parts(exact.nonzero()[:, 0], torch.full_like(n, self.size)):
+            d[:, some] = self._exact(-G[:, some], h[:, some])
         # problems of about the same curvature share a factorisation
         level = h.mean(0).log2().round()
         low = self.mean_square * h.sum(0) < CG_CONDITION[0]
         identity = torch.eye(self.size, dtype=G.dtype, device=G.device)
-        for value in level[~exact].unique().tolist():
+        for value in sorted(set(level[~exact].tolist())):
             factor = cholesky(identity + 2.0**value * self.second)
             for chosen, kind in ((low, torch.float32), (~low, torch.float64)):
-                of = (~exact & chosen & (level == value)).nonzero()[:, 0]
-                if len(of):
-                    product = partial(self._system, h[:, of].to(kind))
+                some = (~exact & chosen & (level == value)).nonzero()[:, 0]
+                if len(some):
+                    product = partial(self._system, h[:, some].to(kind))
                     precondition = partial(_solve_with, factor.to(kind))
-                    d[:, of] = conjugate_gradients(
-                        product, precondition, -G[:, of].to(kind)
+                    d[:, some] = conjugate_gradients(
+                        product, precondition, -G[:, some].to(kind)
                     ).double()
         return d, self.scores(d)
 

@@ -10,7 +10,8 @@ weight of a constant feature 1 (`intercept_scaling=1`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -40,20 +41,20 @@ LIBLINEAR_ITERATIONS = 100_000
 SCORE_ROWS = 1024
 
 
-class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
+class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused-ignore]
     """What labels mean at `fit`, and what a fitted classifier does with new images."""
 
     loss: str
     tol: float
     solver: str
     class_weight: dict[Any, float] | str | None
-    coef_: NDArray
-    intercept_: NDArray
-    classes_: NDArray
+    coef_: NDArray[Any]
+    intercept_: NDArray[Any]
+    classes_: NDArray[Any]
 
     def _read(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """X (N, D), targets (N, P) of 1, -1, 0, weights (N,) and with the classes' (N, P); the
         settings checked.
         """
@@ -79,7 +80,7 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         )
 
     def _class_weights(
-        self, targets_NP: NDArray, y: NDArray, weights_N: NDArray
+        self, targets_NP: NDArray[Any], y: NDArray[Any], weights_N: NDArray[Any]
     ) -> NDArray[np.float64]:
         """(N, P), or (1, 1) without."""
         if self.class_weight is None:
@@ -90,7 +91,9 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
                 for sign in (1, -1)
             )
             half = (positive + negative) / 2
-            return np.where(targets_NP == 1, half / positive, half / negative)
+            balanced: NDArray[np.float64]
+            balanced = np.where(targets_NP == 1, half / positive, half / negative)
+            return balanced
         classes, labels = (
             (np.array([-1, 1]),) * 2 if self.multilabel_ else (self.classes_, y.ravel())
         )
@@ -109,11 +112,11 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         )
         if not (np.isfinite(weight_K).all() and (weight_K >= 0).all()):
             raise ValueError(f"class_weight must not be negative: {self.class_weight!r}")
-        if len(weight_K) == 2:
-            return np.where(targets_NP == 1, weight_K[1], weight_K[0])
-        return np.where(targets_NP == 1, weight_K, 1.0)
+        own, rest = (weight_K[1], weight_K[0]) if len(weight_K) == 2 else (weight_K, 1.0)
+        weights_NP: NDArray[np.float64] = np.where(targets_NP == 1, own, rest)
+        return weights_NP
 
-    def _targets(self, y: NDArray, weights_N: NDArray) -> NDArray[np.int8]:
+    def _targets(self, y: NDArray[Any], weights_N: NDArray[Any]) -> NDArray[np.int8]:
         self.multilabel_: bool = y.ndim == 2 and not (
             y.shape[1] == 1 and not np.isin(y, (1, -1, 0)).all()
         )
@@ -147,7 +150,7 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
         positive = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
         return np.where(labels_N[:, None] == positive, 1, -1).astype(np.int8)
 
-    def _set(self, solution: Solution, targets_NP: NDArray, present: NDArray) -> None:
+    def _set(self, solution: Solution, targets_NP: NDArray[Any], present: NDArray[Any]) -> None:
         """Fitted attributes; a problem that lacks positives or negatives has a constant score."""
         solved = _both_signs(targets_NP[present])
         self.degenerate_classes_: list[int] = np.flatnonzero(~solved).tolist()
@@ -179,16 +182,16 @@ class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):
             )
         return scores if self.multilabel_ or scores.shape[1] > 1 else scores[:, 0]
 
-    def predict(self, X: ArrayLike) -> NDArray:
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The best label of each image, (N,); for several labels an image (N, K) int8 of 1 and
         -1.
         """
         scores = self.decision_function(X)
         if self.multilabel_:
             return np.where(scores > 0, 1, -1).astype(np.int8)
-        return self.classes_[
-            scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(int)
-        ]
+        best = scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(int)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy; for several labels an image, over all (image, class) pairs whose y isn't 0."""
@@ -288,8 +291,8 @@ class Path:
         X_ND, targets_NP, weights_N, costs_NP = svm._read(X, y, sample_weight)
         self.svm, self.X_ND, self.targets_NP, self.present = svm, X_ND, targets_NP, weights_N > 0
         possible = _both_signs(targets_NP[self.present])
-        self.solved, self.costs_NP = targets_NP[:, possible], _of(possible, costs_NP)
-        self.near: tuple[NDArray, NDArray] | None = None
+        self.solved, self.costs_NP = targets_NP[:, possible], _costs_of(possible, costs_NP)
+        self.near: tuple[NDArray[Any], NDArray[Any]] | None = None
         if (
             before
             and np.array_equal(before[0], svm.classes_)
@@ -378,7 +381,6 @@ class LinearSVMCV(_OneAgainstTheRest):
             _positive("each of Cs", C)
         self.Cs_ = np.unique(np.asarray(self.Cs, dtype=float))
         X_ND, targets_NP, weights_N, costs_NP = self._read(X, y, sample_weight)
-        several = costs_NP.shape[1] > 1
         present = weights_N > 0
         labels = np.asarray(y)
         truth = targets_NP if self.multilabel_ else np.searchsorted(self.classes_, labels.ravel())
@@ -387,51 +389,46 @@ class LinearSVMCV(_OneAgainstTheRest):
                 X_ND, truth
             )
         )
-        folds, problems, costs = [], [], []
-        for number, (train, val) in enumerate(splits):
-            if not present[train].any() or not present[val].any():
-                raise ValueError(
-                    f"fold {number} of cv is empty: it has {len(train)} training and {len(val)}"
-                    " other images"
-                )
-            targets = np.zeros_like(targets_NP)
-            targets[train] = targets_NP[train]
-            folds.append((val[present[val]], _both_signs(targets[present])))
-            problems.append(targets[:, folds[-1][1]])
-            costs.append(costs_NP[:, folds[-1][1]] if several else costs_NP)
-        all_targets = np.concatenate(problems, axis=1)
-        all_costs = np.concatenate(costs, axis=1) if several else costs_NP
+        folds = _folds(splits, targets_NP, present)
+        # the problems of all folds side by side: they share their products with X
+        all_targets = np.concatenate([fold.targets_NP for fold in folds], axis=1)
+        all_costs = costs_NP
+        if costs_NP.shape[1] > 1:
+            all_costs = np.concatenate([costs_NP[:, fold.solved] for fold in folds], axis=1)
         solver = Solver(X_ND, resolve_device(self.device))
         start: Tensor | None = None
-        self.scores_ = np.empty((len(self.Cs_), len(splits)))
+        self.scores_ = np.empty((len(self.Cs_), len(folds)))
         for c, C in enumerate(self.Cs_):
             solution = solver.solve(
-                all_targets,
-                C,
-                weights_NP=all_costs,
-                loss=self.loss,
-                tol=self.tol,
-                start=start,
+                all_targets, C, weights_NP=all_costs, loss=self.loss, tol=self.tol, start=start
             )
             start = solution.state
-            of_fold = np.split(
-                solution.scores, np.cumsum([solved.sum() for _, solved in folds])[:-1], axis=1
-            )
-            for f, (val, solved) in enumerate(folds):
-                scores = np.full((len(val), targets_NP.shape[1]), -1.0)
-                scores[:, solved] = of_fold[f][val]
-                self.scores_[c, f] = self._judge(scores, truth[val], weights_N[val])
+            self.scores_[c] = self._score_folds(solution, folds, truth, weights_N)
         self.C_ = float(self.Cs_[np.nanmean(self.scores_, axis=1).argmax()])
         possible = _both_signs(targets_NP[present])
-        final, costs_NP = targets_NP[:, possible], costs_NP[:, possible] if several else costs_NP
-        self._set(
-            solver.solve(final, self.C_, weights_NP=costs_NP, loss=self.loss, tol=self.tol),
-            targets_NP,
-            present,
-        )
+        final, own = targets_NP[:, possible], _costs_of(possible, costs_NP)
+        solution = solver.solve(final, self.C_, weights_NP=own, loss=self.loss, tol=self.tol)
+        self._set(solution, targets_NP, present)
         return self
 
-    def _judge(self, scores: NDArray, truth: NDArray, weights: NDArray) -> float:
+    def _score_folds(
+        self,
+        solution: Solution,
+        folds: list[_Fold],
+        truth: NDArray[Any],
+        weights_N: NDArray[np.float64],
+    ) -> list[float]:
+        """Of each fold, whose problems are columns of the solution, one fold after another."""
+        ends = np.cumsum([fold.solved.sum() for fold in folds])
+        scores_of = np.split(solution.scores, ends[:-1], axis=1)
+        judged = []
+        for fold, scores_NP in zip(folds, scores_of, strict=True):
+            scores = np.full((len(fold.val), len(fold.solved)), -1.0)
+            scores[:, fold.solved] = scores_NP[fold.val]
+            judged.append(self._judge(scores, truth[fold.val], weights_N[fold.val]))
+        return judged
+
+    def _judge(self, scores: NDArray[Any], truth: NDArray[Any], weights: NDArray[Any]) -> float:
         if self.multilabel_:
             return mean_average_precision(scores, truth, "allpoint").mean
         guess = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)
@@ -440,8 +437,44 @@ class LinearSVMCV(_OneAgainstTheRest):
         return float(np.mean(right[seen > 0] / seen[seen > 0]))
 
 
+@dataclass(frozen=True)
+class _Fold:
+    """val: the rows that it scores. solved: (P,) its problems with positives and negatives;
+    targets_NP: theirs, 0 outside its training rows.
+    """
+
+    val: NDArray[np.int64]
+    solved: NDArray[np.bool_]
+    targets_NP: NDArray[np.int8]
+
+
+def _folds(
+    splits: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    targets_NP: NDArray[Any],
+    present: NDArray[np.bool_],
+) -> list[_Fold]:
+    """present: (N,) images with a weight. Raises ValueError for an empty fold."""
+    folds = []
+    for number, (train, val) in enumerate(splits):
+        if not present[train].any() or not present[val].any():
+            raise ValueError(
+                f"fold {number} of cv is empty: it has {len(train)} training and {len(val)}"
+                " other images"
+            )
+        targets = np.zeros_like(targets_NP)
+        targets[train] = targets_NP[train]
+        solved = _both_signs(targets[present])
+        folds.append(_Fold(val[present[val]], solved, targets[:, solved]))
+    return folds
+
+
 def _liblinear(
-    X: NDArray, targets_NP: NDArray, weights_NP: NDArray, C: float, loss: str, tol: float
+    X: NDArray[Any],
+    targets_NP: NDArray[Any],
+    weights_NP: NDArray[Any],
+    C: float,
+    loss: str,
+    tol: float,
 ) -> Solution:
     """The reference, a problem at a time. liblinear doesn't tell its gap: tol where it stopped by
     itself.
@@ -471,13 +504,14 @@ def _liblinear(
     )
 
 
-def _of(problems: NDArray[np.bool_], costs_NP: NDArray[np.float64]) -> NDArray[np.float64]:
+def _costs_of(problems: NDArray[np.bool_], costs_NP: NDArray[np.float64]) -> NDArray[np.float64]:
     """The costs of some of the problems; where all have the same, one column stands for all."""
     return costs_NP[:, problems] if costs_NP.shape[1] > 1 else costs_NP
 
 
-def _both_signs(targets_NP: NDArray) -> NDArray[np.bool_]:
-    return (targets_NP == 1).any(axis=0) & (targets_NP == -1).any(axis=0)
+def _both_signs(targets_NP: NDArray[Any]) -> NDArray[np.bool_]:
+    both: NDArray[np.bool_] = (targets_NP == 1).any(axis=0) & (targets_NP == -1).any(axis=0)
+    return both
 
 
 def _positive(name: str, value: Any) -> None:
@@ -485,7 +519,7 @@ def _positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 
-def _refuse_nan(X_ND: NDArray) -> None:
+def _refuse_nan(X_ND: NDArray[Any]) -> None:
     # Row by row sums would overflow nothing in float64 and need no boolean copy of X.
     bad = np.flatnonzero(~np.isfinite(X_ND.sum(axis=1, dtype=np.float64)))
     bad = bad[~np.isfinite(X_ND[bad]).all(axis=1)]

@@ -407,17 +407,17 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
                 table.refuse(
                     line, f"{what}; a cell with {delimiter!r} in it needs quotes around it"
                 )
-            of = dict(zip(header, cells, strict=False))
+            cell_of = dict(zip(header, cells, strict=False))
             name = _path(
                 row[header.index("path")], table, line
             )  # as written: spaces may belong to it
-            split = _split(of.get("split", ""), table, line)
+            split = _split(cell_of.get("split", ""), table, line)
             present = (
-                _present([of[name] for name in table.classes], table, line)
+                _present([cell_of[name] for name in table.classes], table, line)
                 if table.classes
                 else None
             )
-            label = of.get(table.kind, "")
+            label = cell_of.get(table.kind, "")
             if _NOT_UTF8.search(label):
                 table.refuse(
                     line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8"

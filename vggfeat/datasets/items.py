@@ -30,7 +30,8 @@ def known(labels: np.ndarray) -> NDArray[np.bool_]:
 def images_of_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
     """(n_classes,) how many images each class is present in; labels as of `Items`."""
     if labels.ndim == 2:
-        return np.count_nonzero(labels == 1, axis=0)
+        present: np.ndarray = np.count_nonzero(labels == 1, axis=0)
+        return present
     return np.bincount(labels[labels >= 0], minlength=n_classes)
 
 

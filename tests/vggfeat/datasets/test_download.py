@@ -58,10 +58,10 @@ def test_voc_download_through_torchvision(
     # A second time nothing is fetched or unpacked, unless an image is missing.
     (data / "VOCtest_06-Nov-2007.tar").unlink()
     assert load("voc2007", data / root, download=True).names == items.names
-    Path(items.source(0)).unlink()
+    Path(str(items.source(0))).unlink()
     fails("voc2007", data / root, "could not download voc2007", "refused", download=True)
     assert (
-        Path(items.source(0)).read_text() == "pixels"
+        Path(str(items.source(0))).read_text() == "pixels"
     )  # the archive still there was unpacked again
 
 

@@ -37,7 +37,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
         and items.labels.tolist() == [0, 1, 1, 1, 1]
         and items.labels.dtype == np.int32
     )
-    assert all(Path(items.source(row)).is_file() for row in range(5))
+    assert all(Path(str(items.source(row))).is_file() for row in range(5))
 
 
 def test_folder_random_splits_are_eighty_twenty(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_folder_links_pipes_and_odd_names(tmp_path: Path) -> None:
         "a/self.jpg",
         "b/1.jpg",
     ]
-    assert os.fsencode(items.source(1)) == latin1
+    assert os.fsencode(str(items.source(1))) == latin1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_imagenette_in_the_ilsvrc_layout() -> None:
     assert np.bincount(items.labels[items.splits["val"]]).tolist() == [100] * 10
     for row in (0, 5000, 9469, 10468):
         assert items.names[row].split("/")[1] == items.classes[items.labels[row]]
-        assert Path(items.source(row)).is_file()
+        assert Path(str(items.source(row))).is_file()
 
 
 def test_imagenet_with_one_of_its_parts(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -74,7 +76,7 @@ def test_random_splits_of_several_labels_are_one_pool() -> None:
         ({"n_train": 3, "seed": -1}, "seed"),
     ],
 )
-def test_random_splits_reject_bad_settings(setting: dict, said: str) -> None:
+def test_random_splits_reject_bad_settings(setting: dict[str, Any], said: str) -> None:
     with pytest.raises(VggfeatError, match=said):
         random_splits(np.zeros(9, np.int32), **{"max_test": None, **setting})
     with pytest.raises(VggfeatError, match="no image has a label"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_voc_submission_files(tmp_path: Path) -> None:
     ],
 )
 def test_a_refused_submission_leaves_nothing(
-    rows: list[int], scores: list, names: list[str], message: str, tmp_path: Path
+    rows: list[int], scores: list[Any], names: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(VggfeatError, match=message):
         write_submission(tmp_path / "out", rows, np.array(scores), ["cat"], names)

@@ -85,30 +85,3 @@ def test_items_are_taken_in_any_order(tmp_path: Path) -> None:
 def test_one_class_is_said_in_the_singular(tmp_path: Path) -> None:
     items = load("csv", write(tmp_path, "path,label\na.jpg,cat\nb.jpg,cat\n"))
     assert look._of_classes(items).startswith("2 of 1 class; 3 random splits")
-
-
-def test_items_are_taken_in_any_order(tmp_path: Path) -> None:
-    items = load(
-        "csv",
-        write(
-            tmp_path,
-            "path,label,split\n"
-            + "".join(
-                f"{i}.jpg,{'cat' if i % 2 else 'dog'},{'test' if i > 3 else 'train'}\n"
-                for i in range(6)
-            ),
-        ),
-    )
-    taken = items.take(np.array([5, 0, 3]))
-    assert taken.names == ["5.jpg", "0.jpg", "3.jpg"] and taken.classes == items.classes
-    assert items.labels is not None and taken.labels is not None
-    assert taken.labels.tolist() == items.labels[[5, 0, 3]].tolist()
-    assert {name: rows.tolist() for name, rows in taken.splits.items()} == {
-        "train": [1, 2],
-        "test": [0],
-    }
-    assert taken.total is None and items.first(2).total == 6
-    digits = load("digits")
-    assert digits.images is not None
-    pixels = digits.take(np.array([9, 4])).images
-    assert pixels is not None and (pixels == digits.images[[9, 4]]).all()

@@ -48,27 +48,39 @@ def sources(root: Path, *packages: str) -> dict[str, Path]:
     return found
 
 
-def imported(tree: ast.AST, modules: set[str]) -> Iterator[str]:
-    """The modules that a file imports, in functions, too; not under `if TYPE_CHECKING`."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+def imported(node: ast.AST, inside: bool = True) -> Iterator[str]:
+    """Full names of all that a file imports. inside: functions, too; never under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in modules)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                yield from ({name if name in modules else node.module} & modules)
-        yield from imported(node, modules)
+        if isinstance(child, ast.FunctionDef) and not inside:
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.module and not child.level, "imports name the package"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        yield from imported(child, inside)
 
 
-def arrows(root: Path, *packages: str) -> dict[str, set[str]]:
-    """Module -> the modules that it imports."""
+def arrows(
+    root: Path, *packages: str, inside: bool = True, others: bool = False
+) -> dict[str, set[str]]:
+    """Module -> the modules that it imports. others: and the names of other packages.
+
+    `from vggfeat import load` is an arrow to vggfeat itself, `from vggfeat import svm` to the
+    module.
+    """
     files = sources(root, *packages)
-    return {
-        name: set(imported(ast.parse(path.read_text()), set(files))) - {name}
-        for name, path in files.items()
-    }
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        found[module] = set()
+        for name in imported(ast.parse(path.read_text(encoding="utf-8")), inside):
+            ours = [part for part in (name, name.rpartition(".")[0]) if part in files]
+            if ours or others:
+                found[module].add(ours[0] if ours else name.partition(".")[0])
+        found[module].discard(module)
+    return found
 
 
 def levels(graph: dict[str, set[str]]) -> int:

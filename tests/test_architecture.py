@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import graphlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks import house
 
 from .conftest import HANG
 
@@ -44,54 +44,16 @@ LIGHT = (
     *("vggfeat.datasets", "vggfeat.datasets.items", "vggfeat.datasets.protocol"),
     *("vggfeat.datasets.voc", "vggfeat.datasets.caltech", "vggfeat.datasets.imagenet"),
     *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),
+    *("vggfeat.results", "vggfeat.problem"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
 )
 
 
-def _name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {
-    _name(path): path for top in ("vggfeat", "pretrain") for path in ROOT.glob(f"{top}/**/*.py")
-}
-
-
-def _imports(node: ast.AST, inside: bool) -> Iterator[str]:
-    """Full names of all that is imported below a node. inside: also inside functions.
-
-    Not what only who checks types imports.
-    """
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(child, ast.FunctionDef) and not inside:
-            continue
-        if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            assert child.module and not child.level, "imports name the package"
-            yield from (f"{child.module}.{alias.name}" for alias in child.names)
-        yield from _imports(child, inside)
-
-
 @functools.cache
 def arrows(inside: bool) -> dict[str, set[str]]:
-    """Module -> the modules of ours that it imports, and the others' packages.
-
-    `from vggfeat import load` is an arrow to vggfeat itself, `from vggfeat import svm` to the
-    module.
-    """
-    found: dict[str, set[str]] = {}
-    for module, path in MODULES.items():
-        found[module] = set()
-        for name in _imports(ast.parse(path.read_text(encoding="utf-8")), inside):
-            ours = [part for part in (name, name.rpartition(".")[0]) if part in MODULES]
-            found[module].add(ours[0] if ours else name.partition(".")[0])
-        found[module].discard(module)
-    return found
+    """Module -> the modules of ours that it imports, and the others' packages."""
+    return house.arrows(ROOT, *house.PACKAGES, inside=inside, others=True)
 
 
 def _path(graph: dict[str, set[str]], start: str, ends: set[str]) -> list[str]:

@@ -591,7 +591,9 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     assert line.startswith("left out: thumbnails: the images are not at hand (none is left in '/")
     assert line.endswith(": --root says where they are)")
     ran = command("report", "--out", tmp_path / "n.html")
-    assert ran.status == 1 and ran.err == "vggfeat: a report needs --results or --model\n"
+    assert ran.status == 2
+    line = "vggfeat report: a report needs --results or --model; see vggfeat report --help\n"
+    assert ran.err == line
     (tmp_path / "bad.json").write_text(json.dumps([1]))
     ran = command("report", "--results", tmp_path / "bad.json", "--out", tmp_path / "n.html")
     assert ran.status == 1 and "must be a record" in ran.err and not (tmp_path / "n.html").exists()

@@ -252,9 +252,8 @@ def crop(
     vgg16.load_state_dict(state)
     extractor = create_feature_extractor(vgg16, {"classifier.4": "fc7"})
     backbone = timm.create_model("vgg16", pretrained=False, num_classes=0).eval()
-    shapes = {
-        key: value.shape for key, value in backbone.state_dict().items()
-    }  # its FC layers are convolutions
+    # its FC layers are convolutions
+    shapes = {key: value.shape for key, value in backbone.state_dict().items()}
     renamed = {
         key.replace("classifier.0", "pre_logits.fc1").replace(
             "classifier.3", "pre_logits.fc2"

@@ -200,9 +200,8 @@ class Room:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         PR_SET_CHILD_SUBREAPER = 36
-        ctypes.CDLL(None).prctl(
-            PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
-        )  # orphans of a killed command are waited for
+        # orphans of a killed command are waited for
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def fresh(self, job: Job, name: str) -> Path:
         folder = self.folder / name

@@ -71,9 +71,8 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     yield Kind("checkpoint", stage / "last.safetensors", _checkpoint(weights))
     yield Kind("safetensors", weights, vggfeat.load)
     released = inputs.folder / "released.pth"
-    torch.save(
-        timm.create_model(TIMM).state_dict(), released
-    )  # smaller than any whole net of Table 1
+    # smaller than any whole net of Table 1
+    torch.save(timm.create_model(TIMM).state_dict(), released)
     yield Kind("pth", released, lambda path: vggfeat.load(f"timm:{TIMM}@{path}"))
     checkpoint = inputs.folder / "checkpoint.ckpt"
     wrapped = {

@@ -95,9 +95,8 @@ class State:
         if top1 < self.best_top1:
             self.best_top1, self.checks_since_best = top1, 0
             return True
-        if (
-            self.at_chance
-        ):  # no plateau: it hasn't begun to learn, and at a lower rate it never would
+        # no plateau: it hasn't begun to learn, and at a lower rate it never would
+        if self.at_chance:
             return False
         self.checks_since_best += 1
         if self.checks_since_best >= recipe.patience:

@@ -140,9 +140,8 @@ def measure(
                     done += 1
                     advance(done)
         except BaseException:
-            pool.shutdown(
-                wait=False, cancel_futures=True
-            )  # Ctrl-C doesn't wait for images that are still to come
+            # Ctrl-C doesn't wait for images that are still to come
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     return total
 

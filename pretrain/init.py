@@ -25,9 +25,8 @@ def weight_layers(net: VGG) -> dict[str, nn.Conv2d | nn.Linear]:
     layers: dict[str, nn.Conv2d | nn.Linear] = {}
     for name in net.layers:
         if name.startswith("conv"):
-            layers[name] = cast(
-                nn.Conv2d, net.features[net.ends[name] - 2]
-            )  # a ReLU closes the layer
+            # a ReLU closes the layer
+            layers[name] = cast(nn.Conv2d, net.features[net.ends[name] - 2])
         elif name in FC_LAYERS:
             layers[name] = cast(nn.Linear, net.classifier[3 * FC_LAYERS.index(name)])
     return layers

@@ -142,9 +142,8 @@ def plan(
         memory = program + weight_bytes(net, machine.precision)
         memory += machine.micro_batch * activation_bytes(net, machine.precision)
         if ranks.device.type == "cpu":
-            memory += 2 * sum(
-                p.nbytes for p in net.parameters()
-            )  # a checkpoint's copy of weights and momentum
+            # a checkpoint's copy of weights and momentum
+            memory += 2 * sum(p.nbytes for p in net.parameters())
         net_seconds, read_seconds = trial(recipe, number, net, data, ranks, machine)
         pace = Pace(read_seconds, ranks, machine)
         checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(

@@ -45,9 +45,8 @@ if TYPE_CHECKING:  # a reader does without: PyTorch takes two seconds and 600 MB
 
 AHEAD = 4  # batches that a reader is asked for before the first of them is used
 WARN_SECONDS = 30.0  # between lines that say what is waited for
-LOST_SECONDS = (
-    1800.0  # on one image: longer than any storage that comes back needs, and no night is lost
-)
+# on one image: longer than any storage that comes back needs, and no night is lost
+LOST_SECONDS = 1800.0
 Key = tuple[int, int]
 """(epoch, row of the items)."""
 Source = Path | np.ndarray
@@ -416,9 +415,8 @@ class _Reader:
         self.line.close()
         for file in (self.place, *self.slots):
             os.close(file)
-        with suppress(
-            subprocess.TimeoutExpired
-        ):  # on a share that doesn't answer, even a kill has to wait
+        # on a share that doesn't answer, even a kill has to wait
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
 
 

@@ -125,9 +125,8 @@ def _alone(run: Run) -> Iterator[None]:
     try:
         for folder in (*folders, run.out):
             folder.mkdir(parents=True, exist_ok=True)
-            with scratch(
-                folder
-            ):  # it can be written in; and what a killed process has left there is gone
+            # it can be written in; and what a killed process has left there is gone
+            with scratch(folder):
                 pass
         # not through a link, nor waiting for what reads a pipe
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -137,9 +136,8 @@ def _alone(run: Run) -> Iterator[None]:
         raise VggfeatError(f"can't write in the folder {folder}: {what}") from error
     try:
         try:
-            fcntl.lockf(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # lockf, not flock: NFS has it between machines, too
+            # lockf, not flock: NFS has it between machines, too
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise VggfeatError(
                 f"another run is at work in {run.out}: wait for it, or give another `out`"
@@ -227,9 +225,8 @@ def training_colours(run: Run) -> Colours:
     if run.colours_from is not None:
         colours = Colours.read(run.colours_from)
         if colours.training_set != name_digest(names):
-            colours = replace(
-                colours, unreadable={}
-            )  # another set's mean is a choice; its bad images are not here
+            # another set's mean is a choice; its bad images are not here
+            colours = replace(colours, unreadable={})
     elif recipe.mean and recipe.covariance:
         return Colours(recipe.mean, recipe.covariance, training_set=name_digest(names))
     elif ranks.same(cache.exists()):

@@ -155,9 +155,8 @@ def paper_scales(train_scale: tuple[int, int], crop: int, multi: bool) -> tuple[
     wanted = (
         (max(crop, low - step), low, low + step) if low == high else (low, (low + high) // 2, high)
     )
-    return tuple(
-        dict.fromkeys(wanted)
-    )  # S may be the crop itself: a Q that stood twice would weigh twice
+    # S may be the crop itself: a Q that stood twice would weigh twice
+    return tuple(dict.fromkeys(wanted))
 
 
 @dataclass(frozen=True)
@@ -340,9 +339,8 @@ def difference(better: Sequence[Cell], worse: Sequence[Cell]) -> Difference:
     mean = float(paired_SN.mean())
     if images < 2:
         return Difference(100 * mean, float("inf"), 1.0)
-    parts = [
-        (float(paired_SN.mean(axis=0).var(ddof=1)) / images, images - 1)
-    ]  # (variance, degrees of freedom)
+    # (variance, degrees of freedom)
+    parts = [(float(paired_SN.mean(axis=0).var(ddof=1)) / images, images - 1)]
     if seeds > 1:
         parts.append((float(paired_SN.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
     variance = sum(v for v, _ in parts)
@@ -471,9 +469,8 @@ def check_ledger(path: Path) -> None:
     ):
         its = re.search(r"recipe ([\w.+-]+) on ([\w.+-]+) ", heading)
         name = f"ledger-{its[1]}-{its[2]}.json" if its else "ledger-ilsvrc.json"
-        if (
-            _HEAD in body and not (path.parent / name).exists()
-        ):  # made anew, the tables would lose these rows
+        # made anew, the tables would lose these rows
+        if _HEAD in body and not (path.parent / name).exists():
             raise VggfeatError(
                 f"{path} has tables whose cells are missing, {path.parent / name}: bring that file"
                 " back from version control or a copy, or give another `ledger`, or take those"

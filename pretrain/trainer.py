@@ -177,9 +177,8 @@ class Trainer:
         self.replica = replica
         self.reported: set[str] = set()
         self.refused: set[str] = set()  # files that a disk has refused, told already
-        self.pending = torch.zeros(
-            (), dtype=torch.float64, device=ranks.device
-        )  # this process's losses, not yet summed
+        # this process's losses, not yet summed
+        self.pending = torch.zeros((), dtype=torch.float64, device=ranks.device)
         self._restart_clock()
 
     def _identity(self, start: str) -> dict[str, Any]:
@@ -354,9 +353,8 @@ class Trainer:
                     ]
                 )
                 self._report(batch.unreadable, "left out")
-                if (
-                    not images
-                ):  # nothing would be learned, to the end of the stage and without a word
+                # nothing would be learned, to the end of the stage and without a word
+                if not images:
                     raise ReadingFailed(
                         "not one image of a batch can be read: is the storage still there?"
                     )

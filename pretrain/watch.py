@@ -281,9 +281,8 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and (type(value) is float or abs(value) <= 2**53)
 
 
-NO_BETTER = (
-    0.98  # of chance's loss: from here on a mean loss is that of a net that has learned nothing
-)
+# of chance's loss: from here on a mean loss is that of a net that has learned nothing
+NO_BETTER = 0.98
 # images: where dropout makes single losses differ by 40 %, the mean of so many is known to 1 %
 ENOUGH = 2000
 

@@ -76,9 +76,8 @@ def load_timm(what: str, file: Path | None) -> Network:
     """The backbone that timm calls so, its weights fetched or of a file. Raises VggfeatError."""
     import timm
 
-    if not timm.is_model(
-        what.partition(".")[0]
-    ):  # its own names only: no other repository, no folder
+    # its own names only: no other repository, no folder
+    if not timm.is_model(what.partition(".")[0]):
         raise VggfeatError(
             f"timm has no model {shown(what)}; `python -c 'import timm; print(timm.list_models())'`"
         )

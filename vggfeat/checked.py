@@ -353,9 +353,8 @@ def shown(value: Any) -> str:
     """A value of a file as a message may show it, in at most 60 characters."""
     if isinstance(value, list | tuple | dict):
         return f"a {'record' if isinstance(value, dict) else 'list'} of {len(value)}"
-    if (
-        isinstance(value, int) and abs(value) > 10**60
-    ):  # beyond 4,300 digits Python doesn't even print it
+    # beyond 4,300 digits Python doesn't even print it
+    if isinstance(value, int) and abs(value) > 10**60:
         return "a huge number"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -25,9 +25,8 @@ from vggfeat.results import Made, Part
 from vggfeat.store import Description, Features, open_features
 from vggfeat.versions import versions
 
-SAME = (
-    0.02  # of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image
-)
+# of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image
+SAME = 0.02
 
 
 def problem_from(

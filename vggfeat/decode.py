@@ -43,19 +43,19 @@ from vggfeat import headers
 from vggfeat.checked import shown
 from vggfeat.errors import UnreachableImage, UnreadableImage, VggfeatError, reason
 
-MAX_PIXELS = (
-    178_956_970  # half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
-)
+# half a GiB of RGB: where Pillow, too, takes a file for a decompression bomb
+MAX_PIXELS = 178_956_970
 
 # What `read_rgb` takes, and how a message says it.
 IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 IMAGES = "a path, the bytes of a file, a PIL image, or a NumPy array (H, W, 3)"
 
 _IN_CHILD = ("AVIF", "JPEG2000", "BLP", "FITS", "ICNS")
+# of processor time; until it is killed, on a machine that is busy
 _CHILD_SECONDS, _CHILD_WAIT = (
     30,
     120,
-)  # of processor time; until it is killed, on a machine that is busy
+)
 _CHILD_OWN_BYTES = 1 << 29  # of addresses, for Python and its libraries
 _EXIF_ORIENTATION = 0x0112
 _MAX_EXIF_BYTES = 64_000_000  # as Pillow unpacks it; a camera's takes less than one
@@ -205,9 +205,8 @@ def _check_regular(status: os.stat_result) -> None:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(
-        path, flags | getattr(os, "O_NONBLOCK", 0)
-    )  # a pipe waits for its other end to be opened
+    # a pipe waits for its other end to be opened
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _accepting(
@@ -378,9 +377,8 @@ def _rgb_of_array(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         raise UnreadableImage(f"{described}: there is nothing in it")
     if array.dtype.newbyteorder("=") == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(
-            np.uint8
-        )  # 65535 = 255 x 257; rounded
+        # 65535 = 255 x 257; rounded
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         _check_floats([array])
         array = _of_floats(array)
@@ -412,9 +410,8 @@ def _of_floats(array: np.ndarray) -> np.ndarray:
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(
-        np.uint8
-    )  # at most 65152: fits 16 bits
+    # at most 65152: fits 16 bits
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _one_line(reason: str) -> str:

@@ -40,9 +40,8 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
     try:
         target, before = place_of(path)
         with scratch(target.parent) as folder:
-            partial = (
-                folder / f"f{target.suffix}"
-            )  # never longer than the name itself, and mostly ASCII
+            # never longer than the name itself, and mostly ASCII
+            partial = folder / f"f{target.suffix}"
             fd = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             mode = stat.S_IMODE(os.fstat(fd).st_mode if before is None else before.st_mode)
             _own(partial, 0o600)

@@ -126,9 +126,8 @@ def windows(x_NCHW: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
     if k == 1:
         y = F.linear(x_NCHW.permute(0, 2, 3, 1).reshape(N * h * w, C), weight, bias)
         return y.view(N, h, w, -1).permute(0, 3, 1, 2)
-    views = (
-        x_NCHW.contiguous().unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5)
-    )  # (N, h, w, C, k, k)
+    # (N, h, w, C, k, k)
+    views = x_NCHW.contiguous().unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5)
     y_NhwD = x_NCHW.new_empty(N, h, w, len(weight))
     rows = max(1, WINDOW_BYTES // (N * w * weight.shape[1] * weight.element_size()))
     for top in range(0, h, rows):

@@ -248,9 +248,8 @@ class Layout:
         drawing = _Drawing()
         places = {}
         with h5py.File(drawing, "w", libver=("v108", "v108"), userblock_size=block) as file:
-            file.attrs["format"] = np.bytes_(
-                format
-            )  # of fixed length: no heap, which would have no checksum
+            # of fixed length: no heap, which would have no checksum
+            file.attrs["format"] = np.bytes_(format)
             file.attrs["format_version"] = version
             for name, (shape, dtype) in specs.items():
                 if name in hidden:

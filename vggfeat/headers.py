@@ -172,9 +172,8 @@ def before_opening(name: str, data: bytes) -> Need:
 # ---- JPEG
 
 
-_MARKER = re.compile(
-    rb"\xff[^\x00\x01\xd0-\xd7\xff]"
-)  # without padding, and those that have no segment
+# without padding, and those that have no segment
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -237,6 +236,7 @@ _UNITS = {
     18: 8,
 }
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+# as Python's objects; others: 40; strings stay bytes
 _BYTES_OF_VALUE = {
     1: 0,
     2: 0,
@@ -244,15 +244,17 @@ _BYTES_OF_VALUE = {
     7: 0,
     5: 400,
     10: 400,
-}  # as Python's objects; others: 40; strings stay bytes
+}
 _BYTES_OF_STRIP = 500
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _ROWS = 256, 257, 258, 259, 273, 277, 278
 _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 284, 322, 323, 324
+# EXIF, GPS, interoperability: those that Pillow reads with the pixels
 _SUBDIRECTORIES = (
     34665,
     34853,
     40965,
-)  # EXIF, GPS, interoperability: those that Pillow reads with the pixels
+)
+# compressions that are decoded straight into the strip
 _STREAMS = {
     1,
     2,
@@ -263,7 +265,7 @@ _STREAMS = {
     32773,
     32946,
     50000,
-}  # compressions that are decoded straight into the strip
+}
 
 
 class _Entry(NamedTuple):
@@ -383,9 +385,8 @@ def _webp(data: bytes) -> Need:
     elif kind == b"VP8L":
         (packed,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
-    tables = (
-        min(width * height // 16, 1 << 16) * 6000
-    )  # of a lossless file: Huffman codes for each 4x4 block
+    # of a lossless file: Huffman codes for each 4x4 block
+    tables = min(width * height // 16, 1 << 16) * 6000
     return Need(width * height * (4 + FORMATS["WEBP"]) + tables, width * height)
 
 

@@ -136,9 +136,8 @@ def grid_crops(images: Batch, size: int, n: int = 5) -> Batch:
 def _grid_positions(margin: int, n: int) -> list[int]:
     if n == 1:
         return [margin // 2]
-    return [
-        (2 * i * margin + n - 2) // (2 * (n - 1)) for i in range(n)
-    ]  # ceil(i * margin / (n - 1) - 1/2)
+    # ceil(i * margin / (n - 1) - 1/2)
+    return [(2 * i * margin + n - 2) // (2 * (n - 1)) for i in range(n)]
 
 
 def mirror(images_NHWC: Batch) -> Batch:
@@ -150,9 +149,8 @@ def mirror(images_NHWC: Batch) -> Batch:
     """
     if not isinstance(images_NHWC, np.ndarray):
         return images_NHWC.flip(-2)
-    return np.ascontiguousarray(
-        images_NHWC[..., ::-1, :]
-    )  # torch.from_numpy takes no negative strides
+    # torch.from_numpy takes no negative strides
+    return np.ascontiguousarray(images_NHWC[..., ::-1, :])
 
 
 @dataclass(frozen=True)
@@ -210,9 +208,8 @@ class Preprocessing:
         x_NHWC.sub_(_on_device(self.mean, batch_NHWC.device))
         if self.std != (1.0, 1.0, 1.0):
             x_NHWC.div_(_on_device(self.std, batch_NHWC.device))
-        return x_NHWC.permute(
-            0, 3, 1, 2
-        )  # NHWC in memory seen as NCHW: that is what channels-last means
+        # NHWC in memory seen as NCHW: that is what channels-last means
+        return x_NHWC.permute(0, 3, 1, 2)
 
     def to_metadata(self) -> dict[str, str]:
         """What a weights file keeps: mean, std, channel_order, input_range. Exact: repr of
@@ -286,9 +283,8 @@ def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
     return first, second, third
 
 
-CAFFE = Preprocessing(
-    CAFFE_MEAN_BGR, channel_order="BGR"
-)  # the authors' nets, and all that came through Caffe
+# the authors' nets, and all that came through Caffe
+CAFFE = Preprocessing(CAFFE_MEAN_BGR, channel_order="BGR")
 
 
 @lru_cache(maxsize=64)

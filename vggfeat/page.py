@@ -340,9 +340,8 @@ def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
     """
     K = len(share_KK)
     cell = max(1, 512 // K)
-    alpha = np.round(255 * np.clip(share_KK, 0, 1) ** 0.5).astype(
-        np.uint8
-    )  # the square root shows rare ones
+    # the square root shows rare ones
+    alpha = np.round(255 * np.clip(share_KK, 0, 1) ** 0.5).astype(np.uint8)
     rgba = np.empty((K, K, 4), np.uint8)
     rgba[..., :3] = (59, 130, 246)
     rgba[..., 3] = alpha

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 JOIN_MINUTES = 30.0  # a process that hasn't begun by then won't, however long the work may take
-WARN_SECONDS = (
-    30.0  # until the first line about a wait; the next ones come after twice as long each
-)
+# until the first line about a wait; the next ones come after twice as long each
+WARN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,8 @@ class Ranks:
         """
         if self.meeting is None:
             return [float(v) for v in values]
-        tensor = torch.tensor(
-            values, dtype=torch.float64
-        )  # on the CPU, through gloo: never waits for a GPU
+        # on the CPU, through gloo: never waits for a GPU
+        tensor = torch.tensor(values, dtype=torch.float64)
         with telling_of_others():
             self.meeting.wait(dist.all_reduce(tensor, async_op=True))
         return tensor.tolist()
@@ -114,9 +112,8 @@ def telling_of_others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        if (
-            isinstance(error, dist.DistError) or "/gloo/" in text
-        ):  # gloo's own are plain, and name its source
+        # gloo's own are plain, and name its source
+        if isinstance(error, dist.DistError) or "/gloo/" in text:
             raise VggfeatError(f"another process of this job has ended ({text[:80]})") from error
         raise
 

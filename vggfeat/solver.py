@@ -39,12 +39,10 @@ from torch import Tensor
 from vggfeat.spaces import Examples, Features, Rows, Space
 
 LOSSES = ("squared_hinge", "hinge")
-MAX_STEPS = (
-    300  # Newton steps of one solve; the squared hinge takes three to ten, the hinge some dozens
-)
-CACHED_VALUES = (
-    1 << 17
-)  # of an image in a problem that are looked at together: they stay in the cache
+# Newton steps of one solve; the squared hinge takes three to ten, the hinge some dozens
+MAX_STEPS = 300
+# of an image in a problem that are looked at together: they stay in the cache
+CACHED_VALUES = 1 << 17
 LINE_TOLERANCE = 1e-9  # on the length of a step
 SHARPER = 8.0  # factor on the curvature at the hinge's corner
 EASY = 1000.0  # curvature of the loss from which a solve starts at zero
@@ -199,9 +197,8 @@ def newton(
             dual = alpha.sum(0) - 0.5 * space.dot(V - G, V - G, F - scores_G)
             gap = objective - dual
         V_all[:, live], F_all[:, live], objective_all[live] = V, F, objective
-        gap_all[live] = torch.where(
-            objective > 0, gap / objective, 0
-        )  # 0: a problem without images
+        # 0: a problem without images
+        gap_all[live] = torch.where(objective > 0, gap / objective, 0)
         going = ~(gap <= tol * objective)
         if step == MAX_STEPS or not going.any():
             break

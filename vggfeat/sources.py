@@ -117,9 +117,8 @@ def load(
 
 def _load_file(path: Path) -> Network:
     tensors, metadata = read_net(path)
-    place = os.path.realpath(
-        path
-    )  # kept in feature files and models, which are used from other folders
+    # kept in feature files and models, which are used from other folders
+    place = os.path.realpath(path)
     if "net" in metadata and "mean" in metadata:
         return vgg_network(place, tensors, metadata)
     if "classifier.1.weight" in tensors and "mean" not in metadata:

@@ -27,10 +27,11 @@ FORMAT = "vggfeat-features"
 FORMAT_VERSION = 2
 PENDING, DONE, UNREADABLE = 0, 1, 2
 REASON_BYTES = 200  # of why an image is unreadable
+# of a description: what a file may make another image be rescaled to
 MAX_SCALES, MAX_Q = (
     64,
     1 << 14,
-)  # of a description: what a file may make another image be rescaled to
+)
 MAX_DIM = 1 << 20
 MAX_LAYERS = 64
 READ_BYTES = 1 << 26  # of descriptors that are checked at a time

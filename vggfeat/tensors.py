@@ -63,12 +63,13 @@ _PLAIN = {
         for name in ("Half", "BFloat16", "Float", "Double", "Byte", "Int", "Long", "Bool")
     ),
 }
+# what trainings call the net's part of a checkpoint
 _NETS_OWN = (
     "state_dict",
     "model_state_dict",
     "model",
     "net",
-)  # what trainings call the net's part of a checkpoint
+)
 # What the pickle of a quantised tensor names
 _QUANTISED = re.compile(
     r"torch\.((Char|QInt8|QUInt8|QInt32)Storage|_utils\._rebuild_qtensor|per_\w+_affine|u?int8|q(u?int8|int32))"
@@ -317,9 +318,8 @@ def _state_dicts(content: Any) -> dict[tuple[str, ...], dict[str, Any]]:
             chosen |= {keys: other for keys, other in others.items() if _filters(other) == shapes}
         inner: dict[tuple[str, ...], Any] = {}
         for keys, value in level.items():
-            if (
-                keys not in found and id(value) not in seen
-            ):  # a small pickle can hold one record a million times
+            # a small pickle can hold one record a million times
+            if keys not in found and id(value) not in seen:
                 seen.add(id(value))
                 inner |= {(*keys, key): item for key, item in value.items() if isinstance(key, str)}
         level = inner

@@ -391,17 +391,15 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
     except (Exception, SystemExit) as raised:
         error = raised
     if isinstance(error, SystemExit) and isinstance(error.__context__, OSError):
-        error = (
-            error.__context__
-        )  # Typer leaves without a word where a pipe has broken, whichever it was
+        # Typer leaves without a word where a pipe has broken, whichever it was
+        error = error.__context__
     if isinstance(error, SystemExit) and _completing(name):
         return int(error.code or 0)
     if "--debug" in sys.argv:
         for line in "".join(traceback.format_exception(error)).splitlines():
             say(line)
-    if caught.signal and not isinstance(
-        error, VggfeatError
-    ):  # a library can make another error of it
+    # a library can make another error of it
+    if caught.signal and not isinstance(error, VggfeatError):
         say(f"{program}: interrupted")
         return 128 + caught.signal
     if hasattr(error, "format_message"):  # Typer's errors of usage

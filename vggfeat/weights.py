@@ -345,10 +345,11 @@ def agreed(
     """
     theirs = _Facts.of(release, source)
     told = metadata.get("num_classes", "") if outputs is None else str(outputs)
+    # trained further, on other classes
     if theirs.classes and told not in (
         "",
         str(len(theirs.classes)),
-    ):  # trained further, on other classes
+    ):
         release = {key: value for key, value in release.items() if key != "classes"}
     agreed = {**release, **metadata}
     ours = _Facts.of(agreed, file)
@@ -530,9 +531,8 @@ def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor])
         and fc6.numel()
         and fc6.is_floating_point()
     ):
-        empty = bool(
-            torch.isnan(fc6[0]).all()
-        )  # that release has no FC layers, and its file NaN for them
+        # that release has no FC layers, and its file NaN for them
+        empty = bool(torch.isnan(fc6[0]).all())
         if empty != (source == features):
             told = "has NaN for its FC layers, as" if empty else "has FC layers, unlike"
             other = features if empty else "torchvision:vgg16"

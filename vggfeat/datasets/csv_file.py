@@ -38,9 +38,8 @@ from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.splits import part_named
 from vggfeat.errors import VggfeatError, WrongUsage, reason
 
-MOST_LABELS = (
-    1 << 30
-)  # bytes of a table of images and classes, a byte a cell: a short file may ask for much
+# bytes of a table of images and classes, a byte a cell: a short file may ask for much
+MOST_LABELS = 1 << 30
 _HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
 _KNOWN = ("path", "label", "labels", "split")
 # Other programs' words for these columns, in lower case and without what stands between words.
@@ -97,6 +96,7 @@ _NO_CLASS = frozenset(
     )
 )
 _MOST_NAMED = 20  # classes that a remark names
+# in any case
 _PRESENT = {
     "1": True,
     "1.0": True,
@@ -104,7 +104,7 @@ _PRESENT = {
     "0": False,
     "0.0": False,
     "false": False,
-}  # in any case
+}
 # What pandas and others write for a missing value.
 _MISSING = frozenset(
     ("nan", "NaN", "None", "NULL", "null", "NA", "N/A", "n/a", "<NA>", "#N/A", "-", "?")
@@ -258,9 +258,8 @@ def _question(table: _Table) -> None:
     In a `labels` column a ";" anywhere says that the writer knows it, and nothing is questioned.
     """
     several = table.kind == "labels"
-    cells = dict(
-        zip(reversed(table.labels), reversed(table.lines), strict=True)
-    )  # the first line of each
+    # the first line of each
+    cells = dict(zip(reversed(table.labels), reversed(table.lines), strict=True))
     if several and any(";" in cell for cell in cells):
         return
     for separator in "|,/+& " if several else ";|,/+&":
@@ -408,9 +407,8 @@ def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
                     line, f"{what}; a cell with {delimiter!r} in it needs quotes around it"
                 )
             cell_of = dict(zip(header, cells, strict=False))
-            name = _path(
-                row[header.index("path")], table, line
-            )  # as written: spaces may belong to it
+            # as written: spaces may belong to it
+            name = _path(row[header.index("path")], table, line)
             split = _split(cell_of.get("split", ""), table, line)
             present = (
                 _present([cell_of[name] for name in table.classes], table, line)
@@ -464,9 +462,8 @@ def _header(cells: list[str], table: _Table, line: int) -> list[str]:
 def _wrong_column(header: list[str]) -> str:
     """What is wrong with which column, and what to do; nothing where all is right."""
     others = [name for name in header if name not in _KNOWN]
-    meant = {
-        wanted: name for name in reversed(others) if (wanted := _meant(name))
-    }  # the first for each
+    # the first for each
+    meant = {wanted: name for name in reversed(others) if (wanted := _meant(name))}
     labelled = "label" in header or "labels" in header
     if "path" not in header:
         return (

@@ -18,7 +18,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vggfeat.versions import __version__ as __version__
 
 if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.describe import embed as embed

@@ -21,7 +21,7 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 from PIL import Image
 
-from vggfeat import __version__
+from vggfeat.versions import __version__
 
 WIDTH, HEIGHT = 400, 250  # of a chart, in its own units: text of 12 is readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 8, 36

@@ -20,13 +20,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vggfeat import __version__
 from vggfeat.checked import fitted, parse_json, shown
 from vggfeat.devices import dtype_of, resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
 from vggfeat.images import Preprocessing, said
 from vggfeat.tensors import bare, read
+from vggfeat.versions import __version__
 from vggfeat.vgg import FC_LAYERS, NETS, VGG, layer_keys
 
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}

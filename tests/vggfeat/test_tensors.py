@@ -30,7 +30,7 @@ from vggfeat.images import CAFFE, Preprocessing
 from vggfeat.tensors import bare, read
 from vggfeat.vgg import VGG, layer_keys
 
-from ..conftest import Nets, photograph, vgg_of
+from ..conftest import Command, Nets, photograph, vgg_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs/weights.md"
 
@@ -433,7 +433,7 @@ def test_a_checkpoint_of_timm(tmp_path: Path) -> None:
 
 
 def test_what_was_unwrapped_is_told_by_info(
-    tmp_path: Path, he: Nets, plain: Preprocessing, run_main: Any
+    tmp_path: Path, he: Nets, plain: Preprocessing, run_main: Command
 ) -> None:
     from vggfeat import cli
 

@@ -20,7 +20,7 @@ import sys
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -564,29 +564,31 @@ def test_info_is_a_plain_table_and_all_is_asked_for(
         assert f" {key} " in everything.out
 
 
-def test_info_of_weights_that_tell_nonsense(command: Command, tmp_path: Path) -> None:
-    """A stranger's metadata are whatever JSON can be."""
-    deep: Any = 1
-    for _ in range(200):
-        deep = {"a": deep}
-    for metadata in (
+@pytest.mark.parametrize(
+    "metadata",
+    [
         None,
         3,
         [1],
         {"errors": 5, "source": {"a": 1}},
         {"errors": '{"val": {"top1": "x"}}'},
-        deep,
-    ):
-        items = Items("folder", "single-label", tmp_path, ["a.jpg"], None, [])
-        path = tmp_path / "f.h5"
-        facts = {"weights_metadata": metadata}
-        with FeatureWriter.open(path, items, PART, 4, facts=facts, overwrite=True) as file:
-            for scale in range(2):
-                file.write(0, scale, np.ones(4, np.float32))
-            file.finish()
-        for option in ((), ("--all",)):
-            ran = command("info", path, *option)
-            assert (ran.status, ran.err) == (0, "")
+        json.loads(200 * '{"a": ' + "1" + 200 * "}"),
+    ],
+)
+def test_info_of_weights_that_tell_nonsense(
+    command: Command, tmp_path: Path, metadata: object
+) -> None:
+    """A stranger's metadata are whatever JSON can be."""
+    items = Items("folder", "single-label", tmp_path, ["a.jpg"], None, [])
+    path = tmp_path / "f.h5"
+    facts = {"weights_metadata": metadata}
+    with FeatureWriter.open(path, items, PART, 4, facts=facts) as file:
+        for scale in range(2):
+            file.write(0, scale, np.ones(4, np.float32))
+        file.finish()
+    for option in ((), ("--all",)):
+        ran = command("info", path, *option)
+        assert (ran.status, ran.err) == (0, "")
 
 
 def test_info_says_who_reads_kept_posteriors(command: Command, tmp_path: Path) -> None:
@@ -1508,21 +1510,19 @@ def test_an_unexpected_error_is_one_line_too(
     assert ran.err == "vggfeat: unexpected RuntimeError: first second (--debug shows where)\n"
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 7 GiB"), RuntimeError("can't allocate memory: 7")]
+)
 def test_too_little_memory_is_not_unexpected(
-    command: Command, extracted: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, extracted: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    for kind, told in (
-        (MemoryError, "Unable to allocate 7 GiB"),
-        (RuntimeError, "can't allocate memory: 7"),
-    ):
+    def broken(*_: object) -> NoReturn:
+        raise error
 
-        def broken(*args: object, kind: type[Exception] = kind, told: str = told) -> None:
-            raise kind(told)
-
-        monkeypatch.setattr("vggfeat.store.open_features", broken)
-        ran = command("info", extracted)
-        assert (ran.status, ran.out) == (1, "")
-        assert ran.err.startswith(f"vggfeat: not enough memory: {told}; free some, or ")
+    monkeypatch.setattr("vggfeat.store.open_features", broken)
+    ran = command("info", extracted)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith(f"vggfeat: not enough memory: {error}; free some, or ")
 
 
 # --- lists ----------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from vggfeat import extract, terminal, writer
+from vggfeat.errors import UnreadableImage
 from vggfeat.images import Preprocessing
 from vggfeat.vgg import VGG
+from vggfeat.weights import Network
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 # seconds after which a process that a test waits for counts as one that hangs; none takes a tenth
@@ -161,8 +164,8 @@ def he() -> Nets:
     something.
     """
 
-    def make(net: str, **settings: object) -> VGG:
-        module = VGG(net, **settings)  # type: ignore[arg-type]
+    def make(net: str, **settings: Any) -> VGG:
+        module = VGG(net, **settings)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in module.parameters():
@@ -171,6 +174,12 @@ def he() -> Nets:
         return module.eval()
 
     return make
+
+
+def vgg_of(network: Network) -> VGG:
+    """A network's module, which is a net of Table 1."""
+    assert isinstance(network.module, VGG)
+    return network.module
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +208,17 @@ def torchrun(processes: int) -> list[str]:
     """
     alone = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
     return [sys.executable, "-m", "torch.distributed.run", *alone]
+
+
+def all_read(
+    results: Iterable[tuple[int, np.ndarray | UnreadableImage]],
+) -> dict[int, np.ndarray]:
+    """Image -> its descriptors; each could be read."""
+    read: dict[int, np.ndarray] = {}
+    for i, result in results:
+        assert isinstance(result, np.ndarray), result
+        read[i] = result
+    return read
 
 
 def assert_same_descriptors(a: np.ndarray, b: np.ndarray) -> None:

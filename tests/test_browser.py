@@ -87,7 +87,7 @@ def looked_at(browser: Any, path: Path, width: int, scheme: str) -> dict[str, An
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(path.as_uri())
-    facts = page.evaluate(FACTS)
+    facts: dict[str, Any] = page.evaluate(FACTS)
     context.close()
     assert [url for url in asked if not url.startswith("data:image/")] == [path.as_uri()]
     assert said == []

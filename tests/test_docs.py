@@ -77,7 +77,7 @@ def commands(document: Path) -> list[str]:
     return found
 
 
-def test_every_code_block_with_a_prompt_is_known():
+def test_every_code_block_with_a_prompt_is_known() -> None:
     """A line that looks like a command is one that is run here, or by `make`."""
     for document in DOCUMENTS:
         known = commands(document)
@@ -93,7 +93,7 @@ def test_every_code_block_with_a_prompt_is_known():
                     )
 
 
-def test_every_promise_names_a_test_that_there_is():
+def test_every_promise_names_a_test_that_there_is() -> None:
     """`FILE -k WORDS`, where each word selects some test of that file."""
     named = re.findall(
         r"`((?:\w+/)*test_\w+\.py)(?: -k ([^`]+))?`",
@@ -335,11 +335,11 @@ def test_every_command_runs(
     for needed in ("c384.h5", "c512.h5"):
         if any(needed in line for line in found):
             scale = needed.removeprefix("c").removesuffix(".h5")
-            words = (
+            given = (
                 "--dataset caltech101 --root DIR --weights vgg16_conv_caffe.safetensors --layer"
                 " pool5 --no-mirror"
             )
-            ran = run_main(cli.main, "extract", *words.split(), "--scales", scale, "--out", needed)
+            ran = run_main(cli.main, "extract", *given.split(), "--scales", scale, "--out", needed)
             assert ran.status == 0, ran.err
     if document.name == "evaluation.md":  # it goes on where training.md ends
         train = functools.partial(run_main, main_of(["pretrain.train"]), "--workers", "0")

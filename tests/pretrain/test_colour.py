@@ -88,11 +88,9 @@ SOUND = (
 )
 
 
-def test_a_broken_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "colours.json"
-    path.write_text(SOUND)
-    assert Colours.read(path).images == 4
-    for text in (
+@pytest.mark.parametrize(
+    "text",
+    [
         "",
         "{}",
         '{"mean": [1], "covariance": [], "images": 0, "unreadable": {}, "training_set": ""}',
@@ -104,10 +102,15 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         SOUND.replace("0, 1]", "0, Infinity]"),
         SOUND.replace(": 4", ": Infinity"),
         SOUND.replace("{}", '{"a": 3}'),
-    ):
-        path.write_text(text)
-        with pytest.raises(VggfeatError, match="delete it to measure anew"):
-            Colours.read(path)
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "colours.json"
+    path.write_text(SOUND)
+    assert Colours.read(path).images == 4
+    path.write_text(text)
+    with pytest.raises(VggfeatError, match="delete it to measure anew"):
+        Colours.read(path)
 
 
 def test_a_pipe_holds_no_colours(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from pretrain.recipe import Past, Recipe, chain, read_recipe
 from pretrain.runs import Trained, roles
 from pretrain.tables import RELEASED, Cell, Member, read_cells
 from tests import prepared
-from tests.conftest import HANG, Command, photograph
+from tests.conftest import HANG, Command, Nets, photograph, vgg_of
 from tests.pretrain.conftest import environment
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
@@ -123,13 +123,13 @@ NETS = (
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, he, plain: Preprocessing) -> Path:  # type: ignore[no-untyped-def]
+def made(tmp_path_factory: pytest.TempPathFactory, he: Nets, plain: Preprocessing) -> Path:
     root = tmp_path_factory.mktemp("made")
     (root / "small.toml").write_text(SMALL)
     for net, S in NETS:
         module = he(net, num_classes=len(CLASSES), width=0.05, crop=32)
         with torch.no_grad():
-            module.classifier[-1].weight.mul_(0.1)
+            module.get_parameter("classifier.6.weight").mul_(0.1)
         path = root / "runs" / net / f"{net}-{S}" / "weights.safetensors"
         recipe = chain(read_recipe(str(root / "small.toml")), net)
         save_trained(path, module, plain, recipe, f"{net}-{S}")
@@ -246,15 +246,15 @@ def test_unreadable_images_count_as_errors(
     assert bad["per_class"]["n03"] == good["per_class"]["n03"]
 
 
-def test_classes_are_matched_by_name(  # type: ignore[no-untyped-def]
+def test_classes_are_matched_by_name(
     command: Command,
     images: Path,
     weights: dict[str, Path],
-    he,
+    he: Nets,
     plain: Preprocessing,
     tmp_path: Path,
 ) -> None:
-    ours = vggfeat.load("A", weights=weights["A-36"]).module
+    ours = vgg_of(vggfeat.load("A", weights=weights["A-36"]))
     wide = he("A", num_classes=9, width=0.05, crop=32)
     order = [8, 1, 3, 0, 2, 5, 7]  # where the wide net has the seven classes
     names = [f"other{i}" for i in range(9)]
@@ -263,12 +263,10 @@ def test_classes_are_matched_by_name(  # type: ignore[no-untyped-def]
             key: value for key, value in wide.state_dict().items() if key.startswith("classifier.6")
         }
         wide.load_state_dict({**ours.state_dict(), **fc8})
-        wide.classifier[6].bias.fill_(-50.0)
-        wide.classifier[6].weight.zero_()
-        for i, place in enumerate(order):
-            names[place] = CLASSES[i]
-            wide.classifier[6].weight[place] = ours.classifier[6].weight[i]
-            wide.classifier[6].bias[place] = ours.classifier[6].bias[i]
+        for key, elsewhere in (("classifier.6.weight", 0.0), ("classifier.6.bias", -50.0)):
+            wide.get_parameter(key).fill_(elsewhere)[order] = ours.get_parameter(key)
+    for i, place in enumerate(order):
+        names[place] = CLASSES[i]
     save_weights(tmp_path / "wide.safetensors", wide, plain, classes=names, train_scale="36")
     for path in (weights["A-36"], tmp_path / "wide.safetensors"):
         ran = command(
@@ -799,9 +797,9 @@ def test_rows_of_nets_of_one_kind_are_told_apart() -> None:
 def test_a_top_5_error_among_five_classes_is_none(
     command: Command,
     images: Path,
-    he,
+    he: Nets,
     plain: Preprocessing,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
 ) -> None:
     """It was 0.00, a faultless net's."""
     for name in CLASSES[5:]:
@@ -862,7 +860,7 @@ def test_nets_of_several_recipes_and_of_none(
     whole.
     """
     recipe = replace(chain(read_recipe(str(small)), "A"), batch_size=4)
-    module = vggfeat.load("A", weights=weights["A-36"]).module
+    module = vgg_of(vggfeat.load("A", weights=weights["A-36"]))
     save_trained(tmp_path / "runs/half/A-36/weights.safetensors", module, plain, recipe, "A-36")
     other = tmp_path / "other.toml"
     other.write_text(SMALL)
@@ -958,11 +956,11 @@ def test_what_cannot_be_evaluated(
         tmp_path / "t.h5",
     )
     assert "have no labels" in says("--table", "3", "--from", tmp_path / "t.h5")
-    module = vggfeat.load("B", weights=weights["B-36"])
+    network = vggfeat.load("B", weights=weights["B-36"])
     save_weights(
         tmp_path / "b.safetensors",
-        module.module,
-        module.preprocessing,
+        vgg_of(network),
+        network.preprocessing,
         classes=CLASSES,
         train_scale="36",
     )

@@ -14,7 +14,7 @@ import torchvision
 
 import vggfeat
 from pretrain.export import app
-from tests.conftest import Command, photograph
+from tests.conftest import Command, Nets, photograph
 from vggfeat.images import Preprocessing
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG
@@ -29,7 +29,7 @@ def export(run_main: Command) -> Command:
 
 
 @pytest.fixture
-def small(tmp_path: Path, he, plain: Preprocessing) -> Path:  # type: ignore[no-untyped-def]
+def small(tmp_path: Path, he: Nets, plain: Preprocessing) -> Path:
     """Net C at an eighth of the width, with a preprocessing that shows when it is forgotten."""
     path = tmp_path / "c.safetensors"
     unusual = Preprocessing(mean=(104.0, 117.0, 123.0), std=(2.0, 3.0, 4.0), channel_order="BGR")
@@ -142,7 +142,7 @@ def test_another_result_is_not_written(
 ) -> None:
     import onnxruntime
 
-    class Wrong(onnxruntime.InferenceSession):
+    class Wrong(onnxruntime.InferenceSession):  # type: ignore[misc]  # it has no types
         def run(self, *words: object, **more: object) -> list[np.ndarray]:
             return [2 * array for array in super().run(*words, **more)]
 

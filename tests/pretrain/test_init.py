@@ -56,13 +56,18 @@ def test_a_deeper_net_has_exactly_these_layers_of_a(net: str) -> None:
     assert equal == ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]
 
 
-def test_what_cannot_be_copied_is_refused() -> None:
-    for source, says in (
-        (VGG("B", 10, 0.1, 32), "can start from D or A, not from net B"),
-        (VGG("A", 11, 0.1, 32), "fc8 of the weights"),
-        (VGG("A", 10, 0.2, 32), "conv1_1 of the weights"),
-        (VGG("A", 10, 0.1, 64), "fc6 of the weights"),
-        (VGG("A", 10, 0.1, 32, until="pool5"), "end before fc6"),
-    ):
-        with pytest.raises(VggfeatError, match=says):
-            copy_layers(VGG("D", 10, 0.1, 32), source)
+@pytest.mark.parametrize(
+    ("net", "classes", "width", "crop", "until", "says"),
+    [
+        ("B", 10, 0.1, 32, "fc8", "can start from D or A, not from net B"),
+        ("A", 11, 0.1, 32, "fc8", "fc8 of the weights"),
+        ("A", 10, 0.2, 32, "fc8", "conv1_1 of the weights"),
+        ("A", 10, 0.1, 64, "fc8", "fc6 of the weights"),
+        ("A", 10, 0.1, 32, "pool5", "end before fc6"),
+    ],
+)
+def test_what_cannot_be_copied_is_refused(
+    net: str, classes: int, width: float, crop: int, until: str, says: str
+) -> None:
+    with pytest.raises(VggfeatError, match=says):
+        copy_layers(VGG("D", 10, 0.1, 32), VGG(net, classes, width, crop, until=until))

@@ -13,7 +13,7 @@ from PIL import Image
 
 import vggfeat
 from pretrain.posteriors import evaluate
-from tests.conftest import photograph
+from tests.conftest import Nets, photograph
 from vggfeat.datasets import Items
 from vggfeat.images import Preprocessing
 from vggfeat.ranks import Ranks
@@ -24,14 +24,15 @@ SHAPES = [(40, 60), (60, 40), (45, 45), (33, 90), (200, 133), (40, 60)]
 
 
 @pytest.fixture
-def nets(tmp_path: Path, he, plain: Preprocessing) -> list[Network]:  # type: ignore[no-untyped-def]
+def nets(tmp_path: Path, he: Nets, plain: Preprocessing) -> list[Network]:
     """D, and E with its classes in another order."""
     order = {"D": CLASSES, "E": CLASSES[::-1]}
     networks = []
     for net in ("D", "E"):
         module = he(net, num_classes=len(CLASSES), width=0.1, crop=CROP)
         with torch.no_grad():
-            module.classifier[-1].weight.mul_(0.05)  # posteriors that are neither 0 nor 1
+            # posteriors that are neither 0 nor 1
+            module.get_parameter("classifier.6.weight").mul_(0.05)
         path = tmp_path / f"{net}.safetensors"
         save_weights(path, module, plain, classes=order[net], train_scale="36-64")
         networks.append(vggfeat.load(net, weights=path))

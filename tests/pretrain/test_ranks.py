@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 
 from tests import prepared
 from tests.conftest import HANG
@@ -95,7 +96,7 @@ class Exchange:
 
 
 def test_an_exchange_that_ends_as_a_wait_for_it_gives_up_has_ended_well() -> None:
-    meeting = ranks.Meeting(ranks.dist.HashStore(), 0, 1, 1.0)
+    meeting = ranks.Meeting(HashStore(), 0, 1, 1.0)
     meeting.wait(Exchange(""))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="the other has left"):
         meeting.wait(Exchange("the other has left"))  # type: ignore[arg-type]

@@ -30,6 +30,9 @@ TOLERANCE_FLOAT32, CALM = 1e-4, "--set=*.learning_rate=1e-3"
 # name -> (processes, images of a pass)
 WAYS = {"one process": (1, 32), "two": (2, 16), "four": (4, 8), "accumulated": (1, 8)}
 
+# the losses of a run, and the tensors of its last checkpoint
+Result = tuple[list[float], dict[str, torch.Tensor]]
+
 
 @pytest.fixture(scope="module")
 def start(photos: Path, train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,7 +51,7 @@ def steps(
     *more: object,
     iterations: int = 20,
     script: Path | None = None,
-) -> tuple[list[float], dict[str, torch.Tensor]]:
+) -> Result:
     processes, micro_batch = WAYS[way]
     arguments = [
         *STEPS,
@@ -79,7 +82,7 @@ def steps(
     return losses, safetensors.torch.load_file(folder / "last.safetensors")
 
 
-def difference(one: tuple, other: tuple) -> float:
+def difference(one: Result, other: Result) -> float:
     """The largest relative difference of the losses and of each tensor's norm."""
     losses = [abs(a - b) / abs(a) for a, b in zip(one[0], other[0], strict=True)]
     assert one[1].keys() == other[1].keys()
@@ -140,7 +143,8 @@ def test_the_comparison_notices_what_is_not_keyed(
     # read by the training process itself: a reader is a Python of its own, which the script doesn't
     # touch
     more = "--precision", "float64", "--workers", "0"
-    each = {"iterations": 5, "script": script}
-    one = steps(train, photos, start, tmp_path / "one", "one process", *more, **each)
-    two = steps(train, photos, start, tmp_path / "two", "two", *more, **each)
+    one, two = (
+        steps(train, photos, start, tmp_path / way, way, *more, iterations=5, script=script)
+        for way in ("one process", "two")
+    )
     assert difference(one, two) > 1e-3

@@ -96,7 +96,7 @@ def verdicts(*cells: Cell) -> dict[str, str]:
     return {line[2].strip(): line[5].strip() for line in lines}
 
 
-def test_one_seed_is_decided_by_the_images_alone():
+def test_one_seed_is_decided_by_the_images_alone() -> None:
     a, b = cell("A 256", 20, key=1), cell("A-LRN 256", 30, key=2)
     paired = b.wrong_images().astype(float) - a.wrong_images()
     by = difference([a], [b])
@@ -144,7 +144,7 @@ def variances(better: list[Cell], worse: list[Cell]) -> tuple[float, float]:
     return paired.mean(0).var(ddof=1) / IMAGES, paired.mean(1).var(ddof=1) / len(better)
 
 
-def test_seeds_that_disagree_undo_what_one_seed_decides():
+def test_seeds_that_disagree_undo_what_one_seed_decides() -> None:
     better = [cell("A 256", errors, seed, 1) for seed, errors in enumerate((20, 30, 26))]
     worse = [cell("B 256", errors, seed, 2) for seed, errors in enumerate((30, 24, 28))]
     assert difference(better[:1], worse[:1]).p < 0.05
@@ -158,7 +158,7 @@ def test_seeds_that_disagree_undo_what_one_seed_decides():
     assert by.p == pytest.approx(2 * scipy.stats.t.sf(by.points / error, freedom))
 
 
-def test_three_seeds_that_disagree_are_three_measurements_and_not_a_thousand():
+def test_three_seeds_that_disagree_are_three_measurements_and_not_a_thousand() -> None:
     """Differences of 18, 8 and 4 points: more than two standard errors, but of few degrees of
     freedom.
     """
@@ -172,7 +172,7 @@ def test_three_seeds_that_disagree_are_three_measurements_and_not_a_thousand():
     assert difference(better, [cell("B 256", 30, seed, 2) for seed in range(3)]).p < 0.05
 
 
-def test_many_verdicts_are_corrected_together():
+def test_many_verdicts_are_corrected_together() -> None:
     assert holm([0.04, 0.001, 0.02]) == [True, True, True]  # 0.001 < 1/60, 0.02 < 1/40, 0.04 < 1/20
     assert holm([0.03, 0.001, 0.03]) == [False, True, False]
     assert holm([0.02]) == [True] and holm([]) == []
@@ -208,7 +208,9 @@ def test_many_verdicts_are_corrected_together():
         ((256, 257), 224, (256,), (256, 257)),
     ],
 )
-def test_test_scales_follow_from_s(S, crop, one, several):
+def test_test_scales_follow_from_s(
+    S: tuple[int, int], crop: int, one: tuple[int, ...], several: tuple[int, ...]
+) -> None:
     assert paper_scales(S, crop, multi=False) == one
     assert paper_scales(S, crop, multi=True) == several
 
@@ -225,13 +227,13 @@ def test_test_scales_follow_from_s(S, crop, one, several):
         ({"precision": "bfloat16"}, "confounded: bfloat16 against float32"),
     ],
 )
-def test_nets_that_learned_otherwise_are_confounded(change, says):
+def test_nets_that_learned_otherwise_are_confounded(change: dict[str, Any], says: str) -> None:
     a, b = cell("A 256", 20, key=1), cell("A-LRN 256", 30, key=2)
     net = replace(a.nets[0], **change)
     assert verdicts(replace(a, nets=[net]), b) == {"A 256 against A-LRN 256": says}
 
 
-def test_a_changed_recipe_is_a_row_of_its_own_and_confounds_unless_it_is_a_control_of_length():
+def test_a_changed_recipe_is_a_row_of_its_own_and_confounds_unless_it_controls_length() -> None:
     fixed, jittered = cell("D 256", 30, key=1, epochs=40), cell("D 256-512", 20, key=2, epochs=62)
     control = cell("D 256", 30, key=3, epochs=62, changes=["NET-112.epochs=42.0"])
     slow = cell(
@@ -259,7 +261,7 @@ def test_a_changed_recipe_is_a_row_of_its_own_and_confounds_unless_it_is_a_contr
     assert verdicts(control, replace(jittered, changes=["width=0.25"])) == {}
 
 
-def test_claims_of_the_same_nets_are_of_the_same_nets():
+def test_claims_of_the_same_nets_are_of_the_same_nets() -> None:
     """Table 4 of a net that was trained again, beside Table 3 of the old one."""
     one, several = cell("D 256", 30, key=1), cell("D 256", 20, key=2, table=4)
     several = replace(several, Q="32,36,41")
@@ -272,7 +274,7 @@ def test_claims_of_the_same_nets_are_of_the_same_nets():
     assert verdicts(one, other) == {pair: "confounded: other nets"}
 
 
-def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have():
+def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have() -> None:
     cells = [cell("A 256", 20 + 2 * seed, seed, 1) for seed in range(3)]
     cells += [cell("A-LRN 256", 30, seed, 2) for seed in (1, 2, 5)]
     ordered = with_new([], cells)
@@ -293,7 +295,7 @@ def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have():
     assert "| A 256 | dense | 20.0 / 5.0 | 1 |" in alone
 
 
-def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own():
+def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own() -> None:
     def of(seed: int, **others: Any) -> Cell:
         made = cell("A 256", 20 + seed, seed)
         return replace(made, nets=[replace(made.nets[0], **others)])
@@ -359,7 +361,7 @@ def test_a_page_whose_cells_are_missing_keeps_its_rows(tmp_path: Path) -> None:
         check_ledger(page)
 
 
-def test_what_nobody_ran_is_one_line_and_another_task_is_called_one():
+def test_what_nobody_ran_is_one_line_and_another_task_is_called_one() -> None:
     text = section_markdown(ILSVRC, [])
     assert "Not run: all 32 rows." in text and len(text.splitlines()) == 6
     standin = section_markdown("x", [cell("A 256", 20)])
@@ -372,7 +374,7 @@ def test_what_nobody_ran_is_one_line_and_another_task_is_called_one():
     assert "another task" not in ours and "| the paper |" in ours
 
 
-def test_other_images_and_other_recipes_have_sections_of_their_own():
+def test_other_images_and_other_recipes_have_sections_of_their_own() -> None:
     cells = [
         cell("A 256", 20, key=1),
         cell("A-LRN 256", 30, key=2, image_set="ef56"),
@@ -399,7 +401,7 @@ def trained(
     return Trained(net, S, 32, "all", "mini", f"{net}-{S}", stands_for=stands_for, **others)
 
 
-def test_roles_of_several_seeds():
+def test_roles_of_several_seeds() -> None:
     nets = [trained(seed=1), trained(), trained(S=(48, 48), stands_for="384", seed=1)]
     assert roles(nets) == {
         ("mini", (), 0): {Member("A", "256"): 1},
@@ -411,7 +413,7 @@ def test_roles_of_several_seeds():
     assert roles([*nets, slow])["mini", slow.changes, 0] == {Member("A", "256"): 3}
 
 
-def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there():
+def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there() -> None:
     """A net of S=384 alone in its folder was "256"; a range was "256-512"."""
     for net, member in (
         (trained("D", (384, 384), "384"), Member("D", "384")),
@@ -449,7 +451,7 @@ def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there():
         ({"seed": -1}, r"\[0\].seed must lie in"),
     ],
 )
-def test_a_damaged_ledger_is_refused(tmp_path, change, says):
+def test_a_damaged_ledger_is_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     path = tmp_path / "ledger-x.json"
     content = ledger_content([cell("A 256", 20)])
     path.write_text(json.dumps({**content, "cells": [asdict(cell("A 256", 20)) | change]}))
@@ -468,7 +470,7 @@ def test_a_damaged_ledger_is_refused(tmp_path, change, says):
 @pytest.mark.parametrize(
     "text", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, b"[" + b"9" * 5000 + b"]"]
 )
-def test_what_is_no_ledger_is_refused(tmp_path, text):
+def test_what_is_no_ledger_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "ledger-x.json").write_bytes(text)
     with pytest.raises(
         VggfeatError, match=r"ledger-x.json is (not|no ledger of cells of version 2)"
@@ -476,7 +478,7 @@ def test_what_is_no_ledger_is_refused(tmp_path, text):
         check_ledger(tmp_path / "results.md")
 
 
-def test_one_image_decides_nothing():
+def test_one_image_decides_nothing() -> None:
     few = [
         replace(cell("A 256", 0), images=1, wrong=wrong, top1=top1)
         for wrong, top1 in (("00", 0.0), ("80", 100.0))
@@ -488,7 +490,7 @@ def test_one_image_decides_nothing():
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_results_page_is_made_of_the_cells():
+def test_the_results_page_is_made_of_the_cells() -> None:
     text = (DOCS / "results.md").read_text()
     files = sorted(DOCS.glob("ledger-*.json"))
     assert files and section_markdown(ILSVRC, []) in text
@@ -497,10 +499,11 @@ def test_the_results_page_is_made_of_the_cells():
             assert section_markdown(heading, part) in text
 
 
-def test_the_cells_are_of_the_images_that_they_say(data: Path):
+def test_the_cells_are_of_the_images_that_they_say(data: Path) -> None:
     root = data / "imagenette144"
     cells = read_cells(DOCS / "ledger-tables-imagenette144.json")
     items = images_of(root, "val", 0)
+    assert items.labels is not None
     whole = KeptPosteriors(
         items.dataset, root.name, "val", items.names, items.labels, items.classes, {}, []
     )

@@ -793,7 +793,7 @@ def test_a_killed_reader_is_one_line_and_the_run_goes_on(
         "0",
         "--set=*.iterations=30",
     ]
-    words += ["--data", drawings, "--out", tmp_path / "run"]
+    words += ["--data", str(drawings), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", after_a_kill)
         ran = command(*words)

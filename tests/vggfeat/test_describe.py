@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,42 +16,46 @@ from vggfeat.decode import read_rgb
 from vggfeat.describe import describe_all, description_of, network_of
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import smallest_side
+from vggfeat.weights import Network
 
-from ..conftest import assert_same_descriptors, photograph
+from ..conftest import all_read, assert_same_descriptors, photograph, vgg_of
 
 SCALES = (40, 64)
 
 
 @pytest.fixture(scope="module")
-def network():
+def network() -> Network:
     return vggfeat.load("random:B,width=0.125,crop=32,classes=4")
 
 
-def reference(network, image, scale, layer, mirror):
+def reference(
+    network: Network, image: np.ndarray, scale: int, layer: str, mirror: bool
+) -> np.ndarray:
     """One image, one view at a time, in float64: the mean over positions, then over the two
     views.
     """
-    module = network.module.double()
+    module = vgg_of(network).double()
     small = smallest_side(read_rgb(image), scale)
     views = []
     for view in (small, small[:, ::-1]) if mirror else (small,):
         x = torch.tensor(view.astype(np.float64) - np.array([123.68, 116.779, 103.939]))
         with torch.inference_mode():
             views.append(module(x.permute(2, 0, 1)[None], layer)[0].mean((1, 2)).numpy())
-    network.module.float()
-    return np.mean(views, axis=0)
+    module.float()
+    mean: np.ndarray = np.mean(views, axis=0)
+    return mean
 
 
 @pytest.mark.parametrize(
     ("layer", "mirror"), [("fc7", True), ("fc7", False), ("pool5", True), ("conv3_1", False)]
 )
-def test_descriptors_equal_a_slow_reference(network, layer, mirror):
+def test_descriptors_equal_a_slow_reference(network: Network, layer: str, mirror: bool) -> None:
     images = [
         photograph(i, h, w)
         for i, (h, w) in enumerate([(50, 70), (70, 50), (50, 70), (45, 45), (33, 90)])
     ]
     description = description_of(network, layer, SCALES, mirror)
-    got = dict(describe_all(network, images, description, batch_size=2))
+    got = all_read(describe_all(network, images, description, batch_size=2))
     assert sorted(got) == list(range(5))
     for i, image in enumerate(images):
         for s, scale in enumerate(SCALES):
@@ -58,16 +64,16 @@ def test_descriptors_equal_a_slow_reference(network, layer, mirror):
             assert_same_descriptors(got[i][s], expected.astype(np.float32))
 
 
-def test_batch_size_workers_and_order_do_not_change_a_descriptor(network):
+def test_batch_size_workers_and_order_do_not_change_a_descriptor(network: Network) -> None:
     images = [photograph(i, 40 + 7 * (i % 3), 60) for i in range(9)]
     description = description_of(network, "fc7", SCALES, True)
-    one = dict(describe_all(network, images, description, batch_size=1, workers=1))
-    many = dict(describe_all(network, images[::-1], description, batch_size=64, workers=4))
+    one = all_read(describe_all(network, images, description, batch_size=1, workers=1))
+    many = all_read(describe_all(network, images[::-1], description, batch_size=64, workers=4))
     for i in range(9):
         assert_same_descriptors(one[i], many[8 - i])
 
 
-def test_mirror_image_has_the_same_descriptor(network):
+def test_mirror_image_has_the_same_descriptor(network: Network) -> None:
     image = photograph(5, 50, 80)
     a, b = vggfeat.embed(network, [image, image[:, ::-1]], scales=SCALES)
     assert_same_descriptors(a, b)
@@ -75,7 +81,7 @@ def test_mirror_image_has_the_same_descriptor(network):
     assert np.abs(c - d).max() > 1e-3 * np.abs(c).max()
 
 
-def test_embed_is_normalised_and_ordered(network, tmp_path):
+def test_embed_is_normalised_and_ordered(network: Network, tmp_path: Path) -> None:
     array = photograph(0, 50, 60)
     Image.fromarray(array).save(tmp_path / "a.png")
     x = vggfeat.embed(
@@ -90,7 +96,7 @@ def test_embed_is_normalised_and_ordered(network, tmp_path):
     assert vggfeat.embed(network, [array], scales=SCALES, pool="stack").shape == (1, 1024)
 
 
-def test_embed_keeps_what_can_be_read(network, tmp_path):
+def test_embed_keeps_what_can_be_read(network: Network, tmp_path: Path) -> None:
     images = [photograph(0, 50, 60), tmp_path / "gone.png", photograph(1, 60, 50), b"no image"]
     with pytest.raises(UnreadableImage, match=r"image [13]: "):
         vggfeat.embed(network, images, scales=SCALES)
@@ -109,7 +115,7 @@ def test_embed_keeps_what_can_be_read(network, tmp_path):
     assert x.shape == (1, 512) and np.isnan(x).all() and unreadable == {0: "no such file"}
 
 
-def test_embed_marks_an_image_of_which_one_scale_fails(network):
+def test_embed_marks_an_image_of_which_one_scale_fails(network: Network) -> None:
     """A strip that is too long at the larger scale only; its row is NaN whatever the smaller one
     gave.
     """
@@ -126,7 +132,9 @@ def test_embed_marks_an_image_of_which_one_scale_fails(network):
     assert np.isfinite(x[0]).all()
 
 
-def test_embed_takes_the_networks_own_scales(network, monkeypatch):
+def test_embed_takes_the_networks_own_scales(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = [photograph(0, 50, 60)]
     monkeypatch.setitem(network.metadata, "train_scale", "40-64")
     x = vggfeat.embed(network, images)
@@ -134,7 +142,9 @@ def test_embed_takes_the_networks_own_scales(network, monkeypatch):
     assert not np.allclose(x, vggfeat.embed(network, images, scales=(40,)), rtol=1e-3)
 
 
-def test_embed_shows_its_progress_where_it_is_asked_to(network, monkeypatch, capsys):
+def test_embed_shows_its_progress_where_it_is_asked_to(
+    network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("vggfeat.terminal.LINE_SECONDS", 0.0)
     images = [photograph(i, 40, 50) for i in range(3)]
     vggfeat.embed(network, images, SCALES, batch_size=1)
@@ -144,23 +154,30 @@ def test_embed_shows_its_progress_where_it_is_asked_to(network, monkeypatch, cap
     assert printed.out == "" and "describe: 3 of 3 images, " in printed.err
 
 
-def test_bad_settings_are_refused(network):
-    for layer, scales, message in [
+@pytest.mark.parametrize(
+    ("layer", "scales", "message"),
+    [
         ("fc7", (31,), "scale 31 is too small: fc7 of net B needs at least 32"),
         ("fc7", (64, 64), "different numbers"),
         ("fc9", (64,), "no layer 'fc9'"),
         ("pool5", (), "one or more"),
-    ]:
-        with pytest.raises(VggfeatError, match=message):
-            description_of(network, layer, scales, True)
+    ],
+)
+def test_bad_settings_are_refused(
+    network: Network, layer: str, scales: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(VggfeatError, match=message):
+        description_of(network, layer, scales, True)
 
 
-def test_a_description_in_a_file_that_no_network_can_follow_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"scales": (1,)}, "scale 1 is too small"), ({"layer": "fc9"}, "no layer 'fc9'")],
+)
+def test_a_description_in_a_file_that_no_network_can_follow_is_refused(
+    wrong: dict[str, Any], message: str
+) -> None:
     network = vggfeat.load("random:A,width=0.0625,crop=32,classes=4")
     description = description_of(network, "fc7", (40,), True)
-    for wrong, match in (
-        ({"scales": (1,)}, "scale 1 is too small"),
-        ({"layer": "fc9"}, "no layer 'fc9'"),
-    ):
-        with pytest.raises(VggfeatError, match=match):
-            network_of(replace(description, **wrong))
+    with pytest.raises(VggfeatError, match=message):
+        network_of(replace(description, **wrong))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,20 +15,23 @@ from vggfeat import cli, datasets
 from vggfeat.describe import describe_all
 from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.extract import extract
+from vggfeat.weights import Network
 
-from ..conftest import assert_same_descriptors
+from ..conftest import Command, all_read, assert_same_descriptors, vgg_of
 
 SCALES = (40, 64)
 
 
 @pytest.fixture(scope="module")
-def network():
+def network() -> Network:
     return vggfeat.load("random:B,width=0.125,crop=32,classes=4")
 
 
-def test_progress_counts_work_and_ends_at_the_number_of_images(network, folder, tmp_path):
+def test_progress_counts_work_and_ends_at_the_number_of_images(
+    network: Network, folder: Path, tmp_path: Path
+) -> None:
     (folder / "red" / "03.jpg").write_bytes(b"")
-    told = []
+    told: list[float] = []
     items = datasets.load("folder", folder)
     extract(
         items,
@@ -50,7 +54,7 @@ def test_progress_counts_work_and_ends_at_the_number_of_images(network, folder, 
 # --- the file -------------------------------------------------------------------------------------
 
 
-def test_every_row_stays_in_its_place(network, folder, tmp_path):
+def test_every_row_stays_in_its_place(network: Network, folder: Path, tmp_path: Path) -> None:
     (folder / "red" / "03.jpg").write_bytes(b"")
     (folder / "red" / "05.jpg").write_bytes(b"not an image")
     whole = (folder / "blue" / "07.jpg").read_bytes()
@@ -66,14 +70,14 @@ def test_every_row_stays_in_its_place(network, folder, tmp_path):
     x = features.descriptors
     assert np.isnan(x[bad]).all() and np.isfinite(x[features.readable]).all()
     for i in (0, 8, 23):
-        alone = dict(describe_all(network, [folder / items.names[i]], features.description))[0]
+        alone = all_read(describe_all(network, [folder / items.names[i]], features.description))[0]
         assert_same_descriptors(x[i], alone)
     np.testing.assert_array_equal(features.read((64,)), x[:, 1:])
     np.testing.assert_array_equal(features.read((64, 40)), x[:, ::-1])
     with pytest.raises(VggfeatError, match="no scale 99; it has 40, 64"):
         features.read((99,))
     with pytest.raises(VggfeatError, match=r"`scales` must be whole numbers of pixels, .* not 64"):
-        features.read(64)
+        features.read(64)  # type: ignore[arg-type]
     np.testing.assert_array_equal(features.labels, items.labels)
     assert {name: rows.tolist() for name, rows in features.splits.items()} == {
         name: rows.tolist() for name, rows in items.splits.items()
@@ -94,7 +98,9 @@ def test_every_row_stays_in_its_place(network, folder, tmp_path):
     assert not (tmp_path / "f.h5.partial").exists()
 
 
-def test_float16_holds_the_same_to_its_precision_and_refuses_overflow(network, folder, tmp_path):
+def test_float16_holds_the_same_to_its_precision_and_refuses_overflow(
+    network: Network, folder: Path, tmp_path: Path
+) -> None:
     items = datasets.load("folder", folder).first(5)
     extract(items, network, tmp_path / "a.h5", scales=(40,), store="float32")
     extract(items, network, tmp_path / "b.h5", scales=(40,), store="float16")
@@ -102,23 +108,25 @@ def test_float16_holds_the_same_to_its_precision_and_refuses_overflow(network, f
     assert b.dtype == np.float16
     np.testing.assert_array_equal(a.astype(np.float16), b)
     with torch.no_grad():
-        network.module.classifier[3].weight.mul_(1e6)
+        vgg_of(network).get_parameter("classifier.3.weight").mul_(1e6)
     try:
         with pytest.raises(VggfeatError, match="beyond the range of float16; give `store` float32"):
             extract(items, network, tmp_path / "c.h5", scales=(40,), store="float16")
     finally:
         with torch.no_grad():
-            network.module.classifier[3].weight.div_(1e6)
+            vgg_of(network).get_parameter("classifier.3.weight").div_(1e6)
     assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["a.h5", "b.h5"]
 
 
-def test_an_existing_file_stays_until_another_is_whole(network, folder, tmp_path):
+def test_an_existing_file_stays_until_another_is_whole(
+    network: Network, folder: Path, tmp_path: Path
+) -> None:
     items = datasets.load("folder", folder)
     out = tmp_path / "f.h5"
     extract(items, network, out, scales=(40,))
     before = out.read_bytes()
 
-    def interrupt(done, total):
+    def interrupt(done: float, total: int) -> None:
         if done >= 5:
             raise KeyboardInterrupt
 
@@ -132,7 +140,9 @@ def test_an_existing_file_stays_until_another_is_whole(network, folder, tmp_path
 
 
 @pytest.mark.parametrize("kilobytes", [10, 98])
-def test_a_disk_without_room_is_found_before_the_work(run_main, folder, tmp_path, kilobytes):
+def test_a_disk_without_room_is_found_before_the_work(
+    run_main: Command, folder: Path, tmp_path: Path, kilobytes: int
+) -> None:
     """Room for nothing, and room for the descriptors but not for the rest; one line, exit 1, no
     file.
     """

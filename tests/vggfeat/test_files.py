@@ -31,7 +31,7 @@ from vggfeat.files import check_outputs, plain, try_each, whole, write_json, wri
 from vggfeat.terminal import run
 from vggfeat.weights import save_weights
 
-from ..conftest import Command, photograph
+from ..conftest import Command, photograph, vgg_of
 
 HOLDER = """
 import sys
@@ -208,7 +208,7 @@ def test_a_folder_that_is_swept_before_its_lock_is_made_again(
     where: Any, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever another process, that begins at the same moment, comes between."""
-    real, swept = getattr(where, call), []
+    real, swept = getattr(where, call), list[Path]()
 
     def first_sweeps(*arguments: Any, **options: Any) -> Any:
         if not swept and (there := list(tmp_path.iterdir())):
@@ -334,7 +334,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("nothing can be mounted here")
     yield disk
@@ -461,7 +461,7 @@ def test_no_command_overwrites_what_it_reads(
         " --out"
     )
     net = vggfeat.load("random:A,width=0.125,crop=32")
-    save_weights("w@x.safetensors", net.module, net.preprocessing)
+    save_weights("w@x.safetensors", vgg_of(net), net.preprocessing)
     own = "extract --dataset folder --root images --weights w@x.safetensors --scales 32 --out"
     assert run_main(cli.main, *f"{own} fw.h5".split()).status == 0
     assert (

@@ -157,23 +157,25 @@ DEEP = np.array([[0, 128, 129, 257, 32768, 65278, 65406, 65407, 65535]], np.uint
 SHALLOW = [0, 0, 1, 1, 128, 254, 254, 255, 255]  # DEEP / 257, rounded: 128 / 257 < 1/2 < 129 / 257
 
 
-def test_16_bit_grey_is_scaled_not_clipped() -> None:
-    sources: dict[str, Any] = {
-        "png": encoded(Image.fromarray(DEEP), "PNG"),
-        "tiff": encoded(Image.fromarray(DEEP), "TIFF"),
-        "big-endian tiff": encoded(Image.fromarray(DEEP.astype(">u2")), "TIFF"),
-        "tiff, mode I": encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
-        "pgm": b"P5 9 1 65535\n" + DEEP.astype(">u2").tobytes(),
-        "tiff, 0 is white": tiff(65535 - DEEP, photometric=0),
-        "image": Image.fromarray(DEEP),
-        "array": DEEP,
-        "big-endian array": DEEP.astype(">u2"),
-    }
-    for name, source in sources.items():
-        rgb = read_rgb(source)
-        assert rgb.shape == (1, 9, 3), name
-        for c in range(3):
-            assert rgb[0, :, c].tolist() == SHALLOW, name
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(encoded(Image.fromarray(DEEP), "PNG"), id="png"),
+        pytest.param(encoded(Image.fromarray(DEEP), "TIFF"), id="tiff"),
+        pytest.param(encoded(Image.fromarray(DEEP.astype(">u2")), "TIFF"), id="big-endian tiff"),
+        pytest.param(encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), id="tiff, mode I"),
+        pytest.param(b"P5 9 1 65535\n" + DEEP.astype(">u2").tobytes(), id="pgm"),
+        pytest.param(tiff(65535 - DEEP, photometric=0), id="tiff, 0 is white"),
+        pytest.param(Image.fromarray(DEEP), id="image"),
+        pytest.param(DEEP, id="array"),
+        pytest.param(DEEP.astype(">u2"), id="big-endian array"),
+    ],
+)
+def test_16_bit_grey_is_scaled_not_clipped(source: Any) -> None:
+    rgb = read_rgb(source)
+    assert rgb.shape == (1, 9, 3)
+    for c in range(3):
+        assert rgb[0, :, c].tolist() == SHALLOW
 
 
 def test_16_bit_colour_is_the_high_byte() -> None:

@@ -21,7 +21,7 @@ import vggfeat
 from vggfeat import cli
 from vggfeat.errors import UnreadableImage, VggfeatError
 
-from ..conftest import HANG, Command, assert_same_descriptors, photograph
+from ..conftest import HANG, Command, assert_same_descriptors, photograph, vgg_of
 
 NET = "random:A,width=0.125,crop=32"
 SMALL = ("--weights", NET, "--scales", "32,40", "--device", "cpu", "--precision", "float32")
@@ -203,9 +203,9 @@ def test_settings_of_the_wrong_kind_are_told(
     ("call", "told"),
     [
         (
-            lambda: vggfeat.embed("mini", [PIXELS]),
+            lambda: vggfeat.embed("mini", [PIXELS]),  # type: ignore[call-overload]
             "`network` must be one that vggfeat.load returns, not 'mini'",
-        ),  # type: ignore[call-overload]
+        ),
         (lambda: vggfeat.load(None), "`name` must be a source of weights, .* or a path, not None"),  # type: ignore[arg-type]
         (lambda: vggfeat.load(5), "`name` must be .* not 5"),  # type: ignore[arg-type]
         (lambda: vggfeat.load("D", 5), "`weights` must be a source of weights, .* not 5"),  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ def test_a_net_is_loaded_in_the_hardwares_precision(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     fast, exact = vggfeat.load(NET), vggfeat.load(NET, precision="float32")
     assert (fast.precision, exact.precision) == ("bfloat16", "float32")
-    assert {p.dtype for p in fast.module.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in vgg_of(fast).parameters()} == {torch.bfloat16}
     assert fast.fingerprint == exact.fingerprint and str(fast.device) == "cpu"
 
 
@@ -262,7 +262,7 @@ def test_rounded_weights_are_no_float32_again() -> None:
         network.to("cpu", "float32")
     assert (
         network.precision == "bfloat16"
-        and next(network.module.parameters()).dtype == torch.bfloat16
+        and next(vgg_of(network).parameters()).dtype == torch.bfloat16
     )
 
 
@@ -273,10 +273,13 @@ def test_a_model_names_and_scores_images(
     trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    real = vggfeat.sources.load  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        vggfeat.sources, "load", lambda spec, **how: loaded.append(spec) or real(spec, **how)
-    )  # type: ignore[attr-defined, func-returns-value]
+    real = vggfeat.sources.load
+
+    def load(spec: str, **how: Any) -> vggfeat.Network:
+        loaded.append(spec)
+        return real(spec, **how)
+
+    monkeypatch.setattr(vggfeat.sources, "load", load)
     model = vggfeat.open_model(trained)
     assert not loaded and model.classes == ["blue", "red"]
     paths = [folder / name / f"{i:02d}.jpg" for i in range(3) for name in ("red", "blue")]
@@ -293,7 +296,7 @@ def test_a_model_names_and_scores_images(
     assert loaded == [NET]  # once
     features = vggfeat.open_features(trained.parent / "feats.h5")
     rows = [features.names.index(f"{path.parent.name}/{path.name}") for path in paths]
-    stacked = vggfeat.aggregate.aggregate(features.descriptors[rows], "stack")  # type: ignore[attr-defined]
+    stacked = vggfeat.aggregate.aggregate(features.descriptors[rows], "stack")
     np.testing.assert_allclose(scores, model.decision_function(stacked), rtol=1e-3, atol=1e-4)
 
 

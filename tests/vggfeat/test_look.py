@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from vggfeat import datasets
 from vggfeat.decode import read_rgb
 from vggfeat.describe import description_of
 from vggfeat.look import Cheaper, look
+from vggfeat.weights import Network
 
 from ..conftest import photograph
 
@@ -19,11 +21,11 @@ SCALES = (40, 64)
 
 
 @pytest.fixture(scope="module")
-def network():
+def network() -> Network:
     return vggfeat.load("random:B,width=0.125,crop=32,classes=4")
 
 
-def test_what_is_cheaper_is_the_smallest_scale_alone(network):
+def test_what_is_cheaper_is_the_smallest_scale_alone(network: Network) -> None:
     paper = Cheaper.than(description_of(network, None, (384, 256, 512), True))
     assert paper.options == "`scales` 256 `no_mirror`"
     assert paper.share == pytest.approx(256**2 / (256**2 + 384**2 + 512**2) / 2)
@@ -32,7 +34,9 @@ def test_what_is_cheaper_is_the_smallest_scale_alone(network):
     assert alone.share == 1 and not alone.worth_saying(668, 668)
 
 
-def test_a_look_at_headers_tells_what_reading_would(tmp_path, monkeypatch):
+def test_a_look_at_headers_tells_what_reading_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Upright sizes, of some images evenly over all; what can't be read; a format whose header
     doesn't tell.
     """

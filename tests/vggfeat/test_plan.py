@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,16 +18,17 @@ from vggfeat.decode import read_rgb
 from vggfeat.describe import description_of
 from vggfeat.look import look
 from vggfeat.plan import plan
+from vggfeat.weights import Network
 
 SCALES = (40, 64)
 
 
 @pytest.fixture(scope="module")
-def network():
+def network() -> Network:
     return vggfeat.load("random:B,width=0.125,crop=32,classes=4")
 
 
-def test_plan_counts_the_work(network, folder):
+def test_plan_counts_the_work(network: Network, folder: Path) -> None:
     items = datasets.load("folder", folder)
     description = description_of(network, "conv1_1", (64,), True)
     asked = plan(items, look(items), network, description, "float16")
@@ -50,8 +52,8 @@ def test_plan_counts_the_work(network, folder):
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 @pytest.mark.parametrize("new", [0.0, 0.2])
 def test_plan_expects_what_the_whole_takes_by_a_part_of_it(
-    network, tmp_path, monkeypatch, alpha, new
-):
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alpha: float, new: float
+) -> None:
     """By a clock of our own: a batch takes alpha, one second for 10,000 pixels, and more if its
     shape is new.
     """
@@ -59,9 +61,12 @@ def test_plan_expects_what_the_whole_takes_by_a_part_of_it(
     sides = np.random.default_rng(0).integers(0, 8, 120) ** 2
     for i, side in enumerate(sides):
         Image.new("RGB", (40 + int(side), 40)).save(tmp_path / "all" / f"{i:03d}.png")
-    clock, seen, described = 0.0, set(), 0
+    clock, described = 0.0, 0
+    seen: set[tuple[int, ...]] = set()
 
-    def describe(network, batch_NHWC, layer, mirror):
+    def describe(
+        network: Network, batch_NHWC: torch.Tensor, layer: str, mirror: bool
+    ) -> torch.Tensor:
         nonlocal clock, described
         shape = tuple(batch_NHWC.shape)
         clock += alpha + batch_NHWC[..., 0].numel() / 10_000 + (0 if shape in seen else new)
@@ -75,7 +80,8 @@ def test_plan_expects_what_the_whole_takes_by_a_part_of_it(
     description = description_of(network, None, SCALES, False)
     expected = plan(items, look(items), network, description, "float32", batch_size=1).seconds
     assert described < 2 * 120  # each at two scales, twice: less than half of them
-    clock, _ = 0.0, seen.clear()
+    clock = 0.0
+    seen.clear()
     compute = functools.partial(describe, network, layer="fc7", mirror=False)
     for _ in by_shape(
         lambda i: read_rgb(items.source(i)),

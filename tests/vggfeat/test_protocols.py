@@ -20,7 +20,7 @@ from vggfeat.errors import VggfeatError
 from vggfeat.problem import Problem
 from vggfeat.protocols import run
 from vggfeat.results import scored_on, seen_by_net, trained_on
-from vggfeat.svm import LinearSVM
+from vggfeat.svm import C_GRID, LinearSVM
 
 
 def single_label(n_per_class: int = 30, K: int = 4, noise: float = 0.3, seed: int = 0) -> Problem:
@@ -511,7 +511,7 @@ def test_a_winner_at_the_edge_extends_the_grid(
     results = run(single_label()).results.to_json()
     assert results["C"] == winner
     assert results.get("C_grid_extended_by") == further
-    assert results["C_grid"] == sorted([*protocols.C_GRID, *(further or [])])
+    assert results["C_grid"] == sorted([*C_GRID, *(further or [])])
     assert len(results["C_curve"]) == len(results["C_grid"])
 
 
@@ -523,8 +523,8 @@ def test_a_grid_of_ones_own_is_not_extended(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_plateau_gives_the_smallest_c_and_no_extension() -> None:
     results = run(single_label(noise=0.01)).results.to_json()  # separable: every C is right
-    assert results["C_curve"] == [1.0] * len(protocols.C_GRID)
-    assert results["C"] == protocols.C_GRID[0]
+    assert results["C_curve"] == [1.0] * len(C_GRID)
+    assert results["C"] == C_GRID[0]
     assert (results["accuracy"], results["mean_class_recall"]) == (1.0, 1.0)
 
 
@@ -580,7 +580,7 @@ def test_refusals() -> None:
     problem = single_label()
     train, test = problem.splits["train"], problem.splits["test"]
     no_b = train[problem.labels[train] != 1]
-    cases = [
+    cases: list[tuple[Problem, dict[str, Any], str]] = [
         (replace(problem, splits={}), {}, "there are no splits: give `seed` to draw some$"),
         (replace(problem, splits={"train": train}), {}, "neither val nor test"),
         (

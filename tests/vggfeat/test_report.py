@@ -12,7 +12,7 @@ import re
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,6 +29,8 @@ from vggfeat.store import Description, Features, open_features
 from vggfeat.writer import FeatureWriter
 
 from ..conftest import Command, photograph
+
+Three = tuple[Features, Model, dict[str, Any]]
 
 PART = Description(
     "A", "random:A", "ab" * 32, "fc7", (32, 48), True, "floor", "bilinear", "float32", "Pillow"
@@ -106,7 +108,7 @@ def write_report(results: dict[str, Any] | None, *more: Any) -> tuple[str, list[
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> tuple[Features, Model, dict[str, Any]]:
+def three(tmp_path: Path) -> Three:
     """30 images of three classes, 12 of them scored; image 3 of class 0 is taken for class 2."""
     labels = np.arange(30, dtype=np.int32) % 3
     rows = np.arange(12)
@@ -158,7 +160,7 @@ class _Check(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_everything_is_on_the_page(three, tmp_path):
+def test_everything_is_on_the_page(three: Three, tmp_path: Path) -> None:
     features, model, results = three
     pixels = np.stack([photograph(i, 40, 50) for i in range(30)])
     items = Items("folder", "single-label", Path(), features.names, None, [], images=pixels)
@@ -178,6 +180,7 @@ def test_everything_is_on_the_page(three, tmp_path):
     ]
     assert "91.67 %" in shown["figures"] and "alert" in shown["classes"]
     assert "<script" not in page and "&lt;script&gt;" in page and "{braces}" in page
+    assert features.labels is not None
     truth = np.where(features.labels[:12] == 2, 1, -1)
     ap = metrics.average_precision(model.scored["test"].scores[:, 2], truth)
     assert f"AP (area) {100 * ap:.1f} %" in shown["curves"] and ap < 1
@@ -199,7 +202,7 @@ def text_of(page: str) -> str:
     )
 
 
-def test_what_was_scored_stands_wherever_a_figure_does(three):
+def test_what_was_scored_stands_wherever_a_figure_does(three: Three) -> None:
     """Without a test part val is scored: no line of the page may pass it off as test."""
     features, model, results = three
     results |= {"test_split": "val", "C_chosen_on": "20 % of train", "model_trained_on": "train"}
@@ -223,7 +226,7 @@ def test_what_was_scored_stands_wherever_a_figure_does(three):
     assert "test" not in text.lower()
 
 
-def test_validation_in_place_of_test_labels_is_called_that(tmp_path):
+def test_validation_in_place_of_test_labels_is_called_that(tmp_path: Path) -> None:
     """VOC-2012's test labels are kept by its server: what is shown is of val, by which C was
     chosen.
     """
@@ -262,7 +265,9 @@ def test_validation_in_place_of_test_labels_is_called_that(tmp_path):
 
 
 @pytest.mark.parametrize(("protocol", "kind"), [("voc2007", "11point"), ("voc2012", "allpoint")])
-def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
+def test_the_words_of_the_page_are_those_of_the_field(
+    tmp_path: Path, protocol: str, kind: Literal["11point", "allpoint"]
+) -> None:
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((30, 2)) < 0.4, 1, -1).astype(np.int8)
     scored = {"test": Scored(np.arange(30), rng.standard_normal((30, 2)) + 0.5 * labels)}
@@ -300,13 +305,18 @@ def test_the_words_of_the_page_are_those_of_the_field(tmp_path, protocol, kind):
     assert not re.search(r"[a-z]_[a-z0-9]|ddof|11point|allpoint|unreadable|[0-9a-f]{13}", text)
 
 
-def test_the_map_is_of_the_descriptors_that_the_results_are_of(three, monkeypatch):
+def test_the_map_is_of_the_descriptors_that_the_results_are_of(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a model, too: pooled as they say, at the scales that they used."""
     features, _, results = three
-    asked = []
-    monkeypatch.setattr(
-        "vggfeat.report.aggregate", lambda x, pool: asked.append((x.shape, pool)) or x[:, 0]
-    )
+    asked: list[tuple[tuple[int, ...], str]] = []
+
+    def aggregate(x_NQD: np.ndarray, pool: str) -> np.ndarray:
+        asked.append((x_NQD.shape, pool))
+        return x_NQD[:, 0]
+
+    monkeypatch.setattr("vggfeat.report.aggregate", aggregate)
     part = {**results["features"][0], "scales": [48]}
     write_report({**results, "pool": "max", "features": [part]}, [features], None, None)
     write_report({**results, "pool": "stack"}, [features], None, None)
@@ -319,7 +329,7 @@ def test_the_map_is_of_the_descriptors_that_the_results_are_of(three, monkeypatc
         write_report({**results, "pool": "median"}, [features], None, None)
 
 
-def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
+def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path: Path) -> None:
     """Names and root are a stranger's word: only images below the root are looked at, however they
     are named.
     """
@@ -333,6 +343,7 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
     for stored in (str(root), str(root / "a" / "..")):
         items, why = datasets.at_hand("folder", [*outside, *inside], None, stored)
         assert items is not None and why == "" and items.names == inside
+    assert items is not None
     labels = np.arange(7, dtype=np.int32) % 2
     features = features_of(tmp_path / "f.h5", labels, ["x", "y"], [*outside[:3], *inside])
     scored = {"test": Scored(np.arange(7), np.where(np.arange(2) == labels[:, None], 1.0, -1.0))}
@@ -354,7 +365,7 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path):
         assert why.endswith(": `root` says where they are)") and len(why) < 200
 
 
-def test_without_images_the_page_says_so(three):
+def test_without_images_the_page_says_so(three: Three) -> None:
     features, model, _ = three
     page, left_out = write_report(
         None, [features], model, None, "the images are not at hand (gone)"
@@ -367,7 +378,7 @@ def test_without_images_the_page_says_so(three):
     assert "thumbnails: the images are not at hand" in shown["made"]
 
 
-def test_images_that_are_gone_or_broken_keep_their_place(three, tmp_path):
+def test_images_that_are_gone_or_broken_keep_their_place(three: Three, tmp_path: Path) -> None:
     features, model, results = three
     for i in range(0, 30, 2):
         Image.fromarray(photograph(i, 40, 50)).save(tmp_path / f"{i:04d}.jpg")
@@ -379,7 +390,7 @@ def test_images_that_are_gone_or_broken_keep_their_place(three, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["results", "features", "model"])
-def test_what_is_not_given_is_left_out_and_said(three, given):
+def test_what_is_not_given_is_left_out_and_said(three: Three, given: str) -> None:
     features, model, results = three
     page, left_out = write_report(
         results if given != "model" else None,
@@ -395,7 +406,7 @@ def test_what_is_not_given_is_left_out_and_said(three, given):
 
 
 @pytest.mark.parametrize("K", [1, 2, 25, 1000])
-def test_any_number_of_classes(tmp_path, K):
+def test_any_number_of_classes(tmp_path: Path, K: int) -> None:
     rng = np.random.default_rng(0)
     classes = [f"n{k:04d}" for k in range(K)]
     labels = np.where(rng.random((2 * K + 8, K)) < 1 / K, 1, -1).astype(np.int8)
@@ -420,7 +431,7 @@ def test_any_number_of_classes(tmp_path, K):
         assert "All 1000 classes" in shown["classes"] and shown["confusions"].count("<img") == 1
 
 
-def test_labels_unknown_or_none(tmp_path, three):
+def test_labels_unknown_or_none(tmp_path: Path, three: Three) -> None:
     _, model, results = three
     unknown = features_of(tmp_path / "u.h5", np.full(30, -1, np.int32), model.classes)
     of(unknown, results)
@@ -430,7 +441,7 @@ def test_labels_unknown_or_none(tmp_path, three):
     assert "map" in sections(page)
 
 
-def test_another_run_is_refused(three, tmp_path):
+def test_another_run_is_refused(three: Three, tmp_path: Path) -> None:
     features, model, results = three
     for other, match in (
         ({**results, "accuracy": 0.5}, "two runs: accuracy is 0.5 and 0.91"),
@@ -447,6 +458,7 @@ def test_another_run_is_refused(three, tmp_path):
     wrong = {**results, "features": [{**results["features"][0], "fingerprint": "cd" * 32}]}
     with pytest.raises(VggfeatError, match="is not the feature file of these results"):
         write_report(wrong, [features], None, None)
+    assert features.labels is not None
     short = features_of(tmp_path / "s.h5", features.labels[:9], features.classes)
     unknown = {key: value for key, value in results.items() if key != "features"}
     older = dataclasses.replace(model, results=results_from(unknown, ""))
@@ -457,12 +469,15 @@ def test_another_run_is_refused(three, tmp_path):
         write_report(results, [features], fused, None)
 
 
-def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three, tmp_path):
+def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(
+    three: Three, tmp_path: Path
+) -> None:
     """One image more, other pictures under the same names, other labels: confusions would be of
     another set.
     """
     features, model, results = three
     labels, names = features.labels, features.names
+    assert labels is not None
     more = features_of(
         tmp_path / "m.h5", np.append(labels[:1], labels), features.classes, ["new.jpg", *names]
     )
@@ -489,7 +504,7 @@ def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(three
     assert "an older version&#39;s" in page and "confusions" in sections(page)
 
 
-def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
+def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures() -> None:
     per_class = {"ant": {"recall": None}, **{f"c{i}": {"recall": 1.0} for i in range(4)}}
     splits = [
         {"name": f"split{i}", "n_test": 6, "n_test_seen": 6 * (i > 0), "n_classes": 5 - i}
@@ -519,7 +534,7 @@ def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures():
     assert "mean class recall on test, over 4 of 5 classes" in dict(summary_of(older))
 
 
-def test_curves_are_thinned_but_keep_their_shape():
+def test_curves_are_thinned_but_keep_their_shape() -> None:
     y = np.zeros(100_000)
     y[54_321] = 1.0
     svg = str(chart([Series("s", np.arange(100_000), y)], "x", "y", y_range=(0, 1)))
@@ -544,7 +559,7 @@ def test_curves_are_thinned_but_keep_their_shape():
 
 @pytest.mark.parametrize("value", [1e308, -1e300, 1e-320, 1e300, 5e-324])
 @pytest.mark.parametrize("log", [False, True])
-def test_no_value_breaks_a_chart(value, log):
+def test_no_value_breaks_a_chart(value: float, log: bool) -> None:
     svg = str(
         chart(
             [Series("s", np.array([value, value]), np.array([1.0, value]))],
@@ -557,7 +572,7 @@ def test_no_value_breaks_a_chart(value, log):
     assert "nan" not in svg and "inf" not in svg
 
 
-def test_values_that_are_not_finite_draw_nothing():
+def test_values_that_are_not_finite_draw_nothing() -> None:
     svg = str(
         chart([Series("s", np.array([np.nan, 1.0]), np.array([1.0, np.inf]))], "x", "y", log_x=True)
     )
@@ -599,7 +614,7 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     assert ran.status == 1 and "must be a record" in ran.err and not (tmp_path / "n.html").exists()
 
 
-def test_a_map_of_equal_descriptors_is_one_point():
+def test_a_map_of_equal_descriptors_is_one_point() -> None:
     """Principal components and t-SNE divide by how much they vary."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -607,7 +622,7 @@ def test_a_map_of_equal_descriptors_is_one_point():
     assert (xy == 0).all() and xy.shape == (70, 2)
 
 
-def test_a_model_names_the_length_that_it_needs(three):
+def test_a_model_names_the_length_that_it_needs(three: Three) -> None:
     model = three[1]
     with pytest.raises(VggfeatError, match=r"shape \(2, 5\); the model needs \(N, [0-9]+\)"):
         model.decision_function(np.zeros((2, 5)))

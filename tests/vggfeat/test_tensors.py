@@ -30,9 +30,8 @@ from vggfeat.images import CAFFE, Preprocessing
 from vggfeat.tensors import bare, read
 from vggfeat.vgg import VGG, layer_keys
 
-from ..conftest import photograph
+from ..conftest import Command, Nets, photograph, vgg_of
 
-He = Callable[..., VGG]
 DOCUMENT = Path(__file__).parents[2] / "docs/weights.md"
 
 
@@ -122,12 +121,13 @@ def caffemodel(arrays: dict[str, np.ndarray], old: bool = False) -> bytes:
 
 @pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("net", ["D", "E", "C"])
-def test_a_caffemodel_gives_the_same_scores(tmp_path: Path, he: He, net: str, old: bool) -> None:
+def test_a_caffemodel_gives_the_same_scores(tmp_path: Path, he: Nets, net: str, old: bool) -> None:
     module = he(net, width=0.125, crop=64, num_classes=3)
     path = tmp_path / "VGG.caffemodel"
     path.write_bytes(caffemodel(arrays_of(module), old))
     network = same_network(str(path), module, CAFFE, "ceil")
-    assert (network.name, network.module.width, network.module.crop) == (net, 0.125, 64)
+    loaded = vgg_of(network)
+    assert (network.name, loaded.width, loaded.crop) == (net, 0.125, 64)
     assert network.metadata["source"] == str(path)
 
 
@@ -166,7 +166,7 @@ def test_a_caffemodel_is_the_authors_or_nobodys(
         vggfeat.load(f"torchvision:vgg16@{path}")
 
 
-def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: He) -> None:
+def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: Nets) -> None:
     module = he("D", width=0.125, crop=32, num_classes=3)
     arrays = arrays_of(module)
     path = tmp_path / "w.caffemodel"
@@ -179,7 +179,10 @@ def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: He) -> None:
         "fc6.weight": arrays["fc6.weight"].reshape(512, 64, 1, 1),
     }  # FC layers as convolutions
     path.write_bytes(caffemodel(full))
-    assert torch.equal(vggfeat.load(path).module.classifier[0].weight, module.classifier[0].weight)
+    loaded = vgg_of(vggfeat.load(path))
+    assert torch.equal(
+        loaded.get_parameter("classifier.0.weight"), module.get_parameter("classifier.0.weight")
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,7 @@ def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: He) -> None:
     ],
 )
 def test_caffemodels_that_cant_be(
-    tmp_path: Path, he: He, change: Callable[[dict[str, np.ndarray]], bytes], says: str
+    tmp_path: Path, he: Nets, change: Callable[[dict[str, np.ndarray]], bytes], says: str
 ) -> None:
     path = tmp_path / "w.caffemodel"
     path.write_bytes(change(arrays_of(he("D", width=0.125, crop=32, num_classes=3))))
@@ -248,7 +251,7 @@ def test_caffemodels_that_cant_be(
 
 
 def test_a_blob_cant_claim_what_isnt_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he: He
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he: Nets
 ) -> None:
     path = tmp_path / "w.caffemodel"
     path.write_bytes(caffemodel(arrays_of(he("D", width=0.125, crop=32, num_classes=3))))
@@ -397,7 +400,7 @@ def test_a_record_that_is_held_a_million_times_is_looked_at_once(tmp_path: Path)
         read(tmp_path / "c.pth")
 
 
-def test_a_checkpoint_describes_as_the_net_in_it(tmp_path: Path, he: He) -> None:
+def test_a_checkpoint_describes_as_the_net_in_it(tmp_path: Path, he: Nets) -> None:
     """Through a source: the PyTorch examples' way of saving a VGG in training."""
     state = he("A", until="pool5").state_dict()
     torch.save(state, tmp_path / "plain.pth")
@@ -430,7 +433,7 @@ def test_a_checkpoint_of_timm(tmp_path: Path) -> None:
 
 
 def test_what_was_unwrapped_is_told_by_info(
-    tmp_path: Path, he: He, plain: Preprocessing, run_main: Any
+    tmp_path: Path, he: Nets, plain: Preprocessing, run_main: Command
 ) -> None:
     from vggfeat import cli
 
@@ -580,7 +583,7 @@ def test_archives_are_named(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
-def test_the_ending_doesnt_matter(tmp_path: Path, he: He, plain: Preprocessing) -> None:
+def test_the_ending_doesnt_matter(tmp_path: Path, he: Nets, plain: Preprocessing) -> None:
     weights.save_weights(tmp_path / "w.safetensors", he("A", width=0.125, crop=32), plain)
     expected = vggfeat.load(tmp_path / "w.safetensors").fingerprint
     for name in ("w.pth", "w.bin", "w"):
@@ -603,7 +606,7 @@ def run_lines_for(what: str, width: float) -> None:
 
 @pytest.mark.parametrize("root", ["", "model_weights/"])
 def test_the_lines_for_keras(
-    tmp_path: Path, he: He, monkeypatch: pytest.MonkeyPatch, root: str
+    tmp_path: Path, he: Nets, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     module = he("D", width=0.03125, num_classes=5)
@@ -639,7 +642,7 @@ def test_the_lines_for_keras_stop_where_nothing_is_found(
 
 @pytest.mark.parametrize("newer", [True, False])
 def test_the_lines_for_matconvnet(
-    tmp_path: Path, he: He, monkeypatch: pytest.MonkeyPatch, newer: bool
+    tmp_path: Path, he: Nets, monkeypatch: pytest.MonkeyPatch, newer: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
     module = he("D", width=0.03125, num_classes=5)

@@ -5,6 +5,7 @@ nothing had been.
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from PIL import Image
 
 import vggfeat
 from vggfeat import batches, cli, datasets, extract, hdf5, store, writer
+from vggfeat.decode import read_rgb
 from vggfeat.describe import description_of
 from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.versions import versions
@@ -290,7 +292,8 @@ def test_two_writers_on_one_file(folder: Path, tmp_path: Path, locks: None) -> N
             sys.stdin.read()
             raise SystemExit
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), folder, tmp_path / "f.h5", WEIGHTS]
+    arguments = [str(folder), str(tmp_path / "f.h5"), WEIGHTS]
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "open\n"
     for overwrite in (False, True):
@@ -658,7 +661,7 @@ def test_a_file_system_without_locks_is_a_warning(
     def no(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(writer.fcntl, "flock", no)
+    monkeypatch.setattr(fcntl, "flock", no)
     ran = run_main(cli.main, *words(spoilt, tmp_path / "f.h5"))
     assert (
         ran.status == 3 and "can't be locked" in ran.err and "start no other extraction" in ran.err
@@ -677,12 +680,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _at_read(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
     """Something happens before an image is read, the number-th from now."""
-    count, read = itertools.count(1), extract.read_rgb
+    count = itertools.count(1)
 
     def reading(source: Any) -> np.ndarray:
         if next(count) == number:
             act()
-        return read(source)
+        return read_rgb(source)
 
     monkeypatch.setattr(extract, "read_rgb", reading)
 

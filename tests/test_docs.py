@@ -60,9 +60,8 @@ def commands(document: Path) -> list[str]:
     """The commands of a document's code blocks and of its text, in their order, without
     comments.
     """
-    text = re.sub(
-        r"<!-- ledger: .*?<!-- end of ledger", "", document.read_text(), flags=re.S
-    )  # a record of what was run
+    # a record of what was run
+    text = re.sub(r"<!-- ledger: .*?<!-- end of ledger", "", document.read_text(), flags=re.S)
     found = []
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M):
         lines = iter(re.sub(r" *(#.*)?\\\n\s+", " ", block).splitlines())

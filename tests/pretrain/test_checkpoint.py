@@ -184,9 +184,8 @@ def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_read(path: Path, tmp_path: 
 def test_a_log_is_never_written_into_a_pipe(
     iteration: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(
-        tmp_path / "log.jsonl"
-    )  # its reader would be waited for, in a wait that no signal ends
+    # its reader would be waited for, in a wait that no signal ends
+    os.mkfifo(tmp_path / "log.jsonl")
     with Log(tmp_path, "A-36", iteration, 10) as log:
         log("train", iteration + 1, loss=1.0)
     assert "warning: " in (err := capsys.readouterr().err) and "log.jsonl" in err

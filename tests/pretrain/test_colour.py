@@ -63,9 +63,8 @@ def test_the_shift_that_reaches_the_net_has_the_formulas_covariance(photos: Path
     # in [0, 1]
     expected = 0.01 * np.linalg.matrix_power(np.array(colours.covariance), 2) * 255**2
     measured = np.cov(np.concatenate(shifts).T)
-    assert (
-        np.abs(measured - expected).max() < 0.1 * expected.max()
-    )  # 4.5 standard errors of 4000 draws
+    # 4.5 standard errors of 4000 draws
+    assert np.abs(measured - expected).max() < 0.1 * expected.max()
 
 
 def test_unreadable_images_are_named_and_left_out(photos: Path, tmp_path: Path) -> None:

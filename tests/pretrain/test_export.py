@@ -75,9 +75,8 @@ def test_torchvision_and_timm_give_the_same_scores(
             ours.preprocessing.to_metadata()["input_range"]
         )
     assert not list(tmp_path.glob("*.partial*"))
-    alone = vggfeat.load(
-        tmp_path / "vgg11.safetensors"
-    )  # timm's names, and what the net's metadata tell
+    # timm's names, and what the net's metadata tell
+    alone = vggfeat.load(tmp_path / "vgg11.safetensors")
     assert alone.fingerprint == ours.fingerprint and alone.preprocessing == ours.preprocessing
     with pytest.raises(
         vggfeat.VggfeatError, match=r"says of itself input_range '0..255'.* give .* alone"

@@ -15,9 +15,8 @@ def test_normal_and_glorot_spread() -> None:
     randomise(net, "normal", 0.01, torch.Generator().manual_seed(0))
     for layer in weight_layers(net).values():
         n = layer.weight.numel()
-        assert (
-            abs(layer.weight.std().item() / 0.01 - 1) < 5 / (2 * n) ** 0.5
-        )  # five standard errors
+        # five standard errors
+        assert abs(layer.weight.std().item() / 0.01 - 1) < 5 / (2 * n) ** 0.5
         assert not layer.bias.any()  # type: ignore[union-attr]
     randomise(net, "glorot", 0.01, torch.Generator().manual_seed(0))
     conv = weight_layers(net)["conv3_2"].weight  # 128 -> 128 channels, 3x3

@@ -72,9 +72,8 @@ def test_a_slow_process_is_named(tmp_path: Path) -> None:
 def test_a_process_that_does_not_come_is_given_up_in_a_sentence(tmp_path: Path) -> None:
     lines = job(tmp_path, 0.02, "0", "2")
     says = [line for line in lines if line[:7] in ("0 says ", "2 says ")]
-    whom = re.compile(
-        r"says waited .* for process (0, )?1(, 2)? of this job"
-    )  # 0 and 2 may be late, too
+    # 0 and 2 may be late, too
+    whom = re.compile(r"says waited .* for process (0, )?1(, 2)? of this job")
     assert len(says) == 2 and all(map(whom.search, says)), lines
 
 

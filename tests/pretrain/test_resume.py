@@ -244,9 +244,8 @@ def test_signals_to_the_group_save_and_leave(
         size = log.stat().st_size if log.exists() else 0
         while process.poll() is None and (not log.exists() or log.stat().st_size <= size):
             time.sleep(0.01)
-        time.sleep(
-            rng.random()
-        )  # in an iteration, or in one of the checks, of which each sixth has one
+        # in an iteration, or in one of the checks, of which each sixth has one
+        time.sleep(rng.random())
         stderr = signalled(process, number, out)
         if processes == 1:  # torchrun's own status is another
             assert process.returncode == 128 + number, (i, stderr)

@@ -185,9 +185,10 @@ def test_many_verdicts_are_corrected_together() -> None:
     assert many["A 256 against A-LRN 256"] == "holds, taken alone"
     assert many["C 256 against B 256"] == many["D 256 against C 256"] == "not decided"
     text = claims_markdown([*alone, *others])
+    # B, A: epochs
     assert "3 of these 4 pairs differ in nothing but what the claim is of" in text.replace(
         "\n", " "
-    )  # B, A: epochs
+    )
     assert "0.2 of the 3 verdicts would be expected by chance" in text.replace("\n", " ")
 
 
@@ -199,12 +200,13 @@ def test_many_verdicts_are_corrected_together() -> None:
         ((256, 512), 224, (384,), (256, 384, 512)),
         ((112, 112), 96, (112,), (98, 112, 126)),
         ((240, 240), 224, (240,), (224, 240, 272)),  # not below the crop
+        # and none twice, which would count twice in the mean
         (
             (224, 224),
             224,
             (224,),
             (224, 256),
-        ),  # and none twice, which would count twice in the mean
+        ),
         ((256, 257), 224, (256,), (256, 257)),
     ],
 )
@@ -305,9 +307,8 @@ def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own() -> None:
         found = [line for line in lines if line.startswith(("| A 256", "- ["))]
         return [line.partition(" / ")[0] if line[0] == "|" else line[2:] for line in found]
 
-    assert table(of(0), of(1, epochs=21)) == [
-        "| A 256 | dense | 20.5 +- 0.7"
-    ]  # as the plateau rule may end it
+    # as the plateau rule may end it
+    assert table(of(0), of(1, epochs=21)) == ["| A 256 | dense | 20.5 +- 0.7"]
     assert table(of(0, epochs=1.0), of(1, epochs=2.0), of(2, epochs=2.0)) == [
         "[1]: the recipe with 1 epoch of training",
         "[2]: the recipe with 2 epochs of training",
@@ -326,9 +327,8 @@ def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own() -> None:
         "[1]: the recipe with bfloat16",
         "[2]: the recipe with float32",
     ]
-    other = of(
-        0, training_set="ef56"
-    )  # nor does one seed's net of other images take the other's place
+    # nor does one seed's net of other images take the other's place
+    other = of(0, training_set="ef56")
     assert with_new([of(0)], [other]) == [of(0), other]
     against = [
         replace(cell("A-LRN 256", 30, seed, key=1), nets=of(seed, epochs=2.0).nets)

@@ -105,10 +105,11 @@ def test_the_chain_and_what_it_leaves(
     assert [event["iteration"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "learning_rate", "images_per_second", "data_wait", "epoch"} <= steps[0].keys()
     checks = [event for event in events if event["event"] == "held_out"]
+    # each epoch of 76 // 16 iterations, and the end
     assert [event["iteration"] for event in checks] == [
         4,
         6,
-    ]  # each epoch of 76 // 16 iterations, and the end
+    ]
     assert {"top1_error", "top5_error", "images"} <= checks[0].keys()
     # of two classes a top-5 error is none: 0.00 was printed, a faultless net's
     assert all(event["top5_error"] is None for event in events if "top5_error" in event)
@@ -255,17 +256,15 @@ def test_a_plan_is_of_whole_batches_their_reading_and_the_checks(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         net, read = plan.trial(recipe, 0, plan.net_of(recipe, 0, 2), data, Ranks(cpu), machine)
-    assert (
-        sizes[-1] == (16, 16) and 0 < net < read
-    )  # a batch as in training, of images that were read
+    # a batch as in training, of images that were read
+    assert sizes[-1] == (16, 16) and 0 < net < read
 
     monkeypatch.setattr(plan, "trial", lambda *_: (0.5, 0.25))
     for workers, of_net, waits in ((0, 0.75, True), (1, 0.5, False)):
         monkeypatch.setattr(plan, "CORES", 64)
         fc, all_ = plan.plan(recipe, range(2), data, Ranks(cpu), replace(machine, workers=workers))
-        assert fc.seconds == pytest.approx(
-            (7 * 16 + 2 * 8 + 8) * of_net
-        )  # two epochs' checks, validation
+        # two epochs' checks, validation
+        assert fc.seconds == pytest.approx((7 * 16 + 2 * 8 + 8) * of_net)
         forward = 0.5 / 3 + 0.25 if not workers else 0.25
         assert all_.seconds == pytest.approx(7 * 16 * of_net + (2 * 8 + 8) * forward)
         assert (fc.waits, all_.waits) == (waits, waits)
@@ -721,6 +720,7 @@ def test_what_stays_at_chance_or_falls_back_to_it_is_stopped() -> None:
     assert limit <= falls_back.at_chance < falls_back.iteration
     # single losses of small batches lie far below chance's; all of them together don't
     noisy, few = State(), Chance.of(np.arange(2), np.zeros(0, np.int64))
+    # of a net that doesn't learn
     for loss in (
         0.74,
         0.66,
@@ -732,7 +732,7 @@ def test_what_stays_at_chance_or_falls_back_to_it_is_stopped() -> None:
         0.68,
         0.64,
         0.72,
-    ):  # of a net that doesn't learn
+    ):
         noisy.iteration += 1
         few.count(noisy, loss, 1, 10, 16)
     assert noisy.at_chance > 0 and noisy.mean_loss == pytest.approx(0.705)

@@ -121,9 +121,8 @@ def test_blocks_and_hdf5_change_nothing(
 ) -> None:
     descriptors = np.random.default_rng(0).random((11, 2, 8)).astype(np.float16)
     whole = aggregate(descriptors, how)
-    monkeypatch.setattr(
-        module, "BLOCK_BYTES", 3 * 2 * 8 * 8
-    )  # three rows a block, the last one shorter
+    # three rows a block, the last one shorter
+    monkeypatch.setattr(module, "BLOCK_BYTES", 3 * 2 * 8 * 8)
     np.testing.assert_array_equal(aggregate(descriptors, how), whole)
     with h5py.File(tmp_path / "features.h5", "w") as file:
         dataset = file.create_dataset("descriptors", data=descriptors)

@@ -277,9 +277,8 @@ def test_svm_scores_by_the_protocol_and_says_how(made: Made) -> None:
     assert (results["n_train"], results["n_test"], results["n_unreadable"]) == (20, 4, 0)
     assert results["C_grid"] == [2.0**k for k in (-5, -3, -1, 1, 3, 5, 7)]
     assert len(results["C_curve"]) == 7 and results["C"] in results["C_grid"]
-    assert (
-        results["mean_class_recall"] == results["accuracy"] >= 0.75
-    )  # the classes are equally large
+    # the classes are equally large
+    assert results["mean_class_recall"] == results["accuracy"] >= 0.75
     recalls = {name: scores["recall"] for name, scores in results["per_class"].items()}
     assert list(recalls) == ["blue", "red"]
     assert np.mean(list(recalls.values())) == pytest.approx(results["mean_class_recall"], abs=1e-12)
@@ -857,9 +856,8 @@ def test_a_limited_extraction_is_told_wherever_it_is_used(
     assert ran.status == 0 and "folder, the first 20 of 24 images: linear SVM" in ran.out
     assert cells(ran.out, "images") == ["the first 20 of 24 images"]
     assert json.loads(report.read_text())["other_images"] == ["the first 20 of 24 images"]
-    Image.fromarray(photograph(7, 40, 48)).save(
-        folder / "red" / "new.jpg"
-    )  # the file's word would no longer be true
+    # the file's word would no longer be true
+    Image.fromarray(photograph(7, 40, 48)).save(folder / "red" / "new.jpg")
     ran = command(*line[:-1], "--limit", 20, "--retry")
     assert ran.status == 1 and "the first of 24 images, not the first of 25 images" in ran.err
     assert command(*line, "--limit", 25).status == 0
@@ -1023,9 +1021,8 @@ def test_digits(command: Command, tmp_path: Path) -> None:
     )
     assert ran.status == 0
     ran = command("svm", "--features", features, "--C", 8, "--workers", 5000, "--json", report)
-    assert (
-        torch.get_num_threads() <= CORES
-    )  # each takes memory: of a thousand million there is none
+    # each takes memory: of a thousand million there is none
+    assert torch.get_num_threads() <= CORES
     assert ran.status == 0
     results = json.loads(report.read_text())
     assert list(results["per_class"]) == [str(d) for d in range(10)] and results["C"] == 8.0

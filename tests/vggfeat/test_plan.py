@@ -39,9 +39,8 @@ def test_plan_counts_the_work(network: Network, folder: Path) -> None:
     assert asked.gflop == pytest.approx(2 * 2 * 8 * 27 * pixels / 1e9)
     assert asked.seconds > 0 and asked.cheaper is None
     assert (asked.smallest_sides, asked.enlarged) == ((40, 40, 48), {64: 24})
-    Image.new("L", (1, 6000)).save(
-        folder / "red" / "strip.png"
-    )  # 24 million pixels at Q = 64: not described
+    # 24 million pixels at Q = 64: not described
+    Image.new("L", (1, 6000)).save(folder / "red" / "strip.png")
     items = datasets.load("folder", folder)
     again = plan(items, look(items), network, description, "float16")
     assert (again.images, again.sampled) == (25, 24) and again.gflop == pytest.approx(

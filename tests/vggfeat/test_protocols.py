@@ -407,17 +407,15 @@ def test_the_cut_is_a_fifth_of_each_class() -> None:
     val = protocols._cut(problem, problem.splits["train"], np.random.default_rng(0))
     np.testing.assert_array_equal(np.bincount(problem.labels[val]), [2, 2, 2, 2])
     one_each = np.arange(4)
-    assert (
-        len(protocols._cut(problem, one_each, np.random.default_rng(0))) == 0
-    )  # a class's only image trains
+    # a class's only image trains
+    assert len(protocols._cut(problem, one_each, np.random.default_rng(0))) == 0
 
 
 @pytest.mark.parametrize("make", [single_label, multi_label])
 def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
     problem = make()
-    bad = np.array(
-        [0, len(problem.X) * 6 // 10, len(problem.X) - 1]
-    )  # one of train, of val, of test
+    # one of train, of val, of test
+    bad = np.array([0, len(problem.X) * 6 // 10, len(problem.X) - 1])
     problem.X[bad] = np.nan
     problem.readable[bad] = False
     results = run(problem).results.to_json()

@@ -249,16 +249,14 @@ def test_half_precision_is_read_as_it_is() -> None:
     half = X.astype(np.float16)
     a, b = (Solver(x).solve(T, 2.0, tol=1e-7) for x in (half, half.astype(np.float64)))
     np.testing.assert_allclose(a.objective, b.objective, rtol=1e-6)
-    assert (
-        np.abs(a.objective / Solver(X).solve(T, 2.0, tol=1e-7).objective - 1).max() > 1e-6
-    )  # X itself is another
+    # X itself is another
+    assert np.abs(a.objective / Solver(X).solve(T, 2.0, tol=1e-7).objective - 1).max() > 1e-6
 
 
 def test_products_in_float32_are_taken_again_where_they_are_too_rough() -> None:
     rng = np.random.default_rng(0)
-    X = (1000 + rng.normal(0, 1, (80, 120))).astype(
-        np.float32
-    )  # 1e6 a product, and 1 that tells two images apart
+    # 1e6 a product, and 1 that tells two images apart
+    X = (1000 + rng.normal(0, 1, (80, 120))).astype(np.float32)
     T = np.where(rng.random((80, 1)) < 0.5, 1, -1).astype(np.int8)
     solver = Solver(X)
     found = solver.solve(T, 1.0)

@@ -316,9 +316,8 @@ def test_is_a_scikit_learn_estimator(blobs: tuple[np.ndarray, np.ndarray]) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for estimator in (LinearSVM(), LinearSVMCV()):
-            results = check_estimator(
-                estimator, on_skip=None, on_fail="raise"
-            )  # nothing is excluded
+            # nothing is excluded
+            results = check_estimator(estimator, on_skip=None, on_fail="raise")
             assert sum(result["status"] == "passed" for result in results) > 50
 
 

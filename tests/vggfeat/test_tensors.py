@@ -174,10 +174,11 @@ def test_layers_of_caffe_that_table_1_lacks(tmp_path: Path, he: Nets) -> None:
     path.write_bytes(caffemodel(renamed))
     network = vggfeat.load(path)
     assert network.layers[-1] == "fc7" and "fc8_flickr" in network.metadata["unwrapped"]
+    # FC layers as convolutions
     full = {
         **arrays,
         "fc6.weight": arrays["fc6.weight"].reshape(512, 64, 1, 1),
-    }  # FC layers as convolutions
+    }
     path.write_bytes(caffemodel(full))
     loaded = vgg_of(vggfeat.load(path))
     assert torch.equal(

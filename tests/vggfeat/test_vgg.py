@@ -146,9 +146,8 @@ def test_lrn_against_its_formula(he: Nets) -> None:
     norm = module.features[-1]
     low = norm(a.bfloat16())
     assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(
-        low.double(), norm(a.bfloat16().double()), rtol=2**-8, atol=0
-    )  # one rounding
+    # one rounding
+    torch.testing.assert_close(low.double(), norm(a.bfloat16().double()), rtol=2**-8, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(norm(a.float()).double(), expected, rtol=1e-5, atol=0)
 

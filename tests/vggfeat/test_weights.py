@@ -491,9 +491,8 @@ def test_nothing_is_read_before_it_fits(tmp_path: Path, ours: Ours) -> None:
         for spec in (str(path), f"torchvision:vgg11@{path}", f"timm:resnet18@{path}"):
             with pytest.raises(VggfeatError, match=r"doesn't fit|is missing|says of itself"):
                 vggfeat.load(spec)
-        assert (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6
-        )  # KiB; 20 GB are 2e7
+        # KiB; 20 GB are 2e7
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6
 
 
 @pytest.mark.parametrize(

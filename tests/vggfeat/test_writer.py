@@ -725,9 +725,8 @@ def test_a_share_that_goes_away_stops_it_and_it_goes_on(
     assert damaged.tolist() == [7, 15]
 
     before = partial.read_bytes()
-    for more in (
-        [()] if share else [(), ("--overwrite",)]
-    ):  # of all, there is nothing to begin anew with
+    # of all, there is nothing to begin anew with
+    for more in [()] if share else [(), ("--overwrite",)]:
         ran = run_main(cli.main, *words(spoilt, out, *more))
         assert ran.status == 1 and partial.read_bytes() == before, ran.err
     (tmp_path / "away").rename(spoilt / share)
@@ -988,9 +987,8 @@ def test_an_image_changed_in_its_middle_is_noticed(
         extract.extract(items, network, out, scales=(40,), batch_size=1)
     status = bmp.stat()
     bmp.write_bytes(raw)
-    os.utime(
-        bmp, ns=(status.st_atime_ns, status.st_mtime_ns)
-    )  # a time that is put back doesn't hide it
+    # a time that is put back doesn't hide it
+    os.utime(bmp, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(VggfeatError, match=r"another image blue/00.bmp"):
         extract.extract(items, network, out, scales=(40,), batch_size=1)
 

@@ -59,11 +59,12 @@ def test_caltech256_takes_only_a_class_folders_own_jpegs(tmp_path: Path) -> None
     assert items.classes == ["001.ak47", "056.dog", "198.spider"] and items.labels is not None
     assert np.bincount(items.labels).tolist() == [130, 40, 1]
     test = items.labels[items.splits["split2/test"]]
+    # 60 train, 39 train, its only image
     assert np.bincount(test, minlength=3).tolist() == [
         70,
         1,
         0,
-    ]  # 60 train, 39 train, its only image
+    ]
     (folder / "198.spider" / "198_0001.jpg").unlink()
     fails("caltech256", tmp_path, str(folder / "198.spider"))
 

@@ -211,10 +211,11 @@ def test_csv_with_a_column_a_class(tmp_path: Path) -> None:
     many = ",".join(f"c{i}" for i in range(22))
     items = load("csv", write(tmp_path, f"path,{many}\na.jpg{',1' * 22}\n"))
     assert items.remarks[0].endswith("c18, c19 and 2 more")
+    # as VOC's
     assert load("csv", write(tmp_path, "path,cat,train\na.jpg,1,1\n")).classes == [
         "cat",
         "train",
-    ]  # as VOC's
+    ]
     assert load("csv", write(tmp_path, "path,class1,class2\na.jpg,1,1\n")).classes == [
         "class1",
         "class2",

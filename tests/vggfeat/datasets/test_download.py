@@ -60,9 +60,8 @@ def test_voc_download_through_torchvision(
     assert load("voc2007", data / root, download=True).names == items.names
     Path(str(items.source(0))).unlink()
     fails("voc2007", data / root, "could not download voc2007", "refused", download=True)
-    assert (
-        Path(str(items.source(0))).read_text() == "pixels"
-    )  # the archive still there was unpacked again
+    # the archive still there was unpacked again
+    assert Path(str(items.source(0))).read_text() == "pixels"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_imagenet_with_one_of_its_parts(tmp_path: Path) -> None:
     fails("imagenet", tmp_path, str(tmp_path / "val" / "n01"))
     touch(tmp_path, "train/n01/f.JPEG")
     items = load("imagenet", tmp_path)
+    # train's classes number val
     assert items.labels is not None and items.labels.tolist() == [
         0,
         1,
@@ -43,7 +44,7 @@ def test_imagenet_with_one_of_its_parts(tmp_path: Path) -> None:
         1,
         2,
         2,
-    ]  # train's classes number val
+    ]
 
 
 def test_imagenet_by_other_words_and_beside_other_things(tmp_path: Path) -> None:

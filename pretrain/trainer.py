@@ -184,12 +184,12 @@ class Trainer:
     def _identity(self, start: str) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on."""
         # the mean and covariance are told as they were measured; the net doesn't depend on when to
-        # give up
+        # give up, nor on which other nets have this stage
         apart = ("stages", "name", "file", "stands_for", "mean", "covariance", "chance_after")
         recipe = {k: v for k, v in asdict(self.recipe).items() if k not in apart}
         identity = {
             **recipe,
-            **asdict(self.stage),
+            **{k: v for k, v in asdict(self.stage).items() if k != "nets"},
             "classes": self.data.classes,
             "training images": len(self.data.train),
             "training set": self.colours.training_set,

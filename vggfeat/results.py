@@ -279,8 +279,10 @@ def _choice_rows(results: Results) -> list[tuple[str, str]]:
     median = ", the median of the splits'" if len({split.choice.C for split in splits}) > 1 else ""
     rows = [("C", f"{cost(results.choice.C)}{median}")]
     for i, split in enumerate(splits):
-        score = split.figures.mean_class_recall
-        score = split.figures.map_allpoint if score is None else score
+        figures = split.figures
+        score = figures.mean(results.compared_by) if results.compared_by else None
+        if score is None:  # an older version's
+            score = figures.mean_class_recall or figures.map_allpoint
         rows.append((f"split {i}", f"{percent(score)}, C {cost(split.choice.C)}"))
     return rows
 

@@ -221,8 +221,8 @@ def test_recipe_files(tmp_path: Path) -> None:
         ("depth = 3\n[[stages]]", "own.toml can't have 'depth': a Recipe has name, stages"),
         (f"{'depth' * 9999} = 3\n[[stages]]", r"can't have '(depth)+d\.\.\.: a Recipe has"),
         (
-            "[[stages]]\nnet = 'F'\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1",
-            "there is no net 'F'",
+            "[[stages]]\nnet = 'Z'\ntrain_scale = [256, 256]\nlearning_rate = 1e-2\nepochs = 1",
+            "there is no net 'Z'",
         ),
     ],
 )

@@ -13,12 +13,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 from pretrain.checkpoint import read_state
+from pretrain.recipe import Recipe, chain
 from pretrain.train import app
 from pretrain.watch import stop_on_signals
 from tests import prepared
@@ -394,6 +397,23 @@ def test_a_checkpoint_of_another_run_is_refused(
     ran = run_main(main, *arguments, *change, "--out", whole, "--stages", "1")
     assert ran.status == 1 and says in ran.err
     assert (whole / "A-36" / "last.safetensors").read_bytes() == kept
+
+
+def test_another_column_of_table_1_is_no_other_run(
+    run: tuple[list[object], Path], run_main: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage says which nets have it: by default all that there are."""
+
+    def with_another(*arguments: Any) -> Recipe:
+        found = chain(*arguments)
+        stages = tuple(replace(stage, nets=stage.nets[:-1]) for stage in found.stages)
+        return replace(found, stages=stages)
+
+    monkeypatch.setattr("pretrain.train.chain", with_another)
+    arguments, whole = run
+    main = functools.partial(terminal.run, app, "python -m pretrain.train")
+    ran = run_main(main, *arguments, "--out", whole, "--stages", "1")
+    assert ran.status == 0 and "A-36: done before" in ran.err, ran.err
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before all that takes time
     begin()
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,6 +29,7 @@ import typer
 
 from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import stop_on_signals
+from vggfeat.errors import WrongUsage
 from vggfeat.files import refuse_inputs
 from vggfeat.machine import CORES, duration
 from vggfeat.options import PRECISION, OwnDevice, with_debug
@@ -128,6 +130,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
+    if not isfinite(checkpoint_minutes):
+        raise WrongUsage(f"--checkpoint-minutes {checkpoint_minutes} is not a number of minutes")
     with stop_on_signals() as stop:
         numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
         its_chain = chain(read_recipe(recipe, numbers, net), net, init)

@@ -51,8 +51,8 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         )
 
 
-# Names of tests that take over a second, or 2 s with all their parameters (two cores of a Xeon,
-# `pytest --durations=0`): `-m "not slow"` leaves them out.
+# Names of tests that take over a third of a second, on two cores of a Xeon (see
+# `pytest --durations=0`); `-m "not slow"` leaves them out.
 SLOW = set(Path(__file__).with_name("slow.txt").read_text().split())
 
 

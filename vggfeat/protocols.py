@@ -41,7 +41,7 @@ from vggfeat.results import (
     scored_on,
 )
 from vggfeat.solver import LOSSES
-from vggfeat.svm import C_GRID, SCORE_ROWS, SOLVERS, LinearSVM
+from vggfeat.svm import C_GRID, SCORE_ROWS, SOLVERS, LinearSVM, RegularisationPath
 
 C_STEP = 4.0  # the grid's ratio, and that of its extension
 # of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours
@@ -404,7 +404,7 @@ def _curve(
     """A split's validation score of each C, its best classifier, and the fits that did not
     converge.
     """
-    path = svm.path(problem.X[split.fit], problem.labels[split.fit])
+    path = RegularisationPath(svm, problem.X[split.fit], problem.labels[split.fit])
     curve: dict[float, float] = {}
     best = svm
     broken_off = []

@@ -10,7 +10,7 @@ weight of a constant feature 1 (`intercept_scaling=1`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -270,14 +270,17 @@ class LinearSVM(_OneAgainstTheRest):
         0/1 indicator is refused: its 0 would mean "left out"), a single class, negative weights, or
         parameters out of range.
         """
-        return Path(self, X, y, sample_weight).into(self)
+        return RegularisationPath(self, X, y, sample_weight).into(self)
 
-    def path(self, X: ArrayLike, y: ArrayLike) -> Path:
-        """For classifiers of several C on the same images, one after another. Raises as `fit`."""
-        return Path(self, X, y)
+    def path(self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
+        """A fitted classifier for each C in turn, each started from the one before. Raises as
+        `fit`.
+        """
+        path = RegularisationPath(self, X, y)
+        return (path.fit(C) for C in Cs)
 
 
-class Path:
+class RegularisationPath:
     """Classifiers on the same images, each started from the one before.
 
     svm: has their settings but C, and with warm_start where the first one starts.

@@ -104,9 +104,8 @@ def test_left_out_rows_have_no_influence(blobs: tuple[np.ndarray, np.ndarray]) -
 
 def test_a_path_gives_what_single_fits_give(blobs: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = blobs
-    path = LinearSVM(tol=1e-9).path(X, y)
-    for C in (0.1, 1.0, 10.0, 0.5):
-        model = path.fit(C)
+    Cs = (0.1, 1.0, 10.0, 0.5)
+    for C, model in zip(Cs, LinearSVM(tol=1e-9).path(X, y, Cs), strict=True):
         assert model.C == C
         np.testing.assert_allclose(
             model.coef_, LinearSVM(C=C, tol=1e-9).fit(X, y).coef_, rtol=1e-5, atol=1e-6

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vggfeat.checked import shown
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.images import Preprocessing, said
 from vggfeat.tensors import bare, read
 from vggfeat.vgg import MOST_PARAMETERS
@@ -78,7 +78,7 @@ def load_timm(what: str, file: Path | None) -> Network:
 
     # its own names only: no other repository, no folder
     if not timm.is_model(what.partition(".")[0]):
-        raise VggfeatError(
+        raise WrongUsage(
             f"timm has no model {shown(what)}; `python -c 'import timm; print(timm.list_models())'`"
         )
     spec = f"timm:{what}" + (f"@{file}" if file else "")

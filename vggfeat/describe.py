@@ -22,7 +22,7 @@ from vggfeat.aggregate import POOLINGS, aggregate
 from vggfeat.batches import by_shape
 from vggfeat.checked import shown, sides
 from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.images import mirror as mirrored
 from vggfeat.machine import CORES
 from vggfeat.store import MAX_Q, MAX_SCALES, Description
@@ -48,8 +48,10 @@ def description_of(
         raise VggfeatError(f"`mirror` must be True or False, not {shown(mirror)}")
     if not scales or len(set(scales)) != len(scales):
         raise VggfeatError(f"scales {scales} must be one or more different numbers")
-    if len(scales) > MAX_SCALES or max(scales) > MAX_Q:
-        raise VggfeatError(f"scales {scales} are more than {MAX_SCALES}, or beyond {MAX_Q} pixels")
+    if len(scales) > MAX_SCALES:
+        raise WrongUsage(f"{len(scales)} scales are more than {MAX_SCALES}")
+    if max(scales) > MAX_Q:
+        raise WrongUsage(f"scale {max(scales)} is beyond {MAX_Q:,} pixels")
     _refuse_small(network, layer, scales)
     return Description(
         net=network.name,

@@ -27,7 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from vggfeat import metrics
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.problem import Problem
 from vggfeat.results import (
     Choice,
@@ -313,11 +313,11 @@ def _grid(C: str | float | Sequence[float]) -> list[float]:
     """The values to try, ascending."""
     if isinstance(C, str):
         if C != "auto":
-            raise VggfeatError(f"C must be auto or positive numbers, not {C}")
+            raise WrongUsage(f"C must be auto or positive numbers, not {C}")
         return list(C_GRID)
     values = sorted({float(value) for value in np.atleast_1d(np.asarray(C, dtype=float))})
     if not values or not all(1 / MOST_C <= value <= MOST_C for value in values):
-        raise VggfeatError(f"C must be auto or numbers from {1 / MOST_C:g} to {MOST_C:g}, not {C}")
+        raise WrongUsage(f"C must be auto or numbers from {1 / MOST_C:g} to {MOST_C:g}, not {C}")
     return values
 
 

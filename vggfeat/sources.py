@@ -103,7 +103,7 @@ def load(
     if rest and source in SOURCES:
         what, _, file = rest.partition("@")
         network = SOURCES[source].load(what, Path(os.path.realpath(file)) if file else None)
-    elif Path(name).suffix in ENDINGS or os.path.lexists(name):
+    elif Path(name).suffix in ENDINGS or os.path.lexists(name) or os.sep in name:
         network = _load_file(Path(name))
     else:
         examples = ", ".join(source.example for source in SOURCES.values())

@@ -17,7 +17,7 @@ from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import LeftOut, children, one_folder_each, read_splits
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import parts_among
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 
 
 def load(root: Path | None, download: bool = False) -> Items:
@@ -28,7 +28,7 @@ def load(root: Path | None, download: bool = False) -> Items:
     that "train" lacks.
     """
     if download:
-        raise VggfeatError(
+        raise WrongUsage(
             "imagenet has no open download: get it from image-net.org, then leave out `download`"
         )
     root = need_root("imagenet", root, "the folder that holds train and val")

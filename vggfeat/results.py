@@ -279,10 +279,11 @@ def _choice_rows(results: Results) -> list[tuple[str, str]]:
     median = ", the median of the splits'" if len({split.choice.C for split in splits}) > 1 else ""
     rows = [("C", f"{cost(results.choice.C)}{median}")]
     for i, split in enumerate(splits):
-        figures = split.figures
-        score = figures.mean(results.compared_by) if results.compared_by else None
-        if score is None:  # an older version's
-            score = figures.mean_class_recall or figures.map_allpoint
+        compared = results.compared_by  # an older version's don't say it
+        if compared is None:
+            one_label = split.figures.mean_class_recall is not None
+            compared = "mean_class_recall" if one_label else "map_allpoint"
+        score = split.figures.mean(compared)
         rows.append((f"split {i}", f"{percent(score)}, C {cost(split.choice.C)}"))
     return rows
 

@@ -1400,11 +1400,13 @@ FAILURES = {
 
 
 @pytest.fixture(scope="module")
-def odd(made: Made) -> Made:
-    """Beside what was made, text and a file that is half-written."""
-    (made.root / "text.safetensors").write_text("not weights\n")
-    shutil.copy(made.features, made.root / "half.h5.partial")
-    return made
+def odd(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """What was made in a folder of its own, and beside it text and a file that is half-written."""
+    root = tmp_path_factory.mktemp("odd") / "made"
+    shutil.copytree(made.root, root)
+    (root / "text.safetensors").write_text("not weights\n")
+    shutil.copy(made.features, root / "half.h5.partial")
+    return replace(made, root=root)
 
 
 @pytest.mark.parametrize(("line", "why"), FAILURES.values(), ids=FAILURES)

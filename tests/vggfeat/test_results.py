@@ -21,6 +21,7 @@ from vggfeat.results import (
     Split,
     read_results,
     results_from,
+    summary,
 )
 
 from .test_report import results_of, summary_of
@@ -159,3 +160,15 @@ def test_results_are_a_regular_file(tmp_path: Path) -> None:
         VggfeatError, match=r"no results at .*: write them with `vggfeat svm --json`"
     ):
         read_results(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("compared_by", "shown"),
+    [(None, "0.00 %"), ("mean_class_recall", "0.00 %"), ("accuracy", "50.00 %")],
+)
+def test_a_splits_row_has_the_figure_that_is_compared(compared_by: str | None, shown: str) -> None:
+    split = {"name": "split0", "C": 1.0, "accuracy": 0.5, "mean_class_recall": 0.0}
+    record = {"dataset": "x", "protocol": "single-label", "C": 1.0, "per_split": [split]}
+    if compared_by is not None:  # an older version's don't say it
+        record["compared_by"] = compared_by
+    assert ("split 0", f"{shown}, C 1") in summary(results_from(record, "r.json"))

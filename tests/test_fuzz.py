@@ -32,8 +32,9 @@ from vggfeat.results import Results, Scored
 from vggfeat.tensors import bare, read
 from vggfeat.weights import save_weights
 
+from .vggfeat.test_caffe import caffemodel
 from .vggfeat.test_hdf5 import posteriors_at, reseal
-from .vggfeat.test_tensors import MOMENTUM, arrays_of, caffemodel
+from .vggfeat.test_tensors import MOMENTUM, arrays_of
 
 EXAMPLES = int(os.environ.get("FUZZ", "120"))  # damaged files of each kind; more in a longer check
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"

@@ -1,8 +1,11 @@
-"""The feature file keeps every row, and appears whole."""
+"""The feature file keeps every row, and appears whole; what `vggfeat extract` says of it."""
 
 from __future__ import annotations
 
+import json
 import resource
+import struct
+import zlib
 from pathlib import Path
 
 import h5py
@@ -18,6 +21,7 @@ from vggfeat.extract import extract
 from vggfeat.weights import Network
 
 from ..conftest import Command, all_read, assert_same_descriptors, vgg_of
+from .conftest import NET, SMALL, Made, cells, read_csv
 
 SCALES = (40, 64)
 
@@ -164,3 +168,193 @@ def test_a_disk_without_room_is_found_before_the_work(
     assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1)
     assert ran.err.startswith("vggfeat: can't write") and "File too large" in ran.err
     assert not list(tmp_path.glob("f.h5*"))
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_extract_tells_what_it_describes_and_what_it_did(made: Made) -> None:
+    ran = made.extract
+    assert ran.status == 0
+    assert ran.err_lines == [
+        "images: 24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test",
+        "smallest side: 40 to 48 pixels, median 40; enlarged, of the 24: 16 at Q = 48",
+        "descriptor: fc7, 2 x 512: Q = 32, 48, with mirror images",
+    ]
+    assert "images/s" in ran.out and "unreadable" not in ran.out
+    facts = json.loads(made.facts.read_text())
+    assert (facts["images"], facts["unreadable"], facts["out"]) == (24, {}, str(made.features))
+    assert facts["command"].startswith("vggfeat extract --dataset folder --root")
+
+
+def test_limit_store_and_overwrite(
+    command: Command, folder: Path, extracted: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "five.h5"
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", path)
+    assert command(*line, "--limit", 5, "--store", "float16").status == 0
+    whole, five = vggfeat.open_features(extracted), vggfeat.open_features(path)
+    assert five.shape == (5, 2, 512) and five.dtype == np.float16
+    assert five.names == whole.names[:5]
+    np.testing.assert_allclose(five.descriptors, whole.descriptors[:5], rtol=2e-3, atol=1e-3)
+
+    before = path.read_bytes()
+    ran = command(*line)
+    assert (ran.status, ran.out) == (1, "") and path.read_bytes() == before
+    assert ran.err_lines == [f"vggfeat: {path} exists; give --overwrite, or another --out"]
+    assert command(*line, "--overwrite", "--limit", 1000).status == 0
+    assert vggfeat.open_features(path).shape == (24, 2, 512)
+
+    model = tmp_path / "model.h5"
+    model.write_text("mine")
+    ran = command("svm", "--features", extracted, "--out", model, "--C", 1)
+    assert ran.status == 1 and model.read_text() == "mine"
+    assert ran.err_lines == [f"vggfeat: {model} exists; give --overwrite, or another --out"]
+    ran = command(
+        "svm", "--features", extracted, "--out", model, "--C", 1, "--overwrite", "--workers", 1
+    )
+    assert ran.status == 0 and h5py.is_hdf5(model)
+
+
+def test_settings_that_are_not_given_fit_the_net(
+    command: Command, folder: Path, tmp_path: Path
+) -> None:
+    """S of the training; where the weights don't tell it, the paper's; and it is said which."""
+    line = ("extract", "--dataset", "folder", "--root", folder, "--limit", 2, "--device", "cpu")
+    ran = command(*line, "--weights", "mini:A", "--out", tmp_path / "a.h5")
+    assert ran.status == 0
+    assert "fc7, 1 x 896: Q = 112 (the net's training scales), with mirror images" in ran.err
+    assert vggfeat.open_features(tmp_path / "a.h5").description.scales == (112,)
+    ran = command(*line, "--weights", NET, "--no-mirror", "--dry-run")
+    assert ran.status == 0
+    assert (
+        "Q = 256, 384, 512 (the paper's; the weights don't tell theirs), without mirror images"
+        in ran.out
+    )
+
+
+def huge_png() -> bytes:
+    """A PNG whose header claims 60,000 x 60,000 pixels."""
+    header = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+BAD = ("empty.jpg", "gone.jpg", "huge.png", "text.jpg", "truncated.jpg")
+
+
+def add_bad_images(folder: Path) -> None:
+    whole = (folder / "00.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("not an image\n")
+    (folder / "huge.png").write_bytes(huge_png())
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+
+
+def test_unreadable_images_are_listed_and_left_out(
+    command: Command, folder: Path, extracted: Path, tmp_path: Path
+) -> None:
+    add_bad_images(folder / "red")
+    features, report, model = tmp_path / "bad.h5", tmp_path / "r.json", tmp_path / "m.h5"
+    line = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--root",
+        folder,
+        *SMALL,
+        "--out",
+        features,
+        "--json",
+        report,
+    )
+    ran = command(*line)
+    assert ran.status == 3 and "29 (5 unreadable)" in ran.out
+    assert (
+        "can't be read: 4 of the 29, the first is red/empty.jpg: empty file (0 bytes)"
+        in ran.err_lines
+    )
+    *listed, hint = ran.err_lines[-6:]
+    assert [row.split(": ")[:2] for row in listed] == [["unreadable", f"red/{n}"] for n in BAD]
+    assert hint == "the same command with --retry describes just these again"
+    reasons = json.loads(report.read_text())["unreadable"]
+    assert list(reasons) == [f"red/{n}" for n in BAD]
+    assert (
+        reasons["red/empty.jpg"] == "empty file (0 bytes)"
+        and reasons["red/gone.jpg"] == "no such file"
+    )
+    assert "60000" in reasons["red/huge.png"].replace(",", "")
+
+    # rows stay where they are; what is readable is as without its bad neighbours
+    clean, dirty = vggfeat.open_features(extracted), vggfeat.open_features(features)
+    assert dirty.shape == (29, 2, 512)
+    assert [dirty.names[i] for i in np.flatnonzero(~dirty.readable)] == [f"red/{n}" for n in BAD]
+    assert np.isnan(dirty.descriptors[~dirty.readable]).all()
+    assert [n for n, good in zip(dirty.names, dirty.readable, strict=True) if good] == clean.names
+    assert_same_descriptors(dirty.descriptors[dirty.readable], clean.descriptors)
+
+    ran = command("info", features)
+    assert ran.status == 0 and len(ran.err_lines) == 5
+
+    ran = command(
+        "svm",
+        "--features",
+        features,
+        "--C",
+        1,
+        "--workers",
+        1,
+        "--overwrite",
+        "--json",
+        report,
+        "--out",
+        model,
+    )
+    assert ran.status == 0 and cells(ran.out, "unreadable images") == ["5, left out"]
+    results = json.loads(report.read_text())
+    assert results["n_unreadable"] == 5 and results["mean_class_recall"] == 1.0
+    used = [
+        np.concatenate([dirty.splits[f"split0/{p}"] for p in parts])
+        for parts in (("train", "val"), ("test",))
+    ]
+    assert [results["n_train"], results["n_test"]] == [
+        int(dirty.readable[rows].sum()) for rows in used
+    ]
+
+    images = [folder / "red" / n for n in ("00.jpg", "text.jpg", "01.jpg", "missing.jpg")]
+    table = tmp_path / "p.csv"
+    ran = command(
+        "predict", *images, "--model", model, "--overwrite", "--json", report, "--csv", table
+    )
+    assert ran.status == 3
+    assert [row.split(": ")[:2] for row in ran.err_lines] == [
+        ["unreadable", str(images[i])] for i in (1, 3)
+    ]
+    records = json.loads(report.read_text())
+    assert ["error" in record for record in records] == [False, True, False, True]
+    assert [records[i]["top"][0]["class"] for i in (0, 2)] == ["red", "red"]
+    _, names, scores = read_csv(table)
+    assert names == [str(p) for p in images] and np.isnan(scores).all(axis=1).tolist() == [
+        0,
+        1,
+        0,
+        1,
+    ]
+
+
+def test_weights_that_stop_before_fc7_go_as_far_as_they_reach(
+    command: Command, data: Path, folder: Path, tmp_path: Path
+) -> None:
+    weights, out = data / "vgg16_conv_caffe.safetensors", tmp_path / "f.h5"
+    line = ("extract", "--dataset", "folder", "--root", folder, "--weights", weights, "--out", out)
+    ran = command(*line, "--scales", 32, "--layer", "fc7")
+    assert (ran.status, ran.out, len(ran.err_lines)) == (1, "", 1) and not out.exists()
+    assert "have no layer 'fc7': they reach pool5; give " in ran.err and "layer" in ran.err
+    ran = command(*line, "--scales", 32, "--dry-run")
+    assert ran.status == 0 and "; the weights reach pool5: that layer is taken" in ran.out, ran.err
+    assert command(*line, "--scales", 32, "--layer", "conv1_2", "--limit", 2).status == 0
+    assert vggfeat.open_features(out).shape == (2, 1, 64)

@@ -18,29 +18,17 @@ import torch
 from PIL import Image
 
 import vggfeat
-from vggfeat import cli
-from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.errors import VggfeatError
 
 from ..conftest import HANG, Command, assert_same_descriptors, photograph, vgg_of
+from .conftest import unit
 
 NET = "random:A,width=0.125,crop=32"
-SMALL = ("--weights", NET, "--scales", "32,40", "--device", "cpu", "--precision", "float32")
 
 
 @pytest.fixture(scope="module")
 def network() -> vggfeat.Network:
     return vggfeat.load(NET)
-
-
-@pytest.fixture
-def trained(folder: Path, run_main: Command) -> Path:
-    """feats.h5 of `folder`'s reddish and bluish images, and model.h5."""
-    f, m = folder.parent / "feats.h5", folder.parent / "model.h5"
-    ran = run_main(cli.main, "extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", f)
-    assert ran.status == 0, ran.err
-    ran = run_main(cli.main, "svm", "--features", f, "--pool", "stack", "--C", 8, "--out", m)
-    assert ran.status == 0, ran.err
-    return m
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -54,6 +42,23 @@ def test_the_docstrings_example_runs(trained: Path, monkeypatch: pytest.MonkeyPa
     names: dict[str, Any] = {"pil_image": Image.fromarray(pixels), "array_HWC": pixels}
     exec(vggfeat.__doc__.partition("\n")[2], names)
     assert names["X"].shape[0] == 3 and names["svm"].classes_.tolist() == ["cat", "dog"]
+
+
+def test_the_library_as_in_its_docstring(command: Command, folder: Path, extracted: Path) -> None:
+    net = vggfeat.load("A", weights=NET)
+    feats = vggfeat.open_features(extracted)
+    paths = [str(folder / name) for name in feats.names]
+    with Image.open(paths[1]) as image:
+        pixels = np.asarray(image)
+        three = vggfeat.embed(net, [paths[0], image, pixels], scales=(32, 48))
+    assert three.shape == (3, 512) and three.dtype == np.float32
+    expected = unit(feats.descriptors.astype(np.float64).mean(1))
+    assert_same_descriptors(three, expected[[0, 1, 1]].astype(np.float32))
+    train, test = feats.splits["split0/train"], feats.splits["split0/test"]
+    assert feats.labels is not None
+    svm = vggfeat.LinearSVM(C=4.0).fit(expected[train], feats.labels[train])
+    assert svm.score(expected[test], feats.labels[test]) == 1.0
+    assert feats.classes == ["blue", "red"] and feats.readable.all()
 
 
 def test_all_is_shown_and_only_loaded_when_used() -> None:
@@ -264,92 +269,3 @@ def test_rounded_weights_are_no_float32_again() -> None:
         network.precision == "bfloat16"
         and next(vgg_of(network).parameters()).dtype == torch.bfloat16
     )
-
-
-# --- saved classifiers ----------------------------------------------------------------------------
-
-
-def test_a_model_names_and_scores_images(
-    trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded: list[str] = []
-    real = vggfeat.sources.load
-
-    def load(spec: str, **how: Any) -> vggfeat.Network:
-        loaded.append(spec)
-        return real(spec, **how)
-
-    monkeypatch.setattr(vggfeat.sources, "load", load)
-    model = vggfeat.open_model(trained)
-    assert not loaded and model.classes == ["blue", "red"]
-    paths = [folder / name / f"{i:02d}.jpg" for i in range(3) for name in ("red", "blue")]
-    images = [
-        paths[0],
-        Image.open(paths[1]),
-        np.asarray(Image.open(paths[2])),
-        paths[3].read_bytes(),
-        *paths[4:],
-    ]
-    assert model.predict(images) == ["red", "blue"] * 3
-    scores = model.scores(images)
-    assert scores.shape == (6, 2) and (scores.argmax(1) == [1, 0] * 3).all()
-    assert loaded == [NET]  # once
-    features = vggfeat.open_features(trained.parent / "feats.h5")
-    rows = [features.names.index(f"{path.parent.name}/{path.name}") for path in paths]
-    stacked = vggfeat.aggregate.aggregate(features.descriptors[rows], "stack")
-    np.testing.assert_allclose(scores, model.decision_function(stacked), rtol=1e-3, atol=1e-4)
-
-
-def test_a_model_keeps_the_place_of_what_it_cannot_read(trained: Path, folder: Path) -> None:
-    model = vggfeat.open_model(trained, device="cpu")
-    images: list[Any] = [folder / "gone.jpg", folder / "red/00.jpg", b"no image"]
-    names, unreadable = model.predict(images, return_unreadable=True)
-    assert names == [None, "red", None]
-    assert unreadable == {0: "no such file", 2: unreadable[2]} and unreadable[2].startswith(
-        ("not an", "damaged")
-    )
-    scores, told = model.scores(images, return_unreadable=True)
-    assert told == unreadable and np.isnan(scores[[0, 2]]).all() and np.isfinite(scores[1]).all()
-    scores, told = model.scores(images[:1], return_unreadable=True)
-    assert np.isnan(scores).all() and scores.shape == (1, 2) and list(told) == [0]
-    for method in (model.predict, model.scores):
-        with pytest.raises(UnreadableImage, match="image 0: no such file"):
-            method(images[:1])
-        with pytest.raises(VggfeatError, match=HINT):
-            method(str(images[1]))
-
-
-def test_a_multi_label_model_names_all_that_is_present(
-    trained: Path, folder: Path, run_main: Command, tmp_path: Path
-) -> None:
-    rows = [
-        f"images/{c}/{i:02d}.jpg,{c if i % 3 else c + ';small'}"
-        for c in ("red", "blue")
-        for i in range(12)
-    ]
-    (tmp_path / "list.csv").write_text("\n".join(["path,labels", *rows]) + "\n")
-    f, m = tmp_path / "several.h5", tmp_path / "several-model.h5"
-    words = ("extract", "--dataset", "csv", "--root", tmp_path / "list.csv", *SMALL, "--out", f)
-    assert run_main(cli.main, *words).status == 0
-    assert run_main(cli.main, "svm", "--features", f, "--C", 1000, "--out", m).status == 0
-    model = vggfeat.open_model(m)
-    assert model.multi_label and set(model.classes) == {"red", "blue", "small"}
-    images = [folder / "red/00.jpg", folder / "blue/01.jpg"]
-    names, scores = model.predict(images), model.scores(images)
-    for own, row in zip(names, scores, strict=True):
-        assert sorted(own) == sorted(c for c, s in zip(model.classes, row, strict=True) if s > 0)
-        assert [row[model.classes.index(c)] for c in own] == sorted(row[row > 0], reverse=True)
-    assert "red" in names[0] and "blue" in names[1]
-
-
-def test_a_models_weights_that_have_moved(trained: Path, folder: Path) -> None:
-    images = [folder / "red/00.jpg"]
-    expected = vggfeat.open_model(trained).scores(images)
-    for weights in (NET, [NET]):
-        np.testing.assert_array_equal(
-            vggfeat.open_model(trained, weights=weights).scores(images), expected
-        )
-    with pytest.raises(VggfeatError, match="needs 1 `weights`, in its order; 2 given"):
-        vggfeat.open_model(trained, weights=[NET, NET])
-    with pytest.raises(VggfeatError, match="are not those that described the images"):
-        vggfeat.open_model(trained, weights=f"{NET},seed=1").scores(images)

@@ -1,7 +1,8 @@
-"""What is about to be described, by the headers."""
+"""What is about to be described, by the headers, and what would take less."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from vggfeat.describe import description_of
 from vggfeat.look import Cheaper, look
 from vggfeat.weights import Network
 
-from ..conftest import photograph
+from ..conftest import Command, photograph
+from .conftest import SMALL
 
 SCALES = (40, 64)
 
@@ -62,3 +64,26 @@ def test_a_look_at_headers_tells_what_reading_would(
     items = replace(items, names=["x.bmp", "y.bmp"])
     monkeypatch.setattr("vggfeat.look.DECODED", 1)  # it takes a process each
     assert list(look(items).shapes.values()) == [(30, 41)]
+
+
+def test_a_long_extraction_says_what_would_take_less(
+    command: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the plan, and once it has gone on for some time; not where nothing is cheaper, or all is
+    quick.
+    """
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL)
+    assert "cheaper" not in command(*line, "--dry-run").out
+    ran = command(*line, "--out", tmp_path / "a.h5")
+    assert ran.status == 0 and "would take" not in ran.err
+    monkeypatch.setattr("vggfeat.look.LONG", 0.0)
+    monkeypatch.setattr("vggfeat.look.WORTH", 1e-9)
+    monkeypatch.setattr("vggfeat.extract.ADVICE_SECONDS", 0.0)
+    ran = command(*line, "--dry-run", "--json", tmp_path / "plan.json")
+    assert "--scales 32 --no-mirror: about " in ran.out
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["cheaper"] == "--scales 32 --no-mirror" and told["cheaper_seconds"] > 0
+    ran = command(*line, "--out", tmp_path / "b.h5")
+    [advice] = [row for row in ran.err_lines if "would take" in row]
+    assert advice.startswith("this will take about ")
+    assert " more; with --scales 32 --no-mirror all images would take about " in advice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,9 @@ from vggfeat.describe import description_of
 from vggfeat.look import look
 from vggfeat.plan import plan
 from vggfeat.weights import Network
+
+from ..conftest import Command
+from .conftest import SMALL, contents
 
 SCALES = (40, 64)
 
@@ -93,3 +97,30 @@ def test_plan_expects_what_the_whole_takes_by_a_part_of_it(
         pass
     assert clock > 90
     assert expected == pytest.approx(clock, rel=0.05)
+
+
+def test_dry_run_writes_nothing(command: Command, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "feats.h5"
+    line = ("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", out, "--dry-run")
+    before = contents(tmp_path)
+    ran = command(*line)
+    assert (ran.status, ran.err) == (0, "") and contents(tmp_path) == before
+    assert "plan" in ran.out and "0.1 MB" in ran.out and "cpu in float32" in ran.out
+    ran = command(*line, "--overwrite", "--json", tmp_path / "plan.json", "--no-mirror")
+    once = json.loads((tmp_path / "plan.json").read_text())
+    assert (once["images"], once["sampled"], once["bytes"]) == (24, 24, 24 * 2 * 512 * 4)
+    command(*line, "--overwrite", "--json", tmp_path / "plan.json")
+    twice = json.loads((tmp_path / "plan.json").read_text())
+    assert twice["gflop"] == pytest.approx(2 * once["gflop"]) and once["gflop"] > 0
+    assert not out.exists()
+    out.write_bytes(b"")
+    for refused, why in ((out, "exists; give --overwrite"), (tmp_path / "none" / "f.h5", "folder")):
+        told = command(*(refused if word == out else word for word in line))
+        assert told.status == 0 and "expected time" in told.out
+        assert "without --dry-run this would be refused: " in told.err and why in told.err
+    said = command(*line, "--overwrite", "--limit", 3).err_lines
+    # what the library says of it, in the option's name
+    assert "--limit 3 takes the first images, of 1 of the 2 classes" in said
+    assert once["smallest_sides"] == [40, 40, 48] and once["enlarged"] == {"32": 0, "48": 16}
+    assert "24 of 2 classes; 3 random splits of 16 train, 4 val, 4 test" in ran.out
+    assert "40 to 48 pixels, median 40; enlarged, of the 24: 16 at Q = 48" in ran.out

@@ -1,6 +1,4 @@
-"""What reaches the terminal, what its troubles do to a command, and how a process begins and
-ends.
-"""
+"""What reaches the terminal, what its troubles do to a command, and how a process ends."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +16,13 @@ from pathlib import Path
 import pytest
 import typer
 
+import vggfeat
 from vggfeat import cli, terminal
 from vggfeat.errors import CantWrite, UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.terminal import columns, list_unreadable, out, print_table, printable, progress, say
 
 from ..conftest import HANG, Command
+from .conftest import NET
 
 ROOT = Path(__file__).parents[2]
 EVIL = (
@@ -390,92 +391,12 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
     assert (process.returncode, len(lines)) == (3, 4000) and errors.count(b"\n") == 40
 
 
-# --- how a process begins and ends ----------------------------------------------------------------
-
-
-def interrupted_at(import_: int, *words: str) -> tuple[int, str]:
-    """SIGINT after so many imports that follow the process's own beginning: a moment that no load
-    can move.
-
-    The process is at most two pages, of some sixty imports each, ahead of who reads of them.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        pipesize=4096,
-    )
-    assert process.stderr is not None
-    lines, began = [], None
-    for line in process.stderr:
-        lines.append(line)
-        if began is None and line.rstrip().endswith(("| signal", "| vggfeat.start")):
-            began = len(lines) + (0 if "vggfeat.start" in line else 1)
-        if began is not None and len(lines) == began + import_:
-            process.send_signal(signal.SIGINT)
-    return process.wait(timeout=HANG), "".join(lines)
-
-
-@pytest.mark.parametrize(
-    "words", ["vggfeat datasets", "vggfeat.cli datasets", "pretrain.report nowhere"]
-)
-def test_ctrl_c_at_the_start_leaves_no_traceback(words: str) -> None:
-    for import_ in (1, 5, 25, 75, 150):
-        status, errors = interrupted_at(import_, "-m", *words.split())
-        # where the signal meets an exec() of a library's, Python ends itself by it: a shell's 130,
-        # too
-        assert status in (130, -signal.SIGINT) and "Traceback" not in errors, (
-            import_,
-            errors[-2000:],
-        )
-
-
-def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
-    """PyTorch's libraries end the process there, with a sentence of theirs."""
-    script = """
-import os, sys
-from vggfeat.__main__ import main
-os.chdir(sys.argv.pop(1))
-os.rmdir(os.getcwd())
-main()
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", script, tmp_path, "datasets"],
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
-    told = "vggfeat: the working folder is gone: change to one that is there\n"
-    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
+# --- how a process ends ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [VggfeatError, WrongUsage, CantWrite, UnreadableImage])
 def test_an_error_is_one_line_whatever_a_file_is_called(kind: type[VggfeatError]) -> None:
     assert str(kind("two  files: a\nb and\r\nc\u2028d")) == "two  files: a b and c d"
-
-
-@pytest.mark.parametrize("debug", [False, True])
-def test_what_fails_before_a_command_begins_is_a_line(debug: bool) -> None:
-    """Libraries are imported there, for which memory may be short."""
-    script = "from vggfeat.start import begin\nbegin()\nraise ImportError('no memory\\nto map it')"
-    line = [sys.executable, "-c", script, *["--debug"] * debug]
-    ran = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=HANG)
-    lines = ran.stderr.splitlines()
-    assert ran.returncode == 1
-    assert lines[-1] == "vggfeat: unexpected ImportError: no memory to map it (--debug shows where)"
-    assert ("Traceback" in ran.stderr) == debug == (len(lines) > 1)
-
-
-def test_another_system_than_linux_is_told_in_a_line() -> None:
-    script = "import sys\nsys.platform = 'darwin'\nfrom vggfeat.start import begin\nbegin()"
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=HANG
-    )
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("vggfeat: it runs on Linux only; on darwin, take a container")
-    assert len(ran.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -575,3 +496,30 @@ def test_names_that_are_no_utf8(
     assert (
         all(Path(made).stat().st_size for made in (model, table, page, picture)) and not m.exists()
     )
+
+
+def test_names_in_brackets_and_in_bytes_are_printed_as_they_are(
+    command: Command, folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Square brackets and colons are no markup, and a name need not be UTF-8."""
+    odd = tmp_path / "odd[bold][final]:smile:.jpg"
+    shutil.copy(folder / "red" / "00.jpg", odd)
+    ran = command("predict", odd, "--model", trained)
+    assert (ran.status, ran.err) == (0, "") and odd.name in ran.out
+    latin = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    shutil.copy(folder / "red" / "00.jpg", latin)
+    ran = command("predict", latin, "--model", trained, "--csv", tmp_path / "p.csv")
+    assert (ran.status, ran.err) == (0, "") and "caf" in ran.out and "red" in ran.out
+
+
+def test_nothing_is_cut_off_where_the_terminal_is_narrow(
+    command: Command, extracted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 60)
+    fingerprint = vggfeat.load(NET).fingerprint
+    ran = command("info", extracted, "--all")
+    assert "…" not in ran.out
+    second = "".join(
+        line.split("│")[2].strip() for line in ran.out.splitlines() if line.startswith("│")
+    )
+    assert fingerprint in second

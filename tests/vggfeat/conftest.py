@@ -1,0 +1,147 @@
+"""A feature file and a classifier of small images by a small net; what a command has printed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.conftest import Command, Ran, without_clock
+from vggfeat import cli, terminal
+
+NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
+OTHER = f"{NET},seed=1"
+SMALL = ("--weights", NET, "--scales", "32,48", "--precision", "float32", "--device", "cpu")
+
+
+@pytest.fixture
+def command(run_main: Command) -> Command:
+    """`command("svm", "--features", path)`: what it printed, and its exit status."""
+    return functools.partial(run_main, cli.main)
+
+
+@pytest.fixture
+def extracted(command: Command, folder: Path, tmp_path: Path) -> Path:
+    """The feature file of `folder`: 24 images at 32 and 48 pixels."""
+    path = tmp_path / "feats.h5"
+    ran = command("extract", "--dataset", "folder", "--root", folder, *SMALL, "--out", path)
+    assert ran.status == 0, ran.err
+    return path
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `made` has made, in a folder that its tests leave as it is, and what was printed."""
+
+    root: Path
+    extract: Ran
+    svm: Ran
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "feats.h5"
+
+    @property
+    def facts(self) -> Path:
+        return self.root / "extract.json"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model.h5"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "svm.json"
+
+
+@pytest.fixture(scope="module")
+def made(made_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A feature file of `made_folder`'s 24 images at 32 and 48 pixels, and a model, once for all
+    tests that only read them.
+    """
+    root = tmp_path_factory.mktemp("made")
+    shutil.copytree(made_folder, root / "images")
+
+    def run(*words: object) -> Ran:
+        printed, told = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(told),
+        ):
+            without_clock(patch)
+            patch.setattr(terminal.out, "width", 240)
+            patch.setattr(sys, "argv", ["program", *map(str, words)])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        return Ran(int(ended.value.code or 0), printed.getvalue(), told.getvalue())
+
+    images = ("--dataset", "folder", "--root", root / "images")
+    files = ("--out", root / "feats.h5", "--json", root / "extract.json")
+    extract = run("extract", *images, *SMALL, *files)
+    files = ("--out", root / "model.h5", "--json", root / "svm.json")
+    svm = run("svm", "--features", root / "feats.h5", "--workers", 1, *files)
+    return Made(root, extract, svm)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file under folder with its bytes, every folder with None."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in sorted(folder.rglob("*"))
+    }
+
+
+def cells(printed: str, name: str) -> list[str]:
+    """What stands beside a name in the first column of a table."""
+    rows = [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in printed.splitlines()
+    ]
+    return next(row[1:] for row in rows if row[0] == name)
+
+
+@pytest.fixture
+def trained(command: Command, extracted: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "model.h5"
+    ran = command("svm", "--features", extracted, "--C", 1, "--workers", 1, "--out", path)
+    assert ran.status == 0, ran.err
+    return path
+
+
+def read_csv(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Header, images, and scores (N, K), NaN where a cell is empty."""
+    header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    scores = np.array([[float(cell) if cell else np.nan for cell in row[1:]] for row in rows])
+    return header, [row[0] for row in rows], scores
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    normed: np.ndarray = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return normed
+
+
+def assert_same_scores(ours: np.ndarray, expected: np.ndarray) -> None:
+    """Of descriptors that are the same but for rounding; a score is a sum in which much cancels
+    out.
+    """
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
+def scores_by_hand(model: Path, x_ND: np.ndarray) -> np.ndarray:
+    with h5py.File(model, "r") as file:
+        scores_NK: np.ndarray = x_ND @ file["coef"][:].T + file["intercept"][:]
+    return scores_NK

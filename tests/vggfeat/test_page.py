@@ -1,0 +1,55 @@
+"""Charts of a page: of any values, and no larger than they must be."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from vggfeat.page import Series, chart
+
+
+def test_curves_are_thinned_but_keep_their_shape() -> None:
+    y = np.zeros(100_000)
+    y[54_321] = 1.0
+    svg = str(chart([Series("s", np.arange(100_000), y)], "x", "y", y_range=(0, 1)))
+    assert len(svg) < 20_000
+    points = re.search(r'points="([^"]*)"', svg)
+    assert points and min(float(point.split(",")[1]) for point in points[1].split()) == 8.0
+    # precision falls only after the last positive, however many images follow
+    recall, precision = (
+        np.minimum(np.arange(1, 5001) / 10, 1),
+        np.minimum(10 / np.arange(1, 5001), 1),
+    )
+    svg = str(
+        chart(
+            [Series("s", recall, precision)], "recall", "precision", x_range=(0, 1), y_range=(0, 1)
+        )
+    )
+    points = re.search(r'points="([^"]*)"', svg)
+    drawn = [tuple(map(float, point.split(","))) for point in points[1].split()] if points else []
+    right = max(x for x, _ in drawn)
+    assert {y for x, y in drawn if x < right} == {8.0} and (right, 8.0) in drawn
+
+
+@pytest.mark.parametrize("value", [1e308, -1e300, 1e-320, 1e300, 5e-324])
+@pytest.mark.parametrize("log", [False, True])
+def test_no_value_breaks_a_chart(value: float, log: bool) -> None:
+    svg = str(
+        chart(
+            [Series("s", np.array([value, value]), np.array([1.0, value]))],
+            "x",
+            "y",
+            log_x=log,
+            log_y=log,
+        )
+    )
+    assert "nan" not in svg and "inf" not in svg
+
+
+def test_values_that_are_not_finite_draw_nothing() -> None:
+    svg = str(
+        chart([Series("s", np.array([np.nan, 1.0]), np.array([1.0, np.inf]))], "x", "y", log_x=True)
+    )
+    assert "nan" not in svg and "inf" not in svg

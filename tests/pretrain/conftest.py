@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from pretrain.evaluate import app as evaluate_app
+from pretrain.init import weight_layers
+from pretrain.recipe import Past, Recipe, chain, read_recipe
+from pretrain.tables import Cell, read_cells
+from pretrain.train import app as train_app
 from tests import prepared
-from tests.conftest import HANG, photograph, torchrun
+from tests.conftest import HANG, Command, Nets, photograph, torchrun
+from vggfeat import terminal
+from vggfeat.images import Preprocessing
+from vggfeat.sources import load
+from vggfeat.vgg import VGG
+from vggfeat.weights import save_weights
 
 # A net of a tenth of the width on crops of 32 pixels, every augmentation on.
 SHORT = [
@@ -106,3 +120,156 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+CLASSES = [f"n{i:02d}" for i in range(7)]
+FAST = ["--device", "cpu", "--precision", "float32"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Six validation images of each class, of several shapes; four test images without labels."""
+    root = tmp_path / "images"
+    for c, name in enumerate(CLASSES):
+        (root / "val" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = photograph(10 * c + i, 40 + 5 * (i % 3), 60)
+            pixels[..., c % 3] //= 1 + c // 3
+            Image.fromarray(pixels).save(root / "val" / name / f"{i}.png")
+    (root / "test").mkdir()
+    for i in range(4):
+        Image.fromarray(photograph(500 + i, 44, 50)).save(
+            root / "test" / f"ILSVRC2012_test_{i:08d}.png"
+        )
+    return root
+
+
+SMALL = """
+width = 0.05
+crop = 32
+batch_size = 8
+[stands_for]
+36 = "256"
+36-64 = "256-512"
+[[stages]]
+net = "A"
+train_scale = [36, 36]
+learning_rate = 1e-2
+epochs = 20
+[[stages]]
+net = "NET"
+train_scale = [36, 36]
+learning_rate = 1e-2
+epochs = 20
+[[stages]]
+net = "NET"
+train_scale = [36, 64]
+learning_rate = 1e-2
+epochs = 16
+nets = ["C", "D", "E"]
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A recipe of one's own."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path / "small.toml"
+
+
+def save_trained(path: Path, module: VGG, plain: Preprocessing, recipe: Recipe, stage: str) -> None:
+    """A net as a run leaves it: RUN/STAGE/weights.safetensors beside a checkpoint."""
+    names = [each.name for each in recipe.stages]
+    past = [Past(s.name, recipe.name, recipe.seed, s.epochs, 42, "ab12") for s in recipe.stages]
+    low, high = recipe.stages[names.index(stage)].train_scale
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(
+        path,
+        module,
+        plain,
+        classes=CLASSES,
+        train_scale=str(low) if low == high else f"{low}-{high}",
+        source=f"pretrain {recipe.name} {stage}",
+        recipe=recipe.to_json(),
+        history=json.dumps(list(map(asdict, past[: names.index(stage) + 1]))),
+    )
+    (path.parent / "last.safetensors").write_bytes(b"")
+
+
+NETS = (
+    *(("A", "36"), ("A-LRN", "36"), ("B", "36"), ("B-5x5", "36")),
+    *(("D", "36"), ("D", "36-64"), ("E", "36-64")),
+)
+
+
+@pytest.fixture(scope="session")
+def made_runs(tmp_path_factory: pytest.TempPathFactory, he: Nets, plain: Preprocessing) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    (root / "small.toml").write_text(SMALL)
+    for net, S in NETS:
+        module = he(net, num_classes=len(CLASSES), width=0.05, crop=32)
+        with torch.no_grad():
+            module.get_parameter("classifier.6.weight").mul_(0.1)
+        path = root / "runs" / net / f"{net}-{S}" / "weights.safetensors"
+        recipe = chain(read_recipe(str(root / "small.toml")), net)
+        save_trained(path, module, plain, recipe, f"{net}-{S}")
+    return root / "runs"
+
+
+@pytest.fixture
+def weights(made_runs: Path, tmp_path: Path) -> dict[str, Path]:
+    """Nets as runs leave them in `runs`."""
+    runs = Path(shutil.copytree(made_runs, tmp_path / "runs"))
+    return {f"{net}-{S}": runs / net / f"{net}-{S}" / "weights.safetensors" for net, S in NETS}
+
+
+def cells_in(folder: Path) -> list[Cell]:
+    """Of the one ledger of cells that is there."""
+    (path,) = folder.glob("ledger-*.json")
+    return read_cells(path)
+
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+A_STAGE, D_STAGE, JITTER = "A-36", "D-36", "D-36-64"
+FEW = [
+    *SHORT,
+    "--workers",
+    "0",
+    "--set=batch_size=16",
+    "--set=*.iterations=6",
+    "--precision",
+    "float32",
+]
+
+
+def one_line(text: str) -> str:
+    """The last line of stderr, which is the command's own."""
+    line = text.strip().splitlines()[-1]
+    assert line.startswith("pretrain.train: "), text
+    assert "Traceback" not in text
+    return line
+
+
+def layers(path: Path) -> dict[str, torch.Tensor]:
+    module = load(str(path)).module
+    assert isinstance(module, VGG)
+    return {name: layer.weight.detach() for name, layer in weight_layers(module).items()}
+
+
+def losses(out: Path) -> list[float]:
+    events = [json.loads(line) for line in (out / A_STAGE / "log.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "train"]
+
+
+def training(run_main: Command) -> Command:
+    """`training(run_main)("--net", "A", …)`: pretrain.train in this process."""
+    return functools.partial(
+        run_main, functools.partial(terminal.run, train_app, "python -m pretrain.train")
+    )
+
+
+def evaluating(run_main: Command) -> Command:
+    """As `training`, pretrain.evaluate."""
+    return functools.partial(
+        run_main, functools.partial(terminal.run, evaluate_app, "python -m pretrain.evaluate")
+    )

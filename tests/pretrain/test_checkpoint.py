@@ -19,7 +19,6 @@ from safetensors import safe_open
 from torch import nn
 
 from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpoint
-from pretrain.watch import Log
 from vggfeat.errors import VggfeatError
 
 Tensors = dict[str, torch.Tensor]
@@ -178,14 +177,3 @@ def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_read(path: Path, tmp_path: 
     save_checkpoint(odd / path.name, *trained(), SOUND, {"net": "A"})
     assert read_state(odd / path.name)[0] == SOUND
     load_checkpoint(odd / path.name, *trained())
-
-
-@pytest.mark.parametrize("iteration", [0, 3])
-def test_a_log_is_never_written_into_a_pipe(
-    iteration: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # its reader would be waited for, in a wait that no signal ends
-    os.mkfifo(tmp_path / "log.jsonl")
-    with Log(tmp_path, "A-36", iteration, 10) as log:
-        log("train", iteration + 1, loss=1.0)
-    assert "warning: " in (err := capsys.readouterr().err) and "log.jsonl" in err

@@ -1,8 +1,12 @@
-"""Posteriors against a slow reference: one image and one view at a time, in float64."""
+"""Posteriors against a slow reference: one image and one view at a time, in float64; what the
+weights tell of their training.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +16,10 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 
 import vggfeat
-from pretrain.posteriors import evaluate
+from pretrain.posteriors import evaluate, how_trained
+from pretrain.recipe import Past, chain, read_recipe
 from tests.conftest import Nets, photograph
+from tests.pretrain.conftest import SMALL
 from vggfeat.datasets import Items
 from vggfeat.images import Preprocessing
 from vggfeat.ranks import Ranks
@@ -144,3 +150,102 @@ def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
     guess = fused.argmax(1)
     truth = np.arange(len(items))
     assert kept.errors(kept.fused("both"))[0] == pytest.approx(100 * np.mean(guess != truth))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage", "changes", "stands_for"),
+    [
+        ((), "D-256", (), "256"),
+        (("seed=3", "chance_after=0"), "D-384", (), "384"),
+        (("width=0.25",), "D-256-512", ("width=0.25",), "256-512"),
+        (("*.epochs=2",), "D-384", ("*.epochs=2.0",), "384"),
+        (("D-384.learning_rate=5e-4",), "D-256", (), "256"),
+        (("D-384.learning_rate=5e-4",), "D-384", ("NET-384.learning_rate=0.0005",), "384"),
+        (("A-256.iterations=7",), "D-256", ("A-256.iterations=7",), "256"),
+        (("D-384.train_scale=[300, 300]",), "D-300", ("NET-384.train_scale=[300, 300]",), ""),
+        (("D-256-512.learn=fc",), "D-256-512-fc", (), "256-512"),  # told by the row
+    ],
+)
+def test_a_net_tells_what_its_recipe_was(
+    overrides: tuple[str, ...], stage: str, changes: tuple[str, ...], stands_for: str
+) -> None:
+    """A quarter of the width still counted as the paper's recipe."""
+    recipe = chain(read_recipe("paper", overrides, "D"), "D")
+    facts = how_trained({"source": f"pretrain paper {stage}", "recipe": recipe.to_json()})
+    assert (facts["recipe"], facts["changes"], facts["stands_for"]) == (
+        "paper",
+        "\n".join(changes),
+        stands_for,
+    )
+    assert facts["seed"] == str(recipe.seed) and facts["learn"] == (
+        "fc" if "-fc" in stage else "all"
+    )
+    assert facts["epochs"] == facts["training_set"] == ""  # no history
+
+
+def test_recipes_of_ones_own_are_told_apart_by_their_numbers(small: Path, tmp_path: Path) -> None:
+    def facts(path: Path, *overrides: str, net: str = "B", init: str = "A") -> dict[str, str]:
+        recipe = chain(read_recipe(str(path), overrides, net), net, init)
+        stage = recipe.stages[-1].name
+        return how_trained(
+            {"source": f"pretrain {recipe.name} {stage}", "recipe": recipe.to_json()}
+        )
+
+    own = facts(small)
+    assert (
+        own["recipe"].startswith("small-") and own["changes"] == "" and own["stands_for"] == "256"
+    )
+    assert (
+        facts(small, net="A") == own and facts(small, "batch_size=4")["changes"] == "batch_size=4"
+    )
+    assert facts(small, "NET-36.epochs=9")["changes"] == "NET-36.epochs=9.0"
+    assert facts(small, init="glorot")["changes"] == 'random_layers="glorot"'
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "small.toml"
+    other.write_text(SMALL.replace("batch_size = 8", "batch_size = 4"))
+    assert facts(other)["recipe"] != own["recipe"]
+    # a file of one's own with the name of one of ours is another recipe
+    paper = tmp_path / "paper.toml"
+    paper.write_text(SMALL)
+    assert facts(paper)["recipe"] not in ("paper", own["recipe"])
+    stage = {"net": "A", "train_scale": [256, 256], "learning_rate": 1, "epochs": 1}
+    for name in ("lost", str(small)):  # a path that a stranger's file names is not opened
+        lost = json.dumps({"name": name, "stages": [stage]})
+        assert set(how_trained({"source": f"pretrain {name} A-256", "recipe": lost}).values()) == {
+            ""
+        }
+
+
+def test_an_a_that_a_deeper_net_starts_from_is_told_by_as_own_chain(tmp_path: Path) -> None:
+    """A of 20 epochs under D and of 9 by `--net A` were seeds of one row."""
+
+    def changes(text: str, net: str, *overrides: str) -> str:
+        (tmp_path / "own.toml").write_text(text)
+        recipe = chain(read_recipe(str(tmp_path / "own.toml"), overrides, net), net)
+        return how_trained({"source": "pretrain own A-36", "recipe": recipe.to_json()})["changes"]
+
+    own = "epochs = 9\n".join(SMALL.rsplit("epochs = 20\n", 1))
+    assert changes(own, "A") == "" and changes(own, "D") == "*.epochs=20.0"
+    assert changes(own, "A", "NET-36.epochs=20") == "*.epochs=20.0"  # the same training
+    assert changes(own, "D", "A-36.epochs=9") == ""
+    assert changes(SMALL, "A") == changes(SMALL, "D") == ""
+    # where no `--net A` makes one, the file's own stage is meant
+    only = own.replace('net = "NET"', 'net = "NET"\nnets = ["D"]', 1)
+    assert changes(only, "D") == "" and changes(only, "D", "A-36.epochs=9") == "*.epochs=9.0"
+
+
+def test_a_chain_that_began_elsewhere_says_so(small: Path) -> None:
+    recipe = chain(read_recipe(str(small)), "D")
+    metadata = {"source": "pretrain small D-36", "recipe": recipe.to_json()}
+
+    def facts(*past: Past) -> dict[str, str]:
+        return how_trained(metadata | {"history": json.dumps([asdict(each) for each in past])})
+
+    a, d = (Past(name, "small", 0, 20.0, 42, "ab12") for name in ("A-36", "D-36"))
+    assert facts(a, d) | {"changes": ""} == facts(a, d)
+    assert (facts(a, d)["epochs"], facts(a, d)["training_set"]) == ("40.00", "ab12")
+    longer = facts(replace(a, recipe="mini", epochs=30.5, training_set="ef56"), d)
+    assert longer["changes"] == "chain=A-36 of mini > D-36"
+    assert (longer["epochs"], longer["training_set"]) == ("50.50", "ef56 ab12")
+    assert facts(d)["changes"] == "chain=D-36"
+    assert facts(replace(a, seed=1), d)["changes"] == "chain=A-36 of seed 1 > D-36"

@@ -6,18 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from pretrain.checkpoint import State
-from pretrain.init import weight_layers
-from pretrain.loader import held_out_slice
 from pretrain.recipe import chain, read_recipe, select
-from pretrain.trainer import optimiser
-from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
-from vggfeat.vgg import VGG
 
 
 def test_the_papers_numbers() -> None:
@@ -49,50 +42,6 @@ def test_the_rate_falls_where_the_held_out_error_stops_falling() -> None:
     assert (state.drops, state.best_top1, state.finished) == (3, 39, False)
     state.judge(39, recipe)
     assert state.finished
-
-
-@pytest.mark.parametrize("caffe", [False, True])
-def test_a_step_is_sgd_with_momentum_and_decay(caffe: bool) -> None:
-    """v = 0.9 v + gradient + 5e-4 w, w -= rate v; of biases alike, or Caffe's: twice the rate and
-    no decay.
-    """
-    recipe = read_recipe("paper", [f"caffe_biases={str(caffe).lower()}"])
-    net = VGG("A", 2, width=0.02, crop=32).double()
-    layers = list(weight_layers(net).values())
-    sgd = optimiser(net, recipe, 1e-2)
-    parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-    assert len(parameters) == len(list(net.parameters()))
-    expected = [p.detach().clone() for p in parameters]
-    velocities = [torch.zeros_like(p) for p in parameters]
-    generator = torch.Generator().manual_seed(0)
-    for rate in (1e-2, 1e-2, 1e-3):
-        for group in sgd.param_groups:
-            group["lr"] = rate * group["rate_factor"]
-        for i, p in enumerate(parameters):
-            p.grad = torch.empty_like(p).normal_(generator=generator)
-            bias = caffe and p.ndim == 1
-            velocities[i] = 0.9 * velocities[i] + p.grad + (0 if bias else 5e-4) * expected[i]
-            expected[i] = expected[i] - (2 if bias else 1) * rate * velocities[i]
-        sgd.step()
-    for ours, theirs in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(ours.detach(), theirs, rtol=1e-12, atol=1e-14)
-
-
-def test_a_share_of_each_class_is_held_out() -> None:
-    """Of the training images, at least one a class; an image that is added or removed leaves the
-    others' places.
-    """
-    labels = np.repeat([0, 1, 2], [1300, 732, 40]).astype(np.int32)
-    names = [f"{i}.jpg" for i in range(len(labels))]
-    items = Items("imagenet", "single-label", Path("."), names, labels, ["a", "b", "c"])
-    train = np.arange(0, len(labels), 2)
-    held_out = held_out_slice(items, train, 0.01, seed=0)
-    assert np.isin(held_out, train).all()
-    assert np.bincount(labels[held_out]).tolist() == [6, 4, 1]
-    assert not np.array_equal(held_out, held_out_slice(items, train, 0.01, seed=1))
-    fewer = held_out_slice(items, np.setdiff1d(train, held_out[:1]), 0.01, seed=0)
-    assert np.isin(held_out[1:], fewer).all()
-    assert len(held_out_slice(items, train, 0, seed=0)) == 0
 
 
 @pytest.mark.parametrize(

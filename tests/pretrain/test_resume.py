@@ -23,7 +23,6 @@ from safetensors import safe_open
 from pretrain.checkpoint import read_state
 from pretrain.recipe import Recipe, chain
 from pretrain.train import app
-from pretrain.watch import stop_on_signals
 from tests import prepared
 from tests.conftest import HANG, Command
 from tests.pretrain.conftest import SHORT, command, environment, processes_of, words_of
@@ -414,16 +413,3 @@ def test_another_column_of_table_1_is_no_other_run(
     main = functools.partial(terminal.run, app, "python -m pretrain.train")
     ran = run_main(main, *arguments, "--out", whole, "--stages", "1")
     assert ran.status == 0 and "A-36: done before" in ran.err, ran.err
-
-
-def test_an_ignored_signal_stays_ignored() -> None:
-    """As a shell starts what it runs in the background: another command's Ctrl-C is not meant for
-    it.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with stop_on_signals() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        assert not stop.signal and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)

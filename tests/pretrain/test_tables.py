@@ -18,13 +18,11 @@ from pretrain.kept import KeptPosteriors
 from pretrain.loader import read_training_set
 from pretrain.posteriors import images_of
 from pretrain.recipe import read_recipe
-from pretrain.runs import Trained, roles, rows_of, write_tables
+from pretrain.runs import write_tables
 from pretrain.tables import (
     ILSVRC,
-    PAPER,
     Cell,
     Learned,
-    Member,
     check_ledger,
     claims_markdown,
     difference,
@@ -393,46 +391,6 @@ def test_other_images_and_other_recipes_have_sections_of_their_own() -> None:
         assert with_section(text, heading, part) == text  # again: not twice
         assert verdicts(*part) == {}
     assert text.count("## Tables 3 to 6, stand-in") == 3
-
-
-def trained(
-    net: str = "A", S: tuple[int, int] = (36, 36), stands_for: str = "256", **others: Any
-) -> Trained:
-    return Trained(net, S, 32, "all", "mini", f"{net}-{S}", stands_for=stands_for, **others)
-
-
-def test_roles_of_several_seeds() -> None:
-    nets = [trained(seed=1), trained(), trained(S=(48, 48), stands_for="384", seed=1)]
-    assert roles(nets) == {
-        ("mini", (), 0): {Member("A", "256"): 1},
-        ("mini", (), 1): {Member("A", "256"): 0, Member("A", "384"): 2},
-    }
-    with pytest.raises(VggfeatError, match="both stand for A at 256"):
-        roles([*nets, trained()])
-    slow = trained(changes=("*.learning_rate=0.002",))
-    assert roles([*nets, slow])["mini", slow.changes, 0] == {Member("A", "256"): 3}
-
-
-def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there() -> None:
-    """A net of S=384 alone in its folder was "256"; a range was "256-512"."""
-    for net, member in (
-        (trained("D", (384, 384), "384"), Member("D", "384")),
-        (trained("D", (224, 320), ""), Member("D", "S=224-320")),
-        (trained("D", (256, 256), ""), Member("D", "S=256")),
-    ):
-        assert roles([net]) == {("mini", (), 0): {member: 0}}
-    rows = rows_of(
-        (3, 4, 5, 6), [Member("D", "S=224-320"), Member("D", "384"), Member("B-5x5", "256")]
-    )
-    own = [row for row in rows if row not in PAPER]
-    assert [(row.table, row.name, row.multi) for row in own] == [
-        (3, "D S=224-320", False),
-        (3, "B-5x5 256", False),
-        (4, "D S=224-320", True),
-        (4, "B-5x5 256", True),
-    ]
-    table = table_markdown(3, [cell("D S=224-320", 20)])
-    assert "| D S=224-320 | dense | 20.0 / 5.0 | 1 | S 36; Q 36 | 20 | 2026-01-01 | - |" in table
 
 
 @pytest.mark.parametrize(

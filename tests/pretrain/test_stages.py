@@ -1,0 +1,196 @@
+"""A chain of stages: each from the weights of the one before, in a folder that no other run has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command
+from tests.pretrain.conftest import A_STAGE, D_STAGE, FEW, SHORT, Train, one_line, training
+
+
+@pytest.fixture
+def command(run_main: Command) -> Command:
+    return training(run_main)
+
+
+def test_processes_wait_for_the_weights_of_the_stage_before(
+    train: Train, drawings: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import time\nfrom pretrain import train, trainer\nfrom vggfeat import terminal\n"
+        "write = trainer.write_weights\n"
+        "trainer.write_weights = lambda *args: (time.sleep(2), write(*args))\n"
+        "terminal.run(train.app, 'pretrain.train')\n"
+    )
+    few = ("--stages", "1-2", "--set=*.iterations=1", "--set=held_out=0")
+    train(
+        "--net",
+        "D",
+        *FEW,
+        *few,
+        "--data",
+        drawings,
+        "--out",
+        tmp_path / "run",
+        processes=2,
+        script=script,
+    )
+    assert (tmp_path / "run" / D_STAGE / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["weights", "A-36/weights", "A-36/best", "A-36/last"])
+def test_what_no_file_can_take_the_place_of_is_told_before_the_work(
+    name: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / A_STAGE).mkdir()
+    os.mkfifo(tmp_path / f"{name}.safetensors")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path)
+    assert ran.status == 1
+    assert f"{name}.safetensors is no regular file" in one_line(ran.err)
+    assert [path.name for path in (tmp_path / A_STAGE).iterdir() if not path.is_fifo()] == []
+
+
+def test_a_stage_whose_folder_cannot_be_written_is_told_before_the_work(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no folder that even root can't write in")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / A_STAGE).symlink_to("/proc/self")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert f"can't write in the folder {tmp_path / 'run' / A_STAGE}" in one_line(ran.err)
+
+
+def test_stages_need_the_weights_before_them(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    words = ["--net", "D", *FEW, "--data", drawings]
+    ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE)
+    assert ran.status == 1
+    assert "stage D-36 starts from A-36" in one_line(ran.err)
+    assert not (tmp_path / "run" / "colours.json").exists()
+    other = tmp_path / "other"
+    shutil.copytree(drawings, tmp_path / "renamed")
+    for split in ("train", "val"):
+        (tmp_path / "renamed" / split / "red").rename(tmp_path / "renamed" / split / "scarlet")
+    assert command("--net", "A", *FEW, "--data", tmp_path / "renamed", "--out", other).status == 0
+    start = other / A_STAGE / "weights.safetensors"
+    ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE, "--from", start)
+    assert ran.status == 1
+    assert "'red' is in one and not in the other" in one_line(ran.err)
+    # which a dry run says, too
+    for more, says in ((("--from", start), "'red' is in one"), ((), "stage D-36 starts from A-36")):
+        ran = command(*words, "--out", tmp_path / "run", "--stages", D_STAGE, *more, "--dry-run")
+        assert ran.status == 1 and says in one_line(ran.err)
+    # a run's folder with another net's checkpoint in it
+    shutil.copytree(other, tmp_path / "moved")
+    (tmp_path / "moved" / A_STAGE).rename(tmp_path / "moved" / "B-36")
+    for path in (tmp_path / "moved").rglob("weights.safetensors"):
+        path.unlink()
+    ran = command(
+        "--net",
+        "B",
+        "--init",
+        "glorot",
+        *FEW,
+        "--stages",
+        "B-36",
+        "--data",
+        tmp_path / "renamed",
+        "--out",
+        tmp_path / "moved",
+    )
+    assert ran.status == 1
+    assert "was made with net A, now B" in one_line(ran.err)
+    (other / A_STAGE / "last.safetensors").write_bytes(b"half")
+    ran = command("--net", "A", *FEW, "--data", tmp_path / "renamed", "--out", other)
+    assert ran.status == 1
+    assert "is no checkpoint of a training run" in one_line(ran.err)
+
+
+def test_a_folder_with_the_weights_of_another_net_is_refused(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    """E's weights took the place of D's without a word."""
+    out = tmp_path / "run"
+    words = [*FEW, "--data", drawings, "--out", out]
+    by_parts = [command("--net", "C", *words, "--stages", stage) for stage in ("1", "2")]
+    assert [ran.status for ran in by_parts] == [0, 0], by_parts[1].err
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    for net, *more in (
+        ("E",),
+        ("A",),
+        ("E", "--dry-run"),
+        ("C", "--recipe", "tables", "--dry-run"),
+    ):
+        ran = command("--net", net, *words, *more)
+        assert ran.status == 1, ran.err
+        assert "has other weights ('pretrain mini C-36'), which this run would replace" in one_line(
+            ran.err
+        )
+    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
+    # a stage's folder may have such a file, too
+    (out / "E-36").mkdir()
+    shutil.copy(out / "weights.safetensors", out / "E-36")
+    (out / "weights.safetensors").unlink()
+    ran = command("--net", "E", *words)
+    assert (
+        ran.status == 1
+        and f"{out / 'E-36' / 'weights.safetensors'} has other weights" in one_line(ran.err)
+    )
+
+
+def test_two_runs_in_one_folder(
+    command: Command, drawings: Path, tmp_path: Path, locks: None
+) -> None:
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print();"
+        " sys.stdin.read()"
+    )
+    line = [sys.executable, "-c", hold, str(tmp_path / "lock")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path)
+        other.communicate()
+    assert ran.status == 1
+    assert "another run is at work in" in one_line(ran.err)
+    assert not list(tmp_path.glob("*/last.safetensors"))
+
+
+def test_a_folder_that_cannot_be_written(command: Command, drawings: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "file")
+    assert ran.status == 1
+    assert "can't write in the folder" in one_line(ran.err)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_training(
+    train: Callable[..., subprocess.CompletedProcess[str]], drawings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    done = train(
+        "--net", "A", *SHORT, "--set=*.iterations=1", "--data", drawings, "--out", tmp_path / "run"
+    )
+    assert "warning: " in done.stderr and "report.html is a folder" in done.stderr
+    assert "training goes on" in done.stderr
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_a_lock_that_is_a_link_is_refused(command: Command, drawings: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "other")
+    ran = command("--net", "A", *FEW, "--data", drawings, "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert "its file lock is a link" in one_line(ran.err)
+    assert not (tmp_path / "other").exists()

@@ -32,8 +32,9 @@ from benchmarks.writing import WEIGHTS, Inputs, evaluate, training
 from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.init import weight_layers
 from pretrain.kept import KeptPosteriors
-from tests.vggfeat.test_caffe import MOMENTUM, arrays_of, caffemodel
+from tests.vggfeat.test_caffe import caffemodel
 from tests.vggfeat.test_hdf5 import reseal
+from tests.vggfeat.test_tensors import MOMENTUM, arrays_of
 from vggfeat import datasets
 from vggfeat.describe import description_of
 from vggfeat.errors import VggfeatError

@@ -51,14 +51,16 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         )
 
 
-# Names of tests that take over a third of a second, on two cores of a Xeon (see
-# `pytest --durations=0`); `-m "not slow"` leaves them out.
-SLOW = set(Path(__file__).with_name("slow.txt").read_text().split())
+# Tests that take over a third of a second, on two cores of a Xeon (see `pytest --durations=0`), as
+# NAME, or FILE::NAME where several files have one of that name; `-m "not slow"` leaves them out.
+TESTS = Path(__file__).parent
+SLOW = set((TESTS / "slow.txt").read_text().split())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.name.partition("[")[0] in SLOW:
+        name = item.name.partition("[")[0]
+        if SLOW & {name, f"{item.path.relative_to(TESTS)}::{name}"}:
             item.add_marker(pytest.mark.slow)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import vggfeat
 from pretrain.kept import KeptPosteriors
 from pretrain.runs import Trained, roles
 from tests import prepared
-from tests.conftest import HANG, Command, Nets, vgg_of
+from tests.conftest import HANG, Command, Nets, torchrun, vgg_of
 from tests.pretrain.conftest import CLASSES, FAST, environment, evaluating
 from vggfeat.images import Preprocessing
 from vggfeat.weights import save_weights
@@ -102,6 +103,27 @@ def test_two_processes_give_the_same_table(
     one, two = (KeptPosteriors.read(tmp_path / f"{n}.h5") for n in (1, 2))
     for mode in ("dense", "crops"):
         assert np.abs(one.nets[0].modes[mode] - two.nets[0].modes[mode]).max() < 1e-4
+
+
+def test_torchrun_gives_the_figures_of_one_process(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """Started as docs/gpus.md says."""
+    words = ["--weights", weights["D-36"], "--data", images, *FAST, "--batch-size", "3"]
+    one, two = (
+        ["--posteriors", tmp_path / f"{n}.h5", "--json", tmp_path / f"{n}.json"] for n in "12"
+    )
+    alone = command(*words, *one)
+    assert alone.status == 0, alone.err
+    line = [*torchrun(2), "-m", "pretrain.evaluate", *map(str, [*words, *two])]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=HANG)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("42 images") == 1  # one of the two tells it
+    rows = [json.loads((tmp_path / f"{n}.json").read_text())["rows"] for n in "12"]
+    assert rows[0] == rows[1]
+    kept = [KeptPosteriors.read(tmp_path / f"{n}.h5") for n in "12"]
+    assert kept[0].names == kept[1].names and kept[0].image_set == kept[1].image_set
+    assert np.abs(kept[0].fused("dense") - kept[1].fused("dense")).max() < 1e-4
 
 
 def test_unreadable_images_count_as_errors(

@@ -31,7 +31,7 @@ from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.versions import versions
 
 from .. import prepared
-from ..conftest import HANG, Command, assert_same_descriptors, photograph
+from ..conftest import HANG, Command, assert_same_descriptors, photograph, torchrun
 
 KILLS = int(os.environ.get("KILLS", "10"))
 WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
@@ -998,9 +998,6 @@ def _job(items: datasets.Items, network: Any) -> tuple[Any, ...]:
     return items, description_of(network, "fc7", (40,), True), 512, "float32", facts
 
 
-# --- the device -----------------------------------------------------------------------------------
-
-
 # --- several processes ----------------------------------------------------------------------------
 
 
@@ -1046,4 +1043,19 @@ def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path
     assert again.stdout.count("descriptor") == 1 and "(2 unreadable)" in again.stdout
     assert again.stderr.count("unreadable: red/03.jpg: empty file") == 1
     assert_same_file(out, whole)
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_torchrun_writes_the_file_of_one_process(
+    folder: Path, tmp_path: Path, run_main: Command
+) -> None:
+    """Started as docs/gpus.md says: one file, told of once."""
+    one, two = tmp_path / "one.h5", tmp_path / "two.h5"
+    alone = run_main(cli.main, *words(folder, one))
+    assert alone.status == 0, alone.err
+    line = [*torchrun(2), "-m", "vggfeat", *words(folder, two)]
+    ran = subprocess.run(line, capture_output=True, text=True, timeout=HANG)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count("descriptor") == 1 and ran.stderr.count("smallest side: ") == 1
+    assert_same_file(two, one)
     assert not list(tmp_path.glob("*.partial*"))

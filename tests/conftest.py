@@ -4,7 +4,9 @@ small nets.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import shutil
 import signal
@@ -158,6 +160,22 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Ran(int(ended.value.code or 0), printed.out, printed.err)
 
     return run
+
+
+def ran(main: Callable[[], None], *words: object) -> Ran:
+    """As `run_main` gives it, for a fixture that several tests share."""
+    printed, told = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(told),
+    ):
+        without_clock(patch)
+        patch.setattr(terminal.out, "width", 240)
+        patch.setattr(sys, "argv", ["program", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return Ran(int(ended.value.code or 0), printed.getvalue(), told.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -126,10 +126,9 @@ CLASSES = [f"n{i:02d}" for i in range(7)]
 FAST = ["--device", "cpu", "--precision", "float32"]
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Six validation images of each class, of several shapes; four test images without labels."""
-    root = tmp_path / "images"
+@pytest.fixture(scope="session")
+def made_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made") / "images"
     for c, name in enumerate(CLASSES):
         (root / "val" / name).mkdir(parents=True)
         for i in range(6):
@@ -142,6 +141,12 @@ def images(tmp_path: Path) -> Path:
             root / "test" / f"ILSVRC2012_test_{i:08d}.png"
         )
     return root
+
+
+@pytest.fixture
+def images(made_images: Path, tmp_path: Path) -> Path:
+    """Six validation images of each class, of several shapes; four test images without labels."""
+    return Path(shutil.copytree(made_images, tmp_path / "images"))
 
 
 SMALL = """

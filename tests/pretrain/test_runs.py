@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pretrain.posteriors import how_trained
 from pretrain.recipe import chain, read_recipe
 from pretrain.runs import Trained, roles, rows_of
 from pretrain.tables import PAPER, RELEASED, Member, read_cells, table_markdown
-from tests.conftest import Command, vgg_of
+from tests.conftest import Command, Ran, ran, vgg_of
 from tests.pretrain.conftest import FAST, SMALL, cells_in, evaluating, save_trained
 from tests.pretrain.test_tables import cell
 from vggfeat.errors import VggfeatError
@@ -28,26 +29,56 @@ def command(run_main: Command) -> Command:
     return evaluating(run_main)
 
 
-def test_tables_and_the_ledger(
-    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
-) -> None:
-    ledger = tmp_path / "results.md"
-    ledger.write_text("# Results\n\nBefore.\n\n## After\n")
-    words = ["--runs", tmp_path / "runs", "--data", images, *FAST, "--ledger", ledger]
-    ran = command("--table", "all", *words, "--posteriors", tmp_path / "all.h5")
-    assert ran.status == 0, ran.err
-    assert "not run" not in ran.err  # the table says it, in one line
-    text = ledger.read_text()
+@dataclass(frozen=True)
+class Tables:
+    """All tables of seven nets, in a folder that its tests leave as it is; the nets are gone."""
+
+    root: Path
+    ran: Ran
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "results.md"
+
+    @property
+    def posteriors(self) -> Path:
+        return self.root / "all.h5"
+
+    @property
+    def standin(self) -> str:
+        """The ledger's part behind that of the paper's own data."""
+        end = "<!-- end of ledger: Tables 3 to 6, ILSVRC-2012 -->"
+        return self.ledger.read_text().split(end)[1]
+
+
+@pytest.fixture(scope="module")
+def tables(made_images: Path, made_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    root = tmp_path_factory.mktemp("tables")
+    (root / "results.md").write_text("# Results\n\nBefore.\n\n## After\n")
+    runs = shutil.copytree(made_runs, root / "runs")
+    words = ["--runs", runs, "--data", made_images, *FAST, "--posteriors", root / "all.h5"]
+    done = evaluating(ran)("--table", "all", *words, "--ledger", root / "results.md")
+    assert done.status == 0, done.err
+    shutil.rmtree(runs)
+    return Tables(root, done)
+
+
+def test_a_ledger_says_what_was_run_and_what_was_not(tables: Tables) -> None:
+    assert "not run" not in tables.ran.err  # the table says it, in one line
+    text = tables.ledger.read_text()
     assert text.startswith("# Results\n\nBefore.")
     assert "## After" in text
     # the ledger of the paper's own data is there, and nobody has run it
-    ilsvrc, standin = text.split("<!-- end of ledger: Tables 3 to 6, ILSVRC-2012 -->")
-    assert "Not run: all 32 rows." in ilsvrc
-    (path,) = tmp_path.glob("ledger-small-*-images.json")
+    assert "Not run: all 32 rows." in text.removesuffix(tables.standin)
+    (path,) = tables.root.glob("ledger-small-*-images.json")
     recipe = path.name.removeprefix("ledger-").removesuffix("-images.json")
-    assert f"stand-in: recipe {recipe} on images val, 42 images of 7 classes" in standin
-    assert "Not run: C 256; C 384; C 256-512; D 384; E 256; E 384." in standin
-    cells = read_cells(path)
+    told = f"stand-in: recipe {recipe} on images val, 42 images of 7 classes"
+    assert told in tables.standin
+    assert "Not run: C 256; C 384; C 256-512; D 384; E 256; E 384." in tables.standin
+
+
+def test_a_row_is_tested_at_the_q_of_its_table(tables: Tables) -> None:
+    cells = cells_in(tables.root)
     by_key = {cell.key: cell for cell in cells}
     assert {"A 256", "A-LRN 256", "B 256", "B-5x5 256", "D 256", "D 256-512", "E 256-512"} == {
         c.row for c in cells if c.table == 3
@@ -55,38 +86,36 @@ def test_tables_and_the_ledger(
     assert by_key[4, "D 256", "dense"].Q == "32,36,41"
     assert by_key[3, "D 256-512", "dense"].Q == "50"
     assert by_key[5, "E 256-512", "both"].Q == "36,50,64"
-    epochs = {c.row: c.nets[0].epochs for c in cells if c.table == 3}
+
+
+def test_a_row_counts_the_epochs_of_its_whole_chain(tables: Tables) -> None:
+    epochs = {c.row: c.nets[0].epochs for c in cells_in(tables.root) if c.table == 3}
     assert epochs["A 256"] == epochs["B-5x5 256"] == 20
     assert epochs["B 256"] == epochs["D 256"] == 40 and epochs["D 256-512"] == 56
-    assert "| confounded: 56 epochs against 40 |" in standin
-    # a cell is what the command gives for the same net and Q
-    command(
-        "--weights",
-        weights["D-36-64"],
-        "--data",
-        images,
-        *FAST,
-        "--scales",
-        "36,50,64",
-        "--mode",
-        "both",
-        "--json",
-        tmp_path / "r.json",
-    )
-    both = json.loads((tmp_path / "r.json").read_text())["rows"][2]
-    cell = by_key[5, "D 256-512", "both"]
+    assert "| confounded: 56 epochs against 40 |" in tables.standin
+    assert "B with 5x5 layers is worse than B" in tables.ledger.read_text()
+
+
+def test_a_cell_is_what_the_command_gives_for_that_net_and_q(
+    tables: Tables, command: Command, made_images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    d, record = weights["D-36-64"], tmp_path / "r.json"
+    words = ["--weights", d, "--data", made_images, *FAST, "--scales", "36,50,64"]
+    command(*words, "--mode", "both", "--json", record)
+    both = json.loads(record.read_text())["rows"][2]
+    cell = next(c for c in cells_in(tables.root) if c.key == (5, "D 256-512", "both"))
     assert (cell.top1, cell.top5, cell.images) == (both["top1_error"], both["top5_error"], 42)
     assert cell.wrong_images().mean() * 100 == pytest.approx(cell.top1)
-    assert "B with 5x5 layers is worse than B" in text
-    # from kept posteriors, with no net at hand: the same tables and cells
-    for path in weights.values():
-        path.unlink()
-    (tmp_path / "later").mkdir()
-    later = tmp_path / "later" / "results.md"
-    again = command("--table", "all", "--from", tmp_path / "all.h5", "--ledger", later)
+
+
+def test_kept_posteriors_give_the_same_tables_with_no_net_at_hand(
+    tables: Tables, command: Command, tmp_path: Path
+) -> None:
+    later = tmp_path / "results.md"
+    again = command("--table", "all", "--from", tables.posteriors, "--ledger", later)
     assert again.status == 0, again.err
     without_command = [
-        [replace(c, command="") for c in cells_in(path.parent)] for path in (ledger, later)
+        [replace(c, command="") for c in cells_in(path.parent)] for path in (tables.ledger, later)
     ]
     assert without_command[0] == without_command[1]
 

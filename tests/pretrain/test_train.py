@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import resource
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from pretrain.init import FROM_A
 from pretrain.posteriors import how_trained
 from pretrain.recipe import history_of
 from tests import prepared
-from tests.conftest import HANG, Command
+from tests.conftest import HANG, Command, Ran, ran
 from tests.pretrain.conftest import (
     A_STAGE,
     D_STAGE,
@@ -37,96 +39,107 @@ def command(run_main: Command) -> Command:
     return training(run_main)
 
 
-def test_the_chain_and_what_it_leaves(
-    command: Command, run_main: Command, drawings: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    ran = command("--net", "D", *FEW, "--data", drawings, "--out", out)
-    assert ran.status == 0, ran.err
+@dataclass(frozen=True)
+class Trained:
+    """A run of D's chain, in a folder that its tests leave as it is; and what was printed."""
+
+    words: list[object]
+    out: Path
+    ran: Ran
+
+    def log(self, stage: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / stage / "log.jsonl").open()]
+
+
+@pytest.fixture(scope="module")
+def trained(made_drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    words: list[object] = ["--net", "D", *FEW, "--data", made_drawings, "--out", out]
+    done = training(ran)(*words)
+    assert done.status == 0, done.err
+    return Trained(words, out, done)
+
+
+def test_each_stage_of_a_chain_leaves_its_files(trained: Trained) -> None:
     for stage in (A_STAGE, D_STAGE, JITTER):
-        names = {path.name for path in (out / stage).iterdir()}
+        names = {path.name for path in (trained.out / stage).iterdir()}
         assert {"last.safetensors", "best.safetensors", "weights.safetensors", "log.jsonl"} <= names
         assert any(name.startswith("events.out.tfevents") for name in names)
-        assert f"{stage}: validation error" in ran.err
-        assert stage in ran.out
-    assert (out / "weights.safetensors").read_bytes() == (
-        out / JITTER / "weights.safetensors"
-    ).read_bytes()
-    # which layers D took from A is said, by the paper's names
-    assert (
-        f"D-36: {', '.join(FROM_A)} from {out / A_STAGE / 'weights.safetensors'} (net A)" in ran.err
-    )
-    assert (
-        "D-36-64: all layers from" in ran.err
-        and "A-36: all layers random (Glorot's way)" in ran.err
-    )
+        assert f"{stage}: validation error" in trained.ran.err
+        assert stage in trained.ran.out
+    last, state = trained.out / JITTER, read_state(trained.out / JITTER / "last.safetensors")[0]
+    weights = (trained.out / "weights.safetensors").read_bytes()
+    assert weights == (last / "weights.safetensors").read_bytes()
+    assert state.finished
+    assert state.learning_rate < 5e-3  # drop_by of the mini recipe
 
-    events = [json.loads(line) for line in (out / JITTER / "log.jsonl").read_text().splitlines()]
+
+def test_where_a_stage_began_is_told_by_the_papers_names(trained: Trained) -> None:
+    told, of_a = trained.ran.err, trained.out / A_STAGE / "weights.safetensors"
+    assert f"D-36: {', '.join(FROM_A)} from {of_a} (net A)" in told
+    assert "D-36-64: all layers from" in told
+    assert "A-36: all layers random (Glorot's way)" in told
+
+
+def test_the_log_has_each_step_and_check(trained: Trained) -> None:
+    events = trained.log(JITTER)
     steps = [event for event in events if event["event"] == "train"]
     assert [event["iteration"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "learning_rate", "images_per_second", "data_wait", "epoch"} <= steps[0].keys()
     checks = [event for event in events if event["event"] == "held_out"]
     # each epoch of 76 // 16 iterations, and the end
-    assert [event["iteration"] for event in checks] == [
-        4,
-        6,
-    ]
+    assert [event["iteration"] for event in checks] == [4, 6]
     assert {"top1_error", "top5_error", "images"} <= checks[0].keys()
-    # of two classes a top-5 error is none: 0.00 was printed, a faultless net's
-    assert all(event["top5_error"] is None for event in events if "top5_error" in event)
-    assert "% top-1, - % top-5, central crop at Q=" in ran.err
-    assert (
-        re.search(r"36-64 .*\b50 .* \d+\.\d+, - ", ran.out)
-        and "errors: of one central crop at Q" in ran.out
-    )
 
-    network = load(str(out / "weights.safetensors"))
+
+def test_a_top_5_error_of_two_classes_is_none(trained: Trained) -> None:
+    """0.00 was printed, a faultless net's."""
+    told = trained.ran
+    assert all(
+        event["top5_error"] is None for event in trained.log(JITTER) if "top5_error" in event
+    )
+    assert "% top-1, - % top-5, central crop at Q=" in told.err
+    assert re.search(r"36-64 .*\b50 .* \d+\.\d+, - ", told.out)
+    assert "errors: of one central crop at Q" in told.out
+
+
+def test_weights_tell_how_their_whole_chain_has_learned(trained: Trained) -> None:
+    network = load(str(trained.out / "weights.safetensors"))
     assert network.classes == ["blue", "red"]
-    # how long its whole chain has learned, and on what: A's stage counts, too
+    # how long, and on what: A's stage counts, too
     past = history_of(network.metadata)
     assert [each.stage for each in past] == [A_STAGE, D_STAGE, JITTER]
     assert [each.epochs for each in past] == [6 / 4] * 3
     assert {(each.recipe, each.images) for each in past} == {("mini", 76)}
     assert len({each.training_set for each in past}) == 1
     assert how_trained(network.metadata)["epochs"] == "4.50"
-    measured = Colours.read(out / "colours.json")
+    measured = Colours.read(trained.out / "colours.json")
     assert network.preprocessing.mean == pytest.approx(measured.mean, abs=1e-4)
-    state, _ = read_state(out / JITTER / "last.safetensors")
-    assert state.finished
-    assert state.learning_rate < 5e-3  # drop_by of the mini recipe
 
-    # what came out is what `vggfeat extract` takes
-    features, hidden = tmp_path / "feats.h5", len(layers(out / "weights.safetensors")["fc7"])
-    ran = run_main(
-        cli.main,
-        "extract",
-        "--dataset",
-        "folder",
-        "--root",
-        drawings,
-        "--weights",
-        out / "weights.safetensors",
-        "--scales",
-        "36,48",
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-        "--out",
-        features,
-    )
-    assert ran.status == 0, ran.err
-    assert open_features(features).read().shape == (88, 2, hidden)
 
-    # a finished run is only told again
-    before = (out / "weights.safetensors").stat().st_mtime_ns
-    again = command("--net", "D", *FEW, "--data", drawings, "--out", out)
+def test_what_came_out_is_what_extract_takes(
+    trained: Trained, made_drawings: Path, run_main: Command, tmp_path: Path
+) -> None:
+    weights, features = trained.out / "weights.safetensors", tmp_path / "feats.h5"
+    line = ("extract", "--dataset", "folder", "--root", made_drawings, "--weights", weights)
+    fast = ("--scales", "36,48", "--device", "cpu", "--precision", "float32")
+    done = run_main(cli.main, *line, *fast, "--out", features)
+    assert done.status == 0, done.err
+    assert open_features(features).read().shape == (88, 2, len(layers(weights)["fc7"]))
+
+
+def test_a_finished_run_is_only_told_again(trained: Trained, command: Command) -> None:
+    def written() -> dict[Path, int]:  # of the stages
+        return {path: path.stat().st_mtime_ns for path in trained.out.glob("*/*.safetensors")}
+
+    before = written()
+    assert len(before) == 9
+    again = command(*trained.words)
     assert again.status == 0
-    assert again.err.splitlines() == [
-        f"{stage}: done before" for stage in (A_STAGE, D_STAGE, JITTER)
-    ]
-    assert again.out == ran.out or JITTER in again.out
-    assert (out / JITTER / "weights.safetensors").stat().st_mtime_ns <= before
+    stages = (A_STAGE, D_STAGE, JITTER)
+    assert again.err.splitlines() == [f"{stage}: done before" for stage in stages]
+    assert JITTER in again.out
+    assert written() == before
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import io
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.conftest import Command, Ran, without_clock
-from vggfeat import cli, terminal
+from tests.conftest import Command, Ran, ran
+from vggfeat import cli
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
 OTHER = f"{NET},seed=1"
@@ -75,25 +73,11 @@ def made(made_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("made")
     shutil.copytree(made_folder, root / "images")
 
-    def run(*words: object) -> Ran:
-        printed, told = io.StringIO(), io.StringIO()
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(printed),
-            contextlib.redirect_stderr(told),
-        ):
-            without_clock(patch)
-            patch.setattr(terminal.out, "width", 240)
-            patch.setattr(sys, "argv", ["program", *map(str, words)])
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        return Ran(int(ended.value.code or 0), printed.getvalue(), told.getvalue())
-
     images = ("--dataset", "folder", "--root", root / "images")
     files = ("--out", root / "feats.h5", "--json", root / "extract.json")
-    extract = run("extract", *images, *SMALL, *files)
+    extract = ran(cli.main, "extract", *images, *SMALL, *files)
     files = ("--out", root / "model.h5", "--json", root / "svm.json")
-    svm = run("svm", "--features", root / "feats.h5", "--workers", 1, *files)
+    svm = ran(cli.main, "svm", "--features", root / "feats.h5", "--workers", 1, *files)
     return Made(root, extract, svm)
 
 

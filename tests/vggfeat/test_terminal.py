@@ -18,7 +18,7 @@ import typer
 
 import vggfeat
 from vggfeat import cli, terminal
-from vggfeat.errors import CantWrite, UnreadableImage, VggfeatError, WrongUsage
+from vggfeat.errors import VggfeatError
 from vggfeat.terminal import columns, list_unreadable, out, print_table, printable, progress, say
 
 from ..conftest import HANG, Command
@@ -392,11 +392,6 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
 
 
 # --- how a process ends ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [VggfeatError, WrongUsage, CantWrite, UnreadableImage])
-def test_an_error_is_one_line_whatever_a_file_is_called(kind: type[VggfeatError]) -> None:
-    assert str(kind("two  files: a\nb and\r\nc\u2028d")) == "two  files: a b and c d"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -192,13 +192,13 @@ def write_voc(folder: Path, parts: dict[str, range], unlabelled: tuple[str, ...]
             (lists / f"{name}_{part}.txt").write_text("".join(lines))
 
 
-def stand_in(what: str, file: Path | None) -> weights.Network:
+def stand_in(source: str, what: str, file: Path | None) -> weights.Network:
     """In place of the released D and E: a narrow net of random weights, with their names, classes
     and S.
     """
     network = sources.load(f"random:{what},width=0.015625,crop=32,classes={len(WNIDS)}")
     network.classes = WNIDS
-    network.spec = f"oxford:{what}"
+    network.spec = f"{source}:{what}"
     network.metadata |= {"train_scale": "256-512", "source": sources.OXFORD[what]}
     return network
 

@@ -254,9 +254,8 @@ def _posteriors(file: h5py.File) -> dict[str, np.ndarray]:
         nets.append({"of": facts, "scales": scales, "modes": list(group)})
         for mode in group:
             arrays[f"nets/{n:03d}/{mode}"] = posteriors = group[mode][:]
-            if (
-                (posteriors < 0) | (posteriors > 1 + 1e-5)
-            ).any():  # NaN is neither: what can't be read
+            # NaN, of what can't be read, is neither
+            if ((posteriors < 0) | (posteriors > 1 + 1e-5)).any():
                 raise _Refused(
                     f"is damaged: nets/{key}/{mode} has values that are no probabilities"
                 )

@@ -183,9 +183,8 @@ def _unreadable(path: Path) -> Iterator[None]:
         yield
     except VggfeatError:
         raise
-    except (
-        pickle.UnpicklingError
-    ) as error:  # PyTorch's advice for it has a page, and would run the file's code
+    except pickle.UnpicklingError as error:
+        # PyTorch's advice for it has a page, and would run the file's code
         raise VggfeatError(f"{path} can't be read as weights: its pickle is damaged") from error
     except Exception as error:  # the readers raise whatever a broken file makes them raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -252,7 +252,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     for name in ("docs", "build/demo"):
         (tmp_path / name).mkdir(parents=True)
-    net = stand_in("D", None)
+    net = stand_in("oxford", "D", None)
     convolutions = VGG("D", width=0.015625, crop=32, until="pool5")
     convolutions.load_state_dict(net.module.state_dict(), strict=False)
     weights.save_weights(tmp_path / "vgg16_conv_caffe.safetensors", convolutions, net.preprocessing)

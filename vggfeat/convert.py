@@ -216,7 +216,7 @@ def _features(file: h5py.File, new: Path) -> None:
         "crc32": ((count, scales), np.dtype("<u4")),
         "descriptors": ((count, scales, dim), stored.dtype),
     }
-    layout = Layout.of("vggfeat-features", 2, specs, {"descriptors": "crc32"})
+    layout = Layout.of_arrays("vggfeat-features", 2, specs, {"descriptors": "crc32"})
     descriptor = os.open(new, os.O_RDWR | os.O_CLOEXEC)
     layout.write(descriptor)
     for name, values in arrays.items():

@@ -466,8 +466,8 @@ def bare(
     convention. Raises VggfeatError where several nets are there.
     """
     original, gone = list(tensors), list[str]()
-    whole = any(all(name in tensors for name in names) for names in needed)
-    for word in () if whole else ("module", "_orig_mod"):
+    plain = any(all(name in tensors for name in names) for names in needed)
+    for word in () if plain else ("module", "_orig_mod"):
         shorter = {
             ".".join(p for p in key.split(".") if p != word): value
             for key, value in tensors.items()

@@ -309,7 +309,7 @@ class _Facts:
     classes: list[str] | None
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str], where: Any) -> _Facts:
+    def from_metadata(cls, metadata: Mapping[str, str], where: Any) -> _Facts:
         try:
             names = metadata.get("classes") or "[]"
             classes = fitted(parse_json(names, "classes"), list[str], "classes") or None
@@ -345,7 +345,7 @@ def agreed(
 
     outputs: of the file's fc8. Raises VggfeatError where file and source contradict each other.
     """
-    theirs = _Facts.of(release, source)
+    theirs = _Facts.from_metadata(release, source)
     told = metadata.get("num_classes", "") if outputs is None else str(outputs)
     # trained further, on other classes
     if theirs.classes and told not in (
@@ -354,7 +354,7 @@ def agreed(
     ):
         release = {key: value for key, value in release.items() if key != "classes"}
     agreed = {**release, **metadata}
-    ours = _Facts.of(agreed, file)
+    ours = _Facts.from_metadata(agreed, file)
     differs = {
         "net": ours.net != theirs.net,
         **dict.fromkeys(
@@ -389,7 +389,7 @@ def vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, st
     """A Network from a state dict and the facts about it; it reaches as far as the weights do.
     Empties `tensors`.
     """
-    facts = _Facts.of(metadata, spec)
+    facts = _Facts.from_metadata(metadata, spec)
     net, num_classes, pool = facts.net, facts.num_classes, facts.pool
     width, crop = facts.width, facts.crop
     try:

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +34,8 @@ import pretrain.recipe
 from pretrain import evaluate, train
 from pretrain.init import FROM_A
 from pretrain.posteriors import GRID
-from vggfeat import cli, metrics, results, sources, weights
+from vggfeat import cli, metrics, sources, weights
 from vggfeat.aggregate import POOLINGS
-from vggfeat.checked import Inline
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.decode import MAX_PIXELS
@@ -195,23 +194,6 @@ def test_the_formats_page_lists_what_the_code_has() -> None:
     pools = listed("facts", "The model file").partition("over the scales: ")[2].partition(" (")[0]
     assert words(pools) == [*POOLINGS]
     assert re.split(", | or ", listed("net", "The weights file")) == [*NETS]
-
-
-def keys_of(record: Any) -> set[str]:
-    """The keys that a record of the results has in the file."""
-    found: set[str] = set()
-    for name, kind in get_type_hints(record, include_extras=True).items():
-        inline = any(isinstance(told, Inline) for told in getattr(kind, "__metadata__", ()))
-        found |= keys_of(kind.__origin__) if inline else {name}
-    return found
-
-
-def test_the_formats_page_has_every_key_of_the_results() -> None:
-    section = FORMATS_PAGE.partition("\n## results.json\n")[2].partition("\n## ")[0]
-    for record in (results.Results, results.Split, results.ScoredPart, results.ClassFigures):
-        for key in keys_of(record):
-            # the deviations have one row, and it is one word for all of them
-            assert f"`{key}`" in section or key.endswith("_std"), f"{record.__name__}.{key}"
 
 
 def write_images(folder: Path, names: list[str], side: int = 40) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import json
 import math
 import re
@@ -36,6 +37,7 @@ from pretrain.init import FROM_A
 from pretrain.posteriors import GRID
 from vggfeat import cli, metrics, sources, weights
 from vggfeat.aggregate import POOLINGS
+from vggfeat.datasets import describe_datasets
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.decode import MAX_PIXELS
@@ -194,6 +196,18 @@ def test_the_formats_page_lists_what_the_code_has() -> None:
     pools = listed("facts", "The model file").partition("over the scales: ")[2].partition(" (")[0]
     assert words(pools) == [*POOLINGS]
     assert re.split(", | or ", listed("net", "The weights file")) == [*NETS]
+
+
+def test_every_data_set_and_source_has_a_line() -> None:
+    def firsts(document: str) -> list[str]:
+        """The first cells of the page's first table."""
+        lines = (ROOT / "docs" / document).read_text().partition("|---")[2].splitlines()[1:]
+        table = itertools.takewhile(lambda line: line.startswith("|"), lines)
+        return [line.split("|")[1].strip() for line in table]
+
+    assert firsts("datasets.md") == [f"`{name}`" for name, _, _ in describe_datasets()]
+    rows = " ".join(firsts("weights.md"))
+    assert [name for name in sources.SOURCES if f"`{name}" not in rows] == []
 
 
 def write_images(folder: Path, names: list[str], side: int = 40) -> None:

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from vggfeat import cli, datasets, metrics, report
+from vggfeat.aggregate import POOLINGS
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.model import Model
@@ -323,8 +324,9 @@ def test_the_map_is_of_the_descriptors_that_the_results_are_of(
     del results["pool"]
     write_report({**results, "protocol": "caltech101"}, [features], None, None)
     assert asked == [((30, 1, 16), "max"), ((30, 2, 16), "stack"), ((30, 2, 16), "stack")]
+    pools = ", ".join(POOLINGS)
     with pytest.raises(
-        VggfeatError, match="these results: pool must be one of average, stack, max, not 'median'"
+        VggfeatError, match=f"these results: pool must be one of {pools}, not 'median'"
     ):
         write_report({**results, "pool": "median"}, [features], None, None)
 

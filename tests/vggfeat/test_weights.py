@@ -419,7 +419,7 @@ def test_a_source_alone_says_which_nets_it_has(name: str, rest: str) -> None:
         vggfeat.load(name + rest)
 
 
-def test_what_no_source_has(tmp_path: Path) -> None:
+def test_what_no_source_has() -> None:
     for spec, says in {
         "mirror:": "'mirror:' are not known: there is no such file, and no such source; give",
         "mirror:D": "'mirror:D' are not known: there is no such file, and no such source; give",

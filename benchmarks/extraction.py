@@ -296,9 +296,9 @@ def crop(
             crops = [transform(Image.open(photo).convert("RGB"))[None] for photo in photos]
             own = torch.cat([extractor(x)["fc7"] for x in crops]).numpy()
         taken, found = thingsvision(python, photos, file, repeats)
-        of = {"ours": own, "thingsvision": found}
+        outputs = {"ours": own, "thingsvision": found}
         both = {"ours": seconds["ours"], "thingsvision": taken}
-        rows += report(table, "224 crop", len(photos), both, of, "ours")[1:]
+        rows += report(table, "224 crop", len(photos), both, outputs, "ours")[1:]
     return rows
 
 

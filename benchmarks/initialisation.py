@@ -152,7 +152,7 @@ def first_iterations(
     folder: Path,
 ) -> list[float]:
     """The loss of each iteration, until it is not finite."""
-    samples = Samples.of(recipe, 0, hidden_units(net))
+    samples = Samples.from_recipe(recipe, 0, hidden_units(net))
     schedule = Schedule(data.train, recipe, 0, ranks, 0, recipe.stages[0].iterations)
     losses: list[float] = []
     with Readers(1, ranks.device) as readers:

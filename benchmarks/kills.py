@@ -100,7 +100,7 @@ class Ended:
     modules: list[str]
 
     @classmethod
-    def of(cls, status: int | None, log: Path) -> Ended:
+    def from_log(cls, status: int | None, log: Path) -> Ended:
         text, _, modules = log.read_text().partition("\0")
         return cls(status, text, modules.split())
 
@@ -244,7 +244,10 @@ class Room:
         if kept:
             os.kill(kept[0], signal.SIGKILL)
             os.waitpid(kept[0], 0)
-        return [Ended.of(status, self.folder / f"log{r}") for r, status in sorted(statuses.items())]
+        return [
+            Ended.from_log(status, self.folder / f"log{r}")
+            for r, status in sorted(statuses.items())
+        ]
 
 
 # --- what is left ---------------------------------------------------------------------------------

@@ -140,7 +140,9 @@ def our_rate(
     schedule = Schedule(data.train, recipe, 0, ranks, 0, recipe.stages[0].iterations)
     with Readers(machine.workers, ranks.device) as readers:
         trainer = Trainer(recipe, 0, net, data, COLOURS, ranks, machine, folder, readers)
-        batches = readers.read(Samples.of(recipe, 0, hidden_units(net)), data.items, schedule)
+        batches = readers.read(
+            Samples.from_recipe(recipe, 0, hidden_units(net)), data.items, schedule
+        )
         trainer.replica.train()
 
         def step() -> None:
@@ -171,7 +173,7 @@ def check_same_work(
     trainer = Trainer(
         calm, 0, net, data, COLOURS, ranks, Machine(micro_batch=calm.batch_size), folder, reader
     )
-    samples = Samples.of(calm, 0, hidden_units(net))
+    samples = Samples.from_recipe(calm, 0, hidden_units(net))
     batch = next(reader.read(samples, data.items, Schedule(data.train, calm, 0, ranks, 0, 1)))
     ours = float(trainer.step(batch, float(calm.batch_size)))
     peer = peer_net(calm, len(data.classes), ranks.device).eval()  # no dropout

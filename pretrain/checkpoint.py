@@ -71,7 +71,7 @@ class State:
     """The same on the validation set, once the stage is finished."""
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> State:
+    def from_json(cls, record: dict[str, Any]) -> State:
         """From JSON. Raises VggfeatError that names what is missing, unknown, of another type or
         out of range.
         """
@@ -159,7 +159,7 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
             record: _Record = fitted(
                 parse_json(metadata["state"], "its state"), _Record, "its state"
             )
-            return State.of(record["progress"]), record["identity"]
+            return State.from_json(record["progress"]), record["identity"]
         except VggfeatError as error:
             why = error
     raise VggfeatError(

@@ -73,8 +73,8 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
         said = (
             f"no folders train and val: of the {len(items):,} images {len(train):,} are for"
             f" training (split0's train and val), {len(val):,} (its test) only report the"
-            " validation error; `vggfeat svm` on these images tests this net fairly in split0"
-            " alone"
+            " validation error; `vggfeat svm` tests this net fairly in split0 alone, as `vggfeat"
+            " extract --dataset folder` draws it: these images by another name have other splits"
         )
         items = replace(items, remarks=(*items.remarks, said))
     elif "train" in items.splits:

@@ -149,14 +149,14 @@ def plan(
         checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(
             data.held_out
         ) + len(data.val)
-        seconds = images * pace.of(net_seconds) + checks * pace.of(net_seconds / passes)
+        seconds = images * pace.seconds(net_seconds) + checks * pace.seconds(net_seconds / passes)
         yield StagePlan(
             stage.name,
             iterations,
             per_image * images,
             seconds / ranks.world,
             memory,
-            pace.of(net_seconds) > 1.1 * net_seconds,
+            pace.seconds(net_seconds) > 1.1 * net_seconds,
         )
 
 
@@ -170,7 +170,7 @@ class Pace:
     ranks: Ranks
     machine: Machine
 
-    def of(self, net_seconds: float) -> float:
+    def seconds(self, net_seconds: float) -> float:
         """Seconds an image of a process, where the net alone takes so long."""
         if not self.machine.workers:
             return net_seconds + self.read_seconds
@@ -197,7 +197,7 @@ def trial(
     )
     alone = Readers(0, device)
     trainer = Trainer(recipe, number, net, data, colours, Ranks(device), machine, None, alone)
-    samples = Samples.of(recipe, number, hidden_units(net))
+    samples = Samples.from_recipe(recipe, number, hidden_units(net))
     rows = np.random.default_rng(0).permutation(data.train)
 
     def seconds(n: int, steps: int) -> tuple[float, float]:

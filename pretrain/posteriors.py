@@ -263,51 +263,28 @@ def evaluate(
 
     scales: Q for all nets; none: each net's own (`paper_scales`, several).
     """
-    return KeptPosteriors.joined(
-        (
-            network.spec,
-            _of_one(network, scales, modes, items, split, ranks, batch_size, workers, advance),
+
+    def kept(network: Network) -> KeptPosteriors:
+        own = fitting_scales(network, scales)
+        classes = imagenet_synsets(network.classes or [])
+        order = class_order(network, items.classes)
+        labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
+        net, failures, crc32 = measure(
+            network,
+            items,
+            own,
+            modes,
+            ranks,
+            batch_size=batch_size,
+            workers=workers,
+            advance=advance,
         )
-        for network in networks
-    )
+        folder = items.root.absolute().name
+        return KeptPosteriors(
+            items.dataset, folder, split, items.names, labels, classes, failures, [net], crc32
+        )
 
-
-def _of_one(
-    network: Network,
-    scales: Sequence[int],
-    modes: Sequence[str],
-    items: Items,
-    split: str,
-    ranks: Ranks,
-    batch_size: int,
-    workers: int,
-    advance: Callable[[float, int], None],
-) -> KeptPosteriors:
-    of_net = fitting_scales(network, scales)
-    classes = imagenet_synsets(network.classes or [])
-    order = class_order(network, items.classes)
-    labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
-    net, failures, crc32 = measure(
-        network,
-        items,
-        of_net,
-        modes,
-        ranks,
-        batch_size=batch_size,
-        workers=workers,
-        advance=advance,
-    )
-    return KeptPosteriors(
-        items.dataset,
-        items.root.absolute().name,
-        split,
-        items.names,
-        labels,
-        classes,
-        failures,
-        [net],
-        crc32,
-    )
+    return KeptPosteriors.joined((network.spec, kept(network)) for network in networks)
 
 
 def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:

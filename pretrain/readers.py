@@ -100,7 +100,7 @@ class Samples:
     crop: int
 
     @classmethod
-    def of(cls, recipe: Recipe, stage_number: int, hidden_units: int) -> Samples:
+    def from_recipe(cls, recipe: Recipe, stage_number: int, hidden_units: int) -> Samples:
         scale = recipe.stages[stage_number].train_scale
         return cls(
             recipe.seed,

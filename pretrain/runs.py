@@ -68,7 +68,7 @@ class Trained:
     training_set: str = ""
 
     @classmethod
-    def of(cls, facts: Mapping[str, str]) -> Trained:
+    def from_facts(cls, facts: Mapping[str, str]) -> Trained:
         """From the strings that a weights file or kept posteriors have; VggfeatError where they
         don't say it.
         """
@@ -124,7 +124,7 @@ def known(facts: Sequence[Mapping[str, str]], tell: bool = True) -> list[tuple[i
     errors: list[VggfeatError] = []
     for i, of_net in enumerate(facts):
         try:
-            found.append((i, Trained.of(of_net)))
+            found.append((i, Trained.from_facts(of_net)))
         except VggfeatError as error:
             errors.append(error)
     if errors and not found:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -237,12 +238,8 @@ def training_colours(run: Run) -> Colours:
             )
     else:
         low, high = ranks.share(0, len(names))
-        with progress("measuring colours") as advance:
-
-            def show(done: int) -> None:
-                if ranks.first:
-                    advance(done, high - low)
-
+        with progress("measuring colours", quiet=not ranks.first) as advance:
+            show = partial(advance, total=high - low)
             mine = measure(items.root, names[low:high], max(1, CORES // ranks.local_world), show)
         total = Sums()
         for sums in ranks.gather(mine):

@@ -145,7 +145,7 @@ class Trainer:
         self.ranks, self.machine, self.folder = ranks, machine, folder
         self.readers, self.from_random, self.history = readers, from_random, history
         labels = cast(np.ndarray, data.items.labels)
-        self.chance = Chance.of(labels[data.train], labels[data.held_out])
+        self.chance = Chance.of_labels(labels[data.train], labels[data.held_out])
         self.chance_after = recipe.chance_after if len(data.classes) > 1 else 0
         self.per_epoch = len(data.train) // recipe.batch_size
         self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
@@ -397,7 +397,7 @@ class Trainer:
         """This process's part of each batch, from the state's iteration to the end; counts the time
         spent waiting.
         """
-        samples = Samples.of(self.recipe, self.stage_number, hidden_units(self.net))
+        samples = Samples.from_recipe(self.recipe, self.stage_number, hidden_units(self.net))
         schedule = Schedule(
             self.data.train,
             self.recipe,

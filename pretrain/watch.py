@@ -302,7 +302,7 @@ class Chance:
     spread: float
 
     @classmethod
-    def of(cls, train: np.ndarray, held_out: np.ndarray) -> Chance:
+    def of_labels(cls, train: np.ndarray, held_out: np.ndarray) -> Chance:
         """train, held_out: a label an image."""
         shares = np.unique(train, return_counts=True)[1] / len(train)
         loss = float(-(shares * np.log(shares)).sum())

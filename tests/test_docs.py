@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import json
 import math
 import re
@@ -34,7 +35,9 @@ import pretrain.recipe
 from pretrain import evaluate, train
 from pretrain.init import FROM_A
 from pretrain.posteriors import GRID
-from vggfeat import cli, sources, weights
+from vggfeat import cli, metrics, sources, weights
+from vggfeat.aggregate import POOLINGS
+from vggfeat.datasets import describe_datasets
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.decode import MAX_PIXELS
@@ -42,7 +45,7 @@ from vggfeat.images import MAX_RESCALED_PIXELS
 from vggfeat.protocols import C_STEP, MAX_EXTENSIONS
 from vggfeat.svm import C_GRID, LinearSVM
 from vggfeat.terminal import run
-from vggfeat.vgg import VGG, parameter_count
+from vggfeat.vgg import NETS, VGG, parameter_count
 
 from .conftest import SLOW, TESTS, Command, photograph
 
@@ -179,6 +182,39 @@ def test_the_paper_page_has_the_codes_constants() -> None:
         assert sentence in PAPER, sentence
 
 
+FORMATS_PAGE = (ROOT / "docs/formats.md").read_text()
+
+
+def listed(key: str, section: str) -> str:
+    """What the formats' page says of a key, in the last cell of its row."""
+    rows = FORMATS_PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
+    (row,) = (row for row in rows if row.startswith(f"| `{key}` |"))
+    return row.rstrip(" |").rpartition(" | ")[2]
+
+
+def test_the_formats_page_lists_what_the_code_has() -> None:
+    def words(text: str) -> list[str]:
+        return re.findall(r"`([^`]+)`", text)
+
+    assert words(listed("compared_by", "results.json")) == [*metrics.FIGURES]
+    assert words(listed("selected_by", "results.json")) == ["compared_by"]
+    pools = listed("facts", "The model file").partition("over the scales: ")[2].partition(" (")[0]
+    assert words(pools) == [*POOLINGS]
+    assert re.split(", | or ", listed("net", "The weights file")) == [*NETS]
+
+
+def test_every_data_set_and_source_has_a_line() -> None:
+    def firsts(document: str) -> list[str]:
+        """The first cells of the page's first table."""
+        lines = (ROOT / "docs" / document).read_text().partition("|---")[2].splitlines()[1:]
+        table = itertools.takewhile(lambda line: line.startswith("|"), lines)
+        return [line.split("|")[1].strip() for line in table]
+
+    assert firsts("datasets.md") == [f"`{name}`" for name, _, _ in describe_datasets()]
+    rows = " ".join(firsts("weights.md"))
+    assert [name for name in sources.SOURCES if f"`{name}" not in rows] == []
+
+
 def write_images(folder: Path, names: list[str], side: int = 40) -> None:
     for i, name in enumerate(names):
         path = folder / name
@@ -197,13 +233,13 @@ def write_voc(folder: Path, parts: dict[str, range], unlabelled: tuple[str, ...]
             (lists / f"{name}_{part}.txt").write_text("".join(lines))
 
 
-def stand_in(what: str, file: Path | None) -> weights.Network:
+def stand_in(source: str, what: str, file: Path | None) -> weights.Network:
     """In place of the released D and E: a narrow net of random weights, with their names, classes
     and S.
     """
     network = sources.load(f"random:{what},width=0.015625,crop=32,classes={len(WNIDS)}")
     network.classes = WNIDS
-    network.spec = f"oxford:{what}"
+    network.spec = f"{source}:{what}"
     network.metadata |= {"train_scale": "256-512", "source": sources.OXFORD[what]}
     return network
 
@@ -257,7 +293,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     for name in ("docs", "build/demo"):
         (tmp_path / name).mkdir(parents=True)
-    net = stand_in("D", None)
+    net = stand_in("oxford", "D", None)
     convolutions = VGG("D", width=0.015625, crop=32, until="pool5")
     convolutions.load_state_dict(net.module.state_dict(), strict=False)
     weights.save_weights(tmp_path / "vgg16_conv_caffe.safetensors", convolutions, net.preprocessing)

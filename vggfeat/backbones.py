@@ -26,7 +26,7 @@ from vggfeat.weights import (
     agreed,
     fingerprint,
     finite,
-    refuse_other_release,
+    refuse_other_names,
     refuse_unfit,
 )
 
@@ -72,8 +72,11 @@ class TimmBackbone(nn.Module):
         return x
 
 
-def load_timm(what: str, file: Path | None) -> Network:
-    """The backbone that timm calls so, its weights fetched or of a file. Raises VggfeatError."""
+def load_timm(source: str, what: str, file: Path | None) -> Network:
+    """The backbone that timm calls so, its weights fetched or of a file. Raises VggfeatError.
+
+    source: what stands before the colon, as in the table `sources.SOURCES`.
+    """
     import timm
 
     # its own names only: no other repository, no folder
@@ -81,7 +84,8 @@ def load_timm(what: str, file: Path | None) -> Network:
         raise WrongUsage(
             f"timm has no model {shown(what)}; `python -c 'import timm; print(timm.list_models())'`"
         )
-    spec = f"timm:{what}" + (f"@{file}" if file else "")
+    asked = f"{source}:{what}"
+    spec = asked + (f"@{file}" if file else "")
     with _timm_says(spec), torch.device("meta"):  # shapes only
         shapes = timm.create_model(what, pretrained=False, num_classes=0)
     wanted = shapes.state_dict()
@@ -100,8 +104,8 @@ def load_timm(what: str, file: Path | None) -> Network:
         with _timm_says(spec, config), _hub_in_reach():
             model = timm.create_model(what, pretrained=True, num_classes=0).eval()
     else:
-        tensors, told = _read_for_timm(what, file, wanted)
-        agreed(f"timm:{what}", file, _as_table_1(what, metadata, told), told, None)
+        tensors, told = _read_for_timm(asked, file, wanted)
+        agreed(asked, file, _as_table_1(what, metadata, told), told, None)
         metadata |= {key: told[key] for key in ("train_scale", "unwrapped") if key in told}
         with _timm_says(spec):
             model = timm.create_model(what, pretrained=False, num_classes=0).eval()
@@ -115,7 +119,7 @@ def load_timm(what: str, file: Path | None) -> Network:
 
 
 def _read_for_timm(
-    what: str, file: Path, wanted: Mapping[str, Tensor]
+    source: str, file: Path, wanted: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors that fit a timm model, and what the file says of itself; torchvision's VGGs by timm's
     names.
@@ -127,7 +131,7 @@ def _read_for_timm(
         tensors, metadata, [["features.0.weight"] if vgg else [first, *wanted]], file
     )
     if vgg and "mean" not in said(metadata):
-        refuse_other_release("torchvision", file, tensors)
+        refuse_other_names(file, tensors, "torchvision")
     for theirs, ours in TIMM_FC.items():
         for key, name in ((f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")):
             if vgg and key in wanted and key not in tensors and name in tensors:
@@ -139,8 +143,8 @@ def _read_for_timm(
             tensors.setdefault(key, torch.tensor(0))
     missing = sorted(wanted.keys() - tensors.keys())
     if missing:
-        raise VggfeatError(f"{file} doesn't fit timm:{what}: {missing[0]} is missing")
-    refuse_unfit(tensors, wanted, f"{file} doesn't fit timm:{what}")
+        raise VggfeatError(f"{file} doesn't fit {source}: {missing[0]} is missing")
+    refuse_unfit(tensors, wanted, f"{file} doesn't fit {source}")
     return tensors, said(metadata)
 
 

@@ -20,7 +20,7 @@ import operator
 import os
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -358,3 +358,11 @@ def shown(value: Any) -> str:
         return "a huge number"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def first_few(
+    names: Sequence[str], most: int = 10, spelt: Callable[[str], str] = lambda name: name
+) -> str:
+    """The first names, each as it is spelt, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(spelt, names[:most])) + more

@@ -216,7 +216,7 @@ def _features(file: h5py.File, new: Path) -> None:
         "crc32": ((count, scales), np.dtype("<u4")),
         "descriptors": ((count, scales, dim), stored.dtype),
     }
-    layout = Layout.of("vggfeat-features", 2, specs, {"descriptors": "crc32"})
+    layout = Layout.of_arrays("vggfeat-features", 2, specs, {"descriptors": "crc32"})
     descriptor = os.open(new, os.O_RDWR | os.O_CLOEXEC)
     layout.write(descriptor)
     for name, values in arrays.items():
@@ -254,9 +254,8 @@ def _posteriors(file: h5py.File) -> dict[str, np.ndarray]:
         nets.append({"of": facts, "scales": scales, "modes": list(group)})
         for mode in group:
             arrays[f"nets/{n:03d}/{mode}"] = posteriors = group[mode][:]
-            if (
-                (posteriors < 0) | (posteriors > 1 + 1e-5)
-            ).any():  # NaN is neither: what can't be read
+            # NaN, of what can't be read, is neither
+            if ((posteriors < 0) | (posteriors > 1 + 1e-5)).any():
                 raise _Refused(
                     f"is damaged: nets/{key}/{mode} has values that are no probabilities"
                 )

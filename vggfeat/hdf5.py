@@ -227,7 +227,7 @@ class Layout:
     _table: bytes
 
     @classmethod
-    def of(
+    def of_arrays(
         cls,
         format: str,
         version: int,
@@ -336,7 +336,7 @@ def write_file(
     """
     arrays = {name: _stored(values) for name, values in arrays.items()}
     specs = {name: (values.shape, values.dtype) for name, values in arrays.items()}
-    layout = Layout.of(format, version, specs, checked)
+    layout = Layout.of_arrays(format, version, specs, checked)
     with whole(path, durable=True) as partial:
         file = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -174,14 +174,6 @@ def percent(error: float | None) -> str:
     return "-" if error is None else f"{error:.2f}"
 
 
-def top_k_error(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> float:
-    """Share of images whose true class is not among the k best scored; see `top_k_wrong`. NaN where
-    K <= k.
-    """
-    wrong = top_k_wrong(scores_NK, truth, k)
-    return float(wrong.mean()) if tells(k, np.shape(scores_NK)[1]) else float("nan")
-
-
 def top_k_wrong(scores_NK: ArrayLike, truth: ArrayLike, k: int = 5) -> NDArray[np.bool_]:
     """(N,): whether an image's true class is not among the k best scored.
 

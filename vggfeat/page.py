@@ -213,11 +213,11 @@ def scatter(
     return _figure(parts, size, caption, "chart", body)
 
 
-def _colour(i: int, of: int) -> Markup:
+def _colour(i: int, count: int) -> Markup:
     """Of the style sheet's colours, or of more groups hues around the circle, each far from the one
     before it.
     """
-    if of <= COLOURS:
+    if count <= COLOURS:
         return html('class="s{i}"', i=i)
     return html('style="--c: hsl({hue:.0f} 65% 52%)"', hue=i * 137.508 % 360)
 

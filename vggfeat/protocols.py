@@ -26,6 +26,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from vggfeat import metrics
+from vggfeat.checked import first_few
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.problem import Problem
@@ -291,14 +292,11 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
             counts = np.bincount(problem.labels[split.fit], minlength=len(problem.classes))
             missing = [problem.classes[k] for k in np.flatnonzero(counts == 0)]
             if missing:
-                more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
+                first = (
+                    f"; these are {_first(problem)}: describe all of them" if problem.total else ""
+                )
                 raise VggfeatError(
-                    f"no readable training image{where} of: {', '.join(missing[:10])}{more}"
-                    + (
-                        f"; these are {_first(problem)}: describe all of them"
-                        if problem.total
-                        else ""
-                    )
+                    f"no readable training image{where} of: {first_few(missing)}{first}"
                 )
             continue
         truth = problem.labels[split.fit]
@@ -462,7 +460,7 @@ def _figures(problem: Problem, scores_nK: Scores, rows: Rows) -> ScoredPart:
         recalls = metrics.class_recalls(pred, truth, len(problem.classes))
         overall = Figures(
             accuracy=metrics.accuracy(pred, truth),
-            mean_class_recall=float(np.nanmean(recalls)),
+            mean_class_recall=metrics.mean_class_recall(pred, truth, len(problem.classes)),
             n_classes=int(np.isfinite(recalls).sum()),
         )
         named = zip(problem.classes, recalls, strict=True)

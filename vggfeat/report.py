@@ -44,9 +44,9 @@ from vggfeat.results import (
     Scored,
     choice_columns,
     cost,
+    in_percent,
     over_classes,
     part_scored,
-    percent,
     refuse_other_run,
     scored_on,
     summary,
@@ -139,7 +139,7 @@ def write_report(
 
 def _lead(results: Results) -> str:
     scores = [
-        f"{name} {percent(mean, 1)}{over_classes(results, key)}"
+        f"{name} {in_percent(mean, 1)}{over_classes(results, key)}"
         for key, name in FIGURES.items()
         if (mean := told(results.scored.figures.mean(key))) is not None
     ]
@@ -260,7 +260,7 @@ def _per_class(results: Results) -> list[Section]:
     if not values:
         return []
     order = sorted(values, key=lambda name: -np.nan_to_num(values[name], nan=-1.0))
-    rows = [(name, values[name], percent(values[name], 1)) for name in order]
+    rows = [(name, values[name], in_percent(values[name], 1)) for name in order]
     name = f"{CLASS_FIGURES[key]} on {part_scored(results)}"
     if len(rows) <= MANY:
         body = bars(rows)
@@ -301,7 +301,9 @@ def _curves(rankings: dict[str, Ranking], classes: list[str], ap: str) -> list[S
     figures = []
     for k in shown:
         precision, recall = metrics.precision_recall(ranking.scores[:, k], ranking.truth[:, k])
-        caption = html("{name}<br>{ap} {x}", name=classes[k], ap=ap, x=percent(ranking.aps[k], 1))
+        caption = html(
+            "{name}<br>{ap} {x}", name=classes[k], ap=ap, x=in_percent(ranking.aps[k], 1)
+        )
         figures.append(
             chart(
                 [Series(classes[k], recall, precision)],
@@ -376,7 +378,7 @@ def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Sectio
     np.fill_diagonal(wrong, 0)
     often = [divmod(int(i), K) for i in np.argsort(-wrong, axis=None, kind="stable")[:15]]
     rows = [
-        (classes[k], classes[j], wrong[k, j], percent(share[k, j], 1))
+        (classes[k], classes[j], wrong[k, j], in_percent(share[k, j], 1))
         for k, j in often
         if wrong[k, j]
     ]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.aggregate import POOLINGS
-from vggfeat.checked import Inline, OneOf, Range, Sparse, fitted, parse_json, read_text
+from vggfeat.checked import Inline, OneOf, Range, Sparse, first_few, fitted, parse_json, read_text
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.errors import VggfeatError
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
@@ -242,7 +242,7 @@ def summary(results: Results) -> list[tuple[str, str]]:
     for key, name in FIGURES.items():
         if (mean := told(figures.mean(key))) is not None:
             std = told(figures.std(key))
-            shown = percent(mean) + ("" if std is None else f" +- {100 * std:.2f}")
+            shown = in_percent(mean) + ("" if std is None else f" +- {100 * std:.2f}")
             rows.append((f"{name} on {part_scored(results)}{over_classes(results, key)}", shown))
     if results.other_images:
         rows.append(("images", "; ".join(results.other_images)))
@@ -262,7 +262,7 @@ def summary(results: Results) -> list[tuple[str, str]]:
         rows.append(("unreadable images", f"{results.n_unreadable:,}, left out"))
     without = [name for name, figures in results.scored.per_class.items() if not figures.exist]
     rows += [
-        (name, _several(names))
+        (name, first_few(names, 20))
         for name, names in (
             ("classes without score", without),
             ("classes not learned", results.degenerate_classes),
@@ -284,7 +284,7 @@ def _choice_rows(results: Results) -> list[tuple[str, str]]:
             one_label = split.figures.mean_class_recall is not None
             compared = "mean_class_recall" if one_label else "map_allpoint"
         score = split.figures.mean(compared)
-        rows.append((f"split {i}", f"{percent(score)}, C {cost(split.choice.C)}"))
+        rows.append((f"split {i}", f"{in_percent(score)}, C {cost(split.choice.C)}"))
     return rows
 
 
@@ -314,7 +314,7 @@ def choice_columns(results: Results) -> tuple[tuple[str, str, str], list[tuple[s
     by = FIGURES.get(chosen.selected_by or "", "score")
     head = ("C", f"{by} on {results.C_chosen_on or 'validation'}", "")
     return head, [
-        (cost(C), percent(score), "chosen" if chosen.C == C else "")
+        (cost(C), in_percent(score), "chosen" if chosen.C == C else "")
         for C, score in zip(chosen.C_grid, chosen.C_curve, strict=True)
     ]
 
@@ -331,7 +331,7 @@ def class_columns(results: Results) -> tuple[list[str], list[tuple[str, ...]]]:
     rows = [
         (
             name,
-            *(percent(figures.figure(key)) for key in kinds),
+            *(in_percent(figures.figure(key)) for key in kinds),
             *([f"{figures.n_positive or 0:,}"] if counted else []),
         )
         for name, figures in per_class.items()
@@ -411,7 +411,7 @@ def images(*counts: int) -> str:
     )
 
 
-def percent(fraction: float | None, digits: int = 2) -> str:
+def in_percent(fraction: float | None, digits: int = 2) -> str:
     """A fraction of 1 in per cent; none, or NaN, as "-"."""
     return "-" if (figure := told(fraction)) is None else f"{100 * figure:.{digits}f} %"
 
@@ -424,7 +424,3 @@ def told(figure: float | None) -> float | None:
 def cost(C: float | None) -> str:
     """A value of C in four digits; None as "-"."""
     return "-" if C is None else f"{C:.4g}"
-
-
-def _several(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")

@@ -30,10 +30,11 @@ from vggfeat.weights import (
     MINI_WORKS,
     TORCHVISION_NETS,
     WHOLE,
+    Convention,
     Network,
     agreed,
     read_net,
-    refuse_other_release,
+    refuse_other_names,
     torchvisions_name,
     vgg_metadata,
     vgg_network,
@@ -100,11 +101,18 @@ def load(
     if "\0" in name:
         raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
     source, _, rest = name.partition(":")
-    if rest and source in SOURCES:
-        what, _, file = rest.partition("@")
-        network = SOURCES[source].load(what, Path(os.path.realpath(file)) if file else None)
-    elif Path(name).suffix in ENDINGS or os.path.lexists(name) or os.sep in name:
+    what, _, file = rest.partition("@")
+    is_file = Path(name).suffix in ENDINGS or os.path.lexists(name) or os.sep in name
+    if what and source in SOURCES:
+        place = Path(os.path.realpath(file)) if file else None
+        network = SOURCES[source].load(source, what, place)
+    elif is_file and not (rest and source in SOURCES):
         network = _load_file(Path(name))
+    elif source in SOURCES:
+        raise WrongUsage(
+            f"weights {shown(name)} don't say which of {source}'s are meant: give"
+            f" {' or '.join(form for form, _ in SOURCES[source].forms)}"
+        )
     else:
         examples = ", ".join(source.example for source in SOURCES.values())
         raise WrongUsage(
@@ -122,7 +130,7 @@ def _load_file(path: Path) -> Network:
     if "net" in metadata and "mean" in metadata:
         return vgg_network(place, tensors, metadata)
     if "classifier.1.weight" in tensors and "mean" not in metadata:
-        network = _oxford(_net_by_convolutions(tensors, path), Path(place))
+        network = _oxford("oxford", _net_by_convolutions(tensors, path), Path(place))
         network.spec = place  # by its names alone it is nobody's
         return network
     sources = [f"timm:NAME@{path}"]
@@ -150,12 +158,18 @@ def _net_by_convolutions(tensors: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _of_source(
-    source: str, file: Path | None, url: str, release: Mapping[str, str], caffemodel: str = ""
+    source: str,
+    file: Path | None,
+    url: str,
+    release: Mapping[str, str],
+    convention: Convention,
+    caffemodel: str = "",
 ) -> Network:
     """The net of a release: downloaded, or from a file that doesn't contradict what the release is.
 
     Of another file than the released one, byte for byte, nothing is known of who trained it, and at
-    which S. caffemodel: sha1 of another file of the same release.
+    which S. convention: of the release's names. caffemodel: sha1 of another file of the same
+    release.
     """
     path = _downloaded(url, source) if file is None else file
     tensors, metadata = read_net(path)
@@ -168,7 +182,9 @@ def _of_source(
             )
         return vgg_network(source, tensors, release)
     if "mean" not in metadata:
-        refuse_other_release(source, file, tensors)
+        refuse_other_names(file, tensors, convention)
+        if convention == "torchvision":
+            _refuse_other_features(source, file, tensors)
     fc8 = tensors.get("classifier.6.weight", tensors.get("fc8.weight"))
     outputs = len(fc8) if fc8 is not None and fc8.ndim else None
     facts = agreed(source, file, release, metadata, outputs)
@@ -200,11 +216,10 @@ def _digits(url: str) -> str:
     return found[1] if found else ""
 
 
-def _oxford(net: str, file: Path | None) -> Network:
+def _oxford(source: str, net: str, file: Path | None) -> Network:
     if net not in OXFORD:
-        raise WrongUsage(
-            f"no weights were released for net {net!r}; there are oxford:D and oxford:E"
-        )
+        there = " and ".join(f"{source}:{each}" for each in OXFORD)
+        raise WrongUsage(f"no weights were released for net {net!r}; there are {there}")
     release = {
         "net": net,
         **CAFFE.to_metadata(),
@@ -214,16 +229,18 @@ def _oxford(net: str, file: Path | None) -> Network:
         "train_scale": "256-512",
         "source": OXFORD[net],
     }
-    return _of_source(f"oxford:{net}", file, OXFORD[net], release, CAFFEMODELS[net])
+    spec = f"{source}:{net}"
+    return _of_source(spec, file, OXFORD[net], release, "authors", CAFFEMODELS[net])
 
 
-def _mini(net: str, file: Path | None) -> Network:
-    if net not in MINI or file is not None:
-        raise WrongUsage(
-            f"there are no mini weights {net!r}: give {' or '.join(f'mini:{n}' for n in MINI)}"
-        )
+def _mini(source: str, net: str, file: Path | None) -> Network:
+    if net not in MINI:
+        there = " or ".join(f"{source}:{each}" for each in MINI)
+        raise WrongUsage(f"there are no {source} weights {net!r}: give {there}")
+    if file is not None:
+        raise WrongUsage(f"{source} weights come with the package: give {source}:{net}, or {file}")
     network = _load_file(MINI[net])
-    network.spec = f"mini:{net}"  # wherever the package lies
+    network.spec = f"{source}:{net}"  # wherever the package lies
     return network
 
 
@@ -258,20 +275,20 @@ def _downloaded(url: str, spec: str) -> Path:
     return path
 
 
-def _torchvision(what: str, file: Path | None) -> Network:
+def _torchvision(source: str, what: str, file: Path | None) -> Network:
     from torchvision.models import get_model_weights
 
     architecture, _, entry = what.partition(".")
     if architecture not in TORCHVISION_NETS:
         raise WrongUsage(
-            f"torchvision:{shown(architecture)[1:-1]} is not a net of Table 1; there are "
+            f"{source}:{shown(architecture)[1:-1]} is not a net of Table 1; there are "
             f"{', '.join(TORCHVISION_NETS)} (for other models: timm:NAME)"
         )
     enum = get_model_weights(architecture)
     entries = list(enum.__members__)
     if entry and entry not in entries:
         raise WrongUsage(
-            f"torchvision:{architecture} has no weights {entry!r}; there are {', '.join(entries)}"
+            f"{source}:{architecture} has no weights {entry!r}; there are {', '.join(entries)}"
         )
     weights = enum[entry] if entry else enum["IMAGENET1K_V1"]
     # the enum's own transform: the preprocessing comes with the weights
@@ -288,10 +305,30 @@ def _torchvision(what: str, file: Path | None) -> Network:
         "classes": json.dumps(list(weights.meta.get("categories") or [])),
         "source": weights.url,
     }
-    return _of_source(f"torchvision:{what}", file, weights.url, release)
+    return _of_source(f"{source}:{what}", file, weights.url, release, "torchvision")
 
 
-def _random(what: str, file: Path | None) -> Network:
+def _refuse_other_features(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise VggfeatError where FC layers of NaN, or others, tell that a file is not of the release
+    that was asked for: one of net D's has no FC layers, and its file NaN for them.
+    """
+    name, _, what = source.partition(":")
+    features = f"{name}:vgg16.IMAGENET1K_FEATURES"
+    fc6 = tensors.get("classifier.0.weight")
+    if (
+        what.partition(".")[0] == "vgg16"
+        and fc6 is not None
+        and fc6.numel()
+        and fc6.is_floating_point()
+    ):
+        empty = bool(torch.isnan(fc6[0]).all())
+        if empty != (source == features):
+            told = "has NaN for its FC layers, as" if empty else "has FC layers, unlike"
+            other = features if empty else f"{name}:vgg16"
+            raise VggfeatError(f"{file} {told} {features}: give {other}@{file}")
+
+
+def _random(source: str, what: str, file: Path | None) -> Network:
     """An untrained net: He's normal initialisation (fan-in), zero biases, from an explicit seed."""
     net, *settings = what.split(",")
     values: dict[str, float] = {"width": 1.0, "crop": 224, "seed": 0, "classes": 1000}
@@ -305,11 +342,11 @@ def _random(what: str, file: Path | None) -> Network:
                 raise ValueError(value)
         except ValueError as error:
             raise WrongUsage(
-                f"random:{what} has a setting {setting!r}; write"
-                " random:NET,width=0.25,crop=64,seed=0,classes=10"
+                f"{source}:{what} has a setting {setting!r}; write"
+                f" {source}:NET,width=0.25,crop=64,seed=0,classes=10"
             ) from error
     if file is not None:
-        raise WrongUsage("random: weights come from a seed, not from a file")
+        raise WrongUsage(f"{source}: weights come from a seed, not from a file")
     try:
         with torch.device("meta"):  # nothing too large
             module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
@@ -326,18 +363,18 @@ def _random(what: str, file: Path | None) -> Network:
     preprocessing = Preprocessing(
         mean=CAFFE_MEAN_BGR[::-1], std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
     )
-    return vgg_network(f"random:{what}", tensors, vgg_metadata(module, preprocessing))
+    return vgg_network(f"{source}:{what}", tensors, vgg_metadata(module, preprocessing))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights that have a name, as "oxford:D". name: what is before the colon. load: what is after
-    it, and the file after an @ or None -> a network. example: for who asked for something else.
-    forms: all that can be written, each with what it is.
+    """Weights that have a name, as "oxford:D". name: what is before the colon. load: the name, what
+    is after the colon, and the file after an @ or None -> a network. example: for who asked for
+    something else. forms: all that can be written, each with what it is.
     """
 
     name: str
-    load: Callable[[str, Path | None], Network]
+    load: Callable[[str, str, Path | None], Network]
     example: str
     forms: tuple[tuple[str, str], ...]
 

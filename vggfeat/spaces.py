@@ -76,16 +76,16 @@ class Rows:
         self.X, self.device = X, device
         self.N, self.D = X.shape
         self.block = max(1, BLOCK_VALUES // self.D)
-        self.whole: Tensor | None = None
+        self.only_block: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Float64 blocks (n, D), without the constant; kept where there is one only."""
-        if self.whole is None and self.block >= self.N:
-            self.whole = next(self.blocks(np.float64, self.block))[1]
+        if self.only_block is None and self.block >= self.N:
+            self.only_block = next(self.blocks(np.float64, self.block))[1]
         return (
             self.blocks(np.float64, self.block)
-            if self.whole is None
-            else iter([(slice(0, self.N), self.whole)])
+            if self.only_block is None
+            else iter([(slice(0, self.N), self.only_block)])
         )
 
     def blocks(self, kind: type, size: int) -> Iterator[tuple[slice, Tensor]]:

@@ -183,9 +183,8 @@ def _unreadable(path: Path) -> Iterator[None]:
         yield
     except VggfeatError:
         raise
-    except (
-        pickle.UnpicklingError
-    ) as error:  # PyTorch's advice for it has a page, and would run the file's code
+    except pickle.UnpicklingError as error:
+        # PyTorch's advice for it has a page, and would run the file's code
         raise VggfeatError(f"{path} can't be read as weights: its pickle is damaged") from error
     except Exception as error:  # the readers raise whatever a broken file makes them raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -467,8 +466,8 @@ def bare(
     convention. Raises VggfeatError where several nets are there.
     """
     original, gone = list(tensors), list[str]()
-    whole = any(all(name in tensors for name in names) for names in needed)
-    for word in () if whole else ("module", "_orig_mod"):
+    plain = any(all(name in tensors for name in names) for names in needed)
+    for word in () if plain else ("module", "_orig_mod"):
         shorter = {
             ".".join(p for p in key.split(".") if p != word): value
             for key, value in tensors.items()

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 import safetensors.torch
 import torch
@@ -29,6 +29,8 @@ from vggfeat.tensors import bare, read
 from vggfeat.versions import __version__
 from vggfeat.vgg import FC_LAYERS, NETS, VGG, layer_keys
 
+Convention = Literal["authors", "torchvision"]
+"""Of a release's names of layers: the conversion of the authors' nets counts one module more."""
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 WHOLE = {"width": "1", "crop": "224"}  # of a released net
 MINI_WORKS = "without a network `weights` mini works"
@@ -307,7 +309,7 @@ class _Facts:
     classes: list[str] | None
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str], where: Any) -> _Facts:
+    def from_metadata(cls, metadata: Mapping[str, str], where: Any) -> _Facts:
         try:
             names = metadata.get("classes") or "[]"
             classes = fitted(parse_json(names, "classes"), list[str], "classes") or None
@@ -343,7 +345,7 @@ def agreed(
 
     outputs: of the file's fc8. Raises VggfeatError where file and source contradict each other.
     """
-    theirs = _Facts.of(release, source)
+    theirs = _Facts.from_metadata(release, source)
     told = metadata.get("num_classes", "") if outputs is None else str(outputs)
     # trained further, on other classes
     if theirs.classes and told not in (
@@ -352,7 +354,7 @@ def agreed(
     ):
         release = {key: value for key, value in release.items() if key != "classes"}
     agreed = {**release, **metadata}
-    ours = _Facts.of(agreed, file)
+    ours = _Facts.from_metadata(agreed, file)
     differs = {
         "net": ours.net != theirs.net,
         **dict.fromkeys(
@@ -387,7 +389,7 @@ def vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, st
     """A Network from a state dict and the facts about it; it reaches as far as the weights do.
     Empties `tensors`.
     """
-    facts = _Facts.of(metadata, spec)
+    facts = _Facts.from_metadata(metadata, spec)
     net, num_classes, pool = facts.net, facts.num_classes, facts.pool
     width, crop = facts.width, facts.crop
     try:
@@ -506,34 +508,20 @@ def finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
-def refuse_other_release(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise VggfeatError where the names, or FC layers of NaN, tell that a file is another
-    release's.
+def refuse_other_names(file: Path, tensors: Mapping[str, Tensor], convention: Convention) -> None:
+    """Raise VggfeatError where the names tell that a file is of a release of the other
+    convention.
     """
     conversion = "classifier.1.weight" in tensors or "classifier.4.weight" in tensors
     torchvisions = "classifier.0.weight" in tensors or "classifier.3.weight" in tensors
-    if conversion and source.startswith("torchvision"):
+    if conversion and convention == "torchvision":
         raise VggfeatError(
             f"{file} has the names of the conversion of the authors' nets (classifier.1), not"
             f" torchvision's: give {file} alone"
         )
-    if torchvisions and source.startswith("oxford"):
+    if torchvisions and convention == "authors":
         raise VggfeatError(
             f"{file} has torchvision's names (classifier.0), not those of the conversion of the"
             f" authors' nets: give torchvision:{torchvisions_name(tensors)}@{file}, or a file whose"
             " metadata say what it is"
         )
-    features = "torchvision:vgg16.IMAGENET1K_FEATURES"
-    fc6 = tensors.get("classifier.0.weight")
-    if (
-        source.startswith("torchvision:vgg16")
-        and fc6 is not None
-        and fc6.numel()
-        and fc6.is_floating_point()
-    ):
-        # that release has no FC layers, and its file NaN for them
-        empty = bool(torch.isnan(fc6[0]).all())
-        if empty != (source == features):
-            told = "has NaN for its FC layers, as" if empty else "has FC layers, unlike"
-            other = features if empty else "torchvision:vgg16"
-            raise VggfeatError(f"{file} {told} {features}: give {other}@{file}")

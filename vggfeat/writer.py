@@ -460,7 +460,9 @@ def _begun(descriptor: int, path: Path, job: _Job) -> hdf5.File:
     """The open file, laid out. A full disk is found here, not after hours of work."""
     arrays = job.arrays()
     specs = {name: (values.shape, values.dtype) for name, values in arrays.items()}
-    layout = Layout.of(FORMAT, FORMAT_VERSION, specs | job.row_specs(), {"descriptors": "crc32"})
+    layout = Layout.of_arrays(
+        FORMAT, FORMAT_VERSION, specs | job.row_specs(), {"descriptors": "crc32"}
+    )
     try:
         os.ftruncate(descriptor, 0)
         layout.write(descriptor)

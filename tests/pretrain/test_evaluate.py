@@ -215,7 +215,7 @@ def test_pooling_of_odd_sides_by_option(
     )
     both = ["--from", tmp_path / "own.h5", "--from", tmp_path / "ceil.h5"]
     assert "D (max-pool floor) + D (max-pool ceil)" in command(*both).out
-    trained = [Trained.of(net.of) for net in (own, ceil)]
+    trained = [Trained.from_facts(net.of) for net in (own, ceil)]
     assert [net.changes for net in trained] == [(), ("max_pool=ceil",)] and len(roles(trained)) == 2
     assert "--max-pool is for --weights" in command(*both, "--max-pool", "ceil").err
 

@@ -69,7 +69,7 @@ def test_a_plan_is_of_whole_batches_their_reading_and_the_checks(
     # as many threads as cores: reading takes from the net
     monkeypatch.setattr(plan, "CORES", torch.get_num_threads())
     pace = plan.Pace(0.25, Ranks(cpu), machine)
-    assert pace.of(0.5) == pytest.approx(0.5 + 0.25 / torch.get_num_threads())
+    assert pace.seconds(0.5) == pytest.approx(0.5 + 0.25 / torch.get_num_threads())
 
 
 def test_a_system_that_does_not_tell_its_free_memory(

@@ -164,7 +164,7 @@ def test_the_released_nets_stand_in_the_papers_own_table() -> None:
         "crop": "224",
         "weights": "oxford:D",
     }
-    released = Trained.of({**source, **how_trained(source)})
+    released = Trained.from_facts({**source, **how_trained(source)})
     ours = replace(released, changes=())
     jittered = Member("D", "256-512")
     assert roles([released, ours]) == {

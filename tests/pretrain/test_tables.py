@@ -296,7 +296,7 @@ def test_tables_have_means_and_spreads_and_claims_the_seeds_that_both_have() -> 
 
 
 def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own() -> None:
-    def of(seed: int, **others: Any) -> Cell:
+    def made(seed: int, **others: Any) -> Cell:
         made = cell("A 256", 20 + seed, seed)
         return replace(made, nets=[replace(made.nets[0], **others)])
 
@@ -306,33 +306,33 @@ def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own() -> None:
         return [line.partition(" / ")[0] if line[0] == "|" else line[2:] for line in found]
 
     # as the plateau rule may end it
-    assert table(of(0), of(1, epochs=21)) == ["| A 256 | dense | 20.5 +- 0.7"]
-    assert table(of(0, epochs=1.0), of(1, epochs=2.0), of(2, epochs=2.0)) == [
+    assert table(made(0), made(1, epochs=21)) == ["| A 256 | dense | 20.5 +- 0.7"]
+    assert table(made(0, epochs=1.0), made(1, epochs=2.0), made(2, epochs=2.0)) == [
         "[1]: the recipe with 1 epoch of training",
         "[2]: the recipe with 2 epochs of training",
         "| A 256 [1] | dense | 20.0",
         "| A 256 [2] | dense | 21.5 +- 0.7",
     ]
-    assert table(of(0), of(1, epochs=None))[:2] == [
+    assert table(made(0), made(1, epochs=None))[:2] == [
         "[1]: the recipe with 20 epochs of training",
         "[2]: the recipe with unknown epochs of training",
     ]
-    assert table(of(0), of(1, training_set="ef56"))[:2] == [
+    assert table(made(0), made(1, training_set="ef56"))[:2] == [
         "[1]: the recipe with training images cd34",
         "[2]: the recipe with training images ef56",
     ]
-    assert table(of(0), of(1, precision="bfloat16"))[:2] == [
+    assert table(made(0), made(1, precision="bfloat16"))[:2] == [
         "[1]: the recipe with bfloat16",
         "[2]: the recipe with float32",
     ]
     # nor does one seed's net of other images take the other's place
-    other = of(0, training_set="ef56")
-    assert with_new([of(0)], [other]) == [of(0), other]
+    other = made(0, training_set="ef56")
+    assert with_new([made(0)], [other]) == [made(0), other]
     against = [
-        replace(cell("A-LRN 256", 30, seed, key=1), nets=of(seed, epochs=2.0).nets)
+        replace(cell("A-LRN 256", 30, seed, key=1), nets=made(seed, epochs=2.0).nets)
         for seed in (0, 1)
     ]
-    said = verdicts(of(0, epochs=1.0), of(1, epochs=2.0), *against)
+    said = verdicts(made(0, epochs=1.0), made(1, epochs=2.0), *against)
     assert list(said) == ["A 256 [1] against A-LRN 256", "A 256 [2] against A-LRN 256"]
     assert said["A 256 [1] against A-LRN 256"].startswith("confounded: 1 epochs against 2")
 

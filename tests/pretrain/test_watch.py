@@ -34,7 +34,7 @@ def watched(losses: Callable[[int], float], iterations: int, classes: int, limit
     """Where the watch is after a stage of such losses, or when it has reached its limit; with a
     batch's noise.
     """
-    chance, state = Chance.of(np.arange(classes), np.zeros(0, np.int64)), State()
+    chance, state = Chance.of_labels(np.arange(classes), np.zeros(0, np.int64)), State()
     noise = np.random.default_rng(0).normal(0, 0.02, iterations // 20)
     for i in range(iterations // 20):
         state.iteration += 20
@@ -71,7 +71,7 @@ def test_what_stays_at_chance_or_falls_back_to_it_is_stopped() -> None:
     assert 5000 + limit < falls_back.iteration < 5000 + 1.5 * limit
     assert limit <= falls_back.at_chance < falls_back.iteration
     # single losses of small batches lie far below chance's; all of them together don't
-    noisy, few = State(), Chance.of(np.arange(2), np.zeros(0, np.int64))
+    noisy, few = State(), Chance.of_labels(np.arange(2), np.zeros(0, np.int64))
     # of a net that doesn't learn
     for loss in (
         0.74,
@@ -94,11 +94,11 @@ def test_what_stays_at_chance_or_falls_back_to_it_is_stopped() -> None:
 
 def test_chance_is_what_a_constant_guess_gets() -> None:
     labels = np.repeat([0, 1], [90, 10])
-    chance = Chance.of(labels, labels[::5])
+    chance = Chance.of_labels(labels, labels[::5])
     assert chance.loss == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
     assert chance.error == pytest.approx(10)
     assert not chance.tells() and not chance.surely_beaten(0.0)  # of 20 images
-    hundred = Chance.of(np.arange(10), np.repeat(np.arange(10), 10))
+    hundred = Chance.of_labels(np.arange(10), np.repeat(np.arange(10), 10))
     assert hundred.error == pytest.approx(90) and hundred.spread == pytest.approx(3)
     assert hundred.surely_beaten(80.9) and not hundred.surely_beaten(81.1)
 

@@ -65,12 +65,12 @@ def model_at(path: Path) -> Path:
 
 
 def posteriors_at(path: Path) -> Path:
-    of = dict.fromkeys(
+    facts = dict.fromkeys(
         ("net", "train_scale", "crop", "learn", "recipe", "seed", "weights", "fingerprint"), "x"
     )
     values = np.full((1, 3, 2), 0.5, np.float32)
     values[0, 1] = np.nan
-    nets = [Posteriors({**of, "precision": "float32"}, (256,), {"dense": values})]
+    nets = [Posteriors({**facts, "precision": "float32"}, (256,), {"dense": values})]
     kept = KeptPosteriors(
         "imagenet", "d", "val", ["a", "b", "c"], np.array([0, 1, -1]), ["x", "y"], {1: "why"}, nets
     )

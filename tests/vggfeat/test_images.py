@@ -447,9 +447,8 @@ def test_preprocessing_inside_and_outside_inference_mode() -> None:
     with torch.inference_mode():
         inside = own(batch)
     weight = torch.ones(1, requires_grad=True)
-    (
-        own(batch) * weight
-    ).sum().backward()  # constants kept from inference mode must not poison training
+    # constants kept from inference mode must not poison training
+    (own(batch) * weight).sum().backward()
     assert torch.equal(inside, own(batch))
 
 

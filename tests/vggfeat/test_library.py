@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import vggfeat
+from vggfeat.aggregate import POOLINGS
 from vggfeat.errors import VggfeatError
 
 from ..conftest import HANG, Command, assert_same_descriptors, photograph, vgg_of
@@ -191,7 +192,7 @@ def test_iterators_and_batches_are_lists_of_images(network: vggfeat.Network) -> 
         ({"layer": 7}, "no layer 7"),
         ({"layer": ""}, "no layer ''"),
         ({"mirror": "no"}, "`mirror` must be True or False, not 'no'"),
-        ({"pool": "avg"}, "`pool` must be one of average, stack, max, not 'avg'"),
+        ({"pool": "avg"}, f"`pool` must be one of {', '.join(POOLINGS)}, not 'avg'"),
         ({"batch_size": 0}, "`batch_size` must be a whole number from 1 up, not 0"),
         ({"batch_size": "8"}, "`batch_size` must be .* not '8'"),
         ({"workers": 0}, "`workers` must be a whole number from 1 up, not 0"),

@@ -180,18 +180,19 @@ def test_mean_class_recall_is_balanced_accuracy(pairs: list[tuple[int, int]]) ->
     assert metrics.mean_class_recall(pred, truth, 5) == pytest.approx(expected)
 
 
-def test_top_k_error_by_hand() -> None:
+def test_top_k_wrong_by_hand() -> None:
     scores = [[0.1, 0.5, 0.4], [0.1, 0.5, 0.4], [0.1, 0.5, 0.4]]
     truth = [1, 2, 0]  # ranked first, second, third
-    assert [metrics.top_k_error(scores, truth, k) for k in (1, 2)] == pytest.approx([2 / 3, 1 / 3])
+    assert metrics.top_k_wrong(scores, truth, 1).tolist() == [False, True, True]
+    assert metrics.top_k_wrong(scores, truth, 2).tolist() == [False, False, True]
     # among three classes the true one is always one of the three best: no figure, and not a perfect
     # one
-    assert np.isnan([metrics.top_k_error(scores, truth, k) for k in (3, 5)]).all()
+    assert [metrics.tells(k, 3) for k in (1, 2, 3, 5)] == [True, True, False, False]
 
 
-def test_top_k_error_of_constant_scores_is_chance() -> None:
+def test_top_k_wrong_of_constant_scores_is_chance() -> None:
     # A network that says nothing must not be right for everyone.
-    assert metrics.top_k_error(np.zeros((10, 10)), np.arange(10), 3) == pytest.approx(0.7)
+    assert metrics.top_k_wrong(np.zeros((10, 10)), np.arange(10), 3).mean() == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +202,10 @@ def test_top_k_error_of_constant_scores_is_chance() -> None:
         lambda: metrics.accuracy([1], [1, 2]),
         lambda: metrics.mean_class_recall([0, 1], [0, -1], 2),
         lambda: metrics.mean_class_recall([0, 1], [0, 2], 2),
-        lambda: metrics.top_k_error([[0.1, 0.2]], [2], 1),
-        lambda: metrics.top_k_error([[np.nan, 0.2]], [1], 1),
-        lambda: metrics.top_k_error([[0.1, 0.2]], [1], 0),
-        lambda: metrics.top_k_error([0.1, 0.2], [1, 0], 1),
+        lambda: metrics.top_k_wrong([[0.1, 0.2]], [2], 1),
+        lambda: metrics.top_k_wrong([[np.nan, 0.2]], [1], 1),
+        lambda: metrics.top_k_wrong([[0.1, 0.2]], [1], 0),
+        lambda: metrics.top_k_wrong([0.1, 0.2], [1, 0], 1),
         lambda: metrics.mean_average_precision([[0.1]], [[1, 1]]),
     ],
 )

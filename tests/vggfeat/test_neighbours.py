@@ -14,7 +14,7 @@ from PIL import Image
 
 import vggfeat
 from vggfeat import cli, neighbours
-from vggfeat.aggregate import aggregate
+from vggfeat.aggregate import POOLINGS, aggregate
 from vggfeat.errors import VggfeatError
 from vggfeat.neighbours import contact_sheet, nearest, query_of
 
@@ -24,7 +24,7 @@ from .test_report import features_of, write_features
 CLASSES = ["ant", "bee", "cat"]
 
 
-@pytest.mark.parametrize("pool", ["average", "stack", "max"])
+@pytest.mark.parametrize("pool", POOLINGS)
 @pytest.mark.parametrize("scales", [None, (48,)])
 @pytest.mark.parametrize("block", [1, 1000, 1 << 27])
 def test_the_same_as_all_at_once(

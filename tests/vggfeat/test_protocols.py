@@ -203,8 +203,12 @@ def test_images_that_are_not_the_protocols_are_told() -> None:
     ]
     assert other(replace(caltech, splits=random_splits(problem.labels, n_train=29, max_test=None)))
     parts = [
-        f"{n} {part} images instead of {of}"
-        for n, part, of in ((100, "train", "2,501"), (50, "val", "2,510"), (50, "test", "4,952"))
+        f"{n} {part} images instead of {official}"
+        for n, part, official in (
+            (100, "train", "2,501"),
+            (50, "val", "2,510"),
+            (50, "test", "4,952"),
+        )
     ]
     assert other(multi_label()) == parts
     lacking = replace(problem, total=200, labels=np.where(problem.labels == 3, -1, problem.labels))
@@ -308,10 +312,10 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
                 for key, rows in splits.items()
                 if name in key or "/" not in key
             }
-            of = next(
+            record = next(
                 (split for split in results.get("per_split", []) if split["name"] == name), results
             )
-            for C, score in zip(of["C_grid"], of["C_curve"], strict=True):
+            for C, score in zip(record["C_grid"], record["C_curve"], strict=True):
                 part_of_val = protocols._figures(
                     problem, scores(problem, C, own["train"], own["val"]), own["val"]
                 )
@@ -319,7 +323,7 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
                 assert score == pytest.approx(figure, abs=0.03)
             both = np.concatenate([own["train"], own["val"]])
             np.testing.assert_allclose(
-                part.scores, scores(problem, of["C"], both, part.rows), atol=0.02
+                part.scores, scores(problem, record["C"], both, part.rows), atol=0.02
             )
         plain = run(problem, C=results["C"], solver=solver)
         assert plain.results.class_weight is None
@@ -422,8 +426,8 @@ def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
     assert results["n_unreadable"] == 3
     kept = {name: np.setdiff1d(rows, bad) for name, rows in problem.splits.items()}
     clean = run(replace(problem, splits=kept)).results.to_json()
-    for of in (results, clean):
-        of.pop("other_images", None)
+    for record in (results, clean):
+        record.pop("other_images", None)
     assert without_time(results) == without_time(clean)
     assert results["n_test"] == len(problem.splits["test"]) - 1
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from vggfeat import cli, datasets, metrics, report
+from vggfeat.aggregate import POOLINGS
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.model import Model
@@ -89,7 +90,7 @@ def summary_of(results: dict[str, Any]) -> list[tuple[str, str]]:
     return summary(results_from(results, ""))
 
 
-def of(features: Features, results: dict[str, Any]) -> dict[str, Any]:
+def made_of(features: Features, results: dict[str, Any]) -> dict[str, Any]:
     """Results of the rows of a feature file."""
     results["features"] = [{**part, "rows": features.rows_digest} for part in results["features"]]
     return results
@@ -125,7 +126,7 @@ def three(tmp_path: Path) -> Three:
         selected_by="mean_class_recall",
     )
     features = features_of(tmp_path / "f.h5", labels, ["ant", "bee", NASTY])
-    of(features, results)
+    made_of(features, results)
     return features, model_of(features.classes, {"test": Scored(rows, scores)}, results), results
 
 
@@ -290,7 +291,7 @@ def test_the_words_of_the_page_are_those_of_the_field(
         test_split="test",
     )
     features = features_of(tmp_path / "f.h5", labels, ["ant", "bee"])
-    model = model_of(features.classes, scored, of(features, results))
+    model = model_of(features.classes, scored, made_of(features, results))
     page, _ = write_report(results, [features], model, None, "gone")
     text = text_of(page)
     assert "mAP (11-point) on test 50.00 %" in text and "mAP (area) on test 40.00 %" in text
@@ -322,8 +323,9 @@ def test_the_map_is_of_the_descriptors_that_the_results_are_of(
     del results["pool"]
     write_report({**results, "protocol": "caltech101"}, [features], None, None)
     assert asked == [((30, 1, 16), "max"), ((30, 2, 16), "stack"), ((30, 2, 16), "stack")]
+    pools = ", ".join(POOLINGS)
     with pytest.raises(
-        VggfeatError, match="these results: pool must be one of average, stack, max, not 'median'"
+        VggfeatError, match=f"these results: pool must be one of {pools}, not 'median'"
     ):
         write_report({**results, "pool": "median"}, [features], None, None)
 
@@ -346,7 +348,7 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path: Path) -> None:
     labels = np.arange(7, dtype=np.int32) % 2
     features = features_of(tmp_path / "f.h5", labels, ["x", "y"], [*outside[:3], *inside])
     scored = {"test": Scored(np.arange(7), np.where(np.arange(2) == labels[:, None], 1.0, -1.0))}
-    model = model_of(["x", "y"], scored, of(features, results_of()))
+    model = model_of(["x", "y"], scored, made_of(features, results_of()))
     page, left_out = write_report(None, [features], model, items)
     assert page.count("data:image/jpeg") == 2
     assert left_out == [
@@ -418,7 +420,7 @@ def test_any_number_of_classes(tmp_path: Path, K: int) -> None:
     per_class = {name: {figure: float(rng.random())} for name in classes}
     results = results_of(per_class=per_class)
     features = features_of(tmp_path / "f.h5", labels, classes)
-    model = model_of(classes, scored, of(features, results))
+    model = model_of(classes, scored, made_of(features, results))
     page, left_out = write_report(results, [features], model, None, "none at hand")
     _Check(page)
     assert len(page) < 2e6 and len(left_out) == 1
@@ -433,7 +435,7 @@ def test_any_number_of_classes(tmp_path: Path, K: int) -> None:
 def test_labels_unknown_or_none(tmp_path: Path, three: Three) -> None:
     _, model, results = three
     unknown = features_of(tmp_path / "u.h5", np.full(30, -1, np.int32), model.classes)
-    of(unknown, results)
+    made_of(unknown, results)
     model = dataclasses.replace(model, results=results_from(results, ""))
     page, left_out = write_report(results, [unknown], model, None, "")
     assert left_out == ["curves, confusions and mistakes: the scored images have no labels"]

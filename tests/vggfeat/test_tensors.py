@@ -250,8 +250,8 @@ def test_what_was_unwrapped_is_told_by_info(
     assert run_main(cli.main, "extract", "--dataset", "digits", *words).status == 0
     ran = run_main(cli.main, "info", tmp_path / "f.h5", "--json", tmp_path / "i.json")
     assert ran.status == 0
-    of = json.loads((tmp_path / "i.json").read_text())["weights_metadata"]
-    assert of["unwrapped"] == "module." and of["source"] == str(path)
+    told = json.loads((tmp_path / "i.json").read_text())["weights_metadata"]
+    assert told["unwrapped"] == "module." and told["source"] == str(path)
     assert "FILE.caffemodel" in run_main(cli.main, "weights").out
 
 

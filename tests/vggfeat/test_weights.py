@@ -11,6 +11,7 @@ import resource
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import URLError
@@ -26,7 +27,7 @@ from pretrain.posteriors import how_trained
 from pretrain.tables import RELEASED
 from vggfeat import backbones, sources, weights
 from vggfeat.describe import describe
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.tensors import metadata_of
 from vggfeat.vgg import NETS, VGG
@@ -405,6 +406,50 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, ours: Ours, he: Nets)
         with pytest.raises(VggfeatError, match=message) as caught:
             vggfeat.load(spec)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rest", ["", ":", ":@w.pth"])
+@pytest.mark.parametrize("name", sources.SOURCES)
+def test_a_source_alone_says_which_nets_it_has(name: str, rest: str) -> None:
+    if name + rest == "mini":
+        return  # which is net D of it
+    forms = " or ".join(form for form, _ in sources.SOURCES[name].forms)
+    says = f"weights '{name}{rest}' don't say which of {name}'s are meant: give {forms}"
+    with pytest.raises(WrongUsage, match=f"^{re.escape(says)}$"):
+        vggfeat.load(name + rest)
+
+
+def test_what_no_source_has() -> None:
+    for spec, says in {
+        "mirror:": "'mirror:' are not known: there is no such file, and no such source; give",
+        "mirror:D": "'mirror:D' are not known: there is no such file, and no such source; give",
+        "mini:E": "there are no mini weights 'E': give mini:A or mini:D$",
+        "mini:A@w.pth": "mini weights come with the package: give mini:A, or .*w.pth$",
+        "random:A@w.pth": "random: weights come from a seed, not from a file",
+    }.items():
+        with pytest.raises(WrongUsage, match=says):
+            vggfeat.load(spec)
+
+
+def test_a_source_has_the_name_of_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further row of the table with a loader that there is; its name begins as another's does."""
+    for name in ("oxford", "torchvision", "mini", "random"):
+        row = replace(sources.SOURCES[name], name=f"{name}x")
+        monkeypatch.setitem(sources.SOURCES, f"{name}x", row)
+    assert vggfeat.load("minix:A").spec == "minix:A"
+    assert vggfeat.load("randomx:A,width=0.125,crop=32").spec == "randomx:A,width=0.125,crop=32"
+    theirs = released(tmp_path, {"classifier.0": 0.0})
+    for spec, says in {
+        "oxfordx:A": "there are oxfordx:D and oxfordx:E",
+        f"oxfordx:D@{theirs}": "has torchvision's names .*give torchvision:vgg16@",
+        f"torchvisionx:vgg16.IMAGENET1K_FEATURES@{theirs}": "give torchvisionx:vgg16@",
+    }.items():
+        with pytest.raises(VggfeatError, match=says):
+            vggfeat.load(spec)
+    row = replace(sources.SOURCES["oxford"], name="torchvisionx")
+    monkeypatch.setitem(sources.SOURCES, "torchvisionx", row)
+    with pytest.raises(VggfeatError, match="not those of the conversion of the authors' nets"):
+        vggfeat.load(f"torchvisionx:D@{theirs}")
 
 
 def resaved(path: Path, tensors: Tensors | None = None, **metadata: str | None) -> None:

@@ -32,12 +32,14 @@ class _Dataset:
     about: what it is and how it is split, in one line.
     files: what is looked for under `--root`.
     absent: what to do where none of its images is there.
+    in_memory: whether its images are read without a root, as pixels.
     """
 
     read: Callable[[Path | None, bool], Items]
     about: str
     files: str
     absent: str = "these are links that lead nowhere"
+    in_memory: bool = False
 
 
 _DATASETS = {
@@ -88,6 +90,7 @@ _DATASETS = {
         digits.load,
         "scikit-learn's 1,797 handwritten digits of 8x8 pixels, 10 classes; 3 random 80/20 splits",
         "none: it comes with scikit-learn",
+        in_memory=True,
     ),
 }
 
@@ -127,7 +130,7 @@ def at_hand(
     are where they were described, below the folder `stored`; it and the names are a file's word, so
     no name leads out of the folder.
     """
-    if root is not None or name == "digits":
+    if root is not None or (name in _DATASETS and _DATASETS[name].in_memory):
         try:
             items = load(name, root)
             refuse_absent(items)

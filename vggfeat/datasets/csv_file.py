@@ -30,7 +30,7 @@ from typing import NoReturn, TextIO
 
 import numpy as np
 
-from vggfeat.checked import regular, shown
+from vggfeat.checked import first_few, regular, shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import short
 from vggfeat.datasets.items import Items, known, remarks_on_classes
@@ -95,7 +95,6 @@ _NO_CLASS = frozenset(
         "occluded",
     )
 )
-_MOST_NAMED = 20  # classes that a remark names
 # in any case
 _PRESENT = {
     "1": True,
@@ -169,10 +168,7 @@ def load(root: Path | None, download: bool = False) -> Items:
         return Items("csv", "unlabelled", path.parent, table.names, None, [], remarks=remarks)
     if table.kind == "columns":
         labels, classes = _columns(table), table.classes
-        more = f" and {len(classes) - _MOST_NAMED:,} more" if len(classes) > _MOST_NAMED else ""
-        remarks += (
-            f"columns taken for classes: {', '.join(map(short, classes[:_MOST_NAMED]))}{more}",
-        )
+        remarks += (f"columns taken for classes: {first_few(classes, 20, short)}",)
         if labels.ndim == 1:
             remarks += (f"each row of {path.name} has one 1: read as one label an image",)
     else:

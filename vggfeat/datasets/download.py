@@ -26,9 +26,8 @@ def downloading(dataset: str, root: Path) -> Iterator[None]:
         # stdout belongs to results; torchvision has printed there in several versions.
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except (
-        Exception
-    ) as error:  # URLError, RuntimeError (checksum), tarfile and zip errors, a full disk …
+    # URLError, RuntimeError (checksum), tarfile and zip errors, a full disk …
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VggfeatError(
             f"could not download {dataset} into {root.absolute()}: {reason}; try again, "

@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checked import shown
-
-_MOST_NAMED = 10  # classes that a remark names
+from vggfeat.checked import first_few, shown
 
 
 def name_digest(names: Sequence[str]) -> str:
@@ -46,24 +44,21 @@ def remarks_on_classes(
     for name in classes:
         alike.setdefault(name.casefold(), []).append(name)
     if twins := [name for names in alike.values() if len(names) > 1 for name in names]:
-        remarks.append(f"names of classes that differ only in case: {_several(twins)}")
+        remarks.append(
+            f"names of classes that differ only in case: {first_few(twins, spelt=shown)}"
+        )
     here = images_of_classes(labels, len(classes)) > 0
     refused = (
         "" if labels.ndim == 2 else ": svm will refuse, since it can't learn a class without one"
     )
     if gone := [name for name, there in zip(classes, here, strict=True) if not there]:
-        remarks.append(f"no image of {_several(gone)}{refused}")
+        remarks.append(f"no image of {first_few(gone, spelt=shown)}{refused}")
     train = next((splits[name] for name in ("train", "split0/train") if name in splits), None)
     if train is not None:
         learned = images_of_classes(labels[train], len(classes)) > 0
         if gone := [name for name, missed in zip(classes, here & ~learned, strict=True) if missed]:
-            remarks.append(f"no training image of {_several(gone)}{refused}")
+            remarks.append(f"no training image of {first_few(gone, spelt=shown)}{refused}")
     return tuple(remarks)
-
-
-def _several(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(map(shown, names[:_MOST_NAMED])) + more
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def part_named(name: str) -> tuple[str, tuple[str, ...]] | None:
     "Training" and "test_images" have no others, "seg_train" has ("seg",), "val2017" has ("2017",).
     """
     words = [word.lower() for word in re.findall(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", name)]
-    if whole := _PART_OF.get("".join(words)):  # "train_val", "hold-out"
-        return whole, ()
+    if part := _PART_OF.get("".join(words)):  # "train_val", "hold-out"
+        return part, ()
     spoken = [_PART_OF[word] for word in words if word in _PART_OF]
     others = tuple(word for word in words if word not in _PART_OF and word not in _PADDING)
     return (spoken[0], others) if len(spoken) == 1 else None

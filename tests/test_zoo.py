@@ -25,7 +25,7 @@ from vggfeat.describe import describe_all
 from vggfeat.extract import extract
 
 from .conftest import PEAK, all_read, assert_same_descriptors, needs_peak, photograph
-from .vggfeat.test_images import FILES, chunk, encoded, png, tiff
+from .vggfeat.test_decode import FILES, chunk, encoded, png, tiff
 
 WEIGHTS = "random:A,width=0.03125,crop=32"
 SCALES = (32, 48)

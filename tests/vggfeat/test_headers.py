@@ -23,7 +23,7 @@ from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage
 
 from ..conftest import PEAK, needs_peak
-from .test_images import FILES, SMOOTH, can_read, chunk, encoded, png
+from .test_decode import FILES, SMOOTH, can_read, chunk, encoded, png
 
 SMALL = Image.new("RGB", (8, 6), (200, 100, 50))
 MEMORY, STEPS, PARTS = (

@@ -240,9 +240,9 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     overrides: KEY=VALUE with a field of Recipe, or STAGE.KEY=VALUE with a field of Stage, where
     STAGE is a stage's name, as the recipe spells it ("NET-384") or with the name of `net`
     ("D-384"), or * for all; VALUE is written as in TOML. They hold together: names are those before
-    any of them, and of two for one number the last holds. Raises VggfeatError: no such recipe, a
+    any of them, and of two for one number the last holds. Raises VggfeatError: no such file, a
     file's value that can't be, a stage that a file of one's own doesn't have. WrongUsage: no recipe
-    of ours, a key that there isn't, a value that can't be, one that the others replace.
+    of ours, a key that there isn't, a value that can't be.
     """
     known = _ours()
     if name not in known and not name.endswith(".toml"):
@@ -271,8 +271,6 @@ def _lacks(recipe: Recipe, what: str) -> VggfeatError:
 def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
     numbers = _shallow(recipe)
     stages = [_shallow(stage) for stage in recipe.stages]
-    # which override a number is of in the end: of the recipe's, and of each stage's
-    set_by: dict[tuple[str, int | None], str] = {}
     for override in overrides:
         where = f"`set` {override[:60]}"
         stage_name, key, text, value = _parsed(override, where)
@@ -288,11 +286,10 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
                 )
             with as_typed():
                 numbers[key] = fitted_field(value, Recipe, key, where)
-            set_by[key, None] = override
             continue
         meant = [
-            i
-            for i, stage in enumerate(recipe.stages)
+            record
+            for record, stage in zip(stages, recipe.stages, strict=True)
             if stage_name in ("*", stage.name, stage.for_net(net).name)
         ]
         if not meant:
@@ -302,17 +299,11 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
             )
         if key in numbers and key not in stages[0]:
             raise WrongUsage(f"{where}: {key} is of the whole recipe: write {key}={text}")
-        for i in meant:
+        for record in meant:
             with as_typed():
-                stages[i][key] = fitted_field(value, Stage, key, where)
+                record[key] = fitted_field(value, Stage, key, where)
             if key in LENGTHS:  # one length replaces the other
-                stages[i]["iterations" if key == "epochs" else "epochs"] = 0
-            set_by["length" if key in LENGTHS else key, i] = override
-    for override in overrides:
-        if override not in set_by.values():
-            raise WrongUsage(
-                f"`set` {override[:60]}: another `set`, `seed` or `init` replaces it; leave one out"
-            )
+                record["iterations" if key == "epochs" else "epochs"] = 0
     with as_typed():  # the file's own numbers were good
         return Recipe(**{**numbers, "stages": tuple(Stage(**record) for record in stages)})
 

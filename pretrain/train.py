@@ -133,9 +133,12 @@ def train(
     if not isfinite(checkpoint_minutes):
         raise WrongUsage(f"--checkpoint-minutes {checkpoint_minutes} is not a number of minutes")
     with stop_on_signals() as stop:
+        keys = {override.partition("=")[0].strip() for override in overrides}
+        if seed is not None and "seed" in keys:
+            raise WrongUsage("--seed and --set seed are one number: give one of them")
+        if init != "A" and "random_layers" in keys:
+            raise WrongUsage("--init is how random layers are made: leave out --set random_layers")
         numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
-        if init in ("normal", "glorot"):  # as `chain` has it; --set can't say otherwise
-            numbers.append(f"random_layers={init}")
         its_chain = chain(read_recipe(recipe, numbers, net), net, init)
         chosen = select(its_chain, stages)
         if colours and its_chain.mean and its_chain.covariance:

@@ -29,7 +29,7 @@ import typer
 
 from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import stop_on_signals
-from vggfeat.errors import WrongUsage
+from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import refuse_inputs, refuse_same_names
 from vggfeat.machine import CORES, duration
 from vggfeat.options import PRECISION, OwnDevice, Strict, with_debug
@@ -142,7 +142,10 @@ def train(
         its_chain = chain(read_recipe(recipe, numbers, net), net, init)
         chosen = select(its_chain, stages)
         if colours and its_chain.mean and its_chain.covariance:
-            raise WrongUsage("the recipe has a mean and a covariance of RGB: leave out --colours")
+            with as_typed(not its_chain.file):
+                raise VggfeatError(
+                    "the recipe has a mean and a covariance of RGB: leave out --colours"
+                )
         run_folder = folder or Path("runs") / net
         # what the run writes; all else in its folder is its own, and goes on where it stopped
         for made in (run_folder, *(run_folder / its_chain.stages[i].name for i in chosen)):

@@ -52,6 +52,7 @@ from vggfeat.options import (
     costs_typed,
     refuse_repeated,
     sides_typed,
+    typed,
     with_debug,
 )
 from vggfeat.terminal import (
@@ -294,6 +295,7 @@ def _refuse_idle(
 @app.command("svm", cls=Strict)
 @with_debug
 def svm_command(
+    context: typer.Context,
     features: Annotated[
         list[Path],
         typer.Option(help="A feature file; several of one dataset are stacked (fusion of nets)."),
@@ -353,8 +355,10 @@ def svm_command(
     qs = None if scales is None else sides_typed(scales)
     cs = costs_typed(C)
     refuse_repeated("--features", features)
-    if solver == "liblinear" and device not in ("auto", "cpu"):
-        raise WrongUsage(f"--solver liblinear runs on the CPU: leave out --device {device}")
+    if solver == "liblinear":
+        for option in ("device", "workers"):
+            if option in typed(context):
+                raise WrongUsage(f"--solver liblinear runs on one core: leave out --{option}")
     check_outputs(
         {"--out": out_file},
         texts={"--json": json_file},

@@ -108,9 +108,9 @@ def sides_typed(text: str) -> tuple[int, ...]:
     return scales
 
 
-def costs_typed(text: str) -> tuple[float, ...] | Literal["auto"]:
+def costs_typed(text: str) -> list[float] | Literal["auto"]:
     """--C 1,4,16, or auto. Raises typer.BadParameter for anything else."""
-    return "auto" if text == "auto" else _numbers(text, float, "--C", "1,4,16")
+    return "auto" if text == "auto" else list(_numbers(text, float, "--C", "1,4,16"))
 
 
 def _numbers(text: str, kind: type[Number], option: str, example: str) -> tuple[Number, ...]:

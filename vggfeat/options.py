@@ -136,9 +136,9 @@ def refuse_repeated(option: str, given: Iterable[str | Path]) -> None:
     """
     seen = set()
     for value in given:
-        if value in seen:
+        if Path(value) in seen:
             raise WrongUsage(f"{option} {value} is given twice")
-        seen.add(value)
+        seen.add(Path(value))
 
 
 def typed(context: typer.Context) -> set[str]:

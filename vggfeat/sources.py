@@ -102,7 +102,9 @@ def load(
         raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
     source, _, rest = name.partition(":")
     if rest and source in SOURCES:
-        what, _, file = rest.partition("@")
+        what, at, file = rest.partition("@")
+        if at and not file:  # a variable that isn't set, and no wish for a download
+            raise WrongUsage(f"weights {name} have no file behind the @")
         network = SOURCES[source].load(what, Path(os.path.realpath(file)) if file else None)
     elif Path(name).suffix in ENDINGS or os.path.lexists(name) or os.sep in name:
         network = _load_file(Path(name))

@@ -20,7 +20,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before all that takes time
     from vggfeat.start import begin
 
-    begin()
+    begin("pretrain.evaluate")
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
-from vggfeat.errors import WrongUsage
+from vggfeat.errors import WrongUsage, as_typed
 from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_files, write_json
 from vggfeat.machine import CORES
 from vggfeat.options import (
@@ -41,8 +41,11 @@ from vggfeat.options import (
     Overwrite,
     OwnDevice,
     Precision,
+    Strict,
     Workers,
-    numbers,
+    refuse_repeated,
+    sides_typed,
+    typed,
     with_debug,
 )
 from vggfeat.terminal import (
@@ -66,9 +69,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 
 
-@app.command("evaluate")
+@app.command("evaluate", cls=Strict)
 @with_debug
 def evaluate_command(
+    context: typer.Context,
     weights: Annotated[
         list[str],
         Option(
@@ -141,17 +145,10 @@ def evaluate_command(
     """Print top-1 and top-5 errors as the paper does; --json has those of each class, too, and what
     is confused most.
     """
-    _refuse_contradictions(
-        weights=bool(weights),
-        kept=bool(kept),
-        table=table,
-        split=split,
-        max_pool=max_pool is not None,
-        submission=submission is not None,
-        devkit=devkit is not None,
-        figures=scales is not None or json_file is not None,
-    )
-    qs = () if scales is None else numbers(scales, int, "--scales")
+    _refuse_contradictions(typed(context), table, split)
+    refuse_repeated("--weights", weights)
+    refuse_repeated("--from", kept)
+    qs = () if scales is None else sides_typed(scales)
     inputs = [*kept, *weights_files(*weights), data, devkit]
     texts = {"--submission": submission, "--json": json_file}
     check_outputs({"--posteriors": posteriors}, texts=texts, inputs=inputs, overwrite=overwrite)
@@ -203,39 +200,46 @@ def evaluate_command(
         raise typer.Exit(3)
 
 
-def _refuse_contradictions(
-    *,
-    weights: bool,
-    kept: bool,
-    table: str,
-    split: str,
-    max_pool: bool,
-    submission: bool,
-    devkit: bool,
-    figures: bool,
-) -> None:
-    """Options that don't go together, or that miss one. A bool: whether it was given; figures:
-    --scales or --json.
+# how posteriors are measured, and of which images
+MEASURING = ("data", "split", "limit", "batch_size", "device", "precision", "workers")
+
+
+def _refuse_contradictions(given: set[str], table: str, split: str) -> None:
+    """Options that don't go together, that miss one, or that would change nothing. given: the
+    names of those that are typed.
     """
+    weights, kept = "weights" in given, "kept" in given
     if weights + kept + (bool(table) and not kept) != 1:
         raise WrongUsage("give one of --weights, --from and --table (or --from and --table)")
-    if table and (figures or submission):
-        raise WrongUsage(
-            "--table takes the paper's Q and modes: no --scales, --submission or --json with it"
-        )
     if table not in ("", "3", "4", "5", "6", "all"):
         raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
+    if table and given & {"scales", "mode", "submission", "json_file"}:
+        raise WrongUsage(
+            "--table takes the paper's Q and modes: no --scales, --mode, --submission or --json"
+            " with it"
+        )
     if table and split != "val":
         raise WrongUsage(
             f"--table is of the validation set, as the paper's are: no --split {split}"
         )
-    if max_pool and not weights:
+    if "max_pool" in given and not weights:
         raise WrongUsage(
             "--max-pool is for --weights: kept posteriors have theirs, and --table takes the"
             " weights' own"
         )
-    if submission and not devkit:
+    if "submission" in given and "devkit" not in given:
         raise WrongUsage("--submission needs --devkit: its meta.mat has the numbers of the classes")
+    for what_for, idle in (
+        ("--submission", () if "submission" in given else ("devkit",)),
+        ("--table", () if table else ("runs", "ledger")),
+        (
+            "what is measured now, not for posteriors of --from",
+            ("runs", *MEASURING) if kept else (),
+        ),
+    ):
+        for name in idle:
+            if name in given:
+                raise WrongUsage(f"`{name}` is for {what_for}: leave it out")
 
 
 def _measure(
@@ -251,20 +255,22 @@ def _measure(
     """The nets' posteriors. What could not be fused or submitted in the end is refused first."""
     from pretrain.kept import refuse_twice
     from pretrain.posteriors import evaluate, facts_of, fitting_scales
-    from vggfeat.sources import load
+    from vggfeat.sources import load, of_words
 
     def net(spec: str, device: Any, precision: str) -> Network:
         network = load(spec, device=device, precision=precision)
-        return network.set_pool(max_pool) if max_pool else network
+        with as_typed(of_words(network.spec)):
+            fitting_scales(network, wanted.scales)
+            return network.set_pool(max_pool) if max_pool else network
 
     if wanted.submission is not None or len(weights) > 1:
         there = []
         for network in (net(spec, "cpu", "float32") for spec in weights):
-            fitting_scales(network, wanted.scales)
             if wanted.submission is not None:
                 refuse_unknown(network.classes or [], wanted.numbers)
             there.append(facts_of(network))
-        refuse_twice(there)
+        with as_typed(all(map(of_words, weights))):
+            refuse_twice(there)
     networks = (net(spec, ranks.device, precision) for spec in weights)
     with progress("evaluate", quiet=not ranks.first) as advance:
         return evaluate(

@@ -16,7 +16,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before all that takes time
     from vggfeat.start import begin
 
-    begin()
+    begin("pretrain.export")
 
 import json
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import check_outputs, weights_files, whole
-from vggfeat.options import Overwrite, with_debug
+from vggfeat.options import Overwrite, Strict, with_debug
 from vggfeat.terminal import print_table, run
 
 if TYPE_CHECKING:  # a command that is refused is so before PyTorch is imported
@@ -42,7 +42,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 TOLERANCE = {"torchvision": 1e-4, "timm": 1e-4, "onnx": 1e-4, "float16": 5e-3}
 
 
-@app.command()
+@app.command(cls=Strict)
 @with_debug
 def export(
     weights: Annotated[
@@ -68,11 +68,14 @@ def export(
     check_outputs({"--out": out_file}, inputs=weights_files(weights), overwrite=overwrite)
     from safetensors import SafetensorError
 
-    from vggfeat.sources import load
+    from vggfeat.sources import load, of_words
 
     network = load(weights, device="cpu", precision="float32")
-    if network.layers[-1] != "fc8":
-        raise VggfeatError(f"{weights} is no whole net of Table 1: its FC layers are needed")
+    with as_typed(of_words(network.spec)):
+        if network.layers[-1] != "fc8":
+            raise VggfeatError(f"{weights} is no whole net of Table 1: its FC layers are needed")
+        if to in ("torchvision", "timm"):
+            _published(network)
     writer: dict[str, Callable[[Network, Path], float]] = {
         "torchvision": to_torchvision,
         "timm": to_timm,

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pretrain.colour import refuse_impossible
 from vggfeat.checked import Range, fitted, fitted_field, parse_json, parse_toml, read_text
-from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.vgg import NETS, parameter_count
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -87,7 +87,7 @@ class Stage:
             + ("-fc" if self.learn == "fc" else "")
         )
 
-    def of(self, net: str) -> Stage:
+    def for_net(self, net: str) -> Stage:
         """The stage for this net, where the recipe says NET."""
         return replace(self, net=net) if self.net == "NET" and net in NETS else self
 
@@ -239,9 +239,10 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
 
     overrides: KEY=VALUE with a field of Recipe, or STAGE.KEY=VALUE with a field of Stage, where
     STAGE is a stage's name, as the recipe spells it ("NET-384") or with the name of `net`
-    ("D-384"), or * for all; VALUE is written as in TOML. They hold together: their order doesn't
-    matter, and names are those before any of them. Raises VggfeatError: no such recipe, a key that
-    there isn't, a value that can't be.
+    ("D-384"), or * for all; VALUE is written as in TOML. They hold together: names are those before
+    any of them, and of two for one number the last holds. Raises VggfeatError: no such file, a
+    file's value that can't be, a stage that a file of one's own doesn't have. WrongUsage: no recipe
+    of ours, a key that there isn't, a value that can't be.
     """
     known = _ours()
     if name not in known and not name.endswith(".toml"):
@@ -253,59 +254,75 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     recipe: Recipe = fitted({"name": path.stem, **record}, Recipe, path)
     if name not in known:
         recipe = replace(recipe, file=recipe.to_json())
-    try:
-        return _overridden(recipe, overrides, net)
-    except VggfeatError as error:  # the file's own numbers were good
-        raise WrongUsage(str(error)) from error
+    return _overridden(recipe, overrides, net)
 
 
 def _ours() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
+def _lacks(recipe: Recipe, what: str) -> VggfeatError:
+    """What to raise for a word that a recipe doesn't have: of one of ours the word is wrong, of
+    one's own it may be the file.
+    """
+    return VggfeatError(what) if recipe.file else WrongUsage(what)
+
+
 def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
-    whole = _shallow(recipe)
+    numbers = _shallow(recipe)
     stages = [_shallow(stage) for stage in recipe.stages]
     for override in overrides:
         where = f"`set` {override[:60]}"
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise VggfeatError(f"{where}: write KEY=VALUE or STAGE.KEY=VALUE")
-        try:
-            value = parse_toml(f"value = {text}", where)["value"]
-        except VggfeatError:
-            value = text  # a word needs no quotes
-        stage_name, dot, key = key.strip().rpartition(".")
-        if not dot:
+        stage_name, key, text, value = _parsed(override, where)
+        if not stage_name:
             if key in ("stages", "file"):
-                raise VggfeatError(
+                raise WrongUsage(
                     f"{where}: write STAGE.KEY=VALUE, STAGE one of {_names(recipe)} or *"
                 )
-            if key in stages[0] and key not in whole:
-                raise VggfeatError(
-                    f"{where}: {key} is a stage's: write *.{key}={text[:60].strip()} for all"
-                    f" stages, or STAGE.{key}, STAGE one of {_names(recipe)}"
+            if key in stages[0] and key not in numbers:
+                raise WrongUsage(
+                    f"{where}: {key} is a stage's: write *.{key}={text} for all stages, or"
+                    f" STAGE.{key}, STAGE one of {_names(recipe)}"
                 )
-            whole[key] = fitted_field(value, Recipe, key, where)
+            with as_typed():
+                numbers[key] = fitted_field(value, Recipe, key, where)
             continue
         meant = [
             record
             for record, stage in zip(stages, recipe.stages, strict=True)
-            if stage_name in ("*", stage.name, stage.of(net).name)
+            if stage_name in ("*", stage.name, stage.for_net(net).name)
         ]
         if not meant:
-            raise VggfeatError(
-                f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *"
+            raise _lacks(
+                recipe,
+                f"{where}: there is no stage {stage_name!r}; the recipe has {_names(recipe)}, or *",
             )
-        if key in whole and key not in stages[0]:
-            raise VggfeatError(
-                f"{where}: {key} is of the whole recipe: write {key}={text[:60].strip()}"
-            )
+        if key in numbers and key not in stages[0]:
+            raise WrongUsage(f"{where}: {key} is of the whole recipe: write {key}={text}")
         for record in meant:
-            record[key] = fitted_field(value, Stage, key, where)
+            with as_typed():
+                record[key] = fitted_field(value, Stage, key, where)
             if key in LENGTHS:  # one length replaces the other
                 record["iterations" if key == "epochs" else "epochs"] = 0
-    return Recipe(**{**whole, "stages": tuple(Stage(**record) for record in stages)})
+    with as_typed():  # the file's own numbers were good
+        return Recipe(**{**numbers, "stages": tuple(Stage(**record) for record in stages)})
+
+
+def _parsed(override: str, where: str) -> tuple[str, str, str, Any]:
+    """Stage, "" for none, and key of KEY=VALUE or STAGE.KEY=VALUE; the value as a message may show
+    it, and the value.
+    """
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise WrongUsage(f"{where}: write KEY=VALUE or STAGE.KEY=VALUE")
+    try:
+        value = parse_toml(f"value = {text}", where)["value"]
+    except VggfeatError:
+        value = text  # a word needs no quotes
+    stage_name, dot, key = name.strip().rpartition(".")
+    if dot and not stage_name:
+        raise WrongUsage(f"{where}: write KEY=VALUE or STAGE.KEY=VALUE")
+    return stage_name, key, text[:60].strip(), value
 
 
 def _shallow(record: Any) -> dict[str, Any]:
@@ -320,16 +337,30 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
     """The recipe whose stages are net's whole chain.
 
     init: "A" trains A first, for a net deeper than A; "normal" or "glorot" skips it, and is how
-    random layers are made. Raises VggfeatError: no such net or init, no stage left, a net that is
-    too large (`vgg.parameter_count`).
+    random layers are made. Raises WrongUsage: no such net or init, no stage left, two of one name,
+    a net that is too large (`vgg.parameter_count`); VggfeatError where a file of one's own has that
+    by itself.
     """
     if net not in NETS:
         raise WrongUsage(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
     if init not in INITS:
         raise WrongUsage(f"`init` must be one of {', '.join(INITS)}, not {init!r}")
+    with as_typed(not recipe.file or _can_be(_own_file(recipe), net, init)):
+        return _chain(recipe, net, init)
+
+
+def _can_be(recipe: Recipe, net: str, init: str) -> bool:
+    try:
+        _chain(recipe, net, init)
+    except VggfeatError:
+        return False
+    return True
+
+
+def _chain(recipe: Recipe, net: str, init: str) -> Recipe:
     with_a = init == "A" and net not in SHALLOW
     stages = [
-        stage.of(net)
+        stage.for_net(net)
         for stage in recipe.stages
         if net in stage.nets and (stage.net == "NET" or with_a)
     ]
@@ -361,7 +392,9 @@ def select(recipe: Recipe, stages: str) -> range:
         if text.isdecimal() and text.isascii() and 1 <= int(text) <= len(names):
             return int(text) - 1
         numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names, 1))
-        raise WrongUsage(f"`stages` {stages}: there is no stage {text!r} in the chain {numbered}")
+        raise _lacks(
+            recipe, f"`stages` {stages}: there is no stage {text!r} in the chain {numbered}"
+        )
 
     if not stages:
         return range(len(names))
@@ -370,7 +403,7 @@ def select(recipe: Recipe, stages: str) -> range:
     first, _, last = stages.partition(":") if ":" in stages else stages.partition("-")
     start, stop = position(first), position(last or first)
     if start > stop:
-        raise WrongUsage(f"`stages` {stages}: {names[stop]} comes before {names[start]}")
+        raise _lacks(recipe, f"`stages` {stages}: {names[stop]} comes before {names[start]}")
     return range(start, stop + 1)
 
 
@@ -443,7 +476,7 @@ def identity(recipe: Recipe, stage: str) -> Identity:
         ]
     if len(meant) == len(its_own):
         changed = [
-            _changed(each, theirs.of(net)) for each, theirs in zip(past, meant, strict=False)
+            _changed(each, theirs.for_net(net)) for each, theirs in zip(past, meant, strict=False)
         ]
         for item in dict.fromkeys(item for items in changed for item in items):
             where = [

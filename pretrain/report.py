@@ -11,7 +11,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before all that takes time
     from vggfeat.start import begin
 
-    begin()
+    begin("pretrain.report")
 
 import json
 import math
@@ -28,7 +28,7 @@ from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import check_outputs, whole
 from vggfeat.machine import duration
 from vggfeat.metrics import percent
-from vggfeat.options import Overwrite, with_debug
+from vggfeat.options import Overwrite, Strict, with_debug
 from vggfeat.page import Section, Series, chart, html, join, page, table
 from vggfeat.terminal import out, run, say
 
@@ -39,7 +39,7 @@ MOST_BYTES = 1 << 28  # of a log: a week of training at its default pace is 4 MB
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Strict)
 @with_debug
 def report(
     folder: Annotated[

@@ -18,7 +18,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before all that takes time
     from vggfeat.start import begin
 
-    begin()
+    begin("pretrain.train")
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -29,10 +29,10 @@ import typer
 
 from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import stop_on_signals
-from vggfeat.errors import WrongUsage
-from vggfeat.files import refuse_inputs
+from vggfeat.errors import VggfeatError, WrongUsage, as_typed
+from vggfeat.files import refuse_inputs, refuse_same_names
 from vggfeat.machine import CORES, duration
-from vggfeat.options import PRECISION, OwnDevice, with_debug
+from vggfeat.options import PRECISION, OwnDevice, Strict, with_debug
 from vggfeat.terminal import columns, in_options, out, run, say
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 
 
-@app.command("train")
+@app.command("train", cls=Strict)
 @with_debug
 def train(
     net: Annotated[
@@ -133,13 +133,25 @@ def train(
     if not isfinite(checkpoint_minutes):
         raise WrongUsage(f"--checkpoint-minutes {checkpoint_minutes} is not a number of minutes")
     with stop_on_signals() as stop:
+        keys = {override.partition("=")[0].strip() for override in overrides}
+        if seed is not None and "seed" in keys:
+            raise WrongUsage("--seed and --set seed are one number: give one of them")
+        if init != "A" and "random_layers" in keys:
+            raise WrongUsage("--init is how random layers are made: leave out --set random_layers")
         numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
         its_chain = chain(read_recipe(recipe, numbers, net), net, init)
         chosen = select(its_chain, stages)
+        if colours and its_chain.mean and its_chain.covariance:
+            with as_typed(not its_chain.file):
+                raise VggfeatError(
+                    "the recipe has a mean and a covariance of RGB: leave out --colours"
+                )
         run_folder = folder or Path("runs") / net
         # what the run writes; all else in its folder is its own, and goes on where it stopped
         for made in (run_folder, *(run_folder / its_chain.stages[i].name for i in chosen)):
-            refuse_inputs({"the run's own": made / "weights.safetensors"}, [start])
+            weights = {"the run's own": made / "weights.safetensors"}
+            refuse_same_names(weights, [start])
+            refuse_inputs(weights, [start])
         # the rest is imported from here on: wrong options are answered at once
         from pretrain.loader import read_training_set
         from pretrain.plan import plan

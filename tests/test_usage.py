@@ -5,10 +5,12 @@ docs/cli.md is made of the commands by `python -m tests.test_usage`.
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import inspect
 import shlex
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +21,13 @@ import typer
 
 import vggfeat
 from vggfeat import cli
+from vggfeat.errors import WrongUsage
 from vggfeat.terminal import run
 
 from .conftest import Command
 
-PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "cli.md"
 PRETRAIN = ("train", "evaluate", "export", "report")
 NET = "random:A,width=0.125,crop=32"
 
@@ -152,6 +156,12 @@ def test_the_page_of_the_commands_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "make it again: python -m tests.test_usage"
 
 
+def test_a_command_is_told_in_one_paragraph() -> None:
+    """The list of commands breaks its lines where a docstring does."""
+    for name, command, _ in commands():
+        assert command.help and "\n" not in command.help, name
+
+
 @pytest.mark.parametrize("typed", OPTIONS)
 def test_help_is_in_whole_phrases(typed: str) -> None:
     """A capital letter or a value's name in front, a full stop at the end, and several words."""
@@ -172,6 +182,10 @@ WRONG = {
     f"vggfeat extract --dataset digits --weights {NET} --nonsense": "--nonsense",
     f"vggfeat extract --dataset digits --weights {NET} --scales a": (
         "'a' is not a list of numbers like 256,384,512"
+    ),
+    f"vggfeat extract --dataset digits --weights {NET} --scales 16385": "at most 16,384 pixels",
+    f"vggfeat extract --dataset digits --weights {NET} --scales 31": (
+        "scale 31 is too small: fc7 of net A needs at least 32"
     ),
     f"vggfeat extract --dataset digits --weights {NET} --scales 32.5": "is not a list of numbers",
     f"vggfeat extract --dataset digits --weights {NET} --scales 32,": "is not a list of numbers",
@@ -194,12 +208,50 @@ WRONG = {
     "vggfeat extract --dataset digits --weights alexnet": "weights 'alexnet' are not known",
     "vggfeat extract --dataset digits --weights random:Z": "there is no net 'Z'; Table 1 has A",
     "vggfeat extract --dataset digits --weights random:A,depth=3": "has a setting 'depth=3'",
+    "vggfeat extract --dataset digits --weights random:A,seed=-1": "has a setting 'seed=-1'",
     "vggfeat extract --dataset digits --weights random:A,crop=33": "33",
+    "vggfeat extract --dataset digits --weights random:A@w.pth": "not from a file",
+    "vggfeat extract --dataset digits --weights oxford:D@": "no file behind the @",
+    "vggfeat extract --dataset digits --weights mini:C": "no mini weights 'C': give mini:A",
+    "vggfeat extract --dataset digits --weights mini:D@w.pth": "mini:D, or the file alone",
+    "vggfeat extract --dataset digits --weights torchvision:vgg17": "is not a net of Table 1",
+    "vggfeat extract --dataset digits --weights torchvision:vgg16.X": "has no weights 'X'",
+    "vggfeat extract --dataset digits --weights timm:no-such-model": "timm has no model",
+    f"vggfeat extract --dataset digits --weights {NET} --net D": "hold net A, not D",
+    "vggfeat extract --dataset digits --weights oxford:D@w.pth --net E": "hold net D, not E",
+    "vggfeat extract --dataset digits --weights torchvision:vgg16 --net A": "hold net D, not A",
+    "vggfeat extract --dataset digits --weights timm:resnet18 --net A": "hold net resnet18, not A",
+    "vggfeat extract --dataset digits --weights w.safetensors --net Z": "there is no net 'Z'",
+    f"vggfeat extract --dataset digits --weights {NET} --layer pool6": (
+        "have no layer 'pool6': give --layer one of conv1_1"
+    ),
+    f"vggfeat extract --dataset digits --weights {NET} --layer conv3_4": "have no layer 'conv3_4'",
+    "vggfeat extract --dataset digits --layer fc7x": "weights oxford:D have no layer 'fc7x'",
+    "vggfeat extract --dataset digits --weights w.safetensors --layer fc7x": "no layer 'fc7x'",
+    "vggfeat extract --dataset digits --weights w.pth --net A --layer conv3_4": "no layer",
+    "vggfeat extract --dataset digits --weights timm:resnet18 --layer fc7": "one of features",
+    "vggfeat extract --dataset digits --root data": "digits come with scikit-learn",
+    "vggfeat extract --dataset folder --retry --dry-run": "leave out --retry",
+    "vggfeat extract --dataset folder --retry --overwrite": "leave out --overwrite",
+    "vggfeat extract --dataset folder --out a --json ./a": "--out and --json are one file",
+    "vggfeat extract --dataset folder --out a --json a --dry-run": "are one file",
+    "vggfeat extract --dataset folder --root a --out a": "--out a is what the command reads",
+    "vggfeat extract --dataset imagenet --download": "leave out --download",
     "vggfeat svm": "--features",
+    "vggfeat svm --features f.h5 --features ./f.h5": "--features f.h5 is given twice",
+    "vggfeat svm --features f.h5 --out a --json a": "--out and --json are one file, a",
+    "vggfeat svm --features f.h5 --out a --submission a": "--out and --submission are one file",
+    "vggfeat svm --features f.h5 --json f.h5": "--json f.h5 is what the command reads",
+    "vggfeat svm --features f.h5 --solver liblinear --device cpu": "leave out --device",
+    "vggfeat svm --features f.h5 --solver liblinear --workers 2": "leave out --workers",
+    "vggfeat svm --features f.h5 --device tpu9": "there is no device 'tpu9'",
+    "vggfeat svm --features f.h5 --scales 99999": "at most 16,384 pixels",
+    "vggfeat svm --features f.h5 --C 1e300": "numbers from 1e-12 to 1e+12",
+    "vggfeat svm --features": "'--features' requires an argument",
     "vggfeat svm --features f.h5 --pool x": "--pool",
     "vggfeat svm --features f.h5 --scales a": "is not a list of numbers",
-    "vggfeat svm --features= --scales=": "is not a list of numbers",
-    "vggfeat svm --features f.h5 --C a": "is not a list of numbers",
+    "vggfeat svm --features= --scales=": "'--features': it is empty",
+    "vggfeat svm --features f.h5 --C a": "'a' is not a list of numbers like 1,4,16",
     "vggfeat svm --features f.h5 --C 1,0": "not positive",
     "vggfeat svm --features f.h5 --C nan": "not positive",
     "vggfeat svm --features f.h5 --C inf": "finite",
@@ -208,18 +260,43 @@ WRONG = {
     "vggfeat predict --model m.h5": "images",
     "vggfeat predict a.jpg": "--model",
     "vggfeat predict a.jpg --model m.h5 --top 0": "--top",
+    "vggfeat predict a.jpg --model m.h5 --csv a --json a": "--json and --csv are one file",
+    "vggfeat predict a.jpg --model m.h5 --csv a.jpg": "is what the command reads",
+    "vggfeat predict a.jpg --model m.h5 --device tpu9": "there is no device 'tpu9'",
     "vggfeat report": "a report needs --results or --model",
+    "vggfeat report --model m.h5 --root images": "--root is of the images that --features knows",
+    "vggfeat report --model m.h5 --features f.h5 --features f.h5": "is given twice",
+    "vggfeat report --model m.h5 --out m.h5": "is what the command reads",
     "vggfeat neighbours --features f.h5": "--query",
     "vggfeat neighbours --features f.h5 --query q --scales 3x": "is not a list of numbers",
     "vggfeat neighbours --features f.h5 --query q --picture q.txt": "must end in .png",
+    "vggfeat neighbours --features f.h5 --query q --root images": "--picture draws",
+    "vggfeat neighbours --features f.h5 --query q --json q": "is what the command reads",
+    "vggfeat neighbours --features f.h5 --query q --device tpu9": "there is no device 'tpu9'",
     "vggfeat info": "file",
+    "vggfeat info f.h5 --json f.h5": "is what the command reads",
     "vggfeat convert old.h5": "new",
+    "vggfeat convert old.h5 old.h5": "is what the command reads",
     "vggfeat datasets all": "all",
     "vggfeat weights all": "all",
     "pretrain.train --net Z": "there is no net 'Z'; Table 1 has A",
     "pretrain.train --recipe nonsense": "there is no recipe 'nonsense'",
     "pretrain.train --init zero": "--init must be one of A, normal, glorot",
     "pretrain.train --set bad": "--set bad: write KEY=VALUE",
+    "pretrain.train --set .seed=1": "--set .seed=1: write KEY=VALUE",
+    "pretrain.train --set file=x": "write STAGE.KEY=VALUE, STAGE one of A-256, NET-256",
+    "pretrain.train --set learning_rate=1": "learning_rate is a stage's",
+    "pretrain.train --set *.seed=1": "seed is of the whole recipe",
+    "pretrain.train --set *.depth=3": "can't have 'depth'",
+    "pretrain.train --set width=16": "million parameters",
+    "pretrain.train --set *.train_scale=[64,64]": "smaller than the crop of 224",
+    "pretrain.train --set mean=[0,0,0] --set covariance=[[1,0,0],[0,1,0],[0,0,1]] --colours c": (
+        "leave out --colours"
+    ),
+    "pretrain.train --set seed=1 --seed 2": "--seed and --set seed are one number",
+    "pretrain.train --set random_layers=normal --init glorot": "leave out --set random_layers",
+    "pretrain.train --net B --set '*.nets=[\"A\"]'": "has no stage for net B",
+    "pretrain.train --from runs/D/weights.safetensors": "is what the command reads",
     "pretrain.train --set depth=3": "can't have 'depth'",
     "pretrain.train --set seed=x": "seed must be a whole number",
     "pretrain.train --set width=-1": "width must lie in",
@@ -232,6 +309,7 @@ WRONG = {
     "pretrain.train --precision half": "--precision",
     "pretrain.train --micro-batch -1": "--micro-batch",
     "pretrain.train --checkpoint-minutes nan": "--checkpoint-minutes",
+    "pretrain.train --checkpoint-minutes inf": "inf is not a number of minutes",
     "pretrain.train --log-every 0": "--log-every",
     "pretrain.train photos": "photos",
     "pretrain.evaluate": "give one of --weights, --from and --table",
@@ -245,10 +323,28 @@ WRONG = {
     "pretrain.evaluate --weights mini --device tpu": "--device",
     "pretrain.evaluate --weights mini --limit -1": "--limit",
     "pretrain.evaluate --weights mini --submission s.txt": "--submission needs --devkit",
+    "pretrain.evaluate --weights mini --weights mini": "--weights mini is given twice",
+    "pretrain.evaluate --weights a.pth --weights ./a.pth": "--weights ./a.pth is given twice",
+    "pretrain.evaluate --weights mini --scales 99999": "at most 16,384 pixels",
+    "pretrain.evaluate --weights mini --posteriors a --json a": "are one file",
+    "pretrain.evaluate --weights mini --devkit d": "--devkit is for --submission",
+    "pretrain.evaluate --weights mini --runs r": "--runs is for --table",
+    "pretrain.evaluate --weights mini --ledger r.md": "--ledger is for --table",
+    "pretrain.evaluate --from k.h5 --from k.h5": "--from k.h5 is given twice",
+    "pretrain.evaluate --from k.h5 --posteriors k.h5": "is what the command reads",
+    "pretrain.evaluate --from k.h5 --data d": "--data is for what is measured now",
+    "pretrain.evaluate --from k.h5 --split val": "--split is for what is measured now",
+    "pretrain.evaluate --from k.h5 --limit 2": "--limit is for what is measured now",
+    "pretrain.evaluate --from k.h5 --batch-size 2": "--batch-size is for what is measured now",
+    "pretrain.evaluate --from k.h5 --device cpu": "--device is for what is measured now",
+    "pretrain.evaluate --from k.h5 --precision float32": "--precision is for what is measured now",
+    "pretrain.evaluate --from k.h5 --workers 2": "--workers is for what is measured now",
+    "pretrain.evaluate --from k.h5 --table 3 --runs r": "--runs is for what is measured now",
+    "pretrain.evaluate --table 3 --mode dense": "no --scales, --mode",
     "pretrain.evaluate --from k.h5 --max-pool ceil": "--max-pool is for --weights",
     "pretrain.evaluate --table 9": "the paper's tables are 3, 4, 5 and 6",
     "pretrain.evaluate --table 3 --split test": "no --split test",
-    "pretrain.evaluate --table 3 --scales 36": "no --scales, --submission or --json",
+    "pretrain.evaluate --table 3 --scales 36": "no --scales, --mode, --submission or --json",
     "pretrain.export": "weights",
     "pretrain.export mini": "--to",
     "pretrain.export mini --to timm": "--out",
@@ -256,15 +352,25 @@ WRONG = {
     "pretrain.export mini --to onnx --out n.pth": "--out n.pth must end in .onnx",
     "pretrain.export mini --to timm --out n.bin": "must end in .pth or .safetensors",
     "pretrain.export alexnet --to timm --out n.pth": "weights 'alexnet' are not known",
+    f"pretrain.export {NET} --to timm --out n.pth": "at width 1 and crop 224 only",
+    "pretrain.export w.pth --to timm --out w.pth": "is what the command reads",
     "pretrain.report": "folder",
+    "pretrain.report runs --out runs": "is what the command reads",
+}
+# Raised for who calls the library: a command refuses the same before, or can't ask for it.
+LIBRARY = {
+    "vggfeat/describe.py description_of",
+    "vggfeat/devices.py resolve_precision",
+    "vggfeat/report.py write_report",
+    "vggfeat/protocols.py grid_of",
 }
 
 # What was typed could be right: status 1, and a line "COMMAND: what is wrong".
 ABSENT = {
     "vggfeat extract --dataset folder --root nowhere": "/nowhere: check --root",
     f"vggfeat extract --dataset digits --weights {NET} --device cuda": "give --device cpu",
-    f"vggfeat extract --dataset digits --weights {NET} --net D": "hold net A, not D",
-    f"vggfeat extract --dataset digits --weights {NET} --layer pool6": "have no layer 'pool6'",
+    "vggfeat extract --dataset digits --weights w.safetensors --net D": "no weights file at",
+    "vggfeat extract --dataset digits --weights w.safetensors --layer conv5_4": "no weights file",
     "vggfeat svm --features f.h5": "no feature file at f.h5",
     "vggfeat predict a.jpg --model m.h5": "no model file at m.h5",
     "vggfeat report --model m.h5": "no model file at m.h5",
@@ -281,13 +387,27 @@ ABSENT = {
 }
 
 
+# Line -> where WrongUsage was raised when it was run, as (file, line number).
+_RAISED: dict[str, set[tuple[str, int]]] = {}
+
+
 @pytest.fixture
 def typed(run_main: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """A line, as it is typed in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VGGFEAT_DATA", raising=False)
+    raised: set[tuple[str, int]] = set()
+
+    def record(error: WrongUsage, *args: object) -> None:
+        place = sys._getframe(1)
+        raised.add((place.f_code.co_filename, place.f_lineno))
+        Exception.__init__(error, *args)
+
+    monkeypatch.setattr(WrongUsage, "__init__", record)
 
     def run_line(line: str) -> Any:
+        raised.clear()
+        _RAISED[line] = raised
         program, *words = shlex.split(line)
         if program == "vggfeat":
             return run_main(cli.main, *words)
@@ -310,6 +430,56 @@ def test_what_is_typed_wrong_has_status_2(line: str, typed: Command, tmp_path: P
     assert told.endswith(f"; see {full} --help"), told
     assert WRONG[line].lower() in told.lower() and "Traceback" not in told
     assert not list(tmp_path.iterdir())
+
+
+def _refusals() -> Iterator[tuple[str, str, int, int]]:
+    """Wherever WrongUsage is made: file, function, and its first and last line."""
+    for path in sorted([*ROOT.glob("vggfeat/**/*.py"), *ROOT.glob("pretrain/*.py")]):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "WrongUsage":
+                    assert node.end_lineno is not None
+                    name = f"{path.relative_to(ROOT)} {function.name}"
+                    yield str(path), name, node.lineno, node.end_lineno
+
+
+def test_every_refusal_of_what_is_typed_is_among_the_lines(typed: Command) -> None:
+    for line in WRONG:
+        if line not in _RAISED:
+            typed(line)
+    raised = set().union(*_RAISED.values())
+    refusals = list(_refusals())
+    assert {name for _, name, _, _ in refusals} >= LIBRARY
+    missing = {
+        f"{name}, line {first}"
+        for path, name, first, last in refusals
+        if name not in LIBRARY and not any((path, n) in raised for n in range(first, last + 1))
+    }
+    assert not missing, "give each a line in WRONG"
+
+
+def _empty() -> Iterator[str]:
+    """Every command with nothing for each of its values in turn, and words for what it needs."""
+    for name, command, _ in commands():
+        needed = [
+            word
+            for p in command.params
+            if p.required
+            for word in ([p.opts[0]] if p.opts[0][:2] == "--" else []) + ["x"]
+        ]
+        for p in command.params:
+            if p.opts[0] in OPTIONS[name].split() and not getattr(p, "is_flag", False):
+                option = p.opts[0][:2] == "--"
+                words = [*needed, p.opts[0], ""] if option else [""]
+                yield f"{name.removeprefix('python -m ')} {shlex.join(words)}"
+
+
+@pytest.mark.parametrize("line", list(_empty()))
+def test_nothing_is_no_value(line: str, typed: Command, tmp_path: Path) -> None:
+    ran = typed(line)
+    assert (ran.status, ran.out, len(ran.err_lines)) == (2, "", 1), ran.err
+    assert "it is empty" in ran.err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("line", ABSENT)

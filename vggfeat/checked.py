@@ -30,6 +30,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, 
 from vggfeat.errors import VggfeatError, reason
 
 MOST_BYTES = 16 << 20  # of JSON: as Python's objects up to twenty times as much
+# of a description: what a file may make another image be rescaled to
+MAX_SCALES, MAX_Q = 64, 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vggfeat.checked import fitted, parse_json, shown
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import (
     check_outputs,
     plain,
     refuse_inputs,
+    refuse_same_names,
     try_each,
     weights_files,
     write_json,
@@ -46,8 +47,12 @@ from vggfeat.options import (
     Pool,
     Precision,
     StoredScales,
+    Strict,
     Workers,
-    numbers,
+    costs_typed,
+    refuse_repeated,
+    sides_typed,
+    typed,
     with_debug,
 )
 from vggfeat.terminal import (
@@ -85,7 +90,7 @@ app = typer.Typer(
 
 def _root(given: Path | None) -> Path:
     """Where datasets lie."""
-    return given or Path(os.environ.get("VGGFEAT_DATA", "data"))
+    return given or Path(os.environ.get("VGGFEAT_DATA") or "data")
 
 
 def _dataset_names(incomplete: str) -> list[tuple[str, str]]:
@@ -95,7 +100,7 @@ def _dataset_names(incomplete: str) -> list[tuple[str, str]]:
     return [(name, about) for name, about, _ in describe_datasets() if name.startswith(incomplete)]
 
 
-@app.command("extract")
+@app.command("extract", cls=Strict)
 @with_debug
 def extract_command(
     dataset: Annotated[
@@ -188,16 +193,20 @@ def extract_command(
     json_file: Json = None,
 ) -> None:
     """Describe every image of a dataset; write one HDF5 feature file."""
-    qs = None if scales is None else numbers(scales, int, "--scales")
+    qs = None if scales is None else sides_typed(scales)
+    spec = weights or net or "oxford:D"
+    _refuse_idle(dataset, root, dry_run=dry_run, retry=retry, overwrite=overwrite and not json_file)
     from vggfeat import datasets
     from vggfeat.describe import description_of
     from vggfeat.extract import extract
     from vggfeat.look import foreword, look
     from vggfeat.plan import PLANNED, plan
     from vggfeat.ranks import joined
-    from vggfeat.sources import load
+    from vggfeat.sources import load, of_words, refuse_contradictions
     from vggfeat.writer import behind_link, partial_of
 
+    refuse_contradictions(net if weights else "", spec, layer)
+    refuse_same_names({"--out": out_file, "--json": json_file})
     folder = _root(root)
     partial = partial_of(behind_link(out_file))
     read = [folder, *weights_files(weights), partial, out_file if retry else None]
@@ -219,11 +228,12 @@ def extract_command(
         if limit is not None:
             items = items.first(limit)
         datasets.refuse_absent(items)
-        source = (net, weights) if net and weights else (weights or net or "oxford:D",)
+        source = (net, weights) if net and weights else (spec,)
         network = load(*source, device=ranks.device, precision=precision)
-        if max_pool:
-            network.set_pool(max_pool)
-        description = description_of(network, layer, qs, mirror)
+        with as_typed(of_words(network.spec)):
+            if max_pool:
+                network.set_pool(max_pool)
+            description = description_of(network, layer, qs, mirror)
         if dry_run:
             if ranks.first:
                 seen = look(items, PLANNED)
@@ -270,9 +280,22 @@ def extract_command(
     _write_report(json_file, out_file, report, f"{description.layer}, {values}")
 
 
-@app.command("svm")
+def _refuse_idle(
+    dataset: str, root: Path | None, *, dry_run: bool, retry: bool, overwrite: bool
+) -> None:
+    """Options of an extraction that would change nothing. overwrite: without another output."""
+    if dataset == "digits" and root is not None:
+        raise WrongUsage("digits come with scikit-learn: leave out --root")
+    if retry and dry_run:
+        raise WrongUsage("--dry-run is of all images: leave out --retry")
+    if retry and overwrite:
+        raise WrongUsage("--retry keeps the feature file: leave out --overwrite")
+
+
+@app.command("svm", cls=Strict)
 @with_debug
 def svm_command(
+    context: typer.Context,
     features: Annotated[
         list[Path],
         typer.Option(help="A feature file; several of one dataset are stacked (fusion of nets)."),
@@ -329,8 +352,13 @@ def svm_command(
     json_file: Json = None,
 ) -> None:
     """Train and score a linear SVM by the dataset's protocol."""
-    qs = None if scales is None else numbers(scales, int, "--scales")
-    cs = "auto" if C == "auto" else list(numbers(C, float, "--C"))
+    qs = None if scales is None else sides_typed(scales)
+    cs = costs_typed(C)
+    refuse_repeated("--features", features)
+    if solver == "liblinear":
+        for option in ("device", "workers"):
+            if option in typed(context):
+                raise WrongUsage(f"--solver liblinear runs on one core: leave out --{option}")
     check_outputs(
         {"--out": out_file},
         texts={"--json": json_file},
@@ -347,6 +375,8 @@ def svm_command(
     from vggfeat.model import model_from, save_model
     from vggfeat.results import seen_by_net
 
+    protocols.grid_of(cs)
+    on = resolve_device(device)
     problem, parts, made = problem_from(features, pool, qs)
     if submission:
         if "test" not in problem.splits:
@@ -360,7 +390,7 @@ def svm_command(
         seed=seed,
         loss=loss,
         solver=solver,
-        device=str(resolve_device(device)),
+        device=str(on),
         class_weight=class_weight,
         progress=lambda line: say(in_options(line)),
     )
@@ -388,7 +418,7 @@ def svm_command(
     )
 
 
-@app.command()
+@app.command(cls=Strict)
 @with_debug
 def predict(
     images: Annotated[list[Path], typer.Argument(help="The images to classify.")],
@@ -453,7 +483,7 @@ def predict(
         raise typer.Exit(3)
 
 
-@app.command("report")
+@app.command("report", cls=Strict)
 @with_debug
 def report_command(
     results: Annotated[
@@ -481,6 +511,11 @@ def report_command(
     """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the
     descriptors.
     """
+    if not results and not model:
+        raise WrongUsage("a report needs --results or --model")
+    if root and not features:
+        raise WrongUsage("--root is of the images that --features knows: give both, or neither")
+    refuse_repeated("--features", features)
     check_outputs(
         {"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite
     )
@@ -511,7 +546,7 @@ def report_command(
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
 
 
-@app.command("neighbours")
+@app.command("neighbours", cls=Strict)
 @with_debug
 def neighbours_command(
     features: Annotated[Path, typer.Option(help="The feature file to look in.")],
@@ -530,22 +565,24 @@ def neighbours_command(
     json_file: Json = None,
 ) -> None:
     """The images that are nearest to a query, by the cosine of their descriptors."""
-    qs = None if scales is None else numbers(scales, int, "--scales")
+    qs = None if scales is None else sides_typed(scales)
+    if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise WrongUsage(f"--picture {picture} must end in .png, .jpg or .webp")
+    if root and not picture:
+        raise WrongUsage("--root is of the images that --picture draws: give both, or neither")
     check_outputs(
         {"--picture": picture},
         texts={"--json": json_file},
         inputs=[features, Path(query), *weights_files(weights), root],
         overwrite=overwrite,
     )
-    if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise typer.BadParameter(
-            f"{picture} must end in .png, .jpg or .webp", param_hint="'--picture'"
-        )
     from vggfeat.datasets import at_hand
     from vggfeat.datasets.protocol import pool_of
+    from vggfeat.devices import resolve_device
     from vggfeat.neighbours import draw, nearest, query_of
     from vggfeat.store import open_features
 
+    resolve_device(device)
     file = open_features(features)
     outputs = {"--picture": picture, "--json": json_file}
     refuse_inputs(outputs, weights_files(file.description.weights))
@@ -579,11 +616,13 @@ def neighbours_command(
         say(f"pool: {over_scales} ({why})")
     if missing:
         say(in_options(f"left out: {missing}"))
+    if weights and row is not None:
+        say(f"--weights isn't used: {features} has the descriptor of {query}")
     if picture:
         out.print(f"picture: {picture}")
 
 
-@app.command()
+@app.command(cls=Strict)
 @with_debug
 def info(
     file: Annotated[Path, typer.Argument(help="A feature file or a model.")],
@@ -651,7 +690,7 @@ def info(
     list_unreadable(unreadable, "--json FILE writes them all")
 
 
-@app.command("convert")
+@app.command("convert", cls=Strict)
 @with_debug
 def convert_command(
     old: Annotated[Path, typer.Argument(help="A feature, model or posteriors file of version 1.")],

@@ -20,12 +20,12 @@ from torch import Tensor
 from vggfeat import sources, terminal
 from vggfeat.aggregate import POOLINGS, aggregate
 from vggfeat.batches import by_shape
-from vggfeat.checked import shown, sides
+from vggfeat.checked import MAX_Q, MAX_SCALES, shown, sides
 from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.images import mirror as mirrored
 from vggfeat.machine import CORES
-from vggfeat.store import MAX_Q, MAX_SCALES, Description
+from vggfeat.store import Description
 from vggfeat.weights import Network
 
 FILTER, DECODER = "bilinear, antialiased", "Pillow"

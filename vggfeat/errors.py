@@ -3,6 +3,8 @@ refuses.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class VggfeatError(Exception):
@@ -24,6 +26,17 @@ class WrongUsage(VggfeatError):  # noqa: N818 - named as what happened
     """
 
     status = 2
+
+
+@contextmanager
+def as_typed(typed: bool = True) -> Iterator[None]:
+    """Inside, a request that can't be done is WrongUsage, if all that decides it was `typed`."""
+    try:
+        yield
+    except VggfeatError as error:
+        if not typed or type(error) is not VggfeatError:  # a disk that refuses is no word
+            raise
+        raise WrongUsage(str(error)) from error
 
 
 class CantWrite(VggfeatError, OSError):  # noqa: N818 - named as what happened

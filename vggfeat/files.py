@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vggfeat.errors import CantWrite, VggfeatError, reason
+from vggfeat.errors import CantWrite, VggfeatError, WrongUsage, reason
 
 _PREFIX, _SUFFIX, _UNHELD = ".vggfeat-", ".partial", "unheld"
 
@@ -227,9 +227,11 @@ def check_outputs(
 
     files, texts, folders: the outputs, by the options that name them. Texts can go to a pipe; a
     folder must be absent or empty, and may lack its parents. inputs: what the command reads, files
-    or folders, there or not. Raises VggfeatError.
+    or folders, there or not. Raises VggfeatError; WrongUsage where two have one name.
     """
-    texts, folders = texts or {}, folders or {}
+    texts, folders, inputs = texts or {}, folders or {}, list(inputs)
+    own = {option: path for option, path in texts.items() if path and not _is_stream(_stat(path))}
+    refuse_same_names({**files, **own, **folders}, inputs)
     refuse_inputs({**files, **texts, **folders}, inputs)
     seen: dict[str, Path] = {}
     for option, path in [*files.items(), *texts.items(), *folders.items()]:
@@ -247,6 +249,25 @@ def check_outputs(
         if there is not None and not overwrite:
             raise VggfeatError(f"{path} exists; give `overwrite`, or another {option}")
         _try(target, path)
+
+
+def refuse_same_names(
+    outputs: Mapping[str, Path | None], inputs: Iterable[Path | None] = ()
+) -> None:
+    """Raise WrongUsage where an output has the name of another, or of what the command reads:
+    whatever lies there.
+    """
+    read = {path.absolute() for path in inputs if path is not None}
+    written: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        name = path.absolute()
+        if name in read:
+            raise WrongUsage(f"{option} {path} is what the command reads: give another name")
+        if name in written:
+            raise WrongUsage(f"{written[name]} and {option} are one file, {path}: give two names")
+        written[name] = option
 
 
 def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:

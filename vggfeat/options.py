@@ -1,9 +1,9 @@
-"""The options that several commands share, each declared once, and how a list of numbers is typed.
+"""The options that several commands share, each declared once, and what may be typed for one.
 
-    @app.command("svm")
+    @app.command("svm", cls=Strict)
     @with_debug
     def svm_command(scales: StoredScales = None, json_file: Json = None) -> None:
-        qs = None if scales is None else numbers(scales, int, "--scales")
+        qs = None if scales is None else sides_typed(scales)
 
 A default that differs by command stands at the command. What is wrong on a command line is answered
 at once: nothing here imports NumPy or PyTorch.
@@ -12,13 +12,17 @@ at once: nothing here imports NumPy or PyTorch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from typer import Option
+from typer.core import TyperCommand
+
+from vggfeat.checked import MAX_Q, MAX_SCALES
+from vggfeat.errors import WrongUsage
 
 Number = TypeVar("Number", int, float)
 Parameters = ParamSpec("Parameters")
@@ -92,11 +96,25 @@ BatchSize = Annotated[
 ]
 
 
-def numbers(text: str, kind: type[Number], option: str) -> tuple[Number, ...]:
-    """The numbers of "256,384,512", all of them positive, finite and different.
-
-    option: which has them, as "--scales". Raises typer.BadParameter for anything else.
+def sides_typed(text: str) -> tuple[int, ...]:
+    """--scales 256,384,512: smallest sides in pixels. Raises typer.BadParameter where none of our
+    files can have them.
     """
+    scales = _numbers(text, int, "--scales", "256,384,512")
+    if len(scales) > MAX_SCALES or max(scales) > MAX_Q:
+        raise typer.BadParameter(
+            f"at most {MAX_SCALES} scales, of at most {MAX_Q:,} pixels", param_hint="'--scales'"
+        )
+    return scales
+
+
+def costs_typed(text: str) -> list[float] | Literal["auto"]:
+    """--C 1,4,16, or auto. Raises typer.BadParameter for anything else."""
+    return "auto" if text == "auto" else list(_numbers(text, float, "--C", "1,4,16"))
+
+
+def _numbers(text: str, kind: type[Number], option: str, example: str) -> tuple[Number, ...]:
+    """Positive, finite and different numbers."""
 
     def wrong(what: str) -> typer.BadParameter:
         return typer.BadParameter(f"{text!r} {what}", param_hint=f"'{option}'")
@@ -104,7 +122,7 @@ def numbers(text: str, kind: type[Number], option: str) -> tuple[Number, ...]:
     try:
         values = tuple(kind(part) for part in text.split(","))
     except ValueError as error:
-        raise wrong("is not a list of numbers like 256,384,512") from error
+        raise wrong(f"is not a list of numbers like {example}") from error
     if not all(0 < value < float("inf") for value in values):
         raise wrong("has numbers that are not positive and finite")
     if len(set(values)) != len(values):
@@ -112,11 +130,50 @@ def numbers(text: str, kind: type[Number], option: str) -> tuple[Number, ...]:
     return values
 
 
+def refuse_repeated(option: str, given: Iterable[str | Path]) -> None:
+    """Raise WrongUsage where one thing is given twice to an option that takes several, by the same
+    name.
+    """
+    seen = set()
+    for value in given:
+        if Path(value) in seen:
+            raise WrongUsage(f"{option} {value} is given twice")
+        seen.add(Path(value))
+
+
+def typed(context: typer.Context) -> set[str]:
+    """The parameters, by their names in Python, that are on the command line; not those of the
+    environment.
+    """
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+class Strict(TyperCommand):
+    """A command that takes no empty value: `--out "$out"` is mostly a variable that isn't set, and
+    a path of nothing would be the working folder.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises typer.BadParameter."""
+        if not ctx.resilient_parsing:  # as while a shell completes a word
+            parsed: Any = self.make_parser(ctx).parse_args(args=list(args))
+            given, _, parameters = parsed
+            for parameter in parameters:
+                value = given.get(parameter.name)
+                if "" in (value if isinstance(value, list | tuple) else [value]):
+                    raise typer.BadParameter("it is empty: give a value", ctx, parameter)
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
 def with_debug(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """A command that has --debug, too.
 
     `terminal` and `start` look for the word themselves: an error may come before it is parsed.
     """
+
+    command.__doc__ = " ".join(inspect.cleandoc(command.__doc__ or "").split())  # as help has it
 
     @wraps(command)
     def run(*args: Parameters.args, **settings: Parameters.kwargs) -> None:

@@ -132,7 +132,7 @@ def run(
     one-label problem has no training image, or when a C is not positive.
     """
     started = time.perf_counter()
-    grid = _grid(C)
+    grid = grid_of(C)
     for name, given, allowed in (("loss", loss, LOSSES), ("solver", solver, SOLVERS)):
         if given not in allowed:
             raise VggfeatError(f"{name} must be {' or '.join(allowed)}, not {given}")
@@ -307,7 +307,7 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
 # Which C ------------------------------------------------------------------------------------------
 
 
-def _grid(C: str | float | Sequence[float]) -> list[float]:
+def grid_of(C: str | float | Sequence[float]) -> list[float]:
     """The values to try, ascending."""
     if isinstance(C, str):
         if C != "auto":

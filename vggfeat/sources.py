@@ -22,10 +22,10 @@ from torch import Tensor
 from vggfeat.backbones import load_timm
 from vggfeat.checked import shown
 from vggfeat.devices import resolve_device, resolve_precision
-from vggfeat.errors import VggfeatError, WrongUsage, reason
+from vggfeat.errors import VggfeatError, WrongUsage, as_typed, reason
 from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.tensors import ENDINGS
-from vggfeat.vgg import NETS, TABLE_1, VGG
+from vggfeat.vgg import NETS, TABLE_1, VGG, layer_names
 from vggfeat.weights import (
     MINI_WORKS,
     TORCHVISION_NETS,
@@ -82,6 +82,7 @@ def load(
     name = os.fspath(name)
     if weights is not None:
         spec = f"mini:{name}" if weights == "mini" else weights
+        refuse_contradictions(name, os.fspath(spec))
         network = load(spec, device=device, precision=precision)
         if name != network.name:
             raise VggfeatError(
@@ -101,7 +102,9 @@ def load(
     if "\0" in name:
         raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
     source, _, rest = name.partition(":")
-    what, _, file = rest.partition("@")
+    what, at, file = rest.partition("@")
+    if at and not file and source in SOURCES:  # a variable that isn't set, no wish for a download
+        raise WrongUsage(f"weights {shown(name)} have no file behind the @")
     is_file = Path(name).suffix in ENDINGS or os.path.lexists(name) or os.sep in name
     if what and source in SOURCES:
         place = Path(os.path.realpath(file)) if file else None
@@ -234,11 +237,14 @@ def _oxford(source: str, net: str, file: Path | None) -> Network:
 
 
 def _mini(source: str, net: str, file: Path | None) -> Network:
+    if file is not None:
+        raise WrongUsage(
+            f"the {source} weights come with the package: give {source}:{net}, or the file alone,"
+            f" {file}"
+        )
     if net not in MINI:
         there = " or ".join(f"{source}:{each}" for each in MINI)
         raise WrongUsage(f"there are no {source} weights {net!r}: give {there}")
-    if file is not None:
-        raise WrongUsage(f"{source} weights come with the package: give {source}:{net}, or {file}")
     network = _load_file(MINI[net])
     network.spec = f"{source}:{net}"  # wherever the package lies
     return network
@@ -347,11 +353,8 @@ def _random(source: str, what: str, file: Path | None) -> Network:
             ) from error
     if file is not None:
         raise WrongUsage(f"{source}: weights come from a seed, not from a file")
-    try:
-        with torch.device("meta"):  # nothing too large
-            module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
-    except VggfeatError as error:  # all of it was typed
-        raise WrongUsage(str(error)) from error
+    with as_typed(), torch.device("meta"):  # nothing too large
+        module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
     generator = torch.Generator().manual_seed(int(values["seed"]))
     tensors = {}
     for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):
@@ -448,6 +451,56 @@ FILES = (
     ("FILE.pth", "PyTorch's file of a conversion of the authors' net, known by its names"),
     ("FILE.caffemodel", "Caffe's file of a net of Table 1, as the authors released theirs"),
 )
+
+
+def of_words(spec: str) -> bool:
+    """Whether a spec's words alone decide which net it is, and how far its weights reach; of a timm
+    model a file has but the values.
+    """
+    source, colon, what = spec.partition(":")
+    known = bool(colon) and source in SOURCES
+    return spec == "mini" or (known and (source == "timm" or "@" not in what))
+
+
+def net_named(spec: str) -> str:
+    """The net, as `Network.name` has it, that a spec's own words say; "" where only a file can."""
+    if spec in ("mini", *OXFORD):
+        return "D" if spec == "mini" else spec
+    source, _, rest = spec.partition(":")
+    what = rest.partition("@")[0]
+    if source == "timm":
+        return "" if "@" in rest else what  # a file may call it as Table 1 does
+    if source == "torchvision":
+        return TORCHVISION_NETS.get(what.partition(".")[0], "")
+    net = what.partition(",")[0]
+    return net if source in SOURCES and net in NETS else ""
+
+
+def refuse_contradictions(net: str, weights: str, layer: str | None = None) -> None:
+    """Raise WrongUsage where, by their words alone, weights can't hold a net, or have a layer.
+
+    net: "" where it isn't asked for. weights: a spec.
+    """
+    named = net_named(f"mini:{net}" if net and weights == "mini" else weights)
+    if net and named and net != named:
+        raise WrongUsage(
+            f"weights {weights} hold net {named}, not {net}: give that net, or the weights alone"
+        )
+    if net and net not in NETS and not weights.startswith("timm:"):
+        raise WrongUsage(f"there is no net {shown(net)}; Table 1 has {', '.join(NETS)}")
+    if layer is None:
+        return
+    own = named or net
+    if weights.startswith("timm:"):
+        layers = ["features"]
+    elif own in NETS:
+        layers = layer_names(own)
+    else:
+        layers = list(dict.fromkeys(name for each in NETS for name in layer_names(each)))
+    if layer not in layers:
+        raise WrongUsage(
+            f"weights {weights} have no layer {layer!r}: give `layer` one of {', '.join(layers)}"
+        )
 
 
 def forms() -> list[tuple[str, str]]:

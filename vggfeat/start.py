@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from types import FrameType, TracebackType
 
 
-def begin() -> None:
+def begin(program: str = "vggfeat") -> None:
     """Until `terminal.run` takes over, and after it, Ctrl-C and SIGTERM end the process without a
     traceback.
 
@@ -20,14 +21,15 @@ def begin() -> None:
     number, and what a library says on stderr would be written into a result. A working folder that
     is gone is told: PyTorch's libraries can't be loaded there. What fails while they are imported,
     as for want of memory, is one line, too. And on another system than Linux, whose locks, limits
-    and memory files are used throughout, that is said.
+    and memory files are used throughout, that is said. program: the command, which begins each
+    line that is said.
     """
     if sys.platform != "linux":
         sys.exit(
-            f"vggfeat: it runs on Linux only; on {sys.platform}, take a container or a virtual"
+            f"{program}: it runs on Linux only; on {sys.platform}, take a container or a virtual"
             " machine"
         )
-    sys.excepthook = _unexpected
+    sys.excepthook = partial(_unexpected, program)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
@@ -41,17 +43,18 @@ def begin() -> None:
         os.getcwd()
     except OSError:
         with suppress(OSError):
-            os.write(2, b"vggfeat: the working folder is gone: change to one that is there\n")
+            line = f"{program}: the working folder is gone: change to one that is there\n"
+            os.write(2, line.encode())
         os._exit(1)
 
 
 def _unexpected(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    program: str, kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     if "--debug" in sys.argv:
         sys.__excepthook__(kind, error, trace)
     line = (
-        f"vggfeat: unexpected {kind.__name__}: {' '.join(str(error).split())} (--debug shows"
+        f"{program}: unexpected {kind.__name__}: {' '.join(str(error).split())} (--debug shows"
         " where)\n"
     )
     with suppress(OSError):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from vggfeat.checked import OneOf, Range, Several, path_of, shown, sides
+from vggfeat.checked import MAX_Q, MAX_SCALES, OneOf, Range, Several, path_of, shown, sides
 from vggfeat.datasets.items import name_digest
 from vggfeat.devices import PRECISIONS
 from vggfeat.errors import VggfeatError
@@ -27,11 +27,6 @@ FORMAT = "vggfeat-features"
 FORMAT_VERSION = 2
 PENDING, DONE, UNREADABLE = 0, 1, 2
 REASON_BYTES = 200  # of why an image is unreadable
-# of a description: what a file may make another image be rescaled to
-MAX_SCALES, MAX_Q = (
-    64,
-    1 << 14,
-)
 MAX_DIM = 1 << 20
 MAX_LAYERS = 64
 READ_BYTES = 1 << 26  # of descriptors that are checked at a time

@@ -404,7 +404,7 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
         return 128 + caught.signal
     if hasattr(error, "format_message"):  # Typer's errors of usage
         context = getattr(error, "ctx", None)
-        typed = context.command_path if context else name
+        typed = context.command_path if context else f"{name} {_typed(app)}".rstrip()
         _say_wrong_usage(typed, error.format_message())
         return int(getattr(error, "exit_code", WrongUsage.status))
     if isinstance(error, WrongUsage):

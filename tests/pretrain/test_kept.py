@@ -117,11 +117,12 @@ def test_a_net_and_a_scale_are_averaged_once(
     a, d, kept = weights["A-36"], weights["D-36"], tmp_path / "a.h5"
     words = ["--data", images, *FAST]
     assert command("--weights", a, *words, "--scales", "36,50", "--posteriors", kept).status == 0
-    copy = tmp_path / "copy.safetensors"
+    copy, again = tmp_path / "copy.safetensors", tmp_path / "again.h5"
     copy.write_bytes(a.read_bytes())
+    again.write_bytes(kept.read_bytes())
     out = tmp_path / "no.h5"
-    for again in (["--from", kept, "--from", kept], ["--weights", a, "--weights", copy, *words]):
-        told = says(*again, "--posteriors", out)
+    for twice in (["--from", kept, "--from", again], ["--weights", a, "--weights", copy, *words]):
+        told = says(*twice, "--posteriors", out)
         assert "net A (" in told and "is there twice" in told and not out.exists()
     assert "'--scales': '36,36,50' has a number twice" in says(
         "--from", kept, "--scales", "36,36,50", status=2

@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.checkpoint import State
 from pretrain.recipe import chain, read_recipe, select
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 
 
 def test_the_papers_numbers() -> None:
@@ -140,7 +140,7 @@ def test_every_number_can_be_overridden() -> None:
     ],
 )
 def test_a_bad_override_is_refused(override: str, says: str) -> None:
-    with pytest.raises(VggfeatError, match=says) as refused:
+    with pytest.raises(WrongUsage, match=says) as refused:
         read_recipe("paper", [override])
     assert "\n" not in str(refused.value)
 
@@ -178,8 +178,9 @@ def test_recipe_files(tmp_path: Path) -> None:
 def test_recipe_files_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "own.toml"
     path.write_text(text)
-    with pytest.raises(VggfeatError, match=says):
+    with pytest.raises(VggfeatError, match=says) as refused:
         read_recipe(str(path))
+    assert not isinstance(refused.value, WrongUsage)
 
 
 def test_stages_are_chosen_by_name_or_number() -> None:
@@ -203,3 +204,41 @@ def test_a_net_that_is_too_large_is_refused_before_anything_is_read(override: st
     scales = [f"*.train_scale=[{4096}, {4096}]"]
     with pytest.raises(VggfeatError, match="million parameters; at most 700 million are built"):
         chain(read_recipe("paper", [override, *scales]), "D", "normal")
+
+
+OWN = """{numbers}
+[[stages]]
+net = "NET"
+train_scale = [256, 256]
+learning_rate = 1e-2
+epochs = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "overrides", "stages", "typed"),
+    [
+        ("", ["seed=x"], "", True),
+        ("", ["width=-1"], "", True),
+        ("", ["width=16"], "", True),  # too large a net
+        ("", ["crop=512"], "", True),  # larger than the file's S
+        ("", ['*.nets=["A"]'], "", True),
+        ("", ["NET-384.epochs=2"], "", False),  # the file could have it
+        ("", [], "2", False),
+        ("width = -1", [], "", False),
+        ("width = 16", [], "", False),
+        ("width = 16", ["seed=1"], "", False),
+        ("width = 16", ["width=15"], "", False),
+        ("width = 16", ["width=-1"], "", True),
+    ],
+)
+def test_a_file_of_ones_own_is_wrong_or_what_is_typed(
+    tmp_path: Path, numbers: str, overrides: list[str], stages: str, typed: bool
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN.format(numbers=numbers))
+    with pytest.raises(VggfeatError) as refused:
+        select(chain(read_recipe(str(path), overrides, "D"), "D"), stages)
+    assert isinstance(refused.value, WrongUsage) == typed
+    path.write_text(OWN.format(numbers="width = 16"))  # what is typed may mend the file
+    assert chain(read_recipe(str(path), ["width=1"], "D"), "D").width == 1

@@ -246,12 +246,6 @@ FAILURES = {
         EXTRACT.replace(NET, f"{IN}/text.safetensors"),
         f"{IN}/text.safetensors is text, not weights",
     ),
-    "other net": (f"{EXTRACT} --net D", "hold net A, not D"),
-    "layer": (f"{EXTRACT} --layer pool6", "have no layer 'pool6'"),
-    "small scale": (
-        EXTRACT.replace("--scales 32", "--scales 64,31"),
-        "scale 31 is too small: fc7 of net A needs at least 32",
-    ),
     "out folder": (
         EXTRACT.replace("new.h5", "no/new.h5"),
         f"there is no folder {IN}/no to write new.h5 in",

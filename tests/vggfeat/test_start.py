@@ -84,11 +84,19 @@ def test_what_fails_before_a_command_begins_is_a_line(debug: bool) -> None:
     assert ("Traceback" in ran.stderr) == debug == (len(lines) > 1)
 
 
-def test_another_system_than_linux_is_told_in_a_line() -> None:
-    script = "import sys\nsys.platform = 'darwin'\nfrom vggfeat.start import begin\nbegin()"
+@pytest.mark.parametrize(
+    "module",
+    ["vggfeat", *(f"pretrain.{name}" for name in ("train", "evaluate", "export", "report"))],
+)
+def test_another_system_than_linux_is_told_in_a_line(module: str) -> None:
+    """By whichever command was typed."""
+    script = (
+        "import runpy, sys\nsys.platform = 'darwin'\n"
+        f"runpy.run_module('{module}', run_name='__main__')"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=HANG
     )
     assert ran.returncode == 1
-    assert ran.stderr.startswith("vggfeat: it runs on Linux only; on darwin, take a container")
+    assert ran.stderr.startswith(f"{module}: it runs on Linux only; on darwin, take a container")
     assert len(ran.stderr.splitlines()) == 1

@@ -43,6 +43,7 @@ from vggfeat.options import (
     Precision,
     Strict,
     Workers,
+    leave,
     refuse_repeated,
     sides_typed,
     typed,
@@ -179,9 +180,10 @@ def evaluate_command(
     if kept:
         found = KeptPosteriors.joined((str(path), KeptPosteriors.read(path)) for path in kept)
         if not table:  # which has a row for each
-            refuse_twice(net.of for net in found.nets)
+            refuse_twice(net.facts for net in found.nets)
         wanted.make(found)
-        raise typer.Exit(3 if found.unreadable else 0)
+        leave(found.unreadable)
+        return
     with joined(device) as ranks:
         items = images_of(data, split, limit)
         for remark in items.remarks if ranks.first else ():
@@ -196,8 +198,7 @@ def evaluate_command(
         if not ranks.first:
             return
     wanted.make(found)
-    if found.unreadable and ranks.world == 1:
-        raise typer.Exit(3)
+    leave(found.unreadable, ranks.world)
 
 
 # how posteriors are measured, and of which images

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggfeat.metrics import percent, tells
+from vggfeat.metrics import error_text, tells
 
 if TYPE_CHECKING:
     from pretrain.kept import KeptPosteriors
@@ -26,7 +26,7 @@ def report(
     labelled = int((kept.labels >= 0).sum())
     counted = ["unreadable"] if kept.unreadable else []
     table = [["nets", "S", "Q", "mode", "top-1 error, %", "top-5 error, %", *counted]]
-    names = told_apart([net.of for net in kept.nets])
+    names = told_apart([net.facts for net in kept.nets])
     figures: list[dict[str, Any]] = []
     kinds = (*modes, "both") if len(modes) == 2 else modes
     every = list(zip(names, kept.nets, strict=True))
@@ -36,7 +36,7 @@ def report(
             posteriors_NK = np.mean([net.mean(kind, scales or None) for net in nets], axis=0)
             used = [",".join(map(str, scales or net.scales)) for net in nets]
             figure: dict[str, Any] = {
-                "nets": [net.of for net in nets],
+                "nets": [net.facts for net in nets],
                 "scales": used,
                 "mode": kind,
                 "images": labelled,
@@ -46,11 +46,11 @@ def report(
             if labelled:
                 top1, top5 = kept.errors(posteriors_NK)
                 figure |= {"top1_error": top1, "top5_error": top5, **by_class(kept, posteriors_NK)}
-                shown = percent(top1), percent(top5)
+                shown = error_text(top1), error_text(top5)
             figures.append(figure)
             row = [
                 " + ".join(name for name, _ in named),
-                " + ".join(net.of["train_scale"] or "?" for net in nets),
+                " + ".join(net.facts["train_scale"] or "?" for net in nets),
                 " + ".join(dict.fromkeys(used)),
                 kind,
                 *shown,

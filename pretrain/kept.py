@@ -60,12 +60,12 @@ class _Facts(TypedDict):
 class Posteriors:
     """What one net says of N images.
 
-    of: `FACTS`.
+    facts: of the net, `FACTS`.
     scales: Q in pixels.
     modes: "dense" or "crops" -> (Q, N, K) float32; NaN where the image is unreadable.
     """
 
-    of: dict[str, str]
+    facts: dict[str, str]
     scales: tuple[int, ...]
     modes: dict[str, np.ndarray]
 
@@ -75,7 +75,7 @@ class Posteriors:
         """
         chosen = self.scales if scales is None else tuple(scales)
         wanted = MODES if mode == "both" else (mode,)
-        name = f"net {self.of['net']} ({self.of['weights']})"
+        name = f"net {self.facts['net']} ({self.facts['weights']})"
         known = ", ".join(map(str, self.scales))
         for m in wanted:
             if m not in self.modes:
@@ -119,7 +119,8 @@ class KeptPosteriors:
             "data": self.data,
             "split": self.split,
             "nets": [
-                {"of": net.of, "scales": net.scales, "modes": list(net.modes)} for net in self.nets
+                {"of": net.facts, "scales": net.scales, "modes": list(net.modes)}
+                for net in self.nets
             ],
         }
         arrays = {

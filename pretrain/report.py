@@ -27,7 +27,7 @@ from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import check_outputs, whole
 from vggfeat.machine import duration
-from vggfeat.metrics import percent
+from vggfeat.metrics import error_text
 from vggfeat.options import Overwrite, Strict, with_debug
 from vggfeat.page import Section, Series, chart, html, join, page, table
 from vggfeat.terminal import out, run, say
@@ -192,7 +192,7 @@ def _errors(event: dict[str, Any] | None) -> tuple[str, str]:
     if event is None:
         return "-", "-"
     return tuple(  # type: ignore[return-value]
-        percent(event.get(key)) for key in ("top1_error", "top5_error")
+        error_text(event.get(key)) for key in ("top1_error", "top5_error")
     )
 
 

@@ -281,7 +281,7 @@ def write_tables(numbers: Sequence[int], kept: KeptPosteriors, ledger: Path) -> 
 
 def _cells(numbers: Sequence[int], kept: KeptPosteriors) -> list[Cell]:
     """Of all rows that these nets fill. Raises VggfeatError where there are none."""
-    there = known([net.of for net in kept.nets])
+    there = known([net.facts for net in kept.nets])
     nets = [net for _, net in there]
     kept = replace(kept, nets=[kept.nets[i] for i, _ in there])
     cells: list[Cell] = []
@@ -326,13 +326,13 @@ def _cell(
         parts.append(its.mean(row.mode, Q))
         scales.append(",".join(map(str, Q)))
         learned.append(
-            Learned(its.of["fingerprint"], net.epochs, net.training_set, its.of["precision"])
+            Learned(its.facts["fingerprint"], net.epochs, net.training_set, its.facts["precision"])
         )
     posteriors_NK = np.mean(parts, axis=0)
     _, top5 = kept.errors(posteriors_NK)
     wrong = kept.wrong(posteriors_NK, 1)
     top1 = 100 * float(wrong.mean())
-    S = " + ".join(kept.nets[role[member]].of["train_scale"] for member in row.members)
+    S = " + ".join(kept.nets[role[member]].facts["train_scale"] for member in row.members)
     return Cell(
         row.table,
         row.name,

@@ -32,7 +32,7 @@ from pretrain.watch import stop_on_signals
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import refuse_inputs, refuse_same_names
 from vggfeat.machine import CORES, duration
-from vggfeat.options import PRECISION, OwnDevice, Strict, with_debug
+from vggfeat.options import PRECISION, OwnDevice, Strict, leave, with_debug
 from vggfeat.terminal import columns, in_options, out, run, say
 
 if TYPE_CHECKING:
@@ -199,8 +199,7 @@ def train(
                 out.print(f"weights: {asked.out / 'weights.safetensors'}")
         if not ended.finished:
             raise typer.Exit(128 + stop.signal)
-        if ended.unreadable and ranks.world == 1:
-            raise typer.Exit(3)
+        leave(ended.unreadable, ranks.world)
 
 
 def _print_plan(stages: Sequence[StagePlan]) -> None:
@@ -231,13 +230,13 @@ def _print_advice(stages: Sequence[StagePlan]) -> None:
 
 def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
     """Q: of each stage's checks, in pixels."""
-    from vggfeat.metrics import percent
+    from vggfeat.metrics import error_text
 
     kinds = (f"{images}, top-1, top-5 error, %" for images in ("held-out", "validation"))
     table = columns("stage", "iterations", "Q", *kinds, "time")
     for name, state in ended.stages:
         errors = [
-            "-" if pair is None else ", ".join(map(percent, pair))
+            "-" if pair is None else ", ".join(map(error_text, pair))
             for pair in (state.held_out, state.val)
         ]
         table.add_row(name, str(state.iteration), str(Q[name]), *errors, duration(state.seconds))

@@ -38,7 +38,7 @@ from vggfeat.devices import out_of_memory
 from vggfeat.errors import VggfeatError
 from vggfeat.files import try_each
 from vggfeat.images import Preprocessing
-from vggfeat.metrics import percent, tells
+from vggfeat.metrics import error_text, tells
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.terminal import say
 from vggfeat.vgg import VGG
@@ -490,8 +490,8 @@ class Trainer:
         log(event, self.state.iteration, top1_error=errors[0], top5_error=errors[1], images=images)
         name = {"held_out": "held-out", "val": "validation"}[event]
         log.say(
-            f"{name} error {percent(errors[0])} % top-1, {percent(errors[1])} % top-5, central crop"
-            f" at Q={self.stage.test_scale}"
+            f"{name} error {error_text(errors[0])} % top-1, {error_text(errors[1])} % top-5,"
+            f" central crop at Q={self.stage.test_scale}"
         )
 
     def _refuse_chance(self) -> None:

@@ -137,7 +137,7 @@ def test_kept_posteriors_and_the_ledgers_cells() -> None:
     assert posteriors.unreadable == {3: "empty file (0 bytes)"}
     assert posteriors.crc32.tolist()[:4] == [2177943554, 3382748948, 2236438805, 0]
     (net,) = posteriors.nets
-    assert (net.scales, list(net.modes), net.of["epochs"]) == ((36,), ["dense", "crops"], "1.50")
+    assert (net.scales, list(net.modes), net.facts["epochs"]) == ((36,), ["dense", "crops"], "1.50")
     assert net.modes["crops"][0, 4] == pytest.approx([0.2663398, 0.7336601], abs=1e-7)
     assert np.isnan(net.modes["dense"][0, 3]).all()
     (cell,) = read_cells(NOW / "ledger.json")

@@ -50,6 +50,7 @@ from vggfeat.options import (
     Strict,
     Workers,
     costs_typed,
+    leave,
     refuse_repeated,
     sides_typed,
     typed,
@@ -275,9 +276,10 @@ def extract_command(
                 say=lambda line: say(in_options(line)),
             )
         if not ranks.first:
-            raise typer.Exit(3 if report.unreadable else 0)
+            return
     values = f"{len(description.scales)} x {network.dim(description.layer)}"
     _write_report(json_file, out_file, report, f"{description.layer}, {values}")
+    leave(report.unreadable, ranks.world)
 
 
 def _refuse_idle(
@@ -479,8 +481,7 @@ def predict(
     list_unreadable(
         {str(images[i]): reason for i, reason in sorted(bad.items())}, "--json FILE writes them all"
     )
-    if bad:
-        raise typer.Exit(3)
+    leave(bad)
 
 
 @app.command("report", cls=Strict)
@@ -748,7 +749,7 @@ def _write_plan(
 
 
 def _write_report(json_file: Path | None, out_file: Path, report: Report, descriptor: str) -> None:
-    """What an extraction did; ends with status 3 where images were unreadable."""
+    """What an extraction did."""
     bad = report.unreadable
     facts = {
         "out": str(out_file),
@@ -775,7 +776,6 @@ def _write_report(json_file: Path | None, out_file: Path, report: Report, descri
     )
     if bad:
         say("the same command with --retry describes just these again")
-        raise typer.Exit(3)
 
 
 def _scores_csv(
@@ -876,7 +876,7 @@ def _trained_rows(metadata: Any) -> list[tuple[str, str]]:
     """What the weights' own metadata say of their training, where it is told as our files tell
     it.
     """
-    from vggfeat.metrics import percent
+    from vggfeat.metrics import error_text
 
     metadata = metadata if isinstance(metadata, dict) else {}
     names = {"source": "weights from", "train_scale": "trained at S", "epoch": "epochs"}
@@ -886,7 +886,8 @@ def _trained_rows(metadata: Any) -> list[tuple[str, str]]:
         errors = fitted(parse_json(str(metadata.get("errors", "{}")), ""), kind, "")
         for images, error in errors.items():
             told = [
-                f"{name.replace('top', 'top-')} {percent(value)} %" for name, value in error.items()
+                f"{name.replace('top', 'top-')} {error_text(value)} %"
+                for name, value in error.items()
             ]
             rows.append((f"error, {images.replace('_', '-')} images", ", ".join(told)))
     return rows

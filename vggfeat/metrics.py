@@ -169,7 +169,7 @@ def tells(k: int, classes: int) -> bool:
     return k < classes
 
 
-def percent(error: float | None) -> str:
+def error_text(error: float | None) -> str:
     """An error in per cent as it is printed; "-" for None, one that tells nothing (see `tells`)."""
     return "-" if error is None else f"{error:.2f}"
 

@@ -12,7 +12,7 @@ at once: nothing here imports NumPy or PyTorch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
@@ -147,6 +147,15 @@ def typed(context: typer.Context) -> set[str]:
     """
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def leave(unreadable: Sized, world: int = 1) -> None:
+    """End a command that is done: with status 3 where images couldn't be read. world: processes;
+    of several each has status 0, since torchrun takes any other for a crash and ends those that
+    still write.
+    """
+    if unreadable and world == 1:
+        raise typer.Exit(3)
 
 
 class Strict(TyperCommand):

@@ -206,7 +206,7 @@ def test_pooling_of_odd_sides_by_option(
     floor, ceil, own = (
         KeptPosteriors.read(tmp_path / f"{n}.h5").nets[0] for n in ("floor", "ceil", "own")
     )
-    assert (floor.of, ceil.of) == (own.of, {**own.of, "pool": "ceil"})
+    assert (floor.facts, ceil.facts) == (own.facts, {**own.facts, "pool": "ceil"})
     assert np.array_equal(floor.mean("dense"), own.mean("dense"))
     assert not np.allclose(ceil.mean("dense"), own.mean("dense"), atol=1e-6)
     # it isn't the same net: it can be fused, has a name of its own, and in a table a mark
@@ -215,7 +215,7 @@ def test_pooling_of_odd_sides_by_option(
     )
     both = ["--from", tmp_path / "own.h5", "--from", tmp_path / "ceil.h5"]
     assert "D (max-pool floor) + D (max-pool ceil)" in command(*both).out
-    trained = [Trained.from_facts(net.of) for net in (own, ceil)]
+    trained = [Trained.from_facts(net.facts) for net in (own, ceil)]
     assert [net.changes for net in trained] == [(), ("max_pool=ceil",)] and len(roles(trained)) == 2
     assert "--max-pool is for --weights" in command(*both, "--max-pool", "ceil").err
 

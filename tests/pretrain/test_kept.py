@@ -56,7 +56,7 @@ def test_what_is_of_other_images_is_not_fused(
         ran = command("--from", tmp_path / "a.h5", "--from", tmp_path / "b.h5")
         assert ran.status == 1 and says in ran.err
     moved = replace(kept, data="moved")
-    moved.nets[0].of["fingerprint"] = "of another net"
+    moved.nets[0].facts["fingerprint"] = "of another net"
     moved.save(tmp_path / "b.h5")
     joined = KeptPosteriors.joined(
         [(name, KeptPosteriors.read(tmp_path / name)) for name in ("a.h5", "b.h5")]
@@ -151,7 +151,7 @@ def test_older_posteriors_are_read_and_kept_out_of_tables(
         "fingerprint",
         "precision",
     )
-    kept.nets[0].of = {fact: kept.nets[0].of[fact] for fact in older}
+    kept.nets[0].facts = {fact: kept.nets[0].facts[fact] for fact in older}
     kept.save(tmp_path / "old.h5")
     assert command("--from", tmp_path / "old.h5").status == 0
     ran = command(

@@ -45,7 +45,7 @@ def test_files_of_version_1_are_converted_and_nothing_else_reads_them(
                 1: "empty file (0 bytes)"
             }
             np.testing.assert_array_equal(kept.nets[0].modes["crops"], was["nets/000/crops"][:])
-            assert kept.nets[1].of["net"] == "E" and kept.nets[0].scales == (256, 288)
+            assert kept.nets[1].facts["net"] == "E" and kept.nets[0].scales == (256, 288)
         elif name == "model.h5":
             model = open_model(new)
             np.testing.assert_array_equal(model.coef_KD, was["coef"][:])

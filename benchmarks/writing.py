@@ -273,7 +273,7 @@ def extract_overwrite(inputs: Inputs) -> Job:
 
 @_job
 def extract_two(inputs: Inputs) -> Job:
-    return Job("extract-two", vggfeat_main, extract_words(inputs.spoilt), status=3, ranks=2)
+    return Job("extract-two", vggfeat_main, extract_words(inputs.spoilt), ranks=2)
 
 
 @_job

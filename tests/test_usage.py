@@ -205,6 +205,7 @@ WRONG = {
     "vggfeat extract --dataset csv --root l.csv --download": "leave out --download",
     "vggfeat extract --dataset digits --net C": "no weights were released for net C",
     "vggfeat extract --dataset digits --weights oxford:C": "there are oxford:D and oxford:E",
+    "vggfeat extract --dataset digits --weights torchvision:": "say which of torchvision's are meant",
     "vggfeat extract --dataset digits --weights alexnet": "weights 'alexnet' are not known",
     "vggfeat extract --dataset digits --weights random:Z": "there is no net 'Z'; Table 1 has A",
     "vggfeat extract --dataset digits --weights random:A,depth=3": "has a setting 'depth=3'",
@@ -396,18 +397,18 @@ def typed(run_main: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A line, as it is typed in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VGGFEAT_DATA", raising=False)
-    raised: set[tuple[str, int]] = set()
+    running: list[str] = []
 
     def record(error: WrongUsage, *args: object) -> None:
         place = sys._getframe(1)
-        raised.add((place.f_code.co_filename, place.f_lineno))
+        _RAISED[running[-1]].add((place.f_code.co_filename, place.f_lineno))
         Exception.__init__(error, *args)
 
     monkeypatch.setattr(WrongUsage, "__init__", record)
 
     def run_line(line: str) -> Any:
-        raised.clear()
-        _RAISED[line] = raised
+        running.append(line)
+        _RAISED[line] = set()
         program, *words = shlex.split(line)
         if program == "vggfeat":
             return run_main(cli.main, *words)

@@ -35,7 +35,7 @@ from vggfeat.errors import WrongUsage, as_typed
 from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_files, write_json
 from vggfeat.machine import CORES
 from vggfeat.options import (
-    BATCH_SIZE,
+    BATCH,
     Json,
     MaxPool,
     Overwrite,
@@ -138,7 +138,7 @@ def evaluate_command(
     limit: Annotated[
         int, Option(min=0, help="Only so many images, evenly spread; 0: all of them.")
     ] = 0,
-    batch_size: Annotated[int, Option(min=1, help=f"{BATCH_SIZE}.")] = 16,
+    batch_size: Annotated[int, Option(min=1, help=f"{BATCH}.")] = 16,
     device: OwnDevice = "auto",
     precision: Precision = "auto",
     workers: Workers = None,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vggfeat.errors import VggfeatError
-from vggfeat.vgg import FC_LAYERS, VGG
+from vggfeat.table1 import FC_LAYERS
+from vggfeat.vgg import VGG
 
 # The first four convolutions of A by (stage, index); by position, the shapes wouldn't fit deeper
 # nets.

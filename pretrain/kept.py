@@ -38,14 +38,12 @@ FACTS = (
     *("weights", "fingerprint", "pool", "precision"),
 )
 """Of a net, as strings; "" is unknown, as is a fact that an older file doesn't have."""
-MAX_NETS = MAX_SCALES = 1000
+MOST = 1000  # nets, and scales of one
 
 
 class _Net(TypedDict):
     of: dict[str, str]
-    scales: Annotated[
-        tuple[Annotated[int, Range(1, 2**31)], ...], Several(MAX_SCALES, different=True)
-    ]
+    scales: Annotated[tuple[Annotated[int, Range(1, 2**31)], ...], Several(MOST, different=True)]
     modes: Annotated[list[Annotated[str, OneOf(MODES)]], Several(len(MODES), different=True)]
 
 
@@ -53,7 +51,7 @@ class _Facts(TypedDict):
     dataset: str
     data: str
     split: str
-    nets: Annotated[list[_Net], Several(MAX_NETS)]
+    nets: Annotated[list[_Net], Several(MOST)]
 
 
 @dataclass

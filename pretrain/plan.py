@@ -17,7 +17,7 @@ from pretrain.colour import Colours
 from pretrain.loader import TrainingSet
 from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe
-from pretrain.trainer import PRECISIONS, Machine, Trainer, hidden_units
+from pretrain.trainer import DTYPES, Machine, Trainer, hidden_units
 from vggfeat.errors import VggfeatError
 from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
@@ -71,8 +71,8 @@ def activation_bytes(net: VGG, precision: str) -> int:
     with torch.device("meta"):
         # in place of autocast, which doesn't run on tensors without data: the whole net in the low
         # precision
-        shadow = VGG(net.net, net.num_classes, net.width, net.crop).to(PRECISIONS[precision])
-        x = torch.empty(1, 3, net.crop, net.crop, dtype=PRECISIONS[precision])
+        shadow = VGG(net.net, net.num_classes, net.width, net.crop).to(DTYPES[precision])
+        x = torch.empty(1, 3, net.crop, net.crop, dtype=DTYPES[precision])
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             scores = shadow.crop_scores(x)
         weights = {p.untyped_storage()._cdata for p in shadow.parameters()}

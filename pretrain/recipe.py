@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pretrain.colour import refuse_impossible
 from vggfeat.checked import Range, fitted, fitted_field, parse_json, parse_toml, read_text
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed
-from vggfeat.vgg import NETS, parameter_count
+from vggfeat.table1 import NETS, parameter_count
 
 RECIPES = Path(__file__).parent / "recipes"
 # Eleven weight layers and fewer start from random weights, as A does; deeper nets start from a
@@ -338,8 +338,8 @@ def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
 
     init: "A" trains A first, for a net deeper than A; "normal" or "glorot" skips it, and is how
     random layers are made. Raises WrongUsage: no such net or init, no stage left, two of one name,
-    a net that is too large (`vgg.parameter_count`); VggfeatError where a file of one's own has that
-    by itself.
+    a net that is too large (`table1.parameter_count`); VggfeatError where a file of one's own has
+    that by itself.
     """
     if net not in NETS:
         raise WrongUsage(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")

@@ -21,8 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pretrain.trainer import WEIGHTS
-from pretrain.watch import LOG, events
+from pretrain.watch import LOG, WEIGHTS, events
 from vggfeat.checked import regular
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import check_outputs, whole

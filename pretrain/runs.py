@@ -31,7 +31,7 @@ from pretrain.tables import (
     with_new,
     with_section,
 )
-from pretrain.trainer import CHECKPOINT
+from pretrain.watch import CHECKPOINT, WEIGHTS
 from vggfeat.checked import read_text
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
@@ -39,9 +39,9 @@ from vggfeat.files import write_json, write_text
 from vggfeat.metrics import tells
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
+from vggfeat.table1 import NETS
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
-from vggfeat.vgg import NETS
 from vggfeat.weights import train_scale
 
 
@@ -139,7 +139,7 @@ def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
     none.
     """
     facts = []
-    for path in sorted(runs.rglob("weights.safetensors")):
+    for path in sorted(runs.rglob(WEIGHTS)):
         metadata = metadata_of(path)
         # a run's own copy of its last stage has no checkpoint beside it
         if (
@@ -148,9 +148,7 @@ def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
         ):
             facts.append({**metadata, **how_trained(metadata), "weights": str(path)})
     if not facts:
-        raise VggfeatError(
-            f"no trained nets under {runs.absolute()}: expected RUN/STAGE/weights.safetensors"
-        )
+        raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/{WEIGHTS}")
     return [net for _, net in known(facts, tell)]
 
 

@@ -23,8 +23,8 @@ from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
 from pretrain.recipe import Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
-from pretrain.trainer import BEST, CHECKPOINT, WEIGHTS, Machine, Trainer
-from pretrain.watch import Stop
+from pretrain.trainer import Machine, Trainer
+from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Stop
 from vggfeat.checked import shown
 from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError, reason

@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pretrain.recipe import chain, read_recipe, select
-from pretrain.watch import stop_on_signals
+from pretrain.watch import WEIGHTS, stop_on_signals
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import refuse_inputs, refuse_same_names
 from vggfeat.machine import CORES, duration
 from vggfeat.options import PRECISION, OwnDevice, Strict, leave, with_debug
+from vggfeat.table1 import NETS
 from vggfeat.terminal import columns, in_options, out, run, say
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ Option = typer.Option
 @with_debug
 def train(
     net: Annotated[
-        str, Option(help="The net of Table 1 to train: A, A-LRN, B, B-5x5, C, D or E.")
+        str, Option(help=f"The net of Table 1 to train: {', '.join(NETS[:-1])} or {NETS[-1]}.")
     ] = "D",
     data: Annotated[
         Path,
@@ -149,7 +150,7 @@ def train(
         run_folder = folder or Path("runs") / net
         # what the run writes; all else in its folder is its own, and goes on where it stopped
         for made in (run_folder, *(run_folder / its_chain.stages[i].name for i in chosen)):
-            weights = {"the run's own": made / "weights.safetensors"}
+            weights = {"the run's own": made / WEIGHTS}
             refuse_same_names(weights, [start])
             refuse_inputs(weights, [start])
         # the rest is imported from here on: wrong options are answered at once
@@ -196,7 +197,7 @@ def train(
                 ended = train_stages(asked, stop, readers)
             if ended.finished and ranks.first:
                 _print_end(ended, {stage.name: stage.test_scale for stage in its_chain.stages})
-                out.print(f"weights: {asked.out / 'weights.safetensors'}")
+                out.print(f"weights: {asked.out / WEIGHTS}")
         if not ended.finished:
             raise typer.Exit(128 + stop.signal)
         leave(ended.unreadable, ranks.world)

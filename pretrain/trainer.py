@@ -32,7 +32,7 @@ from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import SHALLOW, Past, Recipe
-from pretrain.watch import Chance, Log, Stop, cant_write
+from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Chance, Log, Stop, cant_write
 from vggfeat.datasets.items import name_digest
 from vggfeat.devices import out_of_memory
 from vggfeat.errors import VggfeatError
@@ -44,8 +44,7 @@ from vggfeat.terminal import say
 from vggfeat.vgg import VGG
 from vggfeat.weights import save_weights
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-CHECKPOINT, BEST, WEIGHTS = "last.safetensors", "best.safetensors", "weights.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # it imports PyTorch, which the processes that read images do
 
 AGAIN_SECONDS = 1.0  # a second Ctrl-C within it is the first one's echo
 LOG = "log.jsonl"
+# of a stage's net: where it goes on from, the best by held-out error, and the last
+CHECKPOINT, BEST, WEIGHTS = "last.safetensors", "best.safetensors", "weights.safetensors"
 
 
 class Log:

@@ -44,7 +44,10 @@ LIGHT = (
     *("vggfeat.datasets", "vggfeat.datasets.items", "vggfeat.datasets.protocol"),
     *("vggfeat.datasets.voc", "vggfeat.datasets.caltech", "vggfeat.datasets.imagenet"),
     *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),
-    *("vggfeat.results", "vggfeat.problem"),
+    *("vggfeat.datasets.splits", "vggfeat.datasets.download"),
+    *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
+    *("vggfeat.table1", "vggfeat.versions"),
+    *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
 )

@@ -44,8 +44,9 @@ from vggfeat.decode import MAX_PIXELS
 from vggfeat.images import MAX_RESCALED_PIXELS
 from vggfeat.protocols import C_STEP, MAX_EXTENSIONS
 from vggfeat.svm import C_GRID, LinearSVM
+from vggfeat.table1 import NETS, parameter_count
 from vggfeat.terminal import run
-from vggfeat.vgg import NETS, VGG, parameter_count
+from vggfeat.vgg import VGG
 
 from .conftest import SLOW, TESTS, Command, photograph
 

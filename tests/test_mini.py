@@ -16,7 +16,7 @@ from vggfeat import datasets
 from vggfeat.decode import read_rgb
 from vggfeat.images import smallest_side
 from vggfeat.sources import MINI
-from vggfeat.vgg import NETS
+from vggfeat.table1 import NETS
 
 from .conftest import photograph
 

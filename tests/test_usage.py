@@ -12,7 +12,7 @@ import inspect
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,8 +20,14 @@ import pytest
 import typer
 
 import vggfeat
+from pretrain.kept import MODES
+from pretrain.trainer import DTYPES
 from vggfeat import cli
+from vggfeat.aggregate import POOLINGS
+from vggfeat.devices import PRECISIONS
 from vggfeat.errors import WrongUsage
+from vggfeat.solver import LOSSES
+from vggfeat.svm import SOLVERS
 from vggfeat.terminal import run
 
 from .conftest import Command
@@ -156,6 +162,25 @@ def test_the_page_of_the_commands_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "make it again: python -m tests.test_usage"
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "there"),
+    [
+        ("vggfeat svm", "pool", POOLINGS),
+        ("vggfeat svm", "loss", LOSSES),
+        ("vggfeat svm", "solver", SOLVERS),
+        ("vggfeat extract", "precision", ("auto", *PRECISIONS)),
+        ("python -m pretrain.train", "precision", ("auto", *DTYPES)),
+        ("python -m pretrain.evaluate", "mode", (*MODES, "both")),
+    ],
+)
+def test_an_option_offers_all_there_is(command: str, option: str, there: Sequence[str]) -> None:
+    """It has the names once more, as it is read before NumPy or PyTorch is loaded."""
+    [function] = [function for typed, _, function in commands() if typed == command]
+    kind = get_args(inspect.signature(function, eval_str=True).parameters[option].annotation)[0]
+    [offered] = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+    assert set(get_args(offered)) == set(there)
+
+
 def test_a_command_is_told_in_one_paragraph() -> None:
     """The list of commands breaks its lines where a docstring does."""
     for name, command, _ in commands():
@@ -205,7 +230,9 @@ WRONG = {
     "vggfeat extract --dataset csv --root l.csv --download": "leave out --download",
     "vggfeat extract --dataset digits --net C": "no weights were released for net C",
     "vggfeat extract --dataset digits --weights oxford:C": "there are oxford:D and oxford:E",
-    "vggfeat extract --dataset digits --weights torchvision:": "say which of torchvision's are meant",
+    "vggfeat extract --dataset digits --weights torchvision:": (
+        "say which of torchvision's are meant"
+    ),
     "vggfeat extract --dataset digits --weights alexnet": "weights 'alexnet' are not known",
     "vggfeat extract --dataset digits --weights random:Z": "there is no net 'Z'; Table 1 has A",
     "vggfeat extract --dataset digits --weights random:A,depth=3": "has a setting 'depth=3'",

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vggfeat.checked import shown
 from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.images import Preprocessing, said
+from vggfeat.table1 import MOST_PARAMETERS
 from vggfeat.tensors import bare, read
-from vggfeat.vgg import MOST_PARAMETERS
 from vggfeat.weights import (
     MINI_WORKS,
     TIMM_FC,

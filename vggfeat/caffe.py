@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vggfeat.images import CAFFE
-from vggfeat.vgg import MOST_PARAMETERS, NETS, STAGE_CHANNELS, TABLE_1, layer_names
+from vggfeat.table1 import MOST_PARAMETERS, NETS, STAGE_CHANNELS, TABLE_1, layer_names
 
 MOST_FIELDS = 100_000  # that are looked at; the authors' files have about a thousand
 NAME_BYTES = 200

@@ -197,17 +197,10 @@ def extract_command(
     qs = None if scales is None else sides_typed(scales)
     spec = weights or net or "oxford:D"
     _refuse_idle(dataset, root, dry_run=dry_run, retry=retry, overwrite=overwrite and not json_file)
+    refuse_same_names({"--out": out_file, "--json": json_file})
     from vggfeat import datasets
-    from vggfeat.describe import description_of
-    from vggfeat.extract import extract
-    from vggfeat.look import foreword, look
-    from vggfeat.plan import PLANNED, plan
-    from vggfeat.ranks import joined
-    from vggfeat.sources import load, of_words, refuse_contradictions
     from vggfeat.writer import behind_link, partial_of
 
-    refuse_contradictions(net if weights else "", spec, layer)
-    refuse_same_names({"--out": out_file, "--json": json_file})
     folder = _root(root)
     partial = partial_of(behind_link(out_file))
     read = [folder, *weights_files(weights), partial, out_file if retry else None]
@@ -215,6 +208,14 @@ def extract_command(
     check_outputs(
         {} if dry_run else output, texts={"--json": json_file}, inputs=read, overwrite=overwrite
     )
+    from vggfeat.describe import description_of
+    from vggfeat.extract import extract
+    from vggfeat.look import foreword, look
+    from vggfeat.plan import PLANNED, plan
+    from vggfeat.ranks import joined
+    from vggfeat.sources import load, of_words, refuse_contradictions
+
+    refuse_contradictions(net if weights else "", spec, layer)
     with joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
@@ -521,7 +522,6 @@ def report_command(
         {"--out": out_file}, inputs=[results, *features, model, root], overwrite=overwrite
     )
     from vggfeat.datasets import at_hand
-    from vggfeat.model import open_model
     from vggfeat.report import write_report
     from vggfeat.results import read_results
     from vggfeat.store import open_features
@@ -534,13 +534,12 @@ def report_command(
         )
         if items is not None:
             refuse_inputs({"--out": out_file}, items.paths())
-    page, left_out = write_report(
-        read_results(results) if results else None,
-        files,
-        open_model(model) if model else None,
-        items,
-        why_not,
-    )
+    told, trained = read_results(results) if results else None, None
+    if model:
+        from vggfeat.model import open_model
+
+        trained = open_model(model)
+    page, left_out = write_report(told, files, trained, items, why_not)
     write_text(out_file, page)
     for line in left_out:
         say(in_options(f"left out: {line}"))
@@ -638,18 +637,19 @@ def info(
 ) -> None:
     """Tell about a feature file or a model; all that is known with --all, or in --json."""
     check_outputs({}, texts={"--json": json_file}, inputs=[file], overwrite=overwrite)
+    from vggfeat.convert import MODEL, POSTERIORS
     from vggfeat.hdf5 import format_of
     from vggfeat.store import open_features
 
     facts: dict[str, Any]
     unreadable: dict[str, str] = {}
     kind = format_of(file)
-    if kind == "vggfeat-posteriors":
+    if kind == POSTERIORS:
         raise VggfeatError(
             f"{file} holds kept posteriors: `python -m pretrain.evaluate --from {file}` looks at"
             " them"
         )
-    if kind == "vggfeat-model":
+    if kind == MODEL:
         from vggfeat.model import open_model
 
         m = open_model(file)
@@ -686,7 +686,7 @@ def info(
         }
         rows = _feature_rows(f, facts["labels"], facts["checked"])
         unreadable = {f.names[i]: reason for i, reason in f.errors.items()}
-    write_json(json_file, facts if kind == "vggfeat-model" else {**facts, "errors": unreadable})
+    write_json(json_file, facts if kind == MODEL else {**facts, "errors": unreadable})
     print_table(str(file), list(_flat(plain(facts))) if everything else rows)
     list_unreadable(unreadable, "--json FILE writes them all")
 

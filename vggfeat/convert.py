@@ -29,7 +29,9 @@ from vggfeat.store import DONE, PENDING, REASON_BYTES, UNREADABLE
 
 MEMORY, SECONDS = 2 << 30, 60
 """Of the child: bytes beside twice the file's length, and seconds beside one for 10 MB."""
-KINDS = ("vggfeat-features", "vggfeat-model", "vggfeat-posteriors")
+# as `store`, `model` and `pretrain.kept` call theirs, which are imported where they are needed
+FEATURES, MODEL, POSTERIORS = "vggfeat-features", "vggfeat-model", "vggfeat-posteriors"
+KINDS = (FEATURES, MODEL, POSTERIORS)
 REFUSED = 9  # exit status of a child that says why
 ROWS = 1 << 24  # bytes of descriptors that are copied at a time
 
@@ -73,13 +75,13 @@ def _checked(made: Path, format: str) -> str:
     """What was made, in words, after reading it as everybody will, before it gets its name. Raises
     VggfeatError.
     """
-    if format == "vggfeat-features":
+    if format == FEATURES:
         from vggfeat.store import open_features
 
         features = open_features(made)
         features.verify()
         return f"a feature file of {features.shape[0]:,} images"
-    if format == "vggfeat-model":
+    if format == MODEL:
         from vggfeat.model import open_model
 
         return f"a model of {len(open_model(made).classes):,} classes"
@@ -125,10 +127,10 @@ def _convert(old: Path, new: Path) -> None:
                 f"is no file of version 1 of this program (its format is {str(format)[:40]!r})"
             )
         _refuse_links(file)
-        if format == "vggfeat-features":
+        if format == FEATURES:
             _features(file, new)
         else:
-            arrays = _model(file) if format == "vggfeat-model" else _posteriors(file)
+            arrays = _model(file) if format == MODEL else _posteriors(file)
             hdf5.write_file(new, format, 2, arrays)
 
 
@@ -216,7 +218,7 @@ def _features(file: h5py.File, new: Path) -> None:
         "crc32": ((count, scales), np.dtype("<u4")),
         "descriptors": ((count, scales, dim), stored.dtype),
     }
-    layout = Layout.of_arrays("vggfeat-features", 2, specs, {"descriptors": "crc32"})
+    layout = Layout.of_arrays(FEATURES, 2, specs, {"descriptors": "crc32"})
     descriptor = os.open(new, os.O_RDWR | os.O_CLOEXEC)
     layout.write(descriptor)
     for name, values in arrays.items():

@@ -51,11 +51,8 @@ IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.n
 IMAGES = "a path, the bytes of a file, a PIL image, or a NumPy array (H, W, 3)"
 
 _IN_CHILD = ("AVIF", "JPEG2000", "BLP", "FITS", "ICNS")
-# of processor time; until it is killed, on a machine that is busy
-_CHILD_SECONDS, _CHILD_WAIT = (
-    30,
-    120,
-)
+_CHILD_SECONDS = 30  # of processor time
+_CHILD_WAIT = 120  # seconds until it is killed, on a machine that is busy
 _CHILD_OWN_BYTES = 1 << 29  # of addresses, for Python and its libraries
 _EXIF_ORIENTATION = 0x0112
 _MAX_EXIF_BYTES = 64_000_000  # as Pillow unpacks it; a camera's takes less than one

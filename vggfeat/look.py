@@ -14,7 +14,7 @@ from vggfeat.datasets import Items
 from vggfeat.decode import read_rgb, upright_shape
 from vggfeat.errors import UnreachableImage, UnreadableImage, VggfeatError
 from vggfeat.store import Description
-from vggfeat.vgg import NETS
+from vggfeat.table1 import NETS
 from vggfeat.weights import Network
 
 LOOKED_AT = 256  # images whose headers are read before an extraction

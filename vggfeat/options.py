@@ -22,6 +22,7 @@ from typer import Option
 from typer.core import TyperCommand
 
 from vggfeat.checked import MAX_Q, MAX_SCALES
+from vggfeat.devices import BATCH_SIZE
 from vggfeat.errors import WrongUsage
 
 Number = TypeVar("Number", int, float)
@@ -30,7 +31,7 @@ Parameters = ParamSpec("Parameters")
 PRECISION = (
     "Of the nets' arithmetic; auto: bfloat16 where the hardware multiplies it, else float32."
 )
-BATCH_SIZE = "Images of 224x224 in a forward pass; of larger images there are fewer in one"
+BATCH = "Images of 224x224 in a forward pass; of larger images there are fewer in one"
 
 Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[Path | None, Option("--json", help="Also write the result as JSON to this file.")]
@@ -92,7 +93,11 @@ Workers = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    Option(min=1, help=f"{BATCH_SIZE}; default 8, on a GPU 64.", show_default=False),
+    Option(
+        min=1,
+        help=f"{BATCH}; default {BATCH_SIZE['cpu']}, on a GPU {BATCH_SIZE['cuda']}.",
+        show_default=False,
+    ),
 ]
 
 

@@ -24,8 +24,9 @@ from vggfeat.checked import shown
 from vggfeat.devices import resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed, reason
 from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing
+from vggfeat.table1 import NETS, TABLE_1, layer_names
 from vggfeat.tensors import ENDINGS
-from vggfeat.vgg import NETS, TABLE_1, VGG, layer_names
+from vggfeat.vgg import VGG
 from vggfeat.weights import (
     MINI_WORKS,
     TORCHVISION_NETS,

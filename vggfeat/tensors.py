@@ -29,7 +29,7 @@ from torch import Tensor
 from vggfeat.caffe import read_caffemodel
 from vggfeat.checked import fitted, parse_json, regular, shown
 from vggfeat.errors import VggfeatError
-from vggfeat.vgg import MOST_PARAMETERS
+from vggfeat.table1 import MOST_PARAMETERS
 
 MOST_HEADER = 16 << 20  # bytes of the names, shapes and metadata in a file
 MOST_STEPS = 1_000_000  # of the pickle in a .pth file; a state dict takes about twenty a tensor

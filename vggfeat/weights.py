@@ -2,7 +2,7 @@
 the file of one, read and written.
 
 Names, types and shapes are compared with the net's before a value is used (`tensors` reads them),
-and a net has at most `vgg.MOST_PARAMETERS` parameters. `sources` knows where weights come from.
+and a net has at most `table1.MOST_PARAMETERS` parameters. `sources` knows where weights come from.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from vggfeat.devices import dtype_of, resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
 from vggfeat.images import Preprocessing, said
+from vggfeat.table1 import FC_LAYERS, NETS, layer_keys
 from vggfeat.tensors import bare, read
 from vggfeat.versions import __version__
-from vggfeat.vgg import FC_LAYERS, NETS, VGG, layer_keys
+from vggfeat.vgg import VGG
 
 Convention = Literal["authors", "torchvision"]
 """Of a release's names of layers: the conversion of the authors' nets counts one module more."""

@@ -7,7 +7,8 @@ import torch
 
 from pretrain.init import FROM_A, copy_layers, randomise, weight_layers
 from vggfeat.errors import VggfeatError
-from vggfeat.vgg import NETS, VGG
+from vggfeat.table1 import NETS
+from vggfeat.vgg import VGG
 
 
 def test_normal_and_glorot_spread() -> None:

@@ -20,8 +20,9 @@ from pretrain.watch import Chance
 from tests.conftest import Command
 from tests.pretrain.conftest import A_STAGE, D_STAGE, FEW, layers, one_line, training
 from vggfeat.sources import load
+from vggfeat.table1 import NETS
 from vggfeat.tensors import metadata_of
-from vggfeat.vgg import NETS, VGG
+from vggfeat.vgg import VGG
 
 
 @pytest.fixture

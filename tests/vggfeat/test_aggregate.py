@@ -5,7 +5,6 @@ descriptor.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import h5py
 import numpy as np
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vggfeat import aggregate as module
-from vggfeat import options
 from vggfeat.aggregate import POOLINGS, aggregate, fuse, l2_normalise
 
 # One image, two scales, two dimensions.
@@ -157,9 +155,3 @@ def test_no_images_is_no_rows() -> None:
 def test_refusals(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
-
-
-def test_the_commands_offer_every_pooling() -> None:
-    """Their option has the names once more, as it is read before NumPy is loaded."""
-    offered, _none = get_args(get_args(options.Pool)[0])
-    assert get_args(offered) == POOLINGS

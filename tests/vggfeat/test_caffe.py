@@ -14,7 +14,8 @@ import vggfeat
 from vggfeat import caffe, sources
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE
-from vggfeat.vgg import VGG, layer_keys
+from vggfeat.table1 import layer_keys
+from vggfeat.vgg import VGG
 
 from ..conftest import Nets, vgg_of
 from .test_tensors import arrays_of, same_network

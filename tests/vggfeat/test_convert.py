@@ -10,9 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
+import pretrain.kept
+import vggfeat.model
+import vggfeat.store
 from pretrain.kept import KeptPosteriors
 from vggfeat import cli
-from vggfeat.convert import convert
+from vggfeat.convert import KINDS, convert
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
@@ -21,6 +24,10 @@ from vggfeat.store import open_features
 from ..conftest import Command
 
 OLD = Path(__file__).parents[1] / "formats" / "version1"
+
+
+def test_the_formats_have_their_modules_names() -> None:
+    assert KINDS == (vggfeat.store.FORMAT, vggfeat.model.FORMAT, pretrain.kept.FORMAT)
 
 
 @pytest.mark.parametrize(

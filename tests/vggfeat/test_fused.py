@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from vggfeat import fused
-from vggfeat.vgg import NETS, layer_names
+from vggfeat.table1 import NETS, layer_names
 
 from ..conftest import Nets
 

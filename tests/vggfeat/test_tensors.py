@@ -25,8 +25,9 @@ import vggfeat
 from vggfeat import tensors, weights
 from vggfeat.errors import VggfeatError
 from vggfeat.images import CAFFE, Preprocessing
+from vggfeat.table1 import layer_keys
 from vggfeat.tensors import bare, read
-from vggfeat.vgg import VGG, layer_keys
+from vggfeat.vgg import VGG
 
 from ..conftest import Command, Nets, photograph
 

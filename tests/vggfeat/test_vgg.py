@@ -10,29 +10,10 @@ import torchvision
 from torch.nn import functional
 
 from vggfeat.errors import VggfeatError
-from vggfeat.vgg import NETS, VGG, layer_names, parameter_count
+from vggfeat.table1 import NETS, layer_names
+from vggfeat.vgg import VGG
 
 from ..conftest import Nets
-
-PARAMETERS = {  # Table 2 counts millions; these are the exact counts
-    "A": 132_863_336,
-    "A-LRN": 132_863_336,
-    "B": 133_047_848,
-    "C": 133_638_952,
-    "D": 138_357_544,
-    "E": 143_667_240,
-}
-
-
-@pytest.mark.parametrize("net", PARAMETERS)
-def test_parameters_of_table_2(net: str) -> None:
-    with torch.device("meta"):
-        assert sum(p.numel() for p in VGG(net).parameters()) == PARAMETERS[net]
-
-
-def test_weight_layers_of_table_1() -> None:
-    layers = {net: sum(1 for name in layer_names(net) if name[:2] in ("co", "fc")) for net in NETS}
-    assert layers == {"A": 11, "A-LRN": 11, "B": 13, "B-5x5": 8, "C": 16, "D": 16, "E": 19}
 
 
 def test_b_5x5_has_one_5x5_layer_for_each_pair_of_b() -> None:
@@ -222,18 +203,6 @@ def test_bad_requests_say_what_is_wrong(he: Nets) -> None:
         he("A", width=0.125, until="pool5")(torch.zeros(1, 3, 64, 64), "fc7")
     with pytest.raises(VggfeatError, match="60x90 image is smaller than the net's crop of 64"):
         he("A", width=0.125, crop=64)(torch.zeros(1, 3, 60, 90), "fc8")
-
-
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize(
-    ("classes", "width", "crop"), [(1000, 1.0, 224), (3, 0.21875, 96), (10, 1.9, 256)]
-)
-def test_parameters_are_counted_without_building(
-    net: str, classes: int, width: float, crop: int
-) -> None:
-    with torch.device("meta"):
-        built = sum(p.numel() for p in VGG(net, classes, width, crop).parameters())
-    assert parameter_count(net, classes, width, crop) == built
 
 
 def test_a_net_that_is_too_large_is_never_built() -> None:

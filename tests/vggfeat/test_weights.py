@@ -29,8 +29,9 @@ from vggfeat import backbones, sources, weights
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
+from vggfeat.table1 import NETS
 from vggfeat.tensors import metadata_of
-from vggfeat.vgg import NETS, VGG
+from vggfeat.vgg import VGG
 
 from ..conftest import Nets, assert_same_descriptors, photograph, vgg_of
 

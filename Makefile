@@ -22,7 +22,7 @@ export DEMO
 .PHONY: help demo lint format types quick test lowest dist docs mini clean
 
 help:  ## this list
-	@awk -F ':|## *' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$NF}' Makefile
+	@awk -F ':.*## *' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
 
 demo: .venv/installed  ## features, an SVM and a report of scikit-learn's digits, in build/demo
 	@mkdir -p build/demo

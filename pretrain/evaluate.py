@@ -198,7 +198,7 @@ def evaluate_command(
         if not ranks.first:
             return
     wanted.make(found)
-    leave(found.unreadable, ranks.world)
+    leave(found.unreadable)
 
 
 # how posteriors are measured, and of which images

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # before all that takes time
     begin("pretrain.train")
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -131,7 +131,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
-    if not isfinite(checkpoint_minutes):
+    if isnan(checkpoint_minutes):
         raise WrongUsage(f"--checkpoint-minutes {checkpoint_minutes} is not a number of minutes")
     with stop_on_signals() as stop:
         keys = {override.partition("=")[0].strip() for override in overrides}
@@ -200,7 +200,7 @@ def train(
                 out.print(f"weights: {asked.out / WEIGHTS}")
         if not ended.finished:
             raise typer.Exit(128 + stop.signal)
-        leave(ended.unreadable, ranks.world)
+        leave(ended.unreadable)
 
 
 def _print_plan(stages: Sequence[StagePlan]) -> None:

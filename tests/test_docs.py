@@ -109,6 +109,13 @@ def test_every_promise_names_a_test_that_there_is() -> None:
             assert any(word in name for name in names), f"{file} -k {word}"
 
 
+def test_every_module_has_a_line() -> None:
+    """A data set's own file is told by its data set (docs/datasets.md)."""
+    told = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [*ROOT.glob("vggfeat/*.py"), *ROOT.glob("pretrain/*.py")]
+    assert not [path.name for path in files if path.name[0] != "_" and f"`{path.name}`" not in told]
+
+
 def test_every_slow_test_is_one_that_there_is() -> None:
     """And no other: a name that several files have stands there with its file."""
     means: dict[str, list[str]] = {line: [] for line in SLOW}

@@ -337,7 +337,6 @@ WRONG = {
     "pretrain.train --precision half": "--precision",
     "pretrain.train --micro-batch -1": "--micro-batch",
     "pretrain.train --checkpoint-minutes nan": "--checkpoint-minutes",
-    "pretrain.train --checkpoint-minutes inf": "inf is not a number of minutes",
     "pretrain.train --log-every 0": "--log-every",
     "pretrain.train photos": "photos",
     "pretrain.evaluate": "give one of --weights, --from and --table",

@@ -280,7 +280,7 @@ def extract_command(
             return
     values = f"{len(description.scales)} x {network.dim(description.layer)}"
     _write_report(json_file, out_file, report, f"{description.layer}, {values}")
-    leave(report.unreadable, ranks.world)
+    leave(report.unreadable)
 
 
 def _refuse_idle(

@@ -212,7 +212,7 @@ def embed(
 
     images: see `list_of_images`. scales: smallest sides Q in pixels; by default
     `network.default_scales`. layer: the paper's name; by default `network.default_layer`. mirror:
-    average with the mirror image's descriptor. pool: over the scales, "average", "stack" or "max".
+    average with the mirror image's descriptor. pool: over the scales, one of `aggregate.POOLINGS`.
     batch_size: images of 224x224 a forward pass, larger ones in proportionally smaller batches; by
     default 8, on a GPU 64. workers: threads that decode and rescale. progress: show it on stderr,
     as the commands do.

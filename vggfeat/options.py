@@ -12,6 +12,7 @@ at once: nothing here imports NumPy or PyTorch.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Sized
 from functools import wraps
 from pathlib import Path
@@ -154,12 +155,11 @@ def typed(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def leave(unreadable: Sized, world: int = 1) -> None:
-    """End a command that is done: with status 3 where images couldn't be read. world: processes;
-    of several each has status 0, since torchrun takes any other for a crash and ends those that
-    still write.
+def leave(unreadable: Sized) -> None:
+    """End a command that is done: with status 3 where images couldn't be read; but 0 under
+    torchrun, which takes any other for a crash and ends the processes that still write.
     """
-    if unreadable and world == 1:
+    if unreadable and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(3)
 
 

@@ -144,7 +144,10 @@ def test_no_images_is_no_rows() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: aggregate(TWO_SCALES, "median"), f"one of {', '.join(POOLINGS)}, not 'median'"),
+        (
+            lambda: aggregate(TWO_SCALES, "nonsense"),
+            f"one of {', '.join(POOLINGS)}, not 'nonsense'",
+        ),
         (lambda: aggregate(TWO_SCALES[0]), r"\(N, Q, D\)"),
         (lambda: aggregate(np.empty((2, 0, 3))), "Q > 0"),
         (lambda: fuse([]), "no descriptors"),

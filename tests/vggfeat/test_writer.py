@@ -1046,12 +1046,15 @@ def test_a_rank_that_dies_loses_nobodys_rows(spoilt: Path, whole: Path, tmp_path
     assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_torchrun_writes_the_file_of_one_process(spoilt: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_torchrun_writes_the_file_of_one_process(
+    spoilt: Path, whole: Path, tmp_path: Path, processes: int
+) -> None:
     """Started as docs/gpus.md says: one file, told of once. Two images can't be read, of which no
     process makes a crash.
     """
     out = tmp_path / "f.h5"
-    line = [*torchrun(2), "-m", "vggfeat", *words(spoilt, out)]
+    line = [*torchrun(processes), "-m", "vggfeat", *words(spoilt, out)]
     ran = subprocess.run(line, capture_output=True, text=True, timeout=HANG)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.count("descriptor") == 1 and "(2 unreadable)" in ran.stdout

@@ -28,14 +28,16 @@ __all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits", "re
 class _Dataset:
     """One entry of the registry.
 
-    read: (root, download) -> Items.
+    read: root -> Items.
+    fetch: (root) leaves the data set there, unless it is there whole; or, in words, why none does.
     about: what it is and how it is split, in one line.
     files: what is looked for under `--root`.
     absent: what to do where none of its images is there.
     in_memory: whether its images are read without a root, as pixels.
     """
 
-    read: Callable[[Path | None, bool], Items]
+    read: Callable[[Path | None], Items]
+    fetch: Callable[[Path], None] | str
     about: str
     files: str
     absent: str = "these are links that lead nowhere"
@@ -45,6 +47,7 @@ class _Dataset:
 _DATASETS = {
     "voc2007": _Dataset(
         partial(voc.load, year=2007),
+        partial(voc.fetch, year=2007),
         "PASCAL VOC 2007: 9,963 images, 20 classes, several an image; official train/val/test;"
         " 11-point mAP",
         "ROOT/VOCdevkit/VOC2007/{ImageSets/Main,JPEGImages}",
@@ -52,6 +55,7 @@ _DATASETS = {
     ),
     "voc2012": _Dataset(
         partial(voc.load, year=2012),
+        partial(voc.fetch, year=2012),
         "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official"
         " train/val; mAP",
         "ROOT/VOCdevkit/VOC2012/{ImageSets/Main,JPEGImages}",
@@ -59,28 +63,33 @@ _DATASETS = {
     ),
     "caltech101": _Dataset(
         partial(caltech.load, dataset="caltech101"),
+        partial(caltech.fetch, dataset="caltech101"),
         "Caltech-101: 102 classes with the background; 3 random splits, 30 train and up to 50 test"
         " a class",
         "ROOT/101_ObjectCategories/CLASS/*.jpg, or under ROOT/caltech101",
     ),
     "caltech256": _Dataset(
         partial(caltech.load, dataset="caltech256"),
+        partial(caltech.fetch, dataset="caltech256"),
         "Caltech-256: 257 classes with clutter; 3 random splits, 60 train a class, the rest test",
         "ROOT/256_ObjectCategories/CLASS/*.jpg, or under ROOT/caltech256",
     ),
     "imagenet": _Dataset(
         imagenet.load,
+        "imagenet has no open download: get it from image-net.org, then",
         "ILSVRC-2012 or any part of it; classes are the sorted synset ids",
         "ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG, or one of the two",
     ),
     "folder": _Dataset(
         folder.load,
+        "there is nothing to download for a folder of your own:",
         "your images, one folder a class, or one flat folder, unlabelled; 3 random 80/20 splits"
         " unless given",
         "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, or ROOT/*.jpg",
     ),
     "csv": _Dataset(
         csv_file.load,
+        "there is nothing to download for a CSV file of your own:",
         "your images, listed with one label or several each; splits as listed, or 3 random 80/20",
         "ROOT is the file: path,label[,split]; or path,labels[,split] with ';' between labels; or"
         " 0/1 columns",
@@ -88,6 +97,7 @@ _DATASETS = {
     ),
     "digits": _Dataset(
         digits.load,
+        "there is nothing to download for digits, it comes with scikit-learn:",
         "scikit-learn's 1,797 handwritten digits of 8x8 pixels, 10 classes; 3 random 80/20 splits",
         "none: it comes with scikit-learn",
         in_memory=True,
@@ -104,7 +114,12 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     """
     if name not in _DATASETS:
         raise WrongUsage(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
-    return _DATASETS[name].read(None if root is None else Path(root), download)
+    entry, root = _DATASETS[name], None if root is None else Path(root)
+    if download and isinstance(entry.fetch, str):
+        raise WrongUsage(f"{entry.fetch} leave out `download`")
+    if download and root is not None and not isinstance(entry.fetch, str):
+        entry.fetch(root)
+    return entry.read(root)
 
 
 def refuse_absent(items: Items) -> None:

@@ -26,7 +26,7 @@ from vggfeat.errors import VggfeatError
 _CATEGORIES = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
 
 
-def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
+def load(root: Path | None, *, dataset: str) -> Items:
     """`dataset` ("caltech101" or "caltech256"): classes sorted by name, images by name within a
     class.
 
@@ -37,8 +37,6 @@ def load(root: Path | None, download: bool = False, *, dataset: str) -> Items:
     Raises VggfeatError naming the folder that is missing or has no images.
     """
     root = need_root(dataset, root, f"the folder that holds {_CATEGORIES[dataset]}")
-    if download:
-        _download(root, dataset)
     folder = _find(root, dataset)
     left = LeftOut()
     classes, beside = children(folder, left)
@@ -85,7 +83,7 @@ def _find(root: Path, dataset: str) -> Path:
     )
 
 
-def _download(root: Path, dataset: str) -> None:
+def fetch(root: Path, *, dataset: str) -> None:
     """Leave ROOT/caltech101/101_ObjectCategories (or 256), unless it is found already.
 
     torchvision takes any ObjectCategories folder for a complete one, even half unpacked. So it

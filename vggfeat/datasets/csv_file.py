@@ -36,7 +36,7 @@ from vggfeat.datasets.folder import short
 from vggfeat.datasets.items import Items, known, remarks_on_classes
 from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.splits import part_named
-from vggfeat.errors import VggfeatError, WrongUsage, reason
+from vggfeat.errors import VggfeatError, reason
 
 # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 MOST_LABELS = 1 << 30
@@ -138,7 +138,7 @@ class _Table:
         raise VggfeatError(f"{self.path.absolute()}, line {line}: {what}")
 
 
-def load(root: Path | None, download: bool = False) -> Items:
+def load(root: Path | None) -> Items:
     """The images listed in the CSV file `root`, in its order; classes sorted, or as the columns
     are.
 
@@ -146,10 +146,6 @@ def load(root: Path | None, download: bool = False) -> Items:
         Columns of classes are the former where each row has exactly one 1.
     Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
-    if download:
-        raise WrongUsage(
-            "there is nothing to download for a CSV file of your own: leave out `download`"
-        )
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
     if path.is_dir():
         raise VggfeatError(

@@ -10,20 +10,14 @@ import numpy as np
 
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.protocol import PROTOCOLS
-from vggfeat.errors import WrongUsage
 
 
-def load(root: Path | None = None, download: bool = False) -> Items:
+def load(root: Path | None = None) -> Items:
     """Images (1797, 8, 8) uint8 in memory, 0..255 from the original 0..16; three random 80/20
     splits.
 
-    labels: (1797,) int32. `root` is not used. Raises VggfeatError when `download` is asked for.
+    labels: (1797,) int32. `root` is not used.
     """
-    if download:
-        raise WrongUsage(
-            "there is nothing to download for digits, it comes with scikit-learn: leave out"
-            " `download`"
-        )
     from sklearn.datasets import load_digits
 
     data = load_digits()

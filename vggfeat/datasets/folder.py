@@ -25,7 +25,7 @@ from vggfeat.datasets.download import need_root
 from vggfeat.datasets.items import Items, remarks_on_classes
 from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.splits import part_named, parts_among
-from vggfeat.errors import VggfeatError, WrongUsage, reason
+from vggfeat.errors import VggfeatError, reason
 
 # Compared in lower case.
 IMAGE_EXTENSIONS = frozenset(
@@ -149,16 +149,12 @@ def short(name: str) -> str:
     return name if len(name) <= 60 else "…" + name[-59:]
 
 
-def load(root: Path | None, download: bool = False) -> Items:
+def load(root: Path | None) -> Items:
     """The images under `root`, in sorted order of class, then name.
 
     labels: (N,) int32, or None for a flat folder.
     Raises VggfeatError when the layout is none of the three above, or a class folder has no images.
     """
-    if download:
-        raise WrongUsage(
-            "there is nothing to download for a folder of your own: leave out `download`"
-        )
     root = need_root("folder", root, "the folder that holds one folder of images per class")
     if root.is_file():
         raise VggfeatError(

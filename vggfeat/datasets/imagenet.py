@@ -17,20 +17,16 @@ from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import LeftOut, children, one_folder_each, read_splits
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import parts_among
-from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.errors import VggfeatError
 
 
-def load(root: Path | None, download: bool = False) -> Items:
+def load(root: Path | None) -> Items:
     """Splits "train" and "val", or the one that is there; classes are the sorted synset ids.
 
     labels: (N,) int32.
     Raises VggfeatError when neither folder is there, a class folder is empty, or "val" has a class
     that "train" lacks.
     """
-    if download:
-        raise WrongUsage(
-            "imagenet has no open download: get it from image-net.org, then leave out `download`"
-        )
     root = need_root("imagenet", root, "the folder that holds train and val")
     left = LeftOut()
     folder_of = part_folders(root, left) if root.is_dir() else {}

@@ -43,7 +43,7 @@ CLASSES = [
 ]
 
 
-def load(root: Path | None, download: bool = False, *, year: int) -> Items:
+def load(root: Path | None, *, year: int) -> Items:
     """VOC `year`, all its images sorted by id, with splits "train", "val" and, where listed,
     "test".
 
@@ -53,8 +53,6 @@ def load(root: Path | None, download: bool = False, *, year: int) -> Items:
     another.
     """
     root = need_root(f"voc{year}", root, "the folder that holds VOCdevkit")
-    if download and not _whole(root, year):
-        _download(root, year)
     return _read(_find(root, year), year)
 
 
@@ -181,10 +179,12 @@ def _whole(root: Path, year: int) -> bool:
     return has_lists and all((items.root / items.names[row]).is_file() for row in rows)
 
 
-def _download(root: Path, year: int) -> None:
-    """Leave ROOT/VOCdevkit/VOC<year>, and the archives beside VOCdevkit (an interrupted run reuses
-    them).
+def fetch(root: Path, *, year: int) -> None:
+    """Leave ROOT/VOCdevkit/VOC<year>, unless it is there whole, and the archives beside VOCdevkit
+    (an interrupted run reuses them).
     """
+    if _whole(root, year):
+        return
     base = root.absolute()
     if base.name == f"VOC{year}" and base.parent.name == "VOCdevkit":
         base = base.parent

@@ -229,7 +229,7 @@ def events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """All events of a log, and how many lines are none: cut off, damaged, or something else's.
     Raises OSError.
 
-    An event is a JSON object with a name, `event`, and an `iteration`; `time` and what `FIGURES`
+    An event is a JSON object with a name, `event`, and an `iteration`; `time` and what `NUMBERS`
     names are numbers, or not there.
     """
     if not path.exists():
@@ -249,7 +249,7 @@ def events(path: Path) -> tuple[list[dict[str, Any]], int]:
     return found, dropped
 
 
-FIGURES = (
+NUMBERS = (
     "time",
     "epoch",
     "loss",
@@ -273,7 +273,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
     iteration = event.get("iteration")
     if type(iteration) is not int or not 0 <= iteration <= 2**53:
         return None
-    if any(event.get(name) is not None and not is_number(event[name]) for name in FIGURES):
+    if any(event.get(name) is not None and not is_number(event[name]) for name in NUMBERS):
         return None
     return event
 

@@ -39,13 +39,13 @@ from vggfeat.machine import CORES, duration
 from vggfeat.options import (
     BatchSize,
     Device,
-    Images,
     Json,
     MaxPool,
     Moved,
     Overwrite,
     Pool,
     Precision,
+    Root,
     StoredScales,
     Strict,
     Workers,
@@ -504,7 +504,7 @@ def report_command(
     model: Annotated[
         Path | None, typer.Option(help="The classifier of `vggfeat svm --out`.")
     ] = None,
-    root: Images = None,
+    root: Root = None,
     out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
         "report.html"
     ),
@@ -558,7 +558,7 @@ def neighbours_command(
         Path | None,
         typer.Option(help="Also draw them in this file: .png, .jpg or .webp.", show_default=False),
     ] = None,
-    root: Images = None,
+    root: Root = None,
     weights: Annotated[str | None, typer.Option(help=f"{Moved}.", show_default=False)] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,

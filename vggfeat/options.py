@@ -37,7 +37,7 @@ BATCH = "Images of 224x224 in a forward pass; of larger images there are fewer i
 Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[Path | None, Option("--json", help="Also write the result as JSON to this file.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace output files that exist.")]
-Images = Annotated[
+Root = Annotated[
     Path | None,
     Option(
         "--root",

@@ -49,7 +49,7 @@ C_STEP = 4.0  # the grid's ratio, and that of its extension
 MOST_C = 1e12
 MAX_EXTENSIONS = 3  # further values of C where the best is at the end of the grid
 
-CUT = "20 % of train"
+CUT = f"{100 * VAL_FRACTION:g} % of train"
 
 
 Rows = NDArray[np.int64]

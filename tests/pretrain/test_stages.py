@@ -20,8 +20,8 @@ def command(run_main: Command) -> Command:
     return training(run_main)
 
 
-# The first of two processes writes a stage's weights, which the next one starts from, once the second
-# process waits for it at the stage's end; that one must not be ahead by then.
+# The first of two processes writes a stage's weights, which the next one starts from, when the
+# second waits for it at the stage's end, and isn't ahead.
 SLOW = """
 import time
 from pathlib import Path

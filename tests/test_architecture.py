@@ -49,6 +49,20 @@ LIGHT = (
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
 )
 
+# Where the tests of modules are that have none of their own name.
+TESTED_BY = {
+    "vggfeat/__init__.py": "tests/vggfeat/test_library.py",  # what stands in it is the library
+    "vggfeat/__main__.py": "tests/vggfeat/test_start.py",  # it starts the program
+    "vggfeat/options.py": "tests/test_usage.py",  # what both programs take
+    "vggfeat/problem.py": "tests/vggfeat/test_protocols.py",  # what a protocol is run on
+    "vggfeat/datasets/__init__.py": "tests/vggfeat/datasets/test_registry.py",  # the registry
+    "pretrain/__init__.py": "",  # there is nothing in it
+}
+OF_SEVERAL = {
+    "tests/pretrain/test_resume.py",  # whole runs that are killed: readers, trainer, stages
+    "tests/pretrain/test_same_result.py",  # loader, readers and trainer, in one process or many
+}
+
 
 @functools.cache
 def arrows(inside: bool) -> dict[str, set[str]]:
@@ -99,6 +113,24 @@ def test_these_need_no_torch(module: str) -> None:
         for name, names in arrows(inside=False).items()
     }
     assert " -> ".join(_path(graph, module, HEAVY)) == ""
+
+
+def test_the_tests_lie_as_the_code_does() -> None:
+    modules = [
+        path.relative_to(ROOT) for name in house.PACKAGES for path in (ROOT / name).rglob("*.py")
+    ]
+    due = {
+        TESTED_BY.get(str(path), str("tests" / path.with_name(f"test_{path.name}")))
+        for path in modules
+    } - {""}
+    found = {
+        str(path.relative_to(ROOT))
+        for name in house.PACKAGES
+        for path in (ROOT / "tests" / name).rglob("test_*.py")
+    }
+    assert sorted(each for each in due if not (ROOT / each).is_file()) == [], "without tests"
+    assert sorted(found - due - OF_SEVERAL) == [], "without a module"
+    assert TESTED_BY.keys() <= {*map(str, modules)} and found >= OF_SEVERAL
 
 
 LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)), file=sys.__stderr__)"

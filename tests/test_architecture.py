@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import graphlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,29 @@ def test_these_need_no_torch(module: str) -> None:
         for name, names in arrows(inside=False).items()
     }
     assert " -> ".join(_path(graph, module, HEAVY)) == ""
+
+
+def _bound(function: ast.AST) -> Iterator[tuple[int, str | None]]:
+    """Line and name of what a function calls its own."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.FunctionDef | ast.ExceptHandler) and node is not function:
+            yield node.lineno, node.name
+
+
+def test_no_name_of_a_functions_own_hides_what_its_module_imports() -> None:
+    hidden = set()
+    for path in (path for name in house.PACKAGES for path in (ROOT / name).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.asname or alias.name for node in imports for alias in node.names}
+        functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
+        found = (each for function in functions for each in _bound(function))
+        hidden |= {f"{path.relative_to(ROOT)}:{at} {name}" for at, name in found if name in names}
+    assert sorted(hidden) == []
 
 
 def test_the_tests_lie_as_the_code_does() -> None:

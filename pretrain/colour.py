@@ -63,7 +63,7 @@ class Colours:
         try:
             record = parse_json(text, "it")
             colours: Colours = fitted(record, cls, "its content")
-            if lacking := [field.name for field in fields(cls) if field.name not in record]:
+            if lacking := [each.name for each in fields(cls) if each.name not in record]:
                 raise VggfeatError(f"it lacks {lacking[0]}")
             refuse_impossible(colours.mean, colours.covariance)
             return colours

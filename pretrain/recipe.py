@@ -326,7 +326,7 @@ def _parsed(override: str, where: str) -> tuple[str, str, str, Any]:
 
 
 def _shallow(record: Any) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
 def _names(recipe: Recipe) -> str:

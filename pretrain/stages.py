@@ -206,8 +206,8 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
                 say(f"{trainer.stage.name}: {what}; the same command goes on from there")
             return ended
     if ranks.first:
-        with whole(run.out / WEIGHTS) as partial:
-            shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, partial)
+        with whole(run.out / WEIGHTS) as made:
+            shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, made)
     ended.finished = True
     return ended
 

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import io
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -220,6 +221,16 @@ def photograph(seed: int, height: int, width: int) -> np.ndarray:
     )
     pixels: np.ndarray = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255)
     return pixels.astype(np.uint8)
+
+
+def python_that_runs(folder: Path, script: str) -> str:
+    """To stand in place of sys.executable: runs this script, whatever module it is asked for."""
+    ours = f"import sys\nsys.path.insert(0, {str(TESTS.parent)!r})\n"
+    (folder / "script.py").write_text(ours + script)
+    line = shlex.join([sys.executable, str(folder / "script.py")])
+    (folder / "python").write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+    (folder / "python").chmod(0o755)
+    return str(folder / "python")
 
 
 def torchrun(processes: int) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import graphlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,20 @@ LIGHT = (
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
 )
+
+# Where the tests of modules are that have none of their own name.
+TESTED_BY = {
+    "vggfeat/__init__.py": "tests/vggfeat/test_library.py",  # what stands in it is the library
+    "vggfeat/__main__.py": "tests/vggfeat/test_start.py",  # it starts the program
+    "vggfeat/options.py": "tests/test_usage.py",  # what both programs take
+    "vggfeat/problem.py": "tests/vggfeat/test_protocols.py",  # what a protocol is run on
+    "vggfeat/datasets/__init__.py": "tests/vggfeat/datasets/test_registry.py",  # the registry
+    "pretrain/__init__.py": "",  # there is nothing in it
+}
+OF_SEVERAL = {
+    "tests/pretrain/test_resume.py",  # whole runs that are killed: readers, trainer, stages
+    "tests/pretrain/test_same_result.py",  # loader, readers and trainer, in one process or many
+}
 
 
 @functools.cache
@@ -102,6 +118,47 @@ def test_these_need_no_torch(module: str) -> None:
         for name, names in arrows(inside=False).items()
     }
     assert " -> ".join(_path(graph, module, HEAVY)) == ""
+
+
+def _bound(function: ast.AST) -> Iterator[tuple[int, str | None]]:
+    """Line and name of what a function calls its own."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.FunctionDef | ast.ExceptHandler) and node is not function:
+            yield node.lineno, node.name
+
+
+def test_no_name_of_a_functions_own_hides_what_its_module_imports() -> None:
+    hidden = set()
+    for path in (path for name in house.PACKAGES for path in (ROOT / name).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.asname or alias.name for node in imports for alias in node.names}
+        functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
+        found = (each for function in functions for each in _bound(function))
+        hidden |= {f"{path.relative_to(ROOT)}:{at} {name}" for at, name in found if name in names}
+    assert sorted(hidden) == []
+
+
+def test_the_tests_lie_as_the_code_does() -> None:
+    modules = [
+        path.relative_to(ROOT) for name in house.PACKAGES for path in (ROOT / name).rglob("*.py")
+    ]
+    due = {
+        TESTED_BY.get(str(path), str("tests" / path.with_name(f"test_{path.name}")))
+        for path in modules
+    } - {""}
+    found = {
+        str(path.relative_to(ROOT))
+        for name in house.PACKAGES
+        for path in (ROOT / "tests" / name).rglob("test_*.py")
+    }
+    assert sorted(each for each in due if not (ROOT / each).is_file()) == [], "without tests"
+    assert sorted(found - due - OF_SEVERAL) == [], "without a module"
+    assert TESTED_BY.keys() <= {*map(str, modules)} and found >= OF_SEVERAL
 
 
 LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)), file=sys.__stderr__)"

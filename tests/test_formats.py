@@ -11,6 +11,7 @@ import json
 import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,25 @@ from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.colour import Colours
 from pretrain.kept import KeptPosteriors
 from pretrain.posteriors import how_trained
-from pretrain.recipe import history_of
+from pretrain.recipe import history_of, read_recipe
 from pretrain.tables import read_cells
 from pretrain.watch import events
-from tests.formats.make import CLASSES, COUNT, SCALES, begun, descriptor, write_rows
+from tests.conftest import Command
+from tests.formats.make import (
+    CLASSES,
+    COUNT,
+    MADE_WITH,
+    SCALES,
+    STOPPED,
+    TRAINING,
+    begun,
+    descriptor,
+    draw,
+    write_rows,
+)
+from tests.pretrain.conftest import training
 from vggfeat import model, store
+from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
 from vggfeat.results import read_results
@@ -35,6 +50,7 @@ from vggfeat.vgg import VGG
 
 FORMATS = Path(__file__).parent / "formats"
 NOW = FORMATS / "version2"
+MORE = NOW / "more"
 FINGERPRINT = "3990d47f561d5eb407d5f8d0f372b4460516639e569afb2ffdcbaf5bb4a2513c"
 TRAINING_SET = "4f3275529ed281b65403e891261d9416fb6b2697a0a62a2534de3490b26fc3c7"
 # format -> its versions, of each of which there is a file; "" is the ledger, which has no name
@@ -101,11 +117,36 @@ def test_a_feature_file() -> None:
     assert zlib.crc32(x.tobytes()) == 3011251419
 
 
+def test_feature_files_with_random_splits_with_several_labels_and_without_any() -> None:
+    features = vggfeat.open_features(MORE / "splits.h5")
+    assert (features.names[10], features.classes) == ("bee/0.ppm", ["ant", "bee"])
+    assert features.labels is not None and features.labels.tolist() == [0] * 10 + [1] * 10
+    assert [*features.splits] == [
+        f"split{i}/{p}" for i in range(3) for p in ("train", "val", "test")
+    ]
+    assert features.splits["split2/test"].tolist() == [3, 9, 13, 16]
+    features = vggfeat.open_features(MORE / "several.h5")
+    assert features.names[10] == "images/train/bee/0.ppm" and features.classes == ["ant", "bee"]
+    assert features.labels is not None  # of ant, ant and bee, bee, ant and a difficult bee, neither
+    assert features.labels.tolist() == [[1, -1], [1, 1], [-1, 1], [1, 0], [-1, -1]] * 4
+    assert features.splits["val"].tolist() == [*range(1, 20, 3)]
+    features = vggfeat.open_features(MORE / "unlabelled.h5")
+    assert (features.labels, features.classes, features.splits) == (None, [], {})
+    for name in ("splits", "several", "unlabelled"):
+        features = vggfeat.open_features(MORE / f"{name}.h5")
+        features.verify()
+        assert features.shape == (len(features.names), 1, 32) and features.readable.all()
+
+
+@pytest.mark.parametrize(("folder", "facts"), [(NOW, {}), (MORE, {"versions": MADE_WITH})])
 def test_a_feature_file_that_was_begun_is_gone_on_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, facts: dict[str, Any], tmp_path: Path
 ) -> None:
-    shutil.copy(NOW / "begun.h5.partial", tmp_path / "features.h5.partial")
-    with begun(tmp_path / "features.h5") as file:
+    shutil.copy(folder / "begun.h5.partial", tmp_path / "features.h5.partial")
+    other = {"versions": {**facts.get("versions", {}), "torch": "2.0.0"}}
+    with pytest.raises(VggfeatError, match=r"torch .*, not 2\.0\.0"):
+        begun(tmp_path / "features.h5", other)
+    with begun(tmp_path / "features.h5", facts) as file:
         assert file.seconds > 0
         write_rows(file, range(2, COUNT))
         file.finish()
@@ -127,6 +168,24 @@ def test_a_model_and_its_results() -> None:
     assert model.results == results
     assert (results.protocol, results.choice.C, results.n_train) == ("single-label", 0.03125, 12)
     assert results.figures.accuracy == pytest.approx(2 / 3) and results.n_unreadable == 1
+
+
+def test_models_of_several_splits_and_of_several_labels() -> None:
+    model, results = open_model(MORE / "splits-model.h5"), read_results(MORE / "splits.json")
+    assert model.results == results and model.coef_KD.shape == (2, 32)
+    assert [*model.scored] == [split.name for split in results.per_split]
+    assert model.scored["split2"].rows.tolist() == [3, 9, 13, 16]
+    assert [split.choice.C for split in results.per_split] == [0.03125] * 3
+    assert [split.choice.C_curve[4] for split in results.per_split] == [0.75, 0.75, 0.0]
+    assert results.figures.mean_class_recall_std == 0.0
+    model, results = open_model(MORE / "several-model.h5"), read_results(MORE / "several.json")
+    assert model.results == results and (model.multi_label, model.pool) == (True, "average")
+    assert [part.layer for part in model.parts] == ["fc7", "fc6"]
+    assert model.coef_KD.shape == (2, 64) and [*model.scored] == ["test"]
+    assert (results.protocol, results.difficult) == ("multi-label", "left out")
+    assert results.figures.map_11point == pytest.approx((15 / 22 + 0.6) / 2)
+    assert results.figures.map_allpoint == pytest.approx((2 / 3 + 0.6) / 2)
+    assert results.figures.accuracy is None and results.per_class["ant"].n_positive == 3
 
 
 def test_kept_posteriors_and_the_ledgers_cells() -> None:
@@ -177,3 +236,42 @@ def test_a_checkpoint_its_log_and_its_colours() -> None:
     colours = Colours.read(NOW / "colours.json")
     assert colours.mean == pytest.approx((79.43125, 127.641898, 79.875637))
     assert (colours.images, colours.training_set) == (12, TRAINING_SET)
+
+
+def test_a_recipe_of_ones_own() -> None:
+    recipe = read_recipe(str(MORE / "recipe.toml"), [], "B")
+    assert (recipe.name, recipe.width, recipe.crop, recipe.batch_size) == ("recipe", 1 / 128, 32, 4)
+    assert (recipe.momentum, recipe.weight_decay, recipe.dropout) == (0.8, 1e-3, 0.25)
+    assert (recipe.random_layers, recipe.init_std, recipe.caffe_biases) == ("glorot", 0.02, True)
+    assert (recipe.rate_divisor, recipe.rate_drops, recipe.patience) == (5.0, 2, 9)
+    assert (recipe.drop_by, recipe.held_out, recipe.chance_after) == ((0.5, 0.75), 0.2, 0)
+    assert (recipe.flip, recipe.colour_std, recipe.seed) == (False, 0.05, 7)
+    assert recipe.stands_for == {"36": "256"}
+    first, second = recipe.stages
+    assert (first.net, first.train_scale, first.epochs) == ("A", (36, 36), 1.5)
+    assert (second.net, second.train_scale, second.iterations) == ("NET", (36, 40), 9)
+    assert (second.learning_rate, second.learn, second.nets) == (1e-3, "all", ("A", "B", "D"))
+
+
+def test_a_run_that_was_interrupted_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Command
+) -> None:
+    """What a user has who brings the program up to date in the midst of a long training."""
+    monkeypatch.chdir(tmp_path)
+    draw(Path("images"), {"train": 10, "val": 2})
+    shutil.copytree(MORE / STOPPED, STOPPED)
+    shutil.copy(MORE / "recipe.toml", tmp_path)
+    state, _ = read_state(Path(STOPPED, "B-36-40", "last.safetensors"))
+    assert (state.iteration, state.finished) == (7, False)
+    ran = training(run_main)(*TRAINING)
+    assert ran.status == 0, ran.err
+    told = [line for line in ran.err_lines if line.startswith(("A-36", "B-36-40"))]
+    assert told[:2] == ["A-36: done before", "B-36-40: going on from iteration 7"]
+    state, _ = read_state(Path(STOPPED, "B-36-40", "last.safetensors"))
+    assert (state.iteration, state.finished) == (9, True)
+    log, dropped = events(Path(STOPPED, "B-36-40", "log.jsonl"))
+    assert [event["iteration"] for event in log if event["event"] == "train"] == [*range(1, 10)]
+    assert dropped == 0
+    network = vggfeat.load(Path(STOPPED, "weights.safetensors"))
+    assert (network.name, network.classes) == ("B", ["ant", "bee"])
+    assert [past.stage for past in history_of(network.metadata)] == ["A-36", "B-36-40"]

@@ -158,8 +158,8 @@ def _refuse_others(a: Features, b: Features) -> None:
         not np.array_equal(a.splits[k], b.splits[k]) for k in a.splits
     ):
         raise VggfeatError(f"{what} their splits differ")
-    known = (a.crc32 != 0) & (b.crc32 != 0)
-    if len(changed := np.flatnonzero(known & (a.crc32 != b.crc32))):
+    both = (a.crc32 != 0) & (b.crc32 != 0)
+    if len(changed := np.flatnonzero(both & (a.crc32 != b.crc32))):
         more = f", and {len(changed) - 1:,} more" if len(changed) > 1 else ""
         raise VggfeatError(f"{what} {a.names[changed[0]]} is another image in the second{more}")
 

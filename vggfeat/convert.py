@@ -107,9 +107,9 @@ def _main(old: str, new: str, memory: str, seconds: str) -> None:
     os._exit(0)
 
 
-def _end(reason: str) -> NoReturn:
+def _end(why: str) -> NoReturn:
     """Tell the parent why, and end without libhdf5's own end, which damage can make hang."""
-    os.write(2, hdf5.encode(" ".join(reason.split())))
+    os.write(2, hdf5.encode(" ".join(why.split())))
     os._exit(REFUSED)
 
 

@@ -411,10 +411,10 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _one_line(reason: str) -> str:
+def _one_line(text: str) -> str:
     # Reasons quote what stands in files: no escape sequence, and nothing that turns the text round,
     # may pass.
-    return " ".join("".join(c if c.isprintable() else " " for c in reason).split())[:200]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
 
 
 def _decode_in_child(data: bytes, max_pixels: int) -> np.ndarray:

@@ -127,7 +127,7 @@ def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) ->
 
 def describe_all(
     network: Network,
-    sources: Sequence[Any],
+    images: Sequence[Any],
     description: Description,
     *,
     batch_size: int | None = None,
@@ -135,15 +135,15 @@ def describe_all(
     advance: Callable[[float], None] = lambda images: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, np.ndarray | UnreadableImage]]:
-    """Yield (i, descriptors (Q, D) float32) for every source, or (i, UnreadableImage); in no set
+    """Yield (i, descriptors (Q, D) float32) for every image, or (i, UnreadableImage); in no set
     order.
 
-    sources: anything `decode.read_rgb` takes. See `batches.by_shape`.
+    images: anything `decode.read_rgb` takes. See `batches.by_shape`.
     """
     rows: dict[int, dict[int, np.ndarray]] = {}
     for i, s, result in by_shape(
-        lambda i: read_rgb(sources[i]),
-        range(len(sources)),
+        lambda i: read_rgb(images[i]),
+        range(len(images)),
         description.scales,
         partial(describe, network, layer=description.layer, mirror=description.mirror),
         network.device,

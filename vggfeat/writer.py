@@ -210,9 +210,9 @@ class FeatureWriter:
         self._values[row, scale] = stored
         self._flush_if_due()
 
-    def fail(self, row: int, reason: str) -> None:
-        """Mark row as unreadable, with the reason."""
-        self._failures[row] = reason
+    def fail(self, row: int, why: str) -> None:
+        """Mark row as unreadable, and why."""
+        self._failures[row] = why
         for scale in range(self.described.shape[1]):
             self._values.pop((row, scale), None)
         self._flush_if_due()
@@ -627,8 +627,8 @@ def _refuse_version(file: hdf5.File) -> None:
         raise VggfeatError(f"{file.path} is no feature file of version {FORMAT_VERSION}")
 
 
-def _cut(reason: str) -> bytes:
-    return encode(reason)[:REASON_BYTES].decode("utf-8", "ignore").encode()
+def _cut(text: str) -> bytes:
+    return encode(text)[:REASON_BYTES].decode("utf-8", "ignore").encode()
 
 
 def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:

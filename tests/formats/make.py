@@ -1,20 +1,23 @@
 """Make a file of each kind that the program keeps, by its own commands, on a few tiny images.
 
-    python -m tests.formats.make FOLDER
+    python -m tests.formats.make FOLDER         # what lies in version2
+    python -m tests.formats.make FOLDER more    # what lies in version2/more, made later
 
-`version2/` was made so. A file of a released format is never made again: it is what users have. Who
-changes a format makes a folder for the new version, and leaves the old one, which must be read or
-converted, or be refused in a sentence.
+A file of a released format is never made again: it is what users have. Who changes a format makes a
+folder for the new version, and leaves the old one, which must be read or converted, or be refused
+in a sentence. Who finds a case that no file has adds a file, as `make_more` did.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,7 +57,7 @@ def pixels(c: int, i: int) -> np.ndarray:
     return noise
 
 
-def begun(path: Path) -> FeatureWriter:
+def begun(path: Path, facts: dict[str, Any] | None = None) -> FeatureWriter:
     """A feature file of COUNT images, new or to go on with."""
     images = np.stack([pixels(i % 2, i) for i in range(COUNT)])
     labels = np.arange(COUNT, dtype=np.int32) % 2
@@ -66,7 +69,7 @@ def begun(path: Path) -> FeatureWriter:
         *("A", "a.safetensors", "ab" * 32, "pool2", SCALES, True),
         *("floor", "bilinear, antialiased", "float32", "Pillow"),
     )
-    return FeatureWriter.open(path, items, how, D)
+    return FeatureWriter.open(path, items, how, D, facts=facts)
 
 
 def descriptor(row: int, scale: int) -> np.ndarray:
@@ -94,15 +97,7 @@ def make(folder: Path) -> None:
     Path("images/val/bee/9.png").touch()  # can't be read
     Path("small.toml").write_text(RECIPE)
 
-    class Cut(Exception):  # noqa: N818 - named as what happens
-        pass
-
-    try:
-        with begun(folder / "begun.h5") as file:
-            write_rows(file, range(2))
-            raise Cut
-    except Cut:
-        pass
+    cut(folder / "begun.h5")
     run(
         "pretrain.train", "--net", "A", "--recipe", "small.toml", "--data", "images", "--out", "run"
     )
@@ -124,6 +119,20 @@ def make(folder: Path) -> None:
     shutil.copy(ledger, folder / "ledger.json")
 
 
+def cut(path: Path, facts: dict[str, Any] | None = None) -> None:
+    """A feature file of which two images are described."""
+
+    class Cut(Exception):  # noqa: N818 - named as what happens
+        pass
+
+    try:
+        with begun(path, facts) as file:
+            write_rows(file, range(2))
+            raise Cut
+    except Cut:
+        pass
+
+
 def run(module: str, *words: str) -> None:
     """A command, here."""
     more = [*CPU, "--workers", "0"] if module == "pretrain.train" else []
@@ -131,8 +140,133 @@ def run(module: str, *words: str) -> None:
     assert ran.returncode in (0, 3), words
 
 
+# --- made later -----------------------------------------------------------------------------------
+
+STOPPED = "run-b"  # the run that was interrupted
+TRAINING = (
+    *("--net", "B", "--recipe", "recipe.toml", "--data", "images", "--out", STOPPED),
+    *(*CPU, "--workers", "0", "--log-every", "1"),
+)
+MADE_WITH = {"vggfeat": "0.1.0", "torch": "2.14.1+cu130", "timm": "1.0.31", "PIL": "13.0.0"}
+# A user's own, with every number that there is
+OWN = """
+width = 0.0078125
+crop = 32
+batch_size = 4
+momentum = 0.8
+weight_decay = 1e-3
+caffe_biases = true
+dropout = 0.25
+random_layers = "glorot"
+init_std = 0.02
+rate_divisor = 5.0
+rate_drops = 2
+patience = 9
+drop_by = [0.5, 0.75]
+held_out = 0.2
+flip = false
+colour_std = 0.05
+chance_after = 0
+seed = 7
+
+[stands_for]
+36 = "256"
+
+[[stages]]
+net = "A"
+train_scale = [36, 36]
+learning_rate = 1e-2
+epochs = 1.5
+
+[[stages]]
+net = "NET"
+train_scale = [36, 40]
+learning_rate = 1e-3
+iterations = 9
+learn = "all"
+nets = ["A", "B", "D"]
+"""
+# in the midst of B's sixth iteration, in its second epoch; the next one ends with a checkpoint
+STOP = """
+import os, signal, time
+from pretrain import train, trainer
+from vggfeat import terminal
+step = trainer.Trainer.step
+def stopped(self, batch, images):
+    if (self.stage.name, self.state.iteration) == ("B-36-40", 5):
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not self.stop.signal:
+            time.sleep(0.01)
+    return step(self, batch, images)
+trainer.Trainer.step = stopped
+terminal.run(train.app, "pretrain.train")
+"""
+
+
+def draw(folder: Path, parts: dict[str, int]) -> None:
+    """So many images a class in each part, the same bytes everywhere: no library writes them."""
+    for part, count in parts.items():
+        for c, name in enumerate(("ant", "bee")):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                grey = [(7 * x * (c + 1) + 13 * i + len(part)) % 256 for x in range(36 * 40)]
+                rows = b"".join(bytes((v, 255 - v, v // 2 + 90 * c)) for v in grey)
+                (folder / part / name / f"{i}.ppm").write_bytes(b"P6 40 36 255\n" + rows)
+
+
+def make_more(folder: Path) -> None:
+    """What `make` has none of, into a folder that there isn't: a recipe of one's own, a run that
+    was interrupted, features without labels, with random splits and with several labels an image;
+    results and models of these, and of two layers together.
+    """
+    folder.mkdir()
+    cut(folder / "begun.h5", {"versions": MADE_WITH, "command": "vggfeat extract"})
+    Path("recipe.toml").write_text(OWN)
+    draw(Path("images"), {"train": 10, "val": 2})
+    stopped = subprocess.run([sys.executable, "-c", STOP, *TRAINING])
+    assert stopped.returncode == 128 + signal.SIGTERM
+    weights = f"{STOPPED}/A-36/weights.safetensors"
+    described = ["--weights", weights, "--scales", "32", *CPU]
+
+    def extract(dataset: str, root: str, out: str, *more: str) -> None:
+        run(
+            "vggfeat",
+            "extract",
+            "--dataset",
+            dataset,
+            "--root",
+            root,
+            "--out",
+            out,
+            *described,
+            *more,
+        )
+
+    names = [f"images/train/{name}/{i}.ppm" for name in ("ant", "bee") for i in range(10)]
+    labels = ["ant", "ant;bee", "bee", "ant;?bee", ";"]
+    parts = ["train", "val", "test"]
+    lines = [f"{n},{labels[i % 5]},{parts[i % 3]}" for i, n in enumerate(names)]
+    Path("several.csv").write_text("\n".join(["path,labels,split", *lines]) + "\n")
+    shutil.copytree("images/train/ant", "flat")
+    extract("folder", "images/train", "splits.h5")
+    extract("folder", "flat", "unlabelled.h5")
+    extract("csv", "several.csv", "several.h5")
+    extract("csv", "several.csv", "several-fc6.h5", "--layer", "fc6")
+    for name, more in (("splits", []), ("several", ["--features", "several-fc6.h5"])):
+        words = ["--features", f"{name}.h5", *more, "--device", "cpu"]
+        run("vggfeat", "svm", *words, "--out", f"{name}-model.h5", "--json", f"{name}.json")
+        for made in (f"{name}.h5", f"{name}-model.h5", f"{name}.json"):
+            shutil.copy(made, folder)
+    for made in ("unlabelled.h5", "recipe.toml"):
+        shutil.copy(made, folder)
+    for path in Path(STOPPED).rglob("*.*"):
+        if path.suffix in (".json", ".jsonl", ".safetensors"):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / path)
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1]).absolute()
     with tempfile.TemporaryDirectory() as room:
         os.chdir(room)
-        make(target)
+        (make_more if sys.argv[2:] == ["more"] else make)(target)

@@ -4,6 +4,7 @@ no orphan.
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,15 +147,20 @@ def test_a_stuck_reader_is_told_and_at_last_given_up(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """By a clock of our own, a second later whenever it is looked at."""
+    seconds = itertools.count()
     with Readers(1, CPU) as several:
         next(several.read(HOW, images.items, keys[:1]))
         several.processes[0].process.send_signal(signal.SIGSTOP)
-        monkeypatch.setattr(readers, "WARN_SECONDS", 0.0)
+        monkeypatch.setattr(readers, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+        monkeypatch.setattr(readers, "WARN_SECONDS", 1.0)
         monkeypatch.setattr(readers, "LOST_SECONDS", 3.0)
         with pytest.raises(ReadingFailed, match="is the storage still there"):
             next(several.read(HOW, images.items, keys))
         said = capsys.readouterr().err
-        assert "warning: waiting for images for" in said
+        told = [line.partition(";")[0] for line in said.splitlines()]
+        assert told == [f"warning: waiting for images for {i + 1} s" for i in range(len(told))]
+        assert len(told) >= 3
         assert f"process {several.processes[0].process.pid}" in said
 
 

@@ -40,6 +40,8 @@ RUN = [
     "1-2",
     *SHORT,
     "--set=batch_size=8",
+    "--micro-batch",
+    "8",  # whatever memory is free: sums of other parts are rounded otherwise
     f"--set=*.epochs={max(2.5, KILLS / 2 + 0.5)}",  # the more kills, the longer
     "--checkpoint-minutes",
     "0",

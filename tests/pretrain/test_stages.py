@@ -20,30 +20,48 @@ def command(run_main: Command) -> Command:
     return training(run_main)
 
 
+# The first of two processes writes a stage's weights, which the next one starts from, when the
+# second waits for it at the stage's end, and isn't ahead.
+SLOW = """
+import time
+from pathlib import Path
+from pretrain import stages, train, trainer
+from vggfeat import ranks, terminal
+
+here = Path(__file__).parent
+run, set_weights, write = trainer.Trainer.run, stages.set_weights, trainer.write_weights
+
+def ended(self, stop):
+    finished = run(self, stop)
+    if self.ranks.rank:
+        ranks.WARN_SECONDS, ranks.say = 0.0, lambda text: (here / "waits").touch()
+    return finished
+
+def next_stage(run, number, net):
+    if run.ranks.rank and number:
+        (here / "ahead").touch()
+    return set_weights(run, number, net)
+
+def slow(path, trainer):
+    while not trainer.stage_number and not (here / "waits").exists():
+        assert not (here / "ahead").exists()
+        time.sleep(0.01)
+    write(path, trainer)
+
+trainer.Trainer.run, stages.set_weights, trainer.write_weights = ended, next_stage, slow
+terminal.run(train.app, "pretrain.train")
+"""
+
+
 def test_processes_wait_for_the_weights_of_the_stage_before(
     train: Train, drawings: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "slow.py"
-    script.write_text(
-        "import time\nfrom pretrain import train, trainer\nfrom vggfeat import terminal\n"
-        "write = trainer.write_weights\n"
-        "trainer.write_weights = lambda *args: (time.sleep(2), write(*args))\n"
-        "terminal.run(train.app, 'pretrain.train')\n"
-    )
-    few = ("--stages", "1-2", "--set=*.iterations=1", "--set=held_out=0")
-    train(
-        "--net",
-        "D",
-        *FEW,
-        *few,
-        "--data",
-        drawings,
-        "--out",
-        tmp_path / "run",
-        processes=2,
-        script=script,
-    )
-    assert (tmp_path / "run" / D_STAGE / "weights.safetensors").exists()
+    script.write_text(SLOW)
+    few = ("--stages", "1-2", "--set=*.iterations=1", "--set=held_out=0", "--data", drawings)
+    out = tmp_path / "run"
+    train("--net", "D", *FEW, *few, "--out", out, processes=2, script=script)
+    assert (out / D_STAGE / "weights.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["weights", "A-36/weights", "A-36/best", "A-36/last"])

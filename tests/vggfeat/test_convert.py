@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -21,7 +24,7 @@ from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
 from vggfeat.store import open_features
 
-from ..conftest import Command
+from ..conftest import HANG, Command, python_that_runs
 
 OLD = Path(__file__).parents[1] / "formats" / "version1"
 
@@ -102,9 +105,46 @@ def test_what_is_false_in_version_1_is_not_converted(
     assert not (tmp_path / "new.h5").exists()
 
 
+@pytest.mark.parametrize(
+    ("does", "limits", "says"),
+    [
+        ("while True: pass", {}, "it took more than 1 s to read|libhdf5 ended with status -"),
+        ("signal.pause()", {}, "it took more than 1 s to read"),
+        ("bytearray(convert.MEMORY)", {"SECONDS": HANG}, "MemoryError"),
+    ],
+)
 def test_libhdf5_is_given_a_limit_of_time_and_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    does: str,
+    limits: dict[str, int],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    python = python_that_runs(tmp_path, CHILD.format(does=does))
+    monkeypatch.setattr(sys, "executable", python)
+    for name, value in {"SECONDS": 1, **limits}.items():
+        monkeypatch.setattr(f"vggfeat.convert.{name}", value)
+    old, new = OLD / "features.h5", tmp_path / "new.h5"
+    with pytest.raises(VggfeatError, match=f"^{old} is damaged: ({says})"):
+        convert(old, new)
+    assert not new.exists()
+    if does.startswith("while"):  # by the kernel, too, should its parent be gone
+        ran = subprocess.run([python, "-m", "vggfeat.convert", old, new, str(1 << 31), "1"])
+        assert -ran.returncode in (signal.SIGKILL, signal.SIGXCPU)
+
+
+# A child in which something other than libhdf5 is given the file.
+CHILD = """
+import signal
+from vggfeat import convert
+def other(*_):
+    {does}
+convert._convert = other
+convert._main(*sys.argv[-4:])
+"""
+
+
+def test_damage_among_texts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two zero bytes in the heap of its strings: libhdf5 2.0 goes round for ever, earlier ones may
     refuse it.
     """

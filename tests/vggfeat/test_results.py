@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -53,15 +51,6 @@ def test_every_key_is_documented_and_no_other() -> None:
     assert {"n"} == {*keys(ScoredPart)} - {*keys(Results)} and "n" in told["validation"]
     means = {*keys(Results)} - figures - {"n_classes"}
     assert told["per_split"] | means | figures >= {*keys(Split)} >= told["per_split"]
-
-
-def test_reading_results_needs_no_estimator() -> None:
-    code = (
-        "import sys, vggfeat.results, vggfeat.problem;"
-        "print(*({'torch', 'sklearn'} & {*sys.modules}))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.stdout, ran.stderr) == ("\n", "")
 
 
 def test_what_is_written_is_read_as_it_was() -> None:

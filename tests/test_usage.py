@@ -205,7 +205,7 @@ WRONG = {
     "vggfeat extract --dataset csv --root l.csv --download": "leave out --download",
     "vggfeat extract --dataset digits --net C": "no weights were released for net C",
     "vggfeat extract --dataset digits --weights oxford:C": "there are oxford:D and oxford:E",
-    "vggfeat extract --dataset digits --weights torchvision:": "say which of torchvision's are meant",
+    "vggfeat extract --dataset digits --weights torchvision:": "which of torchvision's are meant",
     "vggfeat extract --dataset digits --weights alexnet": "weights 'alexnet' are not known",
     "vggfeat extract --dataset digits --weights random:Z": "there is no net 'Z'; Table 1 has A",
     "vggfeat extract --dataset digits --weights random:A,depth=3": "has a setting 'depth=3'",
@@ -231,7 +231,9 @@ WRONG = {
     "vggfeat extract --dataset digits --weights w.safetensors --layer fc7x": "no layer 'fc7x'",
     "vggfeat extract --dataset digits --weights w.pth --net A --layer conv3_4": "no layer",
     "vggfeat extract --dataset digits --weights timm:resnet18 --layer fc7": "one of features",
-    "vggfeat extract --dataset digits --root data": "digits come with scikit-learn",
+    "vggfeat extract --dataset digits --root data": (
+        "there is nothing to read for digits, it comes with scikit-learn: leave out --root"
+    ),
     "vggfeat extract --dataset folder --retry --dry-run": "leave out --retry",
     "vggfeat extract --dataset folder --retry --overwrite": "leave out --overwrite",
     "vggfeat extract --dataset folder --out a --json ./a": "--out and --json are one file",

@@ -21,7 +21,15 @@ from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError, WrongUsage
 
-__all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits", "refuse_absent"]
+__all__ = [
+    "Items",
+    "at_hand",
+    "describe_datasets",
+    "load",
+    "random_splits",
+    "refuse_absent",
+    "refuse_idle_root",
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class _Dataset:
 
     read: (root, download) -> Items.
     about: what it is and how it is split, in one line.
-    files: what is looked for under `--root`.
+    files: what is looked for under `--root`; where that is nothing, "none: " and why.
     absent: what to do where none of its images is there.
     in_memory: whether its images are read without a root, as pixels.
     """
@@ -105,6 +113,13 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     if name not in _DATASETS:
         raise WrongUsage(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
     return _DATASETS[name].read(None if root is None else Path(root), download)
+
+
+def refuse_idle_root(name: str) -> None:
+    """Raise WrongUsage where `name` is a dataset that reads nothing under a root."""
+    if name in _DATASETS and _DATASETS[name].in_memory:
+        why = _DATASETS[name].files.removeprefix("none: ")
+        raise WrongUsage(f"there is nothing to read for {name}, {why}: leave out `root`")
 
 
 def refuse_absent(items: Items) -> None:

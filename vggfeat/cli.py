@@ -206,7 +206,7 @@ def extract_command(
     from vggfeat.sources import load, of_words, refuse_contradictions
     from vggfeat.writer import behind_link, partial_of
 
-    refuse_contradictions(net if weights else "", spec, layer)
+    refuse_contradictions(net if weights else "", spec, layer, qs, max_pool)
     refuse_same_names({"--out": out_file, "--json": json_file})
     folder = _root(root)
     partial = partial_of(behind_link(out_file))

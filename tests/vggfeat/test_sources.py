@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 from urllib.error import URLError
@@ -17,16 +18,20 @@ import torch
 import torchvision
 
 import vggfeat
+from pretrain import evaluate, export
 from pretrain.posteriors import how_trained
 from pretrain.tables import RELEASED
 from vggfeat import sources
 from vggfeat.describe import describe
 from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.images import CAFFE_MEAN_BGR, Preprocessing
+from vggfeat.sources import Source
+from vggfeat.terminal import run
 from vggfeat.vgg import VGG
+from vggfeat.weights import Network, Told, fingerprint
 
-from ..conftest import Nets, assert_same_descriptors, photograph, vgg_of
-from .conftest import Ours, Tensors, zeros
+from ..conftest import Command, Nets, assert_same_descriptors, photograph, vgg_of
+from .conftest import Ours, Tensors, cells, zeros
 
 
 def test_a_name_that_is_not_the_files_net_is_refused(ours: Ours) -> None:
@@ -461,3 +466,200 @@ def test_a_page_in_the_cache_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "checkpoints/vgg16-00b39a1b.pth").write_text("<html>404</html>")
     with pytest.raises(VggfeatError, match=r"vgg16-00b39a1b\.pth is a web page"):
         vggfeat.load("oxford:D")
+
+
+# --- what words alone tell ------------------------------------------------------------------------
+
+
+def told_of(spec: str) -> Told:
+    name, _, what = spec.partition(":")
+    row = sources.SOURCES[name]
+    told = row.told and row.told(what)
+    assert told
+    return told
+
+
+@pytest.mark.parametrize("spec", ["mini:A", "mini:D", "random:B,width=0.125,crop=64,classes=7"])
+def test_words_tell_what_loading_gives(spec: str) -> None:
+    told, network = told_of(spec), vggfeat.load(spec)
+    assert (told.net, told.outline.layers) == (network.name, network.layers)
+    for layer in network.layers:
+        assert told.outline.min_side(layer) == network.min_side(layer)
+
+
+@pytest.mark.parametrize(
+    ("spec", "net"),
+    [
+        ("oxford:D", "D"),
+        ("torchvision:vgg11", "A"),
+        ("torchvision:vgg16.IMAGENET1K_FEATURES", "D"),
+    ],
+)
+def test_words_tell_how_far_a_file_may_reach(tmp_path: Path, spec: str, net: str) -> None:
+    """And which sides its layers need, by their crop and pooling."""
+    zeros(tmp_path / "w.safetensors", convolutions(net), {})
+    told, network = told_of(spec), vggfeat.load(f"{spec}@{tmp_path / 'w.safetensors'}")
+    assert told.net == network.name
+    assert told.outline.layers[: len(network.layers)] == network.layers
+    assert (told.outline.layers == network.layers) == spec.endswith("FEATURES")
+    for layer in network.layers:
+        assert told.outline.min_side(layer) == network.min_side(layer)
+    if "fc7" in told.outline.layers:
+        assert told.outline.min_side("fc7") == vgg_of(network).crop == 224
+
+
+def test_a_file_that_may_end_early_is_asked_for_its_layer() -> None:
+    """The scales that the deepest layer needs are known where it is."""
+    for spec in ("oxford:D@w.pth", "torchvision:vgg16@w.pth", "w.pth"):
+        sources.refuse_contradictions("", spec, scales=[16])
+    for spec, layer in {"D": None, "oxford:D@w.pth": "fc7", "timm:resnet18@w.pth": None}.items():
+        with pytest.raises(WrongUsage, match="scale 16 is too small"):
+            sources.refuse_contradictions("", spec, layer, [16])
+
+
+def test_a_short_word_with_the_net_that_is_asked_for() -> None:
+    assert vggfeat.load("A", "mini").spec == "mini:A" and vggfeat.load("mini").spec == "mini:D"
+    with pytest.raises(WrongUsage, match="weights D hold net D, not E"):
+        vggfeat.load("E", "D")
+
+
+# --- a source from outside ------------------------------------------------------------------------
+
+
+class Tiny(torch.nn.Module):
+    """A backbone that is no VGG, of two layers."""
+
+    layers = ["stem", "body"]  # noqa: RUF012
+    channels = {"stem": 4, "body": 6}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 8, stride=8)
+        self.body = torch.nn.Conv2d(4, 6, 3, stride=2)
+
+    def min_side(self, layer: str) -> int:
+        return {"stem": 8, "body": 24}[layer]
+
+    def forward(self, x_NCHW: torch.Tensor, layer: str) -> torch.Tensor:
+        x: torch.Tensor = self.stem(x_NCHW)
+        if layer == "body":
+            x = self.body(x)
+        return x
+
+
+def load_clip(source: str, what: str, file: Path | None) -> Network:
+    torch.manual_seed(0)
+    module = Tiny()
+    spec = f"{source}:{what}" + (f"@{file}" if file else "")
+    sha256 = fingerprint(module.state_dict())
+    plain = Preprocessing(
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), channel_order="RGB", input_range=1.0
+    )
+    return Network(spec, module, plain, sha256, {"net": what, **plain.to_metadata()})
+
+
+def clip_told(what: str) -> Told:
+    with torch.device("meta"):
+        return Told(what, Tiny())
+
+
+def not_loaded(*_: object) -> NoReturn:
+    raise AssertionError("its words tell")
+
+
+@pytest.fixture(params=[clip_told, None], ids=["words tell", "only loading tells"])
+def clip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """A row of a source that knows a net "tiny", whose layers are none of Table 1's."""
+    forms = (("clip:tiny", "a net of two layers"),)
+    row = Source("clip", load_clip, "clip:tiny", forms, told=request.param)
+    monkeypatch.setitem(sources.SOURCES, "clip", row)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--layer", "fc7"), r"clip:tiny have no layer 'fc7'.* give --layer one of stem, body; "),
+        (("--layer", "conv1_1"), "have no layer 'conv1_1'"),
+        (("--net", "D"), "clip:tiny hold net tiny, not D: give that net, or the weights alone"),
+        (("--net", "small"), "clip:tiny hold net tiny, not small"),
+        (("--max-pool", "ceil"), "clip:tiny is no net of Table 1: its pooling can't be set"),
+        (("--scales", "16,32"), "scale 16 is too small: body of net tiny needs at least 24"),
+        (
+            ("--scales", "7", "--layer", "stem"),
+            "scale 7 is too small: stem of net tiny needs at least 8",
+        ),
+    ],
+)
+def test_what_a_source_from_outside_cant_do_is_wrong_usage(
+    clip: Source,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    says: str,
+) -> None:
+    """Before anything is loaded, where its row tells."""
+    if clip.told:
+        monkeypatch.setitem(sources.SOURCES, "clip", replace(clip, load=not_loaded))
+    out = ("--out", tmp_path / "f.h5")
+    ran = command("extract", "--dataset", "digits", "--weights", "clip:tiny", *words, *out)
+    assert (ran.status, ran.out, len(ran.err_lines)) == (2, "", 1), ran.err
+    assert re.search(says, ran.err) and "conv5_3" not in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_a_source_from_outside_may_end_early(clip: Source) -> None:
+    """Which layer describes by default is the file's to say, unless it has but values."""
+    early = sources.refuse_contradictions
+    early("", "clip:tiny@f.pth", scales=[16])
+    early("", "clip:tiny@f.pth", "stem", [16])
+    assert not sources.of_words("clip:tiny@f.pth") and sources.of_words("clip:tiny")
+    if clip.told:
+        with pytest.raises(WrongUsage, match="hold net tiny, not D"):
+            early("D", "clip:tiny@f.pth")
+        with pytest.raises(WrongUsage, match="scale 16 is too small: body"):
+            early("", "clip:tiny@f.pth", "body", [16])
+
+
+def test_every_command_takes_a_source_from_outside(
+    clip: Source, command: Command, made_folder: Path, tmp_path: Path
+) -> None:
+    features, model = tmp_path / "f.h5", tmp_path / "m.h5"
+    images = ("--dataset", "folder", "--root", made_folder)
+    weights = ("--weights", "clip:tiny", "--net", "tiny", "--layer", "body", "--scales", "32,48")
+    out = ("--out", features)
+    assert command("extract", *images, *weights, *out, "--dry-run").status == 0
+    for line in (
+        ("extract", *images, *weights, *out),
+        ("svm", "--features", features, "--C", 1, "--workers", 1, "--out", model),
+        ("info", features, "--all"),
+        ("info", model),
+        ("predict", made_folder / "red" / "01.jpg", "--model", model),
+        ("report", "--model", model, "--features", features, "--out", tmp_path / "r.html"),
+        ("neighbours", "--features", features, "--query", made_folder / "blue" / "01.jpg"),
+        ("weights",),
+    ):
+        ran = command(*line)
+        assert ran.status == 0, ran.err
+        if line[0] == "info":
+            assert cells(ran.out, "weights")[0].startswith("clip:tiny")
+    assert "a net of two layers" in ran.out
+
+
+def test_what_needs_a_net_of_table_1_refuses_a_source_from_outside(
+    clip: Source, run_main: Command, made_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "val").symlink_to(made_folder)
+    measured = ("--weights", "clip:tiny", "--data", tmp_path / "images")
+    for module, *words in (
+        (export, "clip:tiny", "--to", "onnx", "--out", tmp_path / "n.onnx"),
+        (export, "clip:tiny", "--to", "float16", "--out", tmp_path / "n.safetensors"),
+        (evaluate, *measured),
+        (evaluate, *measured, "--max-pool", "ceil"),
+    ):
+        ran = run_main(partial(run, module.app, "python -m pretrain"), *words)
+        assert (ran.status, len(ran.err_lines)) == (2, 1), ran.err
+        assert "net of Table 1" in ran.err
+    assert os.listdir(tmp_path) == ["images"]

@@ -30,7 +30,7 @@ from vggfeat.errors import UnreadableImage, VggfeatError, reason
 from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
 from vggfeat.sources import OXFORD
-from vggfeat.weights import Network, train_scale
+from vggfeat.weights import Network, trained_at
 from vggfeat.writer import stamp
 
 GRID = 5  # a side: 50 crops a scale with their mirror images
@@ -292,7 +292,7 @@ def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:
     = 8/7 crop.
     """
     crop = network.vgg().crop
-    S = train_scale(network.metadata.get("train_scale", "")) or (crop * 8 // 7,) * 2
+    S = trained_at(network.metadata.get("train_scale", "")) or (crop * 8 // 7,) * 2
     return paper_scales(S, crop, multi)
 
 

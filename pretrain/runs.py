@@ -42,7 +42,7 @@ from vggfeat.sources import load
 from vggfeat.table1 import NETS
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
-from vggfeat.weights import train_scale
+from vggfeat.weights import trained_at
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Trained:
         don't say it.
         """
         try:
-            S = train_scale(facts["train_scale"])
+            S = trained_at(facts["train_scale"])
             if not (S and facts["learn"] and facts["recipe"]) or facts["net"] not in NETS:
                 raise ValueError
             changes = facts["changes"].splitlines()

@@ -647,7 +647,7 @@ class Trainer:
 
 
 def write_weights(path: Path, trainer: Trainer) -> None:
-    """The weights file of contract: the net as it is now, its preprocessing, and how it was
+    """The weights file (docs/formats.md): the net as it is now, its preprocessing, and how it was
     made.
     """
     low, high = trainer.stage.train_scale

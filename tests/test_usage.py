@@ -230,9 +230,7 @@ WRONG = {
     "vggfeat extract --dataset csv --root l.csv --download": "leave out --download",
     "vggfeat extract --dataset digits --net C": "no weights were released for net C",
     "vggfeat extract --dataset digits --weights oxford:C": "there are oxford:D and oxford:E",
-    "vggfeat extract --dataset digits --weights torchvision:": (
-        "say which of torchvision's are meant"
-    ),
+    "vggfeat extract --dataset digits --weights torchvision:": "which of torchvision's are meant",
     "vggfeat extract --dataset digits --weights alexnet": "weights 'alexnet' are not known",
     "vggfeat extract --dataset digits --weights random:Z": "there is no net 'Z'; Table 1 has A",
     "vggfeat extract --dataset digits --weights random:A,depth=3": "has a setting 'depth=3'",
@@ -258,7 +256,27 @@ WRONG = {
     "vggfeat extract --dataset digits --weights w.safetensors --layer fc7x": "no layer 'fc7x'",
     "vggfeat extract --dataset digits --weights w.pth --net A --layer conv3_4": "no layer",
     "vggfeat extract --dataset digits --weights timm:resnet18 --layer fc7": "one of features",
-    "vggfeat extract --dataset digits --root data": "digits come with scikit-learn",
+    "vggfeat extract --dataset digits --weights timm:resnet18 --max-pool ceil": (
+        "timm:resnet18 is no net of Table 1: its pooling can't be set"
+    ),
+    "vggfeat extract --dataset digits --weights timm:resnet18 --scales 16": (
+        "scale 16 is too small: features of net resnet18 needs at least 32"
+    ),
+    "vggfeat extract --dataset digits --weights oxford:D --scales 16": (
+        "scale 16 is too small: fc7 of net D needs at least 224"
+    ),
+    "vggfeat extract --dataset digits --net E --layer pool5 --scales 16 --max-pool floor": (
+        "scale 16 is too small: pool5 of net E needs at least 32"
+    ),
+    "vggfeat extract --dataset digits --weights oxford:D@w.pth --layer fc6 --scales 223": (
+        "scale 223 is too small: fc6 of net D needs at least 224"
+    ),
+    "vggfeat extract --dataset csv --weights torchvision:vgg16.IMAGENET1K_FEATURES --layer fc7": (
+        "have no layer 'fc7': give --layer one of conv1_1"
+    ),
+    "vggfeat extract --dataset digits --root data": (
+        "there is nothing to read for digits, it comes with scikit-learn: leave out --root"
+    ),
     "vggfeat extract --dataset folder --retry --dry-run": "leave out --retry",
     "vggfeat extract --dataset folder --retry --overwrite": "leave out --overwrite",
     "vggfeat extract --dataset folder --out a --json ./a": "--out and --json are one file",

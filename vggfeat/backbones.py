@@ -23,6 +23,7 @@ from vggfeat.weights import (
     TORCHVISION_NETS,
     WHOLE,
     Network,
+    Told,
     agreed,
     fingerprint,
     finite,
@@ -31,7 +32,24 @@ from vggfeat.weights import (
 )
 
 
-class TimmBackbone(nn.Module):
+class _DenseFeatures:
+    """A `weights.Outline` of whichever timm model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = ["features"]
+
+    def min_side(self, layer: str) -> int:
+        """Of the total stride of nearly all of timm's models."""
+        return 32
+
+
+def timm_told(what: str) -> Told:
+    """What the name of a timm model tells; a file has but its values."""
+    return Told(what, _DenseFeatures())
+
+
+class TimmBackbone(_DenseFeatures, nn.Module):
     """A timm model as a `weights.Backbone` of one layer, "features": its dense features, (N, D, h,
     w), tokens as (N, D, L, 1).
     """
@@ -39,7 +57,6 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, model: nn.Module) -> None:
         super().__init__()
         self.name, self.model = name, model
-        self.layers = ["features"]
         self.channels = {"features": int(model.num_features)}  # type: ignore[arg-type]
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         _, height, width = config["input_size"]
@@ -55,10 +72,6 @@ class TimmBackbone(nn.Module):
             f"timm:{name} takes only {height}x{width} images, so it can't be applied densely; "
             "choose a backbone without a fixed input size, e.g. timm:resnet50"
         )
-
-    def min_side(self, layer: str) -> int:
-        """Of the total stride of nearly all of timm's models."""
-        return 32
 
     def forward(self, x_NCHW: Tensor, layer: str = "features") -> Tensor:
         """The features of preprocessed images."""

@@ -215,7 +215,7 @@ def extract_command(
     from vggfeat.ranks import joined
     from vggfeat.sources import load, of_words, refuse_contradictions
 
-    refuse_contradictions(net if weights else "", spec, layer)
+    refuse_contradictions(net if weights else "", spec, layer, qs, max_pool)
     with joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
             raise VggfeatError(
@@ -287,8 +287,10 @@ def _refuse_idle(
     dataset: str, root: Path | None, *, dry_run: bool, retry: bool, overwrite: bool
 ) -> None:
     """Options of an extraction that would change nothing. overwrite: without another output."""
-    if dataset == "digits" and root is not None:
-        raise WrongUsage("digits come with scikit-learn: leave out --root")
+    from vggfeat.datasets import refuse_idle_root
+
+    if root is not None:
+        refuse_idle_root(dataset)
     if retry and dry_run:
         raise WrongUsage("--dry-run is of all images: leave out --retry")
     if retry and overwrite:

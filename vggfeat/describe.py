@@ -26,7 +26,7 @@ from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.images import mirror as mirrored
 from vggfeat.machine import CORES
 from vggfeat.store import Description
-from vggfeat.weights import Network
+from vggfeat.weights import Network, refuse_small
 
 FILTER, DECODER = "bilinear, antialiased", "Pillow"
 LARGE = 3 * 4_000_000
@@ -52,7 +52,7 @@ def description_of(
         raise WrongUsage(f"{len(scales)} scales are more than {MAX_SCALES}")
     if max(scales) > MAX_Q:
         raise WrongUsage(f"scale {max(scales)} is beyond {MAX_Q:,} pixels")
-    _refuse_small(network, layer, scales)
+    refuse_small(scales, network.name, network, layer)
     return Description(
         net=network.name,
         weights=network.spec,
@@ -88,17 +88,8 @@ def network_of(
         )
     if description.pool != network.metadata.get("pool", description.pool):
         network.set_pool(description.pool)
-    _refuse_small(network, description.layer, description.scales)
+    refuse_small(description.scales, network.name, network, description.layer)
     return network
-
-
-def _refuse_small(network: Network, layer: str, scales: Sequence[int]) -> None:
-    smallest = network.min_side(layer)
-    if min(scales) < smallest:
-        raise VggfeatError(
-            f"scale {min(scales)} is too small: {layer} of net {network.name} needs at least"
-            f" {smallest}"
-        )
 
 
 @torch.inference_mode()

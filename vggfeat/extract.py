@@ -66,7 +66,7 @@ def extract(
     progress: Callable[[float, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Describe every item and write the feature file `out` (contract 3), or go on with
+    """Describe every item and write the feature file `out` (docs/formats.md), or go on with
     `out`.partial.
 
     An extraction that ends early, by whatever, leaves `out`.partial; the same call goes on from

@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -19,23 +20,28 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from vggfeat.backbones import load_timm
+from vggfeat.backbones import load_timm, timm_told
 from vggfeat.checked import shown
 from vggfeat.devices import resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed, reason
 from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.table1 import NETS, TABLE_1, layer_names
-from vggfeat.tensors import ENDINGS
+from vggfeat.tensors import ENDINGS, metadata_of
 from vggfeat.vgg import VGG
 from vggfeat.weights import (
     MINI_WORKS,
+    OWN_POOLING,
     TORCHVISION_NETS,
     WHOLE,
     Convention,
     Network,
+    Told,
     agreed,
+    as_vgg,
+    describing,
     read_net,
     refuse_other_names,
+    refuse_small,
     torchvisions_name,
     vgg_metadata,
     vgg_network,
@@ -46,6 +52,9 @@ OXFORD = {
     "D": "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
     "E": "https://web.eecs.umich.edu/~justincj/models/vgg19-d01eb7cb.pth",
 }
+OXFORD_POOL = "ceil"
+CONVOLUTIONS = "IMAGENET1K_FEATURES"
+"""torchvision's name of those of the authors' net D, without usable FC layers."""
 # sha1 of the authors' own files, VGG_ILSVRC_16_layers.caffemodel and that of 19 layers, as Caffe's
 # model zoo has them
 CAFFEMODELS = {
@@ -82,24 +91,19 @@ def load(
     precision = resolve_precision(precision, device)
     name = os.fspath(name)
     if weights is not None:
-        spec = f"mini:{name}" if weights == "mini" else weights
-        refuse_contradictions(name, os.fspath(spec))
+        weights = os.fspath(weights)
+        refuse_contradictions(name, weights)
+        spec = _in_full(weights, name)
         network = load(spec, device=device, precision=precision)
         if name != network.name:
-            raise VggfeatError(
-                f"weights {weights} hold net {network.name}, not {name}: give that net, or the"
-                " weights alone"
-            )
+            with as_typed(of_words(spec)):
+                raise VggfeatError(_holds(weights, network.name, name))
         return network
+    name = _in_full(name)
     if name in NETS:
-        if name not in OXFORD:
-            raise WrongUsage(
-                f"no weights were released for net {name} (but for D and E): give a file as"
-                " `weights`"
-            )
-        name = f"oxford:{name}"
-    if name == "mini":
-        name = "mini:D"
+        raise WrongUsage(
+            f"no weights were released for net {name} (but for D and E): give a file as `weights`"
+        )
     if "\0" in name:
         raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
     source, _, rest = name.partition(":")
@@ -228,13 +232,18 @@ def _oxford(source: str, net: str, file: Path | None) -> Network:
         "net": net,
         **CAFFE.to_metadata(),
         **WHOLE,
-        "pool": "ceil",
+        "pool": OXFORD_POOL,
         "classes": json.dumps(_imagenet_categories()),
         "train_scale": "256-512",
         "source": OXFORD[net],
     }
     spec = f"{source}:{net}"
     return _of_source(spec, file, OXFORD[net], release, "authors", CAFFEMODELS[net])
+
+
+def _oxford_told(net: str) -> Told | None:
+    with torch.device("meta"):
+        return Told(net, VGG(net, pool=OXFORD_POOL)) if net in OXFORD else None
 
 
 def _mini(source: str, net: str, file: Path | None) -> Network:
@@ -249,6 +258,15 @@ def _mini(source: str, net: str, file: Path | None) -> Network:
     network = _load_file(MINI[net])
     network.spec = f"{source}:{net}"  # wherever the package lies
     return network
+
+
+def _mini_told(net: str) -> Told | None:
+    if net not in MINI:
+        return None
+    facts = metadata_of(MINI[net])
+    with torch.device("meta"):
+        classes, width, crop = int(facts["num_classes"]), float(facts["width"]), int(facts["crop"])
+        return Told(net, VGG(net, classes, width, crop, facts["pool"]))
 
 
 def _imagenet_categories() -> list[str]:
@@ -307,12 +325,25 @@ def _torchvision(source: str, what: str, file: Path | None) -> Network:
         "net": TORCHVISION_NETS[architecture],
         **preprocessing.to_metadata(),
         **WHOLE,
-        # the released convolutions, trained in Caffe; torchvision's own training rounded down
-        "pool": "ceil" if entry == "IMAGENET1K_FEATURES" else "floor",
+        "pool": _torchvision_pool(entry),
         "classes": json.dumps(list(weights.meta.get("categories") or [])),
         "source": weights.url,
     }
     return _of_source(f"{source}:{what}", file, weights.url, release, "torchvision")
+
+
+def _torchvision_pool(entry: str) -> str:
+    # the released convolutions, trained in Caffe; torchvision's own training rounded down
+    return OXFORD_POOL if entry == CONVOLUTIONS else "floor"
+
+
+def _torchvision_told(what: str) -> Told | None:
+    architecture, _, entry = what.partition(".")
+    if architecture not in TORCHVISION_NETS:
+        return None
+    net, until = TORCHVISION_NETS[architecture], "pool5" if entry == CONVOLUTIONS else "fc8"
+    with torch.device("meta"):
+        return Told(net, VGG(net, pool=_torchvision_pool(entry), until=until))
 
 
 def _refuse_other_features(source: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -320,7 +351,7 @@ def _refuse_other_features(source: str, file: Path, tensors: Mapping[str, Tensor
     that was asked for: one of net D's has no FC layers, and its file NaN for them.
     """
     name, _, what = source.partition(":")
-    features = f"{name}:vgg16.IMAGENET1K_FEATURES"
+    features = f"{name}:vgg16.{CONVOLUTIONS}"
     fc6 = tensors.get("classifier.0.weight")
     if (
         what.partition(".")[0] == "vgg16"
@@ -337,6 +368,32 @@ def _refuse_other_features(source: str, file: Path, tensors: Mapping[str, Tensor
 
 def _random(source: str, what: str, file: Path | None) -> Network:
     """An untrained net: He's normal initialisation (fan-in), zero biases, from an explicit seed."""
+    if file is not None:
+        raise WrongUsage(f"{source}: weights come from a seed, not from a file")
+    module, seed = _random_net(source, what)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):
+        if key.endswith("bias"):
+            tensors[key] = torch.zeros(shape)
+        else:
+            std = (2.0 / shape[1:].numel()) ** 0.5
+            tensors[key] = torch.empty(shape).normal_(0.0, std, generator=generator)
+    preprocessing = Preprocessing(
+        mean=CAFFE_MEAN_BGR[::-1], std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
+    )
+    return vgg_network(f"{source}:{what}", tensors, vgg_metadata(module, preprocessing))
+
+
+def _random_told(what: str) -> Told | None:
+    with suppress(WrongUsage):  # which loading says with the source's name
+        module, _ = _random_net("", what)
+        return Told(module.net, module)
+    return None
+
+
+def _random_net(source: str, what: str) -> tuple[VGG, int]:
+    """The net that is meant, its weights on no device; and the seed. Raises WrongUsage."""
     net, *settings = what.split(",")
     values: dict[str, float] = {"width": 1.0, "crop": 224, "seed": 0, "classes": 1000}
     for setting in settings:
@@ -352,22 +409,9 @@ def _random(source: str, what: str, file: Path | None) -> Network:
                 f"{source}:{what} has a setting {setting!r}; write"
                 f" {source}:NET,width=0.25,crop=64,seed=0,classes=10"
             ) from error
-    if file is not None:
-        raise WrongUsage(f"{source}: weights come from a seed, not from a file")
     with as_typed(), torch.device("meta"):  # nothing too large
         module = VGG(net, int(values["classes"]), values["width"], int(values["crop"]))
-    generator = torch.Generator().manual_seed(int(values["seed"]))
-    tensors = {}
-    for key, shape in ((k, v.shape) for k, v in module.state_dict().items()):
-        if key.endswith("bias"):
-            tensors[key] = torch.zeros(shape)
-        else:
-            std = (2.0 / shape[1:].numel()) ** 0.5
-            tensors[key] = torch.empty(shape).normal_(0.0, std, generator=generator)
-    preprocessing = Preprocessing(
-        mean=CAFFE_MEAN_BGR[::-1], std=(1.0, 1.0, 1.0), channel_order="RGB", input_range=255.0
-    )
-    return vgg_network(f"{source}:{what}", tensors, vgg_metadata(module, preprocessing))
+    return module, int(values["seed"])
 
 
 @dataclass(frozen=True)
@@ -375,12 +419,20 @@ class Source:
     """Weights that have a name, as "oxford:D". name: what is before the colon. load: the name, what
     is after the colon, and the file after an @ or None -> a network. example: for who asked for
     something else. forms: all that can be written, each with what it is.
+
+    told: what is after the colon -> what that tells, before anything is downloaded; None where only
+    loading tells, or refuses. file_has_but_values: whether a file after an @ has the values alone
+    of what the words tell; another may end early. short: a spec without a colon -> what is after
+    the colon in the one that it stands for.
     """
 
     name: str
     load: Callable[[str, str, Path | None], Network]
     example: str
     forms: tuple[tuple[str, str], ...]
+    told: Callable[[str], Told | None] | None = None
+    file_has_but_values: bool = False
+    short: Mapping[str, str] = field(default_factory=dict)
 
 
 SOURCES = {
@@ -396,6 +448,8 @@ SOURCES = {
                     "small nets D and A that come with the package, 5 MB each: for trying things",
                 ),
             ),
+            told=_mini_told,
+            short={"mini": "D"},
         ),
         Source(
             "oxford",
@@ -412,6 +466,8 @@ SOURCES = {
                     "the same from a local file: their conversion, or the authors' .caffemodel",
                 ),
             ),
+            told=_oxford_told,
+            short={net: net for net in OXFORD},
         ),
         Source(
             "torchvision",
@@ -427,12 +483,15 @@ SOURCES = {
                     "the released convolutions without FC layers; also @FILE",
                 ),
             ),
+            told=_torchvision_told,
         ),
         Source(
             "timm",
             load_timm,
             "timm:NAME",
             (("timm:NAME", "any timm backbone that takes images of any size; also @FILE"),),
+            told=timm_told,
+            file_has_but_values=True,
         ),
         Source(
             "random",
@@ -444,6 +503,7 @@ SOURCES = {
                     "an untrained net: the floor of a comparison",
                 ),
             ),
+            told=_random_told,
         ),
     )
 }
@@ -455,53 +515,74 @@ FILES = (
 
 
 def of_words(spec: str) -> bool:
-    """Whether a spec's words alone decide which net it is, and how far its weights reach; of a timm
-    model a file has but the values.
-    """
-    source, colon, what = spec.partition(":")
-    known = bool(colon) and source in SOURCES
-    return spec == "mini" or (known and (source == "timm" or "@" not in what))
+    """Whether a spec's words alone decide which net it is, and how far its weights reach."""
+    source, _, file = _parted(spec)
+    return source is not None and (not file or source.file_has_but_values)
 
 
-def net_named(spec: str) -> str:
-    """The net, as `Network.name` has it, that a spec's own words say; "" where only a file can."""
-    if spec in ("mini", *OXFORD):
-        return "D" if spec == "mini" else spec
-    source, _, rest = spec.partition(":")
-    what = rest.partition("@")[0]
-    if source == "timm":
-        return "" if "@" in rest else what  # a file may call it as Table 1 does
-    if source == "torchvision":
-        return TORCHVISION_NETS.get(what.partition(".")[0], "")
-    net = what.partition(",")[0]
-    return net if source in SOURCES and net in NETS else ""
-
-
-def refuse_contradictions(net: str, weights: str, layer: str | None = None) -> None:
-    """Raise WrongUsage where, by their words alone, weights can't hold a net, or have a layer.
+def refuse_contradictions(
+    net: str,
+    weights: str,
+    layer: str | None = None,
+    scales: Sequence[int] | None = None,
+    max_pool: str | None = None,
+) -> None:
+    """Raise WrongUsage where, by their words alone, weights can't hold a net, have a layer, be
+    applied at the scales Q, or have their max-pooling set.
 
     net: "" where it isn't asked for. weights: a spec.
     """
-    named = net_named(f"mini:{net}" if net and weights == "mini" else weights)
-    if net and named and net != named:
-        raise WrongUsage(
-            f"weights {weights} hold net {named}, not {net}: give that net, or the weights alone"
+    source, what, _ = _parted(weights, net)
+    if source is None:  # a file, of a net of Table 1
+        if net and net not in NETS:
+            raise WrongUsage(f"there is no net {shown(net)}; Table 1 has {', '.join(NETS)}")
+        nets = [net] if net else NETS
+        _refuse_layer(
+            weights, layer, dict.fromkeys(name for each in nets for name in layer_names(each))
         )
-    if net and net not in NETS and not weights.startswith("timm:"):
-        raise WrongUsage(f"there is no net {shown(net)}; Table 1 has {', '.join(NETS)}")
-    if layer is None:
         return
-    own = named or net
-    if weights.startswith("timm:"):
-        layers = ["features"]
-    elif own in NETS:
-        layers = layer_names(own)
-    else:
-        layers = list(dict.fromkeys(name for each in NETS for name in layer_names(each)))
-    if layer not in layers:
+    told = source.told(what) if source.told else None
+    if told is None:
+        return
+    if net and net != told.net:
+        raise WrongUsage(_holds(weights, told.net, net))
+    _refuse_layer(weights, layer, told.outline.layers)
+    with as_typed():
+        if max_pool is not None:
+            as_vgg(told.outline, weights, OWN_POOLING).set_pool(max_pool)
+        if layer is None and of_words(weights):
+            layer = describing(told.outline.layers)
+        if scales and layer is not None:
+            refuse_small(scales, told.net, told.outline, layer)
+
+
+def _refuse_layer(weights: str, layer: str | None, layers: Iterable[str]) -> None:
+    if layer is not None and layer not in layers:
         raise WrongUsage(
             f"weights {weights} have no layer {layer!r}: give `layer` one of {', '.join(layers)}"
         )
+
+
+def _holds(weights: str, net: str, asked: str) -> str:
+    return f"weights {weights} hold net {net}, not {asked}: give that net, or the weights alone"
+
+
+def _in_full(spec: str, net: str = "") -> str:
+    """A spec, spelt out where it is one of the short ones. net: that is asked for, or ""."""
+    for source in SOURCES.values():
+        if spec in source.short:
+            own = spec == source.name and net  # which one of that source's is meant
+            return f"{source.name}:{own or source.short[spec]}"
+    return spec
+
+
+def _parted(spec: str, net: str = "") -> tuple[Source | None, str, str]:
+    """The source that a spec names, what stands behind the colon, and behind an @; None for a file.
+    net: as of `_in_full`.
+    """
+    name, _, rest = _in_full(spec, net).partition(":")
+    what, _, file = rest.partition("@")
+    return SOURCES.get(name) if what else None, what, file
 
 
 def forms() -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
@@ -35,19 +35,29 @@ Convention = Literal["authors", "torchvision"]
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 WHOLE = {"width": "1", "crop": "224"}  # of a released net
 MINI_WORKS = "without a network `weights` mini works"
+OWN_POOLING = "its pooling can't be set"
 
 
-class Backbone(Protocol):
-    """What a Network asks of its module, an nn.Module: a VGG, a timm model, or another such one.
+class Outline(Protocol):
+    """What of a net needs no weights, so that a module on PyTorch's meta device has it, too.
 
-    layers: names, first to last. channels: layer -> length D of its descriptor.
+    layers: names, first to last.
     """
 
-    layers: list[str]
-    channels: dict[str, int]
+    @property
+    def layers(self) -> list[str]: ...
 
     def min_side(self, layer: str) -> int:
         """Smallest image side in pixels that the layer can be computed on."""
+
+
+class Backbone(Outline, Protocol):
+    """What a Network asks of its module, an nn.Module: a VGG, a timm model, or another such one.
+
+    channels: layer -> length D of its descriptor.
+    """
+
+    channels: dict[str, int]
 
     def __call__(self, x_NCHW: Tensor, layer: str) -> Tensor:
         """The layer's map (N, D, h, w) of preprocessed images, all of one size."""
@@ -64,13 +74,25 @@ class Backbone(Protocol):
     def to(self) -> Callable[..., Self]: ...
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the words of a source alone tell of its weights, which need not be at hand.
+
+    net: as `Network.name` will have it. outline: with all layers that the weights can reach.
+    """
+
+    net: str
+    outline: Outline
+
+
 @dataclass
 class Network:
     """A network, what its input must look like, and which weights it has.
 
     spec: what loads the same weights again.
     fingerprint: sha256 of the tensors (names, types, shapes, bytes) as they were read.
-    metadata: the strings of the weights file (contract: net, mean, channel_order, pool, …).
+    metadata: the strings of the weights file (net, mean, channel_order, pool, …:
+    docs/formats.md).
     classes: names of fc8's outputs, where they are known.
     """
 
@@ -94,10 +116,8 @@ class Network:
 
     @property
     def default_layer(self) -> str:
-        """fc7, the paper's descriptor (Appendix B); the deepest layer of weights that stop before
-        it.
-        """
-        return "fc7" if "fc7" in self.layers else self.layers[-1]
+        """See `describing`."""
+        return describing(self.layers)
 
     @property
     def default_scales(self) -> tuple[int, ...]:
@@ -107,16 +127,14 @@ class Network:
         The paper's 256, 384, 512 (Appendix B), which its nets learned at, where the weights don't
         tell.
         """
-        low, high = train_scale(self.metadata.get("train_scale", "")) or (256, 512)
+        low, high = trained_at(self.metadata.get("train_scale", "")) or (256, 512)
         return (low,) if low == high else (low, (low + high) // 2, high)
 
     def vgg(self, need: str = "give weights of one") -> VGG:
         """The module as a net of Table 1. Raises VggfeatError where it is another, and tells the
         need.
         """
-        if not isinstance(self.module, VGG):
-            raise VggfeatError(f"{self.spec} is no net of Table 1: {need}")
-        return self.module
+        return as_vgg(self.module, self.spec, need)
 
     def require(self, layer: str) -> None:
         """Raise VggfeatError unless the weights reach `layer`."""
@@ -164,7 +182,7 @@ class Network:
 
         Raises VggfeatError for a timm backbone, whose pooling is its own.
         """
-        self.vgg("its pooling can't be set").set_pool(pool)
+        self.vgg(OWN_POOLING).set_pool(pool)
         self.metadata["pool"] = pool
         return self
 
@@ -187,7 +205,32 @@ class Network:
         return self
 
 
-def train_scale(text: str) -> tuple[int, int] | None:
+def describing(layers: Sequence[str]) -> str:
+    """The layer that describes by default: fc7, the paper's descriptor (Appendix B); the deepest
+    of weights that stop before it.
+    """
+    return "fc7" if "fc7" in layers else layers[-1]
+
+
+def as_vgg(outline: Outline, spec: str, need: str) -> VGG:
+    """It, where it is a net of Table 1. Raises VggfeatError where it is another, and tells the
+    need.
+    """
+    if not isinstance(outline, VGG):
+        raise VggfeatError(f"{spec} is no net of Table 1: {need}")
+    return outline
+
+
+def refuse_small(scales: Sequence[int], net: str, outline: Outline, layer: str) -> None:
+    """Raise VggfeatError where a scale Q is smaller than the side that the layer needs."""
+    smallest = outline.min_side(layer)
+    if min(scales) < smallest:
+        raise VggfeatError(
+            f"scale {min(scales)} is too small: {layer} of net {net} needs at least {smallest}"
+        )
+
+
+def trained_at(text: str) -> tuple[int, int] | None:
     """The ends of the metadata's train_scale, S in pixels: "256" or "256-512"; None where it isn't
     told.
     """
@@ -354,8 +397,8 @@ def agreed(
         str(len(theirs.classes)),
     ):
         release = {key: value for key, value in release.items() if key != "classes"}
-    agreed = {**release, **metadata}
-    ours = _Facts.from_metadata(agreed, file)
+    together = {**release, **metadata}
+    ours = _Facts.from_metadata(together, file)
     differs = {
         "net": ours.net != theirs.net,
         **dict.fromkeys(
@@ -383,7 +426,7 @@ def agreed(
                     else "name the source that it is of, or correct what it says"
                 )
             )
-    return agreed
+    return together
 
 
 def vgg_network(spec: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Network:

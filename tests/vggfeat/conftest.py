@@ -1,24 +1,36 @@
-"""A feature file and a classifier of small images by a small net; what a command has printed."""
+"""A feature file and a classifier of small images by a small net; what a command has printed; files
+of weights.
+"""
 
 from __future__ import annotations
 
 import csv
 import functools
 import io
+import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from tests.conftest import Command, Ran, ran
-from vggfeat import cli
+from tests.conftest import Command, Nets, Ran, ran
+from vggfeat import cli, weights
+from vggfeat.images import Preprocessing
+from vggfeat.vgg import VGG
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
 OTHER = f"{NET},seed=1"
 SMALL = ("--weights", NET, "--scales", "32,48", "--precision", "float32", "--device", "cpu")
+
+Tensors = dict[str, torch.Tensor]
+# a weights file, and the net that is in it
+Ours = tuple[Path, VGG]
 
 
 @pytest.fixture
@@ -129,3 +141,27 @@ def scores_by_hand(model: Path, x_ND: np.ndarray) -> np.ndarray:
     with h5py.File(model, "r") as file:
         scores_NK: np.ndarray = x_ND @ file["coef"][:].T + file["intercept"][:]
     return scores_NK
+
+
+@pytest.fixture
+def ours(tmp_path: Path, he: Nets, plain: Preprocessing) -> Ours:
+    path = tmp_path / "a.safetensors"
+    module = he("A", num_classes=3, width=0.125, crop=32)
+    weights.save_weights(
+        path, module, plain, classes=["x", "y", "z"], train_scale="36", source="test", recipe="{}"
+    )
+    return path, module
+
+
+def zeros(path: Path, shapes: Tensors, metadata: dict[str, str]) -> None:
+    """A .safetensors file of zeros, which takes no room on the disk. shapes: name -> a tensor of
+    that shape.
+    """
+    at, header = 0, dict[str, Any](__metadata__=metadata)
+    for key, like in shapes.items():
+        n = 4 * like.numel()
+        header[key] = {"dtype": "F32", "shape": list(like.shape), "data_offsets": [at, at + n]}
+        at += n
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + at)

@@ -89,7 +89,7 @@ def test_every_row_stays_in_its_place(network: Network, folder: Path, tmp_path: 
     assert features.attributes["command"] == "the command"
     assert features.description.fingerprint == network.fingerprint
     assert features.attributes["weights_metadata"]["net"] == "B"
-    with h5py.File(tmp_path / "f.h5") as plain:  # contract 3, with plain h5py
+    with h5py.File(tmp_path / "f.h5") as plain:  # docs/formats.md, with plain h5py
         assert {"descriptors", "status", "errors", "names", "labels", "classes", "splits"} <= set(
             plain
         )

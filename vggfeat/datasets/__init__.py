@@ -21,7 +21,15 @@ from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError, WrongUsage
 
-__all__ = ["Items", "at_hand", "describe_datasets", "load", "random_splits", "refuse_absent"]
+__all__ = [
+    "Items",
+    "at_hand",
+    "describe_datasets",
+    "load",
+    "random_splits",
+    "refuse_absent",
+    "refuse_idle_root",
+]
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class _Dataset:
     read: root -> Items.
     fetch: (root) leaves the data set there, unless it is there whole; or, in words, why none does.
     about: what it is and how it is split, in one line.
-    files: what is looked for under `--root`.
+    files: what is looked for under `--root`; where that is nothing, "none: " and why.
     absent: what to do where none of its images is there.
     in_memory: whether its images are read without a root, as pixels.
     """
@@ -120,6 +128,13 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     if download and root is not None and not isinstance(entry.fetch, str):
         entry.fetch(root)
     return entry.read(root)
+
+
+def refuse_idle_root(name: str) -> None:
+    """Raise WrongUsage where `name` is a dataset that reads nothing under a root."""
+    if name in _DATASETS and _DATASETS[name].in_memory:
+        why = _DATASETS[name].files.removeprefix("none: ")
+        raise WrongUsage(f"there is nothing to read for {name}, {why}: leave out `root`")
 
 
 def refuse_absent(items: Items) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.conftest import Command
 from tests.vggfeat.datasets.made import fails, make_voc, touch, tree, write
 from vggfeat import cli, datasets
 from vggfeat.datasets import at_hand, describe_datasets, load, refuse_absent
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import VggfeatError, WrongUsage
 
 
 def test_lists_without_images_are_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -63,6 +64,18 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     assert all(
         about and files and "\n" not in about + files for _, about, files in describe_datasets()
     )
+
+
+def test_pixels_that_lie_in_memory_have_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = replace(datasets._DATASETS["digits"], files="none: it is drawn")
+    monkeypatch.setitem(datasets._DATASETS, "pixels", pixels)
+    for name, dataset in datasets._DATASETS.items():
+        assert dataset.files.startswith("none: ") == dataset.in_memory
+        if not dataset.in_memory:
+            datasets.refuse_idle_root(name)
+    says = "^there is nothing to read for pixels, it is drawn: leave out `root`$"
+    with pytest.raises(WrongUsage, match=says):
+        datasets.refuse_idle_root("pixels")
 
 
 def test_pixels_that_lie_in_memory_are_at_hand_without_a_root(

@@ -176,7 +176,10 @@ def evaluate_command(
     from pretrain.posteriors import images_of
     from pretrain.runs import measure_tables
     from vggfeat.ranks import joined
+    from vggfeat.sources import refuse_contradictions
 
+    for spec in weights:
+        refuse_contradictions("", spec, max_pool=max_pool)
     if kept:
         found = KeptPosteriors.joined((str(path), KeptPosteriors.read(path)) for path in kept)
         if not table:  # which has a row for each

@@ -387,6 +387,7 @@ WRONG = {
     "pretrain.evaluate --from k.h5 --table 3 --runs r": "--runs is for what is measured now",
     "pretrain.evaluate --table 3 --mode dense": "no --scales, --mode",
     "pretrain.evaluate --from k.h5 --max-pool ceil": "--max-pool is for --weights",
+    "pretrain.evaluate --weights timm:resnet18 --max-pool ceil": "its pooling can't be set",
     "pretrain.evaluate --table 9": "the paper's tables are 3, 4, 5 and 6",
     "pretrain.evaluate --table 3 --split test": "no --split test",
     "pretrain.evaluate --table 3 --scales 36": "no --scales, --mode, --submission or --json",

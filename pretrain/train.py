@@ -21,7 +21,6 @@ if __name__ == "__main__":  # before all that takes time
     begin("pretrain.train")
 
 from collections.abc import Mapping, Sequence
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -120,7 +119,7 @@ def train(
         bool, Option("--compile", help="Compile the net by torch.compile.")
     ] = False,
     checkpoint_minutes: Annotated[
-        float, Option(min=0, help="Minutes from one checkpoint to the next.")
+        float, Option(help="Minutes from one checkpoint to the next.")
     ] = 10.0,
     log_every: Annotated[
         int, Option(min=1, help="Iterations from one line of the log to the next.")
@@ -131,7 +130,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
-    if isnan(checkpoint_minutes):
+    if not checkpoint_minutes >= 0:  # nor nan, which not every version of click refuses
         raise WrongUsage(f"--checkpoint-minutes {checkpoint_minutes} is not a number of minutes")
     with stop_on_signals() as stop:
         keys = {override.partition("=")[0].strip() for override in overrides}

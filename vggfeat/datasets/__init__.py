@@ -123,10 +123,11 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     if name not in _DATASETS:
         raise WrongUsage(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
     entry, root = _DATASETS[name], None if root is None else Path(root)
-    if download and isinstance(entry.fetch, str):
-        raise WrongUsage(f"{entry.fetch} leave out `download`")
-    if download and root is not None and not isinstance(entry.fetch, str):
-        entry.fetch(root)
+    if download:
+        if isinstance(entry.fetch, str):
+            raise WrongUsage(f"{entry.fetch} leave out `download`")
+        if root is not None:  # else reading says what is needed
+            entry.fetch(root)
     return entry.read(root)
 
 

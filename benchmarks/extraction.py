@@ -36,11 +36,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from vggfeat.devices import keep_memory
 from vggfeat.machine import CORES
+from vggfeat.start import settle
 from vggfeat.terminal import columns, err, out
 
-keep_memory()  # as the command does; for all sides
+settle()  # as the command does; for all sides
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

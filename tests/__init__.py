@@ -9,6 +9,7 @@ import os
 os.environ |= {
     "CUDA_VISIBLE_DEVICES": "",
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "OMP_WAIT_POLICY": "passive",  # as commands set it
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it warns of processors
     "no_proxy": "*",
 }

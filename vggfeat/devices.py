@@ -1,12 +1,11 @@
 """Devices: which one, in which precision, and how much goes through it; what it says when its
-memory is used up. Imported without PyTorch, before which `keep_memory` must run.
+memory is used up. Imported without PyTorch.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from vggfeat.checked import shown
@@ -21,27 +20,70 @@ BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" -> the first GPU, or the CPU; a GPU that isn't there raises VggfeatError."""
+    """ "auto" -> the first GPU, or the CPU; where there is a GPU that PyTorch can't use, that is
+    warned of. Raises VggfeatError for a GPU that was asked for and isn't there, or can't be used.
+    """
     import torch
 
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    automatic = isinstance(device, str) and device == "auto"
     try:
         if not isinstance(device, str | torch.device):
             raise TypeError
-        resolved = torch.device(device)
+        resolved = torch.device("cuda" if automatic else device)
     except (RuntimeError, TypeError) as error:
         raise WrongUsage(
             f"there is no device {shown(device)}; give auto, cpu, cuda or cuda:N"
         ) from error
     if resolved.type not in ("cpu", "cuda"):
         raise WrongUsage(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if resolved.type == "cuda" and (resolved.index or 0) >= count:
-        raise VggfeatError(
-            f"device {device!r} is not there: PyTorch sees {count} GPUs; give `device` cpu"
-        )
-    return resolved
+    if resolved.type == "cpu":
+        return resolved
+    count, why = gpus()
+    if count > (resolved.index or 0) and not (why := _refusal(resolved)):
+        return resolved
+    if automatic:
+        if why:
+            warnings.warn(f"the GPU can't be used, the CPU is: {why}", stacklevel=2)
+        return torch.device("cpu")
+    if count > (resolved.index or 0):
+        raise VggfeatError(f"device {device!r} can't be used: {why}; give `device` cpu")
+    raise VggfeatError(
+        f"device {device!r} is not there: PyTorch sees {count} GPUs{f' ({why})' if why else ''};"
+        " give `device` cpu"
+    )
+
+
+def gpus() -> tuple[int, str]:
+    """How many GPUs PyTorch sees, and why it sees none where the driver isn't one for it."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return count, "" if count or not caught else _first_sentence(caught[0].message)
+
+
+def _refusal(device: torch.device) -> str:
+    """Why a GPU that is there can't be used: it is too old for this PyTorch, broken, or another's
+    alone; "" where it computes.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its age; whether it computes is seen here
+        try:
+            if torch.ones(2, device=device).sum().item() == 2:
+                return ""
+        except torch.OutOfMemoryError:
+            return ""  # that is told where something is computed
+        except RuntimeError as error:
+            return _first_sentence(error)
+    return "1 + 1 is not 2 on it"
+
+
+def _first_sentence(error: object) -> str:
+    """Of what CUDA says, which goes on for a paragraph."""
+    return " ".join(str(error).strip().partition("\n")[0].split()).partition(". ")[0].rstrip(".")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -78,19 +120,3 @@ def out_of_memory(error: BaseException) -> bool:
     # asked for only where it is there: most errors are told without PyTorch
     of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     return isinstance(error, (MemoryError, of_device)) or "can't allocate memory" in str(error)
-
-
-def keep_memory() -> None:
-    """Make a process keep what its forward passes have freed, for the next: a third of their time
-    on a CPU.
-
-    PyTorch asks for large pages, a layer's map of 50 MB is faulted in by 25 of them instead of by
-    12,000 small ones (read at its first allocation, so call this before PyTorch is imported); and
-    glibc gives a freed map to the next layer instead of back to the system.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -2,9 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
-CORES = os.cpu_count() or 1
+
+def cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors that this process may use: those it may run on (`taskset`, slurm, a cpuset), or
+    fewer where its control group has a quota of their time (`docker --cpus`, Kubernetes' limits).
+
+    proc: what names this process's control groups. root: where they are mounted.
+    """
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on this system
+        allowed = os.cpu_count() or 1
+    # a part of a processor is one that works part of the time
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(proc, root))]))
+
+
+def _quotas(proc: Path, root: Path) -> Iterator[float]:
+    """Processors' worth of time that each control group around this process may use, where that is
+    limited; of version 2, and of version 1 with a hierarchy for processors.
+    """
+    with suppress(OSError, ValueError):
+        for line in proc.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            # in a container, the group's path may be that outside of it, and the root is its own
+            places = [Path(group), *Path(group).parents]
+            for place in places:
+                with suppress(OSError, ValueError, ZeroDivisionError):
+                    folder = root / controllers / place.relative_to("/")
+                    if controllers:
+                        quota = (folder / "cpu.cfs_quota_us").read_text()
+                        period = (folder / "cpu.cfs_period_us").read_text()
+                    else:
+                        quota, period = (folder / "cpu.max").read_text().split()
+                    if (share := float(quota) / float(period)) > 0:  # "max" and -1: no limit
+                        yield share
+
+
+CORES = cores()
 
 
 def duration(seconds: float) -> str:

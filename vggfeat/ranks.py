@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from vggfeat.devices import resolve_device
+from vggfeat.devices import gpus, resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.terminal import say
 
@@ -241,15 +241,18 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
         return
     rank, local_world = _told("RANK", 0, world - 1), _told("LOCAL_WORLD_SIZE", 1, world)
     local_rank = _told("LOCAL_RANK", 0, local_world - 1)
-    chosen = resolve_device(device)
-    if chosen.type == "cuda":
-        if local_world > torch.cuda.device_count():
+    count, _ = gpus()
+    if device == "auto":  # the same for all: not the CPU for the one whose GPU can't be used
+        device = "cuda" if count else "cpu"
+    if device == "cuda" and count:
+        if local_world > count:
             raise VggfeatError(
-                f"{local_world} processes on this machine and {torch.cuda.device_count()} GPUs: "
+                f"{local_world} processes on this machine and {count} GPUs: "
                 "start one process per GPU, or give `device` cpu"
             )
-        chosen = torch.device("cuda", local_rank)
-        torch.cuda.set_device(chosen)
+        torch.cuda.set_device(local_rank)  # else each would take memory of the first
+        device = f"cuda:{local_rank}"
+    chosen = resolve_device(device)
     store = _met(min(minutes, JOIN_MINUTES))
     with telling_of_others():
         meeting = Meeting(store, rank, world, minutes)

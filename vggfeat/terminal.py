@@ -44,7 +44,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from vggfeat.devices import keep_memory, out_of_memory
+from vggfeat.devices import out_of_memory
 from vggfeat.errors import VggfeatError, WrongUsage, reason
 from vggfeat.machine import duration
 
@@ -345,7 +345,6 @@ class _OneLine(logging.Formatter):
 def _prepare(name: str) -> None:
     """Take over what the libraries would print, and the streams that they would print it on."""
     sys.argv[0] = name
-    keep_memory()
     sys.stdout = _sturdy(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _sturdy(sys.stderr, sys.__stderr__, 2)
     sys.unraisablehook = _ignored

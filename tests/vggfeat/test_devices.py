@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import warnings
 
 import pytest
 import torch
 
 from vggfeat.devices import resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError
-
-from ..conftest import HANG
 
 
 def test_precision_and_device_are_resolved_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,11 +26,56 @@ def test_precision_and_device_are_resolved_or_refused(monkeypatch: pytest.Monkey
         resolve_device("cuda")
 
 
-def test_memory_can_be_kept_before_pytorch_is_imported() -> None:
-    script = """
-import sys
-from vggfeat.devices import keep_memory
-keep_memory()
-assert "torch" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=HANG)
+OLD_DRIVER = (
+    "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
+    " Please update your GPU driver by downloading and installing a new version from the URL"
+)
+NO_KERNEL = (
+    "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"
+    " might be asynchronously reported at some other API call"
+)
+
+
+def test_a_driver_that_pytorch_refuses_is_one_line_and_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> bool:
+        warnings.warn(OLD_DRIVER, stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", refused)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # by what the driver's tool says
+    with pytest.warns(UserWarning, match="the CPU is") as told:
+        assert resolve_device("auto") == torch.device("cpu")
+    assert [str(each.message) for each in told] == [
+        "the GPU can't be used, the CPU is: CUDA initialization: The NVIDIA driver on your system"
+        " is too old (found version 11040)"
+    ]
+    with pytest.raises(VggfeatError, match=r"sees 0 GPUs \(CUDA initialization: The NVIDIA driver"):
+        resolve_device("cuda:0")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError])
+def test_a_gpu_that_does_not_compute_is_one_line_and_the_cpu(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without memory at the moment computes; who needs the memory says so."""
+
+    def ones(*shape: int, device: torch.device) -> torch.Tensor:
+        assert device.type == "cuda"
+        raise kind(NO_KERNEL)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", ones)
+    if kind is torch.OutOfMemoryError:
+        assert resolve_device("auto") == torch.device("cuda")
+        return
+    why = "CUDA error: no kernel image is available for execution on the device"
+    with pytest.warns(UserWarning, match="the CPU is") as told:
+        assert resolve_device("auto") == torch.device("cpu")
+    assert [str(each.message) for each in told] == [f"the GPU can't be used, the CPU is: {why}"]
+    with pytest.raises(VggfeatError, match=f"'cuda' can't be used: {why}; give `device` cpu"):
+        resolve_device("cuda")
+    with pytest.raises(VggfeatError, match="'cuda:1' is not there: PyTorch sees 1 GPUs; give"):
+        resolve_device("cuda:1")

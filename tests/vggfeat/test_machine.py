@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from vggfeat.machine import CORES, duration
+from vggfeat.machine import CORES, cores, duration
 
 UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "days": "days"}
 
@@ -21,5 +23,52 @@ def test_a_duration_is_a_number_between_1_and_120_of_its_unit(seconds: float) ->
     assert number <= 120 and (number >= 2 or told[2] == "s")
 
 
-def test_there_is_a_core() -> None:
-    assert CORES >= 1
+def test_cores_are_those_of_the_affinity_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 1 <= CORES <= (os.cpu_count() or 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8})
+    assert cores(tmp_path / "none", tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 16),
+        ("0::/", {"cpu.max": "400000 100000"}, 4),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/", {"cpu.max": "3200000 100000"}, 16),
+        ("0::/", {"cpu.max": "a lot"}, 16),
+        # the narrowest of all around it; a part of its path need not be there
+        ("0::/a/b", {"cpu.max": "500000 100000", "a/b/cpu.max": "max 100000"}, 5),
+        ("0::/a/b", {"a/cpu.max": "700000 100000", "a/b/cpu.max": "600000 100000"}, 6),
+        ("0::/a/b", {"cpu.max": "500000 100000"}, 5),
+        # version 1
+        (
+            "5:memory:/x\n4:cpu,cpuacct:/x",
+            {
+                "cpu,cpuacct/x/cpu.cfs_quota_us": "300000",
+                "cpu,cpuacct/x/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+        ("2:cpuacct:/", {"cpuacct/cpu.cfs_quota_us": "1", "cpuacct/cpu.cfs_period_us": "1"}, 16),
+        ("nonsense", {}, 16),
+    ],
+)
+def test_cores_are_no_more_than_the_control_groups_quota(
+    groups: str,
+    files: dict[str, str],
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    (tmp_path / "cgroup").write_text(groups + "\n")
+    for name, text in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert cores(tmp_path / "cgroup", tmp_path / "fs") == expected

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vggfeat.machine import CORES
 
 from ..conftest import HANG
 
@@ -100,3 +103,33 @@ def test_another_system_than_linux_is_told_in_a_line(module: str) -> None:
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"{module}: it runs on Linux only; on darwin, take a container")
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_what_pytorch_reads_once_is_settled_before_it_is_imported() -> None:
+    """A user's own settings win, and processes that are started inherit them."""
+    script = """
+import os, sys
+from vggfeat.start import begin
+begin()
+assert "torch" not in sys.modules
+print(*map(os.environ.get, sys.argv[1:]))
+"""
+    names = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS")
+
+    def said(**settings: str) -> str:
+        inherited = {key: value for key, value in os.environ.items() if key not in names}
+        ran = subprocess.run(
+            [sys.executable, "-c", script, *names],
+            env=inherited | settings,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=HANG,
+        )
+        return ran.stdout.strip()
+
+    limited = str(CORES) if len(os.sched_getaffinity(0)) > CORES else "None"
+    assert said() == f"passive 1 {limited}"
+    own = {"OMP_WAIT_POLICY": "active", "THP_MEM_ALLOC_ENABLE": "0", "OMP_NUM_THREADS": "3"}
+    assert said(**own) == "active 0 3"

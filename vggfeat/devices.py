@@ -4,6 +4,7 @@ memory is used up. Imported without PyTorch.
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("float32", "bfloat16")
-BATCH_SIZE = {"cpu": 8, "cuda": 64}
+BATCH_SIZE = {"cpu": 8, "cuda": 128}
 """Images of 224 x 224 that go through a device at once, where nothing else is asked for."""
+# what PyTorch's errors say: the CPU's allocator; CUDA itself, and its libraries
+_NO_MEMORY = re.compile(
+    "can't allocate memory|CUDA(?: driver)? error: out of memory|(?:CUBLAS|CUDNN)_STATUS_\\w*ALLOC"
+)
+_FAILED = re.compile("CUDA(?: driver)? error|cuDNN error|(?:CUBLAS|CUDNN)_STATUS_")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -119,4 +125,14 @@ def out_of_memory(error: BaseException) -> bool:
     """
     # asked for only where it is there: most errors are told without PyTorch
     of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    return isinstance(error, (MemoryError, of_device)) or "can't allocate memory" in str(error)
+    return isinstance(error, (MemoryError, of_device)) or bool(_NO_MEMORY.search(str(error)))
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether a GPU failed, or was taken away; all that this process asks of it from then on fails,
+    too. Not where it was its memory that didn't suffice.
+    """
+    if not isinstance(error, RuntimeError) or out_of_memory(error):
+        return False
+    of_device = getattr(sys.modules.get("torch"), "AcceleratorError", ())
+    return isinstance(error, of_device) or bool(_FAILED.search(str(error)))

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from vggfeat.devices import resolve_device, resolve_precision
+from vggfeat.devices import device_failed, out_of_memory, resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError
 
 
@@ -79,3 +79,31 @@ def test_a_gpu_that_does_not_compute_is_one_line_and_the_cpu(
         resolve_device("cuda")
     with pytest.raises(VggfeatError, match="'cuda:1' is not there: PyTorch sees 1 GPUs; give"):
         resolve_device("cuda:1")
+
+
+FAILED = (
+    RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might"),
+    RuntimeError("CUDA driver error: device not ready"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("GET was unable to find an engine: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
+    torch.AcceleratorError("CUDA error: unspecified launch failure"),
+)
+NO_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+)
+OTHERS = (
+    RuntimeError("shape '[2]' is invalid for input of size 3"),
+    ValueError("CUDA error in a file's name"),
+    VggfeatError("CUDA error: in a line of ours"),
+)
+
+
+@pytest.mark.parametrize("error", [*FAILED, *NO_MEMORY, *OTHERS], ids=str)
+def test_a_device_that_failed_is_told_from_too_little_memory(error: Exception) -> None:
+    assert (device_failed(error), out_of_memory(error)) == (error in FAILED, error in NO_MEMORY)

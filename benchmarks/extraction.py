@@ -272,6 +272,7 @@ def crop(
             i: value
             for i, _, value in by_shape(
                 lambda i: centre_crop(smallest_side(read_rgb(photos[i]), 256), 224),
+                lambda i: (224, 224),
                 range(len(photos)),
                 (224,),
                 lambda x: describe(network, x, "fc7", False),

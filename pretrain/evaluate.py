@@ -33,7 +33,6 @@ import typer
 from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
 from vggfeat.errors import WrongUsage, as_typed
 from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_files, write_json
-from vggfeat.machine import CORES
 from vggfeat.options import (
     BATCH,
     Json,
@@ -192,7 +191,7 @@ def evaluate_command(
         for remark in items.remarks if ranks.first else ():
             say(in_options(remark))
         refuse_inputs({"--posteriors": posteriors, **texts}, items.paths())
-        threads = workers or max(1, CORES // ranks.local_world)
+        threads = workers or ranks.cores
         how: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
         if table:
             found = measure_tables(wanted.tables, runs, items, split, ranks, precision, how)

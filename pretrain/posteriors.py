@@ -24,7 +24,7 @@ from vggfeat import datasets
 from vggfeat.batches import by_shape
 from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets import Items, imagenet
-from vggfeat.decode import read_rgb
+from vggfeat.decode import expected_shape, read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError, reason
 from vggfeat.images import grid_crops, mirror
@@ -133,6 +133,7 @@ def measure(
 
     described = by_shape(
         read,
+        lambda i: expected_shape(items.source(i)),
         range(low, high),
         scales,
         compute,

@@ -29,7 +29,6 @@ from vggfeat.checked import shown
 from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import place_of, scratch, whole
-from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
 from vggfeat.tensors import metadata_of
@@ -240,7 +239,7 @@ def training_colours(run: Run) -> Colours:
         low, high = ranks.share(0, len(names))
         with progress("measuring colours", quiet=not ranks.first) as advance:
             show = partial(advance, total=high - low)
-            mine = measure(items.root, names[low:high], max(1, CORES // ranks.local_world), show)
+            mine = measure(items.root, names[low:high], ranks.cores, show)
         total = Sums()
         for sums in ranks.gather(mine):
             total.add(sums)

@@ -246,7 +246,7 @@ def extract_command(
                     description,
                     store,
                     batch_size=batch_size,
-                    workers=workers or CORES,
+                    workers=workers or ranks.cores,
                     processes=ranks.world,
                 )
                 before = foreword(items, seen, network, description, layer, qs)
@@ -267,7 +267,7 @@ def extract_command(
                 layer=layer,
                 mirror=mirror,
                 batch_size=batch_size,
-                workers=workers or CORES,
+                workers=workers or ranks.cores,
                 store=store,
                 overwrite=overwrite and not retry,
                 retry=retry,

@@ -151,6 +151,16 @@ def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int
         return sides[::-1] if 5 <= _orientation(image) <= 8 else sides
 
 
+def expected_shape(source: Any) -> tuple[int, int] | None:
+    """Provisional."""
+    try:
+        if isinstance(source, bytes | Image.Image):
+            return None
+        return upright_shape(source)
+    except UnreadableImage:
+        return None
+
+
 def kind_of(value: Any) -> str:
     """What a value is that was given for an image, or for a list of them, in a few words."""
     kind = type(value)

@@ -21,7 +21,7 @@ from vggfeat import sources, terminal
 from vggfeat.aggregate import POOLINGS, aggregate
 from vggfeat.batches import by_shape
 from vggfeat.checked import MAX_Q, MAX_SCALES, shown, sides
-from vggfeat.decode import IMAGE_TYPES, IMAGES, kind_of, read_rgb
+from vggfeat.decode import IMAGE_TYPES, IMAGES, expected_shape, kind_of, read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.images import mirror as mirrored
 from vggfeat.machine import CORES
@@ -134,6 +134,7 @@ def describe_all(
     rows: dict[int, dict[int, np.ndarray]] = {}
     for i, s, result in by_shape(
         lambda i: read_rgb(images[i]),
+        lambda i: expected_shape(images[i]),
         range(len(images)),
         description.scales,
         partial(describe, network, layer=description.layer, mirror=description.mirror),
@@ -205,7 +206,7 @@ def embed(
     `network.default_scales`. layer: the paper's name; by default `network.default_layer`. mirror:
     average with the mirror image's descriptor. pool: over the scales, one of `aggregate.POOLINGS`.
     batch_size: images of 224x224 a forward pass, larger ones in proportionally smaller batches; by
-    default 8, on a GPU 64. workers: threads that decode and rescale. progress: show it on stderr,
+    default 8, on a GPU 128. workers: threads that decode and rescale. progress: show it on stderr,
     as the commands do.
     return_unreadable: return also {index: reason} of the images that can't be read, whose rows are
     NaN. Without it the first that is met raises UnreadableImage. Raises VggfeatError for what isn't

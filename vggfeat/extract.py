@@ -7,17 +7,20 @@ kill.
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vggfeat.batches import by_shape, work_shares
 from vggfeat.datasets import Items
-from vggfeat.decode import read_rgb, upright_shape
+from vggfeat.decode import expected_shape, read_rgb, upright_shape
 from vggfeat.describe import describe, description_of
 from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError
 from vggfeat.look import MISSING, Cheaper, Look, foreword, look, none_readable
@@ -120,22 +123,24 @@ def extract(
 
             advance(0)
             compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
-            for i, s, result in by_shape(
-                read,
-                mine.tolist(),
-                description.scales,
-                compute,
-                network.device,
-                done=writer.described,
-                batch_size=batch_size,
-                workers=workers,
-                advance=advance,
-                say=say,
-            ):
-                if isinstance(result, UnreadableImage):
-                    writer.fail(i, str(result))
-                else:
-                    writer.write(i, s, result)
+            with _Behind() as behind:
+                for i, s, result in by_shape(
+                    read,
+                    lambda i: expected_shape(items.source(i)),
+                    mine.tolist(),
+                    description.scales,
+                    compute,
+                    network.device,
+                    done=writer.described,
+                    batch_size=batch_size,
+                    workers=workers,
+                    advance=advance,
+                    say=say,
+                ):
+                    if isinstance(result, UnreadableImage):
+                        behind(writer.fail, i, str(result))
+                    else:
+                        behind(writer.write, i, s, result)
             writer.flush()
             ranks.barrier()
             unreadable = {items.names[i]: why for i, why in sorted(writer.unreadable.items())}
@@ -158,6 +163,42 @@ def extract(
             raise VggfeatError(f"{error}{kept}") from error
     rate = (len(items) - advance.earlier) / max(seconds - before, 1e-9)
     return Report(len(items), seconds, unreadable, there, seconds - before, rate)
+
+
+class _Behind:
+    """Makes calls one after the other in a thread of their own, so that a disk never holds up the
+    device; where MOST of them wait, who makes them does, too.
+
+    Leaving the `with` block, by whatever, waits until all are made: what was computed is not lost.
+    After one that failed no other is made; it is told by the next call, or in the end.
+    """
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._calls: deque[Future[None]] = deque()
+        self._failed = False
+
+    def __call__(self, function: Callable[..., None], *values: Any) -> None:
+        self._calls.append(self._pool.submit(self._make, function, values))
+        while self._calls and (self._calls[0].done() or len(self._calls) > self.MOST):
+            self._calls.popleft().result()
+
+    def _make(self, function: Callable[..., None], values: tuple[Any, ...]) -> None:
+        if not self._failed:
+            self._failed = True  # unless it comes back
+            function(*values)
+            self._failed = False
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._pool.shutdown()
+        if raised[0] is None:
+            for call in self._calls:
+                call.result()
 
 
 class _Advance:

@@ -43,23 +43,30 @@ def smallest_side_shape(height: int, width: int, Q: int) -> tuple[int, int]:
     return (Q, other) if height <= width else (other, Q)
 
 
-def smallest_side(
-    image_HWC: np.ndarray, Q: int, *, max_pixels: int = MAX_RESCALED_PIXELS
-) -> np.ndarray:
+def smallest_side(image_HWC: Batch, Q: int, *, max_pixels: int = MAX_RESCALED_PIXELS) -> Batch:
     """The image (h, w, 3) uint8, rescaled so that its smallest side is Q pixels; itself if it is
-    already.
+    already. NumPy; or torch, on whatever device it is.
 
     Bilinear; antialiased when it shrinks (Pillow's BILINEAR, whose support grows with the
-    reduction). Raises UnreadableImage if the result has more than max_pixels pixels: a strip of
-    20000x1 at Q=512 would have 5 gigapixels, and the network's first layer 64 channels of them.
+    reduction; PyTorch's is at most one grey level from it). Raises UnreadableImage if the result
+    has more than max_pixels pixels: a strip of 20000x1 at Q=512 would have 5 gigapixels, and the
+    network's first layer 64 channels of them.
     """
     height, width = image_HWC.shape[:2]
     shape = smallest_side_shape(height, width, operator.index(Q))
     _check_rescaled(height, width, *shape, Q, max_pixels)
     if shape == (height, width):
         return image_HWC
-    resized = Image.fromarray(image_HWC).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    return np.array(resized)
+    if isinstance(image_HWC, np.ndarray):
+        resized = Image.fromarray(image_HWC).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+        return np.array(resized)
+    if min(shape) == 1:  # PyTorch's, on a CPU, goes wrong where a row of the result is one pixel
+        return image_HWC.new_tensor(smallest_side(image_HWC.cpu().numpy(), Q))
+    from torch.nn import functional
+
+    x_NCHW = image_HWC.permute(2, 0, 1)[None].float()
+    x_NCHW = functional.interpolate(x_NCHW, shape, mode="bilinear", antialias=True)
+    return x_NCHW[0].round_().byte().permute(1, 2, 0).contiguous()
 
 
 def _check_rescaled(height: int, width: int, h: int, w: int, Q: int, max_pixels: int) -> None:

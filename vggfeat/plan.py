@@ -130,14 +130,10 @@ def _expected(
     A shape that is new takes longer, as its kernels are prepared: what the first pass took longer
     than the second.
     """
-    rescaled = (
-        ((s, *smallest_side_shape(height, width, q)), i)
-        for i, (height, width) in seen.shapes.items()
-        for s, q in enumerate(description.scales)
-    )
-    batches = list(gathered(rescaled, pixels_at_once(batch_size, network.device)))
+    most = pixels_at_once(batch_size, network.device)
+    batches = list(gathered(seen.shapes, description.scales, most))
     pixels = float(sum(shape[1] * shape[2] * len(members) for shape, members in batches))
-    trial = _Trial(items, network, description, batch_size, workers)
+    trial = _Trial(items, network, description, seen, batch_size, workers)
     chosen = trial.choose(batches, pixels / len(seen.shapes))
     (first, _), (second, timed) = trial.run(chosen), trial.run(chosen)
     net = float(timed[:, 1].sum())
@@ -171,10 +167,11 @@ class _Trial:
         items: Items,
         network: Network,
         description: Description,
+        seen: Look,
         batch_size: int | None,
         workers: int,
     ) -> None:
-        self._items, self._network = items, network
+        self._items, self._network, self._shapes = items, network, seen.shapes
         self._scales, self._batch_size, self._workers = description.scales, batch_size, workers
         self._compute: Callable[[torch.Tensor], torch.Tensor] = partial(
             describe, network, layer=description.layer, mirror=description.mirror
@@ -223,6 +220,7 @@ class _Trial:
         began = time.perf_counter()
         for _ in by_shape(
             self._read,
+            self._shapes.get,
             chosen,
             self._scales,
             timing,

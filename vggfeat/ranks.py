@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from vggfeat.devices import gpus, resolve_device
 from vggfeat.errors import VggfeatError
+from vggfeat.machine import CORES
 from vggfeat.terminal import say
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Ranks:
     def first(self) -> bool:
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
+
+    @property
+    def cores(self) -> int:
+        """This process's share of the processors of its machine, one at least."""
+        return max(1, CORES // self.local_world)
 
     def share(self, start: int, stop: int) -> tuple[int, int]:
         """This process's part of start..stop: contiguous, the parts differ by one at most."""

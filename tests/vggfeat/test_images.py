@@ -21,6 +21,8 @@ from vggfeat.images import (
     smallest_side_shape,
 )
 
+from ..conftest import photograph
+
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8)
 CAFFE = Preprocessing(CAFFE_MEAN_BGR, channel_order="BGR")
@@ -65,6 +67,35 @@ def test_smallest_side_keeps_an_image_that_fits() -> None:
     assert smallest_side(PICTURE, 24) is PICTURE
     assert smallest_side(PICTURE, 48).shape == (48, 80, 3)
     assert smallest_side(np.ascontiguousarray(PICTURE.swapaxes(0, 1)), 12).shape == (20, 12, 3)
+
+
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 120),
+    st.sampled_from(["noise", "smooth"]),
+)
+@example(375, 500, 256, "smooth")
+@example(90, 17, 1, "noise")
+@example(500, 375, 512, "noise")
+def test_a_tensor_is_rescaled_to_within_a_level_of_pillows_values(
+    height: int, width: int, Q: int, kind: str
+) -> None:
+    """On whatever device: the arithmetic is PyTorch's, in float32."""
+    if kind == "noise":
+        image = np.random.default_rng(Q).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    else:
+        image = photograph(Q, height, width)
+    ours, pillows = smallest_side(torch.from_numpy(image), Q), smallest_side(image, Q)
+    assert ours.shape == pillows.shape and ours.dtype == torch.uint8 and ours.is_contiguous()
+    assert np.abs(ours.numpy().astype(int) - pillows).max() <= 1
+
+
+def test_tensors_keep_what_fits_and_refuse_strips_too() -> None:
+    image = torch.from_numpy(PICTURE)
+    assert smallest_side(image, 24) is image
+    with pytest.raises(UnreadableImage, match="10240000x512, over the limit"):
+        smallest_side(torch.zeros((1, 20000, 3), dtype=torch.uint8), 512)
 
 
 def test_extreme_aspect_is_refused_before_it_is_computed() -> None:

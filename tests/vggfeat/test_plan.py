@@ -88,6 +88,7 @@ def test_plan_expects_what_the_whole_takes_by_a_part_of_it(
     compute = functools.partial(describe, network, layer="fc7", mirror=False)
     for _ in by_shape(
         lambda i: read_rgb(items.source(i)),
+        look(items).shapes.get,
         range(120),
         SCALES,
         compute,

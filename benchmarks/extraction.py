@@ -1,37 +1,49 @@
 """Images per second of extraction with net D, beside its peers on the same photographs, layer and
-weights, on a CPU.
+weights, on a CPU or a GPU.
 
     python -m benchmarks.extraction --photos DIR [--part net] [--repeats 5] [--thingsvision PYTHON]
+    python -m benchmarks.extraction --photos DIR --device cuda --copies 50
     python -m benchmarks.extraction --photos DIR --part plan --plan mini:112,136,160
+    python -m benchmarks.extraction --photos DIR --part before --before CHECKOUT [--mirror]
 
 net       the forward pass alone, to fc7, on batches of one shape: ours, OpenVINO in bfloat16 (where
-          it is installed), PyTorch's modules in bfloat16, channels-last.
-pipeline  from JPEG to feature file, fc7 at each Q of --scales: the share of the time that the same
-          batches take alone.
+          it is installed; on a CPU), PyTorch's modules in bfloat16, channels-last.
+pipeline  from JPEG to feature file, fc7 at each Q of --scales, and at all of them with the mirror
+          image: the share of the time that the same batches take alone.
 crop      the 224 centre crop at Q = 256 to fc7: ours, torchvision's feature extractor and timm's
-          vgg16 behind a DataLoader with a process a core, thingsvision (--thingsvision: the Python
-          of an environment that has it).
+          vgg16 behind a DataLoader with a process a core, in float32 and under bfloat16 autocast,
+          channels-last; thingsvision (--thingsvision: the Python of an environment that has it).
 dense     the average map over the whole image at the three scales: ours, and the obvious loop over
           images and scales with torchvision's vgg16 in float32, FC layers turned into convolutions;
           to pool5 and to fc7.
 plan      the time that `--dry-run` expects beside the time that the extraction takes, in turns.
+before    from JPEG to feature file: this checkout and another, each in processes of its own, in
+          turns.
 
 Random weights (speed doesn't depend on them), the same on each side, in a file of torchvision's
-layout. Sides take turns; medians; least cosine of the outputs to float32's, which must be 0.999.
+layout. Sides take turns; medians; least cosine of the outputs to float32's, which must be 0.999, on
+a GPU 0.9999. Each rate also as a share of the rate of a large matrix product on the same device in
+the same run. The folder is one of photographs, or of class folders.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -50,18 +62,30 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
 from vggfeat.batches import by_shape  # noqa: E402
-from vggfeat.decode import read_rgb  # noqa: E402
+from vggfeat.decode import expected_shape, read_rgb  # noqa: E402
 from vggfeat.describe import describe, describe_all, description_of  # noqa: E402
+from vggfeat.devices import matrix_rate, resolve_device  # noqa: E402
 from vggfeat.extract import extract  # noqa: E402
-from vggfeat.images import centre_crop, smallest_side  # noqa: E402
+from vggfeat.images import (  # noqa: E402
+    centre_crop,
+    grid_crops,
+    smallest_side,
+    smallest_side_shape,
+)
 from vggfeat.look import look  # noqa: E402
-from vggfeat.plan import PLANNED, plan  # noqa: E402
+from vggfeat.plan import PLANNED, forward_flop, plan  # noqa: E402
 from vggfeat.weights import Network  # noqa: E402
 
 Sides = dict[str, Callable[[], np.ndarray]]
 Rows = list[dict[str, Any]]
-SHAPES = ((8, 224, 224), (4, 256, 341), (1, 512, 683))
-LEAST_COSINE = 0.999
+SHAPES = {
+    "cpu": ((8, 224, 224), (4, 256, 341), (1, 512, 683)),
+    "cuda": ((128, 224, 224), (64, 256, 341), (36, 384, 512), (18, 512, 683)),
+}
+LEAST_COSINE = {"cpu": 0.999, "cuda": 0.9999}
+PASSES = {"cpu": 1, "cuda": 10}
+"""Forward passes that are timed together; one alone would be too short."""
+PEER_BATCH = {"cpu": 8, "cuda": 64}
 
 
 def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -89,20 +113,26 @@ def report(
     seconds: dict[str, float],
     outputs: dict[str, np.ndarray],
     like: str,
+    network: Network,
+    flop: float,
 ) -> Rows:
-    """A line a side: images/s, ours as a multiple of it, least cosine to the output `like`."""
+    """A line a side: images/s, ours as a multiple of it, share of the matrix rate, least cosine to
+    the output `like`. flop: of all images together.
+    """
     rows = []
     for name, value in seconds.items():
         cosine = least_cosine(outputs[name], outputs[like])
-        if cosine < LEAST_COSINE:
+        if cosine < LEAST_COSINE[network.device.type]:
             raise SystemExit(
                 f"{what}: the output of {name} differs from {like}'s: least cosine {cosine:.5f}"
             )
         rate, ratio = images / value, value / seconds["ours"]
+        share = flop / value / matrix_rate(network.device, network.precision)
         row = {"what": what, "side": name, "images_per_s": rate, "ratio": ratio, "cosine": cosine}
-        rows.append(row)
+        rows.append(row | {"share": share})
         if name != like or name != "ours":
-            table.add_row(what, name, f"{rate:.2f}", f"{ratio:.2f}", f"{cosine:.6f}")
+            words = f"{rate:.2f}", f"{ratio:.2f}", f"{100 * share:.0f} %", f"{cosine:.6f}"
+            table.add_row(what, name, *words)
     return rows
 
 
@@ -127,37 +157,58 @@ def plain(network: Network, precision: torch.dtype) -> Callable[[torch.Tensor, s
     return run
 
 
-def ours_of(network: Network, images_NHWC: torch.Tensor) -> np.ndarray:
-    return describe(network, images_NHWC, "fc7", False).numpy()
-
-
-def numbers(
-    modules: Callable[[torch.Tensor, str], torch.Tensor], x_NCHW: torch.Tensor
-) -> np.ndarray:
-    return modules(x_NCHW, "fc7").numpy()
-
-
 def net_alone(table: Any, network: Network, exact: Network, repeats: int) -> Rows:
     rows = []
     modules = plain(exact, torch.bfloat16)
     reference = plain(exact, torch.float32)
-    for n, h, w in SHAPES:
+    device = network.device
+    for n, h, w in SHAPES[device.type]:
         images = torch.randint(
             0, 256, (n, h, w, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
-        x_NCHW = network.preprocessing(images)
+        ).to(device)
+
+        def several(run: Callable[[], torch.Tensor]) -> np.ndarray:
+            """The last of some passes, which are all queued before the first is asked for."""
+            for _ in range(PASSES[device.type]):
+                made = run()
+            return made.cpu().numpy()
+
+        # each from the pixels
+        def of_modules(images: torch.Tensor = images) -> torch.Tensor:
+            return modules(exact.preprocessing(images), "fc7")
+
         sides: Sides = {
-            "ours": partial(ours_of, network, images),
-            "modules": partial(numbers, modules, x_NCHW),
+            "ours": partial(several, partial(describe, network, images, "fc7", False)),
+            "modules": partial(several, of_modules),
         }
-        try:
-            sides["OpenVINO"] = openvino(exact, x_NCHW)
-        except ImportError:
-            err.print("OpenVINO is not installed: left out")
+        if device.type == "cpu":
+            try:
+                sides["OpenVINO"] = openvino(exact, exact.preprocessing(images))
+            except ImportError:
+                err.print("OpenVINO is not installed: left out")
         seconds, outputs = in_turns(sides, repeats)
-        outputs["float32"] = numbers(reference, x_NCHW)
-        rows += report(table, f"{n} x {h}x{w}", n, seconds, outputs, "float32")
+        outputs["float32"] = np.concatenate(
+            [reference(exact.preprocessing(each), "fc7").cpu().numpy() for each in images.split(4)]
+        )
+        seconds = {name: value / PASSES[device.type] for name, value in seconds.items()}
+        flop = n * forward_flop(network, "fc7", h, w)
+        what = f"{n} x {h}x{w}"
+        rows += report(table, what, n, seconds, outputs, "float32", network, flop)
     return rows
+
+
+def work_of(
+    network: Network, layer: str, sources: Iterable[Any], scales: tuple[int, ...], mirror: bool
+) -> float:
+    """Operations of all forward passes of these images."""
+    counted = Counter(expected_shape(source) for source in sources)
+    views = 2 if mirror else 1
+    return views * sum(
+        times * forward_flop(network, layer, *smallest_side_shape(*sides, q))
+        for sides, times in counted.items()
+        if sides
+        for q in scales
+    )
 
 
 def openvino(exact: Network, x_NCHW: torch.Tensor) -> Callable[[], np.ndarray]:
@@ -188,10 +239,10 @@ def openvino(exact: Network, x_NCHW: torch.Tensor) -> Callable[[], np.ndarray]:
 def pipeline(
     table: Any, network: Network, folder: Path, scales: tuple[int, ...], repeats: int
 ) -> Rows:
-    """Whole extractions, and each time their batches again, from memory."""
+    """Whole extractions, and each time their batches again, from the device's memory."""
     items = datasets.load("folder", folder)
     rows = []
-    for q in scales:
+    for chosen, mirror in (*(((q,), False) for q in scales), (scales, True)):
         shares, rates = [], []
         for turn in range(repeats + 1):
             batches: list[torch.Tensor] = []
@@ -204,19 +255,26 @@ def pipeline(
                 patch("vggfeat.extract.describe", record),
                 tempfile.TemporaryDirectory() as temporary,
             ):
-                began = time.perf_counter()
-                extract(items, network, Path(temporary) / "f.h5", scales=(q,), mirror=False)
-                whole = time.perf_counter() - began
+                out_file = Path(temporary) / "f.h5"
+                made = extract(
+                    items, network, out_file, scales=chosen, mirror=mirror, workers=CORES
+                )
             began = time.perf_counter()
             for images_NHWC in batches:
-                describe(network, images_NHWC, "fc7", False)
+                last = describe(network, images_NHWC, "fc7", mirror)
+            last.cpu()
             alone = time.perf_counter() - began
             if turn:
-                shares.append(alone / whole)
-                rates.append(len(items) / whole)
+                shares.append(alone / made.run_seconds)
+                rates.append(made.rate)
         rate, share = statistics.median(rates), statistics.median(shares)
-        rows.append({"what": f"Q={q}", "images_per_s": rate, "share": share})
-        table.add_row(f"Q={q}, {len(items)} photographs", f"{rate:.2f}", f"{100 * share:.0f} %")
+        flop = work_of(network, "fc7", map(items.source, range(len(items))), chosen, mirror)
+        of_matrix = flop * rate / len(items) / matrix_rate(network.device, network.precision)
+        what = f"Q={','.join(map(str, chosen))}{', mirror' if mirror else ''}"
+        row = {"what": what, "images_per_s": rate, "share_of_net": share, "share": of_matrix}
+        rows.append(row)
+        words = f"{rate:.2f}", f"{100 * share:.0f} %", f"{100 * of_matrix:.0f} %"
+        table.add_row(f"{what}, {len(items)} images", *words)
     return rows
 
 
@@ -247,10 +305,10 @@ def crop(
     import torchvision
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    state = exact.module.state_dict()
+    device, state = network.device, exact.module.state_dict()
     vgg16 = torchvision.models.vgg16(weights=None).eval()
     vgg16.load_state_dict(state)
-    extractor = create_feature_extractor(vgg16, {"classifier.4": "fc7"})
+    extractor = create_feature_extractor(vgg16, {"classifier.4": "fc7"}).to(device)
     backbone = timm.create_model("vgg16", pretrained=False, num_classes=0).eval()
     # its FC layers are convolutions
     shapes = {key: value.shape for key, value in backbone.state_dict().items()}
@@ -261,45 +319,64 @@ def crop(
         for key, value in state.items()
     }
     backbone.load_state_dict({key: renamed[key].view(shape) for key, shape in shapes.items()})
+    backbone = backbone.to(device)
 
-    def loaded(model: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        loader = DataLoader(Crops(photos, exact), batch_size=8, num_workers=torch.get_num_threads())
-        with torch.inference_mode():
-            return torch.cat([model(x) for x in loader]).numpy()
+    def loaded(
+        model: torch.nn.Module, feature: Callable[[Any], torch.Tensor], low: bool
+    ) -> np.ndarray:
+        layout = torch.channels_last if low else torch.contiguous_format
+        model = model.to(memory_format=layout)
+        loader = DataLoader(
+            Crops(photos, exact),
+            batch_size=PEER_BATCH[device.type],
+            num_workers=CORES,
+            pin_memory=device.type == "cuda",
+        )
+        made = []
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=low):
+            for x in loader:
+                x = x.to(device, non_blocking=True, memory_format=layout)
+                made.append(feature(model(x)).float())
+        return torch.cat(made).cpu().numpy()
 
     def ours() -> np.ndarray:
+        """Photographs are rescaled where they are described, and cut there."""
         got = {
             i: value
             for i, _, value in by_shape(
-                lambda i: centre_crop(smallest_side(read_rgb(photos[i]), 256), 224),
-                lambda i: (224, 224),
+                lambda i: read_rgb(photos[i]),
+                lambda i: expected_shape(photos[i]),
                 range(len(photos)),
-                (224,),
-                lambda x: describe(network, x, "fc7", False),
-                network.device,
-                workers=torch.get_num_threads(),
+                (256,),
+                lambda x: describe(network, grid_crops(x, 224, n=1)[0], "fc7", False),
+                device,
+                workers=CORES,
             )
         }
         return np.stack([np.asarray(got[i]) for i in range(len(photos))])
 
-    sides = {
-        "ours": ours,
-        "torchvision": lambda: loaded(lambda x: extractor(x)["fc7"]),
-        "timm": lambda: loaded(backbone),
-    }
-    seconds, outputs = in_turns(sides, repeats)
-    rows = report(table, "224 crop", len(photos), seconds, outputs, "torchvision")
+    def peers(low: bool) -> Sides:
+        words = "bfloat16 autocast" if low else "float32"
+        return {
+            f"torchvision, {words}": partial(loaded, extractor, itemgetter("fc7"), low),
+            f"timm, {words}": partial(loaded, backbone, lambda y: y, low),
+        }
+
+    seconds, outputs = in_turns({"ours": ours, **peers(False), **peers(True)}, repeats)
+    flop = len(photos) * forward_flop(network, "fc7", 224, 224)
+    exactly = "torchvision, float32"
+    rows = report(table, "224 crop", len(photos), seconds, outputs, exactly, network, flop)
     if python:
         # its own resize and crop round otherwise than ours: its outputs are held against
         # torchvision's after those
         transform = torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms()
         with torch.inference_mode():
             crops = [transform(Image.open(photo).convert("RGB"))[None] for photo in photos]
-            own = torch.cat([extractor(x)["fc7"] for x in crops]).numpy()
+            own = torch.cat([extractor(x.to(device))["fc7"].cpu() for x in crops]).numpy()
         taken, found = thingsvision(python, photos, file, repeats)
         outputs = {"ours": own, "thingsvision": found}
         both = {"ours": seconds["ours"], "thingsvision": taken}
-        rows += report(table, "224 crop", len(photos), both, outputs, "ours")[1:]
+        rows += report(table, "224 crop", len(photos), both, outputs, "ours", network, flop)[1:]
     return rows
 
 
@@ -352,13 +429,13 @@ def dense(
     scales: tuple[int, ...],
     repeats: int,
 ) -> Rows:
-    run = plain(exact, torch.float32)
+    run, device = plain(exact, torch.float32), network.device
     rows = []
     for layer in ("pool5", "fc7"):
         description = description_of(network, layer, scales, mirror=False)
 
         def ours(description: Any = description) -> np.ndarray:
-            got = dict(describe_all(network, photos, description, workers=torch.get_num_threads()))
+            got = dict(describe_all(network, photos, description, workers=CORES))
             return np.stack([np.asarray(got[i]) for i in range(len(photos))])
 
         def loop(layer: str = layer) -> np.ndarray:
@@ -366,12 +443,93 @@ def dense(
             for photo in photos:
                 image = read_rgb(photo)
                 small = [torch.from_numpy(smallest_side(image, q))[None] for q in scales]
-                described.append([run(exact.preprocessing(x), layer)[0].numpy() for x in small])
+                described.append(
+                    [run(exact.preprocessing(x.to(device)), layer)[0].cpu().numpy() for x in small]
+                )
             return np.asarray(described)
 
         seconds, outputs = in_turns({"ours": ours, "loop": loop}, repeats)
-        rows += report(
-            table, f"{layer}, Q={','.join(map(str, scales))}", len(photos), seconds, outputs, "loop"
+        what = f"{layer}, Q={','.join(map(str, scales))}"
+        flop = work_of(network, layer, photos, scales, mirror=False)
+        rows += report(table, what, len(photos), seconds, outputs, "loop", network, flop)
+    return rows
+
+
+EXTRACTION = """
+import sys, tempfile
+from pathlib import Path
+try:
+    from vggfeat.start import settle
+except ImportError:
+    from vggfeat.devices import keep_memory as settle
+settle()
+import numpy, vggfeat
+from vggfeat import datasets
+from vggfeat.extract import extract
+from vggfeat.machine import CORES
+folder, weights, device, scales, mirror, limit = sys.argv[1:]
+scales, mirror = tuple(map(int, scales.split(","))), mirror == "True"
+network = vggfeat.load("torchvision:vgg16@" + weights, device=device)
+items = datasets.load("folder", Path(folder))
+items = items.take(numpy.linspace(0, len(items) - 1, min(int(limit), len(items))).astype(int))
+with tempfile.TemporaryDirectory() as temporary:
+    out = Path(temporary) / "f.h5"
+    for _ in sys.stdin:
+        how = dict(scales=scales, mirror=mirror, workers=CORES, overwrite=True)
+        made = extract(items, network, out, **how)
+        print(made.rate, flush=True)
+    numpy.save(sys.stdout.buffer, vggfeat.open_features(out).descriptors[:])
+"""
+
+
+def beside(
+    table: Any,
+    network: Network,
+    folder: Path,
+    file: Path,
+    scales: tuple[int, ...],
+    mirror: bool,
+    limit: int,
+    checkout: Path,
+    repeats: int,
+) -> Rows:
+    """At the first of the scales, and at all of them: this checkout and another one in turns."""
+    own = Path(__file__).parents[1]
+    rows = []
+    for chosen in dict.fromkeys((scales[:1], scales)):
+        words = [folder.resolve(), file, network.device, ",".join(map(str, chosen)), mirror, limit]
+        running = {
+            side: subprocess.Popen(
+                [sys.executable, "-c", EXTRACTION, *map(str, words)],
+                cwd=tempfile.gettempdir(),
+                env=os.environ | {"PYTHONPATH": str(place.resolve())},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for side, place in {"now": own, "before": checkout}.items()
+        }
+        rates: dict[str, list[float]] = {side: [] for side in running}
+        for turn in range(repeats + 1):
+            for side, process in running.items():
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+                rate = float(process.stdout.readline())
+                if turn:
+                    rates[side].append(rate)
+        outputs = {
+            side: np.load(io.BytesIO(process.communicate()[0])) for side, process in running.items()
+        }
+        ratios = [now / before for now, before in zip(*rates.values(), strict=True)]
+        what = f"Q={','.join(map(str, chosen))}{', mirror' if mirror else ''}"
+        cosine = least_cosine(outputs["now"], outputs["before"])
+        row = {"what": what, "images_per_s": rates, "ratios": ratios, "cosine": cosine}
+        rows.append(row)
+        table.add_row(
+            what,
+            *(f"{statistics.median(values):.2f}" for values in rates.values()),
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            f"{cosine:.6f}",
         )
     return rows
 
@@ -432,52 +590,85 @@ def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: 
     return rows
 
 
+HEADERS = {
+    "pipeline": ("images/s", "share of the net alone", "of the matrix rate"),
+    "plan": ("trial, s", "expected, s", "real, s", "expected / real"),
+    "before": ("now, images/s", "before", "now / before", "least cosine"),
+}
+SIDES = "side", "images/s", "ours is faster by", "of the matrix rate", "least cosine"
+
+
+@contextmanager
+def copied(folder: Path, copies: int) -> Iterator[Path]:
+    """The folder, or one in which each of its photographs is so many times."""
+    if copies == 1:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                for copy in range(copies):
+                    link = Path(temporary) / path.relative_to(folder).parent / f"{copy}-{path.name}"
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(path.resolve())
+        yield Path(temporary)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument(
-        "--part", choices=("net", "pipeline", "crop", "dense", "plan"), action="append"
-    )
+    parts = ("net", "pipeline", "crop", "dense", "plan", "before")
+    parser.add_argument("--part", choices=parts, action="append")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--copies", type=int, default=1, help="of each photograph")
     parser.add_argument(
         "--plan", metavar="WEIGHTS:SCALES", action="append", help="default: six settings"
     )
     parser.add_argument("--scales", default="256,384,512")
-    parser.add_argument("--limit", type=int, default=64)
+    parser.add_argument("--mirror", action="store_true", help="in the part `before`")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another version of this")
+    parser.add_argument("--limit", type=int, default=1 << 20, help="photographs, of all copies")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--thingsvision", metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    photos = sorted(p for p in options.photos.iterdir() if p.is_file())[: options.limit]
     scales = tuple(int(q) for q in options.scales.split(","))
-    measured = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    device = resolve_device(options.device)
+    with tempfile.TemporaryDirectory() as temporary, copied(options.photos, options.copies) as root:
+        photos = sorted(p for p in root.rglob("*") if p.is_file())[: options.limit]
         file = Path(temporary) / "vgg16.pth"
-        exact = vggfeat.load("random:D", device="cpu", precision="float32")
+        exact = vggfeat.load("random:D", device=device, precision="float32")
         torch.save(exact.module.state_dict(), file)
-        exact = vggfeat.load(f"torchvision:vgg16@{file}", device="cpu", precision="float32")
-        network = vggfeat.load(f"torchvision:vgg16@{file}", device="cpu")
+        exact = vggfeat.load(f"torchvision:vgg16@{file}", device=device, precision="float32")
+        network = vggfeat.load(f"torchvision:vgg16@{file}", device=device)
+        rate = matrix_rate(device, network.precision)
+        what = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        out.print(
+            f"{what}, {network.precision}, {torch.get_num_threads()} threads: a matrix product runs"
+            f" at {rate / 1e12:.3g} TFLOP/s"
+        )
+        measured = {}
         for part in options.part or ("net", "pipeline", "crop", "dense"):
-            headers = {
-                "pipeline": ("images/s", "share of the net alone"),
-                "plan": ("trial, s", "expected, s", "real, s", "expected / real"),
-            }.get(part, ("side", "images/s", "ours is faster by", "least cosine"))
-            table = columns(
-                "",
-                *headers,
-                title=f"{part}: {network.precision}, {torch.get_num_threads()} threads",
-            )
+            table = columns("", *HEADERS.get(part, SIDES), title=part)
             if part == "net":
                 measured[part] = net_alone(table, network, exact, options.repeats)
             elif part == "pipeline":
-                measured[part] = pipeline(table, network, options.photos, scales, options.repeats)
+                measured[part] = pipeline(table, network, root, scales, options.repeats)
             elif part == "plan":
-                measured[part] = planned(
+                settings = options.plan or list(PLANS)
+                measured[part] = planned(table, root, settings, options.limit, options.repeats)
+            elif part == "before":
+                measured[part] = beside(
                     table,
-                    options.photos,
-                    options.plan or list(PLANS),
+                    network,
+                    root,
+                    file,
+                    scales,
+                    options.mirror,
                     options.limit,
+                    options.before or parser.error("--part before needs --before CHECKOUT"),
                     options.repeats,
                 )
             elif part == "crop":
@@ -488,12 +679,9 @@ def main() -> None:
                 measured[part] = dense(table, network, exact, photos, scales, options.repeats)
             out.print(table)
     if options.json:
-        options.json.write_text(
-            json.dumps(
-                {"precision": network.precision, "threads": torch.get_num_threads(), **measured},
-                indent=1,
-            )
-        )
+        facts = {"device": what, "precision": network.precision, "matrix_rate": rate}
+        facts["threads"] = torch.get_num_threads()
+        options.json.write_text(json.dumps(facts | measured, indent=1))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
     grid_NHWC = grid_crops(images_NHWC, network.vgg().crop, GRID).flatten(0, 1)  # 25 x N
     views_NHWC = torch.cat([grid_NHWC, mirror(grid_NHWC)])
     posteriors = [
-        network.crop_scores(network.preprocessing(part)).float().softmax(1)
+        network.crop_scores_of(part).float().softmax(1)
         for part in torch.split(views_NHWC, batch_size)
     ]
     return torch.cat(posteriors).view(2 * GRID * GRID, len(images_NHWC), -1).mean(0)

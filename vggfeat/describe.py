@@ -109,8 +109,7 @@ def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) ->
         ) / 2
     if mirror:
         images_NHWC = torch.cat([images_NHWC, mirrored(images_NHWC)])
-    x_NCHW = network.preprocessing(images_NHWC)
-    map_NDHW = network.maps(x_NCHW, layer)
+    map_NDHW = network.maps_of(images_NHWC, layer)
     # channels-last maps have D innermost: the sum over positions reads memory in order
     pooled_ND = map_NDHW.mean(dim=(2, 3), dtype=torch.float32)
     return pooled_ND.view(2, -1, pooled_ND.shape[1]).mean(0) if mirror else pooled_ND

@@ -1,67 +1,118 @@
-"""A net's layers, on a CPU and without gradients with less traffic to memory than PyTorch's modules
-have.
+"""A net's layers without gradients, with less traffic to memory than PyTorch's modules have.
 
-On a processor with matrix units a convolution of VGG's takes less time than the ReLU after it, or
-the pooling of a large map, or the rearrangement of fc6's weights for each batch. So a convolution
-writes its map once, after the ReLU; a max-pool is two maxima over whole rows of channels; and an FC
-layer on a map is one product of a matrix with all windows. N images, H, W height and width, C, D
-channels; maps are channels-last in memory.
+A convolution of VGG's takes less time than what PyTorch does around it: the bias and the ReLU after
+it, the pooling of a large map, the rearrangement of fc6's weights for each batch. So a convolution
+writes its map once, after the ReLU, by oneDNN on a CPU and by cuDNN on a GPU; a max-pool reads its
+map once; and an FC layer on a map is one product of a matrix with all windows. On a GPU the first
+convolution reads the images as they are.
+
+N images, H, W height and width, C, D channels; maps are channels-last in memory. What a library or
+a GPU can't do is left to PyTorch's layers, with a warning where that costs time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from vggfeat.devices import out_of_memory
+from vggfeat.images import Preprocessing
+
 # oneDNN's bfloat16 convolution takes up to five times as long on maps of some widths: 383, 359,
 # 335, never a multiple of four, never a narrow map
 WIDE, COLUMNS = 256, 4
-_MKLDNN: Any = torch.backends.mkldnn  # untyped, as is the other
+# cuDNN's convolution of 8 channels takes half as long as that of 3
+PADDING = 8 - 3
+_MKLDNN: Any = torch.backends.mkldnn  # untyped, as are the others
+_CUDNN: Any = torch.backends.cudnn
 _JIT: Any = torch.jit
 WINDOW_BYTES = 1 << 28  # of windows laid out side by side at a time
 
 
 def applies(x: Tensor) -> bool:
-    """Whether x takes the quick way: on a CPU, without gradients or autocast, in a type that oneDNN
-    has on this one.
+    """Whether x takes the quick way: without gradients or autocast, in a type that oneDNN has on
+    this CPU, or cuDNN on a GPU.
 
     Not while a graph is recorded: an exported net keeps to PyTorch's public operations.
     """
     return (
-        x.device.type == "cpu"
+        x.dtype in (torch.float32, torch.bfloat16)
+        and x.device.type in _WAYS
         and not torch.is_grad_enabled()
-        and bool(_MKLDNN.is_available())
-        and bool(_MKLDNN.enabled)
-        # without AVX-512, PyTorch's modules compute in bfloat16 all the same
-        and (
-            x.dtype == torch.float32
-            or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        )
-        and not torch.is_autocast_enabled("cpu")
+        and (_cudnn_has() if x.device.type == "cuda" else _mkldnn_has(x.dtype))
+        and not torch.is_autocast_enabled(x.device.type)
         and not _JIT.is_tracing()
         and not torch.compiler.is_compiling()
     )
 
 
-def layers(modules: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
+def _mkldnn_has(dtype: torch.dtype) -> bool:
+    """oneDNN. Without AVX-512, PyTorch's modules compute in bfloat16 all the same."""
+    return (
+        bool(_MKLDNN.is_available())
+        and bool(_MKLDNN.enabled)
+        and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    )
+
+
+def _cudnn_has() -> bool:
+    """cuDNN, and not AMD's MIOpen under its name."""
+    available = torch.version.hip is None and bool(_CUDNN.is_available())
+    return available and bool(_CUDNN.enabled)
+
+
+def layers(
+    modules: Iterable[nn.Module], x: Tensor, preprocessing: Preprocessing | None = None
+) -> Tensor:
     """What the modules make of x one after the other; a ReLU follows each convolution.
 
-    Bit for bit. In bfloat16 only: in float32 the convolutions take nearly all of the time, and
-    oneDNN may sum in another order where a ReLU follows.
+    x: (N, C, H, W); or, with the preprocessing, uint8 RGB images (N, H, W, 3), and the first module
+    is a convolution. On a CPU bit for bit what the modules make; on a GPU to the rounding of its
+    type.
     """
-    modules, x = list(modules), x_NCHW
-    if (
-        x.dtype != torch.bfloat16
-        or not applies(x)
-        or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    modules = list(modules)
+    typed = x if preprocessing is None else cast(nn.Conv2d, modules[0]).weight
+    if applies(typed) and not any(
+        module._forward_hooks or module._forward_pre_hooks for module in modules
     ):
-        for module in modules:  # who hooked in wants each layer's own output
-            x = module(x)
+        return _WAYS[typed.device.type](modules, x, preprocessing)
+    return _modules(modules, x, preprocessing)  # who hooked in wants each layer's own output
+
+
+def _modules(
+    modules: Sequence[nn.Module], x: Tensor, preprocessing: Preprocessing | None
+) -> Tensor:
+    x = _prepared(modules, x, preprocessing)
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _prepared(
+    modules: Sequence[nn.Module], x: Tensor, preprocessing: Preprocessing | None
+) -> Tensor:
+    """What the first module takes: (N, C, H, W)."""
+    if preprocessing is None:
         return x
+    return preprocessing(x).to(cast(nn.Conv2d, modules[0]).weight.dtype)
+
+
+# --- on a CPU -------------------------------------------------------------------------------------
+
+
+def _on_cpu(modules: Sequence[nn.Module], x: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+    """In bfloat16 only: in float32 the convolutions take nearly all of the time, and oneDNN may sum
+    in another order where a ReLU follows.
+    """
+    x = _prepared(modules, x, preprocessing)
+    if x.dtype != torch.bfloat16:
+        return _modules(modules, x, None)
     # Further columns are kept at zero, which is what a convolution finds beyond an image's edge.
     width = x.shape[3]
     before: nn.Conv2d | None = None
@@ -115,6 +166,156 @@ def max_pool(x_NCHW: Tensor, ceil: bool) -> Tensor:
     return x_NHWC.permute(0, 3, 1, 2)
 
 
+# --- on a GPU -------------------------------------------------------------------------------------
+
+# (device, type, weight's shape) -> whether cuDNN makes convolution and ReLU at once, and right
+_AT_ONCE: dict[tuple[Any, ...], bool] = {}
+_RIGHT: set[tuple[Any, ...]] = set()  # (device, layer, its kind) that Triton's kernels make right
+_WITHOUT: set[torch.device] = set()  # Triton
+
+
+def _on_gpu(modules: Sequence[nn.Module], x: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+    before: nn.Conv2d | None = None
+    for module in modules:
+        if isinstance(module, nn.Conv2d):
+            before = module
+        elif isinstance(module, nn.ReLU) and before is not None:
+            if preprocessing is None:
+                x = _convolution_relu(before, x, before.weight)
+            else:
+                x = _first(before, x, preprocessing)
+            before = preprocessing = None
+        else:
+            x = _pooled(module, x) if isinstance(module, nn.MaxPool2d) else module(x)
+    return x if before is None else before(_prepared([before], x, preprocessing))
+
+
+def _first(conv: nn.Conv2d, images_NHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The first convolution, with its ReLU, of images as they are.
+
+    In float32, which is cuDNN's TF32 where its flag allows that, the convolution is cuDNN's.
+    """
+    weight, bias = conv.weight, cast(Tensor, conv.bias)
+
+    def right(kernels: Any) -> bool:
+        count = 2 * 5 * 300 * 3  # more pixels a line than are computed at a time
+        some = (torch.arange(count, device=weight.device) * 37 % 256).byte().view(2, 5, 300, 3)
+        expected = F.relu_(conv(preprocessing(some).to(weight.dtype)))
+        return _close(kernels.conv1_1(some, preprocessing, weight, bias), expected, bias)
+
+    images = images_NHWC.dtype == torch.uint8 and images_NHWC.shape[3:] == (3,)
+    if weight.dtype == torch.bfloat16 and images:
+        kernels = _triton(weight.device, ("first layer", weight.shape, preprocessing), right)
+        if kernels is not None:
+            return cast(Tensor, kernels.conv1_1(images_NHWC, preprocessing, weight, bias))
+    x = F.pad(preprocessing(images_NHWC).to(weight.dtype), (0, 0, 0, 0, 0, PADDING))
+    return _convolution_relu(conv, x, F.pad(weight, (0, 0, 0, 0, 0, PADDING)))
+
+
+def _convolution_relu(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    """By one call of cuDNN's, where it has one for this layer that is right; else by two.
+
+    cuDNN is also given the memory that it writes to as a map to be added, times zero. Should one of
+    its kernels read that, a NaN left there by others would come through: so what it makes of a
+    layer's first image in memory full of NaN is compared.
+    """
+    settings: Any = conv.stride, conv.padding, conv.dilation, conv.groups
+
+    def at_once(x: Tensor) -> Tensor:
+        return torch.cudnn_convolution_relu(x, weight, conv.bias, *settings)
+
+    def apart(x: Tensor) -> Tensor:
+        return F.relu_(F.conv2d(x, weight, conv.bias, *settings))
+
+    kind = x.device, x.dtype, weight.shape
+    # the one call doesn't ask whether sums may be in another order each time
+    if _CUDNN.deterministic or not _AT_ONCE.get(kind, True):
+        return apart(x)
+    try:
+        if kind not in _AT_ONCE:
+            expected = apart(x[:1])
+            torch.full_like(expected, torch.nan)  # freed at once, and the next to be given
+            if not _close(at_once(x[:1]), expected, cast(Tensor, conv.bias)):
+                raise RuntimeError("it isn't the convolution's")
+            _AT_ONCE[kind] = True
+        return at_once(x)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        why = _in_short(error)
+    y = apart(x)  # of a GPU that has failed, this fails too
+    if all(_AT_ONCE.values()):
+        warnings.warn(
+            f"cuDNN can't be used for convolution and ReLU at once on {x.device} ({why}): one after"
+            " the other instead, slower",
+            stacklevel=2,
+        )
+    _AT_ONCE[kind] = False
+    return y
+
+
+def _pooled(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
+    C = x.shape[1]
+
+    def right(kernels: Any) -> bool:
+        some = torch.arange(5 * 7 * C, device=x.device).sin().to(x.dtype).view(1, 5, 7, C)
+        some = some.permute(0, 3, 1, 2)
+        return all(
+            torch.equal(kernels.max_pool(some, ceil), F.max_pool2d(some, 2, 2, ceil_mode=ceil))
+            for ceil in (False, True)
+        )
+
+    if min(x.shape[2:]) >= 2 or pool.ceil_mode:  # else there is no window, and the module raises
+        kernels = _triton(x.device, ("max-pool", x.dtype, C), right)
+        if kernels is not None:
+            return cast(Tensor, kernels.max_pool(x, pool.ceil_mode))
+    return cast(Tensor, pool(x))
+
+
+def _triton(device: torch.device, kind: tuple[Any, ...], right: Callable[[Any], bool]) -> Any:
+    """The module `kernels`, where Triton works on the device and `right` says that this kind of
+    layer is, asked once in a process; else None. The first failure ends it for the device.
+    """
+    if device in _WITHOUT:
+        return None
+    try:
+        from vggfeat import kernels  # only here: PyTorch has Triton in its CUDA builds
+
+        if (device, *kind) not in _RIGHT:
+            if not right(kernels):
+                raise RuntimeError(f"its {kind[0]} is wrong")
+            _RIGHT.add((device, *kind))
+        return kernels
+    except Exception as error:  # compilers, drivers and old GPUs fail in many ways
+        if out_of_memory(error):
+            raise
+        _WITHOUT.add(device)
+        warnings.warn(
+            f"Triton can't be used on {device} ({_in_short(error)}): PyTorch's own max-pool and"
+            " first layer instead, slower",
+            stacklevel=2,
+        )
+        return None
+
+
+def _close(y: Tensor, expected: Tensor, bias: Tensor) -> bool:
+    """Whether both are the same convolution with a ReLU, a sum rounded to bfloat16 or TF32 before
+    or after the bias; never where there is a NaN.
+    """
+    largest = torch.maximum(expected.abs().max(), bias.abs().max()).float()
+    return bool(((y.float() - expected.float()).abs() <= largest / 64).all())
+
+
+def _in_short(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+
+
+_WAYS = {"cpu": _on_cpu, "cuda": _on_gpu}
+
+
+# --- on both --------------------------------------------------------------------------------------
+
+
 def windows(x_NCHW: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
     """An FC layer at each k x k window of a map, (N, D, H - k + 1, W - k + 1). weight: (D, C * k *
     k).
@@ -124,7 +325,7 @@ def windows(x_NCHW: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
     N, C, H, W = x_NCHW.shape
     h, w = H - k + 1, W - k + 1
     if k == 1:
-        y = F.linear(x_NCHW.permute(0, 2, 3, 1).reshape(N * h * w, C), weight, bias)
+        y = _product(x_NCHW.permute(0, 2, 3, 1).reshape(N * h * w, C), weight, bias)
         return y.view(N, h, w, -1).permute(0, 3, 1, 2)
     # (N, h, w, C, k, k)
     views = x_NCHW.contiguous().unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5)
@@ -132,6 +333,15 @@ def windows(x_NCHW: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
     rows = max(1, WINDOW_BYTES // (N * w * weight.shape[1] * weight.element_size()))
     for top in range(0, h, rows):
         part = views[:, top : top + rows]
-        y = F.linear(part.reshape(-1, weight.shape[1]), weight, bias)
+        y = _product(part.reshape(-1, weight.shape[1]), weight, bias)
         y_NhwD[:, top : top + rows] = y.view(*part.shape[:3], -1)
     return y_NhwD.permute(0, 3, 1, 2)
+
+
+def _product(x_MC: Tensor, weight_DC: Tensor, bias: Tensor) -> Tensor:
+    """(M, D). In float32 on a GPU as a convolution: whether that may be TF32 is the flag of cuDNN,
+    as in all layers before, not that of matrix products.
+    """
+    if x_MC.device.type == "cuda" and x_MC.dtype == torch.float32:
+        return F.conv2d(x_MC[:, :, None, None], weight_DC[:, :, None, None], bias).flatten(1)
+    return F.linear(x_MC, weight_DC, bias)

@@ -7,6 +7,7 @@ N images, H, W height and width, K channels. State-dict keys are torchvision's (
     net = VGG("D")
     net(x_NCHW, "fc8")  # any H, W >= crop: the score map (N, 1000, h, w); FC layers as convolutions
     net.crop_scores(x_NCHW)   # H = W = crop: the scores (N, 1000); FC layers as matrices
+    net(images_NHWC, "fc7", preprocessing)  # of uint8 RGB images: a GPU reads them as they are
 
 Both run the same weights: the convolutions are views of the matrices, not copies.
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from vggfeat import fused
 from vggfeat.errors import VggfeatError
+from vggfeat.images import Preprocessing
 from vggfeat.table1 import (
     FC_CHANNELS,
     FC_LAYERS,
@@ -157,20 +159,22 @@ class VGG(nn.Module):
         pools = stage if layer.startswith("pool") else stage - 1
         return 1 if self.pool == "ceil" else 2**pools
 
-    def forward(self, x_NCHW: Tensor, layer: str = "fc8") -> Tensor:
+    def forward(
+        self, x: Tensor, layer: str = "fc8", preprocessing: Preprocessing | None = None
+    ) -> Tensor:
         """The map of `layer`, the net applied densely (Sect. 3.2): (N, K, h, w). Nothing past
         `layer` is computed.
 
-        x_NCHW: preprocessed images, any H and W from `min_side(layer)` up. FC layers run as 7x7,
-        1x1 and 1x1 convolutions; fc8's map is the class score map, before softmax. No dropout here:
-        see `crop_scores`.
+        x: preprocessed images (N, 3, H, W), any H and W from `min_side(layer)` up; or, with the
+        preprocessing, uint8 RGB (N, H, W, 3). FC layers run as 7x7, 1x1 and 1x1 convolutions; fc8's
+        map is the class score map, before softmax. No dropout here: see `crop_scores`.
         """
         self._require(layer)
+        h, w = x.shape[-2:] if preprocessing is None else x.shape[-3:-1]
+        x = fused.layers(self.features[: self.ends.get(layer)], x, preprocessing)
         if layer in self.ends:
-            return fused.layers(self.features[: self.ends[layer]], x_NCHW)
-        x = fused.layers(self.features, x_NCHW)
+            return x
         if min(x.shape[-2:]) < self.fc6_kernel:
-            h, w = x_NCHW.shape[-2:]
             raise VggfeatError(
                 f"a {h}x{w} image is smaller than the net's crop of {self.crop}; {layer} has no"
                 " position"
@@ -188,11 +192,11 @@ class VGG(nn.Module):
             k = 1
         return x
 
-    def crop_scores(self, x_NCHW: Tensor) -> Tensor:
+    def crop_scores(self, x: Tensor, preprocessing: Preprocessing | None = None) -> Tensor:
         """Scores (N, num_classes) of crops with H = W = crop, FC layers as matrices; dropout in
-        training mode.
+        training mode. x: as of `forward`.
         """
         self._require("fc8")
-        pool5 = fused.layers(self.features, x_NCHW)
+        pool5 = fused.layers(self.features, x, preprocessing)
         scores: Tensor = self.classifier(torch.flatten(pool5, 1))
         return scores

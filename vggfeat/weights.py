@@ -161,12 +161,24 @@ class Network:
         self.require(layer)
         return self.module(x_NCHW.to(dtype_of(self.precision)), layer)
 
+    def maps_of(self, images_NHWC: Tensor, layer: str) -> Tensor:
+        """`maps` of uint8 RGB images, which a net of Table 1 on a GPU reads as they are."""
+        if not isinstance(self.module, VGG):
+            return self.maps(self.preprocessing(images_NHWC), layer)
+        self.require(layer)
+        return cast(Tensor, self.module(images_NHWC, layer, self.preprocessing))
+
     def crop_scores(self, x_NCHW: Tensor) -> Tensor:
         """Scores (N, K) of preprocessed float32 crops, FC layers as matrices, in the network's
         precision.
         """
         self.require("fc8")
         return self.vgg().crop_scores(x_NCHW.to(dtype_of(self.precision)))
+
+    def crop_scores_of(self, crops_NHWC: Tensor) -> Tensor:
+        """`crop_scores` of uint8 RGB crops, which a GPU reads as they are."""
+        self.require("fc8")
+        return self.vgg().crop_scores(crops_NHWC, self.preprocessing)
 
     def scores(self, fc7_ND: Tensor) -> Tensor:
         """fc8 of fc7 descriptors: (N, K) float32. Of a mean descriptor it is the mean score map

@@ -35,9 +35,10 @@ from torchvision.transforms import v2
 from pretrain.colour import Colours
 from pretrain.init import randomise
 from pretrain.loader import Schedule, TrainingSet, read_training_set
-from pretrain.plan import forward_gflop, net_of
+from pretrain.plan import net_of
 from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe, Stage
+from pretrain.replica import forward_gflop
 from pretrain.trainer import Machine, Trainer, hidden_units
 from vggfeat.devices import resolve_device, resolve_precision
 from vggfeat.machine import CORES

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.colour import Colours
 from pretrain.loader import TrainingSet
 from pretrain.readers import Readers, Samples
 from pretrain.recipe import Recipe
+from pretrain.replica import forward_gflop, passes, rate_of_device
 from pretrain.trainer import DTYPES, Machine, Trainer, hidden_units
 from vggfeat.errors import VggfeatError
 from vggfeat.machine import CORES
@@ -44,19 +44,13 @@ class StagePlan:
     memory: int
     waits: bool
     """Whether it is the reading of images that sets the pace."""
+    share: float | None
+    """Of a matrix product's rate here, by the trial, reading left out; None: not known."""
 
 
 def net_of(recipe: Recipe, stage_number: int, classes: int) -> VGG:
     """The net of a stage, its weights not yet set."""
     return VGG(recipe.stages[stage_number].net, classes, recipe.width, recipe.crop)
-
-
-def forward_gflop(net: VGG) -> float:
-    """Of one crop's scores."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        shadow = VGG(net.net, net.num_classes, net.width, net.crop)
-        shadow.crop_scores(torch.empty(1, 3, net.crop, net.crop))
-    return float(counter.get_total_flops()) / 1e9
 
 
 def activation_bytes(net: VGG, precision: str) -> int:
@@ -130,14 +124,13 @@ def plan(
 ) -> Iterator[StagePlan]:
     """Each stage's cost on this machine; a trial of a few images measures its rate."""
     program = program_bytes(ranks.device)
+    rate = rate_of_device(ranks.device, machine.precision)
     for number in stages:
         stage = recipe.stages[number]
         net = net_of(recipe, number, len(data.classes))
         iterations = stage.iterations_of(len(data.train), recipe.batch_size)
-        # the backward pass multiplies twice: by the activations for the weights, by the weights for
-        # the activations
-        passes = 3 if stage.learn == "all" else 1
-        per_image = forward_gflop(net) * passes
+        times = passes(stage.learn)
+        per_image = forward_gflop(net) * times
         images = recipe.batch_size * iterations
         memory = program + weight_bytes(net, machine.precision)
         memory += machine.micro_batch * activation_bytes(net, machine.precision)
@@ -149,7 +142,7 @@ def plan(
         checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(
             data.held_out
         ) + len(data.val)
-        seconds = images * pace.seconds(net_seconds) + checks * pace.seconds(net_seconds / passes)
+        seconds = images * pace.seconds(net_seconds) + checks * pace.seconds(net_seconds / times)
         yield StagePlan(
             stage.name,
             iterations,
@@ -157,6 +150,7 @@ def plan(
             seconds / ranks.world,
             memory,
             pace.seconds(net_seconds) > 1.1 * net_seconds,
+            None if rate is None else 1e9 * per_image / net_seconds / rate,
         )
 
 
@@ -204,6 +198,7 @@ def trial(
         began = time.perf_counter()
         batch = next(alone.read(samples, data.items, [[(0, int(row)) for row in rows[:n]]]))
         read, times = time.perf_counter() - began, []
+        trainer.compile(batch, n)  # which isn't counted
         for _ in range(1 + steps):  # the first one warms up
             began = time.perf_counter()
             float(trainer.step(batch, n))  # waits for a GPU

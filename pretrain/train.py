@@ -116,8 +116,13 @@ def train(
         ),
     ] = None,
     compiled: Annotated[
-        bool, Option("--compile", help="Compile the net by torch.compile.")
-    ] = False,
+        bool | None,
+        Option(
+            "--compile/--no-compile",
+            help="Compile the net by torch.compile; default: on a GPU where that can be done.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint_minutes: Annotated[
         float, Option(help="Minutes from one checkpoint to the next.")
     ] = 10.0,
@@ -203,10 +208,11 @@ def train(
 
 
 def _print_plan(stages: Sequence[StagePlan]) -> None:
-    table = columns("stage", "iterations", "PFLOP", "memory, GB", "time")
+    table = columns("stage", "iterations", "PFLOP", "memory, GB", "% of matrix rate", "time")
     for stage in stages:
-        cells = f"{stage.gflop / 1e6:.3g}", f"{stage.memory / 1e9:.2f}", duration(stage.seconds)
-        table.add_row(stage.name, str(stage.iterations), *cells)
+        share = "-" if stage.share is None else f"{100 * stage.share:.0f}"
+        cells = f"{stage.gflop / 1e6:.3g}", f"{stage.memory / 1e9:.2f}", share
+        table.add_row(stage.name, str(stage.iterations), *cells, duration(stage.seconds))
     out.print(table)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpoint
 from pretrain.colour import Colours
@@ -32,12 +30,12 @@ from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
 from pretrain.recipe import SHALLOW, Past, Recipe
+from pretrain.replica import Replica, TrainingNet, forward_gflop, passes, rate_of_device
 from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Chance, Log, Stop, cant_write
 from vggfeat.datasets.items import name_digest
-from vggfeat.devices import out_of_memory
+from vggfeat.devices import device_failed, out_of_memory
 from vggfeat.errors import VggfeatError
 from vggfeat.files import try_each
-from vggfeat.images import Preprocessing
 from vggfeat.metrics import error_text, tells
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.terminal import say
@@ -59,47 +57,12 @@ class Machine:
     """
     workers: int = 2
     """Processes that read images, for each training process; 0 reads in the training process."""
-    compile: bool = False
-    """torch.compile the net."""
+    compile: bool | None = None
+    """Compile the net by torch.compile; None: on a GPU, where it can be done."""
     checkpoint_seconds: float = 600.0
     """Seconds between checkpoints."""
     log_every: int = 20
     """Iterations between lines of the log."""
-
-
-class TrainingNet(nn.Module):
-    """A net with what happens to a crop on the device before it, and with keyed dropout in it."""
-
-    def __init__(self, net: VGG, colours: Colours, dropout: float, learn: str = "all") -> None:
-        super().__init__()
-        self.net = net
-        self.preprocessing = Preprocessing(mean=cast(Any, colours.mean))
-        self.register_buffer("components", torch.from_numpy(colours.components), persistent=False)
-        self.register_buffer("bits", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
-        self.dropout = dropout
-        self.features_learn = learn == "all"
-        net.features.requires_grad_(self.features_learn)
-
-    def forward(self, crops_NHWC: Tensor, alpha_N3: Tensor, kept: Tensor) -> Tensor:
-        """Scores (N, C). kept: (N, bytes) bits as in `Batch`, or (N, 0): nothing is dropped."""
-        net = self.net
-        x_NCHW = self.preprocessing(crops_NHWC)
-        x_NCHW = x_NCHW + (alpha_N3 @ cast(Tensor, self.components).float().T)[:, :, None, None]
-        with nullcontext() if self.features_learn else torch.no_grad():
-            pool5 = net.features(x_NCHW.to(cast(nn.Linear, net.classifier[0]).weight.dtype))
-        x = torch.flatten(pool5, 1)
-        keep = ((kept[:, :, None] >> cast(Tensor, self.bits)) & 1).flatten(1)
-        start = 0
-        for module in net.classifier:
-            if not isinstance(module, nn.Dropout):
-                x = module(x)
-            elif kept.shape[1]:
-                units = x.shape[1]
-                # scaled here rather than halved at test time: the same net in expectation (Caffe's
-                # way, too)
-                x = x * (keep[:, start : start + units].to(x.dtype) / (1 - self.dropout))
-                start += units
-        return x
 
 
 def hidden_units(net: VGG) -> int:
@@ -159,25 +122,13 @@ class Trainer:
         self.identity = self._identity(start)
         if folder is not None and (folder / CHECKPOINT).exists():
             self._resume(folder / CHECKPOINT)
-        replica: nn.Module = self.training_net
-        if machine.compile:
-            replica = cast(nn.Module, torch.compile(replica))
-        if ranks.world > 1:
-            device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-            ranks.barrier()  # it waits for the others without a word
-            with telling_of_others(), warnings.catch_warnings():
-                # a later name of this argument isn't known to PyTorch 2.11
-                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-                # gradients are exchanged bucket by bucket while the rest of the backward pass goes
-                # on
-                replica = DistributedDataParallel(
-                    replica, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-                )
-        self.replica = replica
+        self.replica = Replica(self.training_net, ranks, machine.compile)
         self.reported: set[str] = set()
         self.refused: set[str] = set()  # files that a disk has refused, told already
         # this process's losses, not yet summed
         self.pending = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        self.flop = 1e9 * forward_gflop(net) * passes(self.stage.learn)  # of an image
+        self.matrix_flops: float | None = None
         self._restart_clock()
 
     def _identity(self, start: str) -> dict[str, Any]:
@@ -256,30 +207,44 @@ class Trainer:
             group["lr"] = self.state.learning_rate * group["rate_factor"]
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         pieces = list(self._pieces(batch))
-        for i, (crops, alpha, kept, labels, counts) in enumerate(pieces):
-            last = i == len(pieces) - 1
-            wrapped = isinstance(self.replica, DistributedDataParallel)
-            with self.replica.no_sync() if wrapped and not last else nullcontext():  # type: ignore[operator]
-                with self.autocast():
-                    scores = self.replica(crops, alpha, kept)
-                if scores.dtype == torch.bfloat16:
-                    scores = scores.float()
-                losses = F.cross_entropy(scores, labels, reduction="none")
-                loss = (losses * counts.to(losses.dtype)).sum() / images
-                # times the processes, as DistributedDataParallel averages over them
-                torch.autograd.backward(loss * self.ranks.world)
-            total += loss.detach()
+        for i, piece in enumerate(pieces):
+            with nullcontext() if i == len(pieces) - 1 else self.replica.alone():
+                total += self._pass(piece, images)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return total
 
+    def compile(self, batch: Batch, images: float) -> float:
+        """Compile the net, where it's to be and isn't yet; seconds that it took, or 0.0. The
+        arguments are those of the first `step`, which nothing is changed for.
+        """
+        if not self.replica.undecided:
+            return 0.0
+        piece = next(self._pieces(batch))
+        seconds = self.replica.compile(lambda: float(self._pass(piece, images)))  # waits for a GPU
+        self.optimiser.zero_grad(set_to_none=True)
+        return seconds
+
+    def _pass(self, piece: list[Tensor], images: float) -> Tensor:
+        """Add a micro-batch's gradients; its share of the mean loss of so many images."""
+        crops, alpha, kept, labels, counts = piece
+        with self.autocast():
+            scores = self.replica(crops, alpha, kept)
+        if scores.dtype == torch.bfloat16:
+            scores = scores.float()
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        loss = (losses * counts.to(losses.dtype)).sum() / images
+        # times the processes, as DistributedDataParallel averages over them
+        torch.autograd.backward(loss * self.ranks.world)
+        return loss.detach()
+
     def _pieces(self, batch: Batch) -> Iterator[list[Tensor]]:
-        """The batch in micro-batches, each on the device."""
+        """The batch in micro-batches of one size, but for the last, each on the device."""
         tensors = batch.crops_NHWC, batch.alpha_N3, batch.kept, batch.labels, batch.counts
         n = len(batch.labels)
-        pieces = -(-n // self.machine.micro_batch)
-        for k in range(pieces):
-            part = slice(n * k // pieces, n * (k + 1) // pieces)
+        size = -(-n // -(-n // self.machine.micro_batch))
+        for start in range(0, n, size):
+            part = slice(start, start + size)
             yield [tensor[part].to(self.ranks.device, non_blocking=True) for tensor in tensors]
 
     # --- one stage --------------------------------------------------------------------------------
@@ -290,8 +255,8 @@ class Trainer:
 
         Raises VggfeatError: the loss is not finite; it has been chance's for `chance_after`
         iterations, or the held-out error is in the end; a disk that refuses the last checkpoint
-        (one that it refuses on the way is a warning); memory ran out, or a process that reads
-        images was killed.
+        (one that it refuses on the way is a warning); memory ran out, the device failed, or a
+        process that reads images was killed; torch.compile was asked for and can't be used.
         """
         self.stop = stop
         try:
@@ -305,6 +270,8 @@ class Trainer:
                     f"out of memory on {self.ranks.device}: give a `micro_batch` below"
                     f" {self.machine.micro_batch}"
                 )
+            elif device_failed(error):
+                what = f"{self.ranks.device} failed ({str(error).splitlines()[0][:160]})"
             else:
                 raise
             where = f"{self.stage.name}, iteration {self.state.iteration}"
@@ -322,20 +289,7 @@ class Trainer:
         with Log(
             self.folder if ranks.first else None, self.stage.name, state.iteration, self.stop_at
         ) as log:
-            if state.iteration == 0:
-                machine = {
-                    **asdict(self.machine),
-                    "processes": ranks.world,
-                    "device": str(ranks.device),
-                }
-                log(
-                    "start",
-                    0,
-                    time=time.time(),
-                    stage=self.stage.name,
-                    identity=self.identity,
-                    machine=machine,
-                )
+            self._log_start(log)
             self._restart_clock()
             if state.check_due:
                 self._check(log)
@@ -357,6 +311,11 @@ class Trainer:
                     raise ReadingFailed(
                         "not one image of a batch can be read: is the storage still there?"
                     )
+                if seconds := self.compile(batch, images):
+                    log("compiled", state.iteration + 1, seconds=seconds)
+                    log.leave_out(seconds)
+                    log.say(f"compiled in {seconds:.0f} s")
+                    self.clock += seconds  # images/s are those of training
                 self.pending += self.step(batch, images)
                 state.iteration += 1
                 state.seconds = before + time.monotonic() - began
@@ -415,6 +374,26 @@ class Trainer:
     def _restart_clock(self) -> None:
         self.clock, self.clock_iteration, self.waited = time.monotonic(), self.state.iteration, 0.0
 
+    def _log_start(self, log: Log) -> None:
+        """What the device can do, for all lines of the log to come; and the start of a stage."""
+        if self.ranks.first:
+            self.matrix_flops = rate_of_device(self.ranks.device, self.machine.precision)
+        if self.state.iteration == 0:
+            machine = {
+                **asdict(self.machine),
+                "processes": self.ranks.world,
+                "device": str(self.ranks.device),
+                "matrix_flops": self.matrix_flops,
+            }
+            log(
+                "start",
+                0,
+                time=time.time(),
+                stage=self.stage.name,
+                identity=self.identity,
+                machine=machine,
+            )
+
     def _collect_loss(self) -> None:
         """Bring the losses of all processes since the last time into the state."""
         self.state.pending_loss += self.ranks.sum([float(self.pending)])[0]
@@ -443,6 +422,9 @@ class Trainer:
         seconds = time.monotonic() - self.clock
         speed = (iteration - self.clock_iteration) * self.recipe.batch_size / seconds
         wait, rate = self.waited / seconds, state.learning_rate
+        share = None
+        if self.matrix_flops is not None:
+            share = speed * self.flop / (self.matrix_flops * self.ranks.world)
         log(
             "train",
             iteration,
@@ -450,10 +432,11 @@ class Trainer:
             loss=loss,
             learning_rate=rate,
             images_per_second=speed,
+            **({} if share is None else {"matrix_share": share}),
             data_wait=wait,
             seconds=state.seconds,
         )
-        log.progress(iteration, loss, rate, speed, wait)
+        log.progress(iteration, loss, rate, speed, share, wait)
         self._restart_clock()
 
     def _check(self, log: Log) -> None:

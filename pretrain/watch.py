@@ -68,11 +68,21 @@ class Log:
         if self.folder is not None:
             say(f"{self.name}: {text}")
 
+    def leave_out(self, seconds: float) -> None:
+        """Seconds that don't come again: the time that is left isn't reckoned by them."""
+        self._began += seconds
+
     def progress(
-        self, iteration: int, loss: float, rate: float, images_per_second: float, data_wait: float
+        self,
+        iteration: int,
+        loss: float,
+        rate: float,
+        images_per_second: float,
+        matrix_share: float | None,
+        data_wait: float,
     ) -> None:
         """Where the stage is: rewritten in place on a terminal, a line each ten seconds
-        elsewhere.
+        elsewhere. matrix_share: of a matrix product's rate; None: not known.
         """
         now = time.monotonic()
         waits = not self._live and now - self._shown < LINE_SECONDS and iteration < self.stop_at
@@ -80,10 +90,12 @@ class Log:
             return
         self._shown = now
         left = (now - self._began) / max(iteration - self.start, 1) * (self.stop_at - iteration)
+        speed = f"{images_per_second:.0f} images/s"
+        if matrix_share is not None:
+            speed += f", {100 * matrix_share:.0f} % of the matrix rate"
         text = (
             f"iteration {iteration}/{self.stop_at}, loss {loss:.4f}, learning rate {rate:g},"
-            f" {images_per_second:.0f} images/s, {100 * data_wait:.0f} % waiting for data,"
-            f" {duration(left)} left"
+            f" {speed}, {100 * data_wait:.0f} % waiting for data, {duration(left)} left"
         )
         if self._live:
             rewrite(f"{self.name}: {text}")
@@ -255,6 +267,7 @@ NUMBERS = (
     "loss",
     "learning_rate",
     "images_per_second",
+    "matrix_share",
     "data_wait",
     "seconds",
     "top1_error",

@@ -1,12 +1,15 @@
-"""Devices: which one, in which precision, and how much goes through it; what it says when its
-memory is used up. Imported without PyTorch.
+"""Devices: which one, in which precision, how much goes through it, and how fast; what it says when
+its memory is used up, or when it fails. Imported without PyTorch.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
+import time
 import warnings
+from statistics import median
 from typing import TYPE_CHECKING
 
 from vggfeat.checked import shown
@@ -117,6 +120,43 @@ def dtype_of(precision: str) -> torch.dtype:
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+@functools.cache
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product (a multiply-add is two), which no net surpasses by much: the
+    median of some, measured once in a process.
+
+    8192 x 8192 on a GPU; on a CPU as large as takes some hundredths of a second, 2048 at most. In
+    float32 a GPU multiplies as its convolutions do, by default in TF32.
+    """
+    import torch
+
+    gpu = device.type == "cuda"
+
+    def seconds(n: int, times: int) -> float:
+        own = torch.Generator(device).manual_seed(0)
+        a = torch.rand((n, n), generator=own, device=device).to(dtype_of(precision))
+        found = []
+        for _ in range(1 + times):  # the first one warms up
+            if gpu:
+                torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            a @ a
+            if gpu:
+                torch.cuda.synchronize(device)
+            found.append(time.perf_counter() - began)
+        return median(found[1:])
+
+    n = 8192 if gpu else 256
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        while not gpu and n < 2048 and seconds(n, 1) < 0.01:
+            n *= 2
+        return 2.0 * n**3 / seconds(n, 10 if gpu else 5)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from pretrain.augment import SAMPLE, draw, keyed
 from pretrain.colour import Colours, Sums, measure
-from pretrain.trainer import TrainingNet
+from pretrain.replica import TrainingNet
 from vggfeat.datasets.items import name_digest
 from vggfeat.decode import read_rgb
 from vggfeat.errors import VggfeatError

@@ -15,7 +15,8 @@ from pretrain.checkpoint import read_state
 from pretrain.init import weight_layers
 from pretrain.readers import Batch
 from pretrain.recipe import read_recipe
-from pretrain.trainer import Trainer, TrainingNet, optimiser
+from pretrain.replica import TrainingNet
+from pretrain.trainer import Trainer, optimiser
 from pretrain.watch import Chance
 from tests.conftest import Command
 from tests.pretrain.conftest import A_STAGE, D_STAGE, FEW, layers, one_line, training

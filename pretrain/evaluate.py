@@ -34,7 +34,7 @@ from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
 from vggfeat.errors import WrongUsage, as_typed
 from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_files, write_json
 from vggfeat.options import (
-    BATCH,
+    BatchSize,
     Json,
     MaxPool,
     Overwrite,
@@ -137,7 +137,7 @@ def evaluate_command(
     limit: Annotated[
         int, Option(min=0, help="Only so many images, evenly spread; 0: all of them.")
     ] = 0,
-    batch_size: Annotated[int, Option(min=1, help=f"{BATCH}.")] = 16,
+    batch_size: BatchSize = None,
     device: OwnDevice = "auto",
     precision: Precision = "auto",
     workers: Workers = None,

@@ -26,6 +26,7 @@ from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets import Items, imagenet
 from vggfeat.decode import expected_shape, read_rgb
 from vggfeat.describe import describe
+from vggfeat.devices import BATCH_SIZE
 from vggfeat.errors import UnreadableImage, VggfeatError, reason
 from vggfeat.images import grid_crops, mirror
 from vggfeat.ranks import Ranks
@@ -93,7 +94,7 @@ def measure(
     modes: Sequence[str],
     ranks: Ranks,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int = 2,
     advance: Callable[[float, int], None] = lambda done, total: None,
 ) -> tuple[Posteriors, dict[int, str], np.ndarray]:
@@ -105,6 +106,7 @@ def measure(
     Each process takes its part of the images; an image is decoded once for all scales and modes.
     """
     low, high = ranks.share(0, len(items))
+    at_once = batch_size or BATCH_SIZE[network.device.type]
     K = network.vgg().num_classes
     mine_QMNK = np.full((len(scales), len(modes), high - low, K), np.nan, np.float32)
     failures: dict[int, str] = {}
@@ -122,7 +124,7 @@ def measure(
     def compute(images_NHWC: Tensor) -> Tensor:
         of_mode = {
             "dense": lambda: dense(network, images_NHWC),
-            "crops": lambda: crops(network, images_NHWC, batch_size),
+            "crops": lambda: crops(network, images_NHWC, at_once),
         }
         return torch.stack([of_mode[mode]() for mode in modes], 1)  # (N, modes, K)
 
@@ -256,7 +258,7 @@ def evaluate(
     split: str,
     ranks: Ranks,
     *,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
     advance: Callable[[float, int], None],
 ) -> KeptPosteriors:

@@ -32,7 +32,6 @@ Parameters = ParamSpec("Parameters")
 PRECISION = (
     "Of the nets' arithmetic; auto: bfloat16 where the hardware multiplies it, else float32."
 )
-BATCH = "Images of 224x224 in a forward pass; of larger images there are fewer in one"
 
 Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[Path | None, Option("--json", help="Also write the result as JSON to this file.")]
@@ -96,7 +95,8 @@ BatchSize = Annotated[
     int | None,
     Option(
         min=1,
-        help=f"{BATCH}; default {BATCH_SIZE['cpu']}, on a GPU {BATCH_SIZE['cuda']}.",
+        help="Images of 224x224 in a forward pass; of larger images there are fewer in one; default"
+        f" {BATCH_SIZE['cpu']}, on a GPU {BATCH_SIZE['cuda']}.",
         show_default=False,
     ),
 ]

@@ -14,10 +14,11 @@ no harm.
 - EPS and WMF are not read: Pillow hands them to other programs, and a drawing has no pixels of its
   own. Nor is what isn't listed here and in `headers`: a format that another package adds to Pillow.
 
-Pillow decodes, and says what is refused and why. The pixels of plain JPEGs, which nearly all images
-are, are torchvision's wherever PyTorch is loaded: the same libjpeg-turbo, the same values, but
-Pillow holds Python's lock for 0.4 ms an image, so that many threads read no faster than two or
-three. What isn't plain, and whatever torchvision can't, is left to Pillow.
+Pillow decodes, and says what is refused and why. Where PyTorch is loaded, torchvision decodes plain
+JPEGs (`headers.plain_jpeg`), which nearly all images are: libjpeg-turbo as well, and the same
+values, which is tried before it is first used. But of some 2 ms for a photograph Pillow holds
+Python's lock for 0.4, and this for 0.06, so that sixteen threads aren't too many. What isn't plain,
+and whatever torchvision refuses, is left to Pillow.
 
 Memory and time of a file are bounded, by arithmetic, before a pixel is decoded: see `headers`.
 Where a header doesn't tell them, since the decoder believes what lies deeper in the file (AVIF,
@@ -99,8 +100,10 @@ _FORMATS = sorted(
 # Pillow warns of odd metadata; here an image's outcome is an array or UnreadableImage, and nothing
 # else. `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last
 # in the list, and any filter that the user sets comes before it. Pillow also logs; with no handler,
-# Python would print that. What libtiff itself prints of a damaged compressed TIFF can't be silenced
-# from here.
+# Python would print that. Two things can't be silenced from here: what libtiff itself prints of a
+# damaged compressed TIFF, and the one line ("Corrupt JPEG data: ...") that torchvision's libjpeg
+# prints of a JPEG whose header, markers and end are sound, but not the codes between, as after a
+# flipped bit. Files that are cut off, or odd in any other way, are Pillow's, which is silent.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -169,20 +172,26 @@ def expected_shape(
 
     source: what `read_rgb` takes. Raises nothing; safe to call from many threads.
     """
+    if not isinstance(source, IMAGE_TYPES):
+        return None
     try:
         if isinstance(source, np.ndarray):
             return (source.shape[0], source.shape[1]) if source.ndim in (2, 3) else None
         if isinstance(source, Image.Image):
             return _upright(source.height, source.width, _only(source.info))
-        is_path = isinstance(source, str | os.PathLike)
-        data = _read_file(source, MAX_PIXELS, _HEAD_BYTES) if is_path else bytes(source)
-        if plain := headers.plain_jpeg(data):
-            return _upright(plain.height, plain.width, _only(plain.info))
-        if is_path and len(data) == _HEAD_BYTES:
-            data = _read_file(source, MAX_PIXELS, _HINT_BYTES)
-        return _shape_of_file(data) if len(data) < _HINT_BYTES else None
+        for at_most in (_HEAD_BYTES, _HINT_BYTES):
+            data = (
+                _read_file(source, MAX_PIXELS, at_most)
+                if isinstance(source, str | os.PathLike)
+                else bytes(source)
+            )
+            if plain := headers.plain_jpeg(data):
+                return _upright(plain.height, plain.width, _only(plain.info))
+            if len(data) < at_most:  # that is all of it
+                return _shape_of_file(data)
     except Exception:  # `read_rgb` will say what it is
-        return None
+        pass
+    return None
 
 
 def _shape_of_file(data: bytes) -> tuple[int, int] | None:
@@ -303,7 +312,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 class _LockFree:
-    """torchvision's decoder, which leaves Python's lock alone; loaded once, where it is first asked
+    """torchvision's decoder, which leaves Python's lock alone; loaded once, when it is first asked
     for.
 
     The image extension is loaded by itself, in 10 ms: `import torchvision` takes two seconds and
@@ -327,9 +336,9 @@ class _LockFree:
 
     @staticmethod
     def _load() -> Callable[[bytes], np.ndarray] | None:
-        # Whatever goes wrong here is no matter for a word: Pillow's values are the same, later.
-        # Another libjpeg (it isn't always turbo's, nor of one age) may round otherwise, and then
-        # a row would depend on what else the process has loaded.
+        # Whatever goes wrong here is not worth a word: Pillow gives the same values, only later.
+        # Another libjpeg (not all are turbo, nor of one age) may round otherwise, and then values
+        # would depend on what else a process has loaded.
         try:
             import torch  # waits, where another thread is importing it
 

@@ -216,8 +216,8 @@ def _jpeg(data: bytes) -> Need:
     return Need(n_bytes, pixels * max(scans, 1), calls)
 
 
-# Luma's horizontal and vertical factors where chroma has 1: 4:4:4, 4:2:2, 4:2:0
-PLAIN_SAMPLINGS = {(1, 1), (2, 1), (2, 2)}
+# Luma's horizontal and vertical factors, where chroma's are 1: 4:4:4, 4:2:2, 4:2:0
+_SAMPLINGS = {0x11, 0x21, 0x22}
 _PLAIN_SEGMENTS = 1000  # a profile takes up to 255
 # what ends entropy-coded data, or would, were it damaged
 _IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
@@ -252,7 +252,11 @@ class PlainJpeg:
                 return False
             if kind == _EOI:
                 return in_scan and found.end() == len(data)
-            if not self.progressive or kind not in (_DHT, _SOS) or found.end() + 2 > len(data):
+            if (
+                not self.progressive
+                or kind not in (_DHT, _DRI, _SOS)
+                or found.end() + 2 > len(data)
+            ):
                 return False
             in_scan = kind == _SOS
             at = found.end() + (data[found.end()] << 8 | data[found.end() + 1])
@@ -315,17 +319,11 @@ def _plain_frame(plain: PlainJpeg, kind: int, data: bytes) -> bool:
     again = plain.layers
     bits, plain.height, plain.width, plain.layers = struct.unpack_from(">BHHB", data)
     plain.progressive = kind in _PROGRESSIVE
-    components = [data[at : at + 2] for at in range(6, len(data), 3)]
     if again or bits != 8 or not plain.height * plain.width or len(data) != 6 + 3 * plain.layers:
         return False
-    if plain.layers == 1:
-        return components[0][1] == 0x11
-    sampling = divmod(components[0][1], 16)
-    return (
-        sampling in PLAIN_SAMPLINGS
-        and components[0][0] == 1
-        and components[1:] == [b"\2\x11", b"\3\x11"]
-    )
+    luma, *chroma = [data[at : at + 2] for at in range(6, len(data), 3)]
+    names_are_usual = not chroma or (luma[0] == 1 and chroma == [b"\2\x11", b"\3\x11"])
+    return luma[1] in _SAMPLINGS and names_are_usual
 
 
 # ---- TIFF, and the EXIF of others, which is one without pixels

@@ -20,7 +20,7 @@ from PIL import Image, features
 import vggfeat
 from vggfeat import datasets
 from vggfeat.datasets import Items
-from vggfeat.decode import read_rgb
+from vggfeat.decode import expected_shape, read_rgb
 from vggfeat.describe import describe_all
 from vggfeat.extract import extract
 
@@ -210,6 +210,7 @@ def test_each_is_described_or_marked_in_its_own_row(
             continue
         assert outcome in ("read", ""), name
         pixels = read_rgb(folder / name)
+        assert expected_shape(folder / name) == pixels.shape[:2], name
         alone = all_read(describe_all(network, [pixels], features.description))[0]
         assert_same_descriptors(x[i], alone)
     photo = names.index("orientation 1.jpg")

@@ -14,6 +14,12 @@ no harm.
 - EPS and WMF are not read: Pillow hands them to other programs, and a drawing has no pixels of its
   own. Nor is what isn't listed here and in `headers`: a format that another package adds to Pillow.
 
+Pillow decodes, and says what is refused and why. Where PyTorch is loaded, torchvision decodes plain
+JPEGs (`headers.plain_jpeg`), which nearly all images are: libjpeg-turbo as well, and the same
+values, which is tried before it is first used. But of some 2 ms for a photograph Pillow holds
+Python's lock for 0.4, and this for 0.06, so that sixteen threads aren't too many. What isn't plain,
+and whatever torchvision refuses, is left to Pillow.
+
 Memory and time of a file are bounded, by arithmetic, before a pixel is decoded: see `headers`.
 Where a header doesn't tell them, since the decoder believes what lies deeper in the file (AVIF,
 JPEG 2000, and those that hold pictures of other formats: BLP, FITS, ICNS), a process of its own
@@ -23,6 +29,7 @@ is read whole first, so that it can't change, nor a map of it vanish, under a de
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import os
@@ -31,9 +38,11 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +65,13 @@ _CHILD_WAIT = 120  # seconds until it is killed, on a machine that is busy
 _CHILD_OWN_BYTES = 1 << 29  # of addresses, for Python and its libraries
 _EXIF_ORIENTATION = 0x0112
 _MAX_EXIF_BYTES = 64_000_000  # as Pillow unpacks it; a camera's takes less than one
-_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC = 258, 262
+_HEAD_BYTES = 1 << 16  # of a file: nearly always all of a JPEG's header
+_HINT_BYTES = 1 << 24  # of a file that is read for no more than its shape
+_SMALL = 1 << 24  # bytes of a file, or pixels, that are far within every bound, see `headers`
+_RGB = 3  # `torchvision.io.ImageReadMode.RGB`
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
+# one of these stands in every PNG that may be turned
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # in themselves, or by a transparent colour
 _WITH_ALPHA = {"1", "L", "P", "RGB", "LA", "La", "PA", "RGBA", "RGBa"}
 _EMPTY = "empty file (0 bytes)"
@@ -85,8 +100,10 @@ _FORMATS = sorted(
 # Pillow warns of odd metadata; here an image's outcome is an array or UnreadableImage, and nothing
 # else. `warnings.catch_warnings` is not thread-safe, so the filter is the process's; it goes last
 # in the list, and any filter that the user sets comes before it. Pillow also logs; with no handler,
-# Python would print that. What libtiff itself prints of a damaged compressed TIFF can't be silenced
-# from here.
+# Python would print that. Two things can't be silenced from here: what libtiff itself prints of a
+# damaged compressed TIFF, and the one line ("Corrupt JPEG data: ...") that torchvision's libjpeg
+# prints of a JPEG whose header, markers and end are sound, but not the codes between, as after a
+# flipped bit. Files that are cut off, or odd in any other way, are Pillow's, which is silent.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -129,6 +146,9 @@ def read_rgb(
         raise UnreadableImage(_EMPTY)
     if next(_accepting(_IN_CHILD, data), None):
         return _decode_in_child(data, max_pixels)
+    plain = headers.plain_jpeg(data)
+    if plain and (decode := _lock_free.get()):
+        return _decode_plain(decode, plain, data, max_pixels)
     return _decode(lambda: _open(data, max_pixels), max_pixels)
 
 
@@ -140,15 +160,65 @@ def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int
     """
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
-    data = _read_file(source, MAX_PIXELS)
+    return _shape_of_file(_read_file(source, MAX_PIXELS))
+
+
+def expected_shape(
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+) -> tuple[int, int] | None:
+    """(H, W) that `read_rgb(source)` will most likely have, in some 40 us for a JPEG: a hint, by
+    which images can be put in order before they are read. None where that takes more than a look
+    at the header, or anything is wrong.
+
+    source: what `read_rgb` takes. Raises nothing; safe to call from many threads.
+    """
+    if not isinstance(source, IMAGE_TYPES):
+        return None
+    try:
+        if isinstance(source, np.ndarray):
+            return (source.shape[0], source.shape[1]) if source.ndim in (2, 3) else None
+        if isinstance(source, Image.Image):
+            return _upright(source.height, source.width, _only(source.info))
+        for at_most in (_HEAD_BYTES, _HINT_BYTES):
+            data = (
+                _read_file(source, MAX_PIXELS, at_most)
+                if isinstance(source, str | os.PathLike)
+                else bytes(source)
+            )
+            if plain := headers.plain_jpeg(data):
+                return _upright(plain.height, plain.width, _only(plain.info))
+            if len(data) < at_most:  # that is all of it
+                return _shape_of_file(data)
+    except Exception:  # `read_rgb` will say what it is
+        pass
+    return None
+
+
+def _shape_of_file(data: bytes) -> tuple[int, int] | None:
     if not data:
         raise UnreadableImage(_EMPTY)
     if next(_accepting(_IN_CHILD, data), None):
         return None
     with _unreadable():
         image = _open(data, MAX_PIXELS)
-        sides = image.height, image.width
-        return sides[::-1] if 5 <= _orientation(image) <= 8 else sides
+        height, width = image.height, image.width
+        if tags := getattr(image, "tag_v2", None):  # some versions of Pillow turn `size` already
+            height, width = tags[_TIFF_HEIGHT], tags[_TIFF_WIDTH]
+        # EXIF of a PNG may lie behind its pixels: asked for it, Pillow decodes them
+        if image.format == "PNG" and not any(word in data for word in _PNG_EXIF):
+            return height, width
+        return _upright(height, width, image)
+
+
+def _upright(height: int, width: int, image: Image.Image) -> tuple[int, int]:
+    return (width, height) if 5 <= _orientation(image) <= 8 else (height, width)
+
+
+def _only(info: Mapping[Any, Any]) -> Image.Image:
+    """An image with nothing but this: asked for EXIF, it reads nothing, and keeps nothing."""
+    image = Image.Image()
+    image.info = dict(info)
+    return image
 
 
 def expected_shape(source: Any) -> tuple[int, int] | None:
@@ -181,14 +251,15 @@ def kind_of(value: Any) -> str:
     )
 
 
-def _read_file(path: str | os.PathLike[str], max_pixels: int) -> bytes:
+def _read_file(path: str | os.PathLike[str], max_pixels: int, at_most: int | None = None) -> bytes:
     try:
         _check_regular(os.stat(path))
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             _check_regular(status)  # again, as another file may have got the name
             headers.refuse_above_bound(headers.Need(status.st_size, 0), max_pixels)
-            data = file.read(status.st_size)
+            size = status.st_size if at_most is None else min(status.st_size, at_most)
+            data = file.read(size)
     except FileNotFoundError:
         raise UnreachableImage("no such file") from None
     except MemoryError as error:
@@ -197,7 +268,7 @@ def _read_file(path: str | os.PathLike[str], max_pixels: int) -> bytes:
         why = reason(error)
         kind = UnreachableImage if isinstance(error, OSError) else UnreadableImage
         raise kind(_one_line(why[:1].lower() + why[1:])) from error
-    if len(data) < status.st_size:
+    if len(data) < size:
         raise UnreadableImage(
             f"truncated: it shrank from {status.st_size} bytes to {len(data)} as it was read"
         )
@@ -248,6 +319,109 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             file.allow_pixels(image)
         return image
     raise UnidentifiedImageError
+
+
+class _LockFree:
+    """torchvision's decoder, which leaves Python's lock alone; loaded once, when it is first asked
+    for.
+
+    The image extension is loaded by itself, in 10 ms: `import torchvision` takes two seconds and
+    160 MB. Where PyTorch isn't loaded, it isn't for this: that would be 600 MB for each of the
+    processes that read images for training.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known = False
+        self._decode: Callable[[bytes], np.ndarray] | None = None
+
+    def get(self) -> Callable[[bytes], np.ndarray] | None:
+        """From a JPEG to (H, W, 3) uint8 RGB, as stored, or any exception; None: Pillow decodes."""
+        if not self._known and "torch" in sys.modules:
+            with self._lock:
+                if not self._known:
+                    self._decode = self._load()
+                    self._known = True
+        return self._decode
+
+    @staticmethod
+    def _load() -> Callable[[bytes], np.ndarray] | None:
+        # Whatever goes wrong here is not worth a word: Pillow gives the same values, only later.
+        # Another libjpeg (not all are turbo, nor of one age) may round otherwise, and then values
+        # would depend on what else a process has loaded.
+        try:
+            import torch  # waits, where another thread is importing it
+
+            package = importlib.util.find_spec("torchvision")
+            assert package and package.origin
+            library = min(Path(package.origin).parent.glob("image*.so"))
+            torch.ops.load_library(str(library))
+            operator = torch.ops.image.decode_jpeg
+
+            def decode(data: bytes) -> np.ndarray:
+                # a copy, as PyTorch warns of memory that can't be written
+                stored = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+                array: np.ndarray = operator(stored, _RGB, False).permute(1, 2, 0).numpy()
+                return array
+
+            return decode if all(map(_as_pillow(decode), _samples())) else None
+        except Exception:
+            return None
+
+
+def _as_pillow(decode: Callable[[bytes], np.ndarray]) -> Callable[[bytes], bool]:
+    return lambda data: np.array_equal(decode(data), _decode(lambda: _open(data, _SMALL), _SMALL))
+
+
+def _samples() -> Iterator[bytes]:
+    """A JPEG of each kind that is plain, of odd sides: colours that are clipped and edges, where
+    decoders differ.
+    """
+    y, x = np.mgrid[:37, :51]
+    bands = [(x * y * k) % 511 // 2 ^ (x // 7 * k + y // 5) % 2 * 255 for k in (1, 3, 7)]
+    image = Image.fromarray(np.stack(bands, -1).astype(np.uint8))
+    for picture in (image, image.convert("L")):
+        for progressive in (False, True):
+            for subsampling in (0, 1, 2):  # 4:4:4, 4:2:2, 4:2:0
+                file = io.BytesIO()
+                options = {"progressive": progressive, "subsampling": subsampling}
+                picture.save(file, "JPEG", quality=70, **options)
+                data = file.getvalue()
+                yield data
+                if progressive:  # the first scans alone, which libjpeg smooths
+                    yield data[: data.rindex(b"\xff\xda")] + b"\xff\xd9"
+
+
+_lock_free = _LockFree()
+
+
+def _decode_plain(
+    decode: Callable[[bytes], np.ndarray],
+    plain: headers.PlainJpeg,
+    data: bytes,
+    max_pixels: int,
+) -> np.ndarray:
+    """As `_decode` has it, by another decoder where that is sure to be the same."""
+    pixels = plain.height * plain.width
+    image = None
+    # Pillow need not parse the header of what it would certainly open, and no bound forbids
+    if not plain.bare or plain.progressive or max(pixels, len(data)) > min(_SMALL, max_pixels):
+        with _unreadable():
+            image = _open(data, max_pixels)
+    # The file is there twice, but not Pillow's fourth byte of a pixel
+    fits = len(data) <= max(pixels, _SMALL)
+    if fits and plain.whole(data) and (image is None or _stored_upright(image)):
+        try:
+            rgb = decode(data)
+            if rgb.shape == (plain.height, plain.width, 3):
+                return rgb
+        except Exception:  # Pillow says what is wrong, if it finds it so
+            pass
+    return _decode(lambda: image or _open(data, max_pixels), max_pixels)
+
+
+def _stored_upright(image: Image.Image) -> bool:
+    return image.format == "JPEG" and _orientation(image) == 1
 
 
 def _decode(open_image: Callable[[], Image.Image], max_pixels: int) -> np.ndarray:

@@ -22,6 +22,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from PIL import Image
@@ -174,7 +175,8 @@ def before_opening(name: str, data: bytes) -> Need:
 
 # without padding, and those that have no segment
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+_SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
+_APP0, _APP1, _APP14, _APP15 = 0xE0, 0xE1, 0xEE, 0xEF
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -212,6 +214,116 @@ def _jpeg(data: bytes) -> Need:
         at += length
     n_bytes = pixels * (4 + FORMATS["JPEG"] // 4 * min(layers, 4)) + exif_bytes(b"".join(exif))
     return Need(n_bytes, pixels * max(scans, 1), calls)
+
+
+# Luma's horizontal and vertical factors, where chroma's are 1: 4:4:4, 4:2:2, 4:2:0
+_SAMPLINGS = {0x11, 0x21, 0x22}
+_PLAIN_SEGMENTS = 1000  # a profile takes up to 255
+# what ends entropy-coded data, or would, were it damaged
+_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+@dataclass
+class PlainJpeg:
+    """What the header says of a JPEG with nothing odd about it: baseline or progressive, Huffman
+    codes, 8 bits, grey or one of the usual three components, one segment right behind the other.
+    """
+
+    height: int = 0
+    width: int = 0
+    layers: int = 0
+    progressive: bool = False
+    bare: bool = True
+    """There is nothing in it but what the decoder needs, and comments."""
+    scan: int = 0
+    """Where the entropy-coded data of the first scan begin."""
+    info: dict[str, bytes] = field(default_factory=dict)
+    """EXIF and XMP, by the names that Pillow gives them."""
+
+    def whole(self, data: bytes) -> bool:
+        """Whether what follows is plain as well: scans, of which a baseline file has one, with
+        nothing between them but their codes, and the end of the picture is that of the file.
+        """
+        at, in_scan = self.scan, True
+        while found := _IN_SCAN.search(data, at):
+            kind = found[0][1]
+            if not in_scan and found.start() != at:
+                return False
+            if kind == _EOI:
+                return in_scan and found.end() == len(data)
+            if (
+                not self.progressive
+                or kind not in (_DHT, _DRI, _SOS)
+                or found.end() + 2 > len(data)
+            ):
+                return False
+            in_scan = kind == _SOS
+            at = found.end() + (data[found.end()] << 8 | data[found.end() + 1])
+        return False
+
+
+def plain_jpeg(data: bytes) -> PlainJpeg | None:
+    """What a JPEG's header says; None where it isn't a plain one, or not all of it is in `data`,
+    the first part of a file. What Pillow refuses to open isn't plain.
+    """
+    plain, at = PlainJpeg(), 2
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    try:
+        for _ in range(_PLAIN_SEGMENTS):
+            mark, kind, length = struct.unpack_from(">BBH", data, at)
+            start, at = at + 4, at + 2 + length
+            if mark != 0xFF or length < 2 or at > len(data):
+                return None
+            if kind == _SOS:
+                plain.scan = at
+                n, spectrum = data[start], data[at - 3 : at]
+                one_scan = n == plain.layers and spectrum == b"\0\x3f\0"
+                usual = plain.layers and (plain.progressive or one_scan) and length == 6 + 2 * n
+                return plain if usual else None
+            if not _plain_segment(plain, kind, data[start:at]):
+                return None
+    except (IndexError, struct.error):  # the header ends too soon
+        pass
+    return None
+
+
+def _plain_segment(plain: PlainJpeg, kind: int, data: bytes) -> bool:
+    """Notes what a segment says; whether it is one of a plain JPEG's."""
+    if kind in (_DHT, _COM):
+        return True
+    if kind == _DQT:
+        at = 0
+        while at < len(data):
+            at += 65 if data[at] < 16 else 129
+        return at == len(data)
+    if kind == _DRI:
+        return len(data) == 2
+    if kind in (0xC0, 0xC1, 0xC2):
+        return _plain_frame(plain, kind, data)
+    if kind == _APP0:
+        return data[:4] != b"JFIF" or (len(data) >= 14 and data[4:6] == b"\0\1")
+    if kind == _APP14:
+        return data[:5] != b"Adobe" or (len(data) >= 12 and data[11] <= 1)
+    plain.bare = False
+    if kind == _APP1 and data.startswith(b"Exif\0\0"):
+        before = plain.info.get("exif")
+        plain.info["exif"] = data if before is None else before + data[6:]
+    elif kind == _APP1 and data.startswith(_XMP):
+        plain.info["xmp"] = data[len(_XMP) :]
+    return _APP1 <= kind <= _APP15
+
+
+def _plain_frame(plain: PlainJpeg, kind: int, data: bytes) -> bool:
+    again = plain.layers
+    bits, plain.height, plain.width, plain.layers = struct.unpack_from(">BHHB", data)
+    plain.progressive = kind in _PROGRESSIVE
+    if again or bits != 8 or not plain.height * plain.width or len(data) != 6 + 3 * plain.layers:
+        return False
+    luma, *chroma = [data[at : at + 2] for at in range(6, len(data), 3)]
+    names_are_usual = not chroma or (luma[0] == 1 and chroma == [b"\2\x11", b"\3\x11"])
+    return luma[1] in _SAMPLINGS and names_are_usual
 
 
 # ---- TIFF, and the EXIF of others, which is one without pixels

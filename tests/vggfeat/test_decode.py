@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import os
+import random
 import struct
 import subprocess
 import sys
+import threading
 import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, features
 
-from vggfeat.decode import read_rgb
+from vggfeat import decode
+from vggfeat.decode import expected_shape, read_rgb, upright_shape
 from vggfeat.errors import UnreadableImage, VggfeatError
 
 from .test_images import PICTURE
@@ -590,3 +596,307 @@ def test_files_are_closed_and_nothing_is_printed(tmp_path: Path) -> None:
         text=True,
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+# Plain JPEGs are decoded by torchvision, where it is sure to give Pillow's values.
+
+
+@contextmanager
+def decoded_by(decoder: Callable[[bytes], np.ndarray] | None) -> Iterator[None]:
+    """Inside, plain JPEGs are decoded so; None: by Pillow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode._lock_free, "get", lambda: decoder)
+        yield
+
+
+class Counted:
+    """torchvision's decoder, and how many files it has decoded."""
+
+    def __init__(self) -> None:
+        self.decoder = decode._lock_free.get()
+        if self.decoder is None:
+            pytest.skip(
+                "torchvision's libjpeg is missing here, or gives other values than Pillow's"
+            )
+        self.calls = 0
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        assert self.decoder
+        self.calls += 1
+        return self.decoder(data)
+
+
+def rgb_or_reason(data: bytes) -> np.ndarray | str:
+    try:
+        return read_rgb(data, max_pixels=1_000_000)
+    except UnreadableImage as error:
+        return str(error)
+
+
+def assert_the_same_both_ways(data: bytes, counted: Counted) -> bool:
+    """Whether torchvision was asked."""
+    before = counted.calls
+    with decoded_by(counted):
+        ours = rgb_or_reason(data)
+    with decoded_by(None):
+        pillows = rgb_or_reason(data)
+    assert type(ours) is type(pillows)
+    np.testing.assert_array_equal(ours, pillows)
+    return counted.calls > before
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+# name -> (is it plain, how it is written)
+JPEGS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "4:2:0": (True, {}),
+    "4:2:2": (True, {"subsampling": 1}),
+    "4:4:4, tables of its own": (True, {"subsampling": 0, "quality": 98, "optimize": True}),
+    "progressive": (True, {"progressive": True}),
+    "progressive, 4:4:4": (True, {"progressive": True, "subsampling": 0}),
+    "restarts": (True, {"restart_marker_blocks": 3}),
+    "progressive, restarts": (True, {"progressive": True, "restart_marker_rows": 1}),
+    "comment, profile": (True, {"comment": b"hello", "icc_profile": bytes(70000)}),
+    "upright by its EXIF": (True, {"exif": turned(1)}),
+    "turned": (False, {"exif": turned(6)}),
+    "mirrored": (False, {"exif": turned(2)}),
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", JPEGS)
+def test_plain_jpegs_have_pillows_values(name: str, mode: str) -> None:
+    plain, options = JPEGS[name]
+    counted = Counted()
+    for size in ((120, 90), (37, 51), (1, 1), (8, 16)):
+        data = encoded(SMOOTH.resize(size).convert(mode), "JPEG", **options)
+        assert assert_the_same_both_ways(data, counted) == plain
+
+
+def relabelled(data: bytes, kind: int, new: int) -> bytes:
+    return data.replace(bytes([0xFF, kind]), bytes([0xFF, new]), 1)
+
+
+FRAME = FILES["baseline"][FILES["baseline"].index(b"\xff\xc0") :][:19]
+ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+ODD: dict[str, Callable[[], bytes]] = {
+    "CMYK": lambda: encoded(SMOOTH.convert("CMYK"), "JPEG"),
+    "an unknown Adobe transform": (
+        lambda: FILES["baseline"][:2] + ADOBE + b"\2" + FILES["baseline"][2:]
+    ),
+    "JFIF 2": lambda: FILES["baseline"].replace(b"JFIF\0\1", b"JFIF\0\2"),
+    "12 bits": lambda: FILES["baseline"].replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
+    "lossless": lambda: relabelled(FILES["baseline"], 0xC0, 0xC3),
+    "arithmetic codes": lambda: relabelled(FILES["baseline"], 0xC0, 0xC9),
+    "4:1:1": lambda: FILES["baseline"].replace(b"\1\x22\0\2\x11", b"\1\x41\0\2\x11"),
+    "components of other names": (
+        lambda: FILES["baseline"].replace(b"\1\x22\0\2\x11\1\3\x11", b"R\x22\0G\x11\1B\x11")
+    ),
+    "two frames": lambda: FILES["baseline"].replace(FRAME, FRAME * 2),
+    "no end": lambda: FILES["baseline"][:-2],
+    "cut off": lambda: FILES["baseline"][:-100],
+    "cut off, with an end": lambda: FILES["progressive"][:700] + b"\xff\xd9\0",
+    "more behind its end": lambda: FILES["baseline"] + b"\0\0",
+    "two of them": lambda: FILES["baseline"] * 2,
+    "a marker among its codes": lambda: FILES["baseline"][:-40] + b"\xff\xc4" + bytes(38),
+    "padding between segments": (
+        lambda: FILES["baseline"][:20] + b"\xff\xff" + FILES["baseline"][20:]
+    ),
+    "several pictures": (
+        lambda: encoded(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.rotate(180)])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_odd_is_left_to_pillow(name: str) -> None:
+    assert not assert_the_same_both_ways(ODD[name](), Counted())
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Bits flipped, parts lost, doubled, moved or put in, an end where there is none."""
+    file = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(rng.choice((len(file), min(len(file), 700))))
+        to = min(at + rng.randrange(1, 20), len(file))
+        moved = rng.randrange(len(file))
+        marker = bytes([0xFF, rng.randrange(0xC0, 0x100)])
+        match rng.randrange(7):
+            case 0 | 1:
+                file[at] ^= 1 << rng.randrange(8)
+            case 2:
+                file[at:] = rng.choice((b"", b"\xff\xd9"))
+            case 3:
+                del file[at:to]
+            case 4:
+                file[at:at] = file[moved : moved + to - at]
+            case 5:
+                file[at:at] = rng.choice((marker, bytes(3), b"\xff\xd9", b"\xff\xfe\0\4ab"))
+            case 6:
+                file[at : at + 2] = marker
+        file = file if len(file) > 4 else bytearray(data)
+    return bytes(file)
+
+
+def test_damage_has_pillows_values_or_reasons(capfd: pytest.CaptureFixture[str]) -> None:
+    """And what libjpeg prints of it, as Pillow's doesn't, is of damaged codes alone."""
+    counted, rng, asked = Counted(), random.Random(0), 0
+    files = [
+        encoded(SMOOTH.resize((75, 50)).convert(mode), "JPEG", **options)
+        for mode in ("RGB", "L")
+        for _, options in JPEGS.values()
+        if "icc_profile" not in options
+    ]
+    files.append(encoded(SMOOTH.convert("CMYK"), "JPEG"))
+    for _ in range(int(os.environ.get("FUZZ", "3000"))):
+        asked += assert_the_same_both_ways(damaged(rng.choice(files), rng), counted)
+    assert asked > 100
+    printed = set(capfd.readouterr().err.splitlines())
+    assert {line[:19] for line in printed} <= {"Corrupt JPEG data: ", "Inconsistent progre"}
+
+
+@pytest.mark.parametrize("wrong", ["raises", "another size"])
+def test_pillow_decides_where_torchvision_is_wrong(wrong: str) -> None:
+    asked = []
+
+    def decoder(data: bytes) -> np.ndarray:
+        asked.append(data)
+        if wrong == "raises":
+            raise RuntimeError("Image is incomplete or truncated")
+        return np.zeros((3, 90, 120), np.uint8)
+
+    with decoded_by(None):
+        expected = read_rgb(FILES["baseline"])
+    with decoded_by(decoder):
+        np.testing.assert_array_equal(read_rgb(FILES["baseline"]), expected)
+    assert asked == [FILES["baseline"]]
+
+
+@pytest.mark.parametrize("missing", ["torchvision", "its library", "the same values", "PyTorch"])
+def test_without_the_same_values_pillow_decodes(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    if missing == "torchvision":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    elif missing == "its library":
+        spec = find("json")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    elif missing == "the same values":
+        monkeypatch.setattr(decode, "_RGB", 1)  # grey
+    else:
+        monkeypatch.delitem(sys.modules, "torch")
+    lock_free = decode._LockFree()
+    assert lock_free.get() is None
+    monkeypatch.undo()
+    if missing == "PyTorch":  # it may come later
+        assert (lock_free.get() is None) == (decode._lock_free.get() is None)
+    else:
+        assert lock_free.get() is None
+
+
+def test_it_is_loaded_once_and_seen_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def load() -> Callable[[bytes], np.ndarray]:
+        loads.append(threading.get_ident())
+        return lambda data: np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(decode._LockFree, "_load", staticmethod(load))
+    lock_free, barrier = decode._LockFree(), threading.Barrier(8)
+
+    def get(_: int) -> object:
+        barrier.wait()
+        return lock_free.get()
+
+    with ThreadPoolExecutor(8) as pool:
+        decoders = set(pool.map(get, range(8)))
+    assert len(loads) == 1 and len(decoders) == 1 and None not in decoders
+
+
+def test_neither_pytorch_nor_torchvision_is_imported_for_it(tmp_path: Path) -> None:
+    (tmp_path / "picture.jpg").write_bytes(FILES["baseline"])
+    program = (
+        "import sys; from vggfeat.decode import read_rgb; read_rgb(sys.argv[1]); assert 'torch' not"
+        " in sys.modules; import torch; read_rgb(sys.argv[1]); assert 'torchvision' not in"
+        " sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "picture.jpg")], check=True)
+
+
+# The shape, by a look at the header.
+
+
+def png_turned(behind: bool) -> bytes:
+    """EXIF before or behind the pixels; 3 rows of 2 are 2 of 3."""
+    exif = chunk(b"eXIf", turned(6).tobytes()[6:])
+    data = png(2, 3, 8, 0, b"\0\1\2" * 3)
+    at = -12 if behind else 33
+    return data[:at] + exif + data[at:]
+
+
+def shaped_files() -> dict[str, bytes]:
+    files = dict(FILES)
+    for orientation in range(1, 9):
+        for name in ("JPEG", "TIFF", "PNG", "WEBP"):
+            if name != "WEBP" or features.check("webp"):
+                data = encoded(SMOOTH, name, exif=turned(orientation))
+                files[f"{name}, orientation {orientation}"] = data
+    xmp = b'<x tiff:Orientation="6"/>'
+    return files | {
+        "PNG, EXIF before its pixels": png_turned(False),
+        "PNG, EXIF behind its pixels": png_turned(True),
+        "JPEG, XMP": encoded(SMOOTH, "JPEG", xmp=xmp),
+        "JPEG, broken EXIF": encoded(SMOOTH, "JPEG", exif=b"Exif\0\0nonsense"),
+        "JPEG, a long header": encoded(SMOOTH, "JPEG", icc_profile=bytes(200_000)),
+        "JPEG, a long header, turned": encoded(
+            SMOOTH, "JPEG", icc_profile=bytes(200_000), exif=turned(8)
+        ),
+        "CMYK": encoded(SMOOTH.convert("CMYK"), "JPEG"),
+        "TIFF, its tags last": encoded(SMOOTH.resize((400, 300)), "TIFF", exif=turned(5)),
+        "MPO": ODD["several pictures"](),
+        "sixteen bits": encoded(Image.fromarray(DEEP), "PNG"),
+    }
+
+
+@pytest.mark.parametrize("name", shaped_files())
+def test_the_expected_shape_is_that_which_is_read(name: str, tmp_path: Path) -> None:
+    data = shaped_files()[name]
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    shape = read_rgb(data).shape[:2]
+    assert expected_shape(path) == expected_shape(str(path)) == expected_shape(data) == shape
+    assert upright_shape(path) == shape
+
+
+def test_the_expected_shape_of_what_is_in_memory() -> None:
+    assert expected_shape(PICTURE) == expected_shape(PICTURE[:, :, 0]) == PICTURE.shape[:2]
+    assert expected_shape(Image.fromarray(PICTURE)) == PICTURE.shape[:2]
+    turned_image = Image.open(io.BytesIO(encoded(SMOOTH, "JPEG", exif=turned(6))))
+    assert expected_shape(turned_image) == read_rgb(turned_image).shape[:2] == (120, 90)
+
+
+def test_no_shape_is_expected_of_what_cannot_be_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("pipe.jpg", "empty.jpg", "missing.jpg", ".", "zero\0byte", "n" * 300):
+        assert expected_shape(tmp_path / name) is None
+    for source in ("/dev/zero", "", b"", b"hi", bytes(70000), FILES["baseline"][:100], np.zeros(3)):
+        assert expected_shape(source) is None
+    for no_source in (None, 3, 10**15, [b"hi"]):
+        assert expected_shape(no_source) is None  # type: ignore[arg-type]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(FILES)), st.floats(0, 1), st.integers(0, 255))
+def test_an_expected_shape_is_none_or_that_of_the_header(
+    name: str, place: float, value: int
+) -> None:
+    data = bytearray(FILES[name])
+    data[int(min(place**3, 1 - 1e-9) * len(data))] = value
+    shape = expected_shape(bytes(data))
+    assert shape is None or (len(shape) == 2 and all(isinstance(side, int) for side in shape))

@@ -67,17 +67,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+# what `any_hardware` hides
+OWN_CUDA = {name: getattr(torch.cuda, name) for name in ("is_available", "device_count")}
+VISIBLE_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def any_hardware() -> Iterator[None]:
-    """The device and the precision "auto" are the CPU and float32 in this process, whatever the
-    hardware has.
+    """The device and the precision "auto" are the CPU and float32 in this process, and the device
+    in those that it starts, whatever the hardware has.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(torch.cuda, "device_count", lambda: 0)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             patch.setattr(torch.cpu, name, lambda: False)
         yield
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The machine's last GPU, which is not the current one where it has several, shown to this test
+    alone; skipped where there is none that works.
+    """
+    for name, own in OWN_CUDA.items():
+        monkeypatch.setattr(torch.cuda, name, own)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if VISIBLE_DEVICES is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE_DEVICES)
+    try:
+        device = torch.device("cuda", max(torch.cuda.device_count() - 1, 0))
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # no driver; PyTorch is built without CUDA
+        pytest.skip(f"no GPU that works: {str(error).splitlines()[0]}")
+    return device
 
 
 def without_clock(patch: pytest.MonkeyPatch) -> None:

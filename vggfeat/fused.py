@@ -29,6 +29,7 @@ from vggfeat.images import Preprocessing
 WIDE, COLUMNS = 256, 4
 # cuDNN's convolution of 8 channels takes half as long as that of 3
 PADDING = 8 - 3
+TRIED = 512  # pixels a side at most, of an image on which a GPU's way is tried
 _MKLDNN: Any = torch.backends.mkldnn  # untyped, as are the others
 _CUDNN: Any = torch.backends.cudnn
 _JIT: Any = torch.jit
@@ -42,13 +43,13 @@ def applies(x: Tensor) -> bool:
     Not while a graph is recorded: an exported net keeps to PyTorch's public operations.
     """
     return (
-        x.dtype in (torch.float32, torch.bfloat16)
+        not torch.compiler.is_compiling()  # first, as what follows can't all be compiled
+        and not _JIT.is_tracing()
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.device.type in _WAYS
         and not torch.is_grad_enabled()
         and (_cudnn_has() if x.device.type == "cuda" else _mkldnn_has(x.dtype))
         and not torch.is_autocast_enabled(x.device.type)
-        and not _JIT.is_tracing()
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -216,8 +217,8 @@ def _convolution_relu(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """By one call of cuDNN's, where it has one for this layer that is right; else by two.
 
     cuDNN is also given the memory that it writes to as a map to be added, times zero. Should one of
-    its kernels read that, a NaN left there by others would come through: so what it makes of a
-    layer's first image in memory full of NaN is compared.
+    its kernels read that, a NaN left there by others would come through: so what it makes of the
+    first image of a layer in memory full of NaN is compared.
     """
     settings: Any = conv.stride, conv.padding, conv.dilation, conv.groups
 
@@ -233,9 +234,10 @@ def _convolution_relu(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
         return apart(x)
     try:
         if kind not in _AT_ONCE:
-            expected = apart(x[:1])
+            some = x[:1, :, :TRIED, :TRIED].contiguous(memory_format=torch.channels_last)
+            expected = apart(some)
             torch.full_like(expected, torch.nan)  # freed at once, and the next to be given
-            if not _close(at_once(x[:1]), expected, cast(Tensor, conv.bias)):
+            if not _close(at_once(some), expected, cast(Tensor, conv.bias)):
                 raise RuntimeError("it isn't the convolution's")
             _AT_ONCE[kind] = True
         return at_once(x)
@@ -342,6 +344,6 @@ def _product(x_MC: Tensor, weight_DC: Tensor, bias: Tensor) -> Tensor:
     """(M, D). In float32 on a GPU as a convolution: whether that may be TF32 is the flag of cuDNN,
     as in all layers before, not that of matrix products.
     """
-    if x_MC.device.type == "cuda" and x_MC.dtype == torch.float32:
+    if _WAYS[x_MC.device.type] is _on_gpu and x_MC.dtype == torch.float32:
         return F.conv2d(x_MC[:, :, None, None], weight_DC[:, :, None, None], bias).flatten(1)
     return F.linear(x_MC, weight_DC, bias)

@@ -69,10 +69,9 @@ def max_pool(x_NCHW: Tensor, ceil: bool) -> Tensor:
     h, w = ((H + 1) // 2, (W + 1) // 2) if ceil else (H // 2, W // 2)
     x = x_NCHW.contiguous(memory_format=torch.channels_last)
     y = _channels_last(x, (N, C, h, w))
-    if y.numel():
-        programs = N * h * triton.cdiv(w * C, POOLED)
-        with torch.cuda.device_of(x):  # Triton's is the current one, which may be another
-            _max_pool[programs,](x, y, H, W, h, w, C, BLOCK=POOLED, **MAX_POOL)
+    programs = N * h * triton.cdiv(w * C, POOLED)
+    with torch.cuda.device_of(x):  # Triton's is the current one, which may be another
+        _max_pool[programs,](x, y, H, W, h, w, C, BLOCK=POOLED, **MAX_POOL)
     return y
 
 

@@ -221,16 +221,6 @@ def _only(info: Mapping[Any, Any]) -> Image.Image:
     return image
 
 
-def expected_shape(source: Any) -> tuple[int, int] | None:
-    """Provisional."""
-    try:
-        if isinstance(source, bytes | Image.Image):
-            return None
-        return upright_shape(source)
-    except UnreadableImage:
-        return None
-
-
 def kind_of(value: Any) -> str:
     """What a value is that was given for an image, or for a list of them, in a few words."""
     kind = type(value)

@@ -17,7 +17,7 @@ no harm.
 Pillow decodes, and says what is refused and why. Where PyTorch is loaded, torchvision decodes plain
 JPEGs (`headers.plain_jpeg`), which nearly all images are: libjpeg-turbo as well, and the same
 values, which is tried before it is first used. But of some 2 ms for a photograph Pillow holds
-Python's lock for 0.4, and this for 0.06, so that sixteen threads aren't too many. What isn't plain,
+Python's lock for 0.5, and this for 0.1, so that sixteen threads aren't too many. What isn't plain,
 and whatever torchvision refuses, is left to Pillow.
 
 Memory and time of a file are bounded, by arithmetic, before a pixel is decoded: see `headers`.
@@ -337,6 +337,7 @@ class _LockFree:
     @staticmethod
     def _load() -> Callable[[bytes], np.ndarray] | None:
         # Whatever goes wrong here is not worth a word: Pillow gives the same values, only later.
+        # Torchvision has announced that its decoders will go to a package of their own.
         # Another libjpeg (not all are turbo, nor of one age) may round otherwise, and then values
         # would depend on what else a process has loaded.
         try:

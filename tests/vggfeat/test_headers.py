@@ -391,6 +391,26 @@ def test_steps_of_a_baseline_file_are_its_first_scan() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["baseline", "progressive"])
+def test_a_plain_jpeg_is_told_by_all_of_its_header(name: str) -> None:
+    data = FILES[name]
+    scan = data.index(b"\xff\xda")
+    plain = headers.plain_jpeg(data)
+    assert plain and (plain.height, plain.width, plain.layers) == (90, 120, 3)
+    assert plain.bare and plain.progressive == (name == "progressive")
+    assert plain.scan == scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    assert headers.plain_jpeg(data[: plain.scan]) == plain
+    assert not any(headers.plain_jpeg(data[:end]) for end in range(plain.scan))
+    assert plain.whole(data)
+    assert not any(plain.whole(data[:end]) for end in range(plain.scan, len(data)))
+
+
+def test_a_plain_jpeg_has_no_thousand_segments() -> None:
+    data = FILES["baseline"]
+    assert headers.plain_jpeg(data[:2] + segment(0xFE, b"") * 900 + data[2:])
+    assert not headers.plain_jpeg(data[:2] + segment(0xFE, b"") * 1000 + data[2:])
+
+
 @pytest.mark.parametrize(
     "compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"]
 )

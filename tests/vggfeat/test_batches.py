@@ -229,7 +229,7 @@ class ImagesOnGPU(OnGPU):
 def test_on_a_gpu_images_are_rescaled_there_and_results_awaited_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The order of things, by a CPU: the values are `test_images`' and `test_gpu`'s."""
+    """The order of things, by a CPU: the values are `test_images`' and `test_describe`'s."""
     images = [photograph(i, 96 + i % 2, 120) for i in range(24)]
 
     def run(place: OnCPU) -> dict[tuple[int, int], np.ndarray]:

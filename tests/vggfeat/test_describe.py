@@ -73,6 +73,28 @@ def test_batch_size_workers_and_order_do_not_change_a_descriptor(network: Networ
         assert_same_descriptors(one[i], many[8 - i])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpus_descriptors_are_the_cpus(gpu: torch.device, precision: str) -> None:
+    """Photographs of many shapes, large and small, in batches that are full or not: rescaled there,
+    each in its row. Cosine 0.9999, as what is rescaled is a level away here and there.
+    """
+    shapes = [(300, 400), (320, 400), (500, 333), (260, 1400), (2000, 1500), (64, 64), (31, 90)]
+    images = [photograph(i, *shapes[i % len(shapes)]) for i in range(40)]
+    spec, scales = "random:D,width=0.25,crop=64,classes=4", (64, 96)
+    exact = vggfeat.load(spec, device="cpu", precision="float32")
+    network = vggfeat.load(spec, device=gpu, precision=precision)
+    for layer in ("fc7", "pool5"):
+        description = description_of(network, layer, scales, True)
+        expected = all_read(describe_all(exact, images, description))
+        for batch_size in (1, 64):
+            got = all_read(describe_all(network, images, description, batch_size=batch_size))
+            assert sorted(got) == list(range(40))
+            for i in range(40):
+                products = (got[i] * expected[i]).sum(1)
+                lengths = np.linalg.norm(got[i], axis=1) * np.linalg.norm(expected[i], axis=1)
+                assert (products >= 0.9999 * lengths).all(), i
+
+
 def test_mirror_image_has_the_same_descriptor(network: Network) -> None:
     image = photograph(5, 50, 80)
     a, b = vggfeat.embed(network, [image, image[:, ::-1]], scales=SCALES)

@@ -91,6 +91,16 @@ def test_a_tensor_is_rescaled_to_within_a_level_of_pillows_values(
     assert np.abs(ours.numpy().astype(int) - pillows).max() <= 1
 
 
+def test_a_gpu_rescales_to_within_a_level_of_pillows_values(gpu: torch.device) -> None:
+    """As small as it is asked to, see `batches.OnGPU`, and enlarged."""
+    shapes = [(375, 500), (500, 333), (64, 64), (2, 3), (32 * 64, 3000), (4000, 4000), (100, 9000)]
+    for i, (height, width) in enumerate(shapes):
+        image = photograph(i, height, width)
+        for Q in (64, 112, 255, 256):
+            ours = smallest_side(torch.from_numpy(image).to(gpu), Q).cpu().numpy()
+            assert np.abs(ours.astype(int) - smallest_side(image, Q)).max() <= 1, (height, width, Q)
+
+
 def test_tensors_keep_what_fits_and_refuse_strips_too() -> None:
     image = torch.from_numpy(PICTURE)
     assert smallest_side(image, 24) is image

@@ -4,6 +4,7 @@ pass goes on.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import json
@@ -329,8 +330,9 @@ def test_gradients_are_exchanged_while_the_backward_pass_goes_on(
     A compiled backward pass would be one piece, had dynamo not cut it between the buckets.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    # fc7 and fc8 together are PyTorch's first bucket, of 1 MB
-    net = TrainingNet(VGG("A", 2, 1 / 8, 32), COLOURS, 0.5)
+    # fc7 and fc8 together fill PyTorch's first bucket, of 1 MB
+    net = TrainingNet(VGG("A", 2, 1 / 8, 32).double(), COLOURS, 0.5)
+    plain = copy.deepcopy(net)
     two = Replica(net, Ranks(CPU, world=2), compiled)
     wrapped = two._module
     assert isinstance(wrapped, DistributedDataParallel)
@@ -362,10 +364,13 @@ def test_gradients_are_exchanged_while_the_backward_pass_goes_on(
         assert two.compile(backward) > 0 and two._forward.compiled is not None
         assert not [each for each in told if "bucket" in each]  # nothing is exchanged by it
     backward()  # all in one bucket; the next ones are made of what was seen
+    plain(crops, torch.ones(3, 3), kept).sum().backward()
     for _ in range(2):
         told.clear()
+        net.zero_grad()
         backward()
         buckets = [each for each in told if "bucket" in each]
         assert buckets[0] == "bucket 0" and len(buckets) > 1
         assert told.index("bucket 0") < told.index("features.0.weight")
-        net.zero_grad()
+        for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)

@@ -19,7 +19,6 @@ from pretrain.recipe import Recipe
 from pretrain.replica import forward_gflop, passes, rate_of_device
 from pretrain.trainer import DTYPES, Machine, Trainer, hidden_units
 from vggfeat.errors import VggfeatError
-from vggfeat.machine import CORES
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
 
@@ -168,7 +167,7 @@ class Pace:
         """Seconds an image of a process, where the net alone takes so long."""
         if not self.machine.workers:
             return net_seconds + self.read_seconds
-        cores = max(1, CORES // self.ranks.local_world)
+        cores = self.ranks.cores
         threads = min(cores, torch.get_num_threads()) if self.ranks.device.type == "cpu" else 1
         alone = self.read_seconds / min(self.machine.workers, cores)
         shared = (

@@ -205,8 +205,9 @@ class Replica:
                 attempt()
         except Exception as error:
             # its stages raise what they like; if it isn't theirs, the first step meets it again
-            if isinstance(error, VggfeatError) or out_of_memory(error) or device_failed(error):
-                raise
+            met = getattr(error, "inner_exception", error)
+            if isinstance(met, VggfeatError) or out_of_memory(met) or device_failed(met):
+                raise met from None
             return _first_words(error)
         return ""
 

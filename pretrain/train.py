@@ -30,7 +30,7 @@ from pretrain.recipe import chain, read_recipe, select
 from pretrain.watch import WEIGHTS, stop_on_signals
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import refuse_inputs, refuse_same_names
-from vggfeat.machine import CORES, duration
+from vggfeat.machine import duration
 from vggfeat.options import PRECISION, OwnDevice, Strict, leave, with_debug
 from vggfeat.table1 import NETS
 from vggfeat.terminal import columns, in_options, out, run, say
@@ -174,7 +174,7 @@ def train(
                     else resolve_precision(precision, ranks.device)
                 ),
                 micro_batch=micro_batch,
-                workers=min(16, max(1, CORES // ranks.local_world)) if workers is None else workers,
+                workers=min(16, ranks.cores) if workers is None else workers,
                 compile=compiled,
                 checkpoint_seconds=60 * checkpoint_minutes,
                 log_every=log_every,

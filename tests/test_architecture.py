@@ -32,6 +32,7 @@ PRINTING = {
     "pretrain.runs",  # nets and rows that are left out; a bar for each net
     "pretrain.stages",  # what a run says as it goes
     "pretrain.trainer",
+    "pretrain.replica",  # that a net can't be compiled
     "pretrain.watch",
     "pretrain.readers",
 }

@@ -63,8 +63,8 @@ OPTIONS = {
     "vggfeat weights": "",
     "python -m pretrain.train": (
         """--net --data --root --recipe --out --init --stages --from --set --seed --colours
-        --micro-batch --device --precision --workers --compile --checkpoint-minutes --log-every
-        --dry-run --debug"""
+        --micro-batch --device --precision --workers --compile --no-compile --checkpoint-minutes
+        --log-every --dry-run --debug"""
     ),
     "python -m pretrain.evaluate": (
         """--weights --from --data --root --split --scales --mode --max-pool --posteriors --table

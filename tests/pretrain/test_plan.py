@@ -79,16 +79,21 @@ def test_a_plan_is_of_whole_batches_their_reading_and_the_checks(
     assert sizes[-1] == (16, 16) and found == (1 / 128, 1 / 4)
 
     monkeypatch.setattr(plan, "trial", lambda *_: (0.5, 0.25))
+    monkeypatch.setattr(plan, "rate_of_device", lambda *_: 1e9)
     for workers, of_net, waits in ((0, 0.75, True), (1, 0.5, False)):
-        monkeypatch.setattr(plan, "CORES", 64)
+        monkeypatch.setattr("vggfeat.ranks.CORES", 64)
         fc, all_ = plan.plan(recipe, range(2), data, Ranks(cpu), replace(machine, workers=workers))
         # two epochs' checks, validation
         assert fc.seconds == pytest.approx((7 * 16 + 2 * 8 + 8) * of_net)
         forward = 0.5 / 3 + 0.25 if not workers else 0.25
         assert all_.seconds == pytest.approx(7 * 16 * of_net + (2 * 8 + 8) * forward)
         assert (fc.waits, all_.waits) == (waits, waits)
+        # of a device of a GFLOP/s, which reading leaves as it is
+        for stage in (fc, all_):
+            assert stage.share == pytest.approx(stage.gflop / (7 * 16) / 0.5)
+        assert fc.share and all_.share == pytest.approx(3 * fc.share)
     # as many threads as cores: reading takes from the net
-    monkeypatch.setattr(plan, "CORES", torch.get_num_threads())
+    monkeypatch.setattr("vggfeat.ranks.CORES", torch.get_num_threads())
     pace = plan.Pace(0.25, Ranks(cpu), machine)
     assert pace.seconds(0.5) == pytest.approx(0.5 + 0.25 / torch.get_num_threads())
 

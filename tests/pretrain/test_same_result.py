@@ -11,6 +11,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -27,6 +28,7 @@ TOLERANCE = 1e-9
 # step's gradient then differs by a per cent in the layers before it. So: losses, and the weights
 # taken together, at a calm rate.
 TOLERANCE_FLOAT32, CALM = 1e-4, "--set=*.learning_rate=1e-3"
+CALM_64 = ("--precision", "float64", CALM)
 # name -> (processes, images of a pass)
 WAYS = {"one process": (1, 32), "two": (2, 16), "four": (4, 8), "accumulated": (1, 8)}
 
@@ -148,3 +150,54 @@ def test_the_comparison_notices_what_is_not_keyed(
         for way in ("one process", "two")
     )
     assert difference(one, two) > 1e-3
+
+
+# what a compiled net is made of, without a compiler of C++; in some processes it can't be done
+COMPILED = """
+import functools, os, torch
+from pretrain import replica, train
+from vggfeat import terminal
+replica.COMPILED["cpu"], replica.unfit = True, lambda device: ""
+def broken(*_):
+    raise ValueError("not here")
+backend = broken if os.environ.get("RANK") in {broken_in} else "aot_eager"
+torch.compile = functools.partial(torch.compile, backend=backend)
+terminal.run(train.app, "pretrain.train")
+"""
+
+
+def test_compiled_it_is_the_same_net(
+    photos: Path, train: Train, start: Path, tmp_path: Path
+) -> None:
+    """Also in passes of 11, 11 and 10 images."""
+    script = tmp_path / "compiled.py"
+    script.write_text(COMPILED.replace("{broken_in}", "()"))
+    one = steps(train, photos, start, tmp_path / "plain", "one process", *CALM_64, iterations=3)
+    for way, *more in (("two",), ("accumulated", "--micro-batch", "12")):
+        words, out = (*CALM_64, *more), tmp_path / way
+        made = steps(train, photos, start, out, way, *words, iterations=3, script=script)
+        events = (out / "D-36-64" / "log.jsonl").read_text()
+        assert events.count('"event": "compiled"') == 1
+        assert difference(one, made) <= TOLERANCE, way
+
+
+def test_processes_are_compiled_together_or_not_at_all(
+    photos: Path, train: Train, start: Path, tmp_path: Path
+) -> None:
+    """One that goes on alone would wait for gradients that the others exchange in other pieces."""
+    script = tmp_path / "compiled.py"
+    script.write_text(COMPILED.replace("{broken_in}", "('1',)"))
+    told: list[str] = []
+
+    def listening(*words: object, **how: Any) -> subprocess.CompletedProcess[str]:
+        done = train(*words, **how)
+        told.append(done.stderr)
+        return done
+
+    one, two = (
+        steps(listening, photos, start, tmp_path / way, way, *CALM_64, iterations=3, script=using)
+        for way, using in (("one process", None), ("two", script))
+    )
+    assert difference(one, two) <= TOLERANCE
+    line = "torch.compile can't be used here (ValueError: not here): the net runs uncompiled"
+    assert told[1].count("torch.compile") == told[1].count(line) == 1

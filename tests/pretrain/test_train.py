@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from pretrain import replica
 from pretrain.checkpoint import read_state
 from pretrain.colour import Colours
 from pretrain.init import FROM_A
 from pretrain.posteriors import how_trained
 from pretrain.recipe import history_of
+from pretrain.replica import forward_gflop
 from tests import prepared
 from tests.conftest import HANG, Command, Ran, ran
 from tests.pretrain.conftest import (
@@ -86,10 +88,38 @@ def test_the_log_has_each_step_and_check(trained: Trained) -> None:
     steps = [event for event in events if event["event"] == "train"]
     assert [event["iteration"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "learning_rate", "images_per_second", "data_wait", "epoch"} <= steps[0].keys()
+    machine = events[0]["machine"]
+    flop = 3e9 * forward_gflop(load(str(trained.out / "weights.safetensors")).vgg(""))
+    for step in steps:
+        done = step["images_per_second"] * flop / machine["matrix_flops"]
+        assert step["matrix_share"] == pytest.approx(done)
+    assert " % of the matrix rate, " in trained.ran.err
     checks = [event for event in events if event["event"] == "held_out"]
     # each epoch of 76 // 16 iterations, and the end
     assert [event["iteration"] for event in checks] == [4, 6]
     assert {"top1_error", "top5_error", "images"} <= checks[0].keys()
+
+
+def test_each_key_of_the_log_is_in_the_documents(trained: Trained) -> None:
+    text = (Path(__file__).parents[2] / "docs/formats.md").read_text()
+    for event in trained.log(A_STAGE):
+        assert f"| `{event['event']}` |" in text
+        for key in (*event, *event.get("machine", {})):
+            assert f"`{key}`" in text, key
+
+
+def test_in_float64_no_rate_is_measured(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "matrix_rate", lambda *_: pytest.fail("it was"))
+    words = ["--net", "A", *FEW, "--stages", "1", "--precision", "float64", "--data", drawings]
+    ran = command(*words, "--out", tmp_path / "run")
+    assert ran.status == 0 and "matrix rate" not in ran.err
+    first, *others = map(json.loads, (tmp_path / "run" / A_STAGE / "log.jsonl").open())
+    assert first["machine"]["matrix_flops"] is None
+    assert not any("matrix_share" in event for event in others)
+    ran = command(*words, "--out", tmp_path / "other", "--dry-run")
+    assert ran.status == 0 and re.search(r"A-36 +│ 6 .*│ - +│", ran.out), ran.out
 
 
 def test_a_top_5_error_of_two_classes_is_none(trained: Trained) -> None:

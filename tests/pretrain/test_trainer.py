@@ -264,6 +264,30 @@ def test_too_little_memory_is_one_line(
     )
 
 
+def test_a_device_that_fails_is_one_line_and_the_run_goes_on(
+    command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Trainer, batch: Batch, images: float) -> torch.Tensor:
+        if self.state.iteration == 3:
+            raise torch.AcceleratorError(
+                "CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"
+            )
+        return step(self, batch, images)
+
+    step = Trainer.step
+    words = ["--net", "A", *FEW, "--stages", "1", "--checkpoint-minutes", "0", "--data", drawings]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", fails)
+        ran = command(*words, "--out", tmp_path / "run")
+    assert ran.status == 1
+    assert one_line(ran.err) == (
+        "pretrain.train: A-36, iteration 3: cpu failed (CUDA error: unspecified launch failure);"
+        " the run goes on from its last checkpoint"
+    )
+    ran = command(*words, "--out", tmp_path / "run")
+    assert ran.status == 0 and "A-36: going on from iteration 3" in ran.err
+
+
 def test_a_killed_reader_is_one_line_and_the_run_goes_on(
     command: Command, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

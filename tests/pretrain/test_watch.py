@@ -8,10 +8,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from pretrain import watch
 from pretrain.checkpoint import State
 from pretrain.recipe import read_recipe
 from pretrain.watch import Chance, Log, stop_on_signals
@@ -150,3 +152,19 @@ def test_an_ignored_signal_stays_ignored() -> None:
         assert not stop.signal and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_time_left_is_reckoned_without_what_comes_but_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    own = SimpleNamespace(monotonic=lambda: now, time=lambda: now)
+    monkeypatch.setattr(watch, "time", own)
+    with Log(tmp_path, "A-36", 0, 100) as log:
+        now = 30.0
+        log.leave_out(20.0)
+        log.progress(10, 2.0, 0.01, 64.0, 0.567, 0.01)
+    assert capsys.readouterr().err == (
+        "A-36: iteration 10/100, loss 2.0000, learning rate 0.01, 64 images/s, 57 % of the matrix"
+        " rate, 1 % waiting for data, 90.0 s left\n"
+    )

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vggfeat.devices import device_failed, out_of_memory, resolve_device, resolve_precision
+from vggfeat import devices
+from vggfeat.devices import (
+    PRECISIONS,
+    device_failed,
+    matrix_rate,
+    out_of_memory,
+    resolve_device,
+    resolve_precision,
+)
 from vggfeat.errors import VggfeatError
 
 
@@ -107,3 +117,23 @@ OTHERS = (
 @pytest.mark.parametrize("error", [*FAILED, *NO_MEMORY, *OTHERS], ids=str)
 def test_a_device_that_failed_is_told_from_too_little_memory(error: Exception) -> None:
     assert (device_failed(error), out_of_memory(error)) == (error in FAILED, error in NO_MEMORY)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_rate_of_a_matrix_product_is_known_once_measured(precision: str) -> None:
+    drawn, tf32 = torch.get_rng_state(), torch.backends.cuda.matmul.allow_tf32
+    rate = matrix_rate(torch.device("cpu"), precision)
+    assert rate > 0 and matrix_rate(torch.device("cpu"), precision) == rate
+    # nothing else has changed by it
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
+
+
+def test_the_rate_is_the_operations_of_a_product_by_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock of our own, on which any product takes half a second."""
+    clock = itertools.count(step=0.5)
+    own = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr(devices, "time", own)
+    assert matrix_rate.__wrapped__(torch.device("cpu"), "float32") == 2 * 256**3 / 0.5

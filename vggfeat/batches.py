@@ -336,7 +336,7 @@ def by_shape(
     is known without reading it; a hint, by which images are put in order. Both are called in
     threads. compute: uint8 RGB (n, H, W, 3) of one shape, on the device -> (n, ...). done: (N, Q)
     bool, what is not wanted.
-    batch_size: images of 224 x 224 pixels at once (by default 8 on a CPU, 128 on a GPU); larger
+    batch_size: images of 224 x 224 pixels at once (by default 32 on a CPU, 128 on a GPU); larger
     images go in proportionally smaller batches, so that memory stays the same. workers: threads
     that read, and as many that look at headers. advance: called after each batch with the work done
     in images, a scale counting as its Q^2 (images end late, while their buckets fill). say: a batch

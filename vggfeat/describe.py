@@ -205,7 +205,7 @@ def embed(
     `network.default_scales`. layer: the paper's name; by default `network.default_layer`. mirror:
     average with the mirror image's descriptor. pool: over the scales, one of `aggregate.POOLINGS`.
     batch_size: images of 224x224 a forward pass, larger ones in proportionally smaller batches; by
-    default 8, on a GPU 128. workers: threads that decode and rescale. progress: show it on stderr,
+    default 32, on a GPU 128. workers: threads that decode and rescale. progress: show it on stderr,
     as the commands do.
     return_unreadable: return also {index: reason} of the images that can't be read, whose rows are
     NaN. Without it the first that is met raises UnreadableImage. Raises VggfeatError for what isn't

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("float32", "bfloat16")
-BATCH_SIZE = {"cpu": 8, "cuda": 128}
+BATCH_SIZE = {"cpu": 32, "cuda": 128}
 """Images of 224 x 224 that go through a device at once, where nothing else is asked for."""
 # what PyTorch's errors say: the CPU's allocator; CUDA itself, and its libraries
 _NO_MEMORY = re.compile(

@@ -45,7 +45,8 @@ def imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.split(".")[0])
     known = packages_distributions()
-    others = modules - sys.stdlib_module_names - set(PACKAGES)
+    # Triton comes with PyTorch where that has CUDA; elsewhere nothing needs it
+    others = modules - sys.stdlib_module_names - set(PACKAGES) - {"triton"}
     return {plain(known[module][0]) for module in others}
 
 

@@ -33,8 +33,10 @@ batches.
 WAITING_BYTES = 512 << 20
 """Pixels that may wait in buckets; beyond it the fullest bucket goes on as it is."""
 CROP_PIXELS = 224 * 224
-HUGE = 4
-"""Times a batch: an image that may be left out where it doesn't fit the device."""
+HUGE = 64 * CROP_PIXELS
+"""Pixels, beyond which an image may be left out where it doesn't fit the device: at Q = 512 it is
+twelve times as long as wide.
+"""
 AHEAD = 3
 """Batches that a GPU has before it while the results of the one before them are waited for."""
 Shape = tuple[int, int, int]
@@ -260,7 +262,6 @@ class Runner:
         say: Callable[[str], None],
     ) -> None:
         self.most_pixels = pixels_at_once(batch_size, device)
-        self._huge = HUGE * self.most_pixels
         self._compute, self._scales, self._device, self._say = compute, scales, device, say
         self._place = place
         self._running: deque[tuple[int, list[int], Callable[[], np.ndarray]]] = deque()
@@ -286,7 +287,7 @@ class Runner:
             if n > 1:
                 self.most_pixels = n // 2 * height * width
                 self._say(f"{what}: batches are half as large from here on")
-            elif height * width > self._huge:
+            elif height * width > HUGE:
                 yield Done(s, rows, UnreadableImage(f"{what}, at Q={self._scales[s]}"))
                 members = members[1:]
             else:

@@ -17,6 +17,8 @@ dense     the average map over the whole image at the three scales: ours, and th
           images and scales with torchvision's vgg16 in float32, FC layers turned into convolutions;
           to pool5 and to fc7.
 plan      the time that `--dry-run` expects beside the time that the extraction takes, in turns.
+fill      images of a forward pass by all headers of the folder, with and without their order: the
+          mean, and that of the pass which the median image is in.
 before    from JPEG to feature file: this checkout and another, each in processes of its own, in
           turns.
 
@@ -61,7 +63,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 import vggfeat  # noqa: E402
 from vggfeat import datasets  # noqa: E402
-from vggfeat.batches import by_shape  # noqa: E402
+from vggfeat.batches import CROP_PIXELS, Buckets, by_shape, gathered  # noqa: E402
 from vggfeat.decode import expected_shape, read_rgb  # noqa: E402
 from vggfeat.describe import describe, describe_all, description_of  # noqa: E402
 from vggfeat.devices import matrix_rate, resolve_device  # noqa: E402
@@ -590,7 +592,40 @@ def planned(table: Any, folder: Path, settings: list[str], limit: int, repeats: 
     return rows
 
 
+def fill(table: Any, folder: Path, scales: tuple[int, ...]) -> Rows:
+    """By the rule that extraction goes by, `batches.Buckets`; without order, images come by name,
+    and a bucket is closed when it's full, too many wait, or none comes any more.
+    """
+    items = datasets.load("folder", folder)
+    shapes = look(items, len(items)).shapes
+    rows = []
+    for batch_size in (8, 32, 64, 128):
+        most = batch_size * CROP_PIXELS
+        as_they_come = Buckets[int](scales)
+        batches = [
+            batch
+            for i, sides in shapes.items()
+            for s, q in enumerate(scales)
+            if (batch := as_they_come.put((s, *smallest_side_shape(*sides, q)), i, most))
+        ]
+        ways = {
+            "as they come": [*batches, *as_they_come.rest()],
+            "in order of shape": list(gathered(shapes, scales, most)),
+        }
+        for s, q in enumerate(scales):
+            row: dict[str, Any] = {"batch": batch_size, "Q": q}
+            for way, found in ways.items():
+                sizes = [len(members) for shape, members in found if shape[0] == s]
+                of_image = sorted(n for n in sizes for _ in range(n))
+                row[way] = statistics.mean(sizes), statistics.median(of_image), len(sizes)
+            rows.append(row)
+            words = (f"{mean:.2f}, {median:.0f}" for mean, median, _ in (row[way] for way in ways))
+            table.add_row(f"batch {batch_size}, Q={q}", *words)
+    return rows
+
+
 HEADERS = {
+    "fill": ("as they come", "in order of shape"),
     "pipeline": ("images/s", "share of the net alone", "of the matrix rate"),
     "plan": ("trial, s", "expected, s", "real, s", "expected / real"),
     "before": ("now, images/s", "before", "now / before", "least cosine"),
@@ -619,7 +654,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, required=True)
-    parts = ("net", "pipeline", "crop", "dense", "plan", "before")
+    parts = ("net", "pipeline", "crop", "dense", "plan", "fill", "before")
     parser.add_argument("--part", choices=parts, action="append")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--copies", type=int, default=1, help="of each photograph")
@@ -656,6 +691,8 @@ def main() -> None:
                 measured[part] = net_alone(table, network, exact, options.repeats)
             elif part == "pipeline":
                 measured[part] = pipeline(table, network, root, scales, options.repeats)
+            elif part == "fill":
+                measured[part] = fill(table, root, scales)
             elif part == "plan":
                 settings = options.plan or list(PLANS)
                 measured[part] = planned(table, root, settings, options.limit, options.repeats)

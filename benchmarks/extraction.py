@@ -50,33 +50,29 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from vggfeat.machine import CORES
-from vggfeat.start import settle
-from vggfeat.terminal import columns, err, out
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-settle()  # as the command does; for all sides
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
-
-import vggfeat  # noqa: E402
-from vggfeat import datasets  # noqa: E402
-from vggfeat.batches import CROP_PIXELS, Buckets, by_shape, gathered  # noqa: E402
-from vggfeat.decode import expected_shape, read_rgb  # noqa: E402
-from vggfeat.describe import describe, describe_all, description_of  # noqa: E402
-from vggfeat.devices import matrix_rate, resolve_device  # noqa: E402
-from vggfeat.extract import extract  # noqa: E402
-from vggfeat.images import (  # noqa: E402
+import vggfeat
+from vggfeat import datasets
+from vggfeat.batches import CROP_PIXELS, Buckets, by_shape, gathered
+from vggfeat.decode import expected_shape, read_rgb
+from vggfeat.describe import describe, describe_all, description_of
+from vggfeat.devices import matrix_rate, resolve_device
+from vggfeat.extract import extract
+from vggfeat.images import (
     centre_crop,
     grid_crops,
     smallest_side,
     smallest_side_shape,
 )
-from vggfeat.look import look  # noqa: E402
-from vggfeat.plan import PLANNED, forward_flop, plan  # noqa: E402
-from vggfeat.weights import Network  # noqa: E402
+from vggfeat.look import look
+from vggfeat.machine import CORES
+from vggfeat.plan import PLANNED, forward_flop, plan
+from vggfeat.terminal import columns, err, out
+from vggfeat.weights import Network
 
 Sides = dict[str, Callable[[], np.ndarray]]
 Rows = list[dict[str, Any]]

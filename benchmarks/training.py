@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -53,7 +52,6 @@ from vggfeat.ranks import Ranks, joined
 from vggfeat.terminal import columns, out
 from vggfeat.weights import TORCHVISION_NETS
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does; for both sides
 NAMES = {net: name for name, net in TORCHVISION_NETS.items()}
 SIDES = {
     "ours": "",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import resource
 import struct
+import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,13 +16,13 @@ import pytest
 import torch
 
 import vggfeat
-from vggfeat import cli, datasets
-from vggfeat.describe import describe_all
+from vggfeat import cli, datasets, writer
+from vggfeat.describe import describe, describe_all
 from vggfeat.errors import Interrupted, VggfeatError
-from vggfeat.extract import extract
+from vggfeat.extract import _Behind, extract
 from vggfeat.weights import Network
 
-from ..conftest import Command, all_read, assert_same_descriptors, vgg_of
+from ..conftest import HANG, Command, all_read, assert_same_descriptors, vgg_of
 from .conftest import NET, SMALL, Made, cells, read_csv
 
 SCALES = (40, 64)
@@ -53,6 +55,54 @@ def test_progress_counts_work_and_ends_at_the_number_of_images(
     assert any(step == pytest.approx(8 / 5) for step in steps) and any(
         step == pytest.approx(8 * 4 / 5) for step in steps
     )
+
+
+def test_a_slow_disk_does_not_hold_up_the_device(
+    network: Network, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first flush comes back when all images are described, and not before."""
+    described, all_of_them = 0, threading.Event()
+    flush = writer.FeatureWriter.flush
+
+    def describing(network: Network, images_NHWC: torch.Tensor, **how: Any) -> torch.Tensor:
+        nonlocal described
+        described += len(images_NHWC)
+        if described == 24 * len(SCALES):
+            all_of_them.set()
+        return describe(network, images_NHWC, **how)
+
+    def flushing(self: writer.FeatureWriter) -> None:
+        assert all_of_them.wait(HANG)
+        flush(self)
+
+    monkeypatch.setattr("vggfeat.extract.describe", describing)
+    monkeypatch.setattr(writer, "FLUSH_ROWS", 0)
+    monkeypatch.setattr(writer.FeatureWriter, "flush", flushing)
+    items = datasets.load("folder", folder)
+    extract(items, network, tmp_path / "f.h5", scales=SCALES, batch_size=1)
+    assert vggfeat.open_features(tmp_path / "f.h5").readable.all()
+
+
+def test_what_a_disk_refuses_is_told_though_it_is_written_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where MOST rows wait, who computes does, too; after a failure nothing else is written."""
+    written: list[int] = []
+    at_work = threading.Event()
+
+    def failing(row: int) -> None:
+        at_work.wait(HANG)
+        written.append(row)
+        raise VggfeatError("the disk is full")
+
+    behind = _Behind()
+    monkeypatch.setattr(_Behind, "MOST", 3)
+    with pytest.raises(VggfeatError, match="the disk is full"), behind:
+        for row in range(9):
+            if row == 3:
+                at_work.set()
+            behind(failing, row)
+    assert written == [0]
 
 
 # --- the file -------------------------------------------------------------------------------------

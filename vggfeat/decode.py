@@ -41,7 +41,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,10 @@ def expected_shape(
             )
             if plain := headers.plain_jpeg(data):
                 return _upright(plain.height, plain.width, _only(plain.info))
-            if len(data) < at_most:  # that is all of it
+            with suppress(UnreadableImage):  # by the part of it; else by more
                 return _shape_of_file(data)
+            if len(data) < at_most:  # that is all of it
+                return None
     except Exception:  # `read_rgb` will say what it is
         pass
     return None

@@ -1,13 +1,12 @@
 """No test depends on where it runs, nor does a process that one starts.
 
-No GPU, which `--device auto` would take; one thread, as nets here are small and a thread more
-changes the order of sums; none of the user's settings. Here, as NumPy and PyTorch look only once.
+One thread, as nets here are small and a thread more changes the order of sums; none of the user's
+settings. Here, as NumPy and PyTorch look only once. `conftest` hides a GPU.
 """
 
 import os
 
 os.environ |= {
-    "CUDA_VISIBLE_DEVICES": "",
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "OMP_WAIT_POLICY": "passive",  # as commands set it
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it warns of processors

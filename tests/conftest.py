@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-# what `any_hardware` hides
-OWN_CUDA = {name: getattr(torch.cuda, name) for name in ("is_available", "device_count")}
-VISIBLE_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
+# CUDA reads CUDA_VISIBLE_DEVICES once in a process: now, by the user's; what is set later is for
+# the commands that tests start, whose `--device auto` would take a GPU
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -78,7 +82,6 @@ def any_hardware() -> Iterator[None]:
     in those that it starts, whatever the hardware has.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(torch.cuda, "device_count", lambda: 0)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
@@ -89,19 +92,13 @@ def any_hardware() -> Iterator[None]:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """The machine's last GPU, which is not the current one where it has several, shown to this test
-    alone; skipped where there is none that works.
+    alone; skipped where there is none.
     """
-    for name, own in OWN_CUDA.items():
-        monkeypatch.setattr(torch.cuda, name, own)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    if VISIBLE_DEVICES is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE_DEVICES)
-    try:
-        device = torch.device("cuda", max(torch.cuda.device_count() - 1, 0))
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # no driver; PyTorch is built without CUDA
-        pytest.skip(f"no GPU that works: {str(error).splitlines()[0]}")
-    return device
+    if not GPUS:
+        pytest.skip("no GPU that PyTorch can use")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: GPUS)
+    return torch.device("cuda", GPUS - 1)
 
 
 def without_clock(patch: pytest.MonkeyPatch) -> None:

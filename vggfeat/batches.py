@@ -82,19 +82,18 @@ class Buckets(Generic[T]):
         whose headers don't tell it, so that what is wrong with them is soon known.
         done: (N, Q) bool, what is not wanted.
         """
+        aspects = dict.fromkeys(window, 0.0)
         for i, sides in window.items():
+            if sides is None or min(sides) < 1:  # nothing is told, or nothing is in it
+                continue
+            aspects[i] = sides[1] / sides[0]
             self._expected[i] = [
                 (s, *smallest_side_shape(*sides, q))
                 for s, q in enumerate(self._scales)
-                if sides and (done is None or not done[i, s])
+                if done is None or not done[i, s]
             ]
             self._coming.update(self._expected[i])
-
-        def aspect(i: int) -> float:
-            sides = window[i]
-            return sides[1] / sides[0] if sides else 0.0
-
-        return sorted(window, key=aspect)
+        return sorted(window, key=aspects.__getitem__)
 
     def put(self, shape: Shape, image: T, most_pixels: int) -> tuple[Shape, list[T]] | None:
         """Add an image; the batch that goes on now, if one does.
@@ -214,7 +213,10 @@ class OnGPU(OnCPU):
         try:
             uploaded_HWC = self._up(image_HWC)
             return [smallest_side(uploaded_HWC, q) for q in scales]
-        except torch.OutOfMemoryError:  # the batches, which can be halved, have all of it
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            # the batches, which can be halved, have all of it
             return super().rescaled(image_HWC, scales)
 
     def batch(self, images: list[Image]) -> Tensor:
@@ -225,7 +227,7 @@ class OnGPU(OnCPU):
     def result(self, computed: Tensor) -> Callable[[], np.ndarray]:
         values = torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True)
         values.copy_(computed, non_blocking=True)
-        there = torch.cuda.Event()
+        there = torch.cuda.Event(blocking=True)  # who waits leaves its core to those that decode
         there.record(torch.cuda.current_stream(self._device))
 
         def wait() -> np.ndarray:

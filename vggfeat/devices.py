@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16")
 BATCH_SIZE = {"cpu": 32, "cuda": 128}
 """Images of 224 x 224 that go through a device at once, where nothing else is asked for."""
-# what PyTorch's errors say: the CPU's allocator; CUDA itself, and its libraries
+# what PyTorch's errors say: the CPU's allocator; CUDA itself, and its libraries. Of a convolution
+# that doesn't fit, cuDNN is asked for one way after the other, and says that it has none.
 _NO_MEMORY = re.compile(
-    "can't allocate memory|CUDA(?: driver)? error: out of memory|(?:CUBLAS|CUDNN)_STATUS_\\w*ALLOC"
+    r"can't allocate memory|(CUDA( driver)? error|Triton Error \[CUDA\]): out of memory"
+    r"|(CUBLAS|CUDNN)_STATUS_\w*ALLOC|unable to find an engine"
 )
-_FAILED = re.compile("CUDA(?: driver)? error|cuDNN error|(?:CUBLAS|CUDNN)_STATUS_")
+_FAILED = re.compile(
+    r"CUDA( driver)? error|cuDNN error|(CUBLAS|CUDNN)_STATUS_|Triton Error \[CUDA\]"
+)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -52,7 +56,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return resolved
     if automatic:
         if why:
-            warnings.warn(f"the GPU can't be used, the CPU is: {why}", stacklevel=2)
+            warnings.warn(cpu_instead(why), stacklevel=2)
         return torch.device("cpu")
     if count > (resolved.index or 0):
         raise VggfeatError(f"device {device!r} can't be used: {why}; give `device` cpu")
@@ -62,13 +66,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     )
 
 
+def cpu_instead(why: str) -> str:
+    """What is said where a GPU is there, and the CPU is used."""
+    return f"the GPU can't be used, the CPU is: {why}"
+
+
 def gpus() -> tuple[int, str]:
     """How many GPUs PyTorch sees, and why it sees none where the driver isn't one for it."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        try:
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        except Exception as error:  # PyTorch's own way to find out is broken: of many kinds
+            return 0, _first_sentence(error)
     return count, "" if count or not caught else _first_sentence(caught[0].message)
 
 
@@ -85,7 +97,7 @@ def _refusal(device: torch.device) -> str:
                 return ""
         except torch.OutOfMemoryError:
             return ""  # that is told where something is computed
-        except RuntimeError as error:
+        except Exception as error:  # of many kinds, where not even CUDA itself comes up
             return _first_sentence(error)
     return "1 + 1 is not 2 on it"
 
@@ -103,7 +115,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
     if precision == "auto":
         if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+            with torch.cuda.device(device):
+                fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             # bfloat16 without these instructions is emulated: slower than float32, and no better
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

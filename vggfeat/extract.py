@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -195,7 +195,17 @@ class _Behind:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        interrupted: KeyboardInterrupt | None = None
+        last: Future[None] | None = None  # they are made in turn
+        while last is None or not last.done():
+            try:  # a join of the thread that is interrupted once would count as done
+                last = last or self._pool.submit(lambda: None)
+                wait([last])
+            except KeyboardInterrupt as error:
+                interrupted = error
         self._pool.shutdown()
+        if interrupted is not None:
+            raise interrupted
         if raised[0] is None:
             for call in self._calls:
                 call.result()

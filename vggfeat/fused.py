@@ -216,9 +216,9 @@ def _first(conv: nn.Conv2d, images_NHWC: Tensor, preprocessing: Preprocessing) -
 def _convolution_relu(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """By one call of cuDNN's, where it has one for this layer that is right; else by two.
 
-    cuDNN is also given the memory that it writes to as a map to be added, times zero. Should one of
-    its kernels read that, a NaN left there by others would come through: so what it makes of the
-    first image of a layer in memory full of NaN is compared.
+    cuDNN is also given the memory that it writes to as a map to be added, times zero. Should its
+    kernel read that, a NaN left there by others would come through: so what it makes of a layer's
+    first image with a map full of NaN is compared.
     """
     settings: Any = conv.stride, conv.padding, conv.dilation, conv.groups
 
@@ -230,22 +230,25 @@ def _convolution_relu(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
 
     kind = x.device, x.dtype, weight.shape
     # the one call doesn't ask whether sums may be in another order each time
-    if _CUDNN.deterministic or not _AT_ONCE.get(kind, True):
+    ordered = _CUDNN.deterministic or torch.are_deterministic_algorithms_enabled()
+    if ordered or not _AT_ONCE.get(kind, True):
         return apart(x)
     try:
         if kind not in _AT_ONCE:
             some = x[:1, :, :TRIED, :TRIED].contiguous(memory_format=torch.channels_last)
             expected = apart(some)
-            torch.full_like(expected, torch.nan)  # freed at once, and the next to be given
-            if not _close(at_once(some), expected, cast(Tensor, conv.bias)):
-                raise RuntimeError("it isn't the convolution's")
+            added = torch.full_like(expected, torch.nan), 0.0
+            tried = torch.cudnn_convolution_add_relu(some, weight, *added, conv.bias, *settings)
+            for y in (tried, at_once(some)):
+                if not _close(y, expected, cast(Tensor, conv.bias)):
+                    raise RuntimeError("it isn't the convolution's")
             _AT_ONCE[kind] = True
         return at_once(x)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if out_of_memory(error):
-            raise
         why = _in_short(error)
-    y = apart(x)  # of a GPU that has failed, this fails too
+    y = apart(x)  # of a GPU that has failed, or has too little memory, this fails too
     if all(_AT_ONCE.values()):
         warnings.warn(
             f"cuDNN can't be used for convolution and ReLU at once on {x.device} ({why}): one after"

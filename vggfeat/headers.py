@@ -308,8 +308,9 @@ def _plain_segment(plain: PlainJpeg, kind: int, data: bytes) -> bool:
         return data[:5] != b"Adobe" or (len(data) >= 12 and data[11] <= 1)
     plain.bare = False
     if kind == _APP1 and data.startswith(b"Exif\0\0"):
-        before = plain.info.get("exif")
-        plain.info["exif"] = data if before is None else before + data[6:]
+        if "exif" in plain.info:  # in several parts: more than a camera writes
+            return False
+        plain.info["exif"] = data
     elif kind == _APP1 and data.startswith(_XMP):
         plain.info["xmp"] = data[len(_XMP) :]
     return _APP1 <= kind <= _APP15

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from vggfeat.devices import gpus, resolve_device
+from vggfeat.devices import cpu_instead, gpus, resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.machine import CORES
 from vggfeat.terminal import say
@@ -247,9 +248,11 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
         return
     rank, local_world = _told("RANK", 0, world - 1), _told("LOCAL_WORLD_SIZE", 1, world)
     local_rank = _told("LOCAL_RANK", 0, local_world - 1)
-    count, _ = gpus()
+    count, why = gpus()
     if device == "auto":  # the same for all: not the CPU for the one whose GPU can't be used
         device = "cuda" if count else "cpu"
+        if why and rank == 0:
+            warnings.warn(cpu_instead(why), stacklevel=3)
     if device == "cuda" and count:
         if local_world > count:
             raise VggfeatError(

@@ -170,6 +170,7 @@ def test_a_header_is_a_hint() -> None:
         lambda i: (1, 60_000),
         lambda i: (int(rng.integers(1, 99)), 64),
         lambda i: None if i % 2 else (64, 72),
+        lambda i: (0, i % 3),
     ):
         assert passes(MIXED, sides)[1] == expected
 

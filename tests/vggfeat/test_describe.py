@@ -95,6 +95,14 @@ def test_a_gpus_descriptors_are_the_cpus(gpu: torch.device, precision: str) -> N
                 assert (products >= 0.9999 * lengths).all(), i
 
 
+def test_an_empty_image_is_a_row_without_a_descriptor(network: Network) -> None:
+    nothing = [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0), np.uint8), Image.new("RGB", (0, 5))]
+    images = [photograph(0, 40, 60), *nothing]
+    x, bad = vggfeat.embed(network, images, scales=SCALES, return_unreadable=True)
+    assert sorted(bad) == [1, 2, 3] and all("there is nothing in it" in why for why in bad.values())
+    assert np.isfinite(x[0]).all() and np.isnan(x[1:]).all()
+
+
 def test_mirror_image_has_the_same_descriptor(network: Network) -> None:
     image = photograph(5, 50, 80)
     a, b = vggfeat.embed(network, [image, image[:, ::-1]], scales=SCALES)

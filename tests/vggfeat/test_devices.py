@@ -95,7 +95,7 @@ FAILED = (
     RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might"),
     RuntimeError("CUDA driver error: device not ready"),
     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-    RuntimeError("GET was unable to find an engine: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("Triton Error [CUDA]: device-side assert triggered"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
     torch.AcceleratorError("CUDA error: unspecified launch failure"),
 )
@@ -106,6 +106,8 @@ NO_MEMORY = (
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
 )
 OTHERS = (
     RuntimeError("shape '[2]' is invalid for input of size 3"),

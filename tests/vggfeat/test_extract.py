@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import struct
 import threading
 import zlib
@@ -103,6 +105,30 @@ def test_what_a_disk_refuses_is_told_though_it_is_written_behind(
                 at_work.set()
             behind(failing, row)
     assert written == [0]
+
+
+def test_an_interrupt_waits_for_what_is_being_written() -> None:
+    """Ctrl-C while the last rows are on their way to a slow disk: only then is the file closed."""
+    made: list[int] = []
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def slowly(row: int) -> None:
+        at_work.set()
+        assert go_on.wait(HANG)
+        made.append(row)
+
+    def interrupt() -> None:
+        assert at_work.wait(HANG)
+        os.kill(os.getpid(), signal.SIGINT)
+        go_on.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        with _Behind() as behind:
+            for row in range(5):
+                behind(slowly, row)
+            threading.Thread(target=interrupt).start()
+        pytest.fail("it was not interrupted")
+    assert made == [0, 1, 2, 3, 4]
 
 
 # --- the file -------------------------------------------------------------------------------------

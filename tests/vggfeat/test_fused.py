@@ -222,7 +222,15 @@ def as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         asked.append(tuple(weight.shape))
         return F.relu(F.conv2d(x, weight, bias, *settings))
 
+    def with_a_map(
+        x: Tensor, weight: Tensor, z: Tensor, alpha: float, bias: Tensor, *settings: Any
+    ) -> Tensor:
+        """Of which alpha times z is added, and a zero asks for none of it."""
+        assert z.isnan().all() and alpha == 0
+        return torch.cudnn_convolution_relu(x, weight, bias, *settings)
+
     monkeypatch.setattr(torch, "cudnn_convolution_relu", at_once)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", with_a_map)
     monkeypatch.setitem(fused._WAYS, "cpu", fused._on_gpu)
     monkeypatch.setattr(fused, "_mkldnn_has", lambda dtype: True)
     forget(monkeypatch)
@@ -375,6 +383,19 @@ def test_what_cudnn_does_not_do_at_once_is_done_apart_and_told_once(
             assert torch.equal(fused.layers(module.features, x), module.features(x))
     works = {kind[2][0]: good for kind, good in fused._AT_ONCE.items()}
     assert works == {16: True, 32: False, 64: False, 128: True}
+
+
+def test_what_lies_in_memory_must_not_come_through(
+    he: Nets, as_a_gpu: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(x: Tensor, weight: Tensor, z: Tensor, alpha: float, *more: Any) -> Tensor:
+        return torch.cudnn_convolution_relu(x, weight, *more) + alpha * z
+
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", reading)
+    module, x = he("A", width=0.25, crop=32), photographs(2, 3, 40, 40)
+    with torch.inference_mode(), pytest.warns(match=AT_ONCE):
+        assert torch.equal(fused.layers(module.features, x), module.features(x))
+    assert not any(fused._AT_ONCE.values())
 
 
 def test_too_little_memory_is_nobodys_fault(

@@ -84,6 +84,7 @@ def any_hardware() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(torch.cuda, "device_count", lambda: 0)
+        patch.setattr(terminal, "gpu_failed", lambda error: False)  # it would end this process
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             patch.setattr(torch.cpu, name, lambda: False)
         yield

@@ -44,7 +44,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from vggfeat.devices import out_of_memory
+from vggfeat.devices import device_failed, out_of_memory
 from vggfeat.errors import VggfeatError, WrongUsage, reason
 from vggfeat.machine import duration
 
@@ -420,7 +420,25 @@ def _status(app: typer.Typer, name: str, caught: Caught) -> int:
     elif not isinstance(error, VggfeatError):
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     say(f"{program}: {text}")
-    return getattr(error, "status", 1)
+    status = int(getattr(error, "status", 1))
+    if gpu_failed(error):
+        # what it shares memory with, it is asked about as that is freed: PyTorch would abort
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def gpu_failed(error: BaseException | None) -> bool:
+    """Whether this process has a GPU, which has failed, by an error or one that led to it."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is None or not cuda.is_initialized():
+        return False
+    while error is not None:
+        if device_failed(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _completing(name: str) -> bool:

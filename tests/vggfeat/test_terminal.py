@@ -14,12 +14,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import vggfeat
 from vggfeat import cli, terminal
 from vggfeat.errors import VggfeatError
-from vggfeat.terminal import columns, list_unreadable, out, print_table, printable, progress, say
+from vggfeat.terminal import (
+    columns,
+    gpu_failed,
+    list_unreadable,
+    out,
+    print_table,
+    printable,
+    progress,
+    say,
+)
 
 from ..conftest import HANG, Command
 from .conftest import NET
@@ -518,3 +528,17 @@ def test_nothing_is_cut_off_where_the_terminal_is_narrow(
         line.split("│")[2].strip() for line in ran.out.splitlines() if line.startswith("│")
     )
     assert fingerprint in second
+
+
+def test_a_gpu_that_failed_is_found_behind_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for lost in (RuntimeError("CUDA error: unspecified launch failure"), ValueError("x")):
+        try:
+            try:
+                raise lost
+            except (RuntimeError, ValueError) as error:
+                raise VggfeatError("cuda has failed") from error
+        except VggfeatError as error:
+            assert gpu_failed(error) == isinstance(lost, RuntimeError)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert not gpu_failed(RuntimeError("CUDA error: unspecified launch failure"))

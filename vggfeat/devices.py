@@ -137,8 +137,9 @@ def dtype_of(precision: str) -> torch.dtype:
 
 @functools.cache
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product (a multiply-add is two), which no net surpasses by much: the
-    median of some, measured once in a process.
+    """FLOP/s of a large matrix product (a multiply-add is two): the median of some, measured once
+    in a process. On a GPU no net surpasses it by much; on a CPU with matrix units, of which
+    PyTorch's product uses a part, its convolutions do.
 
     8192 x 8192 on a GPU; on a CPU as large as takes some hundredths of a second, 2048 at most. In
     float32 a GPU multiplies as its convolutions do, by default in TF32.

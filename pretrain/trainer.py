@@ -33,7 +33,7 @@ from pretrain.recipe import SHALLOW, Past, Recipe
 from pretrain.replica import Replica, TrainingNet, forward_gflop, passes, rate_of_device
 from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Chance, Log, Stop, cant_write
 from vggfeat.datasets.items import name_digest
-from vggfeat.devices import device_failed, out_of_memory
+from vggfeat.devices import device_failed, first_sentence, out_of_memory
 from vggfeat.errors import VggfeatError
 from vggfeat.files import try_each
 from vggfeat.metrics import error_text, tells
@@ -271,7 +271,7 @@ class Trainer:
                     f" {self.machine.micro_batch}"
                 )
             elif device_failed(error):
-                what = f"{self.ranks.device} failed ({str(error).splitlines()[0][:160]})"
+                what = f"{self.ranks.device} failed ({first_sentence(error)})"
             else:
                 raise
             where = f"{self.stage.name}, iteration {self.state.iteration}"

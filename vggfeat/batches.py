@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggfeat.devices import BATCH_SIZE, device_failed, out_of_memory
+from vggfeat.devices import BATCH_SIZE, device_failed, first_sentence, out_of_memory
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import smallest_side, smallest_side_shape
 
@@ -384,8 +384,8 @@ def by_shape(
     except RuntimeError as error:
         if not device_failed(error):
             raise
-        what = str(error).strip().partition("\n")[0]
-        raise VggfeatError(f"{device} has failed ({what}); give another `device`") from error
+        why = first_sentence(error)
+        raise VggfeatError(f"{device} has failed ({why}); give another `device`") from error
 
 
 @contextmanager

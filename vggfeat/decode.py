@@ -176,14 +176,8 @@ def expected_shape(
         return None
     try:
         if isinstance(source, np.ndarray):
-            return (
-                (source.shape[0], source.shape[1])
-                if source.ndim in (2, 3) and source.size
-                else None
-            )
+            return (source.shape[0], source.shape[1]) if source.ndim in (2, 3) else None
         if isinstance(source, Image.Image):
-            if not source.height * source.width:
-                return None
             return _upright(source.height, source.width, _only(source.info))
         for at_most in (_HEAD_BYTES, _HINT_BYTES):
             data = (

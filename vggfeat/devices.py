@@ -80,8 +80,8 @@ def gpus() -> tuple[int, str]:
         try:
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         except Exception as error:  # PyTorch's own way to find out is broken: of many kinds
-            return 0, _first_sentence(error)
-    return count, "" if count or not caught else _first_sentence(caught[0].message)
+            return 0, first_sentence(error)
+    return count, "" if count or not caught else first_sentence(caught[0].message)
 
 
 def _refusal(device: torch.device) -> str:
@@ -98,13 +98,14 @@ def _refusal(device: torch.device) -> str:
         except torch.OutOfMemoryError:
             return ""  # that is told where something is computed
         except Exception as error:  # of many kinds, where not even CUDA itself comes up
-            return _first_sentence(error)
+            return first_sentence(error)
     return "1 + 1 is not 2 on it"
 
 
-def _first_sentence(error: object) -> str:
-    """Of what CUDA says, which goes on for a paragraph."""
-    return " ".join(str(error).strip().partition("\n")[0].split()).partition(". ")[0].rstrip(".")
+def first_sentence(error: object) -> str:
+    """Of what CUDA says, which goes on for a paragraph; 160 characters at most."""
+    line = " ".join(str(error).strip().partition("\n")[0].split())
+    return line.partition(". ")[0].rstrip(".")[:160]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

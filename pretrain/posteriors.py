@@ -77,6 +77,10 @@ def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
             f"{network.spec} has no usable class scores: its weights (finite ones) reach"
             f" {network.layers[-1]}; give weights of the whole net"
         )
+    if network.boxes:
+        raise VggfeatError(
+            f"{network.spec} says boxes, not classes: pretrain.localise is the command for it"
+        )
     chosen = tuple(scales) or own_scales(network)
     if len(set(chosen)) != len(chosen):
         raise VggfeatError(f"scales {chosen} must be different numbers")

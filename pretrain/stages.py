@@ -341,9 +341,12 @@ def _trained(run: Run, number: int, after: str) -> Path:
     return path
 
 
-def _same_classes(source: Network, classes: list[str]) -> None:
+def _refuse_boxes(source: Network) -> None:
     if source.boxes:
         raise VggfeatError(f"{source.spec} says boxes: a stage starts from a net that says classes")
+
+
+def _same_classes(source: Network, classes: list[str]) -> None:
     if source.classes and source.classes != classes:
         odd = sorted(set(source.classes) ^ set(classes))
         what = f"{odd[0]!r} is in one and not in the other" if odd else "their order differs"

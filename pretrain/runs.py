@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.kept import MODES, KeptPosteriors
+from pretrain.kept import BOTH, KeptPosteriors
 from pretrain.posteriors import evaluate, how_trained
 from pretrain.tables import (
     PAPER,
@@ -217,7 +217,7 @@ def measure_tables(
         scales = sorted(
             {q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)}
         )
-        modes = MODES if any(row.mode != "dense" for row in its_rows) else ("dense",)
+        modes = BOTH if any(row.mode != "dense" for row in its_rows) else ("dense",)
         network = load(net.weights, device=ranks.device, precision=precision)
         what = f"{net.net} {network.metadata['train_scale']}, seed {net.seed}"
         with progress(what, quiet=not ranks.first) as advance:

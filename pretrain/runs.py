@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.kept import MODES, KeptPosteriors
+from pretrain.kept import BOTH, MODES, KeptPosteriors
 from pretrain.ledger import (
     MEASURED,
     THEIRS,
@@ -248,7 +248,7 @@ def measure_tables(
             {q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)}
         )
         asked = {row.mode for row in its_rows}
-        asked |= {"dense", "crops"} if "both" in asked else set()
+        asked |= {*BOTH} if "both" in asked else set()
         modes = [mode for mode in MODES if mode in asked]
         network = load(net.weights, device=ranks.device, precision=precision)
         what = f"{net.net} {network.metadata['train_scale']}, seed {net.seed}"

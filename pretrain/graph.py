@@ -100,7 +100,7 @@ def _members(tables: Collection[int]) -> Iterator[Member]:
         for member in row.members
         if not member.control
     }
-    if {*tables} & {*BY_BOXES, *BY_FEATURES}:
+    if {*tables} & {9, 10, *BY_FEATURES}:
         found |= {*JITTERED}
     yield from sorted(found, key=lambda m: (NETS.index(m.net), m.learn, len(m.S), m.S))
 

@@ -141,7 +141,7 @@ class Trainer:
         of_stage = {"nets"}
         boxes = {}
         if self.stage.task == LOCALISATION:
-            boxes["boxes of the images"] = self.data.boxes_digest()
+            boxes["set of boxes"] = self.data.boxes_digest()
         else:  # as it was before there were any
             apart |= {*OF_BOXES}
             of_stage |= {"task", "boxes", "from_random"}
@@ -168,7 +168,7 @@ class Trainer:
                 )
             if made_with[key] != ours:
                 theirs = str(made_with[key])[:60]
-                if isinstance(ours, list) and len(str(ours)) > 60:
+                if isinstance(ours, list | str) and len(str(ours)) > 60:
                     what = (
                         f"was made with another list of {key}"
                         if key == "classes"

@@ -56,6 +56,15 @@ def test_a_deeper_net_has_exactly_these_layers_of_a(net: str) -> None:
     assert equal == ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]
 
 
+def test_layers_can_be_left_as_they_are() -> None:
+    """A net of boxes takes all but its last layer, whose outputs are others."""
+    source, net = VGG("A", 10, 0.1, 32), VGG("A", 4, 0.1, 32)
+    before = weight_layers(net)["fc8"].weight.clone()
+    assert copy_layers(net, source, but=("fc8",)) == [*list(weight_layers(net))[:-1]]
+    assert torch.equal(weight_layers(net)["fc7"].weight, weight_layers(source)["fc7"].weight)
+    assert torch.equal(weight_layers(net)["fc8"].weight, before)
+
+
 @pytest.mark.parametrize(
     ("net", "classes", "width", "crop", "until", "says"),
     [

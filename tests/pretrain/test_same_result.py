@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from pretrain.checkpoint import read_state
-from tests.pretrain.conftest import SHORT
+from tests.pretrain.conftest import SHORT, write_boxes
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 STEPS = ["--net", "D", "--init", "glorot", *SHORT]
@@ -150,6 +150,33 @@ def test_the_comparison_notices_what_is_not_keyed(
         for way in ("one process", "two")
     )
     assert difference(one, two) > 1e-3
+
+
+def test_boxes_are_learned_alike_in_one_process_and_two(
+    photos: Path, train: Train, start: Path, tmp_path: Path
+) -> None:
+    boxes = write_boxes(tmp_path / "boxes.csv", photos)
+    results = {}
+    for way in ("one process", "two", "accumulated"):
+        out = tmp_path / way
+        processes, micro_batch = WAYS[way]
+        train(
+            *(*STEPS, "--stages", "D-36-pcr", "--from", start / "D-36" / "weights.safetensors"),
+            *("--task", "localisation", "--boxes", "pcr", "--annotations", boxes, "--out", out),
+            *("--data", photos, "--colours", start / "colours.json", "--precision", "float64"),
+            *("--micro-batch", micro_batch, "--set=*.iterations=5"),
+            processes=processes,
+        )
+        text = (out / "D-36-pcr" / "log.jsonl").read_text()
+        events = [json.loads(line) for line in text.splitlines()]
+        losses = [event["loss"] for event in events if event["event"] == "train"]
+        errors = [event["localisation_error"] for event in events if event["event"] == "val"]
+        state = safetensors.torch.load_file(out / "D-36-pcr" / "last.safetensors")
+        results[way] = ([*losses, *(1 + error for error in errors)], state)
+    one = results["one process"]
+    assert len(one[0]) == 6 and one[0][0] != one[0][4]
+    for way, result in results.items():
+        assert difference(one, result) <= TOLERANCE, way
 
 
 # what a compiled net is made of, without a compiler of C++; in some processes it can't be done

@@ -26,10 +26,12 @@ from tests.pretrain.conftest import (
     FEW,
     JITTER,
     environment,
+    evaluating,
     layers,
     one_line,
     training,
     words_of,
+    write_boxes,
 )
 from vggfeat import cli
 from vggfeat.sources import load
@@ -172,10 +174,109 @@ def test_a_finished_run_is_only_told_again(trained: Trained, command: Command) -
     assert written() == before
 
 
+@pytest.fixture(scope="module")
+def of_boxes(made_drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A chain whose last stage learns a box of each class; an image of each part has none."""
+    folder = tmp_path_factory.mktemp("boxes")
+    boxes = write_boxes(folder / "boxes.csv", made_drawings, ("train/red/07.jpg", "val/red/02.jpg"))
+    out = folder / "run"
+    words: list[object] = ["--net", "D", *FEW, "--data", made_drawings, "--out", out]
+    words += ["--task", "localisation", "--boxes", "pcr", "--annotations", boxes]
+    done = training(ran)(*words)
+    assert done.status == 0, done.err
+    return Trained(words, out, done)
+
+
+def test_a_net_that_learns_boxes_begins_with_the_net_of_its_s(of_boxes: Trained) -> None:
+    stages = {path.parent.name for path in of_boxes.out.glob("*/log.jsonl")}
+    assert stages == {A_STAGE, D_STAGE, "D-36-pcr"}  # the jittered one isn't needed
+    told, start = of_boxes.ran.err, of_boxes.out / D_STAGE / "weights.safetensors"
+    assert f"D-36-pcr: all layers but fc8 from {start} (net D); the others random" in told
+    network = load(str(of_boxes.out / "weights.safetensors"))
+    assert (network.boxes, network.classes, network.dim("fc8")) == ("pcr", ["blue", "red"], 8)
+    past = [each.stage for each in history_of(network.metadata)]
+    assert past == [A_STAGE, D_STAGE, "D-36-pcr"]
+    facts = how_trained(network.metadata)
+    assert (facts["task"], facts["epochs"]) == ("localisation", "4.50")
+    assert "chain=" not in facts["changes"]
+
+
+def test_the_error_of_boxes_is_told_by_its_name(of_boxes: Trained) -> None:
+    events = of_boxes.log("D-36-pcr")
+    checks = [event for event in events if event["event"] in ("held_out", "val")]
+    assert [event["images"] for event in checks] == [4, 4, 7]  # of eight one has no box
+    assert all(0 <= event["localisation_error"] <= 100 for event in checks)
+    assert all("top1_error" not in event for event in checks)
+    errors = json.loads(load(str(of_boxes.out / "weights.safetensors")).metadata["errors"])
+    assert errors["validation"] == {"localisation": checks[-1]["localisation_error"]}
+    assert "D-36-pcr: held-out localisation error" in of_boxes.ran.err
+    assert "(boxes)" in (of_boxes.out / "report.html").read_text()
+
+
+def test_images_without_boxes_are_named_and_not_learned_from(of_boxes: Trained) -> None:
+    assert "train/red/07.jpg" in of_boxes.ran.err and "val/red/02.jpg" in of_boxes.ran.err
+    start = next(event for event in of_boxes.log("D-36-pcr") if event["event"] == "start")
+    assert start["identity"]["training images"] == 75
+    of_classes = next(event for event in of_boxes.log(D_STAGE) if event["event"] == "start")
+    assert of_classes["identity"]["training images"] == 76
+    assert "box_unit" not in of_classes["identity"]  # which classes don't depend on
+
+
+def test_a_net_of_boxes_describes_and_is_no_classifier(
+    of_boxes: Trained, made_drawings: Path, command: Command, run_main: Command, tmp_path: Path
+) -> None:
+    weights = of_boxes.out / "weights.safetensors"
+    line = ("extract", "--dataset", "folder", "--root", made_drawings, "--weights", weights)
+    fast = ("--scales", "36", "--device", "cpu", "--precision", "float32", "--limit", "2")
+    assert run_main(cli.main, *line, *fast, "--out", tmp_path / "f.h5").status == 0
+    ran = evaluating(run_main)("--weights", weights, "--data", made_drawings, "--device", "cpu")
+    assert ran.status == 1 and "says boxes, not classes" in ran.err
+    ran = command(*of_boxes.words[:-6], "--from", weights, "--stages", "1", "--out", tmp_path / "o")
+    assert ran.status == 1 and "a stage starts from a net that says classes" in one_line(ran.err)
+
+
+def test_other_boxes_are_another_net(
+    of_boxes: Trained, made_drawings: Path, command: Command, tmp_path: Path
+) -> None:
+    again = command(*of_boxes.words)
+    assert again.status == 0 and again.err.splitlines()[-1] == "D-36-pcr: done before"
+    other = write_boxes(tmp_path / "other.csv", made_drawings)
+    ran = command(*of_boxes.words, "--annotations", other)
+    assert ran.status == 1
+    assert "D-36-pcr/last.safetensors has another set of boxes: give the same" in one_line(ran.err)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("path,class,x1,y1,x2,y2\nnone.jpg,red,1,1,9,9\n", "has no box for any of the 88 images"),
+        ("path,class,x1,y1,x2,y2\ntrain/red/00.jpg,red,1,1,9,9\n", "1 training images with a box"),
+        ("path,class\n", "x1"),
+    ],
+)
+def test_boxes_that_cant_be_learned_from_are_one_line(
+    text: str, says: str, command: Command, made_drawings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "boxes.csv").write_text(text)
+    ran = command(
+        *("--net", "A", *FEW, "--set=held_out=0", "--data", made_drawings, "--out", tmp_path / "o"),
+        *("--task", "localisation", "--boxes", "scr", "--annotations", tmp_path / "boxes.csv"),
+    )
+    assert ran.status == 1 and says in one_line(ran.err)
+    assert not list((tmp_path / "o").rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--net", "F"], "there is no net 'F'"),
+        (["--task", "localisation", "--annotations", "b.csv"], "--boxes scr or pcr go together"),
+        (["--boxes", "scr"], "--boxes scr or pcr go together"),
+        (
+            ["--task", "localisation", "--boxes", "scr"],
+            "--annotations, the true boxes, go together",
+        ),
+        (["--task", "control", "--net", "D"], "recipe paper has no stage of control for net D"),
         (["--recipe", "nothing.toml"], "nothing.toml"),
         (["--stages", "9"], "stages"),
         (["--set", "batch_sise=3"], "can't have 'batch_sise'"),

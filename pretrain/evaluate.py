@@ -123,7 +123,7 @@ def evaluate_command(
     table: Annotated[
         str,
         Option(
-            help="3, 4, 5, 6 or all: make the table's rows of the nets in --runs.",
+            help="3, 4, 5, 6, 7 or all: make the table's rows of the nets in --runs.",
             show_default=False,
         ),
     ] = "",
@@ -159,7 +159,7 @@ def evaluate_command(
     texts = {"--submission": submission, "--json": json_file}
     check_outputs({"--posteriors": posteriors}, texts=texts, inputs=inputs, overwrite=overwrite)
     if table:
-        from pretrain.tables import check_ledger
+        from pretrain.ledger import check_ledger
 
         cells = ledger.with_name("ledger-ilsvrc.json")
         updated = {"--ledger": ledger, "the cells beside it": cells}  # in place, by design
@@ -169,7 +169,7 @@ def evaluate_command(
         modes=("dense", "crops") if mode == "both" else (mode,),
         mode=mode,
         scales=qs,
-        tables=(3, 4, 5, 6) if table == "all" else tuple(map(int, table)),
+        tables=(3, 4, 5, 6, 7) if table == "all" else tuple(map(int, table)),
         ledger=ledger,
         posteriors=posteriors,
         submission=submission,
@@ -220,8 +220,8 @@ def _refuse_contradictions(given: set[str], table: str, split: str) -> None:
     weights, kept = "weights" in given, "kept" in given
     if weights + kept + (bool(table) and not kept) != 1:
         raise WrongUsage("give one of --weights, --from and --table (or --from and --table)")
-    if table not in ("", "3", "4", "5", "6", "all"):
-        raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
+    if table not in ("", "3", "4", "5", "6", "7", "all"):
+        raise WrongUsage(f"--table {table}: the paper's tables of classes are 3 to 7, or give all")
     if table and given & {"scales", "mode", "submission", "json_file"}:
         raise WrongUsage(
             "--table takes the paper's Q and modes: no --scales, --mode, --submission or --json"

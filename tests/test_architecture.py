@@ -48,9 +48,11 @@ LIGHT = (
     *("vggfeat.datasets.voc", "vggfeat.datasets.caltech", "vggfeat.datasets.imagenet"),
     *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),
     *("vggfeat.datasets.splits", "vggfeat.datasets.download", "vggfeat.datasets.devkit"),
+    *("vggfeat.datasets.annotation", "vggfeat.datasets.boxes"),
     *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
     *("vggfeat.table1", "vggfeat.versions"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
+    *("pretrain.claims", "pretrain.ledger", "vggfeat.ledger", "vggfeat.transfer"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
 )

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 import vggfeat
-from pretrain import kept, tables
+from pretrain import kept
 from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.colour import Colours
 from pretrain.kept import KeptPosteriors
+from pretrain.ledger import read_cells
 from pretrain.posteriors import how_trained
 from pretrain.recipe import history_of, read_recipe
-from pretrain.tables import read_cells
 from pretrain.watch import events
 from tests.conftest import Command
 from tests.formats.make import (
@@ -40,7 +40,7 @@ from tests.formats.make import (
     write_rows,
 )
 from tests.pretrain.conftest import training
-from vggfeat import model, store
+from vggfeat import ledger, model, store
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
@@ -94,7 +94,7 @@ def test_every_version_of_a_format_has_a_file() -> None:
             assert path.is_file()
             if version == 2 and name:
                 assert format_of(path) == name
-    assert json.loads((NOW / "ledger.json").read_text())["version"] == tables.VERSION
+    assert json.loads((NOW / "ledger.json").read_text())["version"] == ledger.VERSION
 
 
 def test_a_feature_file() -> None:

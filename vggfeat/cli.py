@@ -356,6 +356,16 @@ def svm_command(
     ] = CORES,
     overwrite: Overwrite = False,
     json_file: Json = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Also put the figure into Table 11 or 12 of this page, beside the paper's; its"
+                " cells are kept beside it."
+            ),
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train and score a linear SVM by the dataset's protocol."""
     qs = None if scales is None else sides_typed(scales)
@@ -372,6 +382,8 @@ def svm_command(
         inputs=features,
         overwrite=overwrite,
     )
+    if ledger:
+        _check_ledger(ledger, [*features, out_file, json_file])
     import torch
 
     from vggfeat import protocols
@@ -380,10 +392,13 @@ def svm_command(
     from vggfeat.devices import resolve_device
     from vggfeat.model import model_from, save_model
     from vggfeat.results import seen_by_net
+    from vggfeat.transfer import refuse_other_data
 
     protocols.grid_of(cs)
     on = resolve_device(device)
     problem, parts, made = problem_from(features, pool, qs)
+    if ledger:
+        refuse_other_data(problem.dataset)
     if submission:
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
@@ -421,7 +436,28 @@ def svm_command(
         save,
         submit,
         lambda: _print_results(results),
+        lambda: _to_ledger(results, ledger),
     )
+
+
+def _check_ledger(page: Path, inputs: Sequence[Path | None]) -> None:
+    """Refuse a page that can't be written, or isn't one, before the work."""
+    from vggfeat.transfer import CELLS, check_page
+
+    updated = {"--ledger": page, "the cells beside it": page.with_name(CELLS)}
+    check_outputs(updated, inputs=inputs, overwrite=True)  # in place, by design
+    check_page(page)
+
+
+def _to_ledger(results: Results, page: Path | None) -> None:
+    """The figure into the page, and the table that it is in, printed."""
+    if page is None:
+        return
+    from vggfeat.transfer import cell_of, write_cell
+
+    heading, lines = write_cell(cell_of(results), page)
+    for line in ["", heading, "", *lines]:
+        out.print(line, soft_wrap=True)
 
 
 @app.command(cls=Strict)

@@ -39,7 +39,7 @@ def test_other_words_for_train_and_val(
 
 
 @pytest.mark.parametrize("inside", ["", "ILSVRC/Data/CLS-LOC"])
-def test_images_as_they_are_downloaded(
+def test_a_training_set_as_it_is_downloaded(
     inside: str, command: Command, drawings: Path, tmp_path: Path
 ) -> None:
     """Flat validation images; in Kaggle's folders, too."""

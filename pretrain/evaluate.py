@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pretrain.submission import devkit_numbers, refuse_unknown, write_submission
+from pretrain.submission import refuse_unknown, write_submission
+from vggfeat.datasets.devkit import devkit_numbers
 from vggfeat.errors import WrongUsage, as_typed
 from vggfeat.files import check_outputs, refuse_inputs, try_each, weights_files, write_json
 from vggfeat.options import (

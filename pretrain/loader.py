@@ -119,8 +119,9 @@ def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:
     """
     subfolders, _ = folder.children(root) if root.is_dir() else ([], [])
     # a class may be called train: it holds images, where a part holds folders
+    base = imagenet.with_parts(root) if subfolders else root
     in_parts = subfolders and any(
-        folder.children(root / s)[0] for s in imagenet.part_folders(root).values()
+        folder.children(base / s)[0] for s in imagenet.part_folders(base).values()
     )
     items = datasets.load("folder" if subfolders and not in_parts else "imagenet", root)
     if items.labels is None or "unlabelled" in items.protocol:

@@ -245,13 +245,15 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def images_of(root: Path, split: str, limit: int) -> Items:
-    """The images of one split of ImageNet's layout; "test" is a flat folder without labels.
+    """The images of one split of ImageNet's layout (`imagenet`); "test" is a flat folder without
+    labels.
 
     limit: at most so many images, evenly spread over the split; 0 for all. Raises VggfeatError:
     another layout.
     """
     if split == "test":
-        tests = root / imagenet.part_folders(root, wanted=["test"]).get("test", "test")
+        base = imagenet.with_parts(root, ["test"])
+        tests = base / imagenet.part_folders(base, wanted=["test"]).get("test", "test")
         items = datasets.load("folder", tests)
         if items.labels is not None:
             raise VggfeatError(

@@ -191,6 +191,34 @@ def test_other_words_for_the_splits(
     assert "folder test: 4 images" in ran.out
 
 
+def test_images_as_they_are_downloaded(
+    command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    """Flat, in Kaggle's folders: the figures are those of sorted images."""
+    base = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+    (base / "val").mkdir(parents=True)
+    lines = ["ImageId,PredictionString"]
+    for i, path in enumerate(sorted(images.glob("val/*/*.png"), key=lambda path: path.name), 1):
+        path.rename(base / "val" / f"ILSVRC2012_val_{i:08d}.png")
+        (path.parent / path.name).symlink_to(base / "val" / f"ILSVRC2012_val_{i:08d}.png")
+        lines.append(f"ILSVRC2012_val_{i:08d},{path.parent.name} 1 2 3 4 ")
+    (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+    (images / "test").rename(base / "test")
+    words = ["--weights", weights["D-36"], *FAST, "--scales", "36", "--json"]
+    rows = []
+    for root in (images, tmp_path / "kaggle"):
+        ran = command(*words, tmp_path / f"{root.name}.json", "--data", root)
+        assert ran.status == 0, ran.err
+        rows.append(json.loads((tmp_path / f"{root.name}.json").read_text())["rows"])
+    assert rows[0] == rows[1] and rows[0][0]["images"] == 42
+    ran = command(*words, tmp_path / "t.json", "--data", tmp_path / "kaggle", "--split", "test")
+    assert ran.status == 0 and "folder test: 4 images" in ran.out
+    # the list is what the command reads
+    listed = tmp_path / "kaggle" / "LOC_val_solution.csv"
+    ran = command(*words, listed, "--data", tmp_path / "kaggle", "--overwrite")
+    assert ran.status != 0 and "is what the command reads" in ran.err
+
+
 def test_submission(
     command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pretrain.colour import Colours
-from pretrain.loader import held_out_slice
+from pretrain.loader import held_out_slice, read_training_set
+from pretrain.recipe import read_recipe
 from tests.conftest import Command
 from tests.pretrain.conftest import FEW, Train, losses, one_line, training
 from vggfeat.datasets import Items
@@ -35,6 +36,42 @@ def test_other_words_for_train_and_val(
         f"left out: 1 file without an image's ending (.heic 1), for example {train}/red/IMG.heic"
         in ran.err
     )
+
+
+@pytest.mark.parametrize("inside", ["", "ILSVRC/Data/CLS-LOC"])
+def test_a_training_set_as_it_is_downloaded(
+    inside: str, command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    """Flat validation images; in Kaggle's folders, too."""
+    recipe = read_recipe("mini", ["batch_size=16", "held_out=0.05"], "A")
+    reference = read_training_set(drawings, recipe)
+    base = tmp_path / "data" / inside
+    (base / "val").mkdir(parents=True)
+    lines = ["ImageId,PredictionString"]
+    for i, path in enumerate(sorted((drawings / "val").glob("*/*.jpg")), 1):
+        (base / "val" / f"ILSVRC2012_val_{i:08d}.jpg").symlink_to(path)
+        lines.append(f"ILSVRC2012_val_{i:08d},{path.parent.name} 1 2 3 4 ")
+    (base / "train").symlink_to(drawings / "train")
+    (tmp_path / "data" / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+    found = read_training_set(tmp_path / "data", recipe)
+    assert found.items.labels is not None and reference.items.labels is not None
+    assert found.items.labels.tolist() == reference.items.labels.tolist()
+    assert found.classes == reference.classes and found.items.root == base
+    for own, theirs in zip(
+        (found.train, found.held_out, found.val),
+        (reference.train, reference.held_out, reference.val),
+        strict=True,
+    ):
+        assert own.tolist() == theirs.tolist() != []
+    assert [found.items.names[i] for i in found.train] == [
+        reference.items.names[i] for i in reference.train
+    ]
+    words = ["--net", "A", *FEW, "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    ran = command(*words, "--dry-run")
+    assert ran.status == 0 and "76 training images" in ran.out, ran.err
+    (tmp_path / "data" / "LOC_val_solution.csv").unlink()
+    told = one_line(command(*words, "--dry-run").err)
+    assert "nothing beside it that tells the classes" in told and str(base / "val") in told
 
 
 def test_a_class_may_be_called_train(command: Command, drawings: Path, tmp_path: Path) -> None:

@@ -161,7 +161,9 @@ def test_a_central_crop_is_the_one_that_training_checks(nets: list[Network], ite
     for path in (items.root / name for name in items.names):
         for Q in (36, 45, 64):
             whole = torch.from_numpy(rescaled(path, Q).copy())[None]
-            crop = torch.from_numpy(CentreCrops(Q, CROP).read(path, (0, 0)).crop)[None]
+            crop = torch.from_numpy(CentreCrops(Q, CROP).read(path, (0, 0), np.zeros((0, 4))).crop)[
+                None
+            ]
             ours = centre(nets[0], whole)
             theirs = nets[0].crop_scores_of(crop).softmax(1)
             assert (ours - theirs).abs().max() < 0.02

@@ -1,76 +1,25 @@
-"""The devkit's meta.mat is a stranger's file: what it may hold, and what reading it may take."""
+"""What the devkit scores, in its numbers."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 
-from pretrain import submission
-from pretrain.submission import devkit_numbers
+from pretrain.kept import KeptPosteriors
+from pretrain.submission import write_submission
+from tests.vggfeat.test_hdf5 import posteriors_at
 from vggfeat.errors import VggfeatError
 
 
-def write_meta(path: Path, rows: list[tuple[object, object, object]]) -> None:
-    names = ["WNID", "ILSVRC2012_ID", "num_children"]
-    record = np.zeros(len(rows), dtype=[(name, object) for name in names])
-    for i, row in enumerate(rows):
-        record[i] = row
-    scipy.io.savemat(path, {"synsets": record}, do_compression=True)
-
-
-def test_the_leaves_have_numbers(tmp_path: Path) -> None:
-    write_meta(tmp_path / "meta.mat", [("n2", 2, 0), ("n1", 1, 0), ("n3", 3, 7)])
-    assert devkit_numbers(tmp_path / "meta.mat") == {"n2": 2, "n1": 1}
-
-
-def element(kind: int, data: bytes) -> bytes:
-    """Of a MATLAB 5 file."""
-    return struct.pack("<II", kind, len(data)) + data
-
-
-CLAIMS = b"MATLAB 5.0".ljust(124) + struct.pack("<H", 0x100) + b"IM"
-CLAIMS += element(
-    14,
-    element(6, struct.pack("<II", 1, 0))  # a cell array
-    + element(5, struct.pack("<ii", 2_000_000_000, 1))  # of 16 GB of pointers
-    + element(1, b"synsets\0"),
-)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        b"x" * 1000,
-        CLAIMS,
-        [("n1", "x", 0), ("n2", 2, 0)],
-        [("n1", 1e300, 0), ("n2", 2, 0)],
-        [("n1", -1, 0), ("n2", 2, 0)],
-        [("n1", 1, 0), ("n1", 2, 0)],
-        [("n1", 1, 0), ("n2", 1, 0)],
-    ],
-)
-def test_another_file_is_refused(
-    tmp_path: Path, wrong: bytes | list[tuple[object, object, object]]
-) -> None:
-    path = tmp_path / "meta.mat"
-    if isinstance(wrong, bytes):
-        path.write_bytes(wrong)
-    else:
-        write_meta(path, wrong)
-    with pytest.raises(
-        VggfeatError, match=r"is not the ILSVRC-2012 devkit's meta.mat: ."
-    ) as refused:
-        devkit_numbers(path)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_long_file_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "subprocess", None)
-    with open(tmp_path / "meta.mat", "wb") as file:
-        file.truncate(1 << 40)
-    with pytest.raises(VggfeatError, match="longer than 16,777,216 bytes"):
-        devkit_numbers(tmp_path / "meta.mat")
+def test_the_likeliest_classes_by_their_numbers(tmp_path: Path) -> None:
+    kept = KeptPosteriors.read(posteriors_at(tmp_path / "p.h5"))  # of a, b and c; b is unreadable
+    kept.names = ["c", "b", "a"]
+    kept.nets[0].modes["dense"][0, 2] = [0.25, 0.75]
+    path = tmp_path / "s.txt"
+    write_submission(kept, "dense", (), {"x": 7, "y": 900, "z": 1}, path)
+    assert path.read_text() == "900 7\n0 0 0 0 0\n7 900\n"
+    assert np.isnan(kept.fused("dense")[1]).all()
+    with pytest.raises(VggfeatError, match="the devkit has no class 'y'"):
+        write_submission(kept, "dense", (), {"x": 7}, path)

@@ -86,7 +86,8 @@ _DATASETS = {
         imagenet.load,
         "imagenet has no open download: get it from image-net.org, then",
         "ILSVRC-2012 or any part of it; classes are the sorted synset ids",
-        "ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG, or one of the two",
+        "ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG, or one of the two; or a flat ROOT/val,"
+        " with the devkit or Kaggle's LOC_val_solution.csv beside it",
     ),
     "folder": _Dataset(
         folder.load,

@@ -87,19 +87,22 @@ class LeftOut:
     """What lies among the images and isn't taken, so that it can be told in one sentence.
 
     kinds: what -> how many, and the first of them by name. endings: the same, of files that are no
-    images by theirs.
+    images by theirs. used: names that are taken in another way, and aren't counted.
     """
 
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
     endings: dict[str, tuple[int, str]] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
 
     def add(self, kind: str, name: str) -> None:
         """One more of a kind; "{s}" stands in it where the plural has an s."""
-        _count(self.kinds, kind, name)
+        if name not in self.used:
+            _count(self.kinds, kind, name)
 
     def add_file(self, name: str) -> None:
         """One more file without an image's ending."""
-        _count(self.endings, os.path.splitext(name)[1].lower(), name)
+        if name not in self.used:
+            _count(self.endings, os.path.splitext(name)[1].lower(), name)
 
     def remarks(self) -> tuple[str, ...]:
         """As `Items.remarks`: none or one sentence."""
@@ -234,16 +237,26 @@ def one_folder_each(root: Path, part_of: Mapping[str, str]) -> dict[str, str]:
     return {part: folder_of[part] for part in ("train", "val", "test") if part in folder_of}
 
 
-def read_splits(dataset: str, root: Path, folder_of: dict[str, str], left: LeftOut) -> Items:
+def read_splits(
+    dataset: str,
+    root: Path,
+    folder_of: dict[str, str],
+    left: LeftOut,
+    sorted_of: Mapping[str, dict[str, list[str]]] | None = None,
+) -> Items:
     """Items of ROOT/SPLIT/CLASS/IMAGE: split after split, then by class and name.
 
     folder_of: split -> its folder's name under root. The classes are those of "train" if it is
-    among them. left: takes what is left out there, beside what it has.
+    among them. left: takes what is left out there, beside what it has. sorted_of: of a split whose
+    folder is flat, class -> its image names, relative to root.
     Raises VggfeatError when another split has a class that "train" lacks, or two splits are one
     folder.
     """
     refuse_links(root, list(folder_of.values()))
-    images_of = {split: class_images(root, folder, left) for split, folder in folder_of.items()}
+    images_of = {
+        split: (sorted_of or {}).get(split) or class_images(root, folder, left)
+        for split, folder in folder_of.items()
+    }
     classes = sorted(
         images_of["train"] if "train" in images_of else set().union(*images_of.values())
     )

@@ -76,7 +76,8 @@ class Items:
     splits: name -> (n,) int64 rows. Official ones are "train", "val", "test"; the random splits of
         a protocol are "split0/train", "split0/val", "split0/test", "split1/train" …
     images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory, else None.
-    lists: files that were read for all this, relative to root; no command may write them.
+    lists: files that were read for all this, relative to root, or absolute where they lie
+        elsewhere; no command may write them.
     remarks: sentences for the user, of what was left out or understood in one of several ways.
     total: images of the data set, where only the first of them were taken; else None.
     """

@@ -12,15 +12,27 @@ import numpy as np
 import pytest
 
 import vggfeat
+from pretrain.kept import KeptPosteriors
 from pretrain.ledger import read_cells, table_markdown
-from pretrain.posteriors import how_trained
+from pretrain.posteriors import how_trained, images_of
 from pretrain.recipe import chain, read_recipe
-from pretrain.runs import Trained, roles, rows_of
-from pretrain.tables import PAPER, RELEASED, Member
+from pretrain.runs import (
+    Boxed,
+    Images,
+    Trained,
+    box_cell,
+    measure_tables,
+    roles,
+    rows_of,
+    trained_nets,
+    write_localisation,
+)
+from pretrain.tables import PAPER, RELEASED, ROWS, Member
 from tests.conftest import Command, Ran, ran, vgg_of
 from tests.pretrain.conftest import FAST, SMALL, cell, cells_in, evaluating, save_trained
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
+from vggfeat.ranks import joined
 from vggfeat.sources import OXFORD
 
 
@@ -349,3 +361,152 @@ def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there() -> None:
     ]
     table = table_markdown(3, [cell("D S=224-320", 20)])
     assert "| D S=224-320 | dense | 20.0 / 5.0 | 1 | S 36; Q 36 | 20 | 2026-01-01 | - |" in table
+
+
+def test_controls_have_rows_of_their_own_and_boxes_none() -> None:
+    control = trained("D", task="control")
+    assert control.member == Member("D", "256", control=True)
+    assert roles([trained("D"), control])["mini", (), 0].keys() == {
+        Member("D", "256"),
+        control.member,
+    }
+    own = [row for row in rows_of((3, 4), [control.member]) if row not in PAPER]
+    assert [(row.table, row.name, row.mode) for row in own] == [
+        (3, "D 256 (control)", "dense"),
+        (4, "D 256 (control)", "dense"),
+    ]
+    # of Sect. 4.1: B and its twin on a central crop, beside their rows of Table 3
+    centre = [row.name for row in rows_of((3,), []) if row.mode == "centre"]
+    assert centre == ["B 256 (control)", "B-5x5 256"]
+
+
+def test_nets_that_tell_boxes_are_no_nets_of_these_tables(
+    weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(metadata: dict[str, str]) -> dict[str, str]:
+        task = "localisation" if metadata["net"] == "D" else "control"
+        return {**how_trained(metadata), "task": task}
+
+    monkeypatch.setattr("pretrain.runs.how_trained", told)
+    nets = trained_nets(tmp_path / "runs")
+    assert sorted({net.net for net in nets}) == ["A", "A-LRN", "B", "B-5x5", "E"]
+    assert all(net.member.control for net in nets)
+
+
+def test_table_7_takes_rows_of_tables_5_and_6() -> None:
+    rows = rows_of((7,), [])
+    assert [(row.table, row.mode) for row in rows] == [(5, "both"), (6, "dense"), (6, "both")]
+    assert rows_of((5, 6, 7), []) == rows_of((5, 6), [])
+
+
+def test_a_net_is_measured_in_the_modes_that_its_rows_ask_for(
+    weights: dict[str, Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The central crop is B's and its twin's alone; the 150 crops are of Tables 5 to 7."""
+    monkeypatch.setattr("pretrain.runs.MODES", ("dense", "crops", "centre"))
+    asked: dict[str, list[str]] = {}
+
+    def evaluate(networks: list[Any], scales: Any, modes: list[str], *rest: Any, **how: Any) -> Any:
+        (network,) = networks
+        asked[f"{network.name} {network.metadata['train_scale']}"] = modes
+        return KeptPosteriors("imagenet", "images", "val", [], np.zeros(0), [], {}, [])
+
+    monkeypatch.setattr("pretrain.runs.evaluate", evaluate)
+    monkeypatch.setattr(KeptPosteriors, "joined", lambda parts: None)
+    items = images_of(images, "val", 0)
+
+    def measured(*numbers: int) -> dict[str, list[str]]:
+        asked.clear()
+        with joined("cpu") as ranks:
+            measure_tables(numbers, tmp_path / "runs", items, "val", ranks, "float32", {})
+        return dict(asked)
+
+    three = measured(3)
+    assert three.pop("B-5x5 36") == ["dense", "centre"]
+    assert len(three) == 6 and {*map(tuple, three.values())} == {("dense",)}
+    crops = ["dense", "crops"]
+    assert measured(7) == {"D 36-64": crops, "E 36-64": crops}
+    everything = measured(3, 4, 5, 6, 7)
+    assert everything["D 36-64"] == crops and everything["D 36"] == ["dense"]
+
+
+FACTS = {
+    "net": "D",
+    "crop": "224",
+    "learn": "all",
+    "recipe": "paper",
+    "changes": "",
+    "seed": "0",
+    "epochs": "100.00",
+    "training_set": "cd34",
+    "weights": "w",
+    "pool": "floor",
+    "precision": "float32",
+}
+
+
+def boxed(*nets: tuple[str, str, tuple[int, ...]], five: bool, **facts: str) -> Boxed:
+    """Of these S, learned layers and Q; of four images the first has another box, and the second
+    another class, too.
+    """
+    return Boxed(
+        [
+            {**FACTS, "train_scale": S, "stands_for": S, "learn": learn, "fingerprint": S, **facts}
+            for S, learn, _ in nets
+        ],
+        ["pcr"] * len(nets),
+        [Q for _, _, Q in nets],
+        np.array([True, True, False, False]),
+        np.array([True, False, False, False]) if five else None,
+        "c0" if five else "",
+    )
+
+
+PLACE = Images("val", "val", "ab12", "b0", 1000)
+
+
+def test_what_found_boxes_stands_in_the_papers_row_or_in_its_own() -> None:
+    small, large = ("256", "all", (256,)), ("384", "all", (352, 384))
+    found = {
+        (8, "D 384, PCR, FC1-2", "centre"): boxed(("384", "fc", (384,)), five=False),
+        (9, "D 384 at 384", "dense"): boxed(("384", "all", (384,)), five=True),
+        (9, "D 256 at 256 + D 384 at 352,384", "dense"): boxed(small, large, five=True),
+    }
+    for key, each in found.items():
+        made = box_cell(each, PLACE)
+        assert made.key == key and key in ROWS
+        five = key[0] == 9
+        assert (made.top1, made.top5) == (50.0, 25.0 if five else None)
+        assert made.wrong_images().tolist() == [True, not five, False, False]
+        assert (made.box_set, made.classifier) == ("b0", "c0" if five else "")
+    assert (made.S, made.Q) == ("256 + 384", "256 + 352,384")
+    assert [net.fingerprint for net in made.nets] == ["256", "384"]
+    odd = box_cell(boxed(("384", "fc", (384, 512)), five=True), PLACE)
+    assert odd.row == "D 384, PCR, FC1-2 at Q=384,512"
+    other = boxed(("96", "all", (96,)), five=False, stands_for="")
+    assert box_cell(other, PLACE).row == "D S=96, PCR, all layers"
+    with pytest.raises(VggfeatError, match="boxes are of the test images"):
+        box_cell(odd_images := boxed(small, five=True), replace(PLACE, split="test"))
+    apart = replace(odd_images, facts=[*odd_images.facts, {**odd_images.facts[0], "seed": "1"}])
+    with pytest.raises(VggfeatError, match="w and w are of different recipes or seeds"):
+        box_cell(apart, PLACE)
+
+
+def test_boxes_and_classes_of_the_same_images_have_one_section(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "results.md"
+    one = boxed(("384", "fc", (384,)), five=False)
+    two = boxed(("384", "all", (384,)), five=True)
+    write_localisation([one, two], PLACE, page)
+    (path,) = tmp_path.glob("ledger-*.json")
+    assert path.name == "ledger-paper-val.json" and len(read_cells(path)) == 2
+    text = page.read_text()
+    assert "| D 384, PCR, FC1-2 | 50.0 | 1 |" in text and "| D 384 at 384 | 50.0 / 25.0 |" in text
+    printed = capsys.readouterr().out
+    assert "**Table 8**" in printed and "**Table 9**" in printed and "**Table 3**" not in printed
+    # on the paper's own images: in its own tables
+    write_localisation([one, two], replace(PLACE, ilsvrc=True), page)
+    assert len(read_cells(tmp_path / "ledger-ilsvrc.json")) == 2
+    part = page.read_text().partition("## Tables 3 to 10, ILSVRC-2012\n")[2]
+    assert "| D 384, PCR, FC1-2 | 50.0 | 1 | S 384; Q 384 | 100 |" in part.partition("<!-- end")[0]

@@ -28,6 +28,7 @@ FACTS = (
         "train_scale",
         "crop",
         "learn",
+        "task",
         "recipe",
         "changes",
         "stands_for",

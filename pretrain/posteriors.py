@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.kept import KeptPosteriors, Posteriors
-from pretrain.recipe import Recipe, history_of, identity
+from pretrain.recipe import CLASSIFICATION, Recipe, history_of, identity
 from pretrain.tables import RELEASED, paper_scales
 from vggfeat import datasets
 from vggfeat.batches import by_shape
@@ -76,6 +76,10 @@ def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
         raise VggfeatError(
             f"{network.spec} has no usable class scores: its weights (finite ones) reach"
             f" {network.layers[-1]}; give weights of the whole net"
+        )
+    if network.boxes:
+        raise VggfeatError(
+            f"{network.spec} says boxes, not classes: pretrain.localise is the command for it"
         )
     chosen = tuple(scales) or own_scales(network)
     if len(set(chosen)) != len(chosen):
@@ -181,7 +185,7 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
     unless we or the paper's authors trained the net.
     """
     facts = dict.fromkeys(
-        ("learn", "recipe", "changes", "stands_for", "seed", "epochs", "training_set"), ""
+        ("learn", "task", "recipe", "changes", "stands_for", "seed", "epochs", "training_set"), ""
     )
     source = metadata.get("source", "")
     if source in OXFORD.values():
@@ -189,6 +193,7 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
         S = metadata.get("train_scale", "")
         return facts | {
             "learn": "all",
+            "task": CLASSIFICATION,
             "recipe": "paper",
             "changes": RELEASED,
             "stands_for": S,
@@ -202,7 +207,8 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
         past = history_of(metadata)
     except VggfeatError:  # of another program, or a file of one's own before its numbers were kept
         return facts
-    learn = next(each.learn for each in recipe.stages if each.name == stage)
+    names = [each.name for each in recipe.stages]
+    number = names.index(stage)
     changes = [*told.changes]
     chain = [
         each.stage
@@ -210,11 +216,11 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
         + (f" of seed {each.seed}" if each.seed != recipe.seed else "")
         for each in past
     ]
-    names = [each.name for each in recipe.stages]
-    if past and chain != names[: names.index(stage) + 1]:
+    if past and chain != [names[place] for place in recipe.path(number)]:
         changes.append(f"chain={' > '.join(chain)}")
     return {
-        "learn": learn,
+        "learn": recipe.stages[number].learn,
+        "task": recipe.stages[number].task,
         "recipe": told.recipe,
         "changes": "\n".join(changes),
         "stands_for": told.stands_for,

@@ -48,6 +48,7 @@ LIGHT = (
     *("vggfeat.datasets.voc", "vggfeat.datasets.caltech", "vggfeat.datasets.imagenet"),
     *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),
     *("vggfeat.datasets.splits", "vggfeat.datasets.download"),
+    *("vggfeat.datasets.annotation", "vggfeat.datasets.boxes"),
     *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
     *("vggfeat.table1", "vggfeat.versions"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),

@@ -34,6 +34,10 @@ Convention = Literal["authors", "torchvision"]
 """Of a release's names of layers: the conversion of the authors' nets counts one module more."""
 TORCHVISION_NETS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 WHOLE = {"width": "1", "crop": "224"}  # of a released net
+BOXES = ("scr", "pcr")
+"""What the last layer of a localisation net says (Appendix A): four numbers of a box, shared by all
+classes, or four of each class.
+"""
 MINI_WORKS = "without a network `weights` mini works"
 OWN_POOLING = "its pooling can't be set"
 
@@ -113,6 +117,11 @@ class Network:
     def layers(self) -> list[str]:
         """Layers that these weights reach, first to last."""
         return self.module.layers
+
+    @property
+    def boxes(self) -> str:
+        """Which of `BOXES` its last layer says; "" of a net that says classes."""
+        return self.metadata.get("boxes", "")
 
     @property
     def default_layer(self) -> str:
@@ -217,6 +226,13 @@ class Network:
         return self
 
 
+def outputs(boxes: str, classes: int) -> int:
+    """Of the last layer: a score a class where boxes is "", else four numbers, of a class each or
+    of all (`BOXES`).
+    """
+    return {"": classes, "scr": 4, "pcr": 4 * classes}[boxes]
+
+
 def describing(layers: Sequence[str]) -> str:
     """The layer that describes by default: fc7, the paper's descriptor (Appendix B); the deepest
     of weights that stop before it.
@@ -272,9 +288,11 @@ def save_weights(
     recipe: str = "",
     history: str = "",
     errors: str = "",
+    boxes: str = "",
+    box_unit: float = 0.0,
 ) -> None:
     """Write a VGG with its preprocessing as one .safetensors file; it appears whole or not at
-    all.
+    all. boxes, box_unit: of a localisation net.
     """
     metadata = {
         **vgg_metadata(module, preprocessing),
@@ -286,6 +304,7 @@ def save_weights(
         "history": history,
         "errors": errors,
         "version": __version__,
+        **({"boxes": boxes, "box_unit": repr(box_unit)} if boxes else {}),
     }
     write_tensors(path, module.state_dict(), metadata)
 
@@ -369,24 +388,25 @@ class _Facts:
         try:
             names = metadata.get("classes") or "[]"
             classes = fitted(parse_json(names, "classes"), list[str], "classes") or None
-            num_classes = len(classes) if classes else None
-            if "num_classes" in metadata:
-                num_classes = int(metadata["num_classes"])
+            boxes, unit = metadata.get("boxes", ""), metadata.get("box_unit", "")
+            if boxes and (boxes not in BOXES or not 0 < float(unit) < 1e6):
+                raise ValueError(f"boxes {shown(boxes)} with box_unit {shown(unit)}")
+            due = outputs(boxes, len(classes)) if classes else None
+            told = int(metadata["num_classes"]) if "num_classes" in metadata else due
+            if classes and told != due:
+                kind = "outputs" if boxes else "classes"
+                raise ValueError(f"{len(classes)} names for {told} {kind}")
             facts = cls(
                 metadata["net"],
                 Preprocessing.from_metadata(metadata),
                 float(metadata.get("width", "1")),
                 int(metadata.get("crop", "224")),
                 metadata.get("pool", "floor"),
-                num_classes,
+                told,
                 classes,
             )
         except (ValueError, VggfeatError) as error:
             raise VggfeatError(f"{where} has unusable metadata: {error}") from error
-        if classes and len(classes) != num_classes:
-            raise VggfeatError(
-                f"{where} has unusable metadata: {len(classes)} names for {num_classes} classes"
-            )
         return facts
 
 

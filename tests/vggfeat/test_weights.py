@@ -53,6 +53,21 @@ def test_our_file_comes_back_whole(ours: Ours, plain: Preprocessing) -> None:
         assert json.loads(file.metadata()["classes"]) == ["x", "y", "z"]
 
 
+@pytest.mark.parametrize(("boxes", "outputs"), [("scr", 4), ("pcr", 12)])
+def test_a_net_of_boxes_tells_so(
+    tmp_path: Path, plain: Preprocessing, boxes: str, outputs: int
+) -> None:
+    net = VGG("A", outputs, 0.05, 32)
+    path = tmp_path / "w.safetensors"
+    weights.save_weights(path, net, plain, classes=["x", "y", "z"], boxes=boxes, box_unit=0.1)
+    network = vggfeat.load(str(path), device="cpu")
+    assert (network.boxes, network.metadata["box_unit"]) == (boxes, "0.1")
+    assert network.classes == ["x", "y", "z"] and network.dim("fc8") == outputs
+    resaved(path, None, boxes=None)
+    with pytest.raises(VggfeatError, match=f"3 names for {outputs} classes"):
+        vggfeat.load(str(path))
+
+
 def test_fingerprint_changes_with_one_bit_and_not_with_order() -> None:
     tensors = {"a": torch.arange(4.0), "b": torch.zeros(2)}
     same = weights.fingerprint(dict(reversed(tensors.items())))
@@ -220,6 +235,8 @@ def resaved(path: Path, tensors: Tensors | None = None, **metadata: str | None) 
         ("recipe", "[" * 100_000, "the metadata's recipe is not JSON"),
         ("recipe", '{"seed": "x"}', "the metadata's recipe's seed must be a whole number, not 'x'"),
         ("errors", "[]", "the metadata's errors must be a record of names, not a list of 0"),
+        ("boxes", "pcr", "unusable metadata: could not convert"),
+        ("boxes", "all", "unusable metadata: boxes .*all.* with box_unit"),
         ("train_scale", "36-x", "train_scale must be as 256 or 256-512, not '36-x'"),
         ("train_scale", "\u00b2", "train_scale must be as"),
     ],

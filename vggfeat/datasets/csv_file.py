@@ -23,7 +23,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -326,23 +326,64 @@ def _with_spaces(table: _Table) -> tuple[str, ...]:
     return ()
 
 
-def _read(path: Path) -> _Table:
-    regular(path.absolute(), "CSV file", "give it with `root`")
-    try:
-        with path.open("rb") as raw:
-            head = raw.read(1 << 16)
-        encoding = _encoding(head, path)
-        # surrogateescape: a path need not be valid UTF-8.
-        errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
-        with path.open(encoding=encoding, errors=errors, newline="") as file:
-            return _parse(file, _delimiter(head.decode(encoding, "replace")), path)
-    except OSError as error:
-        raise VggfeatError(f"can't read {path.absolute()}: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise VggfeatError(
-            f"{path.absolute()} is not {error.encoding} text, as its first bytes say: save it as"
-            " CSV UTF-8"
-        ) from error
+class Rows:
+    """The rows of a CSV file that aren't blank, each as its line's number and its cells as they are
+    written; the first is the header, one of whose columns must be the path's.
+
+    delimiter: what separates the columns. end: the last line that was read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.delimiter = ","
+        self.end = 0
+
+    def refuse(self, line: int, what: str) -> NoReturn:
+        raise VggfeatError(f"{self._path.absolute()}, line {line}: {what}")
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        """Raises VggfeatError for what is no CSV file, and for rows of another length than the
+        header's.
+        """
+        path, where = self._path, self._path.absolute()
+        try:
+            with path.open("rb") as raw:
+                head = raw.read(1 << 16)
+            encoding = _encoding(head, path)
+            self.delimiter = _delimiter(head.decode(encoding, "replace"))
+            # surrogateescape: a path need not be valid UTF-8.
+            errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+            with path.open(encoding=encoding, errors=errors, newline="") as file:
+                yield from self._rows(file)
+        except csv.Error as error:
+            self.refuse(self.end + 1, f"{error}; is a quote opened here and not closed?")
+        except OSError as error:
+            raise VggfeatError(f"can't read {where}: {reason(error)}") from error
+        except UnicodeDecodeError as error:
+            raise VggfeatError(
+                f"{where} is not {error.encoding} text, as its first bytes say: save it as CSV"
+                " UTF-8"
+            ) from error
+
+    def _rows(self, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+        reader = csv.reader(file, delimiter=self.delimiter)
+        n_columns = 0
+        for row in reader:
+            line, self.end = self.end + 1, reader.line_num
+            if any("\n" in cell or "\r" in cell for cell in row):
+                self.refuse(line, "a quote is opened here and not closed, or a cell has a line end")
+            if not any(map(str.strip, row)) or (not n_columns and _SEP.match(row[0].strip())):
+                continue
+            if not n_columns:
+                while not row[-1].strip():  # a spreadsheet's empty columns
+                    row.pop()
+                n_columns = len(row)
+            elif len(row) < n_columns or any(map(str.strip, row[n_columns:])):
+                what = f"{len(row)} columns where the header has {n_columns}"
+                self.refuse(
+                    line, f"{what}; a cell with {self.delimiter!r} in it needs quotes around it"
+                )
+            yield line, row[:n_columns]
 
 
 def _encoding(head: bytes, path: Path) -> str:
@@ -366,77 +407,53 @@ def _delimiter(head: str) -> str:
     first = next((line for line in head.splitlines() if line.strip() and not _SEP.match(line)), "")
     for delimiter in ",;\t|":
         cells = next(csv.reader([first], delimiter=delimiter), [])
-        if len(cells) > 1 and any(_meant(cell.strip()) == "path" for cell in cells):
+        if len(cells) > 1 and any(column_meant(cell.strip()) == "path" for cell in cells):
             return delimiter
     return ","
 
 
-def _parse(file: TextIO, delimiter: str, path: Path) -> _Table:
-    reader = csv.reader(file, delimiter=delimiter)
+def _read(path: Path) -> _Table:
     where = path.absolute()
-    table = _Table(path)
+    regular(where, "CSV file", "give it with `root`")
+    table, rows = _Table(path), Rows(path)
     row_of: dict[str, int] = {}
     header: list[str] = []
-    end = 0  # the last line of the row before
-    try:
-        for row in reader:
-            line, end = end + 1, reader.line_num
-            if any("\n" in cell or "\r" in cell for cell in row):
-                table.refuse(
-                    line, "a quote is opened here and not closed, or a cell has a line end"
-                )
-            cells = [cell.strip() for cell in row]
-            if not any(cells) or (not header and _SEP.match(cells[0])):
-                continue
-            if not header:
-                while not cells[-1]:  # a spreadsheet's empty columns
-                    cells.pop()
-                header = _header(cells, table, line)
-                continue
-            if len(cells) < len(header) or any(cells[len(header) :]):
-                what = f"{len(cells)} columns where the header has {len(header)}"
-                table.refuse(
-                    line, f"{what}; a cell with {delimiter!r} in it needs quotes around it"
-                )
-            cell_of = dict(zip(header, cells, strict=False))
-            # as written: spaces may belong to it
-            name = _path(row[header.index("path")], table, line)
-            split = _split(cell_of.get("split", ""), table, line)
-            present = (
-                _present([cell_of[name] for name in table.classes], table, line)
-                if table.classes
-                else None
+    for line, row in rows:
+        cells = [cell.strip() for cell in row]
+        if not header:
+            header = _header(cells, table, line)
+            continue
+        cell_of = dict(zip(header, cells, strict=True))
+        # as written: spaces may belong to it
+        name = _path(row[header.index("path")], table, line)
+        split = _split(cell_of.get("split", ""), table, line)
+        present = (
+            _present([cell_of[name] for name in table.classes], table, line)
+            if table.classes
+            else None
+        )
+        label = cell_of.get(table.kind, "")
+        if _NOT_UTF8.search(label):
+            table.refuse(line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8")
+        if label in _MISSING:
+            table.refuse(
+                line,
+                f"{shown(label)} would be a class: an unknown label is an empty cell; if it is"
+                " one, rename it",
             )
-            label = cell_of.get(table.kind, "")
-            if _NOT_UTF8.search(label):
-                table.refuse(
-                    line, f"the label {shown(label)} is not UTF-8: save the file as CSV UTF-8"
-                )
-            if label in _MISSING:
-                table.refuse(
-                    line,
-                    f"{shown(label)} would be a class: an unknown label is an empty cell; if it is"
-                    " one, rename it",
-                )
-            first = row_of.setdefault(_identity(name, where.parent), len(table.names))
-            if first < len(table.names):
-                _repeated(first, name, (label, present, split), table, line)
-                continue
-            table.names.append(name)
-            table.labels.append(label)
-            table.present.append(present)
-            table.splits.append(split)
-            table.lines.append(line)
-    except csv.Error as error:
-        raise VggfeatError(
-            f"{where}, line {end + 1}: {error}; is a quote opened here and not closed?"
-        ) from error
+        first = row_of.setdefault(_identity(name, where.parent), len(table.names))
+        if first < len(table.names):
+            _repeated(first, name, (label, present, split), table, line)
+            continue
+        table.names.append(name)
+        table.labels.append(label)
+        table.present.append(present)
+        table.splits.append(split)
+        table.lines.append(line)
     if not header:
         raise VggfeatError(f"{where}, line 1: the file is empty; it must start with {_HEADER}")
     if not table.names:
-        raise VggfeatError(
-            f"{where}, line {reader.line_num + 1}: no images are listed under the header"
-        )
+        raise VggfeatError(f"{where}, line {rows.end + 1}: no images are listed under the header")
     return table
 
 
@@ -455,7 +472,7 @@ def _wrong_column(header: list[str]) -> str:
     """What is wrong with which column, and what to do; nothing where all is right."""
     others = [name for name in header if name not in _KNOWN]
     # the first for each
-    meant = {wanted: name for name in reversed(others) if (wanted := _meant(name))}
+    meant = {wanted: name for name in reversed(others) if (wanted := column_meant(name))}
     labelled = "label" in header or "labels" in header
     if "path" not in header:
         return (
@@ -494,18 +511,18 @@ def _wrong_column(header: list[str]) -> str:
             " or leave it out; if it is a class, rename it"
         )
     for name in others:
-        if _letters(name) in _NO_CLASS or _meant(name):
+        if letters(name) in _NO_CLASS or column_meant(name):
             return f"{shown(name)} would be a class: leave it out, or, if it is one, rename it"
     return ""
 
 
-def _letters(name: str) -> str:
+def letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _meant(name: str) -> str:
+def column_meant(name: str) -> str:
     """Which of the known columns a name stands for; nothing where none."""
-    return name.lower() if name.lower() in _KNOWN else _COLUMN.get(_letters(name), "")
+    return name.lower() if name.lower() in _KNOWN else _COLUMN.get(letters(name), "")
 
 
 def _split(cell: str, table: _Table, line: int) -> str:

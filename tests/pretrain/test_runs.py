@@ -16,18 +16,8 @@ from pretrain.kept import KeptPosteriors
 from pretrain.ledger import read_cells, table_markdown
 from pretrain.posteriors import how_trained, images_of
 from pretrain.recipe import chain, read_recipe
-from pretrain.runs import (
-    Boxed,
-    Images,
-    Trained,
-    box_cell,
-    measure_tables,
-    roles,
-    rows_of,
-    trained_nets,
-    write_localisation,
-)
-from pretrain.tables import PAPER, RELEASED, ROWS, Member
+from pretrain.runs import Trained, measure_tables, roles, rows_of, trained_nets
+from pretrain.tables import PAPER, RELEASED, Member
 from tests.conftest import Command, Ran, ran, vgg_of
 from tests.pretrain.conftest import FAST, SMALL, cell, cells_in, evaluating, save_trained
 from vggfeat.errors import VggfeatError
@@ -428,85 +418,3 @@ def test_a_net_is_measured_in_the_modes_that_its_rows_ask_for(
     assert measured(7) == {"D 36-64": crops, "E 36-64": crops}
     everything = measured(3, 4, 5, 6, 7)
     assert everything["D 36-64"] == crops and everything["D 36"] == ["dense"]
-
-
-FACTS = {
-    "net": "D",
-    "crop": "224",
-    "learn": "all",
-    "recipe": "paper",
-    "changes": "",
-    "seed": "0",
-    "epochs": "100.00",
-    "training_set": "cd34",
-    "weights": "w",
-    "pool": "floor",
-    "precision": "float32",
-}
-
-
-def boxed(*nets: tuple[str, str, tuple[int, ...]], five: bool, **facts: str) -> Boxed:
-    """Of these S, learned layers and Q; of four images the first has another box, and the second
-    another class, too.
-    """
-    return Boxed(
-        [
-            {**FACTS, "train_scale": S, "stands_for": S, "learn": learn, "fingerprint": S, **facts}
-            for S, learn, _ in nets
-        ],
-        ["pcr"] * len(nets),
-        [Q for _, _, Q in nets],
-        np.array([True, True, False, False]),
-        np.array([True, False, False, False]) if five else None,
-        "c0" if five else "",
-    )
-
-
-PLACE = Images("val", "val", "ab12", "b0", 1000)
-
-
-def test_what_found_boxes_stands_in_the_papers_row_or_in_its_own() -> None:
-    small, large = ("256", "all", (256,)), ("384", "all", (352, 384))
-    found = {
-        (8, "D 384, PCR, FC1-2", "centre"): boxed(("384", "fc", (384,)), five=False),
-        (9, "D 384 at 384", "dense"): boxed(("384", "all", (384,)), five=True),
-        (9, "D 256 at 256 + D 384 at 352,384", "dense"): boxed(small, large, five=True),
-    }
-    for key, each in found.items():
-        made = box_cell(each, PLACE)
-        assert made.key == key and key in ROWS
-        five = key[0] == 9
-        assert (made.top1, made.top5) == (50.0, 25.0 if five else None)
-        assert made.wrong_images().tolist() == [True, not five, False, False]
-        assert (made.box_set, made.classifier) == ("b0", "c0" if five else "")
-    assert (made.S, made.Q) == ("256 + 384", "256 + 352,384")
-    assert [net.fingerprint for net in made.nets] == ["256", "384"]
-    odd = box_cell(boxed(("384", "fc", (384, 512)), five=True), PLACE)
-    assert odd.row == "D 384, PCR, FC1-2 at Q=384,512"
-    other = boxed(("96", "all", (96,)), five=False, stands_for="")
-    assert box_cell(other, PLACE).row == "D S=96, PCR, all layers"
-    with pytest.raises(VggfeatError, match="boxes are of the test images"):
-        box_cell(odd_images := boxed(small, five=True), replace(PLACE, split="test"))
-    apart = replace(odd_images, facts=[*odd_images.facts, {**odd_images.facts[0], "seed": "1"}])
-    with pytest.raises(VggfeatError, match="w and w are of different recipes or seeds"):
-        box_cell(apart, PLACE)
-
-
-def test_boxes_and_classes_of_the_same_images_have_one_section(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "results.md"
-    one = boxed(("384", "fc", (384,)), five=False)
-    two = boxed(("384", "all", (384,)), five=True)
-    write_localisation([one, two], PLACE, page)
-    (path,) = tmp_path.glob("ledger-*.json")
-    assert path.name == "ledger-paper-val.json" and len(read_cells(path)) == 2
-    text = page.read_text()
-    assert "| D 384, PCR, FC1-2 | 50.0 | 1 |" in text and "| D 384 at 384 | 50.0 / 25.0 |" in text
-    printed = capsys.readouterr().out
-    assert "**Table 8**" in printed and "**Table 9**" in printed and "**Table 3**" not in printed
-    # on the paper's own images: in its own tables
-    write_localisation([one, two], replace(PLACE, ilsvrc=True), page)
-    assert len(read_cells(tmp_path / "ledger-ilsvrc.json")) == 2
-    part = page.read_text().partition("## Tables 3 to 10, ILSVRC-2012\n")[2]
-    assert "| D 384, PCR, FC1-2 | 50.0 | 1 | S 384; Q 384 | 100 |" in part.partition("<!-- end")[0]

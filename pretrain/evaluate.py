@@ -1,5 +1,5 @@
-"""Evaluate nets as Sect. 3.2 and 4 do: dense, multi-crop or both, over several Q, one net or
-several fused.
+"""Evaluate nets as Sect. 3.2 and 4 do: dense, multi-crop, both or a central crop, over several Q,
+one net or several fused.
 
 One net at three Q; D and E fused, their posteriors kept; those again, without a forward pass; a
 table of the paper beside ours; on four GPUs:
@@ -107,8 +107,13 @@ def evaluate_command(
         ),
     ] = None,
     mode: Annotated[
-        Literal["dense", "crops", "both"],
-        Option(help="dense: over the whole image; crops: over 50 a scale; both: their average."),
+        Literal["dense", "crops", "both", "centre"],
+        Option(
+            help=(
+                "dense: over the whole image; crops: over 50 a scale; both: their average; centre:"
+                " of one central crop, at one Q unless --scales has several."
+            )
+        ),
     ] = "dense",
     max_pool: MaxPool = None,
     posteriors: Annotated[
@@ -263,7 +268,7 @@ def _measure(
     def net(spec: str, device: Any, precision: str) -> Network:
         network = load(spec, device=device, precision=precision)
         with as_typed(of_words(network.spec)):
-            fitting_scales(network, wanted.scales)
+            fitting_scales(network, wanted.scales, wanted.modes)
             return network.set_pool(max_pool) if max_pool else network
 
     if wanted.submission is not None or len(weights) > 1:

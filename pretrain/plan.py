@@ -120,12 +120,22 @@ def fitting_micro_batch(recipe: Recipe, nets: list[VGG], precision: str, ranks: 
     return share
 
 
+Trials = dict[tuple[str, ...], tuple[float, float]]
+"""What a trial found (`trial`), by what its arithmetic depends on."""
+
+
 def plan(
-    recipe: Recipe, stages: Sequence[int], every: TrainingSet, ranks: Ranks, machine: Machine
+    recipe: Recipe,
+    stages: Sequence[int],
+    every: TrainingSet,
+    ranks: Ranks,
+    machine: Machine,
+    trials: Trials | None = None,
 ) -> Iterator[StagePlan]:
     """Each stage's cost on this machine; a trial of a few images measures its rate. every: all
-    images, of which a stage may learn from some.
+    images, of which a stage may learn from some. trials: those made before, which takes new ones.
     """
+    trials = {} if trials is None else trials
     program = program_bytes(ranks.device)
     rate = rate_of_device(ranks.device, machine.precision)
     for number in stages:
@@ -141,7 +151,10 @@ def plan(
         if ranks.device.type == "cpu":
             # a checkpoint's copy of weights and momentum
             memory += 2 * sum(p.nbytes for p in net.parameters())
-        net_seconds, read_seconds = trial(recipe, number, net, data, ranks, machine)
+        kind = stage.net, stage.learn, stage.boxes
+        if kind not in trials:
+            trials[kind] = trial(recipe, number, net, data, ranks, machine)
+        net_seconds, read_seconds = trials[kind]
         pace = Pace(read_seconds, ranks, machine)
         checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(
             data.held_out

@@ -127,7 +127,7 @@ class Samples:
             recipe.box_cover,
         )
 
-    def read(self, source: Source, key: Key, corners_N4: np.ndarray) -> Sample:
+    def read(self, source: Source, key: Key, corners_N4: np.ndarray = NO_BOXES) -> Sample:
         rng = keyed(self.seed, SAMPLE, self.stage, *key)
         augmentation = draw(rng, self.train_scale, self.colour_std, self.flip)
         kept = kept_units(rng, self.hidden_units, self.dropout)
@@ -154,7 +154,7 @@ class CentreCrops:
     Q: int
     crop: int
 
-    def read(self, source: Source, key: Key, corners_N4: np.ndarray) -> Sample:
+    def read(self, source: Source, key: Key, corners_N4: np.ndarray = NO_BOXES) -> Sample:
         boxes_M4 = np.full((len(corners_N4) + (len(corners_N4) > 0), 4), np.nan, np.float32)
 
         def centre(image_HWC: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.kept import MODES, KeptPosteriors
+from pretrain.kept import BOTH, MODES, KeptPosteriors
 from pretrain.ledger import (
     MEASURED,
     THEIRS,
@@ -213,6 +213,51 @@ def rows_of(numbers: Collection[int], members: Iterable[Member]) -> list[PaperRo
     ]
 
 
+def wanted_rows(numbers: Sequence[int], nets: Sequence[Trained]) -> dict[int, list[PaperRow]]:
+    """Of each net, by its position, the rows of these tables that it is in. Raises VggfeatError
+    where there are none.
+    """
+    wanted: dict[int, list[PaperRow]] = {}
+    for role in roles(nets).values():
+        for row in rows_of(numbers, role):
+            if all(member in role for member in row.members):
+                for member in row.members:
+                    wanted.setdefault(role[member], []).append(row)
+    if not wanted:
+        raise VggfeatError(
+            f"none of the {len(nets)} nets, such as {nets[0].weights}, is in table"
+            f" {', '.join(map(str, numbers))}"
+        )
+    return wanted
+
+
+def asked_of(net: Trained, rows: Iterable[PaperRow]) -> tuple[list[int], list[str]]:
+    """Q and modes that a net's rows want."""
+    # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same images
+    kinds = {row.multi for row in rows} | {False}
+    scales = sorted({q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)})
+    asked = {row.mode for row in rows}
+    asked |= {*BOTH} if "both" in asked else set()
+    return scales, [mode for mode in MODES if mode in asked]
+
+
+def measure_net(
+    net: Trained,
+    rows: Sequence[PaperRow],
+    items: Items,
+    split: str,
+    ranks: Ranks,
+    precision: str,
+    how: dict[str, Any],
+) -> KeptPosteriors:
+    """Posteriors of a net, at every Q and mode that its rows want: in one pass."""
+    scales, modes = asked_of(net, rows)
+    network = load(net.weights, device=ranks.device, precision=precision)
+    what = f"{net.member.name}, seed {net.seed}"
+    with progress(what, quiet=not ranks.first) as advance:
+        return evaluate([network], scales, modes, items, split, ranks, advance=advance, **how)
+
+
 def measure_tables(
     numbers: Sequence[int],
     runs: Path,
@@ -222,38 +267,12 @@ def measure_tables(
     precision: str,
     how: dict[str, Any],
 ) -> KeptPosteriors:
-    """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants:
-    one pass a net.
-    """
+    """Posteriors of the nets under a folder, as these tables' rows want them: see `measure_net`."""
     nets = trained_nets(runs, tell=ranks.first)
-    wanted: dict[int, list[PaperRow]] = {}  # of each net, the rows that it is in
-    for role in roles(nets).values():
-        for row in rows_of(numbers, role):
-            if all(member in role for member in row.members):
-                for member in row.members:
-                    wanted.setdefault(role[member], []).append(row)
-    if not wanted:
-        raise VggfeatError(
-            f"none of the nets under {runs.absolute()} is in table {', '.join(map(str, numbers))}"
-        )
-    parts: list[tuple[str, KeptPosteriors]] = []
-    for i, its_rows in wanted.items():
-        net = nets[i]
-        # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same
-        # images
-        kinds = {row.multi for row in its_rows} | {False}
-        scales = sorted(
-            {q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)}
-        )
-        asked = {row.mode for row in its_rows}
-        asked |= {"dense", "crops"} if "both" in asked else set()
-        modes = [mode for mode in MODES if mode in asked]
-        network = load(net.weights, device=ranks.device, precision=precision)
-        what = f"{net.net} {network.metadata['train_scale']}, seed {net.seed}"
-        with progress(what, quiet=not ranks.first) as advance:
-            kept = evaluate([network], scales, modes, items, split, ranks, advance=advance, **how)
-        parts.append((net.weights, kept))
-    return KeptPosteriors.joined(parts)
+    return KeptPosteriors.joined(
+        (nets[i].weights, measure_net(nets[i], rows, items, split, ranks, precision, how))
+        for i, rows in wanted_rows(numbers, nets).items()
+    )
 
 
 def write_tables(numbers: Sequence[int], kept: KeptPosteriors, ledger: Path) -> None:

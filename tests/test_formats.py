@@ -199,6 +199,13 @@ def test_kept_posteriors_and_the_ledgers_cells() -> None:
     assert (net.scales, list(net.modes), net.facts["epochs"]) == ((36,), ["dense", "crops"], "1.50")
     assert net.modes["crops"][0, 4] == pytest.approx([0.2663398, 0.7336601], abs=1e-7)
     assert np.isnan(net.modes["dense"][0, 3]).all()
+    (crop,) = KeptPosteriors.read(NOW / "centre/posteriors.h5").nets
+    assert (crop.scales, list(crop.modes), crop.facts["fingerprint"]) == (
+        (36,),
+        ["centre"],
+        FINGERPRINT,
+    )
+    assert crop.mean("centre")[0] == pytest.approx([0.2913091, 0.7086909], abs=1e-7)
     (cell,) = read_cells(NOW / "ledger.json")
     assert (cell.key, cell.S, cell.Q, cell.images) == ((3, "A 256", "dense"), "36", "36", 7)
     assert cell.wrong_images().tolist() == [True, True, True, True, False, False, False]

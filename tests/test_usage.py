@@ -322,6 +322,7 @@ WRONG = {
     "vggfeat neighbours --features f.h5 --query q --device tpu9": "there is no device 'tpu9'",
     "vggfeat info": "file",
     "vggfeat info f.h5 --json f.h5": "is what the command reads",
+    "vggfeat info D --verify": "--verify is for a feature file: leave it out",
     "vggfeat convert old.h5": "new",
     "vggfeat convert old.h5 old.h5": "is what the command reads",
     "vggfeat datasets all": "all",

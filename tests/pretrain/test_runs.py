@@ -120,6 +120,18 @@ def test_kept_posteriors_give_the_same_tables_with_no_net_at_hand(
         [replace(c, command="") for c in cells_in(path.parent)] for path in (tables.ledger, later)
     ]
     assert without_command[0] == without_command[1]
+    # Table 7 alone: the cells of Tables 5 and 6 that it has, beside the paper's
+    seventh = tmp_path / "seven" / "results.md"
+    seventh.parent.mkdir()
+    ran = command("--table", "7", "--from", tables.posteriors, "--ledger", seventh)
+    assert ran.status == 0, ran.err
+    keys = [c.key for c in cells_in(seventh.parent)]
+    assert keys == [
+        (5, "E 256-512", "both"),
+        (6, "D 256-512 + E 256-512", "both"),
+    ]
+    assert "| VGG, 2 nets, multi-crop and dense | the paper | 23.7 | 6.8 | 6.8 |" in ran.out
+    assert "**Table 7**" in ran.out and "**Table 5**" not in ran.out
 
 
 def test_tables_again_and_an_unreadable_image(

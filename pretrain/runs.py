@@ -24,12 +24,12 @@ from pretrain.ledger import (
     with_section,
 )
 from pretrain.posteriors import evaluate, how_trained
+from pretrain.recipe import CONTROL, LOCALISATION
 from pretrain.tables import (
     COMPARED,
     PAPER,
     RELEASED,
     BoxNet,
-    BoxRow,
     Cell,
     Learned,
     Member,
@@ -133,8 +133,6 @@ class Trained:
         return BoxNet(self.net, self.S, boxes, self.learn, Q)
 
 
-CONTROL, BOXES = "control", "localisation"
-"""Tasks of a net that aren't to be in a table for its classes."""
 Roles = dict[tuple[str, tuple[str, ...], int], dict[Member, int]]
 """(recipe, changes of it, seed) -> the nets that were trained alike, by what they are in the
 paper's tables.
@@ -174,7 +172,7 @@ def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
             and (path.parent / CHECKPOINT).exists()
         ):
             its = {**metadata, **how_trained(metadata), "weights": str(path)}
-            facts += [its] if its.get("task", "") != BOXES else []
+            facts += [its] if its["task"] != LOCALISATION else []
     if not facts:
         raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/{WEIGHTS}")
     return [net for _, net in known(facts, tell)]
@@ -295,7 +293,7 @@ def write_tables(numbers: Sequence[int], kept: KeptPosteriors, ledger: Path) -> 
         raise VggfeatError(
             f"the posteriors are of the {kept.split} images: a table is of the validation set"
         )
-    put_into(ledger, _cells(numbers, kept), _is_ilsvrc(kept), numbers)
+    put_into(ledger, _cells(numbers, kept), is_ilsvrc(kept), numbers)
 
 
 def put_into(
@@ -351,7 +349,7 @@ def _cells(numbers: Sequence[int], kept: KeptPosteriors) -> list[Cell]:
     return cells
 
 
-def _is_ilsvrc(kept: KeptPosteriors) -> bool:
+def is_ilsvrc(kept: KeptPosteriors) -> bool:
     """Whether these are the validation images of ILSVRC-2012, all of them, told apart in its 1,000
     classes.
     """
@@ -405,100 +403,3 @@ def _cell(
         date.today().isoformat(),
         pack(wrong),
     )
-
-
-# --- Tables 8 and 9 -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Images:
-    """What boxes were looked for on. data: name of the images' folder; image_set: as of
-    `KeptPosteriors`, so that they stand beside their errors of classes; box_set: digest of the true
-    boxes; classes: how many to choose among; ilsvrc: as `put_into`.
-    """
-
-    data: str
-    split: str
-    image_set: str
-    box_set: str
-    classes: int
-    ilsvrc: bool = False
-
-
-@dataclass(frozen=True)
-class Boxed:
-    """What one or several nets, merged, found. facts: of each net, as `posteriors.facts_of`. boxes:
-    "scr" or "pcr" of each; scales: Q of each.
-
-    wrong_top1, wrong_top5: (N,) bool. Without the latter it was a central crop and the true class
-    (Table 8: one net, one Q), else boxes of the likeliest classes (Table 9), told by a classifier
-    of this digest.
-    """
-
-    facts: Sequence[Mapping[str, str]]
-    boxes: Sequence[str]
-    scales: Sequence[tuple[int, ...]]
-    wrong_top1: np.ndarray
-    wrong_top5: np.ndarray | None = None
-    classifier: str = ""
-
-
-def box_cell(found: Boxed, images: Images) -> Cell:
-    """A cell of Table 8 or 9, in a row of the paper's or one of its own. Raises VggfeatError: nets
-    that don't tell how they were trained, or not alike; another part than the validation set.
-    """
-    if images.split != "val":
-        raise VggfeatError(
-            f"the boxes are of the {images.split} images: a table is of the validation set"
-        )
-    nets = [Trained.from_facts(facts) for facts in found.facts]
-    if len({(net.recipe, net.changes, net.seed) for net in nets}) > 1:
-        raise VggfeatError(
-            f"{' and '.join(net.weights for net in nets)} are of different recipes or seeds: a row"
-            " of a table is of nets that were trained alike"
-        )
-    judged, wrong = "top1", found.wrong_top1
-    if found.wrong_top5 is not None:
-        judged, wrong = "top5", found.wrong_top5
-    its = [
-        net.box_net(boxes, scales)
-        for net, boxes, scales in zip(nets, found.boxes, found.scales, strict=True)
-    ]
-    row = BoxRow(8 if judged == "top1" else 9, tuple(its))
-    scales = [",".join(map(str, Q)) for Q in found.scales]
-    return Cell(
-        row.table,
-        row.name,
-        row.mode,
-        " + ".join(facts["train_scale"] for facts in found.facts),
-        " + ".join(dict.fromkeys(scales)),
-        100 * float(found.wrong_top1.mean()),
-        None if found.wrong_top5 is None else 100 * float(found.wrong_top5.mean()),
-        plain_word(images.data),
-        images.split,
-        len(wrong),
-        images.classes,
-        images.image_set,
-        nets[0].recipe,
-        list(nets[0].changes),
-        nets[0].seed,
-        [
-            Learned(facts["fingerprint"], net.epochs, net.training_set, facts["precision"])
-            for net, facts in zip(nets, found.facts, strict=True)
-        ],
-        command(),
-        date.today().isoformat(),
-        pack(wrong),
-        images.box_set,
-        found.classifier,
-        judged,
-    )
-
-
-def write_localisation(found: Sequence[Boxed], images: Images, ledger: Path) -> None:
-    """The cells of Tables 8 and 9 from what was found: printed beside the paper's, and put into the
-    ledger, as `write_tables` does.
-    """
-    cells = [box_cell(each, images) for each in found]
-    tables = sorted({cell.table for cell in cells})
-    put_into(ledger, cells, images.ilsvrc, [*tables, *([10] if 9 in tables else [])])

@@ -287,6 +287,7 @@ WRONG = {
     "vggfeat svm --features f.h5 --features ./f.h5": "--features f.h5 is given twice",
     "vggfeat svm --features f.h5 --out a --json a": "--out and --json are one file, a",
     "vggfeat svm --features f.h5 --out a --submission a": "--out and --submission are one file",
+    "vggfeat svm --features f.h5 --ledger f.h5": "--ledger f.h5 is what the command reads",
     "vggfeat svm --features f.h5 --json f.h5": "--json f.h5 is what the command reads",
     "vggfeat svm --features f.h5 --solver liblinear --device cpu": "leave out --device",
     "vggfeat svm --features f.h5 --solver liblinear --workers 2": "leave out --workers",

@@ -166,3 +166,105 @@ def test_one_image_decides_nothing() -> None:
     ]
     by = difference([few[0]], [few[1]])
     assert (by.points, by.half, by.p) == (100.0, math.inf, 1.0)
+
+
+def test_a_control_that_saw_as_much_decides_and_the_confounded_pair_goes() -> None:
+    """D with jitter has seen 62 epochs; D at S=256 forty, or as a control 62, too."""
+    jittered, fixed = cell("D 256-512", 20, key=1, epochs=62), cell("D 256", 30, key=2, epochs=40)
+    confounded = {"D 256-512 against D 256": "confounded: 62 epochs against 40"}
+    assert verdicts(jittered, fixed) == confounded
+    control = cell("D 256 (control)", 30, key=3, epochs=62)
+    decided = {"D 256-512 against D 256 (control)": "holds"}
+    assert verdicts(jittered, fixed, control) == decided == verdicts(jittered, control)
+    # what is left of another net that has none says what it said
+    others = cell("E 256-512", 20, key=4, epochs=62), cell("E 256", 30, key=5, epochs=40)
+    assert verdicts(jittered, fixed, control, *others) == {
+        "E 256-512 against E 256": "confounded: 62 epochs against 40",
+        **decided,
+    }
+    # a longer stage controls it, too: that pair stays beside the control's
+    longer = cell("D 256", 30, key=6, epochs=62, changes=["NET-112.epochs=42.0"])
+    assert verdicts(jittered, fixed, control, longer) == {
+        **decided,
+        "D 256-512 against D 256 [1]": "holds",
+    }
+    # a control that stopped early is no control, and says so
+    early = cell("D 256 (control)", 30, key=3, epochs=50)
+    assert verdicts(jittered, fixed, early) == {
+        "D 256-512 against D 256 (control)": "confounded: 62 epochs against 50"
+    }
+    # another seed's control is nobody's
+    assert verdicts(jittered, fixed, replace(control, seed=1)) == confounded
+
+
+def test_depth_is_asked_of_an_a_that_went_on() -> None:
+    nets = [
+        cell(row, errors, key=i, epochs=epochs)
+        for i, (row, errors, epochs) in enumerate(
+            [("A 256", 40, 20), ("A 256 (control)", 38, 40), ("B 256", 28, 40), ("C 256", 28, 40)]
+        )
+    ]
+    assert verdicts(*nets) == {
+        "B 256 against A 256 (control)": "holds",
+        "C 256 against B 256": "not decided",
+    }
+    assert verdicts(nets[0], nets[2])["B 256 against A 256"].startswith("confounded: 40 epochs")
+
+
+def test_b_with_5x5_layers_is_asked_on_a_central_crop() -> None:
+    """Of a B from random weights, at the rate and for the length of its twin."""
+    dense = cell("B 256", 28, key=1, epochs=40), cell("B-5x5 256", 36, key=2)
+    (pair,) = verdicts(*dense)
+    assert pair == "B 256 against B-5x5 256"
+    slow = ["*.learning_rate=0.002"]
+    centre = [
+        replace(cell(row, errors, key=key, changes=slow), mode="centre")
+        for row, errors, key in (("B 256 (control)", 30, 3), ("B-5x5 256", 38, 4))
+    ]
+    text = claims_markdown([*dense, *centre])
+    pair = "B 256 (control) [1], central crop against B-5x5 256 [1], central crop"
+    assert f"| {pair} | 30.0, 38.0 | +8.00 " in text and "confounded" not in text
+
+
+def box(row: str, errors: float, key: int, table: int = 8, **others: Any) -> Cell:
+    """A cell of Table 8, or of 9, whose top-1 error is 10 % more."""
+    mode = "centre" if table == 8 else "dense"
+    made = cell(row, errors, key=key, table=table, top5=None, box_set="b0", mode=mode)
+    if table == 9:
+        made = replace(made, top1=made.top1 + 10, top5=made.top1, judged="top5", classifier="c0")
+    return replace(made, **others)
+
+
+def test_the_orderings_of_table_8_at_any_s() -> None:
+    for net in ("D 384", "A S=96"):
+        scr, pcr, every = (
+            box(f"{net}, {how}", errors, i)
+            for i, (how, errors) in enumerate(
+                [("SCR, FC1-2", 40), ("PCR, FC1-2", 30), ("PCR, all layers", 31)]
+            )
+        )
+        assert verdicts(scr, pcr, every) == {
+            f"{net}, PCR, FC1-2 against {net}, SCR, FC1-2": "holds",
+            f"{net}, PCR, all layers against {net}, PCR, FC1-2": "not decided",
+        }
+        longer = replace(pcr, nets=[replace(pcr.nets[0], epochs=40)])
+        assert verdicts(scr, longer).popitem()[1] == "confounded: 40 epochs against 20"
+    assert "top-1 error, % |" in claims_markdown([scr, pcr])
+
+
+def test_several_q_and_fusion_of_table_9_are_of_the_same_nets_and_classes() -> None:
+    small, large = "D 256 at 256", "D 384 at 384"
+    several, fused = "D 384 at 352,384", "D 256 at 256 + D 384 at 352,384"
+    nets = {row: cell(row, 0).nets for row in (small, large)}
+    one = box(small, 34, 1, 9, nets=nets[small])
+    two = box(large, 33, 2, 9, nets=nets[large])
+    three = box(several, 25, 3, 9, nets=nets[large])
+    both = box(fused, 16, 4, 9, nets=[*nets[small], *nets[large]])
+    pairs = [(several, large), (fused, several), (fused, small)]
+    assert verdicts(one, two, three, both) == {f"{a} against {b}": "holds" for a, b in pairs}
+    text = claims_markdown([one, two, three, both])
+    assert "| top-1 error, % (of Table 9 top-5) |" in text
+    # of the top-5 errors: 25 and 33 %, and not of the top-1 errors
+    assert "| boxes: several Q help | D 384 at 352,384 against D 384 at 384 | 25.0, 33.0 |" in text
+    by_others = replace(three, classifier="c1")
+    assert verdicts(two, by_others).popitem()[1] == "confounded: classes told by other nets"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import vggfeat.transfer
 from pretrain.claims import claims_markdown
 from pretrain.kept import KeptPosteriors
 from pretrain.ledger import (
@@ -237,3 +238,90 @@ def test_the_cells_are_of_the_images_that_they_say(data: Path) -> None:
     rows = np.sort(np.concatenate([learned.train, learned.held_out]))
     digest = name_digest([learned.items.names[i] for i in rows])
     assert {net.training_set for c in cells for net in c.nets} == {digest}
+
+
+def test_the_servers_column_is_the_papers_and_ours_is_empty() -> None:
+    pair = "D 256-512 + E 256-512"
+    nets = [cell(f"{net} 256-512", 0).nets[0] for net in "DE"]
+    both = cell(pair, 22, table=6, nets=nets, S="36 + 36")
+    text = table_markdown(6, [both], ilsvrc=True)
+    assert (
+        "| mode | ours | ours, test | seeds | S; Q | epochs | date | the paper | the paper, test |"
+        in text
+    )
+    ours = "| 22.0 / 5.5 | - | 1 | S 36 + 36; Q 36 | 20 + 20 | 2026-01-01 | 24.0 / 7.1 | 7.0 |"
+    assert f"| {pair} | dense {ours}" in text
+    assert text.count("Not run: ") == 1 and f"; {pair} (crops); {pair} (both)." in text
+
+
+def test_table_7_has_our_own_rows_beside_the_papers_and_the_others() -> None:
+    seeds = [
+        replace(cell("E 256-512", 20 + 2 * seed, seed, table=5), mode="both") for seed in range(3)
+    ]
+    whole = table_markdown(7, seeds, ilsvrc=True)
+    ours = "24.4 | 7.1 | 7.0 | 22.0 +- 2.0 | 5.5 +- 0.5 | - |"
+    own = f"| VGG, 1 net, multi-crop and dense | the paper | {ours}"
+    assert own in whole
+    none = "23.7 | 6.8 | 6.8 | not run | not run | - |"
+    other = f"| VGG, 2 nets, multi-crop and dense | the paper | {none}"
+    assert other in whole
+    assert "| GoogLeNet, 7 nets | others | - | 6.7 | 6.7 | - | - | - |" in whole
+    assert "| Zeiler & Fergus, 6 nets | others | 36.0 | 14.7 | 14.8 | - | - | - |" in whole
+    assert whole.count("| others |") == 12
+    # among ten classes nothing of theirs stands beside ours
+    part = table_markdown(7, seeds)
+    assert own in part and "| others |" not in part and other not in part
+    assert "stand in its section" in part and table_markdown(7, [cell("A 256", 20)]) == ""
+
+
+def test_tables_8_to_10_read_like_the_papers() -> None:
+    scr, fused = "D 384, SCR, FC1-2", "D 256 at 256 + D 384 at 352,384"
+    nets = [cell(f"D {S}", 0).nets[0] for S in ("256", "384")]
+    one = replace(cell(scr, 40, table=8), mode="centre", top5=None, box_set="b0")
+    two = cell(fused, 30, table=9, nets=nets, S="36 + 48", Q="36 + 44,48")
+    two = replace(two, top1=50.0, top5=30.0, judged="top5", box_set="b0", classifier="c0")
+    eight = table_markdown(8, [one, two], ilsvrc=True)
+    assert "| net, the paper's S; boxes; what learned | ours | seeds | S; Q | epochs |" in eight
+    assert f"| {scr} | 40.0 | 1 | S 36; Q 36 | 20 | 2026-01-01 | 36.4 |" in eight
+    assert "Not run: D 384, PCR, FC1-2; D 384, PCR, all layers." in eight
+    nine = table_markdown(9, [one, two], ilsvrc=True)
+    figures = "| 50.0 / 30.0 | - | 1 | S 36 + 48; Q 36 + 44,48 | 20 + 20 | 2026-01-01 | - / 26.9 |"
+    assert f"| {fused} {figures} 25.3 |" in nine
+    assert "Not run: D 256 at 256; D 384 at 384; D 384 at 352,384." in nine
+    ten = table_markdown(10, [one, two], ilsvrc=True)
+    assert "| VGG | the paper | 26.9 | 25.3 | 30.0 | - |" in ten
+    assert "| OverFeat | others | 30.0 | 29.9 | - | - |" in ten
+    text = section_markdown(ILSVRC, [one, two])
+    assert re.findall(r"\*\*Table (\d+)\*\*", text) == [str(n) for n in range(3, 11)]
+
+
+def test_cells_of_boxes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """And the keys of theirs aren't in others' cells, which are as they were before."""
+    path = tmp_path / "ledger-x.json"
+    boxed = replace(cell("D 256 at 256", 20, table=9), box_set="b0", classifier="c0")
+    boxed = replace(boxed, top1=40.0, top5=20.0, judged="top5")
+    path.write_text(json.dumps(content([cell("A 256", 20), boxed])))
+    plain, more = json.loads(path.read_text())["cells"]
+    assert more.keys() - plain.keys() == {"box_set", "classifier", "judged"}
+    assert read_cells(path) == [cell("A 256", 20), boxed]
+    # what is measured again takes the place of the same boxes, told by the same classifier
+    other = replace(boxed, box_set="b1")
+    assert with_new([boxed], [other]) == [boxed, other] and with_new([boxed], [boxed]) == [boxed]
+
+
+def test_the_formats_page_has_every_key_of_a_cell() -> None:
+    text = (DOCS / "formats.md").read_text().partition("\n## The ledger's cells\n")[2]
+    text = text.partition("\n## ")[0]
+    own, transfer = re.split(r"\| key \| meaning \|", text)[1:]
+    for kind, part in ((Cell, own), (vggfeat.transfer.Cell, transfer)):
+        rows = [line.split(" | ")[0] for line in part.splitlines() if line.startswith("| `")]
+        named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+        assert named == {field.name for field in fields(kind)}, kind
+
+
+def test_a_page_of_an_earlier_version_has_its_sections_once() -> None:
+    """Their headings said "Tables 3 to 6"."""
+    for heading, part in ((ILSVRC, []), *sections([cell("A 256", 20)]).items()):
+        former = heading.replace("Tables 3 to 10", "Tables 3 to 6")
+        text = with_section("# Results\n", heading, part).replace(heading, former)
+        assert with_section(text, heading, part) == with_section("# Results\n", heading, part)

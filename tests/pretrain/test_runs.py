@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 import vggfeat
+from pretrain.kept import KeptPosteriors
 from pretrain.ledger import read_cells, table_markdown
-from pretrain.posteriors import how_trained
+from pretrain.posteriors import how_trained, images_of
 from pretrain.recipe import chain, read_recipe
-from pretrain.runs import Trained, roles, rows_of
+from pretrain.runs import Trained, measure_tables, roles, rows_of, trained_nets
 from pretrain.tables import PAPER, RELEASED, Member
 from tests.conftest import Command, Ran, ran, vgg_of
 from tests.pretrain.conftest import FAST, SMALL, cell, cells_in, evaluating, save_trained
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
+from vggfeat.ranks import joined
 from vggfeat.sources import OXFORD
 
 
@@ -118,6 +120,18 @@ def test_kept_posteriors_give_the_same_tables_with_no_net_at_hand(
         [replace(c, command="") for c in cells_in(path.parent)] for path in (tables.ledger, later)
     ]
     assert without_command[0] == without_command[1]
+    # Table 7 alone: the cells of Tables 5 and 6 that it has, beside the paper's
+    seventh = tmp_path / "seven" / "results.md"
+    seventh.parent.mkdir()
+    ran = command("--table", "7", "--from", tables.posteriors, "--ledger", seventh)
+    assert ran.status == 0, ran.err
+    keys = [c.key for c in cells_in(seventh.parent)]
+    assert keys == [
+        (5, "E 256-512", "both"),
+        (6, "D 256-512 + E 256-512", "both"),
+    ]
+    assert "| VGG, 2 nets, multi-crop and dense | the paper | 23.7 | 6.8 | 6.8 |" in ran.out
+    assert "**Table 7**" in ran.out and "**Table 5**" not in ran.out
 
 
 def test_tables_again_and_an_unreadable_image(
@@ -349,3 +363,70 @@ def test_an_S_stands_for_what_its_recipe_says_whatever_else_is_there() -> None:
     ]
     table = table_markdown(3, [cell("D S=224-320", 20)])
     assert "| D S=224-320 | dense | 20.0 / 5.0 | 1 | S 36; Q 36 | 20 | 2026-01-01 | - |" in table
+
+
+def test_controls_have_rows_of_their_own_and_boxes_none() -> None:
+    control = trained("D", task="control")
+    assert control.member == Member("D", "256", control=True)
+    assert roles([trained("D"), control])["mini", (), 0].keys() == {
+        Member("D", "256"),
+        control.member,
+    }
+    own = [row for row in rows_of((3, 4), [control.member]) if row not in PAPER]
+    assert [(row.table, row.name, row.mode) for row in own] == [
+        (3, "D 256 (control)", "dense"),
+        (4, "D 256 (control)", "dense"),
+    ]
+    # of Sect. 4.1: B and its twin on a central crop, beside their rows of Table 3
+    centre = [row.name for row in rows_of((3,), []) if row.mode == "centre"]
+    assert centre == ["B 256 (control)", "B-5x5 256"]
+
+
+def test_nets_that_tell_boxes_are_no_nets_of_these_tables(
+    weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(metadata: dict[str, str]) -> dict[str, str]:
+        task = "localisation" if metadata["net"] == "D" else "control"
+        return {**how_trained(metadata), "task": task}
+
+    monkeypatch.setattr("pretrain.runs.how_trained", told)
+    nets = trained_nets(tmp_path / "runs")
+    assert sorted({net.net for net in nets}) == ["A", "A-LRN", "B", "B-5x5", "E"]
+    assert all(net.member.control for net in nets)
+
+
+def test_table_7_takes_rows_of_tables_5_and_6() -> None:
+    rows = rows_of((7,), [])
+    assert [(row.table, row.mode) for row in rows] == [(5, "both"), (6, "dense"), (6, "both")]
+    assert rows_of((5, 6, 7), []) == rows_of((5, 6), [])
+
+
+def test_a_net_is_measured_in_the_modes_that_its_rows_ask_for(
+    weights: dict[str, Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The central crop is B's and its twin's alone; the 150 crops are of Tables 5 to 7."""
+    monkeypatch.setattr("pretrain.runs.MODES", ("dense", "crops", "centre"))
+    asked: dict[str, list[str]] = {}
+
+    def evaluate(networks: list[Any], scales: Any, modes: list[str], *rest: Any, **how: Any) -> Any:
+        (network,) = networks
+        asked[f"{network.name} {network.metadata['train_scale']}"] = modes
+        return KeptPosteriors("imagenet", "images", "val", [], np.zeros(0), [], {}, [])
+
+    monkeypatch.setattr("pretrain.runs.evaluate", evaluate)
+    monkeypatch.setattr(KeptPosteriors, "joined", lambda parts: None)
+    items = images_of(images, "val", 0)
+
+    def measured(*numbers: int) -> dict[str, list[str]]:
+        asked.clear()
+        with joined("cpu") as ranks:
+            measure_tables(numbers, tmp_path / "runs", items, "val", ranks, "float32", {})
+        return dict(asked)
+
+    three = measured(3)
+    assert three.pop("B-5x5 36") == ["dense", "centre"]
+    assert len(three) == 6 and {*map(tuple, three.values())} == {("dense",)}
+    crops = ["dense", "crops"]
+    assert measured(7) == {"D 36-64": crops, "E 36-64": crops}
+    everything = measured(3, 4, 5, 6, 7)
+    assert everything["D 36-64"] == crops and everything["D 36"] == ["dense"]

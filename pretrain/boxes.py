@@ -34,7 +34,8 @@ def iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
         )
     )
     covered = area(a) + area(b) - shared
-    return np.divide(shared, covered, out=np.zeros_like(shared), where=covered > 0)
+    shares: np.ndarray = np.divide(shared, covered, out=np.zeros_like(shared), where=covered > 0)
+    return shares
 
 
 def cover(corners_N4: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -42,8 +43,9 @@ def cover(corners_N4: np.ndarray, frame: np.ndarray) -> np.ndarray:
     inside = np.concatenate(
         [np.maximum(corners_N4[:, :2], frame[:2]), np.minimum(corners_N4[:, 2:], frame[2:])], axis=1
     )
-    whole = area(corners_N4)
-    return np.divide(area(inside), whole, out=np.zeros(len(corners_N4)), where=whole > 0)
+    own = area(corners_N4)
+    shares: np.ndarray = np.divide(area(inside), own, out=np.zeros(len(own)), where=own > 0)
+    return shares
 
 
 def encoded(corners_N4: np.ndarray, crop: int, unit: float) -> np.ndarray:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pretrain.augment import SAMPLE, Augmentation, augmented_crop, draw, kept_units, keyed
+from pretrain.augment import (
+    SAMPLE,
+    Augmentation,
+    Place,
+    augmented_crop,
+    draw,
+    kept_units,
+    keyed,
+    with_box,
+)
+from pretrain.boxes import cover, mirrored
 from pretrain.colour import Colours
 from tests.conftest import photograph
 from vggfeat.decode import read_rgb
@@ -89,3 +99,59 @@ def test_crops_reach_every_corner_and_flip_mirrors(data: object) -> None:
     assert np.abs(corner.astype(int) - whole[-224:, -224:]).max() <= 2
     flipped = augmented_crop(image, Augmentation(256, last, last, True, (0, 0, 0)), 224)
     assert np.array_equal(flipped, corner[:, ::-1])
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+
+def test_a_crop_is_where_it_says_and_a_box_moves_with_it() -> None:
+    """A white rectangle on black: in the crop it is where its box is said to be."""
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[60:120, 100:220] = 255
+    corners = np.array([[100.0, 60.0, 220.0, 120.0]])
+    for i in range(20):
+        augmentation = draw(keyed(0, SAMPLE, 0, 0, i), (128, 160), 0.1)
+        place = Place.drawn(image.shape[:2], augmentation, 96)
+        pixels = augmented_crop(image, augmentation, 96)[..., 0] > 127
+        seen = place.seen(corners)
+        x1, y1, x2, y2 = (mirrored(seen, 96) if augmentation.flip else seen)[0]
+        columns, rows = np.flatnonzero(pixels.any(0)), np.flatnonzero(pixels.any(1))
+        assert abs(columns[0] - max(x1, 0)) <= 1 and abs(columns[-1] + 1 - min(x2, 96)) <= 1
+        assert abs(rows[0] - max(y1, 0)) <= 1 and abs(rows[-1] + 1 - min(y2, 96)) <= 1
+
+
+def test_a_place_is_drawn_anew_until_enough_of_the_box_is_in_the_crop() -> None:
+    """A box of a hundredth of the image, in its corner: a place that is drawn once seldom has
+    it.
+    """
+    corners, shape = np.array([[0.0, 0.0, 30.0, 20.0]]), (200, 300)
+    frame = np.array([0.0, 0.0, 32.0, 32.0])
+
+    def shares(least: float) -> list[float]:
+        found = []
+        for i in range(200):
+            rng = keyed(0, SAMPLE, 0, 0, i)
+            first = draw(rng, (64, 64), 0.1)
+            chosen, seen = with_box(rng, first, corners, shape, 32, least)
+            assert (chosen.S, chosen.flip, chosen.alpha) == (first.S, first.flip, first.alpha)
+            found.append(float(cover(seen[None], frame)[0]))
+        return found
+
+    once, enough = shares(0.0), shares(0.5)
+    assert np.mean(np.array(once) >= 0.5) < 0.4
+    assert np.mean(np.array(enough) >= 0.5) > 2 * np.mean(np.array(once) >= 0.5)
+
+
+def test_of_several_boxes_each_is_as_likely_and_the_key_decides() -> None:
+    corners = np.array([[0.0, 0.0, 40.0, 40.0], [20.0, 20.0, 60.0, 60.0]])
+
+    def box(i: int) -> tuple[float, ...]:
+        rng = keyed(0, SAMPLE, 0, 0, i)
+        return tuple(with_box(rng, draw(rng, (64, 64), 0.1), corners, (64, 64), 64, 0.5)[1])
+
+    found = [box(i) for i in range(400)]
+    assert found == [box(i) for i in range(400)]
+    # of each, and of its mirror image
+    assert set(found) == {(0, 0, 40, 40), (24, 0, 64, 40), (20, 20, 60, 60), (4, 20, 44, 60)}
+    firsts = sum(one in ((0, 0, 40, 40), (24, 0, 64, 40)) for one in found)
+    assert 150 < firsts < 250

@@ -65,36 +65,43 @@ def l2_normalise(x_ND: Any) -> NDArray[np.float32]:
     return out
 
 
-def pooled_length(how: str, n_scales: int, length: int) -> int:
+def pooled_length(how: str, n_scales: int, length: int, regions: int = 1) -> int:
     """Length of a row that `aggregate` makes of descriptors of that length at so many scales."""
-    return n_scales * length if how == "stack" else length
+    return regions * length * (n_scales if how == "stack" else 1)
 
 
-def aggregate(descriptors_NQD: Any, how: str = "average") -> NDArray[np.float32]:
+def aggregate(descriptors_NQD: Any, how: str = "average", regions: int = 1) -> NDArray[np.float32]:
     """One L2-normalised float32 row an image: (N, D) for average and max, (N, Q*D) for stack.
 
     descriptors_NQD: (N, Q, D), any float type; an array or an HDF5 dataset, which is read block by
         block. how: "average" or "max" over the scales, then L2; "stack": each scale's descriptor
         L2-normalised, the scales stacked in their order, and L2 again.
+    regions: how many parts of an image each row is of: with two there are Q descriptors of the
+        first and then Q of the second. Each part is pooled and normalised by itself, and they are
+        stacked and normalised again, as `fuse` does with two networks.
     ValueError for another `how`, other shapes, no scale, or an infinite value (a float16 overflow).
     """
     if how not in POOLINGS:
         raise ValueError(f"pooling over scales must be one of {', '.join(POOLINGS)}, not {how!r}")
-    if len(descriptors_NQD.shape) != 3 or descriptors_NQD.shape[1] == 0:
+    shape = descriptors_NQD.shape
+    if len(shape) != 3 or shape[1] == 0 or shape[1] % regions:
         raise ValueError(
-            f"descriptors must be (N, Q, D) with Q > 0, not {tuple(descriptors_NQD.shape)}"
+            f"descriptors must be (N, Q, D) with Q > 0, not {tuple(shape)}"
+            + (f", Q a multiple of {regions}" if regions > 1 else "")
         )
-    n_rows, n_scales, length = descriptors_NQD.shape
-    out = np.empty((n_rows, pooled_length(how, n_scales, length)), dtype=np.float32)
-    for rows in _row_blocks(n_rows, n_scales * length):
-        block = np.asarray(descriptors_NQD[rows], dtype=np.float64)  # (n, Q, D)
+    n_rows, n_scales, length = shape[0], shape[1] // regions, shape[2]
+    out = np.empty((n_rows, pooled_length(how, n_scales, length, regions)), dtype=np.float32)
+    for rows in _row_blocks(n_rows, shape[1] * length):
+        block = np.asarray(descriptors_NQD[rows], dtype=np.float64)
+        block = block.reshape(len(block), regions, n_scales, length)
         if how == "average":
-            pooled = block.mean(axis=1)
+            pooled = block.mean(axis=2)
         elif how == "max":
-            pooled = block.max(axis=1)
+            pooled = block.max(axis=2)
         else:
-            pooled = _unit(block, rows.start).reshape(len(block), -1)
-        out[rows] = _unit(pooled, rows.start)
+            pooled = _unit(block, rows.start).reshape(len(block), regions, -1)
+        pooled = _unit(pooled, rows.start).reshape(len(block), -1)
+        out[rows] = pooled if regions == 1 else _unit(pooled, rows.start)
     return out
 
 

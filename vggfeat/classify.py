@@ -52,7 +52,10 @@ def problem_from(
     protocol = str(first.attributes["protocol"])
     pool, pool_by = (pool, "as asked") if pool else pool_of(protocol)
     X = fuse(
-        [aggregate(file.read(part.scales), pool) for file, part in zip(files, parts, strict=True)]
+        [
+            aggregate(file.read(part.scales), pool, len(part.regions))
+            for file, part in zip(files, parts, strict=True)
+        ]
     )
     readable = np.logical_and.reduce([file.readable for file in files])
     problem = Problem(
@@ -77,6 +80,7 @@ def problem_from(
             layer=part.layer,
             mirror=part.mirror,
             scales=list(part.scales),
+            regions=list(part.regions) if part.of_boxes else [],
             rows=file.rows_digest,
         )
         for file, part in zip(files, parts, strict=True)

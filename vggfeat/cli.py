@@ -157,6 +157,16 @@ def extract_command(
     mirror: Annotated[
         bool, typer.Option(help="Average each descriptor with the mirror image's.")
     ] = True,
+    regions: Annotated[
+        Literal["image", "box", "image,box"] | None,
+        typer.Option(
+            help=(
+                "What of an image is described, where items are boxes in images: the image, what"
+                " is in the box, or both; default: both."
+            ),
+            show_default=False,
+        ),
+    ] = None,
     max_pool: MaxPool = None,
     store: Annotated[
         Literal["float16", "float32"], typer.Option(help="Type of the stored descriptors.")
@@ -214,6 +224,7 @@ def extract_command(
     from vggfeat.look import foreword, look
     from vggfeat.plan import PLANNED, plan
     from vggfeat.ranks import joined
+    from vggfeat.regions import regions_of, views_of
     from vggfeat.sources import load, of_words, refuse_contradictions
 
     refuse_contradictions(net if weights else "", spec, layer, qs, max_pool)
@@ -231,21 +242,24 @@ def extract_command(
         if limit is not None:
             items = items.first(limit)
         datasets.refuse_absent(items)
+        described = regions_of(items, regions)
         source = (net, weights) if net and weights else (spec,)
         network = load(*source, device=ranks.device, precision=precision)
         with as_typed(of_words(network.spec)):
             if max_pool:
                 network.set_pool(max_pool)
-            description = description_of(network, layer, qs, mirror)
+            description = description_of(network, layer, qs, mirror, described)
         if dry_run:
             if ranks.first:
-                seen = look(items, PLANNED)
+                views = views_of(items, described).items
+                seen = look(views, PLANNED)
                 planned = plan(
-                    items,
+                    views,
                     seen,
                     network,
                     description,
                     store,
+                    rows=len(items),
                     batch_size=batch_size,
                     workers=workers or ranks.cores,
                     processes=ranks.world,
@@ -267,6 +281,7 @@ def extract_command(
                 scales=qs,
                 layer=layer,
                 mirror=mirror,
+                regions=regions,
                 batch_size=batch_size,
                 workers=workers or ranks.cores,
                 store=store,
@@ -279,8 +294,9 @@ def extract_command(
             )
         if not ranks.first:
             return
-    values = f"{len(description.scales)} x {network.dim(description.layer)}"
-    _write_report(json_file, out_file, report, f"{description.layer}, {values}")
+    values = f"{description.columns} x {network.dim(description.layer)}"
+    regions_told = f" ({' and '.join(described)})" if description.of_boxes else ""
+    _write_report(json_file, out_file, report, f"{description.layer}, {values}{regions_told}")
     leave(report.unreadable)
 
 
@@ -336,7 +352,9 @@ def svm_command(
     ] = None,
     submission: Annotated[
         Path | None,
-        typer.Option(help="Also write VOC's comp2 files of the test images into this folder."),
+        typer.Option(
+            help="Also write VOC's comp2 (comp10) files of the test images into this folder."
+        ),
     ] = None,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Also save the classifier in this HDF5 file.")
@@ -402,7 +420,8 @@ def svm_command(
     if submission:
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
-        check_submission(submission, problem.splits["test"], problem.classes, problem.names)
+        test = problem.splits["test"]
+        check_submission(submission, test, problem.classes, problem.names, problem.protocol)
     # each takes memory at once, whether there is a core for it or not
     torch.set_num_threads(min(workers, CORES))
     outcome = protocols.run(
@@ -424,8 +443,15 @@ def svm_command(
 
     def submit() -> None:
         if submission:
-            test = outcome.scored["test"]
-            write_submission(submission, test.rows, test.scores, problem.classes, problem.names)
+            scored_test = outcome.scored["test"]
+            write_submission(
+                submission,
+                scored_test.rows,
+                scored_test.scores,
+                problem.classes,
+                problem.names,
+                problem.protocol,
+            )
 
     def save() -> None:
         if out_file:
@@ -569,7 +595,12 @@ def report_command(
     items, why_not = None, "the images are known by --features only"
     if files:
         items, why_not = at_hand(
-            files[0].attributes["dataset"], files[0].names, root, files[0].attributes["root"]
+            files[0].attributes["dataset"],
+            files[0].names,
+            root,
+            files[0].attributes["root"],
+            files=files[0].files,
+            boxes=files[0].boxes,
         )
         if items is not None:
             refuse_inputs({"--out": out_file}, items.paths())
@@ -628,7 +659,12 @@ def neighbours_command(
     items, why_not = None, ""
     if picture:
         items, why_not = at_hand(
-            file.attributes["dataset"], file.names, root, file.attributes["root"]
+            file.attributes["dataset"],
+            file.names,
+            root,
+            file.attributes["root"],
+            files=file.files,
+            boxes=file.boxes,
         )
         if items is not None:
             refuse_inputs(outputs, items.paths())
@@ -945,7 +981,7 @@ def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str
         ("what", "feature file: a descriptor of each image at each scale"),
         ("data set", facts["dataset"] + (f", in {facts['root']}" if facts["root"] else "")),
         (
-            "images",
+            "images" if f.boxes is None else "boxes",
             f"{f.shape[0]:,}"
             + (f", the first of {facts['total']:,}" if "total" in facts else "")
             + (f" ({len(f.errors):,} unreadable)" if f.errors else ""),
@@ -991,6 +1027,7 @@ def _description_rows(description: Description, values: int | None = None) -> li
     return [
         ("net", description.net),
         ("layer", description.layer + (f", {values:,} values" if values else "")),
+        *([("regions", " and ".join(description.regions))] if description.of_boxes else []),
         ("scales", ", ".join(map(str, description.scales)) + (kept_apart if values else "")),
         ("mirror images", "averaged in" if description.mirror else "left out"),
         *([("max-pooling", f"odd sides rounded {rounds}")] if rounds else []),

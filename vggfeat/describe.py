@@ -25,7 +25,7 @@ from vggfeat.decode import IMAGE_TYPES, IMAGES, expected_shape, kind_of, read_rg
 from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.images import mirror as mirrored
 from vggfeat.machine import CORES
-from vggfeat.store import Description
+from vggfeat.store import REGIONS, Description
 from vggfeat.weights import Network, refuse_small
 
 FILTER, DECODER = "bilinear, antialiased", "Pillow"
@@ -34,7 +34,11 @@ LARGE = 3 * 4_000_000
 
 
 def description_of(
-    network: Network, layer: str | None, scales: Sequence[int] | None, mirror: bool
+    network: Network,
+    layer: str | None,
+    scales: Sequence[int] | None,
+    mirror: bool,
+    regions: tuple[str, ...] = REGIONS[:1],
 ) -> Description:
     """A checked Description; layer and scales None are the network's defaults.
 
@@ -64,6 +68,7 @@ def description_of(
         filter=FILTER,
         precision=network.precision,
         decoder=DECODER,
+        regions=regions,
     )
 
 

@@ -26,6 +26,7 @@ from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, Vggfe
 from vggfeat.look import MISSING, Cheaper, Look, foreword, look, none_readable
 from vggfeat.machine import duration
 from vggfeat.ranks import Ranks
+from vggfeat.regions import Views, cut, cut_shape, regions_of, views_of
 from vggfeat.store import Description
 from vggfeat.versions import versions
 from vggfeat.weights import Network
@@ -59,6 +60,7 @@ def extract(
     scales: Sequence[int] | None = None,
     layer: str | None = None,
     mirror: bool = True,
+    regions: str | None = None,
     batch_size: int | None = None,
     workers: int = 2,
     store: str = "float32",
@@ -76,14 +78,16 @@ def extract(
     there. An unreadable image is no error, but a row of the Report; it is tried again by a call
     that goes on, and by one with retry where the file is finished. If no image can be read, or
     their disk or share goes away meanwhile, that is an error, and nothing is finished.
+    regions: image, box or image,box, of items that have boxes; None: see `regions_of`.
     ranks: of the processes that share the work; all of them call this, each gets the same Report.
     progress: called with (work done in images, images in all). say: what is about to be done, what
     happens on the way, in a sentence.
     Raises VggfeatError: see `look`, `description_of`, `FeatureWriter`; Interrupted for Ctrl-C.
     """
-    seen = look(items)
     ranks = ranks or Ranks(network.device)
-    description = description_of(network, layer, scales, mirror)
+    description = description_of(network, layer, scales, mirror, regions_of(items, regions))
+    views = views_of(items, description.regions)
+    seen = look(views.items)
     facts = {
         "weights_metadata": {k: v for k, v in sorted(network.metadata.items()) if k != "classes"},
         "versions": versions(),
@@ -105,7 +109,8 @@ def extract(
     with _writer(ranks, make, partial(FeatureWriter.join, out, say)) as writer:
         try:
             there, before = int(writer.described.all(1).sum()), writer.seconds
-            advance = _Advance(items, description, writer, ranks, progress, say)
+            done_VQ = views.done(writer.described)
+            advance = _Advance(done_VQ, description, writer, ranks, progress, say)
             if ranks.first:
                 for line in items.remarks:
                     say(line)
@@ -113,34 +118,41 @@ def extract(
                     say(f"{what}: {words}")
                 if advance.earlier:
                     say(f"going on: {writer.kept()}; {len(items) - there:,} are left")
-            mine = np.flatnonzero(~writer.described.all(1))[ranks.rank :: ranks.world]
+            left = np.flatnonzero(~done_VQ.all(1))
+            # a row is written by one process: all views of an image are
+            its_images = np.unique(views.file_V[left])[ranks.rank :: ranks.world]
+            mine = left[np.isin(views.file_V[left], its_images)]
             ranks.barrier()  # all have seen the same file; from here on it changes
-            reader = _Reader(items, seen, ranks.world)
+            reader = _Reader(views, seen, ranks.world)
+            rows_of, failed = views.rows(), set[int]()
 
-            def read(i: int) -> np.ndarray:
-                writer.note_source(i, items.source(i))
-                return reader(i)
+            def read(v: int) -> np.ndarray:
+                writer.note_source(int(views.file_V[v]), views.items.source(v))
+                return reader(v)
 
             advance(0)
             compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
             with _Behind() as behind:
-                for i, s, result in by_shape(
+                for v, s, result in by_shape(
                     read,
-                    lambda i: expected_shape(items.source(i)),
+                    partial(_expected_shape, views),
                     mine.tolist(),
                     description.scales,
                     compute,
                     network.device,
-                    done=writer.described,
+                    done=done_VQ,
                     batch_size=batch_size,
                     workers=workers,
                     advance=advance,
                     say=say,
                 ):
-                    if isinstance(result, UnreadableImage):
-                        behind(writer.fail, i, str(result))
-                    else:
-                        behind(writer.write, i, s, result)
+                    column = int(views.region_V[v]) * len(description.scales) + s
+                    for i in rows_of(v):
+                        if isinstance(result, UnreadableImage):
+                            failed.add(i)  # for whatever else is known of it
+                            behind(writer.fail, i, str(result))
+                        elif i not in failed:
+                            behind(writer.write, i, column, result)
             writer.flush()
             ranks.barrier()
             unreadable = {items.names[i]: why for i, why in sorted(writer.unreadable.items())}
@@ -161,8 +173,18 @@ def extract(
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"interrupted{kept}", *(error.args or [signal.SIGINT])) from error
             raise VggfeatError(f"{error}{kept}") from error
-    rate = (len(items) - advance.earlier) / max(seconds - before, 1e-9)
+    rate = len(items) * (1 - advance.earlier / len(views)) / max(seconds - before, 1e-9)
     return Report(len(items), seconds, unreadable, there, seconds - before, rate)
+
+
+def _expected_shape(views: Views, v: int) -> tuple[int, int] | None:
+    """A hint; see `decode.expected_shape`."""
+    shape = expected_shape(views.items.source(v))
+    if shape is None:
+        return None
+    with suppress(UnreadableImage):  # who reads it will say what it is
+        return cut_shape(shape, views.items, v)
+    return None
 
 
 class _Behind:
@@ -212,13 +234,13 @@ class _Behind:
 
 
 class _Advance:
-    """Counts the work that all processes have done, in images; and advises, once, where it will
-    take long. earlier: what was done when it began.
+    """Counts the work that all processes have done, in images (or views, see `regions`); and
+    advises, once, where it will take long. earlier: what was done when it began.
     """
 
     def __init__(
         self,
-        items: Items,
+        done_VQ: np.ndarray,
         description: Description,
         writer: FeatureWriter,
         ranks: Ranks,
@@ -227,8 +249,8 @@ class _Advance:
     ) -> None:
         self._description, self._writer, self._world = description, writer, ranks.world
         self._progress, self._say = progress, say
-        self._images, self._before = len(items), writer.seconds
-        self.earlier = float((writer.described @ work_shares(description.scales)).sum())
+        self._images, self._before = len(done_VQ), writer.seconds
+        self.earlier = float((done_VQ @ work_shares(description.scales)).sum())
         self._work = self.earlier
         self._advised = not ranks.first
 
@@ -256,21 +278,22 @@ class _Advance:
 class _Reader:
     """Reads images, and tells one that is missing from a disk or share that has gone away."""
 
-    def __init__(self, items: Items, seen: Look, step: int) -> None:
-        self._items, self._step = items, step  # step: this process reads every so many-th row
+    def __init__(self, views: Views, seen: Look, step: int) -> None:
+        self._items, self._file = views.items, views.file_V
+        self._step = step  # this process reads every so many-th image
         self._missing: set[int] = set()
         # One that could be read, of each folder and of all: part of a data set may lie on a share
         # of its own.
         self._good: dict[Path | None, Path] = {}
         for i in seen.shapes:
-            self._note(items.source(i))
+            self._note(self._items.source(i))
 
     def _note(self, source: Path | np.ndarray) -> None:
         if isinstance(source, Path):
             self._good[source.parent] = self._good[None] = source
 
     def __call__(self, i: int) -> np.ndarray:
-        """Image i. Raises UnreadableImage; VggfeatError if one that was read before can't be opened
+        """View i. Raises UnreadableImage; VggfeatError if one that was read before can't be opened
         any more, either, or if none in a long run of rows can.
 
         That one's row and those after it are to be described later, not to be marked as unreadable.
@@ -294,23 +317,25 @@ class _Reader:
                     ) from error
                 except UnreadableImage:
                     pass  # it is within reach
-            self._missing.add(i)
-            self._refuse_run(i, error)
+            self._missing.add(int(self._file[i]))
+            self._refuse_run(int(self._file[i]), error)
             raise
         self._note(source)
-        return image_HWC
+        return cut(image_HWC, self._items, i)
 
-    def _refuse_run(self, i: int, error: UnreachableImage) -> None:
-        """Raise VggfeatError where MISSING rows around row i, and nothing between them, can't be
-        opened.
+    def _refuse_run(self, image: int, error: UnreachableImage) -> None:
+        """Raise VggfeatError where MISSING images around this one, and nothing between them, can't
+        be opened.
         """
-        first = last = i
+        first = last = image
         while first - self._step in self._missing and last - first < MISSING:
             first -= self._step
         while last + self._step in self._missing and last - first < MISSING:
             last += self._step
         if last - first + self._step >= MISSING:
-            ends = f"{self._items.root / self._items.names[first]} to {self._items.names[last]}"
+            paths = self._items.files or self._items.names
+            one, other = (paths[v] for v in np.searchsorted(self._file, (first, last)))
+            ends = f"{self._items.root / one} to {other}"
             raise VggfeatError(
                 f"no image from {ends} can be opened ({error}): bring back the disk or share that"
                 " they are on, or take them off the list"

@@ -13,6 +13,7 @@ import numpy as np
 from vggfeat.datasets import Items
 from vggfeat.decode import read_rgb, upright_shape
 from vggfeat.errors import UnreachableImage, UnreadableImage, VggfeatError
+from vggfeat.regions import cut, cut_shape
 from vggfeat.store import Description
 from vggfeat.table1 import NETS
 from vggfeat.weights import Network
@@ -56,8 +57,8 @@ class Look:
 
 
 def look(items: Items, most: int = LOOKED_AT) -> Look:
-    """Read the headers of up to `most` of the images, evenly spread; fewer where their files are
-    large.
+    """Read the headers of up to `most` of the images (or views of them, see `regions`), evenly
+    spread; fewer where their files are large.
 
     Raises VggfeatError: there are no images; none can be read; most of those that were looked at
     aren't there.
@@ -76,9 +77,9 @@ def look(items: Items, most: int = LOOKED_AT) -> Look:
                 break
             looked += 1
             if shape := upright_shape(source):
-                shapes[i] = shape
+                shapes[i] = cut_shape(shape, items, i)
             elif len(shapes) < DECODED:
-                shapes[i] = read_rgb(source).shape[:2]
+                shapes[i] = cut(read_rgb(source), items, i).shape[:2]
             n_bytes += source.stat().st_size if isinstance(source, Path) else 0
         except UnreadableImage as error:
             failures[i] = str(error)
@@ -144,9 +145,12 @@ def foreword(
     """What is about to be described and how, as (what, words). layer, scales: as they were given,
     None by default.
     """
-    rows = [("images", _of_classes(items))]
+    rows = [("images" if items.boxes is None else "boxes", _of_classes(items))]
+    if items.boxes is not None:
+        images, files = " and ".join(description.regions), len(items.by_file()[0])
+        rows.append(("regions", f"{images}, {seen.images:,} pictures of {files:,} images"))
     counted = (
-        f"{seen.looked:,} that were looked at" if seen.looked < len(items) else f"{len(items):,}"
+        f"{seen.looked:,} that were looked at" if seen.looked < seen.images else f"{seen.images:,}"
     )
     if seen.unreadable:
         name, why = next(iter(seen.unreadable.items()))

@@ -23,6 +23,7 @@ FIGURES = {
     "accuracy": "accuracy",
     "map_11point": "mAP (11-point)",
     "map_allpoint": "mAP (area)",
+    "map_every_class": "mAP (area), all classes",
 }
 CLASS_FIGURES = {"recall": "recall", "ap_11point": "AP (11-point)", "ap_allpoint": "AP (area)"}
 

@@ -94,7 +94,7 @@ class Model:
             for part, spec in zip(self.parts, sources, strict=True)
         ]
         length = sum(
-            pooled_length(self.pool, len(part.scales), network.dim(part.layer))
+            pooled_length(self.pool, len(part.scales), network.dim(part.layer), len(part.regions))
             for network, part in zip(networks, self.parts, strict=True)
         )
         if self.coef_KD.shape[1] != length:
@@ -203,6 +203,12 @@ class Model:
         keep_going: bool,
     ) -> tuple[np.ndarray, dict[int, str]]:
         listed = list_of_images(images)
+        if any(part.of_boxes for part in self.parts):
+            raise VggfeatError(
+                "the classifier was learned from boxes in images, and nothing tells where a new"
+                " image's is: cut the images there, and learn from the cut ones, or with `regions`"
+                " image"
+            )
         parts: list[np.ndarray] = []
         unreadable: dict[int, str] = {}
         for network, part in zip(self.networks, self.parts, strict=True):

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -22,6 +21,7 @@ from vggfeat.decode import read_rgb
 from vggfeat.describe import describe_all, network_of
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.files import whole
+from vggfeat.regions import cut
 from vggfeat.store import Description, Features
 
 BLOCK_BYTES = 1 << 27
@@ -64,7 +64,8 @@ def nearest(
     step = max(1, BLOCK_BYTES // (4 * Q * D))
     rows, cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
     for start in range(0, count, step):
-        block = aggregate(features.read(description.scales, slice(start, start + step)), pool)
+        rows_NQD = features.read(description.scales, slice(start, start + step))
+        block = aggregate(rows_NQD, pool, len(description.regions))
         if block.shape[1] != len(query_D):
             raise VggfeatError(
                 f"the query's descriptor has length {len(query_D)}, those of {features.path}"
@@ -119,6 +120,11 @@ def query_of(
         features.description if scales is None else replace(features.description, scales=scales)
     )
     if os.path.isfile(query):  # a name in the file may be none that a file can have
+        if description.of_boxes:
+            raise VggfeatError(
+                f"{features.path} is of boxes in images, and nothing tells where that of {query}"
+                " is: give a name in the file"
+            )
         raw_QD = _described(description, Path(query), spec, device)
         return aggregate(raw_QD[None], pool)[0], None
     if query not in features.names:
@@ -130,7 +136,8 @@ def query_of(
         raise VggfeatError(
             f"{query} was unreadable when {features.path} was made: {features.errors.get(row)}"
         )
-    return aggregate(features.read(description.scales, slice(row, row + 1)), pool)[0], row
+    raw_1QD = features.read(description.scales, slice(row, row + 1))
+    return aggregate(raw_1QD, pool, len(description.regions))[0], row
 
 
 def _described(description: Description, path: Path, spec: str | None, device: str) -> np.ndarray:
@@ -157,22 +164,23 @@ def draw(
     place = {} if items is None else {name: i for i, name in enumerate(items.names)}
     missing = 0
 
-    def pixels(source: Any) -> np.ndarray | None:
+    def pixels(read: Callable[[], np.ndarray]) -> np.ndarray | None:
         nonlocal missing
         try:
-            return None if source is None else read_rgb(source)
+            return read()
         except UnreadableImage:
             missing += 1
             return None
 
-    def source(name: str) -> Any:
-        return None if items is None or name not in place else items.source(place[name])
+    def pixels_of(name: str) -> np.ndarray | None:
+        if items is None or name not in place:
+            return None
+        i = place[name]
+        return pixels(lambda: cut(read_rgb(items.source(i)), items, i))
 
-    asked = Path(query) if row is None else source(query)
+    asked = pixels(lambda: read_rgb(Path(query))) if row is None else pixels_of(query)
     shown = found[:TILES]
-    sheet = contact_sheet(
-        pixels(asked), query, shown, lambda neighbour: pixels(source(neighbour.name))
-    )
+    sheet = contact_sheet(asked, query, shown, lambda neighbour: pixels_of(neighbour.name))
     with whole(path) as partial:
         sheet.save(partial)
     if items is None:

@@ -24,6 +24,7 @@ from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import MAX_RESCALED_PIXELS, smallest_side, smallest_side_shape
 from vggfeat.look import Cheaper, Look, none_readable
+from vggfeat.regions import cut
 from vggfeat.store import Description
 from vggfeat.weights import Network
 from vggfeat.writer import stamp
@@ -65,6 +66,7 @@ def plan(
     description: Description,
     store: str,
     *,
+    rows: int | None = None,
     batch_size: int | None = None,
     workers: int = 2,
     processes: int = 1,
@@ -72,6 +74,7 @@ def plan(
     """The work and the file of an extraction, from image headers and a trial on some images; writes
     nothing.
 
+    items: the views, where rows are of boxes (see `regions`). rows: of the file, if others.
     processes: how many share the work, each with a device of its own; the trial is of one.
 
     Raises VggfeatError where no image that was looked at can be read.
@@ -95,8 +98,8 @@ def plan(
     expected = _expected(items, network, description, seen, batch_size, workers)
     seconds, cheaper = (value / processes for value in expected)
     size = (
-        len(items)
-        * len(description.scales)
+        (rows or len(items))
+        * description.columns
         * network.dim(description.layer)
         * np.dtype(store).itemsize
     )
@@ -232,7 +235,7 @@ class _Trial:
         return time.perf_counter() - began, np.array(timed).reshape(-1, 2)
 
     def _read(self, i: int) -> np.ndarray:
-        image_HWC = read_rgb(self._items.source(i))
+        image_HWC = cut(read_rgb(self._items.source(i)), self._items, i)
         with suppress(OSError):
             stamp(self._items.source(i))  # as an extraction does
         return image_HWC

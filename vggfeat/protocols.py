@@ -468,6 +468,7 @@ def _figures(problem: Problem, scores_nK: Scores, rows: Rows) -> ScoredPart:
         return ScoredPart(len(rows), overall, per_class)
     eleven = metrics.mean_average_precision(scores_nK, truth, "11point")
     allpoint = metrics.mean_average_precision(scores_nK, truth, "allpoint")
+    compared = np.array([name not in problem.rules.left_out for name in problem.classes])
     per_class = {
         name: ClassFigures(
             ap_11point=float(eleven.per_class[k]),
@@ -477,11 +478,18 @@ def _figures(problem: Problem, scores_nK: Scores, rows: Rows) -> ScoredPart:
         for k, name in enumerate(problem.classes)
     }
     overall = Figures(
-        map_11point=eleven.mean,
-        map_allpoint=allpoint.mean,
-        n_classes=len(problem.classes) - len(allpoint.without),
+        map_11point=_mean(eleven.per_class[compared]),
+        map_allpoint=_mean(allpoint.per_class[compared]),
+        map_every_class=None if compared.all() else allpoint.mean,
+        n_classes=int(np.isfinite(allpoint.per_class[compared]).sum()),
     )
     return ScoredPart(len(rows), overall, per_class)
+
+
+def _mean(aps_K: np.ndarray) -> float:
+    """Over the classes that have an AP; NaN where none has."""
+    aps = aps_K[~np.isnan(aps_K)]
+    return float(aps.mean()) if len(aps) else float("nan")
 
 
 @dataclass(frozen=True)
@@ -714,6 +722,10 @@ def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:
             " class, in training and in scoring"
         )
         rules.append("mAP: over the classes that have a positive image among those that are scored")
+        if left_out := [name for name in problem.classes if name in problem.rules.left_out]:
+            rules.append(
+                f"mAP: without {', '.join(left_out)}, as the devkit; the mean with it is beside it"
+            )
     else:
         rules.append(
             "mean class recall: over the classes that occur among the images that are scored"

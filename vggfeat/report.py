@@ -38,6 +38,7 @@ from vggfeat.page import (
     table,
     thumbnail,
 )
+from vggfeat.regions import cut
 from vggfeat.results import (
     Part,
     Results,
@@ -53,7 +54,7 @@ from vggfeat.results import (
     title,
     told,
 )
-from vggfeat.store import Features
+from vggfeat.store import REGIONS, Features
 
 if TYPE_CHECKING:
     from vggfeat.model import Model
@@ -191,6 +192,11 @@ def _refuse_other_file(file: Features, part: Part) -> None:
             f"{file.path} is not the feature file of these results: it holds {own.layer} of net"
             f" {own.net} ({own.fingerprint[:12]}), they are of {part.layer} of net"
             f" {part.net} ({str(part.fingerprint)[:12]})"
+        )
+    if own.regions != (regions := tuple(part.regions) or REGIONS[:1]):
+        raise VggfeatError(
+            f"{file.path} is not the feature file of these results: it describes"
+            f" {' and '.join(own.regions)}, they are of {' and '.join(regions)}"
         )
     if part.rows not in (None, file.rows_digest):
         raise VggfeatError(
@@ -471,7 +477,7 @@ def _pictures(features: Features, items: datasets.Items | None) -> Callable[[int
         if i is None:
             return None
         try:
-            return thumbnail(read_rgb(items.source(i)))
+            return thumbnail(cut(read_rgb(items.source(i)), items, i))
         except UnreadableImage:
             return None
 
@@ -489,7 +495,10 @@ def _map(features: Sequence[Features], model: Model | None, results: Results) ->
     scales = [part.scales for part in model.parts] if model else scales or [None] * len(features)
     pool = model.pool if model else results.pool
     X = fuse(
-        [aggregate(file.read(q, picked), pool) for file, q in zip(features, scales, strict=True)]
+        [
+            aggregate(file.read(q, picked), pool, len(file.description.regions))
+            for file, q in zip(features, scales, strict=True)
+        ]
     )
     xy, how = _plane(X)
     first = features[0]

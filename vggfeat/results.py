@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vggfeat.aggregate import POOLINGS
 from vggfeat.checked import Inline, OneOf, Range, Sparse, first_few, fitted, parse_json, read_text
-from vggfeat.datasets.protocol import pool_of
+from vggfeat.datasets.protocol import pool_of, protocol_of
 from vggfeat.errors import VggfeatError
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
 
@@ -71,6 +71,8 @@ class Figures(Sparse):
     map_11point_std: Figure | None = None
     map_allpoint: Figure | None = None
     map_allpoint_std: Figure | None = None
+    map_every_class: Figure | None = None
+    map_every_class_std: Figure | None = None
     n_classes: Count | None = None
 
     def mean(self, key: str) -> float | None:
@@ -129,6 +131,7 @@ class Part(Sparse):
     layer: str
     mirror: bool | None = None
     scales: list[Annotated[int, Range(1, 2**31)]]
+    regions: list[str] = field(default_factory=list)
     rows: str | None = None
 
 
@@ -225,7 +228,7 @@ def refuse_other_run(ours: Results, theirs: Results) -> None:
     ):
         if one != other:
             raise VggfeatError(f"{of_two} {key} is {one} and {other}")
-    for key in ("rows", "fingerprint", "layer", "scales"):
+    for key in ("rows", "fingerprint", "layer", "scales", "regions"):
         if [getattr(part, key) for part in ours.made.features] != [
             getattr(part, key) for part in theirs.made.features
         ]:
@@ -295,15 +298,21 @@ def title(results: Results) -> str:
 
 
 def over_classes(results: Results, key: str) -> str:
-    """ ", over 9 of 20 classes" for a mean over classes that some have no score for; else ""."""
+    """ ", over 9 of 20 classes" for a mean over classes that some have no score for, and which the
+    protocol leaves out; else "".
+    """
     parts: Sequence[Split | Results | ScoredPart] = results.per_split or [results.scored]
     per_class = results.scored.per_class
     counts = [n for part in parts if (n := part.figures.n_classes) is not None]
     counts = counts or [sum(of_class.exist for of_class in per_class.values())]  # an older version
-    low, high, K = min(counts), max(counts), len(per_class)
-    if key == "accuracy" or low >= K:
+    left_out = [name for name in protocol_of(results.protocol).left_out if name in per_class]
+    low, high, K = min(counts), max(counts), len(per_class) - len(left_out)
+    if key in ("accuracy", "map_every_class"):
         return ""
-    return f", over {low:,}{f' to {high:,}' if high > low else ''} of {K:,} classes"
+    without = f", without {', '.join(left_out)}" if left_out else ""
+    if low >= K:
+        return without
+    return f"{without}, over {low:,}{f' to {high:,}' if high > low else ''} of {K:,} classes"
 
 
 def choice_columns(results: Results) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:

@@ -29,6 +29,8 @@ PENDING, DONE, UNREADABLE = 0, 1, 2
 REASON_BYTES = 200  # of why an image is unreadable
 MAX_DIM = 1 << 20
 MAX_LAYERS = 64
+REGIONS = ("image", "box")
+"""What of an image a row is of: all of it, the box in it."""
 READ_BYTES = 1 << 26  # of descriptors that are checked at a time
 
 
@@ -39,7 +41,8 @@ class Description:
     net, weights: what `vggfeat.load` takes. fingerprint: of the weights. layer: the paper's name.
     scales: Q in pixels, smallest side, one descriptor each. mirror: averaged with the mirror
     image's. pool: floor | ceil, the net's max-pooling. filter: of the rescale. precision: of the
-    forward pass. decoder: what made pixels of the images' files.
+    forward pass. decoder: what made pixels of the images' files. regions: of the image, each with
+    a descriptor at every scale.
     """
 
     net: str
@@ -54,10 +57,26 @@ class Description:
     filter: str
     precision: Annotated[str, OneOf(PRECISIONS)]
     decoder: str
+    regions: Annotated[
+        tuple[Annotated[str, OneOf(REGIONS)], ...], Several(len(REGIONS), different=True)
+    ] = REGIONS[:1]
+
+    @property
+    def columns(self) -> int:
+        """How many descriptors a row has: at each scale of the first region, then of the second."""
+        return len(self.regions) * len(self.scales)
+
+    @property
+    def of_boxes(self) -> bool:
+        """Whether it takes a box to describe an image so."""
+        return "box" in self.regions
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**asdict(self), "scales": list(self.scales)}
+        """As JSON has it; without `regions` where that is the image alone, as in older files."""
+        record = {**asdict(self), "scales": list(self.scales), "regions": list(self.regions)}
+        if self.regions == REGIONS[:1]:
+            del record["regions"]
+        return record
 
 
 class _Facts(TypedDict):
@@ -88,7 +107,9 @@ class Features:
     names (N), labels as in Items or None, classes (C), splits, status (N,) uint8, errors: row ->
     reason. description: how the images were described; its layer is the one that is read, of all
     `layers` in the file. boxes: (N, 4) int32, left, top, right, bottom in pixels, where rows are of
-    boxes in images; else None. crc32: (N,) uint32, of each image's file; 0 where that is unknown.
+    boxes in images; else None. files: (N) the images' names, where rows' are others; else None.
+    shape: (N, Q, D); with two regions there are Q descriptors of the first, then of the second.
+    crc32: (N,) uint32, of each image's file; 0 where that is unknown.
     attributes: all facts in the file.
     """
 
@@ -105,6 +126,7 @@ class Features:
     dtype: np.dtype
     layers: tuple[str, ...] = ()
     boxes: np.ndarray | None = None
+    files: list[str] | None = None
     crc32: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     number: bytes = b""
 
@@ -142,7 +164,7 @@ class Features:
         self, scales: tuple[int, ...] | None = None, rows: slice | np.ndarray = slice(None)
     ) -> np.ndarray:
         """(N, Q, D) for a subset of the stored scales, in the order given, and of the rows; all by
-        default.
+        default. Of two regions 2 Q, those of the first before those of the second.
 
         rows: a slice, or rising indices. Each row is held against its checksum.
         Raises VggfeatError for a scale that the file doesn't have, for damage, and when the file
@@ -156,7 +178,12 @@ class Features:
                 f"{', '.join(str(q) for q in self.description.scales)}"
             )
         wanted = np.arange(self.shape[0])[rows]
-        columns = [self.description.scales.index(q) for q in scales or self.description.scales]
+        stored = self.description.scales
+        columns = [
+            region * len(stored) + stored.index(q)
+            for region in range(len(self.description.regions))
+            for q in scales or stored
+        ]
         made = np.empty((len(wanted), len(columns), self.shape[2]), self.dtype)
         self._read(wanted, columns, made)
         return made
@@ -255,15 +282,20 @@ def read_features(file: File, layer: str | None = None) -> Features:
     number = layers.index(layer) if layer is not None else 0
     description = replace(facts["description"], layer=layers[number])
     names, classes = file.texts("names"), file.texts("classes")
-    boxes, crc32 = None, np.zeros(len(names), np.uint32)
+    boxes, files, crc32 = None, None, np.zeros(len(names), np.uint32)
     if "images/crc32" in file.arrays:
         crc32 = file.array("images/crc32", "u", (len(names),))
     if "rows/image" in file.arrays:
         image_N = file.array("rows/image", "i", (None,))
         _check_indices("rows/image", image_N, len(names))
-        names, crc32 = [names[i] for i in image_N.tolist()], crc32[image_N]
+        files, crc32 = [names[i] for i in image_N.tolist()], crc32[image_N]
+        names = file.texts("rows/name") if "rows/name/bytes" in file.arrays else files
+        if len(names) != len(files):
+            raise Damaged(f"it has {len(names)} names of {len(files)} rows")
         boxes = file.array("rows/box", "i", (len(names), 4))
-    count, scales = len(names), len(description.scales)
+    if boxes is None and description.of_boxes:
+        raise Damaged("it describes boxes, and has none")
+    count, scales = len(names), description.columns
     status = row_status(read_status(file, count, scales))
     if (status == PENDING).any():
         raise VggfeatError(
@@ -289,6 +321,7 @@ def read_features(file: File, layer: str | None = None) -> Features:
         dtype=place.dtype,
         layers=tuple(layers),
         boxes=boxes,
+        files=files,
         crc32=crc32,
         number=file.number,
     )

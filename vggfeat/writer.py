@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +115,8 @@ class FeatureWriter:
         self.first, self.replaces, self._taken_back = first, replaces, taken_back
         self._file, self._places, self._number = file.descriptor, file.arrays, file.number
         self._size = os.fstat(self._file).st_size
+        image = self._places.get("rows/image")
+        self._image_N = None if image is None else image.read(self._file)
         self._lost = ""  # what happened to the file while it was written
         self._values: dict[tuple[int, int], np.ndarray] = {}
         self._failures: dict[int, str] = {}
@@ -182,14 +185,12 @@ class FeatureWriter:
 
     # --- rows -------------------------------------------------------------------------------------
 
-    def note_source(self, row: int, source: Any) -> None:
+    def note_source(self, image: int, source: Any) -> None:
         """Note which image is about to be described, so that a later run can tell whether it is
-        still the same.
+        still the same. image: its number among the images; its row's, unless rows are boxes.
         """
-        try:
-            self._stamps[row] = stamp(source)
-        except (OSError, ValueError):  # what is wrong with it is told by who decodes it
-            self._stamps[row] = (0, 0, 0, 0)
+        with suppress(OSError, ValueError):  # what is wrong with it is told by who decodes it
+            self._stamps[image] = stamp(source)
 
     def write(self, row: int, scale: int, descriptor_D: np.ndarray) -> None:
         """Keep the descriptor of a row at its scale-th Q; it reaches the file with the next
@@ -256,8 +257,9 @@ class FeatureWriter:
         for (row, scale), value in self._values.items():
             self._put_descriptor(row, scale, value)
         for row in {row for row, _ in self._values}:
-            for name, fact in zip(STAMPS, self._stamps.get(row, (0, 0, 0, 0)), strict=True):
-                self._put(f"images/{name}", row, fact)
+            image = self._image_of(row)
+            for name, fact in zip(STAMPS, self._stamps.get(image, ()), strict=False):
+                self._put(f"images/{name}", image, fact)
             self._put("errors", row, b"")  # an earlier run may have been killed after it put one
         if self.first:
             self._put("seconds", 0, self.seconds)
@@ -271,7 +273,10 @@ class FeatureWriter:
                     status_Q[scale] = DONE
             self._set_status(row, status_Q)
             if PENDING not in status_Q:
-                self._stamps.pop(row, None)
+                self._stamps.pop(self._image_of(row), None)
+
+    def _image_of(self, row: int) -> int:
+        return row if self._image_N is None else int(self._image_N[row])
 
     def _put(self, name: str, row: int, value: Any, position: int = 0) -> None:
         self._places[name].write(self._file, value, row, position)
@@ -576,6 +581,7 @@ class _Job:
         facts: dict[str, Any],
     ) -> None:
         self.items, self.description, self.dim, self.dtype = items, description, dim, dtype
+        self.images, self.image_N = items.by_file()
         self.facts = {
             "dataset": items.dataset,
             "protocol": items.protocol,
@@ -595,19 +601,26 @@ class _Job:
         splits = {
             f"splits/{name}": np.asarray(index, np.int64) for name, index in items.splits.items()
         }
-        names = hdf5.column("names", items.names) | hdf5.column("classes", items.classes)
-        return {"facts": self.document, **names, **labels, **splits}
+        names = hdf5.column("names", self.images.names) | hdf5.column("classes", items.classes)
+        rows = {}
+        if items.boxes is not None:
+            rows = {
+                "rows/image": self.image_N,
+                "rows/box": items.boxes.astype(np.int32),
+                **hdf5.column("rows/name", items.names),
+            }
+        return {"facts": self.document, **names, **labels, **splits, **rows}
 
     def row_specs(self) -> dict[str, Spec]:
         """What is written while an extraction runs; its zeros say that no row is there."""
-        count, scales = len(self.items), len(self.description.scales)
+        count, scales, images = len(self.items), self.description.columns, len(self.images)
         return {
             "status": ((count, scales), np.dtype("u1")),
             "errors": ((count,), np.dtype(f"S{REASON_BYTES}")),
-            "images/bytes": ((count,), np.dtype("<i8")),
-            "images/modified": ((count,), np.dtype("<i8")),
-            "images/changed": ((count,), np.dtype("<i8")),
-            "images/crc32": ((count,), np.dtype("<u4")),
+            "images/bytes": ((images,), np.dtype("<i8")),
+            "images/modified": ((images,), np.dtype("<i8")),
+            "images/changed": ((images,), np.dtype("<i8")),
+            "images/crc32": ((images,), np.dtype("<u4")),
             "seconds": ((1,), np.dtype("<f8")),
             "crc32": ((count, scales), np.dtype("<u4")),
             "descriptors": ((count, scales, self.dim), self.dtype),
@@ -637,7 +650,7 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     """
     facts: Facts = file.document("facts", Facts)
     items = job.items
-    there, here = facts["description"].to_dict(), job.description.to_dict()
+    there, here = asdict(facts["description"]), asdict(job.description)
     names = {"fingerprint": "other weights, sha256", "pool": "max-pooling"}
     for key in here:
         if key != "weights" and there[key] != here[key]:  # the same weights may have moved
@@ -652,11 +665,11 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     if facts["dataset"] != items.dataset:
         yield f"dataset {facts['dataset']}, not {items.dataset}"
     listed = file.texts("names")
-    if len(listed) != len(items):
-        yield f"{len(listed):,} images, not {len(items):,}"
+    if len(listed) != len(job.images):
+        yield f"{len(listed):,} images, not {len(job.images):,}"
     if (total := facts.get("total")) != items.total:
         yield f"{_of(total)}, not {_of(items.total)}"
-    for a, b in zip(listed, items.names, strict=False):
+    for a, b in zip(listed, job.images.names, strict=False):
         if encode(a) != encode(b):
             yield f"an image {a} where there is {b} now"
     known = {name: values for name, values in job.arrays().items() if name != "facts"}
@@ -680,19 +693,22 @@ def _what(name: str) -> str:
         "labels": "other labels",
         "classes": "other classes",
         "splits": f"another split {rest}",
+        "rows": "other boxes",
     }.get(kind, f"{name} of another shape")
 
 
 def _changed_image(file: hdf5.File, job: _Job) -> str:
-    described = (file.arrays["status"].read(file.descriptor) == DONE).any(1)
+    done = (file.arrays["status"].read(file.descriptor) == DONE).any(1)
+    described = np.zeros(len(job.images), bool)
+    described[job.image_N[done]] = True
     columns = (file.arrays[f"images/{name}"].read(file.descriptor).tolist() for name in STAMPS)
     for i, there in enumerate(zip(*columns, strict=True)):
         try:
-            if described[i] and not _same(job.items.source(i), there):
-                return f"another image {job.items.names[i]}: it has changed since"
+            if described[i] and not _same(job.images.source(i), there):
+                return f"another image {job.images.names[i]}: it has changed since"
         except OSError as error:
             raise _OutOfReachError(
-                f"{job.items.names[i]}, which is described in {file.path}, can't be read now"
+                f"{job.images.names[i]}, which is described in {file.path}, can't be read now"
                 f" ({reason(error)}): bring it back, or the disk or share that it is on, and the"
                 " same command goes on"
             ) from error
@@ -702,7 +718,7 @@ def _changed_image(file: hdf5.File, job: _Job) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:
         return value[:12]
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _same(source: Any, there: Stamp) -> bool:

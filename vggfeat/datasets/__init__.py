@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from vggfeat.checked import shown
-from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc
+from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc, voc_action
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError, WrongUsage
@@ -67,6 +69,14 @@ _DATASETS = {
         "PASCAL VOC 2012: 11,540 labelled images, 20 classes, several an image; official"
         " train/val; mAP",
         "ROOT/VOCdevkit/VOC2012/{ImageSets/Main,JPEGImages}",
+        "unpack the official archive there, or add `download`",
+    ),
+    "voc2012action": _Dataset(
+        voc_action.load,
+        partial(voc.fetch, year=2012),
+        "PASCAL VOC 2012 action: persons in boxes, in 4,600 labelled images; 11 actions, several a"
+        " person; official train/val; mAP",
+        "ROOT/VOCdevkit/VOC2012/{ImageSets/Action,Annotations,JPEGImages}",
         "unpack the official archive there, or add `download`",
     ),
     "caltech101": _Dataset(
@@ -143,24 +153,31 @@ def refuse_absent(items: Items) -> None:
     """Raise VggfeatError where none of the images is there: lists without the images, links that
     lead nowhere.
     """
-    paths = map(items.root.absolute().joinpath, items.names)
-    if items.images is None and items.names and not any(map(os.path.isfile, paths)):
-        first = items.root.absolute() / items.names[0]
+    names = items.by_file()[0].names
+    paths = map(items.root.absolute().joinpath, names)
+    if items.images is None and names and not any(map(os.path.isfile, paths)):
+        first = items.root.absolute() / names[0]
         raise VggfeatError(
-            f"none of the {len(items):,} images of {items.dataset} is there, such as {first}: "
+            f"none of the {len(names):,} images of {items.dataset} is there, such as {first}: "
             f"{_DATASETS[items.dataset].absent}"
         )
 
 
 def at_hand(
-    name: str, names: Sequence[str], root: Path | None, stored: str
+    name: str,
+    names: Sequence[str],
+    root: Path | None,
+    stored: str,
+    *,
+    files: Sequence[str] | None = None,
+    boxes: np.ndarray | None = None,
 ) -> tuple[Items | None, str]:
     """The images of dataset `name`, for looking at some of them; or None, and why they are not
     there.
 
-    names: of the images that are wanted; there must be one of them. root: as of `load`. None: they
-    are where they were described, below the folder `stored`; it and the names are a file's word, so
-    no name leads out of the folder.
+    names, files, boxes: of those that are wanted, as `Items` has them; one of them must be there.
+    root: as of `load`. None: they are where they were described, below the folder `stored`; it and
+    the names are a file's word, so no name leads out of the folder.
     """
     if root is not None or (name in _DATASETS and _DATASETS[name].in_memory):
         try:
@@ -171,9 +188,10 @@ def at_hand(
         if not set(names) & set(items.names):
             return None, f"the images are not at hand ({root} has others)"
         return items, ""
-    inside = [name for name in names if _stays_inside(name)]
+    paths = names if files is None else files
+    inside = [i for i, path in enumerate(paths) if _stays_inside(path)]
     if not os.path.isdir(stored) or not any(
-        os.path.isfile(os.path.join(stored, name)) for name in inside
+        os.path.isfile(os.path.join(stored, paths[i])) for i in inside
     ):
         return (
             None,
@@ -182,7 +200,17 @@ def at_hand(
                 " they are)"
             ),
         )
-    return Items(name, "unlabelled", Path(stored), inside, None, []), ""
+    items = Items(
+        name,
+        "unlabelled",
+        Path(stored),
+        [names[i] for i in inside],
+        None,
+        [],
+        boxes=None if boxes is None else boxes[inside],
+        files=None if files is None else [files[i] for i in inside],
+    )
+    return items, ""
 
 
 def _stays_inside(name: str) -> bool:

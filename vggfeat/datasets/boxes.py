@@ -251,7 +251,7 @@ def _of_csv(path: Path, items: Items, unfit: _Unfit) -> Iterator[_Entry]:
             continue
         cell_of = {name: cells[column] for name, column in column_of.items()}
         number_of = {
-            name: _number(name, cell, rows, line)
+            name: rows.number(name, cell, line)
             for name, cell in cell_of.items()
             if name not in ("path", "class", "difficult")
         }
@@ -285,13 +285,6 @@ def _columns(cells: list[str], rows: Rows, line: int) -> dict[str, int]:
             line, f"there is no column {missing[0]}; the header must be {_HEADER}, not {found}"
         )
     return column_of
-
-
-def _number(name: str, cell: str, rows: Rows, line: int) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        rows.refuse(line, f"{name} must be a number, not {shown(cell)}")
 
 
 class _Places:

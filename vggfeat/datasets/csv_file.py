@@ -10,10 +10,14 @@
                               unknown where all are empty
     a/1.jpg,1,0
 
-Paths are relative to the CSV file's folder, or absolute. The columns stand in any order, separated
-by commas, semicolons, tabs or bars. The split column is optional: without it, or with nothing in
-it, there are three random splits, 80% train (a fifth of it val). A row with an empty split, or of
-unknown label, is in no split.
+    path,label,x1,y1,x2,y2      a row a box: edges in pixels from the image's top left corner
+    a/1.jpg,cat,10,20,110.5,90
+
+Paths are relative to the CSV file's folder, or absolute. With boxes a path may stand in several
+rows; its items are "a/1.jpg#1", "a/1.jpg#2" … in their order. The columns stand in any order,
+separated by commas, semicolons, tabs or bars. The split column is optional: without it, or with
+nothing in it, there are three random splits, 80% train (a fifth of it val). A row with an empty
+split, or of unknown label, is in no split.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -33,7 +37,7 @@ import numpy as np
 from vggfeat.checked import first_few, regular, shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import short
-from vggfeat.datasets.items import Items, known, remarks_on_classes
+from vggfeat.datasets.items import Box, Items, covering, known, remarks_on_classes
 from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.splits import part_named
 from vggfeat.errors import VggfeatError, reason
@@ -41,7 +45,9 @@ from vggfeat.errors import VggfeatError, reason
 # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 MOST_LABELS = 1 << 30
 _HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
-_KNOWN = ("path", "label", "labels", "split")
+_BOX = ("x1", "y1", "x2", "y2")
+_BESIDE_BOX = ("width", "height")  # of the image: they may stand beside a box, and aren't read
+_KNOWN = ("path", "label", "labels", "split", *_BOX)
 # Other programs' words for these columns, in lower case and without what stands between words.
 _MEANT = {
     "path": (
@@ -121,7 +127,8 @@ class _Table:
 
     kind: "label" or "labels", the column that there is, or "columns", one for each class.
     labels: N cells of it; of columns, the classes present in a row, as (numbers,), and None where
-    unknown. splits: N of "train", "val", "test" and "". lines: N numbers. repeated: lines left out.
+    unknown. splits: N of "train", "val", "test" and "". boxes: N, where there are columns of them.
+    lines: N numbers. repeated: lines left out.
     """
 
     path: Path
@@ -131,6 +138,7 @@ class _Table:
     labels: list[str] = field(default_factory=list)
     present: list[tuple[int, ...] | None] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
 
@@ -161,7 +169,8 @@ def load(root: Path | None) -> Items:
         )
         remarks = (f"left out: {rows} line {table.repeated[0]} of {path.name}",)
     if not any(table.labels) and not any(row is not None for row in table.present):
-        return Items("csv", "unlabelled", path.parent, table.names, None, [], remarks=remarks)
+        items = Items("csv", "unlabelled", path.parent, table.names, None, [], remarks=remarks)
+        return _in_boxes(items, table)
     if table.kind == "columns":
         labels, classes = _columns(table), table.classes
         remarks += (f"columns taken for classes: {first_few(classes, 20, short)}",)
@@ -183,10 +192,28 @@ def load(root: Path | None) -> Items:
         splits = {name: rows.astype(np.int64) for name, rows in splits.items() if len(rows)}
     else:
         splits = PROTOCOLS[protocol].splits(labels)
+        if n := len(table.boxes) and len(table.names) - len(set(table.names)):
+            remarks += (
+                f"{n:,} boxes lie in an image of another: the random splits are drawn box by box,"
+                " so that an image may be in train and in test; a column split keeps it together",
+            )
     remarks += remarks_on_classes(labels, classes, splits)
-    return Items(
+    items = Items(
         "csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks
     )
+    return _in_boxes(items, table)
+
+
+def _in_boxes(items: Items, table: _Table) -> Items:
+    """The items with their boxes, where there are some, and with names of their own."""
+    if not table.boxes:
+        return items
+    count: Counter[str] = Counter()
+    names = []
+    for name in items.names:
+        count[name] += 1
+        names.append(f"{name}#{count[name]}")
+    return replace(items, names=names, files=items.names, boxes=np.array(table.boxes, np.int32))
 
 
 def _one(cells: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -334,18 +361,25 @@ class Rows:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self.delimiter = ","
         self.end = 0
 
     def refuse(self, line: int, what: str) -> NoReturn:
-        raise VggfeatError(f"{self._path.absolute()}, line {line}: {what}")
+        raise VggfeatError(f"{self.path.absolute()}, line {line}: {what}")
+
+    def number(self, column: str, cell: str, line: int) -> float:
+        """What a cell says. Raises VggfeatError where that is no number."""
+        try:
+            return float(cell)
+        except ValueError:
+            self.refuse(line, f"{column} must be a number, not {shown(cell)}")
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         """Raises VggfeatError for what is no CSV file, and for rows of another length than the
         header's.
         """
-        path, where = self._path, self._path.absolute()
+        path, where = self.path, self.path.absolute()
         try:
             with path.open("rb") as raw:
                 head = raw.read(1 << 16)
@@ -416,7 +450,7 @@ def _read(path: Path) -> _Table:
     where = path.absolute()
     regular(where, "CSV file", "give it with `root`")
     table, rows = _Table(path), Rows(path)
-    row_of: dict[str, int] = {}
+    row_of: dict[tuple[str, Box | None], int] = {}
     header: list[str] = []
     for line, row in rows:
         cells = [cell.strip() for cell in row]
@@ -441,10 +475,13 @@ def _read(path: Path) -> _Table:
                 f"{shown(label)} would be a class: an unknown label is an empty cell; if it is"
                 " one, rename it",
             )
-        first = row_of.setdefault(_identity(name, where.parent), len(table.names))
+        box = _box(cell_of, rows, line)
+        first = row_of.setdefault((_identity(name, where.parent), box), len(table.names))
         if first < len(table.names):
             _repeated(first, name, (label, present, split), table, line)
             continue
+        if box is not None:
+            table.boxes.append(box)
         table.names.append(name)
         table.labels.append(label)
         table.present.append(present)
@@ -457,20 +494,43 @@ def _read(path: Path) -> _Table:
     return table
 
 
+def _box(cell_of: dict[str, str], rows: Rows, line: int) -> Box | None:
+    """The whole pixels that cover a row's box; None where there are no columns of it."""
+    if _BOX[0] not in cell_of:
+        return None
+    x1, y1, x2, y2 = (rows.number(side, cell_of[side], line) for side in _BOX)
+    return covering((x1, y1, x2, y2), f"{rows.path.absolute()}, line {line}")
+
+
 def _header(cells: list[str], table: _Table, line: int) -> list[str]:
     """The columns' names; sets what the table has of labels."""
     header = [cell.lower() if cell.lower() in _KNOWN else cell for cell in cells]
-    if wrong := _wrong_column(header):
+    if wrong := _wrong_column(header) or _missing_side(header):
         found = shown(",".join(cells))
         table.refuse(line, f"{wrong}; the first line must be a header, {_HEADER}, not {found}")
-    table.classes = [name for name in header if name not in _KNOWN]
+    table.classes = _others(header)
     table.kind = next((name for name in ("label", "labels") if name in header), "columns")
     return header
 
 
+def _others(header: list[str]) -> list[str]:
+    """Columns that would be classes."""
+    beside = _BESIDE_BOX if set(_BOX) <= set(header) else ()
+    return [name for name in header if name not in _KNOWN and letters(name) not in beside]
+
+
+def _missing_side(header: list[str]) -> str:
+    """As `_wrong_column`, of a box."""
+    there = [side for side in _BOX if side in header]
+    if not there or len(there) == len(_BOX):
+        return ""
+    missing = next(side for side in _BOX if side not in header)
+    return f"there is a column {there[0]} and none {missing}: a box takes x1,y1,x2,y2"
+
+
 def _wrong_column(header: list[str]) -> str:
     """What is wrong with which column, and what to do; nothing where all is right."""
-    others = [name for name in header if name not in _KNOWN]
+    others = _others(header)
     # the first for each
     meant = {wanted: name for name in reversed(others) if (wanted := column_meant(name))}
     labelled = "label" in header or "labels" in header

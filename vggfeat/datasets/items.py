@@ -5,6 +5,7 @@ dataset.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.checked import first_few, shown
+from vggfeat.errors import VggfeatError
+
+Corners = tuple[float, float, float, float]
+"""x1, y1, x2, y2: edges of a box in pixels, from the image's top left corner."""
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in whole pixels: `image[top:bottom, left:right]`."""
+_FURTHEST = 1 << 30  # pixels from the corner, far beyond any image
 
 
 def name_digest(names: Sequence[str]) -> str:
@@ -61,6 +69,27 @@ def remarks_on_classes(
     return tuple(remarks)
 
 
+def covering(corners: Corners, where: str, size: tuple[float, float] | None = None) -> Box:
+    """The whole pixels that cover a box of these edges; inside the image, where its size (H, W) is
+    known.
+
+    Raises VggfeatError, which begins with `where`, for a box without an area, or outside.
+    """
+    x1, y1, x2, y2 = corners
+    if not (np.isfinite(corners).all() and x1 < x2 and y1 < y2):
+        raise VggfeatError(f"{where}: the box {_spelt(corners)} has no area")
+    height, width = size or (_FURTHEST, _FURTHEST)
+    left, top = max(math.floor(x1), 0), max(math.floor(y1), 0)
+    right, bottom = min(math.ceil(x2), math.ceil(width)), min(math.ceil(y2), math.ceil(height))
+    if left >= right or top >= bottom:
+        raise VggfeatError(f"{where}: the box {_spelt(corners)} lies outside of the image")
+    return left, top, right, bottom
+
+
+def _spelt(corners: Corners) -> str:
+    return ",".join(f"{side:g}" for side in corners)
+
+
 @dataclass(frozen=True)
 class Items:
     """N images in the dataset's own order, with labels and splits.
@@ -69,6 +98,9 @@ class Items:
     protocol: how a classifier is scored on it: one of `protocol.PROTOCOLS`, or "unlabelled".
     root: folder to which names are relative.
     names: N paths relative to root, with forward slashes; a name is unique.
+    boxes: (N, 4) int32 left, top, right, bottom in pixels, where items are boxes in images; a row
+        of zeros is the whole image. None: items are images.
+    files: N paths, where names are of boxes and aren't paths; an image may have several. Else None.
     labels: (N,) int32, index into classes, -1 where unknown; or (N, C) int8: 1 present, -1 absent,
         0 difficult (left out for that class), a row of zeros where unknown; None when there are
         none at all.
@@ -90,6 +122,8 @@ class Items:
     classes: list[str]
     splits: dict[str, np.ndarray] = field(default_factory=dict)
     images: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    files: list[str] | None = None
     lists: list[str] = field(default_factory=list)
     remarks: tuple[str, ...] = ()
     total: int | None = None
@@ -102,12 +136,23 @@ class Items:
         return (
             iter(())
             if self.images is not None
-            else map(self.root.joinpath, (*self.lists, *self.names))
+            else map(self.root.joinpath, (*self.lists, *dict.fromkeys(self.files or self.names)))
         )
 
     def source(self, i: int) -> Path | np.ndarray:
-        """Where image i is: a path, or its pixels."""
-        return self.root / self.names[i] if self.images is None else self.images[i]
+        """Where the image of item i is: a path, or its pixels."""
+        return self.root / (self.files or self.names)[i] if self.images is None else self.images[i]
+
+    def by_file(self) -> tuple[Items, np.ndarray]:
+        """The images that the items lie in, each once, in the items' order, without labels and
+        boxes; and (N,) int64, which of them each item's is.
+        """
+        if self.files is None:
+            return self, np.arange(len(self))
+        place = {name: i for i, name in enumerate(dict.fromkeys(self.files))}
+        file_N = np.array([place[name] for name in self.files], np.int64)
+        images = replace(self, names=list(place), labels=None, splits={}, boxes=None, files=None)
+        return images, file_N
 
     def take(self, rows: np.ndarray) -> Items:
         """The items of these rows, in their order; splits keep what is left of them.
@@ -123,6 +168,8 @@ class Items:
             labels=None if self.labels is None else self.labels[rows],
             splits={name: split[split >= 0] for name, split in splits.items()},
             images=None if self.images is None else self.images[rows],
+            boxes=None if self.boxes is None else self.boxes[rows],
+            files=None if self.files is None else [self.files[i] for i in rows],
         )
 
     def first(self, limit: int) -> Items:

@@ -23,6 +23,7 @@ class Protocol:
     figure: what chooses C and is compared, for one label an image, by its key in `metrics.FIGURES`;
         ap: the average precision that does so for several, and that is looked at class by class in
         either case.
+    left_out: classes that the figures compared leave out: they are distractors.
     classes, images: what the official archives hold, beside which a part of them is told: classes,
         with the background; labelled images of each part.
     """
@@ -32,6 +33,7 @@ class Protocol:
     pool: str | None = None
     figure: str = "mean_class_recall"
     ap: APKind = "allpoint"
+    left_out: tuple[str, ...] = ()
     classes: int | None = None
     images: Mapping[str, int] = field(default_factory=dict)
 
@@ -71,6 +73,8 @@ PROTOCOLS = {
         pool="average", ap="11point", images={"train": 2501, "val": 2510, "test": 4952}
     ),
     "voc2012": Protocol(pool="average", images={"train": 5717, "val": 5823}),
+    # The devkit trains and scores the actions from the second on: its first, "other", is none.
+    "voc2012action": Protocol(pool="average", left_out=("other",)),
     "caltech101": Protocol(n_train=30, max_test=50, pool="stack", classes=102),
     "caltech256": Protocol(n_train=60, pool="stack", classes=257),
     "single-label": Protocol(),

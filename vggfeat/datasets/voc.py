@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from vggfeat.checked import read_text, shown
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.items import Items
-from vggfeat.datasets.protocol import remarks_on
+from vggfeat.datasets.protocol import protocol_of, remarks_on
 from vggfeat.errors import CantWrite, VggfeatError, reason
 from vggfeat.files import refuse_filled, scratch
 
@@ -53,20 +54,23 @@ def load(root: Path | None, *, year: int) -> Items:
     another.
     """
     root = need_root(f"voc{year}", root, "the folder that holds VOCdevkit")
-    return _read(_find(root, year), year)
+    return _read(devkit(root, year), year)
 
 
-def _find(root: Path, year: int) -> Path:
-    """The VOC<year> folder at or under root."""
+_MAIN = Path("ImageSets", "Main")
+
+
+def devkit(root: Path, year: int, lists: Path = _MAIN) -> Path:
+    """The VOC<year> folder at or under root. lists: a folder that it must hold."""
     candidates = [root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}"]
     # A folder of another year would load without complaint, and be scored by the wrong year's
     # rules.
     if root.absolute().name == f"VOC{year}" or not re.fullmatch(r"VOC\d{4}", root.absolute().name):
         candidates.append(root)
     for folder in candidates:
-        if (folder / "ImageSets" / "Main").is_dir():
+        if (folder / lists).is_dir():
             return folder
-    looked = " or ".join(str(folder.absolute() / "ImageSets" / "Main") for folder in candidates)
+    looked = " or ".join(str(folder.absolute() / lists) for folder in candidates)
     raise VggfeatError(
         f"no folder {looked}: give `root` the folder that holds VOCdevkit, or add `download`"
     )
@@ -115,8 +119,8 @@ def _read(folder: Path, year: int) -> Items:
     )
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Line number and words of each line that isn't blank."""
+def lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Of a list: line number and words of each line that isn't blank."""
     hint = "the copy is incomplete; unpack the archive again, or add `download`"
     text = read_text(path.absolute(), "file", hint, errors="surrogateescape")
     return [(n, words) for n, line in enumerate(text.split("\n"), 1) if (words := line.split())]
@@ -124,7 +128,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
 
 def _read_ids(path: Path) -> set[str]:
     ids: set[str] = set()
-    for n, words in _lines(path):
+    for n, words in lines(path):
         if len(words) != 1 or "/" in words[0] or "\0" in words[0]:
             raise VggfeatError(
                 f"{path}, line {n}: expected one image id, found {shown(' '.join(words))}"
@@ -138,7 +142,7 @@ def _read_ids(path: Path) -> set[str]:
 def _read_labels(path: Path, ids: set[str]) -> dict[str, int]:
     """Image id -> 1, 0 or -1, for exactly the ids of the split's own list."""
     value_of: dict[str, int] = {}
-    for n, words in _lines(path):
+    for n, words in lines(path):
         if len(words) != 2 or words[1] not in ("1", "0", "-1"):
             found = shown(" ".join(words))
             raise VggfeatError(
@@ -166,7 +170,7 @@ def _whole(root: Path, year: int) -> bool:
     file.
     """
     try:
-        items = _read(_find(root, year), year)
+        items = _read(devkit(root, year), year)
     except VggfeatError:
         return False
     has_lists = year != 2007 or "test" in items.splits
@@ -197,8 +201,26 @@ def fetch(root: Path, *, year: int) -> None:
             VOCDetection(base, year=str(year), image_set=image_set, download=True)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """Of the devkit's result files. action: an item is an object in an image; else an image."""
+
+    competition: str
+    action: bool = False
+
+
+# comp2 and comp10 are the competitions for methods trained on any data, as every network trained on
+# ILSVRC is.
+_FORMS = {"voc2012action": _Form("comp10_action_test", True)}
+_CLASSIFICATION = _Form("comp2_cls_test")
+
+
 def check_submission(
-    directory: Path, rows: Sequence[int] | np.ndarray, classes: Sequence[str], names: Sequence[str]
+    directory: Path,
+    rows: Sequence[int] | np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    protocol: str = "voc2012",
 ) -> None:
     """Raise VggfeatError unless a submission can be written there: a free folder, names that the
     format can hold.
@@ -206,25 +228,36 @@ def check_submission(
     Arguments as of `write_submission`.
     """
     refuse_filled(directory)
+    form = _FORMS.get(protocol, _CLASSIFICATION)
     for name in classes:
-        if "/" in name or "\0" in name or len(_file(name)) > 255:
+        if "/" in name or "\0" in name or len(_file(form, name)) > 255:
             raise VggfeatError(
                 f"a submission has a file of each class, and {shown(name)} can't be a file's name"
             )
-    identifiers = [PurePosixPath(names[row]).stem for row in rows]
+    identifiers = [_identifier(form, names[row]) for row in rows]
     if len(set(identifiers)) != len(identifiers):
         raise VggfeatError("two test images have the same name without folder and suffix")
     for identifier in identifiers:
-        if identifier.split() != [identifier]:
+        if len(identifier.split()) != 1 + form.action:
             raise VggfeatError(
                 f"a line of a submission is a name and a score: the image {shown(identifier)} has a"
                 " space in it"
             )
 
 
-def _file(name: str) -> bytes:
+def _file(form: _Form, name: str) -> bytes:
     """The name of a class's file."""
-    return os.fsencode(f"comp2_cls_test_{name}.txt")
+    return os.fsencode(f"{form.competition}_{name}.txt")
+
+
+def _identifier(form: _Form, name: str) -> str:
+    """How a line begins: the image's name without folder and suffix; of a person with the object's
+    number.
+    """
+    if form.action:
+        image, _, number = name.rpartition("#")
+        return f"{PurePosixPath(image).stem} {number}"
+    return PurePosixPath(name).stem
 
 
 def write_submission(
@@ -233,15 +266,15 @@ def write_submission(
     scores_NK: np.ndarray,
     classes: Sequence[str],
     names: Sequence[str],
+    protocol: str = "voc2012",
 ) -> list[Path]:
-    """Write the devkit's result files comp2_cls_test_<class>.txt, one for each class, into
-    `directory`.
+    """Write the devkit's result files into `directory`, one for each class: comp2_cls_test_<class>
+    .txt, or, of protocol voc2012action, comp10_action_test_<class>.txt.
 
-    The evaluation server wants them under results/VOC2012/Main/ of an archive.
-
-    comp2 is the competition for methods trained on any data, as every network trained on ILSVRC is.
-    Each line is an image's identifier (its name without folder and suffix) and its score with six
-    decimals.
+    The evaluation server wants them under results/VOC2012/Main/ (Action/) of an archive. Each line
+    is an image's identifier (its name without folder and suffix), of an action the number of the
+    object, and its score with six decimals. A class that the protocol's figures leave out has no
+    file, as the devkit writes and scores none for "other".
 
     directory: must not exist or be empty; it appears only when all files are complete.
     rows, scores_NK: n rows of the dataset and their (n, K) scores. names: of all the dataset's
@@ -255,21 +288,26 @@ def write_submission(
         )
     if not np.isfinite(scores).all():
         raise VggfeatError("scores hold NaN or infinity, which the evaluation server can't read")
-    check_submission(target, rows, classes, names)
-    identifiers = [PurePosixPath(names[row]).stem for row in rows]
-    files = [Path(os.fsdecode(_file(name))) for name in classes]
+    check_submission(target, rows, classes, names, protocol)
+    form, left_out = _FORMS.get(protocol, _CLASSIFICATION), protocol_of(protocol).left_out
+    identifiers = [_identifier(form, names[row]) for row in rows]
+    file_of = {
+        k: Path(os.fsdecode(_file(form, name)))
+        for k, name in enumerate(classes)
+        if name not in left_out
+    }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch(target.parent) as private:
             complete = private / "complete"
             complete.mkdir()
-            for k, file in enumerate(files):
-                lines = [
+            for k, file in file_of.items():
+                lines_of_class = [
                     f"{identifier} {score:.6f}\n"
                     for identifier, score in zip(identifiers, scores[:, k], strict=True)
                 ]
-                (complete / file).write_bytes(os.fsencode("".join(lines)))
+                (complete / file).write_bytes(os.fsencode("".join(lines_of_class)))
             os.rename(complete, target)  # in place of an empty folder, too
     except OSError as error:
         raise CantWrite(f"can't write {directory}: {reason(error)}") from error
-    return [target / file for file in files]
+    return [target / file for file in file_of.values()]

@@ -8,6 +8,7 @@ import pytest
 
 from vggfeat.datasets import Items, load
 from vggfeat.datasets.voc import CLASSES
+from vggfeat.datasets.voc_action import ACTIONS
 from vggfeat.errors import VggfeatError
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -64,3 +65,34 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
     path = tmp_path / "data.csv"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def annotation(*boxes: tuple[int, int, int, int], size: tuple[int, int], name: str) -> str:
+    """XML of an image (width, height) with objects of one name. boxes: left, top, right, bottom in
+    whole pixels, which VOC counts from 1 and with both ends.
+    """
+    objects = (
+        f"<object><name>{name}</name><bndbox><xmax>{r}</xmax><xmin>{x + 1}</xmin>"
+        f"<ymax>{b}</ymax><ymin>{y + 1}</ymin></bndbox></object>"
+        for x, y, r, b in boxes
+    )
+    sides = f"<width>{size[0]}</width><height>{size[1]}</height><depth>3</depth>"
+    return f"<annotation><size>{sides}</size>{''.join(objects)}</annotation>"
+
+
+Persons = dict[tuple[str, int], tuple[str, ...]]
+"""(image, object's number) -> what that person does."""
+
+
+def make_action(folder: Path, lists: dict[str, Persons], labelled: tuple[str, ...]) -> Path:
+    """The lists of an action devkit, as the real ones are written. Gives ImageSets/Action."""
+    sets = folder / "ImageSets" / "Action"
+    sets.mkdir(parents=True)
+    for split, persons in lists.items():
+        (sets / f"{split}.txt").write_text("".join(f"{i} {n}\n" for i, n in persons))
+        for action in ACTIONS if split in labelled else ():
+            lines = (
+                f"{i} {n} {' 1' if action in done else '-1'}\n" for (i, n), done in persons.items()
+            )
+            (sets / f"{action}_{split}.txt").write_text("".join(lines))
+    return sets

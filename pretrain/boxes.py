@@ -25,16 +25,15 @@ def area(corners_N4: np.ndarray) -> np.ndarray:
 
 def iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
     """(N, M): the area that two boxes share, divided by what they cover together; 0 of boxes
-    without area.
+    without area. Axes before these two are those of pairs of sets of boxes.
     """
-    a, b = a_N4[:, None, :], b_M4[None, :, :]
-    shared = area(
-        np.concatenate(
-            [np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], axis=-1
-        )
-    )
+    a, b = a_N4[..., :, None, :], b_M4[..., None, :, :]
+    wide = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
+    high = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
+    shared = np.maximum(wide, 0) * np.maximum(high, 0)
     covered = area(a) + area(b) - shared
-    return np.divide(shared, covered, out=np.zeros_like(shared), where=covered > 0)
+    shares: np.ndarray = np.divide(shared, covered, out=np.zeros_like(shared), where=covered > 0)
+    return shares
 
 
 def cover(corners_N4: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -42,8 +41,9 @@ def cover(corners_N4: np.ndarray, frame: np.ndarray) -> np.ndarray:
     inside = np.concatenate(
         [np.maximum(corners_N4[:, :2], frame[:2]), np.minimum(corners_N4[:, 2:], frame[2:])], axis=1
     )
-    whole = area(corners_N4)
-    return np.divide(area(inside), whole, out=np.zeros(len(corners_N4)), where=whole > 0)
+    own = area(corners_N4)
+    shares: np.ndarray = np.divide(area(inside), own, out=np.zeros(len(own)), where=own > 0)
+    return shares
 
 
 def encoded(corners_N4: np.ndarray, crop: int, unit: float) -> np.ndarray:

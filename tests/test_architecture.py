@@ -27,6 +27,7 @@ PRINTING = {
     "vggfeat.ranks",  # no wait for another process is silent
     "pretrain.train",
     "pretrain.evaluate",
+    "pretrain.localise",
     "pretrain.export",
     "pretrain.report",
     "pretrain.runs",  # nets and rows that are left out; a bar for each net
@@ -53,6 +54,7 @@ LIGHT = (
     *("vggfeat.table1", "vggfeat.versions"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
+    *("pretrain.localise", "pretrain.boxes", "pretrain.merging", "pretrain.box_figures"),
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
 )
 

@@ -4,13 +4,16 @@ of the likeliest classes, with greedy merging, over several Q, one net or severa
 One net by protocol 1; by protocol 2 with a classification net; two nets together, each at its own
 Q, for the classes of kept posteriors; the devkit's file of the test images; on four GPUs:
 
-    python -m pretrain.localise --weights runs/L/weights.safetensors --annotations Annotations
-    python -m pretrain.localise --weights loc.safetensors --classifier oxford:D --annotations b.csv
-    python -m pretrain.localise --weights loc256.safetensors --scales 256 \\
-        --weights loc384.safetensors --scales 352,384 --posteriors de.h5 --annotations Annotations
-    python -m pretrain.localise --weights loc.safetensors --classifier oxford:D --split test \\
-        --submission s.txt --devkit ILSVRC2012_devkit_t12
-    torchrun --nproc-per-node 4 -m pretrain.localise --weights loc.safetensors --annotations b.csv
+    python -m pretrain.localise --weights loc256.safetensors --data /imagenet --annotations boxes
+    python -m pretrain.localise --weights loc256.safetensors --classifier d.safetensors \
+        --data /imagenet --annotations boxes --page boxes.html
+    python -m pretrain.localise --weights loc256.safetensors --scales 256 \
+        --weights loc384.safetensors --scales 352,384 --posteriors de.h5 \
+        --data /imagenet --annotations boxes
+    python -m pretrain.localise --weights loc384.safetensors --classifier d.safetensors \
+        --data /imagenet --split test --submission s.txt --devkit ILSVRC2012_devkit_t12
+    torchrun --nproc-per-node 4 -m pretrain.localise --weights loc256.safetensors \
+        --data /imagenet --annotations boxes
 
 Exit status: 0 done; 1 it failed, one line says why; 2 usage; 3 done, but some images can't be read:
 they count as errors and are listed (0 under torchrun, which takes any other status for a crash).

@@ -277,6 +277,7 @@ def write_page(
     own = one.labels_NC == truth.labels_N[:, None]
     fit = np.where(own, overlap_NC, 0).max(1)
     seen = np.flatnonzero(truth.judged & ~np.isnan(one.corners_NC4).all((1, 2)))
+    seen = np.random.default_rng(0).permutation(seen)  # of equals some of each class
     order = seen[np.argsort(fit[seen], kind="stable")]
     half = min(PICTURES, -(-len(order) // 2))
     draw = _drawer(one, truth, items, fit)
@@ -308,12 +309,14 @@ def _drawer(one: Located, truth: Truth, items: Items, fit: np.ndarray) -> Callab
         places = np.flatnonzero(one.labels_NC[i] == label)
         c = int(places[0]) if len(places) else 0
         said = one.classes[one.labels_NC[i, c]]
-        rating = f" {one.ratings_NC[i, c]:.2f}"
+        rating = f"{one.ratings_NC[i, c]:.2f}"
         boxes = [Outlined(corners, "true", "true") for corners in truth.boxes.corners_M4[here]]
-        boxes.append(Outlined(one.corners_NC4[i, c], "said", said + rating))
+        boxes.append(Outlined(one.corners_NC4[i, c], "said", f"{said} {rating}"))
         caption = f"{one.classes[label]}: IoU {fit[i]:.2f}"
         if one.labels_NC.shape[1] > 1:
-            caption += f"; {said}{rating}" if c or not len(places) else f";{rating}"
+            caption += f", rated {rating}" if len(places) else ", not among the likeliest"
+            first = one.classes[one.labels_NC[i, 0]]
+            caption += f"; likeliest is {first}" if c or not len(places) else ""
         try:
             pixels = read_rgb(items.source(i))
         except UnreadableImage:  # gone meanwhile

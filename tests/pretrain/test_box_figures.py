@@ -200,8 +200,8 @@ def test_the_page_draws_true_and_said_boxes_worst_first(items: Items) -> None:
     text = write_page(2, GUESSED, TRUTH, items, shown)
     worst, best = text.partition("<h2>Worst first</h2>")[2].split("<h2>Best first</h2>")
     # 1 (IoU 0.5) and 0 (0.625) are the worst, 3 (0.8) is the best; 2 and 4 aren't judged
-    assert worst.index("k1: IoU 0.50; k1 0.50") < worst.index("k0: IoU 0.62; 0.50")
-    assert "k3: IoU 0.80; k3 0.50" in best and "k2:" not in text
+    assert worst.index("k1: IoU 0.50, rated 0.50; likeliest is k0") < worst.index("k0: IoU 0.62, r")
+    assert "k3: IoU 0.80, rated 0.50; likeliest is k4" in best and "k2:" not in text
     assert worst.count("<figure>") == 2 and best.count("<figure>") == 1
     assert worst.count('class="box true"') == 3 and worst.count('class="box said"') == 2
     assert 'x="50.0" y="50.0" width="10.0" height="16.0"' in worst

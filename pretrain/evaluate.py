@@ -1,5 +1,5 @@
-"""Evaluate nets as Sect. 3.2 and 4 do: dense, multi-crop or both, over several Q, one net or
-several fused.
+"""Evaluate nets as Sect. 3.2 and 4 do: dense, multi-crop, both or a central crop, over several Q,
+one net or several fused.
 
 One net at three Q; D and E fused, their posteriors kept; those again, without a forward pass; a
 table of the paper beside ours; on four GPUs:
@@ -107,8 +107,13 @@ def evaluate_command(
         ),
     ] = None,
     mode: Annotated[
-        Literal["dense", "crops", "both"],
-        Option(help="dense: over the whole image; crops: over 50 a scale; both: their average."),
+        Literal["dense", "crops", "both", "centre"],
+        Option(
+            help=(
+                "dense: over the whole image; crops: over 50 a scale; both: their average; centre:"
+                " of one central crop, at one Q unless --scales has several."
+            )
+        ),
     ] = "dense",
     max_pool: MaxPool = None,
     posteriors: Annotated[
@@ -117,7 +122,7 @@ def evaluate_command(
     table: Annotated[
         str,
         Option(
-            help="3, 4, 5, 6 or all: make the table's rows of the nets in --runs.",
+            help="3, 4, 5, 6, 7 or all: make the table's rows of the nets in --runs.",
             show_default=False,
         ),
     ] = "",
@@ -153,7 +158,7 @@ def evaluate_command(
     texts = {"--submission": submission, "--json": json_file}
     check_outputs({"--posteriors": posteriors}, texts=texts, inputs=inputs, overwrite=overwrite)
     if table:
-        from pretrain.tables import check_ledger
+        from pretrain.ledger import check_ledger
 
         cells = ledger.with_name("ledger-ilsvrc.json")
         updated = {"--ledger": ledger, "the cells beside it": cells}  # in place, by design
@@ -163,7 +168,7 @@ def evaluate_command(
         modes=("dense", "crops") if mode == "both" else (mode,),
         mode=mode,
         scales=qs,
-        tables=(3, 4, 5, 6) if table == "all" else tuple(map(int, table)),
+        tables=(3, 4, 5, 6, 7) if table == "all" else tuple(map(int, table)),
         ledger=ledger,
         posteriors=posteriors,
         submission=submission,
@@ -214,8 +219,8 @@ def _refuse_contradictions(given: set[str], table: str, split: str) -> None:
     weights, kept = "weights" in given, "kept" in given
     if weights + kept + (bool(table) and not kept) != 1:
         raise WrongUsage("give one of --weights, --from and --table (or --from and --table)")
-    if table not in ("", "3", "4", "5", "6", "all"):
-        raise WrongUsage(f"--table {table}: the paper's tables are 3, 4, 5 and 6, or give all")
+    if table not in ("", "3", "4", "5", "6", "7", "all"):
+        raise WrongUsage(f"--table {table}: the paper's tables of classes are 3 to 7, or give all")
     if table and given & {"scales", "mode", "submission", "json_file"}:
         raise WrongUsage(
             "--table takes the paper's Q and modes: no --scales, --mode, --submission or --json"
@@ -263,7 +268,7 @@ def _measure(
     def net(spec: str, device: Any, precision: str) -> Network:
         network = load(spec, device=device, precision=precision)
         with as_typed(of_words(network.spec)):
-            fitting_scales(network, wanted.scales)
+            fitting_scales(network, wanted.scales, wanted.modes)
             return network.set_pool(max_pool) if max_pool else network
 
     if wanted.submission is not None or len(weights) > 1:

@@ -7,6 +7,7 @@ the three FC layers of deeper nets are A's, the other layers random.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -54,10 +55,11 @@ def randomise(net: VGG, how: str, std: float, generator: torch.Generator) -> Non
 
 
 @torch.no_grad()
-def copy_layers(net: VGG, source: VGG) -> list[str]:
+def copy_layers(net: VGG, source: VGG, but: Sequence[str] = ()) -> list[str]:
     """Copy what net takes over from a trained source; the names of the copied layers.
 
-    source of the same net: every layer. A into another net: the layers of FROM_A. Raises
+    source of the same net: every layer. A into another net: the layers of FROM_A. but: layers that
+    are left as they are. Raises
     VggfeatError when the source is another net still, or a layer's shape differs (another width,
     crop or number of classes).
     """
@@ -66,7 +68,7 @@ def copy_layers(net: VGG, source: VGG) -> list[str]:
         raise VggfeatError(
             f"net {net.net} can start from {net.net} or A, not from net {source.net}"
         )
-    names = list(ours) if source.net == net.net else list(FROM_A)
+    names = [n for n in (ours if source.net == net.net else FROM_A) if n not in but]
     for name in names:
         if name not in theirs:
             raise VggfeatError(

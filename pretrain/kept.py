@@ -21,13 +21,16 @@ from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, wr
 from vggfeat.metrics import tells, top_k_wrong
 
 FORMAT, FORMAT_VERSION = "vggfeat-posteriors", 2
-MODES = ("dense", "crops")
+MODES = ("dense", "crops", "centre")
+BOTH = ("dense", "crops")
+"""Whose average is "both"."""
 FACTS = (
     *(
         "net",
         "train_scale",
         "crop",
         "learn",
+        "task",
         "recipe",
         "changes",
         "stands_for",
@@ -60,7 +63,7 @@ class Posteriors:
 
     facts: of the net, `FACTS`.
     scales: Q in pixels.
-    modes: "dense" or "crops" -> (Q, N, K) float32; NaN where the image is unreadable.
+    modes: one of `MODES` -> (Q, N, K) float32; NaN where the image is unreadable.
     """
 
     facts: dict[str, str]
@@ -68,11 +71,11 @@ class Posteriors:
     modes: dict[str, np.ndarray]
 
     def mean(self, mode: str, scales: Sequence[int] | None = None) -> np.ndarray:
-        """(N, K): the average over test scales, and for "both" over the two modes. VggfeatError:
+        """(N, K): the average over test scales, and for "both" over those two modes. VggfeatError:
         not kept.
         """
         chosen = self.scales if scales is None else tuple(scales)
-        wanted = MODES if mode == "both" else (mode,)
+        wanted = BOTH if mode == "both" else (mode,)
         name = f"net {self.facts['net']} ({self.facts['weights']})"
         known = ", ".join(map(str, self.scales))
         for m in wanted:

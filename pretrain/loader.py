@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from pretrain.augment import ORDER, keyed
-from pretrain.readers import Key
-from pretrain.recipe import Recipe
+from pretrain.readers import NO_BOXES, Key
+from pretrain.recipe import LOCALISATION, Recipe, Stage
 from vggfeat import datasets
+from vggfeat.checked import first_few
 from vggfeat.datasets import Items, folder, imagenet
+from vggfeat.datasets.boxes import Boxes, read_boxes
 from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
 
@@ -29,13 +32,14 @@ class TrainingSet:
     """Images to learn from, images that steer the schedule, images that only report.
 
     items: all of them. train, held_out, val: rows of items, in the dataset's order; val may be
-    empty.
+    empty. boxes: of all images, each of its image's own class, for localisation.
     """
 
     items: Items
     train: np.ndarray
     held_out: np.ndarray
     val: np.ndarray
+    boxes: Boxes | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -47,7 +51,61 @@ class TrainingSet:
         def readable(rows: np.ndarray) -> np.ndarray:
             return np.array([i for i in rows if self.items.names[i] not in unreadable], np.int64)
 
-        return TrainingSet(self.items, readable(self.train), readable(self.held_out), self.val)
+        return replace(self, train=readable(self.train), held_out=readable(self.held_out))
+
+    def with_boxes(self, source: Path) -> TrainingSet:
+        """With the boxes of `datasets.boxes.read_boxes`. An image is learned by those of its own
+        class.
+        """
+        boxes, remarks = read_boxes(source, self.items)
+        own = boxes.labels_M == cast(np.ndarray, self.items.labels)[boxes.rows_M]
+        if others := int(np.count_nonzero(~own)):
+            remarks = (*remarks, f"left out: {others:,} boxes of another class than their image's")
+        mine = Boxes(*(getattr(boxes, f.name)[own] for f in fields(boxes)))
+        lacking = [c for k, c in enumerate(self.classes) if k not in set(mine.labels_M.tolist())]
+        if lacking:
+            remarks = (
+                *remarks,
+                f"no box of the class{'' if len(lacking) == 1 else 'es'} {first_few(lacking)}: a"
+                " net that says a box of each class (pcr) can't learn theirs",
+            )
+        items = replace(self.items, remarks=(*self.items.remarks, *remarks))
+        return replace(self, items=items, boxes=mine)
+
+    def of_stage(self, stage: Stage, batch_size: int) -> TrainingSet:
+        """The images that a stage learns from: for localisation those that have a box. Raises
+        VggfeatError where they are fewer than a batch.
+        """
+        if stage.task != LOCALISATION:
+            return replace(self, boxes=None)
+        if self.boxes is None:
+            raise VggfeatError(
+                f"stage {stage.name} learns boxes: give `annotations`, where they are"
+            )
+        train, held_out, val = (
+            np.intersect1d(rows, self.boxes.rows_M)
+            for rows in (self.train, self.held_out, self.val)
+        )
+        if len(train) < batch_size:
+            raise VggfeatError(
+                f"stage {stage.name}: {len(train)} training images with a box are fewer than one"
+                f" batch of {batch_size}: give `set` batch_size=N"
+            )
+        return replace(self, train=train, held_out=held_out, val=val)
+
+    def boxes_digest(self) -> str:
+        """sha256 of the boxes that are learned from and checked with."""
+        assert self.boxes is not None, "a stage of localisation has them"
+        digest = hashlib.sha256(self.boxes.rows_M.astype("<i8").tobytes())
+        digest.update(self.boxes.corners_M4.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def corners(self, row: int) -> np.ndarray:
+        """(k, 4): the true boxes of an image; (0, 4) where none are asked for."""
+        if self.boxes is None:
+            return NO_BOXES
+        low, high = np.searchsorted(self.boxes.rows_M, [row, row + 1])
+        return self.boxes.corners_M4[low:high]
 
 
 def read_training_set(root: Path, recipe: Recipe) -> TrainingSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pretrain.trainer import DTYPES, Machine, Trainer, hidden_units
 from vggfeat.errors import VggfeatError
 from vggfeat.ranks import Ranks
 from vggfeat.vgg import VGG
+from vggfeat.weights import outputs
 
 TRIAL_SECONDS = 1.0  # about, of one iteration of a trial on a CPU
 # share of the free memory that activations may take: cuDNN and oneDNN want workspaces beside them
@@ -49,7 +50,8 @@ class StagePlan:
 
 def net_of(recipe: Recipe, stage_number: int, classes: int) -> VGG:
     """The net of a stage, its weights not yet set."""
-    return VGG(recipe.stages[stage_number].net, classes, recipe.width, recipe.crop)
+    stage = recipe.stages[stage_number]
+    return VGG(stage.net, outputs(stage.boxes, classes), recipe.width, recipe.crop)
 
 
 def activation_bytes(net: VGG, precision: str) -> int:
@@ -118,14 +120,27 @@ def fitting_micro_batch(recipe: Recipe, nets: list[VGG], precision: str, ranks: 
     return share
 
 
+Trials = dict[tuple[str, ...], tuple[float, float]]
+"""What a trial found (`trial`), by what its arithmetic depends on."""
+
+
 def plan(
-    recipe: Recipe, stages: range, data: TrainingSet, ranks: Ranks, machine: Machine
+    recipe: Recipe,
+    stages: Sequence[int],
+    every: TrainingSet,
+    ranks: Ranks,
+    machine: Machine,
+    trials: Trials | None = None,
 ) -> Iterator[StagePlan]:
-    """Each stage's cost on this machine; a trial of a few images measures its rate."""
+    """Each stage's cost on this machine; a trial of a few images measures its rate. every: all
+    images, of which a stage may learn from some. trials: those made before, which takes new ones.
+    """
+    trials = {} if trials is None else trials
     program = program_bytes(ranks.device)
     rate = rate_of_device(ranks.device, machine.precision)
     for number in stages:
         stage = recipe.stages[number]
+        data = every.of_stage(stage, recipe.batch_size)
         net = net_of(recipe, number, len(data.classes))
         iterations = stage.iterations_of(len(data.train), recipe.batch_size)
         times = passes(stage.learn)
@@ -136,7 +151,10 @@ def plan(
         if ranks.device.type == "cpu":
             # a checkpoint's copy of weights and momentum
             memory += 2 * sum(p.nbytes for p in net.parameters())
-        net_seconds, read_seconds = trial(recipe, number, net, data, ranks, machine)
+        kind = stage.net, stage.learn, stage.boxes
+        if kind not in trials:
+            trials[kind] = trial(recipe, number, net, data, ranks, machine)
+        net_seconds, read_seconds = trials[kind]
         pace = Pace(read_seconds, ranks, machine)
         checks = -(-iterations // (len(data.train) // recipe.batch_size)) * len(
             data.held_out
@@ -195,7 +213,9 @@ def trial(
 
     def seconds(n: int, steps: int) -> tuple[float, float]:
         began = time.perf_counter()
-        batch = next(alone.read(samples, data.items, [[(0, int(row)) for row in rows[:n]]]))
+        batch = next(
+            alone.read(samples, data.items, [[(0, int(r)) for r in rows[:n]]], data.corners)
+        )
         read, times = time.perf_counter() - began, []
         trainer.compile(batch, n)  # which isn't counted
         for _ in range(1 + steps):  # the first one warms up

@@ -1,5 +1,5 @@
 """Class posteriors of whole images as Sect. 3.2 takes them: dense or multi-crop, several Q, several
-nets.
+nets; or of a central crop, as Sect. 4.1 does once.
 
 N images, Q test scales, K classes, H, W height and width. A posterior is kept for each net, mode
 and Q; everything that the paper averages (mirror and positions first; then Q, modes, nets) is an
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.kept import KeptPosteriors, Posteriors
-from pretrain.recipe import Recipe, history_of, identity
+from pretrain.recipe import CLASSIFICATION, Recipe, history_of, identity
 from pretrain.tables import RELEASED, paper_scales
 from vggfeat import datasets
 from vggfeat.batches import by_shape
@@ -67,9 +67,22 @@ def crops(network: Network, images_NHWC: Tensor, batch_size: int) -> Tensor:
     return torch.cat(posteriors).view(2 * GRID * GRID, len(images_NHWC), -1).mean(0)
 
 
-def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
-    """The Q to evaluate a net at: those given, or the net's own. Raises VggfeatError for a net or Q
-    that can't be.
+@torch.inference_mode()
+def centre(network: Network, images_NHWC: Tensor) -> Tensor:
+    """Posteriors (N, K) float32 of the central crop, without its mirror image: what a training's
+    own errors are of (`readers.CentreCrops`).
+
+    images_NHWC: uint8 RGB of one shape.
+    """
+    (crop_NHWC,) = grid_crops(images_NHWC, network.vgg().crop, n=1)
+    return network.crop_scores_of(crop_NHWC).float().softmax(1)
+
+
+def fitting_scales(
+    network: Network, scales: Sequence[int], modes: Sequence[str]
+) -> tuple[int, ...]:
+    """The Q to evaluate a net at: those given, or the net's own; of a central crop alone, the one
+    Q of Table 3. Raises VggfeatError for a net or Q that can't be.
     """
     crop = network.vgg("evaluation needs its score map").crop
     if network.layers[-1] != "fc8":
@@ -81,7 +94,7 @@ def fitting_scales(network: Network, scales: Sequence[int]) -> tuple[int, ...]:
         raise VggfeatError(
             f"{network.spec} says boxes, not classes: pretrain.localise is the command for it"
         )
-    chosen = tuple(scales) or own_scales(network)
+    chosen = tuple(scales) or own_scales(network, tuple(modes) != ("centre",))
     if len(set(chosen)) != len(chosen):
         raise VggfeatError(f"scales {chosen} must be different numbers")
     if min(chosen) < crop:
@@ -129,6 +142,7 @@ def measure(
         of_mode = {
             "dense": lambda: dense(network, images_NHWC),
             "crops": lambda: crops(network, images_NHWC, at_once),
+            "centre": lambda: centre(network, images_NHWC),
         }
         return torch.stack([of_mode[mode]() for mode in modes], 1)  # (N, modes, K)
 
@@ -185,7 +199,7 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
     unless we or the paper's authors trained the net.
     """
     facts = dict.fromkeys(
-        ("learn", "recipe", "changes", "stands_for", "seed", "epochs", "training_set"), ""
+        ("learn", "task", "recipe", "changes", "stands_for", "seed", "epochs", "training_set"), ""
     )
     source = metadata.get("source", "")
     if source in OXFORD.values():
@@ -193,6 +207,7 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
         S = metadata.get("train_scale", "")
         return facts | {
             "learn": "all",
+            "task": CLASSIFICATION,
             "recipe": "paper",
             "changes": RELEASED,
             "stands_for": S,
@@ -206,7 +221,8 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
         past = history_of(metadata)
     except VggfeatError:  # of another program, or a file of one's own before its numbers were kept
         return facts
-    learn = next(each.learn for each in recipe.stages if each.name == stage)
+    names = [each.name for each in recipe.stages]
+    number = names.index(stage)
     changes = [*told.changes]
     chain = [
         each.stage
@@ -214,11 +230,11 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
         + (f" of seed {each.seed}" if each.seed != recipe.seed else "")
         for each in past
     ]
-    names = [each.name for each in recipe.stages]
-    if past and chain != names[: names.index(stage) + 1]:
+    if past and chain != [names[place] for place in recipe.path(number)]:
         changes.append(f"chain={' > '.join(chain)}")
     return {
-        "learn": learn,
+        "learn": recipe.stages[number].learn,
+        "task": recipe.stages[number].task,
         "recipe": told.recipe,
         "changes": "\n".join(changes),
         "stands_for": told.stands_for,
@@ -268,11 +284,11 @@ def evaluate(
 ) -> KeptPosteriors:
     """`measure` for one net after another, matched by class with the data and with each other.
 
-    scales: Q for all nets; none: each net's own (`paper_scales`, several).
+    scales: Q for all nets; none: each net's own (`fitting_scales`).
     """
 
     def kept(network: Network) -> KeptPosteriors:
-        own = fitting_scales(network, scales)
+        own = fitting_scales(network, scales, modes)
         classes = imagenet_synsets(network.classes or [])
         order = class_order(network, items.classes)
         labels = np.full(len(items), -1) if items.labels is None else np.array(order)[items.labels]
@@ -294,7 +310,7 @@ def evaluate(
     return KeptPosteriors.joined((network.spec, kept(network)) for network in networks)
 
 
-def own_scales(network: Network, multi: bool = True) -> tuple[int, ...]:
+def own_scales(network: Network, multi: bool) -> tuple[int, ...]:
     """Q of Sect. 4 for the S that the weights were trained at; weights that don't say it count as S
     = 8/7 crop.
     """

@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pretrain.augment import SAMPLE, augmented_crop, draw, kept_units, keyed
+from pretrain.augment import SAMPLE, Place, augmented_crop, draw, kept_units, keyed, with_box
+from pretrain.boxes import encoded
 from vggfeat.datasets import Items
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.images import rescaled_crop, smallest_side_shape
+from vggfeat.images import rescaled_crop
 
 if TYPE_CHECKING:  # a reader does without: PyTorch takes two seconds and 600 MB
     import torch
@@ -50,6 +51,7 @@ LOST_SECONDS = 1800.0
 Key = tuple[int, int]
 """(epoch, row of the items)."""
 Source = Path | np.ndarray
+NO_BOXES = np.zeros((0, 4))
 
 
 class Batch(NamedTuple):
@@ -67,6 +69,11 @@ class Batch(NamedTuple):
     """(n,) int64."""
     counts: Tensor
     """(n,) float32: 1, or 0 for an unreadable image."""
+    boxes: Tensor
+    """(n, k, 4) float32, k = 0 where classes are learned. Of training samples, k = 1: what the net
+    is to say. Of central crops: the image's own frame, then its true boxes, corners in pixels of
+    the crop, filled up with NaN.
+    """
     unreadable: list[tuple[str, str]]
     """(name, reason)."""
 
@@ -80,6 +87,8 @@ class Sample(NamedTuple):
     """(3,) float32."""
     kept: np.ndarray
     """(bytes,) uint8."""
+    boxes: np.ndarray
+    """(k, 4) float32, as of `Batch`."""
     reason: str
     """Why it can't be read, or ""."""
 
@@ -98,6 +107,9 @@ class Samples:
     hidden_units: int
     """Of fc6 and fc7 together."""
     crop: int
+    box_unit: float
+    box_cover: float
+    """See `Recipe`."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, stage_number: int, hidden_units: int) -> Samples:
@@ -111,16 +123,28 @@ class Samples:
             recipe.dropout,
             hidden_units,
             recipe.crop,
+            recipe.box_unit,
+            recipe.box_cover,
         )
 
-    def read(self, source: Source, key: Key) -> Sample:
+    def read(self, source: Source, key: Key, corners_N4: np.ndarray = NO_BOXES) -> Sample:
         rng = keyed(self.seed, SAMPLE, self.stage, *key)
         augmentation = draw(rng, self.train_scale, self.colour_std, self.flip)
         kept = kept_units(rng, self.hidden_units, self.dropout)
-        crop, reason = _crop(
-            source, self.crop, lambda image: augmented_crop(image, augmentation, self.crop)
-        )
-        return Sample(crop, np.array(augmentation.alpha, np.float32), kept, reason)
+        boxes_14 = np.zeros((min(1, len(corners_N4)), 4), np.float32)
+
+        def cut(image_HWC: np.ndarray) -> np.ndarray:
+            chosen = augmentation
+            if len(corners_N4):
+                shape = image_HWC.shape[:2]
+                chosen, seen_4 = with_box(
+                    rng, augmentation, corners_N4, shape, self.crop, self.box_cover
+                )
+                boxes_14[0] = encoded(seen_4, self.crop, self.box_unit)
+            return augmented_crop(image_HWC, chosen, self.crop)
+
+        crop, reason = _crop(source, self.crop, cut)
+        return Sample(crop, np.array(augmentation.alpha, np.float32), kept, boxes_14, reason)
 
 
 @dataclass(frozen=True)
@@ -130,14 +154,19 @@ class CentreCrops:
     Q: int
     crop: int
 
-    def read(self, source: Source, key: Key) -> Sample:
+    def read(self, source: Source, key: Key, corners_N4: np.ndarray = NO_BOXES) -> Sample:
+        boxes_M4 = np.full((len(corners_N4) + (len(corners_N4) > 0), 4), np.nan, np.float32)
+
         def centre(image_HWC: np.ndarray) -> np.ndarray:
-            height, width = smallest_side_shape(image_HWC.shape[0], image_HWC.shape[1], self.Q)
-            top, left = (height - self.crop) // 2, (width - self.crop) // 2
-            return rescaled_crop(image_HWC, self.Q, top, left, self.crop)
+            height, width = shape = image_HWC.shape[:2]
+            place = Place.central(shape, self.Q, self.crop)
+            if len(boxes_M4):
+                frame_14 = np.array([[0.0, 0.0, width, height]])
+                boxes_M4[:] = place.seen(np.concatenate([frame_14, corners_N4]))
+            return rescaled_crop(image_HWC, self.Q, place.top, place.left, self.crop)
 
         crop, reason = _crop(source, self.crop, centre)
-        return Sample(crop, np.zeros(3, np.float32), np.zeros(0, np.uint8), reason)
+        return Sample(crop, np.zeros(3, np.float32), np.zeros(0, np.uint8), boxes_M4, reason)
 
 
 def _crop(
@@ -158,6 +187,8 @@ class Request:
     keys: list[Key]
     sources: list[Source]
     labels: list[int]
+    corners: list[np.ndarray]
+    """(k, 4) of each image: its true boxes; k = 0 where none are asked for."""
 
     def read(
         self, at: Callable[[int], None] = lambda i: None
@@ -166,10 +197,15 @@ class Request:
         position before it.
         """
         samples = []
-        for i, (source, key) in enumerate(zip(self.sources, self.keys, strict=True)):
+        every = zip(self.sources, self.keys, self.corners, strict=True)
+        for i, (source, key, corners_N4) in enumerate(every):
             at(i)
-            samples.append(self.how.read(source, key))
-        crops, alpha, kept, reasons = zip(*samples, strict=True)
+            samples.append(self.how.read(source, key, corners_N4))
+        crops, alpha, kept, boxes, reasons = zip(*samples, strict=True)
+        most = max(map(len, boxes))
+        filled = np.full((len(boxes), most, 4), np.nan, np.float32)
+        for place, own in zip(filled, boxes, strict=True):
+            place[: len(own)] = own
         counts = [0.0 if reason else 1.0 for reason in reasons]
         arrays = [
             np.stack(crops),
@@ -177,6 +213,7 @@ class Request:
             np.stack(kept),
             np.array(self.labels, np.int64),
             np.array(counts, np.float32),
+            filled,
         ]
         return arrays, [(i, reason) for i, reason in enumerate(reasons) if reason]
 
@@ -209,9 +246,13 @@ class Readers:
         self.processes = []
 
     def read(
-        self, how: Samples | CentreCrops, items: Items, keys: Iterable[list[Key]]
+        self,
+        how: Samples | CentreCrops,
+        items: Items,
+        keys: Iterable[list[Key]],
+        corners: Callable[[int], np.ndarray] = lambda row: NO_BOXES,
     ) -> Iterator[Batch]:
-        """The Batches of lists of keys, in their order.
+        """The Batches of lists of keys, in their order. corners: row -> its true boxes, (k, 4).
 
         Several such iterators may be open at a time, as that of the held-out images beside that of
         training. Raises ReadingFailed when a reader was killed, or one image took it
@@ -222,7 +263,11 @@ class Readers:
             assert items.labels is not None
             rows = [row for _, row in part]
             return Request(
-                how, part, [items.source(r) for r in rows], [int(items.labels[r]) for r in rows]
+                how,
+                part,
+                [items.source(r) for r in rows],
+                [int(items.labels[r]) for r in rows],
+                [corners(r) for r in rows],
             )
 
         def named(part: list[Key], unreadable: list[tuple[int, str]]) -> list[tuple[str, str]]:
@@ -231,8 +276,7 @@ class Readers:
         if not self.processes:
             for part in keys:
                 arrays, unreadable = request(part).read()
-                crops, alpha, kept, labels, counts = self._tensors(arrays)
-                yield Batch(crops, alpha, kept, labels, counts, named(part, unreadable))
+                yield _batch(self._tensors(arrays), named(part, unreadable))
             return
         asked: deque[tuple[_Reader, int, list[Key]]] = deque()
         turns = cycle(self.processes)
@@ -247,8 +291,7 @@ class Readers:
                 reader, slot, part = asked[0]
                 tensors, unreadable = reader.take(slot, self.pinned)
                 asked.popleft()
-                crops, alpha, kept, labels, counts = tensors
-                yield Batch(crops, alpha, kept, labels, counts, named(part, unreadable))
+                yield _batch(tensors, named(part, unreadable))
         finally:
             for reader, slot, _ in asked:
                 reader.forget(slot)
@@ -258,6 +301,11 @@ class Readers:
 
         tensors = [torch.from_numpy(array) for array in arrays]
         return [tensor.pin_memory() for tensor in tensors] if self.pinned else tensors
+
+
+def _batch(tensors: list[Tensor], unreadable: list[tuple[str, str]]) -> Batch:
+    crops, alpha, kept, labels, counts, boxes = tensors
+    return Batch(crops, alpha, kept, labels, counts, boxes, unreadable)
 
 
 # a bell says: slot, bytes of the request or of the answer's head; a place: slot, position in the

@@ -28,14 +28,21 @@ INITS = ("A", "normal", "glorot")
 MOST_BYTES = 1 << 16  # of a recipe file: both of ours have two thousand
 PAPER_S = ("256", "384", "256-512")  # Sect. 3.1
 LENGTHS = ("iterations", "epochs")  # of a stage: one of them
+CLASSIFICATION, LOCALISATION, CONTROL = TASKS = ("classification", "localisation", "control")
+"""What a stage is for: classes (Sect. 3); boxes (Appendix A); or a net that another is to be
+compared with, which has learned for as long.
+"""
+OF_BOXES = ("box_unit", "box_cover")
+"""Numbers of a recipe that only its localisation stages depend on."""
+TOLD = ("nets", "learn", "task", "boxes")  # of a stage, by its name or by where it stands
 # of a recipe, what doesn't decide which net comes out; and the seed, which a table has several of
 ASIDE = ("name", "file", "stages", "seed", "chance_after")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the chain: a net at a training scale. It starts where the stage before it
-    ended.
+    """One stage of the chain: a net at a training scale. It starts where another one ended
+    (`Recipe.before`).
     """
 
     net: str
@@ -54,6 +61,14 @@ class Stage:
     """all layers, or only the "fc" layers (Table 6: so was the submitted jittered D fine-tuned)."""
     nets: tuple[str, ...] = NETS
     """Nets whose chain has this stage (Table 3 has A, A-LRN and B at S=256 only)."""
+    task: str = CLASSIFICATION
+    """What it is for, one of `TASKS`."""
+    boxes: str = ""
+    """Of localisation: "scr", four numbers for all classes, or "pcr", four a class: what `--boxes`
+    asks for.
+    """
+    from_random: bool = False
+    """Of a control: whether it starts from random weights, and not from the net at its S."""
 
     def __post_init__(self) -> None:
         if len(self.train_scale) != 2 or not 0 < self.train_scale[0] <= self.train_scale[1] <= 8192:
@@ -76,20 +91,35 @@ class Stage:
             raise VggfeatError(f"{where}: learn must be all or fc, not {self.learn!r}")
         if unknown := sorted(set(self.nets) - set(NETS)):
             raise VggfeatError(f"{where}: nets has {unknown[0]!r}; Table 1 has {', '.join(NETS)}")
+        if self.task not in TASKS:
+            raise VggfeatError(f"{where}: task must be {', '.join(TASKS)}, not {self.task!r}")
+        if self.boxes and (self.task != LOCALISATION or self.boxes not in ("scr", "pcr")):
+            raise VggfeatError(
+                f"{where}: boxes must be scr or pcr, of localisation, not {self.boxes!r}"
+            )
+        if self.from_random and self.task != CONTROL:
+            raise VggfeatError(f"{where}: from_random is for a control")
 
     @property
     def name(self) -> str:
-        """Net and S: "D-256", "D-256-512"; with "-fc" where only the FC layers learn."""
+        """Net and S: "D-256", "D-256-512"; behind it "-boxes" (or which) of localisation,
+        "-control", and "-fc" where only the FC layers learn.
+        """
         low, high = self.train_scale
+        task = {CLASSIFICATION: "", LOCALISATION: f"-{self.boxes or 'boxes'}", CONTROL: "-control"}
         return (
             f"{self.net}-{low}"
             + (f"-{high}" if high != low else "")
+            + task[self.task]
             + ("-fc" if self.learn == "fc" else "")
         )
 
-    def for_net(self, net: str) -> Stage:
-        """The stage for this net, where the recipe says NET."""
-        return replace(self, net=net) if self.net == "NET" and net in NETS else self
+    def for_net(self, net: str, boxes: str = "") -> Stage:
+        """The stage for this net, where the recipe says NET, and for these boxes, where it is of
+        localisation.
+        """
+        stage = replace(self, net=net) if self.net == "NET" and net in NETS else self
+        return replace(stage, boxes=boxes) if boxes and self.task == LOCALISATION else stage
 
     @property
     def test_scale(self) -> int:
@@ -163,6 +193,14 @@ class Recipe:
     """Mean RGB in 0..255; empty: measured on the training set."""
     covariance: tuple[tuple[float, ...], ...] = ()
     """3x3 covariance of RGB in [0, 1]; empty: measured on the training set."""
+    box_unit: float = 0.1
+    """Of localisation: what the numbers of a box are counted in, as a share of the crop's side; the
+    paper doesn't say.
+    """
+    box_cover: float = 0.5
+    """Of localisation: the share of a box that a training crop must have in it, where one of ten
+    draws has; the paper doesn't say.
+    """
     chance_after: int = 5000
     """Iterations in a row, of any stage, after which a loss that is no better than chance's stops
     the run; and a stage that ends no better than chance is refused. 0: neither. The net doesn't
@@ -191,6 +229,8 @@ class Recipe:
             "patience": (1, 10**6),
             "held_out": (0, 0.5),
             "colour_std": (0, 10),
+            "box_unit": (1e-3, 1e3),
+            "box_cover": (0, 1),
             "chance_after": (0, 10**9),
             "seed": (0, 2**63 - 1),
             "crop": (32, 4096),
@@ -222,26 +262,62 @@ class Recipe:
             )
         # one that isn't given stands for a possible one
         refuse_impossible(self.mean or (0, 0, 0), self.covariance or 3 * ((0, 0, 0),))
+        self.refuse_small(CLASSIFICATION)
+
+    def refuse_small(self, task: str) -> None:
+        """Raise VggfeatError where S of a task's stage is smaller than the crop."""
         for stage in self.stages:
-            if stage.train_scale[0] < self.crop:
+            if stage.task == task and stage.train_scale[0] < self.crop:
                 raise VggfeatError(
                     f"stage {stage.name}: S={stage.train_scale[0]} is smaller than the crop of"
                     f" {self.crop}"
                 )
+
+    def before(self, number: int) -> int | None:
+        """The stage whose weights a stage starts from, by their places; None: random ones.
+
+        Of classification the one before it; of localisation and of a control that of the same net
+        and S (A.1: "initialised with the corresponding classification models"). Raises
+        VggfeatError where the chain doesn't have it.
+        """
+        stage = self.stages[number]
+        if stage.from_random:
+            return None
+        places = [i for i, each in enumerate(self.stages[:number]) if each.task == CLASSIFICATION]
+        if stage.task == CLASSIFICATION:
+            return places[-1] if places else None
+        for i in reversed(places):
+            if (self.stages[i].net, self.stages[i].train_scale) == (stage.net, stage.train_scale):
+                return i
+        raise VggfeatError(
+            f"stage {stage.name}: recipe {self.name} has no stage of {stage.net} at that S before"
+            " it, to start from"
+        )
+
+    def path(self, number: int) -> list[int]:
+        """Places of the stages that the net at the end of one has been through, its own last."""
+        before = self.before(number)
+        return [*([] if before is None else self.path(before)), number]
+
+    def needed(self, task: str) -> list[int]:
+        """Places of the task's stages, and of those that they start from, in the chain's order."""
+        ours = (number for number, stage in enumerate(self.stages) if stage.task == task)
+        return sorted({place for number in ours for place in self.path(number)})
 
     def to_json(self) -> str:
         """The recipe as one JSON object, for a weights file's metadata."""
         return json.dumps(asdict(self))
 
 
-def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Recipe:
+def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "", boxes: str = "") -> Recipe:
     """A recipe by name ("paper", "mini") or from a .toml file, some of its numbers replaced.
 
     overrides: KEY=VALUE with a field of Recipe, or STAGE.KEY=VALUE with a field of Stage, where
-    STAGE is a stage's name, as the recipe spells it ("NET-384") or with the name of `net`
-    ("D-384"), or * for all; VALUE is written as in TOML. They hold together: names are those before
-    any of them, and of two for one number the last holds. Raises VggfeatError: no such file, a
-    file's value that can't be, a stage that a file of one's own doesn't have. WrongUsage: no recipe
+    STAGE is a stage's name, as the recipe spells it ("NET-384") or with the name of `net` and of
+    `boxes` ("D-384", "D-384-pcr"), or * for all; VALUE is written as in TOML. They hold together:
+    names are those before any of them, and of two for one number the last holds. Raises
+    VggfeatError: no such file, a file's value that can't be, a stage that a file of one's own
+    doesn't have. WrongUsage: no recipe
     of ours, a key that there isn't, a value that can't be.
     """
     known = _ours()
@@ -254,7 +330,7 @@ def read_recipe(name: str, overrides: Sequence[str] = (), net: str = "") -> Reci
     recipe: Recipe = fitted({"name": path.stem, **record}, Recipe, path)
     if name not in known:
         recipe = replace(recipe, file=recipe.to_json())
-    return _overridden(recipe, overrides, net)
+    return _overridden(recipe, overrides, net, boxes)
 
 
 def _ours() -> list[str]:
@@ -268,7 +344,7 @@ def _lacks(recipe: Recipe, what: str) -> VggfeatError:
     return VggfeatError(what) if recipe.file else WrongUsage(what)
 
 
-def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
+def _overridden(recipe: Recipe, overrides: Sequence[str], net: str, boxes: str) -> Recipe:
     numbers = _shallow(recipe)
     stages = [_shallow(stage) for stage in recipe.stages]
     for override in overrides:
@@ -290,7 +366,7 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], net: str) -> Recipe:
         meant = [
             record
             for record, stage in zip(stages, recipe.stages, strict=True)
-            if stage_name in ("*", stage.name, stage.for_net(net).name)
+            if stage_name in ("*", stage.name, stage.for_net(net, boxes).name)
         ]
         if not meant:
             raise _lacks(
@@ -333,39 +409,40 @@ def _names(recipe: Recipe) -> str:
     return ", ".join(stage.name for stage in recipe.stages)
 
 
-def chain(recipe: Recipe, net: str, init: str = "A") -> Recipe:
+def chain(
+    recipe: Recipe, net: str, init: str = "A", task: str = CLASSIFICATION, boxes: str = ""
+) -> Recipe:
     """The recipe whose stages are net's whole chain.
 
     init: "A" trains A first, for a net deeper than A; "normal" or "glorot" skips it, and is how
-    random layers are made. Raises WrongUsage: no such net or init, no stage left, two of one name,
-    a net that is too large (`table1.parameter_count`); VggfeatError where a file of one's own has
-    that by itself.
+    random layers are made. task: what the last stages are for, behind those of classification;
+    boxes: of localisation, which ones. Raises WrongUsage: no such net or init, no stage left, two
+    of one name, a net that is too large (`table1.parameter_count`); VggfeatError where a file of
+    one's own has that by itself.
     """
     if net not in NETS:
         raise WrongUsage(f"there is no net {net!r}; Table 1 has {', '.join(NETS)}")
     if init not in INITS:
         raise WrongUsage(f"`init` must be one of {', '.join(INITS)}, not {init!r}")
-    with as_typed(not recipe.file or _can_be(_own_file(recipe), net, init)):
-        return _chain(recipe, net, init)
+    asked = net, init, task, boxes
+    with as_typed(not recipe.file or _can_be(_own_file(recipe), *asked)):
+        return _chain(recipe, *asked)
 
 
-def _can_be(recipe: Recipe, net: str, init: str) -> bool:
+def _can_be(recipe: Recipe, *asked: str) -> bool:
     try:
-        _chain(recipe, net, init)
+        _chain(recipe, *asked)
     except VggfeatError:
         return False
     return True
 
 
-def _chain(recipe: Recipe, net: str, init: str) -> Recipe:
+def _chain(recipe: Recipe, net: str, init: str, task: str, boxes: str) -> Recipe:
     with_a = init == "A" and net not in SHALLOW
-    stages = [
-        stage.for_net(net)
-        for stage in recipe.stages
-        if net in stage.nets and (stage.net == "NET" or with_a)
-    ]
-    if not stages:
-        raise VggfeatError(f"recipe {recipe.name} has no stage for net {net}")
+    stages = [stage.for_net(net, boxes) for stage in _stages_of(recipe, net, task, with_a)]
+    if task not in {stage.task for stage in stages}:
+        what = "" if task == CLASSIFICATION else f" of {task}"
+        raise VggfeatError(f"recipe {recipe.name} has no stage{what} for net {net}")
     for stage in stages:
         parameter_count(stage.net, 1, recipe.width, recipe.crop)
     names = [stage.name for stage in stages]
@@ -374,13 +451,26 @@ def _chain(recipe: Recipe, net: str, init: str) -> Recipe:
             f"recipe {recipe.name} has two stages {twice[0]}: each needs its own train_scale or"
             " learn"
         )
-    return replace(
+    made = replace(
         recipe, stages=tuple(stages), random_layers=recipe.random_layers if init == "A" else init
     )
+    made.refuse_small(task)
+    made.needed(task)  # there is something to start from
+    return made
 
 
-def select(recipe: Recipe, stages: str) -> range:
-    """Positions in the chain of "3", "2-4", "D-384" or "D-256:D-384", which must be neighbours.
+def _stages_of(recipe: Recipe, net: str, task: str, with_a: bool) -> list[Stage]:
+    """A net's, as the recipe has them: those of classification first."""
+    stages = [
+        stage for stage in recipe.stages if net in stage.nets and (stage.net == "NET" or with_a)
+    ]
+    tasks = dict.fromkeys((CLASSIFICATION, task))
+    return [stage for each in tasks for stage in stages if stage.task == each]
+
+
+def select(recipe: Recipe, stages: str, task: str = CLASSIFICATION) -> Sequence[int]:
+    """Positions in the chain of "3", "2-4", "D-384" or "D-256:D-384", which must be neighbours; of
+    "" all that the task's stages need.
 
     Raises VggfeatError for a stage that the chain doesn't have.
     """
@@ -397,7 +487,7 @@ def select(recipe: Recipe, stages: str) -> range:
         )
 
     if not stages:
-        return range(len(names))
+        return range(len(names)) if task == CLASSIFICATION else recipe.needed(task)
     if stages in names:
         return range(names.index(stages), names.index(stages) + 1)
     first, _, last = stages.partition(":") if ":" in stages else stages.partition("-")
@@ -460,29 +550,36 @@ def identity(recipe: Recipe, stage: str) -> Identity:
     own = _own_file(recipe)
     found = []
     for key in (f.name for f in fields(Recipe) if f.name not in ASIDE):
+        if key in OF_BOXES and not recipe.stages[names.index(stage)].boxes:
+            continue
         told = key != "stands_for" or recipe.stands_for  # older weights files have none
         if told and getattr(recipe, key) != getattr(own, key):
             found.append(f"{key}={json.dumps(getattr(recipe, key))}")
-    past = recipe.stages[: names.index(stage) + 1]
-    net, last = past[-1].net, recipe.stages[-1].net
+    number = names.index(stage)
+    task, net = recipe.stages[number].task, recipe.stages[number].net
+    past = [recipe.stages[place] for place in recipe.path(number)]
     # an A that a deeper net starts from is told by A's own chain: what both call A may have learned
     # for other times
-    its_own = recipe.stages if net == last else past
+    its_own = [each for each in recipe.stages if each.task in (CLASSIFICATION, task)]
+    last = its_own[-1].net
+    if net != last:
+        its_own = past
     with_a = any(each.net != net for each in its_own)
-    meant = [each for each in own.stages if net in each.nets and (each.net == "NET" or with_a)]
+    meant = _stages_of(own, net, task, with_a)
     if net != last:
         meant = (meant or [each for each in own.stages if each.net == net and last in each.nets])[
             : len(past)
         ]
     if len(meant) == len(its_own):
-        changed = [
-            _changed(each, theirs.for_net(net)) for each, theirs in zip(past, meant, strict=False)
+        pairs = [
+            (each, theirs) for each, theirs in zip(its_own, meant, strict=True) if each in past
         ]
+        changed = [_changed(each, theirs.for_net(net)) for each, theirs in pairs]
         for item in dict.fromkeys(item for items in changed for item in items):
             where = [
                 ("NET" if each.net == past[-1].net else each.net)
                 + theirs.name.removeprefix(theirs.net)
-                for each, theirs, items in zip(past, meant, changed, strict=False)
+                for (each, theirs), items in zip(pairs, changed, strict=True)
                 if item in items
             ]
             found += (
@@ -517,7 +614,7 @@ def _changed(stage: Stage, own: Stage) -> list[str]:
     """
     different = [
         key
-        for key in (f.name for f in fields(Stage) if f.name not in ("nets", "learn"))
+        for key in (f.name for f in fields(Stage) if f.name not in TOLD)
         if getattr(stage, key) != getattr(own, key)
     ]
     return [

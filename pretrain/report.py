@@ -59,6 +59,9 @@ def report(
     out.print(str(target))
 
 
+ERRORS = {"top1_error": "top-1", "top5_error": "top-5", "localisation_error": "boxes"}
+
+
 def write_report(folder: Path, target: Path) -> None:
     """The page of all stages under a run's folder. Raises VggfeatError where there are none, or a
     log is damaged.
@@ -74,8 +77,9 @@ def write_report(folder: Path, target: Path) -> None:
         val = next((event for event in log if event["event"] == "val"), None)
         for key, curves in series.items():
             curves.append(_curve(name, train, key, done))
-        for key, top in (("top1_error", "top-1"), ("top5_error", "top-5")):
-            errors.append(_curve(f"{name} {top}", held_out, key, done))
+        for key, kind in ERRORS.items():
+            if any(key in event for event in held_out):
+                errors.append(_curve(f"{name} {kind}", held_out, key, done))
         last = train[-1] if train else {"iteration": 0, "seconds": 0.0}
         ended = "done" if val or (folder / name / WEIGHTS).exists() else ""
         rows.append(
@@ -190,6 +194,8 @@ def _from_zero(series: list[Series]) -> tuple[float, float]:
 def _errors(event: dict[str, Any] | None) -> tuple[str, str]:
     if event is None:
         return "-", "-"
+    if "localisation_error" in event:
+        return f"{error_text(event['localisation_error'])} (boxes)", "-"
     return tuple(  # type: ignore[return-value]
         error_text(event.get(key)) for key in ("top1_error", "top5_error")
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -10,32 +10,40 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.kept import MODES, KeptPosteriors
-from pretrain.posteriors import evaluate, how_trained
-from pretrain.tables import (
-    PAPER,
-    RELEASED,
-    Cell,
-    Learned,
-    Member,
-    PaperRow,
+from pretrain.kept import BOTH, MODES, KeptPosteriors
+from pretrain.ledger import (
+    MEASURED,
+    THEIRS,
     check_ledger,
-    ledger_content,
+    file_of,
     notes_markdown,
-    pack,
-    paper_scales,
-    plain_word,
     read_cells,
     sections,
     table_markdown,
     with_new,
     with_section,
 )
+from pretrain.posteriors import evaluate, how_trained
+from pretrain.tables import (
+    COMPARED,
+    PAPER,
+    RELEASED,
+    BoxNet,
+    BoxRow,
+    Cell,
+    Learned,
+    Member,
+    PaperRow,
+    box_q,
+    box_scales,
+    pack,
+    paper_scales,
+)
 from pretrain.watch import CHECKPOINT, WEIGHTS
 from vggfeat.checked import read_text
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
-from vggfeat.files import write_json, write_text
+from vggfeat.ledger import plain_word, write
 from vggfeat.metrics import tells
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
@@ -50,9 +58,10 @@ class Trained:
     """A net of a run: its S and crop in pixels, which layers learned last, its recipe, how long it
     learned, its file.
 
-    stands_for: the paper's S that its own stands for, "" for none. changes: of the recipe
-    (`recipe.identity`), and `max_pool` where it was evaluated with other pooling than its own.
-    epochs: in all its stages, None where unknown. training_set: digest of its images, "" unknown.
+    task: what it was trained for; "" in older files: classes. stands_for: the paper's S that its
+    own stands for, "" for none. changes: of the recipe (`recipe.identity`), and `max_pool` where it
+    was evaluated with other pooling than its own. epochs: in all its stages, None where unknown.
+    training_set: digest of its images, "" unknown.
     """
 
     net: str
@@ -66,6 +75,7 @@ class Trained:
     changes: tuple[str, ...] = ()
     epochs: float | None = None
     training_set: str = ""
+    task: str = ""
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> Trained:
@@ -92,6 +102,7 @@ class Trained:
                 tuple(changes),
                 float(facts["epochs"]) if facts["epochs"] else None,
                 facts["training_set"],
+                facts.get("task", ""),
             )
         except (KeyError, ValueError):
             raise VggfeatError(
@@ -103,11 +114,27 @@ class Trained:
     @property
     def member(self) -> Member:
         """What it is in the paper's tables, or would be at another S than the paper's."""
+        return Member(self.net, self.S, self.learn, self.task == CONTROL)
+
+    @property
+    def S(self) -> str:
+        """The paper's that it stands for, or its own as "S=112"."""
         low, high = self.train_scale
-        own = f"S={low}" if low == high else f"S={low}-{high}"
-        return Member(self.net, self.stands_for or own, self.learn)
+        return self.stands_for or (f"S={low}" if low == high else f"S={low}-{high}")
+
+    def box_net(self, boxes: str, scales: Sequence[int]) -> BoxNet:
+        """What it is in Tables 8 and 9, tested at these Q. boxes: "scr" or "pcr"."""
+        lower = [
+            each
+            for each in (False, True)
+            if self.S.isdecimal() and tuple(scales) == box_scales(self.train_scale, self.crop, each)
+        ]
+        Q = box_q(self.S, lower[0]) if lower else f"Q={','.join(map(str, scales))}"
+        return BoxNet(self.net, self.S, boxes, self.learn, Q)
 
 
+CONTROL, BOXES = "control", "localisation"
+"""Tasks of a net that aren't to be in a table for its classes."""
 Roles = dict[tuple[str, tuple[str, ...], int], dict[Member, int]]
 """(recipe, changes of it, seed) -> the nets that were trained alike, by what they are in the
 paper's tables.
@@ -135,8 +162,8 @@ def known(facts: Sequence[Mapping[str, str]], tell: bool = True) -> list[tuple[i
 
 
 def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
-    """Every stage's weights file under a folder; see `known`. Raises VggfeatError where there are
-    none.
+    """Every stage's weights file under a folder, but those that tell boxes; see `known`. Raises
+    VggfeatError where there are none.
     """
     facts = []
     for path in sorted(runs.rglob(WEIGHTS)):
@@ -146,7 +173,8 @@ def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
             metadata.get("source", "").startswith("pretrain ")
             and (path.parent / CHECKPOINT).exists()
         ):
-            facts.append({**metadata, **how_trained(metadata), "weights": str(path)})
+            its = {**metadata, **how_trained(metadata), "weights": str(path)}
+            facts += [its] if its.get("task", "") != BOXES else []
     if not facts:
         raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/{WEIGHTS}")
     return [net for _, net in known(facts, tell)]
@@ -169,20 +197,67 @@ def roles(nets: Sequence[Trained]) -> Roles:
     return dict(sorted(found.items()))
 
 
-def rows_of(numbers: Sequence[int], members: Iterable[Member]) -> list[PaperRow]:
+def rows_of(numbers: Collection[int], members: Iterable[Member]) -> list[PaperRow]:
     """The rows of these tables; of Tables 3 and 4 also those of nets that no table of the paper
     has.
 
-    Among them is B-5x5, of which Sect. 4.1 tells beside Table 3.
+    Among them are controls and B-5x5, of which Sect. 4.1 tells beside Table 3. Table 7's are rows
+    of Tables 5 and 6.
     """
-    theirs = {member for row in PAPER for member in row.members}
+    theirs = {member for row in PAPER if row.mode != "centre" for member in row.members}
     others = [member for member in dict.fromkeys(members) if member not in theirs]
-    return [row for row in PAPER if row.table in numbers] + [
-        PaperRow(table, (member,), multi, "dense", float("nan"), float("nan"))
+    compared = {row.key for row in COMPARED if row.table in numbers}
+    return [row for row in PAPER if row.table in numbers or row.key in compared] + [
+        PaperRow(table, (member,), multi, "dense")
         for table, multi in ((3, False), (4, True))
         if table in numbers
         for member in others
     ]
+
+
+def wanted_rows(numbers: Sequence[int], nets: Sequence[Trained]) -> dict[int, list[PaperRow]]:
+    """Of each net, by its position, the rows of these tables that it is in. Raises VggfeatError
+    where there are none.
+    """
+    wanted: dict[int, list[PaperRow]] = {}
+    for role in roles(nets).values():
+        for row in rows_of(numbers, role):
+            if all(member in role for member in row.members):
+                for member in row.members:
+                    wanted.setdefault(role[member], []).append(row)
+    if not wanted:
+        raise VggfeatError(
+            f"none of the {len(nets)} nets, such as {nets[0].weights}, is in table"
+            f" {', '.join(map(str, numbers))}"
+        )
+    return wanted
+
+
+def asked_of(net: Trained, rows: Iterable[PaperRow]) -> tuple[list[int], list[str]]:
+    """Q and modes that a net's rows want."""
+    # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same images
+    kinds = {row.multi for row in rows} | {False}
+    scales = sorted({q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)})
+    asked = {row.mode for row in rows}
+    asked |= {*BOTH} if "both" in asked else set()
+    return scales, [mode for mode in MODES if mode in asked]
+
+
+def measure_net(
+    net: Trained,
+    rows: Sequence[PaperRow],
+    items: Items,
+    split: str,
+    ranks: Ranks,
+    precision: str,
+    how: dict[str, Any],
+) -> KeptPosteriors:
+    """Posteriors of a net, at every Q and mode that its rows want: in one pass."""
+    scales, modes = asked_of(net, rows)
+    network = load(net.weights, device=ranks.device, precision=precision)
+    what = f"{net.member.name}, seed {net.seed}"
+    with progress(what, quiet=not ranks.first) as advance:
+        return evaluate([network], scales, modes, items, split, ranks, advance=advance, **how)
 
 
 def measure_tables(
@@ -194,41 +269,17 @@ def measure_tables(
     precision: str,
     how: dict[str, Any],
 ) -> KeptPosteriors:
-    """Posteriors of the nets under a folder, at every Q and mode that a row of these tables wants:
-    one pass a net.
-    """
+    """Posteriors of the nets under a folder, as these tables' rows want them: see `measure_net`."""
     nets = trained_nets(runs, tell=ranks.first)
-    wanted: dict[int, list[PaperRow]] = {}  # of each net, the rows that it is in
-    for role in roles(nets).values():
-        for row in rows_of(numbers, role):
-            if all(member in role for member in row.members):
-                for member in row.members:
-                    wanted.setdefault(role[member], []).append(row)
-    if not wanted:
-        raise VggfeatError(
-            f"none of the nets under {runs.absolute()} is in table {', '.join(map(str, numbers))}"
-        )
-    parts: list[tuple[str, KeptPosteriors]] = []
-    for i, its_rows in wanted.items():
-        net = nets[i]
-        # Table 4's several Q beside Table 3's one: so "several Q help" is decided on the same
-        # images
-        kinds = {row.multi for row in its_rows} | {False}
-        scales = sorted(
-            {q for multi in kinds for q in paper_scales(net.train_scale, net.crop, multi)}
-        )
-        modes = MODES if any(row.mode != "dense" for row in its_rows) else ("dense",)
-        network = load(net.weights, device=ranks.device, precision=precision)
-        what = f"{net.net} {network.metadata['train_scale']}, seed {net.seed}"
-        with progress(what, quiet=not ranks.first) as advance:
-            kept = evaluate([network], scales, modes, items, split, ranks, advance=advance, **how)
-        parts.append((net.weights, kept))
-    return KeptPosteriors.joined(parts)
+    return KeptPosteriors.joined(
+        (nets[i].weights, measure_net(nets[i], rows, items, split, ranks, precision, how))
+        for i, rows in wanted_rows(numbers, nets).items()
+    )
 
 
 def write_tables(numbers: Sequence[int], kept: KeptPosteriors, ledger: Path) -> None:
     """The cells of these tables from kept posteriors: printed beside the paper's, and put into the
-    ledger.
+    ledger (`put_into`).
 
     The cells are kept as JSON beside the ledger: `ledger-ilsvrc.json` for ImageNet's whole
     validation set and the paper's recipe as it is, else `ledger-RECIPE-DATA.json`. Nothing is
@@ -244,35 +295,37 @@ def write_tables(numbers: Sequence[int], kept: KeptPosteriors, ledger: Path) -> 
         raise VggfeatError(
             f"the posteriors are of the {kept.split} images: a table is of the validation set"
         )
+    put_into(ledger, _cells(numbers, kept), _is_ilsvrc(kept), numbers)
+
+
+def put_into(
+    ledger: Path, cells: Sequence[Cell], ilsvrc: bool, numbers: Sequence[int] = MEASURED
+) -> None:
+    """New cells into the ledger, and these tables of theirs printed. ilsvrc: the images are all of
+    ILSVRC-2012's validation set. Nothing is written where the page, or a file of cells beside it,
+    can't be read (VggfeatError).
+    """
     check_ledger(ledger)  # all of it can be read, or none of it is changed
-    cells = _cells(numbers, kept)
-    theirs = ledger.with_name("ledger-ilsvrc.json")
+    theirs = ledger.with_name(THEIRS)
     # the paper's own data come first, also while all their cells are still "not run"
     new: dict[Path, list[Cell]] = {theirs: []}
-    ilsvrc = _is_ilsvrc(kept)
     for cell in cells:
-        own = ledger.with_name(f"ledger-{cell.recipe}-{cell.data}.json")
         of_paper = ilsvrc and cell.recipe == "paper" and {*cell.changes} <= {RELEASED}
-        new.setdefault(theirs if of_paper else own, []).append(cell)
+        own = theirs if of_paper else ledger.with_name(file_of(cell.recipe, cell.data))
+        new.setdefault(own, []).append(cell)
     text = read_text(ledger, "ledger") if ledger.exists() else ""
-    contents: list[tuple[Path, dict[str, object]]] = []
+    contents: dict[Path, list[Cell]] = {}
     shown: list[str] = []
     for path, some in new.items():
         every = with_new(read_cells(path), some)
         for heading, part in sections(every, path == theirs).items():
             text = with_section(text, heading, part)
             if any(cell in some for cell in part):
-                shown += [
-                    heading,
-                    "",
-                    *notes_markdown(part),
-                    *(table_markdown(n, part, path == theirs) for n in numbers),
-                ]
+                tables = [table_markdown(n, part, path == theirs) for n in numbers]
+                shown += [heading, "", *notes_markdown(part), *filter(None, tables)]
         if some:
-            contents.append((path, ledger_content(every)))
-    for path, content in contents:
-        write_json(path, content)
-    write_text(ledger, text)
+            contents[path] = every
+    write(ledger, text, contents)
     for line in "\n".join(shown).splitlines():
         out.print(line, soft_wrap=True)
 
@@ -352,3 +405,100 @@ def _cell(
         date.today().isoformat(),
         pack(wrong),
     )
+
+
+# --- Tables 8 and 9 -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Images:
+    """What boxes were looked for on. data: name of the images' folder; image_set: as of
+    `KeptPosteriors`, so that they stand beside their errors of classes; box_set: digest of the true
+    boxes; classes: how many to choose among; ilsvrc: as `put_into`.
+    """
+
+    data: str
+    split: str
+    image_set: str
+    box_set: str
+    classes: int
+    ilsvrc: bool = False
+
+
+@dataclass(frozen=True)
+class Boxed:
+    """What one or several nets, merged, found. facts: of each net, as `posteriors.facts_of`. boxes:
+    "scr" or "pcr" of each; scales: Q of each.
+
+    wrong_top1, wrong_top5: (N,) bool. Without the latter it was a central crop and the true class
+    (Table 8: one net, one Q), else boxes of the likeliest classes (Table 9), told by a classifier
+    of this digest.
+    """
+
+    facts: Sequence[Mapping[str, str]]
+    boxes: Sequence[str]
+    scales: Sequence[tuple[int, ...]]
+    wrong_top1: np.ndarray
+    wrong_top5: np.ndarray | None = None
+    classifier: str = ""
+
+
+def box_cell(found: Boxed, images: Images) -> Cell:
+    """A cell of Table 8 or 9, in a row of the paper's or one of its own. Raises VggfeatError: nets
+    that don't tell how they were trained, or not alike; another part than the validation set.
+    """
+    if images.split != "val":
+        raise VggfeatError(
+            f"the boxes are of the {images.split} images: a table is of the validation set"
+        )
+    nets = [Trained.from_facts(facts) for facts in found.facts]
+    if len({(net.recipe, net.changes, net.seed) for net in nets}) > 1:
+        raise VggfeatError(
+            f"{' and '.join(net.weights for net in nets)} are of different recipes or seeds: a row"
+            " of a table is of nets that were trained alike"
+        )
+    judged, wrong = "top1", found.wrong_top1
+    if found.wrong_top5 is not None:
+        judged, wrong = "top5", found.wrong_top5
+    its = [
+        net.box_net(boxes, scales)
+        for net, boxes, scales in zip(nets, found.boxes, found.scales, strict=True)
+    ]
+    row = BoxRow(8 if judged == "top1" else 9, tuple(its))
+    scales = [",".join(map(str, Q)) for Q in found.scales]
+    return Cell(
+        row.table,
+        row.name,
+        row.mode,
+        " + ".join(facts["train_scale"] for facts in found.facts),
+        " + ".join(dict.fromkeys(scales)),
+        100 * float(found.wrong_top1.mean()),
+        None if found.wrong_top5 is None else 100 * float(found.wrong_top5.mean()),
+        plain_word(images.data),
+        images.split,
+        len(wrong),
+        images.classes,
+        images.image_set,
+        nets[0].recipe,
+        list(nets[0].changes),
+        nets[0].seed,
+        [
+            Learned(facts["fingerprint"], net.epochs, net.training_set, facts["precision"])
+            for net, facts in zip(nets, found.facts, strict=True)
+        ],
+        command(),
+        date.today().isoformat(),
+        pack(wrong),
+        images.box_set,
+        found.classifier,
+        judged,
+    )
+
+
+def write_localisation(found: Sequence[Boxed], images: Images, ledger: Path) -> None:
+    """The cells of Tables 8 and 9 from what was found: printed beside the paper's, and put into the
+    ledger, as `write_tables` does.
+    """
+    cells = [box_cell(each, images) for each in found]
+    tables = sorted({cell.table for cell in cells})
+    put_into(ledger, cells, images.ilsvrc, [*tables, *([10] if 9 in tables else [])])

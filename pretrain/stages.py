@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from pretrain.init import copy_layers, randomise
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
-from pretrain.recipe import Past, Recipe, history_of
+from pretrain.recipe import LOCALISATION, Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import Machine, Trainer
 from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Stop
@@ -49,7 +49,7 @@ class Run:
     """
 
     recipe: Recipe
-    chosen: range
+    chosen: Sequence[int]
     data: TrainingSet
     out: Path
     start: Path | None
@@ -99,9 +99,15 @@ def check(run: Run) -> None:
                     f" ({shown(source) if source else 'of unknown source'}), which this run would"
                     " replace: give another `out`"
                 )
-    first = run.chosen[0]
-    if first > 0 or run.start is not None:
-        set_weights(run, first, net_of(run.recipe, first, len(run.data.classes)))
+    made: set[int] = set()
+    for number in run.chosen:  # what no stage of this run makes must be there
+        before = run.recipe.before(number)
+        typed = number == run.chosen[0] and run.start is not None
+        if typed or (before is not None and before not in made):
+            set_weights(run, number, net_of(run.recipe, number, len(run.data.classes)))
+        made.add(number)
+    for stage in (run.recipe.stages[number] for number in run.chosen):
+        run.data.of_stage(stage, run.recipe.batch_size)
 
 
 def train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
@@ -172,7 +178,7 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
             run.recipe,
             number,
             net,
-            data,
+            data.of_stage(run.recipe.stages[number], run.recipe.batch_size),
             colours,
             ranks,
             run.machine,
@@ -302,30 +308,42 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     normal = recipe.random_layers == "normal"
     how = f"standard deviation {recipe.init_std:g}" if normal else "Glorot's way"
     source = None
+    before = recipe.before(number)
     if number == run.chosen[0] and run.start is not None:
         source = load(str(run.start), device="cpu", precision="float32")
-    elif number > 0:
-        source = load(_trained(run, number - 1), device="cpu", precision="float32")
+    elif before is not None:
+        source = load(_trained(run, before, stage.name), device="cpu", precision="float32")
     if source is None:
         record = f"random normal {recipe.init_std:g}" if normal else "random glorot"
         return Start(record, f"all layers random ({how})", ())
-    _same_classes(source, run.data.classes)
-    copied = copy_layers(net, source.vgg("give a weights file of one"))
-    rest = "" if source.name == stage.net else f"; the others random ({how})"
-    what = "all layers" if source.name == stage.net else ", ".join(copied)
+    _refuse_boxes(source)
+    if stage.task != LOCALISATION:
+        _same_classes(source, run.data.classes)
+    # A.1: "the last fully-connected layer was initialised randomly and trained from scratch"
+    anew = ("fc8",) if stage.task == LOCALISATION else ()
+    copied = copy_layers(net, source.vgg("give a weights file of one"), but=anew)
+    same = source.name == stage.net
+    rest = "" if same and not anew else f"; the others random ({how})"
+    what = "all layers" if same else ", ".join(copied)
+    what += f" but {', '.join(anew)}" if same and anew else ""
     said = f"{what} from {source.spec} (net {source.name}){rest}"
     return Start(source.fingerprint, said, history_of(source.metadata) or None)
 
 
-def _trained(run: Run, number: int) -> Path:
+def _trained(run: Run, number: int, after: str) -> Path:
     path = run.folder(number) / WEIGHTS
     if not path.exists():
-        name, after = run.recipe.stages[number].name, run.recipe.stages[number + 1].name
+        name = run.recipe.stages[number].name
         raise VggfeatError(
             f"stage {after} starts from {name}, whose weights are not at {path}: train it first, or"
             " give `from` FILE"
         )
     return path
+
+
+def _refuse_boxes(source: Network) -> None:
+    if source.boxes:
+        raise VggfeatError(f"{source.spec} says boxes: a stage starts from a net that says classes")
 
 
 def _same_classes(source: Network, classes: list[str]) -> None:

@@ -8,6 +8,11 @@ folder; what it will take:
     python -m pretrain.train --net D --recipe mini --data photos --out runs/mini
     python -m pretrain.train --net D --data /imagenet --dry-run
 
+And, from its nets, localisation nets (Appendix A), one box for each class:
+
+    python -m pretrain.train --net D --data /imagenet --task localisation --boxes pcr \
+        --annotations /imagenet/Annotations/CLS-LOC
+
 The same command goes on where an interrupted run stopped. Exit status: 0 done; 1 it failed, one
 line says why; 2 usage; 3 done without some images that can't be read (0 under torchrun, which takes
 any other status for a crash); 130 or 143 left on Ctrl-C or SIGTERM, saved.
@@ -66,6 +71,29 @@ def train(
     folder: Annotated[
         Path | None,
         Option("--out", help="The folder of the run; default: runs/NET.", show_default=False),
+    ] = None,
+    task: Annotated[
+        Literal["classification", "localisation", "control"],
+        Option(
+            help=(
+                "What the chain is for: the paper's nets; nets that say boxes; or nets to compare"
+                " with, that have learned for as long."
+            )
+        ),
+    ] = "classification",
+    boxes: Annotated[
+        Literal["scr", "pcr"] | None,
+        Option(
+            help="Of localisation: one box for all classes (scr), or one of each (pcr).",
+            show_default=False,
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        Option(
+            help="Of localisation: the true boxes, a folder of XML files or a CSV file.",
+            show_default=False,
+        ),
     ] = None,
     init: Annotated[
         str, Option(help="A: deeper nets start from a trained A; normal or glorot: from random.")
@@ -143,9 +171,14 @@ def train(
             raise WrongUsage("--seed and --set seed are one number: give one of them")
         if init != "A" and "random_layers" in keys:
             raise WrongUsage("--init is how random layers are made: leave out --set random_layers")
+        if (task == "localisation") != (boxes is not None):
+            raise WrongUsage("--task localisation and --boxes scr or pcr go together")
+        if (task == "localisation") != (annotations is not None):
+            raise WrongUsage("--task localisation and --annotations, the true boxes, go together")
         numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
-        its_chain = chain(read_recipe(recipe, numbers, net), net, init)
-        chosen = select(its_chain, stages)
+        its_recipe = read_recipe(recipe, numbers, net, boxes or "")
+        its_chain = chain(its_recipe, net, init, task, boxes or "")
+        chosen = select(its_chain, stages, task)
         if colours and its_chain.mean and its_chain.covariance:
             with as_typed(not its_chain.file):
                 raise VggfeatError(
@@ -155,8 +188,8 @@ def train(
         # what the run writes; all else in its folder is its own, and goes on where it stopped
         for made in (run_folder, *(run_folder / its_chain.stages[i].name for i in chosen)):
             weights = {"the run's own": made / WEIGHTS}
-            refuse_same_names(weights, [start])
-            refuse_inputs(weights, [start])
+            refuse_same_names(weights, [start, annotations])
+            refuse_inputs(weights, [start, annotations])
         # the rest is imported from here on: wrong options are answered at once
         from pretrain.loader import read_training_set
         from pretrain.plan import plan
@@ -182,6 +215,8 @@ def train(
             # from here on, so that they start while the folder is listed and the nets are made
             with Readers(0 if dry_run else machine.workers, ranks.device) as readers:
                 images = read_training_set(data, its_chain)
+                if annotations is not None:
+                    images = images.with_boxes(annotations)
                 for remark in images.items.remarks if ranks.first else ():
                     say(in_options(remark))
                 asked = Run(
@@ -235,7 +270,7 @@ def _print_advice(stages: Sequence[StagePlan]) -> None:
 
 
 def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
-    """Q: of each stage's checks, in pixels."""
+    """Q: of each stage's checks, in pixels. An error of a stage of localisation stands alone."""
     from vggfeat.metrics import error_text
 
     kinds = (f"{images}, top-1, top-5 error, %" for images in ("held-out", "validation"))

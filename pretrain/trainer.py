@@ -20,7 +20,6 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -28,15 +27,15 @@ from pretrain.checkpoint import State, load_checkpoint, read_state, save_checkpo
 from pretrain.colour import Colours
 from pretrain.init import weight_layers
 from pretrain.loader import Schedule, TrainingSet
+from pretrain.objective import Errors, objective_of
 from pretrain.readers import Batch, CentreCrops, Readers, ReadingFailed, Samples
-from pretrain.recipe import SHALLOW, Past, Recipe
+from pretrain.recipe import LOCALISATION, OF_BOXES, SHALLOW, Past, Recipe
 from pretrain.replica import Replica, TrainingNet, forward_gflop, passes, rate_of_device
 from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Chance, Log, Stop, cant_write
 from vggfeat.datasets.items import name_digest
 from vggfeat.devices import device_failed, first_sentence, out_of_memory
 from vggfeat.errors import VggfeatError
 from vggfeat.files import try_each
-from vggfeat.metrics import error_text, tells
 from vggfeat.ranks import Ranks, telling_of_others
 from vggfeat.terminal import say
 from vggfeat.vgg import VGG
@@ -106,9 +105,12 @@ class Trainer:
         self.stage_number, self.data, self.colours = stage_number, data, colours
         self.ranks, self.machine, self.folder = ranks, machine, folder
         self.readers, self.from_random, self.history = readers, from_random, history
+        self.objective = objective_of(self.stage, recipe, len(data.classes))
         labels = cast(np.ndarray, data.items.labels)
         self.chance = Chance.of_labels(labels[data.train], labels[data.held_out])
-        self.chance_after = recipe.chance_after if len(data.classes) > 1 else 0
+        # chance is a guess among classes: there is none of boxes
+        watched = len(data.classes) > 1 and self.stage.task != LOCALISATION
+        self.chance_after = recipe.chance_after if watched else 0
         self.per_epoch = len(data.train) // recipe.batch_size
         self.stop_at = self.stage.iterations_of(len(data.train), recipe.batch_size)
         dtype = torch.float64 if machine.precision == "float64" else torch.float32
@@ -135,11 +137,19 @@ class Trainer:
         """What must be the same for a checkpoint to go on."""
         # the mean and covariance are told as they were measured; the net doesn't depend on when to
         # give up, nor on which other nets have this stage
-        apart = ("stages", "name", "file", "stands_for", "mean", "covariance", "chance_after")
+        apart = {"stages", "name", "file", "stands_for", "mean", "covariance", "chance_after"}
+        of_stage = {"nets"}
+        boxes = {}
+        if self.stage.task == LOCALISATION:
+            boxes["boxes of the images"] = self.data.boxes_digest()
+        else:  # as it was before there were any
+            apart |= {*OF_BOXES}
+            of_stage |= {"task", "boxes", "from_random"}
         recipe = {k: v for k, v in asdict(self.recipe).items() if k not in apart}
         identity = {
             **recipe,
-            **{k: v for k, v in asdict(self.stage).items() if k != "nets"},
+            **{k: v for k, v in asdict(self.stage).items() if k not in of_stage},
+            **boxes,
             "classes": self.data.classes,
             "training images": len(self.data.train),
             "training set": self.colours.training_set,
@@ -227,12 +237,12 @@ class Trainer:
 
     def _pass(self, piece: list[Tensor], images: float) -> Tensor:
         """Add a micro-batch's gradients; its share of the mean loss of so many images."""
-        crops, alpha, kept, labels, counts = piece
+        crops, alpha, kept, labels, counts, boxes = piece
         with self.autocast():
             scores = self.replica(crops, alpha, kept)
         if scores.dtype == torch.bfloat16:
             scores = scores.float()
-        losses = F.cross_entropy(scores, labels, reduction="none")
+        losses = self.objective.losses(scores, labels, boxes)
         loss = (losses * counts.to(losses.dtype)).sum() / images
         # times the processes, as DistributedDataParallel averages over them
         torch.autograd.backward(loss * self.ranks.world)
@@ -240,7 +250,10 @@ class Trainer:
 
     def _pieces(self, batch: Batch) -> Iterator[list[Tensor]]:
         """The batch in micro-batches of one size, but for the last, each on the device."""
-        tensors = batch.crops_NHWC, batch.alpha_N3, batch.kept, batch.labels, batch.counts
+        tensors = (
+            *(batch.crops_NHWC, batch.alpha_N3, batch.kept, batch.labels, batch.counts),
+            batch.boxes,
+        )
         n = len(batch.labels)
         size = -(-n // -(-n // self.machine.micro_batch))
         for start in range(0, n, size):
@@ -364,7 +377,7 @@ class Trainer:
             self.state.iteration,
             self.stop_at,
         )
-        batches = self.readers.read(samples, self.data.items, schedule)
+        batches = self.readers.read(samples, self.data.items, schedule, self.data.corners)
         for _ in range(0 if self.state.finished else len(schedule)):
             asked = time.monotonic()
             batch = next(batches)
@@ -468,13 +481,11 @@ class Trainer:
             log("drop", iteration, learning_rate=state.learning_rate)
             log.say(f"learning rate {state.learning_rate:g} after iteration {iteration}")
 
-    def _tell(self, log: Log, event: str, errors: tuple[float, float | None], images: int) -> None:
-        log(event, self.state.iteration, top1_error=errors[0], top5_error=errors[1], images=images)
+    def _tell(self, log: Log, event: str, errors: Errors, images: int) -> None:
+        log(event, self.state.iteration, **self.objective.told(errors), images=images)
         name = {"held_out": "held-out", "val": "validation"}[event]
-        log.say(
-            f"{name} error {error_text(errors[0])} % top-1, {error_text(errors[1])} % top-5,"
-            f" central crop at Q={self.stage.test_scale}"
-        )
+        words = self.objective.in_words(errors)
+        log.say(f"{name} {words}, central crop at Q={self.stage.test_scale}")
 
     def _refuse_chance(self) -> None:
         """Raise VggfeatError where a stage's end is no better than chance: it is nothing to start
@@ -528,12 +539,10 @@ class Trainer:
                 say(f"unreadable, {how}: {name}: {why}")
 
     @torch.inference_mode()
-    def errors(self, rows: np.ndarray) -> tuple[float, float | None] | None:
-        """Top-1 and top-5 error in per cent of the central crop at Q; an unreadable image is an
-        error.
+    def errors(self, rows: np.ndarray) -> Errors | None:
+        """The objective's, of the central crop at Q; an unreadable image is an error.
 
-        None for a top-5 error that tells nothing (`metrics.tells`); None for both when a signal
-        came before the end: who sent it may kill after some seconds.
+        None when a signal came before the end: who sent it may kill after some seconds.
         """
         low, high = self.ranks.share(0, len(rows))
         size = min(self.machine.micro_batch, 128)
@@ -542,24 +551,19 @@ class Trainer:
         ]
         crops = CentreCrops(self.stage.test_scale, self.recipe.crop)
         self.training_net.eval()
-        right1 = right5 = 0.0
-        for batch in self.readers.read(crops, self.data.items, keys):
+        right = torch.zeros(2, dtype=torch.float64)
+        for batch in self.readers.read(crops, self.data.items, keys, self.data.corners):
             self._report(batch.unreadable, "counted as an error")
-            for pixels, alpha, kept, labels, counts in self._pieces(batch):
+            for pixels, alpha, kept, labels, counts, boxes in self._pieces(batch):
                 with self.autocast():
-                    scores = self.training_net(pixels, alpha, kept)
-                guesses = scores.float().topk(min(5, scores.shape[1])).indices  # (N, 5)
-                hits = (guesses == labels[:, None]) & (counts[:, None] > 0)
-                right1 += float(hits[:, 0].sum())
-                right5 += float(hits.sum())
+                    outputs = self.training_net(pixels, alpha, kept)
+                hits = self.objective.right(outputs, labels, boxes) & (counts[:, None] > 0)
+                right += hits.sum(0).cpu()
             if self.stop.signal:
                 break
         self.training_net.train()
-        right1, right5, left = self.ranks.sum([right1, right5, float(self.stop.signal > 0)])
-        if left:
-            return None
-        top5 = 100 * (1 - right5 / len(rows)) if tells(5, self.net.num_classes) else None
-        return 100 * (1 - right1 / len(rows)), top5
+        *every, left = self.ranks.sum([*right.tolist(), float(self.stop.signal > 0)])
+        return None if left else self.objective.errors(every, len(rows))
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -660,11 +664,16 @@ def write_weights(path: Path, trainer: Trainer) -> None:
         ),
         errors=json.dumps(
             {
-                name: dict(zip(("top1", "top5"), pair, strict=True))
+                name: {
+                    key.removesuffix("_error"): value
+                    for key, value in trainer.objective.told(pair).items()
+                }
                 for name, pair in measured.items()
                 if pair
             }
         ),
+        boxes=trainer.stage.boxes,
+        box_unit=trainer.recipe.box_unit,
     )
 
 

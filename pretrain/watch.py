@@ -272,6 +272,7 @@ NUMBERS = (
     "seconds",
     "top1_error",
     "top5_error",
+    "localisation_error",
     "images",
 )
 

@@ -53,6 +53,7 @@ LIGHT = (
     *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
     *("vggfeat.table1", "vggfeat.versions"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
+    *("pretrain.claims", "pretrain.ledger", "vggfeat.ledger", "vggfeat.transfer"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
     *("pretrain.localise", "pretrain.boxes", "pretrain.merging", "pretrain.box_figures"),
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),

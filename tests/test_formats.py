@@ -18,13 +18,13 @@ import pytest
 import torch
 
 import vggfeat
-from pretrain import kept, tables
+from pretrain import kept
 from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.colour import Colours
 from pretrain.kept import KeptPosteriors
+from pretrain.ledger import read_cells
 from pretrain.posteriors import how_trained
 from pretrain.recipe import history_of, read_recipe
-from pretrain.tables import read_cells
 from pretrain.watch import events
 from tests.conftest import Command
 from tests.formats.make import (
@@ -40,7 +40,7 @@ from tests.formats.make import (
     write_rows,
 )
 from tests.pretrain.conftest import training
-from vggfeat import model, store
+from vggfeat import ledger, model, store
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
@@ -94,7 +94,7 @@ def test_every_version_of_a_format_has_a_file() -> None:
             assert path.is_file()
             if version == 2 and name:
                 assert format_of(path) == name
-    assert json.loads((NOW / "ledger.json").read_text())["version"] == tables.VERSION
+    assert json.loads((NOW / "ledger.json").read_text())["version"] == ledger.VERSION
 
 
 def test_a_feature_file() -> None:
@@ -199,6 +199,13 @@ def test_kept_posteriors_and_the_ledgers_cells() -> None:
     assert (net.scales, list(net.modes), net.facts["epochs"]) == ((36,), ["dense", "crops"], "1.50")
     assert net.modes["crops"][0, 4] == pytest.approx([0.2663398, 0.7336601], abs=1e-7)
     assert np.isnan(net.modes["dense"][0, 3]).all()
+    (crop,) = KeptPosteriors.read(NOW / "centre/posteriors.h5").nets
+    assert (crop.scales, list(crop.modes), crop.facts["fingerprint"]) == (
+        (36,),
+        ["centre"],
+        FINGERPRINT,
+    )
+    assert crop.mean("centre")[0] == pytest.approx([0.2913091, 0.7086909], abs=1e-7)
     (cell,) = read_cells(NOW / "ledger.json")
     assert (cell.key, cell.S, cell.Q, cell.images) == ((3, "A 256", "dense"), "36", "36", 7)
     assert cell.wrong_images().tolist() == [True, True, True, True, False, False, False]

@@ -46,7 +46,7 @@ OPTIONS = {
     ),
     "vggfeat svm": (
         """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver
-        --device --workers --overwrite --json --debug"""
+        --device --workers --overwrite --json --ledger --debug"""
     ),
     "vggfeat predict": (
         """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
@@ -326,6 +326,7 @@ WRONG = {
     "vggfeat neighbours --features f.h5 --query q --device tpu9": "there is no device 'tpu9'",
     "vggfeat info": "file",
     "vggfeat info f.h5 --json f.h5": "is what the command reads",
+    "vggfeat info D --verify": "--verify is for a feature file: leave it out",
     "vggfeat convert old.h5": "new",
     "vggfeat convert old.h5 old.h5": "is what the command reads",
     "vggfeat datasets all": "all",
@@ -394,7 +395,7 @@ WRONG = {
     "pretrain.evaluate --table 3 --mode dense": "no --scales, --mode",
     "pretrain.evaluate --from k.h5 --max-pool ceil": "--max-pool is for --weights",
     "pretrain.evaluate --weights timm:resnet18 --max-pool ceil": "its pooling can't be set",
-    "pretrain.evaluate --table 9": "the paper's tables are 3, 4, 5 and 6",
+    "pretrain.evaluate --table 9": "the paper's tables of classes are 3 to 7",
     "pretrain.evaluate --table 3 --split test": "no --split test",
     "pretrain.evaluate --table 3 --scales 36": "no --scales, --mode, --submission or --json",
     "pretrain.localise": "--weights",

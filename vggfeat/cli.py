@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from vggfeat.plan import Plan
     from vggfeat.results import Results
     from vggfeat.store import Description, Features
+    from vggfeat.table1 import Stack
 
 MOST_DEPTH = 8  # of records inside records that are printed
 
@@ -355,6 +356,16 @@ def svm_command(
     ] = CORES,
     overwrite: Overwrite = False,
     json_file: Json = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Also put the figure into Table 11 or 12 of this page, beside the paper's; its"
+                " cells are kept beside it."
+            ),
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train and score a linear SVM by the dataset's protocol."""
     qs = None if scales is None else sides_typed(scales)
@@ -371,6 +382,8 @@ def svm_command(
         inputs=features,
         overwrite=overwrite,
     )
+    if ledger:
+        _check_ledger(ledger, [*features, out_file, json_file])
     import torch
 
     from vggfeat import protocols
@@ -379,10 +392,13 @@ def svm_command(
     from vggfeat.devices import resolve_device
     from vggfeat.model import model_from, save_model
     from vggfeat.results import seen_by_net
+    from vggfeat.transfer import refuse_other_data
 
     protocols.grid_of(cs)
     on = resolve_device(device)
     problem, parts, made = problem_from(features, pool, qs)
+    if ledger:
+        refuse_other_data(problem.dataset)
     if submission:
         if "test" not in problem.splits:
             raise VggfeatError("--submission needs an official test part, as VOC has")
@@ -420,7 +436,28 @@ def svm_command(
         save,
         submit,
         lambda: _print_results(results),
+        lambda: _to_ledger(results, ledger),
     )
+
+
+def _check_ledger(page: Path, inputs: Sequence[Path | None]) -> None:
+    """Refuse a page that can't be written, or isn't one, before the work."""
+    from vggfeat.transfer import CELLS, check_page
+
+    updated = {"--ledger": page, "the cells beside it": page.with_name(CELLS)}
+    check_outputs(updated, inputs=inputs, overwrite=True)  # in place, by design
+    check_page(page)
+
+
+def _to_ledger(results: Results, page: Path | None) -> None:
+    """The figure into the page, and the table that it is in, printed."""
+    if page is None:
+        return
+    from vggfeat.transfer import cell_of, write_cell
+
+    heading, lines = write_cell(cell_of(results), page)
+    for line in ["", heading, "", *lines]:
+        out.print(line, soft_wrap=True)
 
 
 @app.command(cls=Strict)
@@ -627,7 +664,15 @@ def neighbours_command(
 @app.command(cls=Strict)
 @with_debug
 def info(
-    file: Annotated[Path, typer.Argument(help="A feature file or a model.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help=(
+                "A feature file, a model, or a net of Table 1, as D; a file of a net's name comes"
+                " first."
+            )
+        ),
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Also hold every descriptor against its checksum.")
     ] = False,
@@ -637,8 +682,19 @@ def info(
     overwrite: Overwrite = False,
     json_file: Json = None,
 ) -> None:
-    """Tell about a feature file or a model; all that is known with --all, or in --json."""
-    check_outputs({}, texts={"--json": json_file}, inputs=[file], overwrite=overwrite)
+    """Tell about a feature file, a model or a net of the paper; all that is known with --all, or in
+    --json.
+    """
+    from vggfeat.table1 import NETS
+
+    of_net = str(file) in NETS and not file.is_file()
+    inputs = [] if of_net else [file]
+    check_outputs({}, texts={"--json": json_file}, inputs=inputs, overwrite=overwrite)
+    if of_net:
+        if verify:
+            raise WrongUsage("--verify is for a feature file: leave it out")
+        _tell_net(str(file), everything, json_file)
+        return
     from vggfeat.convert import MODEL, POSTERIORS
     from vggfeat.hdf5 import format_of
     from vggfeat.store import open_features
@@ -805,6 +861,75 @@ def _print_results(results: Results) -> None:
             for row in rows:
                 table.add_row(*row)
             out.print(table)
+
+
+def _tell_net(net: str, everything: bool, json_file: Path | None) -> None:
+    """Tables 1 and 2 of one net, and Sect. 2.3's arithmetic of its stacks, as computed."""
+    from vggfeat.table1 import TABLE_2, layers, stacks
+
+    every, own = layers(net), [stack for stack in stacks(net) if stack.field > 3]
+    weighted = [layer for layer in every if layer.parameters]
+    parameters = sum(layer.parameters for layer in every)
+    multiply_adds = sum(layer.multiply_adds for layer in every)
+    facts: dict[str, Any] = {
+        "kind": "net",
+        "net": net,
+        "crop": every[0].side,
+        "classes": every[-1].channels,
+        "weight_layers": len(weighted),
+        "parameters": parameters,
+        "table_2_millions": TABLE_2.get(net),
+        "multiply_adds": multiply_adds,
+        "layers": [layer._asdict() for layer in every],
+        "stacks": [stack._asdict() for stack in own],
+    }
+    write_json(json_file, facts)
+    title = f"net {net}, a crop of {every[0].side}x{every[0].side} pixels"
+    if everything:
+        print_table(title, list(_flat(plain(facts))))
+        return
+    head = ("layer", "kernel", "channels", "side", "parameters", "MMAC", "field", "stride")
+    table = columns(*head, title=title, title_justify="left")
+    for layer in every:
+        table.add_row(
+            layer.name,
+            "-" if layer.name.startswith("lrn") else f"{layer.kernel}x{layer.kernel}",
+            str(layer.channels),
+            str(layer.side),
+            f"{layer.parameters:,}" if layer.parameters else "-",
+            f"{layer.multiply_adds / 1e6:,.1f}" if layer.multiply_adds else "-",
+            str(layer.field),
+            str(layer.stride),
+        )
+    out.print(table)
+    theirs = f"; Table 2: {TABLE_2[net]} million" if net in TABLE_2 else ""
+    for line in (
+        "side: of a layer's output, in positions; MMAC: million multiply-adds, biases left out;",
+        "field, stride: pixels that a position sees as the net runs densely, and to the next one",
+        f"weight layers: {len(weighted)}",
+        f"parameters: {parameters:,}{theirs}",
+        f"multiply-adds: {multiply_adds / 1e9:.2f} billion",
+        *map(_stack_line, own),
+    ):
+        out.print(line, soft_wrap=True)
+
+
+def _stack_line(stack: Stack) -> str:
+    """Sect. 2.3 of one stack: 3x3 layers against one layer of their field, or the other way."""
+    side = f"{stack.field}x{stack.field}"
+    several = len(stack.kernels) > 1
+    other, weights = (
+        (f"one {side} layer", stack.one_layer)
+        if several
+        else (f"{stack.field // 2} layers of 3x3", stack.of_3x3)
+    )
+    difference = 100 * (weights / stack.weights - 1)
+    return (
+        f"{' + '.join(f'{k}x{k}' for k in stack.kernels)}"
+        f" (stage{'s' * (len(stack.stages) > 1)} {', '.join(map(str, stack.stages))}):"
+        f" a field of {side}, {stack.weights} C^2 weights; {other}: {weights} C^2,"
+        f" {abs(difference):.0f} % {'more' if difference > 0 else 'fewer'}"
+    )
 
 
 def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
     python -m tests.formats.make FOLDER         # what lies in version2
     python -m tests.formats.make FOLDER more    # what lies in version2/more, made later
+    python -m tests.formats.make FOLDER centre  # what lies in version2/centre, made after that
 
 A file of a released format is never made again: it is what users have. Who changes a format makes a
 folder for the new version, and leaves the old one, which must be read or converted, or be refused
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +205,10 @@ terminal.run(train.app, "pretrain.train")
 """
 
 
-def draw(folder: Path, parts: dict[str, int]) -> None:
+def draw(folder: Path, parts: dict[str, int], classes: Sequence[str] = ("ant", "bee")) -> None:
     """So many images a class in each part, the same bytes everywhere: no library writes them."""
     for part, count in parts.items():
-        for c, name in enumerate(("ant", "bee")):
+        for c, name in enumerate(classes):
             (folder / part / name).mkdir(parents=True)
             for i in range(count):
                 grey = [(7 * x * (c + 1) + 13 * i + len(part)) % 256 for x in range(36 * 40)]
@@ -265,8 +267,18 @@ def make_more(folder: Path) -> None:
             shutil.copy(path, folder / path)
 
 
+def make_centre(folder: Path) -> None:
+    """Kept posteriors of central crops, into a folder that there isn't."""
+    folder.mkdir()
+    draw(Path("images"), {"val": 3}, CLASSES)
+    shutil.copy(Path(__file__).parent / "version2" / "weights.safetensors", ".")
+    words = ["--weights", "weights.safetensors", "--data", "images", *CPU, "--mode", "centre"]
+    run("pretrain.evaluate", *words, "--posteriors", str(folder / "posteriors.h5"))
+
+
 if __name__ == "__main__":
+    makers = {"more": make_more, "centre": make_centre}
     target = Path(sys.argv[1]).absolute()
     with tempfile.TemporaryDirectory() as room:
         os.chdir(room)
-        (make_more if sys.argv[2:] == ["more"] else make)(target)
+        makers.get("".join(sys.argv[2:]), make)(target)

@@ -9,18 +9,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pretrain.claims import claims_markdown
 from pretrain.evaluate import app as evaluate_app
 from pretrain.init import weight_layers
+from pretrain.ledger import read_cells
 from pretrain.localise import app as localise_app
 from pretrain.recipe import Past, Recipe, chain, read_recipe
-from pretrain.tables import Cell, read_cells
+from pretrain.tables import Cell, Learned, pack
 from pretrain.train import app as train_app
 from tests import prepared
 from tests.conftest import HANG, Command, Nets, photograph, torchrun
@@ -332,3 +336,57 @@ def localising(run_main: Command) -> Command:
     return functools.partial(
         run_main, functools.partial(terminal.run, localise_app, "python -m pretrain.localise")
     )
+
+
+IMAGES = 400
+
+
+def cell(
+    row: str,
+    errors: float,
+    seed: int = 0,
+    key: int = 0,
+    table: int = 3,
+    epochs: float | None = 20.0,
+    **others: Any,
+) -> Cell:
+    """A cell with this many per cent of wrong images, drawn by key; of one net, known by row and
+    seed.
+    """
+    wrong = np.zeros(IMAGES, bool)
+    wrong[
+        np.random.default_rng([key, seed]).permutation(IMAGES)[: round(errors / 100 * IMAGES)]
+    ] = True
+    top1 = 100 * float(wrong.mean())
+    made = Cell(
+        table,
+        row,
+        "dense",
+        "36",
+        "36",
+        top1,
+        top1 / 4,
+        "images",
+        "val",
+        IMAGES,
+        7,
+        "ab12",
+        "mini",
+        [],
+        seed,
+        [Learned(f"{row} {seed}", epochs, "cd34", "float32")],
+        "cmd",
+        "2026-01-01",
+        pack(wrong),
+    )
+    return replace(made, **others)
+
+
+def verdicts(*cells: Cell) -> dict[str, str]:
+    """The pair -> its verdict."""
+    lines = [
+        line.split("|")
+        for line in claims_markdown(cells).splitlines()
+        if " against " in line and line[0] == "|"
+    ]
+    return {line[2].strip(): line[5].strip() for line in lines}

@@ -18,7 +18,7 @@ from pretrain.kept import KeptPosteriors
 from pretrain.runs import Trained, roles
 from tests import prepared
 from tests.conftest import HANG, Command, Nets, torchrun, vgg_of
-from tests.pretrain.conftest import CLASSES, FAST, environment, evaluating
+from tests.pretrain.conftest import CLASSES, FAST, SHORT, environment, evaluating, training
 from vggfeat.images import Preprocessing
 from vggfeat.weights import save_weights
 
@@ -76,6 +76,35 @@ def test_figures_kept_and_fused(
     subset = command("--from", tmp_path / "de.h5", "--scales", "50")
     assert subset.status == 0
     assert "no Q=51" in command("--from", tmp_path / "de.h5", "--scales", "51").err
+
+
+def test_a_central_crop_gives_trainings_own_error(
+    command: Command, run_main: Command, photos: Path, tmp_path: Path
+) -> None:
+    """S is the photographs' own smallest side, so that neither of the two rescales them."""
+    S = "--set=NET-112-160.train_scale=[144,144]"
+    trained = training(run_main)(
+        *("--net", "A", "--data", photos, "--out", tmp_path / "run", *SHORT, S),
+        *("--set=*.iterations=12", "--workers", "0", "--precision", "float32"),
+    )
+    assert trained.status == 0, trained.err
+    weights = tmp_path / "run" / "weights.safetensors"
+    own = json.loads(vggfeat.load(weights).metadata["errors"])["validation"]
+    words = ["--weights", weights, "--data", photos, *FAST, "--mode", "centre"]
+    kept = tmp_path / "kept.h5"
+    ran = command(*words, "--posteriors", kept, "--json", tmp_path / "r.json")
+    assert ran.status == 0, ran.err
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (row["mode"], row["scales"], row["images"]) == ("centre", ["144"], 50)
+    assert {"top1": row["top1_error"], "top5": row["top5_error"]} == pytest.approx(own)
+    assert 0 < own["top5"] < own["top1"]
+    again = command("--from", kept, "--mode", "centre")
+    assert again.status == 0 and again.out == ran.out
+    assert "are centre only, not dense" in command("--from", kept).err
+    assert "are centre only, not dense" in command("--from", kept, "--mode", "both").err
+    # several Q by option, a further mode beside others
+    several = command(*words, "--scales", "144,160")
+    assert several.status == 0 and "144,160" in several.out
 
 
 def test_two_processes_give_the_same_table(

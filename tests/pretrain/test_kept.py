@@ -37,6 +37,17 @@ def test_what_kept_posteriors_hold_is_checked(
     assert told in refused("posteriors", path)
 
 
+def test_both_is_of_two_modes_whatever_else_is_kept(tmp_path: Path) -> None:
+    kept = KeptPosteriors.read(posteriors_at(tmp_path / "p.h5"))
+    (net,) = kept.nets
+    net.modes |= {"crops": net.modes["dense"] / 2, "centre": net.modes["dense"] / 4}
+    kept.save(tmp_path / "q.h5")
+    again = KeptPosteriors.read(tmp_path / "q.h5")
+    assert list(again.nets[0].modes) == ["dense", "crops", "centre"]
+    assert again.fused("both")[0].tolist() == [0.375, 0.375]
+    assert again.fused("centre")[0].tolist() == [0.125, 0.125]
+
+
 def test_what_is_of_other_images_is_not_fused(
     command: Command, images: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:

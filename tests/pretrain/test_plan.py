@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,10 +58,15 @@ def test_a_plan_is_of_whole_batches_their_reading_and_the_checks(
         return torch.zeros(())
 
     def read(
-        self: Readers, samples: Samples, items: Items, schedule: list[list[Key]]
+        self: Readers,
+        samples: Samples,
+        items: Items,
+        schedule: list[list[Key]],
+        corners: Callable[[int], np.ndarray],
     ) -> Iterator[Batch]:
         nonlocal clock
-        for keys, batch in zip(schedule, real(self, samples, items, schedule), strict=True):
+        batches = real(self, samples, items, schedule, corners)
+        for keys, batch in zip(schedule, batches, strict=True):
             clock += len(keys) / 4
             yield batch
 

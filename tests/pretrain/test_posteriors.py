@@ -16,7 +16,9 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 
 import vggfeat
-from pretrain.posteriors import evaluate, how_trained
+from pretrain.kept import MODES
+from pretrain.posteriors import centre, evaluate, how_trained
+from pretrain.readers import CentreCrops
 from pretrain.recipe import Past, chain, read_recipe
 from tests.conftest import Nets, photograph
 from tests.pretrain.conftest import SMALL
@@ -81,6 +83,10 @@ def reference(network: Network, path: Path, Q: int, mode: str) -> np.ndarray:
     mean = np.array(network.preprocessing.mean)
     pixels = rescaled(path, Q).astype(np.float64) - mean
     posteriors = []
+    if mode == "centre":
+        top, left = ((n - CROP) // 2 for n in pixels.shape[:2])
+        x = torch.from_numpy(pixels[top : top + CROP, left : left + CROP].copy())
+        return F.softmax(module.eval().crop_scores(x.permute(2, 0, 1)[None])[0], 0).detach().numpy()
     for flipped in (False, True):
         if mode == "dense":
             view = pixels[:, ::-1] if flipped else pixels
@@ -115,7 +121,7 @@ def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
     kept = evaluate(
         nets,
         scales,
-        ("dense", "crops"),
+        MODES,
         items,
         "val",
         Ranks(torch.device("cpu")),
@@ -126,7 +132,7 @@ def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
     expected: dict[tuple[int, str, int], np.ndarray] = {}
     for n, network in enumerate(nets):
         order = [network.classes.index(name) for name in CLASSES]  # type: ignore[union-attr]
-        for mode in ("dense", "crops"):
+        for mode in MODES:
             for s, Q in enumerate(scales):
                 rows = [reference(network, items.root / name, Q, mode) for name in items.names]
                 expected[n, mode, Q] = np.stack(rows)[:, order]
@@ -134,9 +140,7 @@ def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
                 assert np.abs(ours - expected[n, mode, Q]).max() < 1e-4
                 assert expected[n, mode, Q].max() < 0.99  # else any scores would agree
     for n in (0, 1):
-        multi = {
-            m: np.mean([expected[n, m, Q] for Q in scales], axis=0) for m in ("dense", "crops")
-        }
+        multi = {m: np.mean([expected[n, m, Q] for Q in scales], axis=0) for m in MODES}
         for mode, posteriors in multi.items():
             assert np.abs(kept.nets[n].mean(mode) - posteriors).max() < 1e-4
         both = (multi["dense"] + multi["crops"]) / 2
@@ -150,6 +154,20 @@ def test_dense_crops_both_and_fused(nets: list[Network], items: Items) -> None:
     guess = fused.argmax(1)
     truth = np.arange(len(items))
     assert kept.errors(kept.fused("both"))[0] == pytest.approx(100 * np.mean(guess != truth))
+
+
+def test_a_central_crop_is_the_one_that_training_checks(nets: list[Network], items: Items) -> None:
+    """Training rescales no more than the crop, to within 2 grey levels of the whole image."""
+    for path in (items.root / name for name in items.names):
+        for Q in (36, 45, 64):
+            whole = torch.from_numpy(rescaled(path, Q).copy())[None]
+            crop = torch.from_numpy(CentreCrops(Q, CROP).read(path, (0, 0)).crop)[None]
+            ours = centre(nets[0], whole)
+            theirs = nets[0].crop_scores_of(crop).softmax(1)
+            assert (ours - theirs).abs().max() < 0.02
+            # another place, or the mirror image, is further away than that
+            moved = centre(nets[0], whole.roll(6, 2))
+            assert (moved - theirs).abs().max() > 2 * (ours - theirs).abs().max()
 
 
 @pytest.mark.parametrize(

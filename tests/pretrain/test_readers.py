@@ -35,6 +35,8 @@ HOW = Samples(
     dropout=0.5,
     hidden_units=40,
     crop=32,
+    box_unit=0.1,
+    box_cover=0.5,
 )
 CPU = torch.device("cpu")
 
@@ -56,7 +58,7 @@ def keys(images: TrainingSet) -> list[list[tuple[int, int]]]:
 
 def same(ours: Batch, theirs: Batch) -> bool:
     return ours.unreadable == theirs.unreadable and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ours[:5], theirs[:5], strict=True)
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ours[:6], theirs[:6], strict=True)
     )
 
 
@@ -167,7 +169,9 @@ def test_a_stuck_reader_is_told_and_at_last_given_up(
 def test_a_failure_in_a_reader_is_the_trainers(
     images: TrainingSet, keys: list[list[tuple[int, int]]]
 ) -> None:
-    broken = Samples(3, 1, (60, 36), 0.1, True, 0.5, 40, 32)  # no integer lies in such a range
+    broken = Samples(
+        3, 1, (60, 36), 0.1, True, 0.5, 40, 32, 0.1, 0.5
+    )  # no integer lies in such a range
     with (
         Readers(1, CPU) as several,
         pytest.raises(RuntimeError, match="reads images failed: ValueError"),

@@ -71,9 +71,9 @@ def test_every_number_can_be_overridden() -> None:
     )
     assert recipe.batch_size == 128
     assert recipe.random_layers == "glorot"
-    assert [stage.learning_rate for stage in recipe.stages] == [1e-2, 1e-2, 5e-4, 1e-3]
-    assert [stage.iterations_of(1000, 100) for stage in recipe.stages] == [20] * 4
-    assert read_recipe("paper", ["NET-256-512.learn=fc"]).stages[-1].name == "NET-256-512-fc"
+    assert [stage.learning_rate for stage in recipe.stages] == [1e-2, 1e-2, 5e-4, 1e-3, 1e-3, 1e-3]
+    assert [stage.iterations_of(1000, 100) for stage in recipe.stages] == [20] * 6
+    assert read_recipe("paper", ["NET-256-512.learn=fc"]).stages[3].name == "NET-256-512-fc"
     # by the net's own name, as the plan prints it; A's own stage is not D's
     assert read_recipe("paper", ["D-256.iterations=7"], "D").stages[1].iterations == 7
     assert [s.iterations for s in read_recipe("paper", ["A-256.iterations=7"], "D").stages[:2]] == [

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import vggfeat
+from pretrain.ledger import read_cells, table_markdown
 from pretrain.posteriors import how_trained
 from pretrain.recipe import chain, read_recipe
 from pretrain.runs import Trained, roles, rows_of
-from pretrain.tables import PAPER, RELEASED, Member, read_cells, table_markdown
+from pretrain.tables import PAPER, RELEASED, Member
 from tests.conftest import Command, Ran, ran, vgg_of
-from tests.pretrain.conftest import FAST, SMALL, cells_in, evaluating, save_trained
-from tests.pretrain.test_tables import cell
+from tests.pretrain.conftest import FAST, SMALL, cell, cells_in, evaluating, save_trained
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
 from vggfeat.sources import OXFORD
@@ -47,7 +47,7 @@ class Tables:
     @property
     def standin(self) -> str:
         """The ledger's part behind that of the paper's own data."""
-        end = "<!-- end of ledger: Tables 3 to 6, ILSVRC-2012 -->"
+        end = "<!-- end of ledger: Tables 3 to 10, ILSVRC-2012 -->"
         return self.ledger.read_text().split(end)[1]
 
 
@@ -69,7 +69,7 @@ def test_a_ledger_says_what_was_run_and_what_was_not(tables: Tables) -> None:
     assert text.startswith("# Results\n\nBefore.")
     assert "## After" in text
     # the ledger of the paper's own data is there, and nobody has run it
-    assert "Not run: all 32 rows." in text.removesuffix(tables.standin)
+    assert "Not run: all 41 rows of Tables 3 to 6, 8 and 9." in text.removesuffix(tables.standin)
     (path,) = tables.root.glob("ledger-small-*-images.json")
     recipe = path.name.removeprefix("ledger-").removesuffix("-images.json")
     told = f"stand-in: recipe {recipe} on images val, 42 images of 7 classes"
@@ -152,7 +152,7 @@ def test_tables_again_and_an_unreadable_image(
     # a file that can't be read is not the one that was: a table of its own, and again: the same
     # heading, not twice
     assert command(*words).status == 3
-    assert ledger.read_text().count("## Tables 3 to 6, stand-in: recipe small") == 2
+    assert ledger.read_text().count("## Tables 3 to 10, stand-in: recipe small") == 2
 
 
 def test_the_released_nets_stand_in_the_papers_own_table() -> None:
@@ -233,7 +233,7 @@ def test_a_table_is_written_whole_or_the_next_run_goes_on(
     a = ["--weights", weights["A-36"], "--data", images, *FAST, "--posteriors", kept]
     assert command(*a).status == 0
     with monkeypatch.context() as patch:  # what is computed last goes wrong
-        patch.setattr("pretrain.tables.claims_markdown", lambda cells: 1 / 0)
+        patch.setattr("pretrain.ledger.claims_markdown", lambda cells: 1 / 0)
         assert command(*words).status == 1
     assert not ledger.exists() and not list(tmp_path.glob("ledger-*.json"))
     with monkeypatch.context() as patch:  # the disk is full for the second file
@@ -241,7 +241,7 @@ def test_a_table_is_written_whole_or_the_next_run_goes_on(
         def refuse(path: Path, text: str) -> None:
             raise VggfeatError(f"can't write {path}: No space left on device")
 
-        patch.setattr("pretrain.runs.write_text", refuse)
+        patch.setattr("vggfeat.ledger.write_text", refuse)
         assert "No space left" in command(*words).err
     assert len(cells_in(tmp_path)) == 1 and not ledger.exists()
     assert command(*words).status == 0
@@ -290,7 +290,7 @@ def test_nets_of_several_recipes_and_of_none(
     text = ledger.read_text()
     assert "| A 256 [1] | dense |" in ran.out and "- [1]: the recipe with batch_size=4" in ran.out
     assert "| A 256 [1] | dense |" in text and "- [1]: the recipe with batch_size=4" in text
-    assert text.count("## Tables 3 to 6, stand-in") == 2
+    assert text.count("## Tables 3 to 10, stand-in") == 2
 
 
 def test_rows_whose_posteriors_were_not_kept_are_left_out(

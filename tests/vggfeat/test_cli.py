@@ -107,6 +107,34 @@ def test_info_of_a_model(command: Command, made: Made, tmp_path: Path) -> None:
     assert facts["network 1 weights"] == NET and facts["multi_label"] is False
 
 
+def test_info_of_a_net_of_the_paper(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = tmp_path / "info.json"
+    Path("D").mkdir()  # a run's folder, which isn't meant
+    ran = command("info", "D", "--json", report)
+    assert (ran.status, ran.err) == (0, "") and max(map(len, ran.out.splitlines()[:25])) <= 80
+    assert cells(ran.out, "conv3_3") == ["3x3", "256", "56", "590,080", "1,849.7", "40", "4"]
+    assert cells(ran.out, "fc6") == ["7x7", "4096", "1", "102,764,544", "102.8", "404", "32"]
+    assert "parameters: 138,357,544; Table 2: 138 million\nmultiply-adds: 15.47 billion" in ran.out
+    assert (
+        "3x3 + 3x3 + 3x3 (stages 3, 4, 5): a field of 7x7, 27 C^2 weights; one 7x7 layer: 49 C^2,"
+        " 81 % more"
+    ) in ran.out
+    facts = json.loads(report.read_text())
+    assert (facts["kind"], facts["weight_layers"], facts["parameters"]) == ("net", 16, 138_357_544)
+    assert [layer["name"] for layer in facts["layers"]][-2:] == ["fc7", "fc8"]
+    ran = command("info", "B-5x5")
+    assert "25 C^2 weights; 2 layers of 3x3: 18 C^2, 28 % fewer" in ran.out
+    assert "-" in cells(command("info", "A-LRN").out, "lrn1")
+    assert cells(command("info", "A", "--all").out, "table_2_millions") == ["133"]
+    # a file of the name comes first, as elsewhere
+    Path("E").write_text("no features")
+    assert command("info", "E").status == 1
+    assert "no feature file at F" in command("info", "F").err
+
+
 def test_info_is_a_plain_table_and_all_is_asked_for(
     command: Command, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

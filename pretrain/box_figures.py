@@ -70,7 +70,8 @@ class Located:
 
     nets: facts of each; none of a constant. scales: Q of each. classes: K names. labels_NC: of
     them, the likeliest first; the true one alone by protocol 1, -1 where it is unknown.
-    corners_NC4: NaN where an image is unreadable. ratings_NC: of each box, 0 to 1.
+    corners_NC4: NaN where an image is unreadable. ratings_NC: of each box, 0 to 1. name: of a
+    constant. told_by: by protocol 2, what told the classes.
     """
 
     nets: list[dict[str, str]]
@@ -80,6 +81,7 @@ class Located:
     corners_NC4: np.ndarray
     ratings_NC: np.ndarray
     name: str = ""
+    told_by: str = ""
 
     def wrong(self, truth: Truth, k: int = 1, above: float = CORRECT) -> np.ndarray:
         """(N,) bool: none of the first k predictions has the right class and an IoU above that with
@@ -190,6 +192,7 @@ def report(
                 "constant": one.name,
                 "scales": used,
                 "protocol": protocol,
+                "classes_told_by": one.told_by,
                 "images": int(truth.judged.sum()),
                 **figures,
                 "per_class": _by_class(protocol, one, truth),

@@ -137,8 +137,8 @@ def localise_command(
         ),
     ] = [],  # noqa: B006
     mode: Annotated[
-        Literal["dense", "crops", "both"],
-        Option(help="Which of the kept posteriors: dense, crops, or both averaged."),
+        Literal["dense", "crops", "both", "centre"],
+        Option(help="Which of the kept posteriors: dense, crops, both averaged, or centre."),
     ] = "dense",
     merge_above: Annotated[
         float,
@@ -369,7 +369,7 @@ class Asked:
         if not ranks.first:  # where the posteriors are a part of all
             guessed: Guessed = ranks.same(None)
             return guessed
-        guessed = guesses(kept, kept.fused(self.mode), items, where)
+        guessed = guesses(kept, self.mode, items, where)
         ranks.same(guessed)
         return guessed
 

@@ -41,13 +41,15 @@ class Guessed:
     """What a classification says of N images: the classes whose boxes are asked for.
 
     classes: K names. labels_NC: of them, the likeliest first. posteriors_NC: theirs; NaN where the
-    image is unreadable. crc32: (N,) of the images' files, 0 unknown.
+    image is unreadable. crc32: (N,) of the images' files, 0 unknown. told_by: which nets, by their
+    weights, at which Q, in which mode.
     """
 
     classes: list[str]
     labels_NC: np.ndarray
     posteriors_NC: np.ndarray
     crc32: np.ndarray
+    told_by: str = ""
 
 
 @dataclass
@@ -231,6 +233,7 @@ def dense(
             guessed.labels_NC,
             corners_NC4,
             ratings_NC,
+            told_by=guessed.told_by,
         )
         for nets, corners_NC4, ratings_NC in zip(groups, *everywhere, strict=True)
     ]
@@ -405,11 +408,9 @@ def refuse_other_windows(classifier: Network, nets: Sequence[Mapping[str, str]])
                 )
 
 
-def guesses(
-    kept: KeptPosteriors, posteriors_NK: np.ndarray, items: Items, where: str, most: int = 5
-) -> Guessed:
-    """The likeliest classes of these images, by posteriors that may be of more; of equals the first
-    in order.
+def guesses(kept: KeptPosteriors, mode: str, items: Items, where: str, most: int = 5) -> Guessed:
+    """The likeliest classes of these images, by posteriors that may be of more, all nets and Q
+    fused; of equals the first in order.
 
     where: what the posteriors are from. Raises VggfeatError where they aren't of all these images,
     or don't know one of their classes.
@@ -427,11 +428,16 @@ def guesses(
             f" such as {unknown[0]!r}: give posteriors of these classes"
         )
     rows = [place[name] for name in items.names]
-    posteriors_nK = posteriors_NK[rows]
+    posteriors_nK = kept.fused(mode)[rows]
+    nets = [
+        f"{net.facts['net']} {net.facts['fingerprint'][:12]} at {','.join(map(str, net.scales))}"
+        for net in kept.nets
+    ]
     labels_nC = (-posteriors_nK).argsort(1, kind="stable")[:, :most]
     return Guessed(
         kept.classes,
         labels_nC,
         np.take_along_axis(posteriors_nK, labels_nC, 1),
         kept.crc32[rows] if len(kept.crc32) else kept.crc32,
+        f"{' + '.join(nets)}, {mode}",
     )

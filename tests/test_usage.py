@@ -176,6 +176,7 @@ def test_the_page_of_the_commands_is_current() -> None:
         ("vggfeat extract", "precision", ("auto", *PRECISIONS)),
         ("python -m pretrain.train", "precision", ("auto", *DTYPES)),
         ("python -m pretrain.evaluate", "mode", (*MODES, "both")),
+        ("python -m pretrain.localise", "mode", (*MODES, "both")),
     ],
 )
 def test_an_option_offers_all_there_is(command: str, option: str, there: Sequence[str]) -> None:

@@ -215,11 +215,12 @@ def test_kept_posteriors_are_matched_with_the_images(
     )
     fused = kept.fused("dense")
     few = images_of(images, "val", 5)
-    chosen = guesses(kept, fused, few, "k.h5")
+    chosen = guesses(kept, "dense", few, "k.h5")
     rows = [items.names.index(name) for name in few.names]
     assert (chosen.labels_NC[:, 0] == fused[rows].argmax(1)).all()
     assert chosen.posteriors_NC.shape == (5, 5)
     assert (np.diff(chosen.posteriors_NC, axis=1) <= 0).all()
+    assert chosen.told_by == f"A {network.fingerprint[:12]} at 36, dense"
     assert (chosen.crc32 == kept.crc32[rows]).all()
     dense([constant("scr")], [(36,)], few, chosen, [], ALONE)
 
@@ -227,9 +228,9 @@ def test_kept_posteriors_are_matched_with_the_images(
     with pytest.raises(VggfeatError, match=f"{few.names[3]} is another picture than the one"):
         dense([constant("scr")], [(36,)], few, chosen, [], ALONE)
 
-    def refused(part: KeptPosteriors, of: Items) -> str:
+    def refused(part: KeptPosteriors, among: Items) -> str:
         with pytest.raises(VggfeatError) as error:
-            guesses(part, fused, of, "k.h5")
+            guesses(part, "dense", among, "k.h5")
         return str(error.value)
 
     (images / "val" / "n00" / "0.png").rename(images / "val" / "n00" / "new.png")

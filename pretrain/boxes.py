@@ -25,14 +25,12 @@ def area(corners_N4: np.ndarray) -> np.ndarray:
 
 def iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
     """(N, M): the area that two boxes share, divided by what they cover together; 0 of boxes
-    without area.
+    without area. Axes before these two are those of pairs of sets of boxes.
     """
-    a, b = a_N4[:, None, :], b_M4[None, :, :]
-    shared = area(
-        np.concatenate(
-            [np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], axis=-1
-        )
-    )
+    a, b = a_N4[..., :, None, :], b_M4[..., None, :, :]
+    wide = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
+    high = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
+    shared = np.maximum(wide, 0) * np.maximum(high, 0)
     covered = area(a) + area(b) - shared
     shares: np.ndarray = np.divide(shared, covered, out=np.zeros_like(shared), where=covered > 0)
     return shares

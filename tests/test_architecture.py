@@ -27,6 +27,7 @@ PRINTING = {
     "vggfeat.ranks",  # no wait for another process is silent
     "pretrain.train",
     "pretrain.evaluate",
+    "pretrain.localise",
     "pretrain.export",
     "pretrain.report",
     "pretrain.runs",  # nets and rows that are left out; a bar for each net
@@ -54,6 +55,7 @@ LIGHT = (
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
     *("pretrain.claims", "pretrain.ledger", "vggfeat.ledger", "vggfeat.transfer"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
+    *("pretrain.localise", "pretrain.boxes", "pretrain.merging", "pretrain.box_figures"),
     *("pretrain.kept", "pretrain.watch", "pretrain.readers", "pretrain.augment", "pretrain.colour"),
 )
 

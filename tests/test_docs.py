@@ -32,7 +32,7 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits
 
 import pretrain.recipe
-from pretrain import evaluate, train
+from pretrain import evaluate, localise, train
 from pretrain.init import FROM_A
 from pretrain.posteriors import GRID
 from vggfeat import cli, metrics, sources, weights
@@ -48,7 +48,7 @@ from vggfeat.table1 import NETS, parameter_count
 from vggfeat.terminal import run
 from vggfeat.vgg import VGG
 
-from .conftest import SLOW, TESTS, Command, photograph
+from .conftest import SLOW, TESTS, Command, photograph, vgg_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,7 +141,8 @@ def default_of(name: str) -> Any:
     """Of `COMMAND --option`; or of a key of the recipe `paper`, `KEY` or `STAGE.KEY`, for net D."""
     command, _, option = name.partition(" ")
     if option:
-        app = {"train": train.app, "evaluate": evaluate.app}.get(command, cli.app)
+        apps = {"train": train.app, "evaluate": evaluate.app, "localise": localise.app}
+        app = apps.get(command, cli.app)
         parser = typer.main.get_command(app)
         parser = getattr(parser, "commands", {}).get(command, parser)
         (found,) = (p for p in parser.params if option in p.opts)
@@ -306,6 +307,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     convolutions.load_state_dict(net.module.state_dict(), strict=False)
     weights.save_weights(tmp_path / "vgg16_conv_caffe.safetensors", convolutions, net.preprocessing)
 
+    weights.save_weights(tmp_path / "d.safetensors", vgg_of(net), net.preprocessing, classes=WNIDS)
+    for S, boxes in (("256", "scr"), ("384", "pcr")):
+        module = VGG("D", weights.outputs(boxes, len(WNIDS)), width=0.015625, crop=32)
+        weights.save_weights(
+            tmp_path / f"loc{S}.safetensors",
+            module,
+            net.preprocessing,
+            classes=WNIDS,
+            train_scale=S,
+            boxes=boxes,
+            box_unit=1.0,
+        )
+    rows = [f"{name}/{w}/0.jpg,{w},5,5,30,35" for w in WNIDS for name in ("train", "val")]
+    (tmp_path / "boxes").write_text("\n".join(["path,class,x1,y1,x2,y2", *rows]) + "\n")
+
     recipes = tmp_path / "recipes"
     shutil.copytree(pretrain.recipe.RECIPES, recipes)
     small = {
@@ -358,7 +374,8 @@ def clear(words: list[str]) -> None:
     outputs = [
         words[i + 1]
         for i, word in enumerate(words)
-        if word in ("--out", "--posteriors", "--submission")
+        if word in ("--out", "--submission")
+        or (word == "--posteriors" and words[0] == "pretrain.evaluate")
     ]
     for name in [
         *outputs,

@@ -34,7 +34,7 @@ from .conftest import Command
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "cli.md"
-PRETRAIN = ("train", "evaluate", "export", "report")
+PRETRAIN = ("train", "evaluate", "localise", "export", "report")
 NET = "random:A,width=0.125,crop=32"
 
 # People's scripts hold these names: renaming or dropping one is a decision, not a slip.
@@ -70,6 +70,11 @@ OPTIONS = {
         """--weights --from --data --root --split --scales --mode --max-pool --posteriors --table
         --runs --ledger --submission --devkit --json --overwrite --limit --batch-size --device
         --precision --workers --debug"""
+    ),
+    "python -m pretrain.localise": (
+        """--weights --annotations --data --root --split --protocol --scales --classifier
+        --posteriors --mode --merge-above --mirror --no-mirror --submission --devkit --page --json
+        --overwrite --limit --batch-size --device --precision --workers --debug"""
     ),
     "python -m pretrain.export": "weights --to --out --overwrite --debug",
     "python -m pretrain.report": "folder --out --overwrite --debug",
@@ -171,6 +176,7 @@ def test_the_page_of_the_commands_is_current() -> None:
         ("vggfeat extract", "precision", ("auto", *PRECISIONS)),
         ("python -m pretrain.train", "precision", ("auto", *DTYPES)),
         ("python -m pretrain.evaluate", "mode", (*MODES, "both")),
+        ("python -m pretrain.localise", "mode", (*MODES, "both")),
     ],
 )
 def test_an_option_offers_all_there_is(command: str, option: str, there: Sequence[str]) -> None:
@@ -394,6 +400,46 @@ WRONG = {
     "pretrain.evaluate --table 9": "the paper's tables of classes are 3 to 7",
     "pretrain.evaluate --table 3 --split test": "no --split test",
     "pretrain.evaluate --table 3 --scales 36": "no --scales, --mode, --submission or --json",
+    "pretrain.localise": "--weights",
+    "pretrain.localise --weights l.pth": "give --annotations, with the true boxes, or --submission",
+    "pretrain.localise --weights l.pth --weights ./l.pth --annotations b.csv": "is given twice",
+    "pretrain.localise --weights l.pth --annotations b.csv --protocol 3": "--protocol",
+    "pretrain.localise --weights l.pth --annotations b.csv --protocol 2": (
+        "--protocol 2 needs the classes of each image: --classifier or --posteriors"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --classifier mini --posteriors k.h5": (
+        "give one of --classifier and --posteriors"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --scales 36,50": "give --scales one Q",
+    "pretrain.localise --weights l.pth --annotations b.csv --scales 36 --scales 50": (
+        "--scales is there 2 times: give it once, or once a net"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --scales 3x": "is not a list of numbers",
+    "pretrain.localise --weights l.pth --annotations b.csv --split test": (
+        "--split test has no labels to judge by"
+    ),
+    "pretrain.localise --weights l.pth --split test --submission s.txt": (
+        "--protocol 1 takes the true class"
+    ),
+    "pretrain.localise --weights l.pth --classifier mini --submission s.txt": (
+        "--submission needs --devkit"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --protocol 1 --classifier mini": (
+        "--classifier is for --protocol 2"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --no-mirror": (
+        "--mirror is for --protocol 2"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --merge-above 0.3": (
+        "--merge-above is for --protocol 2"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --merge-above 1.5": "--merge-above",
+    "pretrain.localise --weights l.pth --annotations b.csv --classifier mini --mode dense": (
+        "--mode is for --posteriors"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --devkit d": "--devkit is for --submiss",
+    "pretrain.localise --weights l.pth --annotations b.csv --json b.csv": "is what the command rea",
+    "pretrain.localise --weights l.pth --annotations b.csv --page a --json a": "are one file",
     "pretrain.export": "weights",
     "pretrain.export mini": "--to",
     "pretrain.export mini --to timm": "--out",
@@ -430,6 +476,7 @@ ABSENT = {
     "pretrain.train --data nowhere": "no folder",
     "pretrain.evaluate --weights mini --data nowhere": "no folder",
     "pretrain.evaluate --from k.h5": "k.h5",
+    "pretrain.localise --weights l.pth --annotations b.csv --data nowhere": "no folder",
     "pretrain.export w.safetensors --to timm --out n.pth": "no weights file at w.safetensors",
     "pretrain.export mini --to timm --out no/n.pth": "there is no folder no to write n.pth in",
     "pretrain.report nowhere": "no stage with a log.jsonl under nowhere",

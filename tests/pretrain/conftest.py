@@ -22,6 +22,7 @@ from pretrain.claims import claims_markdown
 from pretrain.evaluate import app as evaluate_app
 from pretrain.init import weight_layers
 from pretrain.ledger import read_cells
+from pretrain.localise import app as localise_app
 from pretrain.recipe import Past, Recipe, chain, read_recipe
 from pretrain.tables import Cell, Learned, pack
 from pretrain.train import app as train_app
@@ -31,7 +32,7 @@ from vggfeat import terminal
 from vggfeat.images import Preprocessing
 from vggfeat.sources import load
 from vggfeat.vgg import VGG
-from vggfeat.weights import save_weights
+from vggfeat.weights import outputs, save_weights
 
 # A net of a tenth of the width on crops of 32 pixels, every augmentation on.
 SHORT = [
@@ -233,6 +234,52 @@ def weights(made_runs: Path, tmp_path: Path) -> dict[str, Path]:
     return {f"{net}-{S}": runs / net / f"{net}-{S}" / "weights.safetensors" for net, S in NETS}
 
 
+def save_boxes(
+    path: Path, module: VGG, plain: Preprocessing, boxes: str, unit: float = 0.5, S: str = "36"
+) -> Path:
+    """A localisation net of the seven classes."""
+    save_weights(path, module, plain, classes=CLASSES, train_scale=S, boxes=boxes, box_unit=unit)
+    return path
+
+
+@pytest.fixture(scope="session")
+def made_localisers(
+    tmp_path_factory: pytest.TempPathFactory, he: Nets, plain: Preprocessing
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    paths = {}
+    for kind in ("scr", "pcr"):
+        module = he("A", num_classes=outputs(kind, len(CLASSES)), width=0.05, crop=32)
+        with torch.no_grad():
+            module.get_parameter("classifier.6.weight").mul_(0.01)
+            bias = module.get_parameter("classifier.6.bias").view(-1, 4)
+            bias.mul_(0.5).add_(torch.tensor([0, 0, 1.5, 1.5]))
+        paths[kind] = save_boxes(folder / f"{kind}.safetensors", module, plain, kind)
+    return paths
+
+
+@pytest.fixture
+def localisers(made_localisers: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Localisation nets of random layers, whose boxes are some three quarters of the crop."""
+    return {
+        kind: Path(shutil.copy(path, tmp_path / path.name))
+        for kind, path in made_localisers.items()
+    }
+
+
+@pytest.fixture
+def boxes_csv(tmp_path: Path) -> Path:
+    """A true box in the middle of each validation image but the last one of each class, which has
+    none; the first of each has two.
+    """
+    lines = ["path,class,x1,y1,x2,y2"]
+    for name in CLASSES:
+        lines += [f"val/{name}/{i}.png,{name},15,8,45,{36 + i % 3}" for i in range(5)]
+        lines += [f"val/{name}/0.png,{name},0,0,10,10"]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "boxes.csv"
+
+
 def cells_in(folder: Path) -> list[Cell]:
     """Of the one ledger of cells that is there."""
     (path,) = folder.glob("ledger-*.json")
@@ -296,6 +343,13 @@ def evaluating(run_main: Command) -> Command:
     """As `training`, pretrain.evaluate."""
     return functools.partial(
         run_main, functools.partial(terminal.run, evaluate_app, "python -m pretrain.evaluate")
+    )
+
+
+def localising(run_main: Command) -> Command:
+    """As `training`, pretrain.localise."""
+    return functools.partial(
+        run_main, functools.partial(terminal.run, localise_app, "python -m pretrain.localise")
     )
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from vggfeat.page import Series, chart
+from vggfeat.page import Outlined, Series, chart, outlined, thumbnail
 
 
 def test_curves_are_thinned_but_keep_their_shape() -> None:
@@ -53,3 +53,13 @@ def test_values_that_are_not_finite_draw_nothing() -> None:
         chart([Series("s", np.array([np.nan, 1.0]), np.array([1.0, np.inf]))], "x", "y", log_x=True)
     )
     assert "nan" not in svg and "inf" not in svg
+
+
+def test_boxes_lie_on_the_picture_in_its_own_pixels() -> None:
+    pixels = np.zeros((300, 400, 3), np.uint8)
+    box = Outlined(np.array([10, 20.5, 110, 60]), "true", "a <dog>")
+    text = outlined(thumbnail(pixels), (300, 400), [box], "a.jpg", "IoU 1.00")
+    assert '<svg viewBox="0 0 400 300"' in text and 'width="400" height="300"' in text
+    assert 'class="box true" x="10.0" y="20.5" width="100.0" height="39.5"' in text
+    assert "a &lt;dog&gt;" in text and text.count("<rect") == 1
+    assert "<svg" not in outlined(None, (300, 400), [box], "a.jpg", "gone")

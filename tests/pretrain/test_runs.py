@@ -414,7 +414,7 @@ def test_a_net_is_measured_in_the_modes_that_its_rows_ask_for(
         return KeptPosteriors("imagenet", "images", "val", [], np.zeros(0), [], {}, [])
 
     monkeypatch.setattr("pretrain.runs.evaluate", evaluate)
-    monkeypatch.setattr(KeptPosteriors, "joined", lambda parts: None)
+    monkeypatch.setattr(KeptPosteriors, "joined", list)
     items = images_of(images, "val", 0)
 
     def measured(*numbers: int) -> dict[str, list[str]]:

@@ -159,6 +159,10 @@ def localise_command(
         Path | None, Option(help="Also write a page that draws boxes on images, worst and best.")
     ] = None,
     json_file: Json = None,
+    ledger: Annotated[
+        Path | None,
+        Option(help="The page whose Tables 8 to 10 have these figures.", show_default=False),
+    ] = None,
     overwrite: Overwrite = False,
     limit: Annotated[
         int, Option(min=0, help="Only so many images, evenly spread; 0: all of them.")
@@ -178,6 +182,12 @@ def localise_command(
     inputs = [*posteriors, *weights_files(*weights, *classifier), data, devkit, source]
     texts = {"--submission": submission, "--page": page, "--json": json_file}
     check_outputs({}, texts=texts, inputs=inputs, overwrite=overwrite)
+    if ledger is not None:
+        from pretrain.ledger import THEIRS, check_ledger
+
+        updated = {"--ledger": ledger, "the cells beside it": ledger.with_name(THEIRS)}
+        check_outputs(updated, inputs=inputs, overwrite=True)  # in place, by design
+        check_ledger(ledger)
     numbers = devkit_numbers(devkit) if devkit is not None else {}
     # PyTorch is imported from here on: wrong options are answered at once
     from pretrain.posteriors import images_of
@@ -206,8 +216,8 @@ def localise_command(
         if not ranks.first:
             return
         shares = {} if boxes is None else _training_shares(source, data, found[0].classes)
-    made = Made(protocol, found, seen, items, boxes, shares, split)
-    made.write(submission, numbers, page, json_file)
+    made = Made(protocol, found, seen, items, boxes, shares, split, asked.told())
+    made.write(submission, numbers, page, json_file, ledger)
     leave(seen.failures)
 
 
@@ -229,9 +239,14 @@ def _refuse_contradictions(
         raise WrongUsage("--protocol 1 is of one central crop: give --scales one Q")
     if "source" not in given and "submission" not in given:
         raise WrongUsage("give --annotations, with the true boxes, or --submission")
-    if split == "test" and given & {"source", "page", "json_file"}:
+    if split == "test" and given & {"source", "page", "json_file", "ledger"}:
         raise WrongUsage(
-            "--split test has no labels to judge by: no --annotations, --page or --json"
+            "--split test has no labels to judge by: no --annotations, --page, --json or --ledger"
+        )
+    if "ledger" in given and (split != "val" or "limit" in given):
+        raise WrongUsage(
+            "--ledger is of the whole validation set, as the paper's tables are: no --split or"
+            " --limit with it"
         )
     if split == "test" and protocol == 1:
         raise WrongUsage("--protocol 1 takes the true class, which --split test doesn't have")
@@ -241,7 +256,7 @@ def _refuse_contradictions(
         ("--protocol 2", ("classifier", "posteriors", "merge_above", "mirror", "submission")),
         ("--posteriors", () if "posteriors" in given else ("mode",)),
         ("--submission", () if "submission" in given else ("devkit",)),
-        ("--annotations", () if "source" in given else ("page", "json_file")),
+        ("--annotations", () if "source" in given else ("page", "json_file", "ledger")),
     ):
         for name in () if what_for == "--protocol 2" and protocol == 2 else idle:
             if name in given:
@@ -299,6 +314,12 @@ class Asked:
     numbers: dict[str, int]
     precision: str
     how: dict[str, Any]
+
+    def told(self) -> str:
+        """What tells the classes, so that it is told from another; "" of protocol 1."""
+        return " ".join(map(str, [*self.classifiers, *self.posteriors, self.mode])) * (
+            self.protocol == 2
+        )
 
     def localise(self, items: Items, split: str, ranks: Ranks) -> tuple[list[Located], Seen]:
         """Where each net, and all together, say that things are. What can't be asked of a net in
@@ -404,7 +425,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Made:
-    """What was found, and what it is held against. shares: see `box_figures.constants`."""
+    """What was found, and what it is held against. shares: see `box_figures.constants`.
+    classifier: see `Asked.told`.
+    """
 
     protocol: int
     found: Sequence[Located]
@@ -413,9 +436,15 @@ class Made:
     boxes: Boxes | None
     shares: dict[int, Any]
     split: str
+    classifier: str
 
     def write(
-        self, submission: Path | None, numbers: dict[str, int], page: Path | None, json_file: Any
+        self,
+        submission: Path | None,
+        numbers: dict[str, int],
+        page: Path | None,
+        json_file: Path | None,
+        ledger: Path | None,
     ) -> None:
         """Each file, and then what is printed; where one fails, the others all the same."""
         writes: list[Callable[[], object]] = []
@@ -433,8 +462,31 @@ class Made:
             )
         if self.boxes is not None:
             writes.append(partial(self._figures, self._truth(), page, json_file))
+            if ledger is not None:
+                writes.append(partial(self.to_ledger, self.boxes, ledger))
         bad = {self.items.names[i]: why for i, why in sorted(self.seen.failures.items())}
         try_each(*writes, lambda: list_unreadable(bad))
+
+    def to_ledger(self, boxes: Boxes, ledger: Path) -> None:
+        """The cells of Tables 8 and 9, into the page; its tables printed."""
+        from pretrain.box_cells import Boxed, images_with_boxes, write_box_tables
+
+        truth = self._truth()
+        judged = truth.judged
+        images = images_with_boxes(
+            self.items, self.split, self.found[0].classes, boxes, judged, self.seen.failures
+        )
+        found = [
+            Boxed(
+                one.nets,
+                one.scales,
+                one.wrong(truth, 1)[judged],
+                one.wrong(truth, 5)[judged] if self.protocol == 2 else None,
+                self.classifier,
+            )
+            for one in self.found
+        ]
+        write_box_tables(found, images, command(), ledger)
 
     def _truth(self) -> Truth:
         from pretrain.box_figures import Truth

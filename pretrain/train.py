@@ -88,9 +88,10 @@ def train(
             show_default=False,
         ),
     ] = None,
-    annotations: Annotated[
+    source: Annotated[
         Path | None,
         Option(
+            "--annotations",
             help="Of localisation: the true boxes, a folder of XML files or a CSV file.",
             show_default=False,
         ),
@@ -173,7 +174,7 @@ def train(
             raise WrongUsage("--init is how random layers are made: leave out --set random_layers")
         if (task == "localisation") != (boxes is not None):
             raise WrongUsage("--task localisation and --boxes scr or pcr go together")
-        if (task == "localisation") != (annotations is not None):
+        if (task == "localisation") != (source is not None):
             raise WrongUsage("--task localisation and --annotations, the true boxes, go together")
         numbers = [*overrides, *([] if seed is None else [f"seed={seed}"])]
         its_recipe = read_recipe(recipe, numbers, net, boxes or "")
@@ -188,8 +189,8 @@ def train(
         # what the run writes; all else in its folder is its own, and goes on where it stopped
         for made in (run_folder, *(run_folder / its_chain.stages[i].name for i in chosen)):
             weights = {"the run's own": made / WEIGHTS}
-            refuse_same_names(weights, [start, annotations])
-            refuse_inputs(weights, [start, annotations])
+            refuse_same_names(weights, [start, source])
+            refuse_inputs(weights, [start, source])
         # the rest is imported from here on: wrong options are answered at once
         from pretrain.loader import read_training_set
         from pretrain.plan import plan
@@ -215,8 +216,8 @@ def train(
             # from here on, so that they start while the folder is listed and the nets are made
             with Readers(0 if dry_run else machine.workers, ranks.device) as readers:
                 images = read_training_set(data, its_chain)
-                if annotations is not None:
-                    images = images.with_boxes(annotations)
+                if source is not None:
+                    images = images.with_boxes(source)
                 for remark in images.items.remarks if ranks.first else ():
                     say(in_options(remark))
                 asked = Run(

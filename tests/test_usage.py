@@ -34,7 +34,7 @@ from .conftest import Command
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "cli.md"
-PRETRAIN = ("train", "evaluate", "localise", "export", "report")
+PRETRAIN = ("train", "evaluate", "localise", "reproduce", "export", "report")
 NET = "random:A,width=0.125,crop=32"
 
 # People's scripts hold these names: renaming or dropping one is a decision, not a slip.
@@ -62,9 +62,13 @@ OPTIONS = {
     "vggfeat datasets": "",
     "vggfeat weights": "",
     "python -m pretrain.train": (
-        """--net --data --root --recipe --out --init --stages --from --set --seed --colours
+        """--net --data --root --recipe --out --task --boxes --annotations --init --stages --from --set --seed --colours
         --micro-batch --device --precision --workers --compile --no-compile --checkpoint-minutes
         --log-every --dry-run --debug"""
+    ),
+    "python -m pretrain.reproduce": (
+        """--data --root --out --annotations --voc --caltech --recipe --seeds --only --ledger
+        --dry-run --device --precision --workers --debug"""
     ),
     "python -m pretrain.evaluate": (
         """--weights --from --data --root --split --scales --mode --max-pool --posteriors --table
@@ -74,7 +78,7 @@ OPTIONS = {
     "python -m pretrain.localise": (
         """--weights --annotations --data --root --split --protocol --scales --classifier
         --posteriors --mode --merge-above --mirror --no-mirror --submission --devkit --page --json
-        --overwrite --limit --batch-size --device --precision --workers --debug"""
+        --ledger --overwrite --limit --batch-size --device --precision --workers --debug"""
     ),
     "python -m pretrain.export": "weights --to --out --overwrite --debug",
     "python -m pretrain.report": "folder --out --overwrite --debug",
@@ -366,6 +370,14 @@ WRONG = {
     "pretrain.train --checkpoint-minutes -1": "-1.0 is not a number of minutes",
     "pretrain.train --log-every 0": "--log-every",
     "pretrain.train photos": "photos",
+    "pretrain.train --boxes scr": "--task localisation and --boxes scr or pcr go together",
+    "pretrain.train --task localisation --boxes scr": "--annotations, the true boxes, go together",
+    "pretrain.train --task control": "recipe paper has no stage of control for net D",
+    "pretrain.reproduce --only 'table 2'": "give tables of the paper from 3 to 12",
+    "pretrain.reproduce --only 'table 8'": "table 8 needs --annotations",
+    "pretrain.reproduce --seeds 1,x": "give whole numbers, as 0,1,2",
+    "pretrain.reproduce --seeds 1,1": "--seeds 1,1: each once",
+    "pretrain.reproduce --recipe nonsense": "there is no recipe 'nonsense'",
     "pretrain.evaluate": "give one of --weights, --from and --table",
     "pretrain.evaluate --weights mini --from k.h5": "give one of --weights, --from and --table",
     "pretrain.evaluate --weights mini --scales 3x": "is not a list of numbers like 256,384,512",

@@ -40,8 +40,8 @@ NET = "random:A,width=0.125,crop=32"
 # People's scripts hold these names: renaming or dropping one is a decision, not a slip.
 OPTIONS = {
     "vggfeat extract": (
-        """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store
-        --out --batch-size --device --precision --workers --limit --download --dry-run --overwrite
+        """--dataset --root --net --weights --layer --scales --mirror --no-mirror --regions --max-pool
+        --store --out --batch-size --device --precision --workers --limit --download --dry-run --overwrite
         --retry --json --debug"""
     ),
     "vggfeat svm": (

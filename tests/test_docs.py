@@ -50,7 +50,7 @@ from vggfeat.terminal import run
 from vggfeat.vgg import VGG
 
 from .conftest import SLOW, TESTS, Command, photograph
-from .vggfeat.datasets.made import annotation, make_action
+from .vggfeat.datasets.made import Persons, annotation, make_action
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -268,7 +268,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         unlabelled=("test",),
     )
     devkit = tmp_path / "data/VOCdevkit/VOC2012"
-    persons = {
+    persons: dict[str, Persons] = {
         part: {(f"{i:06d}", n): (ACTIONS[(i + n) % 3],) for i in ids for n in (1, 2)}
         for part, ids in (("train", range(3)), ("val", range(3, 6)), ("test", range(6, 8)))
     }

@@ -50,6 +50,7 @@ LIGHT = (
     *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),
     *("vggfeat.datasets.splits", "vggfeat.datasets.download", "vggfeat.datasets.devkit"),
     *("vggfeat.datasets.annotation", "vggfeat.datasets.boxes"),
+    *("vggfeat.datasets.voc_action", "vggfeat.regions"),
     *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
     *("vggfeat.table1", "vggfeat.versions"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),

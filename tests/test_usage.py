@@ -40,9 +40,9 @@ NET = "random:A,width=0.125,crop=32"
 # People's scripts hold these names: renaming or dropping one is a decision, not a slip.
 OPTIONS = {
     "vggfeat extract": (
-        """--dataset --root --net --weights --layer --scales --mirror --no-mirror --max-pool --store
-        --out --batch-size --device --precision --workers --limit --download --dry-run --overwrite
-        --retry --json --debug"""
+        """--dataset --root --net --weights --layer --scales --mirror --no-mirror --regions
+        --max-pool --store --out --batch-size --device --precision --workers --limit --download
+        --dry-run --overwrite --retry --json --debug"""
     ),
     "vggfeat svm": (
         """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver

@@ -172,7 +172,7 @@ def refuse_other_data(dataset: str) -> None:
         )
 
 
-def cell_of(results: Results, regions: str = "image") -> Cell:
+def cell_of(results: Results) -> Cell:
     """What `vggfeat svm` found, as a cell of today. Raises VggfeatError: another data set; no
     figure.
     """
@@ -182,6 +182,7 @@ def cell_of(results: Results, regions: str = "image") -> Cell:
     mean = told(figures.mean(figure)) if figure in FIGURES else None
     if mean is None:
         raise VggfeatError("no labelled image was scored: there is no figure for the ledger")
+    described = {name for part in made.features for name in part.regions or REGIONS[:1]}
     validated = results.validation if results.test_labels == "none" else None
     weights = [] if results.class_weight is None else [f"class weights {results.class_weight}"]
     return Cell(
@@ -198,7 +199,7 @@ def cell_of(results: Results, regions: str = "image") -> Cell:
             for part in made.features
         ],
         pool=results.pool,
-        regions=regions,
+        regions=",".join(name for name in REGIONS[:2] if name in described),
         svm=", ".join([results.solver or "", *weights]),
         figure=figure,
         mean=mean,

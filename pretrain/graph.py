@@ -123,7 +123,7 @@ class _Maker:
 
     def classes(self, member: Member) -> Step | None:
         """The stage that a net of the tables ends with; None where the recipe has none."""
-        found = self._at(self._chain(member.net), CLASSIFICATION, member.S)
+        found = self._at(member.net, CLASSIFICATION, member.S)
         if found is None:
             self._lack(member.name)
             return None
@@ -137,19 +137,16 @@ class _Maker:
     def controls(self) -> None:
         """All that the recipe has."""
         for net in NETS:
-            try:
-                its_chain = self._chain(net, task=CONTROL)
-            except VggfeatError:
+            if not self._has(net, CONTROL):
                 continue
+            its_chain = self._chain(net, task=CONTROL)
             for number, stage in enumerate(its_chain.stages):
                 if stage.task == CONTROL:
                     self._step(f"{net}-control", its_chain, number)
 
     def boxes(self, net: BoxNet) -> None:
         """A net that says boxes."""
-        found = self._at(
-            self._chain(net.net, task=LOCALISATION, boxes=net.boxes), LOCALISATION, net.S
-        )
+        found = self._at(net.net, LOCALISATION, net.S, net.boxes)
         if found is None:
             self._lack(net.name)
             return
@@ -172,9 +169,17 @@ class _Maker:
         numbers = [*overrides, f"seed={self.seed}"]
         return chain(read_recipe(self.recipe, numbers, net, boxes), net, "A", task, boxes)
 
-    def _at(self, its_chain: Recipe, task: str, S: str) -> tuple[Recipe, int] | None:
-        """The chain, and the place of the stage that stands for the paper's S, if it has one."""
-        net = its_chain.stages[-1].net
+    def _has(self, net: str, task: str) -> bool:
+        stages = read_recipe(self.recipe).stages
+        return any(net in stage.nets and stage.task == task for stage in stages)
+
+    def _at(self, net: str, task: str, S: str, boxes: str = "") -> tuple[Recipe, int] | None:
+        """A net's chain, and the place of the stage that stands for the paper's S, if it has
+        one.
+        """
+        if not self._has(net, task):
+            return None
+        its_chain = self._chain(net, task=task, boxes=boxes)
         for number, stage in enumerate(its_chain.stages):
             ours = (stage.task, stage.net) == (task, net)
             if ours and identity(its_chain, stage.name).stands_for == S:

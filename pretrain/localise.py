@@ -211,7 +211,7 @@ def localise_command(
             precision=precision,
             how={"batch_size": batch_size, "workers": workers or ranks.cores},
         )
-        boxes = _true_boxes(source, items) if ranks.first else None
+        boxes = true_boxes(source, items) if ranks.first else None
         found, seen = asked.localise(items, split, ranks)
         if not ranks.first:
             return
@@ -263,7 +263,7 @@ def _refuse_contradictions(
                 raise WrongUsage(f"`{name}` is for {what_for}: leave it out")
 
 
-def _true_boxes(source: Path | None, items: Items) -> Boxes | None:
+def true_boxes(source: Path | None, items: Items) -> Boxes | None:
     """Of the images; what doesn't fit is said."""
     if source is None:
         return None

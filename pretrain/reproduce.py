@@ -23,29 +23,24 @@ if __name__ == "__main__":  # before all that takes time
     begin("pretrain.reproduce")
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pretrain.graph import BY_BOXES, BY_POSTERIORS, TABLES, Step, graph
-from pretrain.watch import CHECKPOINT, Stop, stop_on_signals
+from pretrain.graph import BY_BOXES, TABLES, Step, graph
+from pretrain.watch import CHECKPOINT, stop_on_signals
 from vggfeat.errors import WrongUsage
 from vggfeat.machine import duration
 from vggfeat.options import PRECISION, OwnDevice, Strict, leave, with_debug
 from vggfeat.terminal import columns, in_options, out, run, say
 
 if TYPE_CHECKING:
-    from pretrain.loader import TrainingSet
     from pretrain.plan import Trials
-    from pretrain.readers import Readers
-    from pretrain.trainer import Machine
-    from vggfeat.ranks import Ranks
+    from pretrain.reproduction import Asked
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
-COLOURS = "A"  # the run whose mean and covariance of RGB all others take
 COPIES = 5  # of a net's weights: the last and the best, the run's own, and a checkpoint's two
 
 
@@ -64,9 +59,10 @@ def reproduce(
     folder: Annotated[
         Path, Option("--out", help="The folder of all that is made; what exists is used.")
     ] = Path("runs"),
-    annotations: Annotated[
+    source: Annotated[
         Path | None,
         Option(
+            "--annotations",
             help="The true boxes of --data, a folder of XML files or a CSV file: Tables 8 to 10.",
             show_default=False,
         ),
@@ -115,15 +111,16 @@ def reproduce(
     ] = None,
 ) -> None:
     """Make the paper's tables: every net trained once, evaluated, and put beside the paper's."""
-    tables = tables_typed(only)
     numbers = seeds_typed(seeds)
+    tables = _possible(tables_typed(only), source, voc, caltech, given=bool(only))
     page = ledger or folder / "results.md"
-    there = _possible(tables, annotations, voc, caltech, given=bool(only))
     with stop_on_signals() as stop:
-        graphs = {seed: graph(recipe, seed, there, annotations is not None) for seed in numbers}
+        graphs = {seed: graph(recipe, seed, tables, source is not None) for seed in numbers}
         # the rest is imported from here on: wrong options are answered at once
+        from pretrain import reproduction
         from pretrain.ledger import check_ledger
         from pretrain.loader import read_training_set
+        from pretrain.posteriors import images_of
         from pretrain.readers import Readers
         from pretrain.trainer import Machine
         from vggfeat.devices import resolve_precision
@@ -139,34 +136,39 @@ def reproduce(
             with Readers(0 if dry_run else machine.workers, ranks.device) as readers:
                 steps = [step for each in graphs.values() for step in each.steps]
                 images = read_training_set(data, steps[0].recipe)
-                if annotations is not None:
-                    images = images.with_boxes(annotations)
-                asked = Asked(
-                    data,
-                    folder,
-                    page,
-                    there,
-                    images,
-                    ranks,
-                    machine,
-                    readers,
-                    annotations,
-                    voc,
-                    caltech,
+                images_of(data, "val", 0)  # all are there, before what takes days
+                if source is not None:
+                    images = images.with_boxes(source)
+                asked = reproduction.Asked(
+                    data=data,
+                    out=folder,
+                    page=page,
+                    tables=tables,
+                    images=images,
+                    ranks=ranks,
+                    machine=machine,
+                    readers=readers,
+                    source=source,
+                    voc=voc,
+                    caltech=caltech,
                 )
                 if ranks.first:
                     for remark in images.items.remarks:
                         say(in_options(remark))
-                    for name in next(iter(graphs.values())).lacking:
+                    for name in graphs[numbers[0]].lacking:
                         say(f"left out: {name}, which recipe {recipe} doesn't train")
                 if dry_run:
                     _print_plan(asked, steps)
                     return
                 unreadable: dict[str, str] = {}
                 for seed, its in graphs.items():
-                    trained = train(asked, its.steps, stop)
-                    unreadable |= trained
-                    measure(asked, seed, its.steps)
+                    unreadable |= reproduction.train(asked, its.steps, stop)
+                    reproduction.classify(asked, seed)
+                    reproduction.localise(asked, its.steps)
+                    if seed == numbers[0]:
+                        reproduction.transfer(asked, its.steps)
+                if ranks.first:
+                    out.print(f"tables: {page}", soft_wrap=True)
         leave(unreadable)
 
 
@@ -197,7 +199,7 @@ def seeds_typed(text: str) -> tuple[int, ...]:
 
 def _possible(
     tables: Sequence[int],
-    annotations: Path | None,
+    source: Path | None,
     voc: Path | None,
     caltech: Path | None,
     given: bool,
@@ -206,7 +208,7 @@ def _possible(
     for by its number.
     """
     needs = {
-        **dict.fromkeys(BY_BOXES, ("--annotations", annotations is not None)),
+        **dict.fromkeys(BY_BOXES, ("--annotations", source is not None)),
         11: ("--voc or --caltech", voc is not None or caltech is not None),
         12: ("--voc", voc is not None),
     }
@@ -219,153 +221,35 @@ def _possible(
     return tuple(there)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is reproduced, of what, where and by whom. tables: those whose data are there."""
-
-    data: Path
-    out: Path
-    page: Path
-    tables: Sequence[int]
-    images: TrainingSet
-    ranks: Ranks
-    machine: Machine
-    readers: Readers
-    annotations: Path | None
-    voc: Path | None
-    caltech: Path | None
-
-    def run_of(self, step: Step) -> Any:
-        """The run of `pretrain.stages` that trains a step."""
-        from pretrain.stages import COLOURS as FILE
-        from pretrain.stages import Run
-
-        # measured once: it is of the images, and not of a seed
-        colours = next(iter(sorted(self.out.glob(f"seed*/*/{FILE}"))), None)
-        run = Run(
-            step.recipe,
-            [step.number],
-            self.images,
-            self.out / step.seed / step.run,
-            step.start.weights(self.out) if step.start else None,
-            self.ranks.same(colours),
-            self.ranks,
-            self.machine,
-        )
-        return run.fitted()
-
-
-def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
-    """Train each step that isn't done; name -> reason of training images that can't be read.
-
-    Raises typer.Exit after a signal, all saved.
-    """
-    from pretrain.stages import train_stages
-
-    unreadable: dict[str, str] = {}
-    for number, step in enumerate(steps, 1):
-        if asked.ranks.first:
-            say(f"{step.seed}/{step.name}, {number} of {len(steps)}")
-        ended = train_stages(asked.run_of(step), stop, asked.readers)
-        unreadable |= ended.unreadable
-        if not ended.finished:
-            raise typer.Exit(128 + stop.signal)
-    return unreadable
-
-
-def measure(asked: Asked, seed: int, steps: Sequence[Step]) -> None:
-    """Everything that a seed's trained nets are asked, into the page."""
-    if numbers := [n for n in asked.tables if n in BY_POSTERIORS]:
-        _classify(asked, seed, numbers)
-
-
-def _classify(asked: Asked, seed: int, numbers: Sequence[int]) -> None:
-    """Tables 3 to 7, of posteriors that are kept net by net, so that what is measured isn't
-    measured again.
-    """
-    from pretrain.kept import KeptPosteriors
-    from pretrain.posteriors import images_of
-    from pretrain.runs import measure_net, trained_nets, wanted_rows, write_tables
-
-    ranks, folder = asked.ranks, asked.out / f"seed{seed}"
-    nets = trained_nets(folder, tell=ranks.first)
-    items = images_of(asked.data, "val", 0)
-    how: dict[str, Any] = {"batch_size": None, "workers": ranks.cores}
-    parts: list[tuple[str, KeptPosteriors]] = []
-    for i, rows in wanted_rows(numbers, nets).items():
-        net = nets[i]
-        path = folder / "posteriors" / f"{Path(net.weights).parent.name}.h5"
-        kept = _kept(path, net, rows, items.names) if ranks.first else None
-        if ranks.same(kept is None):
-            made = measure_net(net, rows, items, "val", ranks, asked.machine.precision, how)
-            if ranks.first:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                made.save(path)
-            kept = made
-        if kept is not None:
-            parts.append((net.weights, kept))
-    if ranks.first:
-        write_tables(numbers, KeptPosteriors.joined(parts), asked.page)
-    ranks.barrier()
-
-
-def _kept(path: Path, net: Any, rows: Any, names: list[str]) -> Any:
-    """A net's posteriors, where they are kept for these images, at the Q and modes that are asked;
-    else None.
-    """
-    from pretrain.kept import KeptPosteriors
-    from pretrain.runs import asked_of
-    from vggfeat.sources import load
-
-    if not path.exists():
-        return None
-    kept = KeptPosteriors.read(path)
-    scales, modes = asked_of(net, rows)
-    (its,) = kept.nets
-    same = its.facts["fingerprint"] == load(net.weights, device="cpu").fingerprint
-    there = {*scales} <= {*its.scales} and {*modes} <= {*its.modes}
-    return kept if same and there and kept.names == names else None
-
-
 def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:
+    """The graph, a stage a line, and what is left to do."""
     from pretrain.plan import net_of, plan
 
     trials: Trials = {}
-    rows, seconds, disk = [], 0.0, 0
-    classes = len(asked.images.classes)
+    table = columns("stage", "starts from", "iterations", "time", "state")
+    seconds, disk = 0.0, 0
     for step in steps:
-        run_ = asked.run_of(step)
-        (cost,) = plan(step.recipe, [step.number], asked.images, asked.ranks, run_.machine, trials)
-        size = COPIES * sum(
-            4 * p.numel() for p in net_of(step.recipe, step.number, classes).parameters()
-        )
-        done = step.weights(asked.out).exists()
-        state = (
-            "done"
-            if done
-            else "begun"
-            if (step.weights(asked.out).with_name(CHECKPOINT)).exists()
-            else "-"
-        )
-        rows.append(
-            (
-                f"{step.seed}/{step.name}",
-                step.start.name if step.start else "-",
-                str(cost.iterations),
-                "-" if done else duration(cost.seconds),
-                state,
-            )
-        )
-        seconds += 0.0 if done else cost.seconds
-        disk += size
+        weights = step.weights(asked.out)
+        state = "done" if weights.exists() else "-"
+        if state != "done" and weights.with_name(CHECKPOINT).exists():
+            state = "begun"
+        net = net_of(step.recipe, step.number, len(asked.images.classes))
+        disk += COPIES * sum(4 * p.numel() for p in net.parameters())
+        machine = asked.run_of(step).machine
+        places = [step.number]
+        (cost,) = plan(step.recipe, places, asked.images, asked.ranks, machine, trials)
+        left = 0.0 if state == "done" else cost.seconds
+        seconds += left
+        start = step.start.name if step.start else "random"
+        words = duration(left) if left else "-"
+        table.add_row(f"{step.seed}/{step.name}", start, str(cost.iterations), words, state)
     if asked.ranks.first:
-        table = columns("stage", "starts from", "iterations", "time", "state")
-        for row in rows:
-            table.add_row(*row)
+        hours = seconds * asked.ranks.world / 3600
         out.print(table)
         out.print(
-            f"training: at most {duration(seconds)}, {seconds * asked.ranks.world / 3600:.3g} hours of"
-            f" {asked.ranks.device.type}; weights and checkpoints: {disk / 1e9:.1f} GB"
+            f"training: at most {duration(seconds)}, {hours:.3g} hours of"
+            f" {asked.ranks.device.type}, by trials of a few iterations; its files:"
+            f" {disk / 1e9:.1f} GB"
         )
 
 

@@ -62,8 +62,8 @@ OPTIONS = {
     "vggfeat datasets": "",
     "vggfeat weights": "",
     "python -m pretrain.train": (
-        """--net --data --root --recipe --out --task --boxes --annotations --init --stages --from --set --seed --colours
-        --micro-batch --device --precision --workers --compile --no-compile --checkpoint-minutes
+        """--net --data --root --recipe --out --task --boxes --annotations --init --stages --from
+        --set --seed --colours --micro-batch --device --precision --workers --compile --no-compile --checkpoint-minutes
         --log-every --dry-run --debug"""
     ),
     "python -m pretrain.reproduce": (

@@ -1,0 +1,333 @@
+"""What `reproduce` does with a graph of steps: train each, and ask the trained nets for the figures
+of every table. What exists is used, and nothing is done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pretrain.graph import BY_POSTERIORS, JITTERED, Step
+from pretrain.kept import KeptPosteriors
+from pretrain.ledger import read_cells
+from pretrain.loader import TrainingSet
+from pretrain.localise import Asked as Localising
+from pretrain.localise import Made, true_boxes
+from pretrain.merging import MERGED_ABOVE
+from pretrain.posteriors import images_of
+from pretrain.readers import Readers
+from pretrain.recipe import CLASSIFICATION, LOCALISATION, identity
+from pretrain.runs import Trained, asked_of, measure_net, trained_nets, wanted_rows, write_tables
+from pretrain.stages import COLOURS, Run, train_stages
+from pretrain.tables import BOXES, BoxNet, Member, PaperRow, box_scales
+from pretrain.trainer import Machine
+from pretrain.watch import Stop
+from vggfeat import datasets, protocols
+from vggfeat.classify import problem_from
+from vggfeat.datasets import Items
+from vggfeat.errors import Interrupted, VggfeatError
+from vggfeat.extract import extract
+from vggfeat.ledger import plain_word
+from vggfeat.ranks import Ranks
+from vggfeat.sources import load
+from vggfeat.store import open_features
+from vggfeat.terminal import command, in_options, out, progress, say
+from vggfeat.transfer import CELLS, cell_of, write_cell
+from vggfeat.weights import Network, trained_at
+
+POSTERIORS, FEATURES = "posteriors", "features"  # folders of a seed
+VOC_Q, CALTECH_Q = 5, 3  # how many scales, a step apart (Appendix B)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is reproduced, of what, where and by whom. tables: those whose data are given. source:
+    of the true boxes of `data`.
+    """
+
+    data: Path
+    out: Path
+    page: Path
+    tables: Sequence[int]
+    images: TrainingSet
+    ranks: Ranks
+    machine: Machine
+    readers: Readers
+    source: Path | None
+    voc: Path | None
+    caltech: Path | None
+
+    def run_of(self, step: Step) -> Run:
+        """The run that trains a step."""
+        # measured once: they are of the images, and not of a net or a seed
+        colours = min(self.out.glob(f"seed*/*/{COLOURS}"), default=None)
+        run = Run(
+            step.recipe,
+            [step.number],
+            self.images,
+            self.out / step.seed / step.run,
+            step.start.weights(self.out) if step.start else None,
+            self.ranks.same(colours),
+            self.ranks,
+            self.machine,
+        )
+        return run.fitted()
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How images are described and scored."""
+        return {"batch_size": None, "workers": self.ranks.cores}
+
+    def cells(self) -> list[Any]:
+        """Of Tables 3 to 9, all that are beside the page."""
+        there = sorted(self.page.parent.glob("ledger-*.json"))
+        return [cell for path in there if path.name != CELLS for cell in read_cells(path)]
+
+
+def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
+    """Train each step that isn't done; name -> reason of training images that can't be read.
+
+    Raises Interrupted after a signal, all saved.
+    """
+    unreadable: dict[str, str] = {}
+    for number, step in enumerate(steps, 1):
+        if asked.ranks.first:
+            say(f"{step.seed}/{step.name}, stage {number} of {len(steps)}")
+        ended = train_stages(asked.run_of(step), stop, asked.readers)
+        unreadable |= ended.unreadable
+        if not ended.finished:
+            raise Interrupted("stopped and saved; the same command goes on", stop.signal)
+    return unreadable
+
+
+def classify(asked: Asked, seed: int) -> None:
+    """Tables 3 to 7, of posteriors that are kept net by net, so that what is measured isn't
+    measured again.
+    """
+    numbers = [n for n in asked.tables if n in BY_POSTERIORS]
+    ranks, folder = asked.ranks, asked.out / f"seed{seed}"
+    if not numbers:
+        return
+    nets = trained_nets(folder, tell=ranks.first)
+    items = images_of(asked.data, "val", 0)
+    parts: list[tuple[str, KeptPosteriors]] = []
+    for i, rows in wanted_rows(numbers, nets).items():
+        net = nets[i]
+        stage = Path(net.weights).parent
+        path = folder / POSTERIORS / f"{stage.parent.name}-{stage.name}.h5"
+        kept = _kept(path, net, rows, items) if ranks.first else None
+        if ranks.same(kept is None):
+            precision = asked.machine.precision
+            kept = measure_net(net, rows, items, "val", ranks, precision, asked.how)
+            if ranks.first:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                kept.save(path)
+        if kept is not None:
+            parts.append((net.weights, kept))
+    if ranks.first:
+        write_tables(numbers, KeptPosteriors.joined(parts), asked.page)
+    ranks.barrier()
+
+
+def _kept(
+    path: Path, net: Trained, rows: Sequence[PaperRow], items: Items
+) -> KeptPosteriors | None:
+    """A net's posteriors, where they are kept for these images, at the Q and modes that are asked;
+    else None.
+    """
+    if not path.exists():
+        return None
+    kept = KeptPosteriors.read(path)
+    scales, modes = asked_of(net, rows)
+    (its,) = kept.nets
+    same = its.facts["fingerprint"] == _fingerprint(Path(net.weights))
+    there = {*scales} <= {*its.scales} and {*modes} <= {*its.modes}
+    return kept if same and there and kept.names == items.names else None
+
+
+def _fingerprint(weights: Path) -> str:
+    return load(str(weights), device="cpu", precision="float32").fingerprint
+
+
+# --- Tables 8 to 10 -------------------------------------------------------------------------------
+
+
+def localise(asked: Asked, steps: Sequence[Step]) -> None:
+    """Tables 8 to 10, of the nets that say boxes: each alone by protocol 1; by protocol 2 at its S,
+    and all those of Table 9 at its last row's Q, alone and together. The jittered D and E, fused,
+    say which classes are likely, and rate the boxes; the paper doesn't tell which net does.
+    """
+    if asked.source is None:
+        return
+    boxed = {_name(step): step for step in steps if _stage(step).task == LOCALISATION}
+    for table in (8, 9):
+        if table not in asked.tables and not (table == 9 and 10 in asked.tables):
+            continue
+        nets = [net for row in BOXES if row.table == table for net in row.nets]
+        its = [boxed[name] for name in dict.fromkeys(n.name for n in nets) if name in boxed]
+        if table == 8:
+            for step in its:
+                _locate(asked, [step], [_Q(step, lower=False)])
+            continue
+        for step in its:
+            _locate(asked, [step], [_Q(step, lower=False)], _classifiers(asked, steps))
+        lower = [_Q(step, lower=step is its[-1]) for step in its]
+        if len(its) > 1:
+            _locate(asked, its, lower, _classifiers(asked, steps))
+
+
+def _stage(step: Step) -> Any:
+    return step.recipe.stages[step.number]
+
+
+def _name(step: Step) -> str:
+    """As Tables 8 and 9 call it, without Q."""
+    stage = _stage(step)
+    S = identity(step.recipe, stage.name).stands_for
+    return BoxNet(stage.net, S, stage.boxes, stage.learn, "").name
+
+
+def _Q(step: Step, lower: bool) -> tuple[int, ...]:
+    return box_scales(_stage(step).train_scale, step.recipe.crop, lower)
+
+
+def _classifiers(asked: Asked, steps: Sequence[Step]) -> list[str]:
+    """The jittered D and E, as far as there are any."""
+    found = []
+    for step in steps:
+        stage = _stage(step)
+        S = identity(step.recipe, stage.name).stands_for
+        if Member(stage.net, S, stage.learn) in JITTERED and stage.task == CLASSIFICATION:
+            found.append(str(step.weights(asked.out)))
+    return found
+
+
+def _locate(
+    asked: Asked,
+    its: Sequence[Step],
+    scales: Sequence[tuple[int, ...]],
+    classifiers: Sequence[str] = (),
+) -> None:
+    """Test nets, alone and together, unless their cells are there."""
+    ranks = asked.ranks
+    weights = [step.weights(asked.out) for step in its]
+    prints = [_fingerprint(path) for path in weights] if ranks.first else []
+    data = plain_word(asked.images.items.root.absolute().name)
+    Q = " + ".join(dict.fromkeys(",".join(map(str, each)) for each in scales))
+    there = any(
+        (cell.table, cell.data, cell.Q) == (9 if classifiers else 8, data, Q)
+        and [net.fingerprint for net in cell.nets] == prints
+        for cell in (asked.cells() if ranks.first else [])
+    )
+    if ranks.same(there):
+        return
+    items = images_of(asked.data, "val", 0)
+    asking = Localising(
+        protocol=2 if classifiers else 1,
+        weights=list(map(str, weights)),
+        scales=list(scales),
+        classifiers=list(classifiers),
+        posteriors=[],
+        mode="dense",
+        above=MERGED_ABOVE,
+        mirror=True,
+        numbers={},
+        precision=asked.machine.precision,
+        how=asked.how,
+    )
+    boxes = true_boxes(asked.source, items) if ranks.first else None
+    found, seen = asking.localise(items, "val", ranks)
+    if boxes is not None:
+        made = Made(asking.protocol, found, seen, items, boxes, {}, "val", asking.told())
+        made.to_ledger(boxes, asked.page)
+    ranks.barrier()
+
+
+# --- Tables 11 and 12 -----------------------------------------------------------------------------
+
+
+def transfer(asked: Asked, steps: Sequence[Step]) -> None:
+    """Tables 11 and 12: the jittered D and E describe each data set that is there, a linear SVM is
+    scored on each of them and on both.
+    """
+    roots = {
+        "voc2007": asked.voc,
+        "voc2012": asked.voc,
+        "caltech101": asked.caltech,
+        "caltech256": asked.caltech,
+        "voc2012action": asked.voc,
+    }
+    for dataset, root in roots.items():
+        table = 12 if dataset == "voc2012action" else 11
+        if root is None or table not in asked.tables:
+            continue
+        try:
+            items = datasets.load(dataset, root)
+            datasets.refuse_absent(items)
+        except VggfeatError as error:
+            if asked.ranks.first:
+                say(f"left out: {dataset}: {in_options(str(error))}")
+            continue
+        for regions in ("image", "image,box") if table == 12 else ("",):
+            files = [_described(asked, path, items, regions) for path in _classifiers(asked, steps)]
+            if asked.ranks.first:
+                # Table 12 is of both nets together
+                alone = [[path] for path in files] if table == 11 else []
+                for part in [*alone, *([files] if len(files) > 1 else [])]:
+                    _score(asked, part)
+            asked.ranks.barrier()
+
+
+def _described(asked: Asked, weights: str, items: Items, regions: str) -> Path:
+    """A net's feature file of a data set, made unless it is there."""
+    network = load(weights, device=asked.ranks.device, precision=asked.machine.precision)
+    folder = Path(weights).parents[2] / FEATURES
+    words = [network.name, items.dataset, *([regions.replace(",", "-")] if regions else [])]
+    path = folder / f"{'-'.join(words)}.h5"
+    there = path.exists() and open_features(path).description.fingerprint == network.fingerprint
+    if asked.ranks.same(there):
+        return path
+    if asked.ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+    asked.ranks.barrier()
+    with progress(path.stem, quiet=not asked.ranks.first) as advance:
+        report = extract(
+            items,
+            network,
+            path,
+            scales=scales_of(network, items.dataset),
+            regions=regions or None,
+            workers=asked.ranks.cores,
+            overwrite=True,
+            command=command(),
+            ranks=asked.ranks,
+            progress=advance,
+            say=say if asked.ranks.first else lambda line: None,
+        )
+    if report.unreadable and asked.ranks.first:
+        say(f"{path}: {len(report.unreadable)} images can't be read")
+    return path
+
+
+def scales_of(network: Network, dataset: str) -> tuple[int, ...]:
+    """Q of Appendix B, for the S that a net learned at: of [256, 512] they are 256, 384, 512 for
+    Caltech, and 640, 768 besides for VOC.
+    """
+    low, high = trained_at(network.metadata.get("train_scale", "")) or (256, 512)
+    number = VOC_Q if dataset.startswith("voc") else CALTECH_Q
+    if low == high:
+        return (low,)
+    return tuple(low + (high - low) * k // 2 for k in range(number))
+
+
+def _score(asked: Asked, files: Sequence[Path]) -> None:
+    """A linear SVM on feature files, and its cell."""
+    problem, _, made = problem_from(list(files), None, None)
+    say(f"linear SVM on {' and '.join(path.stem for path in files)}")
+    outcome = protocols.run(problem)
+    results = replace(outcome.results, made=replace(made, command=command()))
+    heading, lines = write_cell(cell_of(results), asked.page)
+    for line in ["", heading, "", *lines]:
+        out.print(line, soft_wrap=True)

@@ -1,0 +1,311 @@
+"""The whole paper in small: every net trained once, every figure in the page, killed and gone on
+with; what exists is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pretrain import reproduction
+from pretrain.ledger import read_cells
+from pretrain.reproduce import app
+from pretrain.trainer import Trainer
+from tests import prepared
+from tests.conftest import HANG, Command, Ran, photograph, ran
+from tests.pretrain.conftest import environment, write_boxes
+from vggfeat import terminal
+from vggfeat.sources import load
+from vggfeat.weights import Network
+
+# Three nets, which fill rows of every table; a control; boxes at both S.
+RECIPE = """
+width = 0.05
+crop = 32
+batch_size = 16
+held_out = 0
+chance_after = 0
+random_layers = "glorot"
+[stands_for]
+36 = "256"
+44 = "384"
+36-64 = "256-512"
+[[stages]]
+net = "A"
+train_scale = [36, 36]
+learning_rate = 1e-2
+iterations = 2
+nets = ["A", "D", "E"]
+[[stages]]
+net = "NET"
+train_scale = [36, 36]
+learning_rate = 1e-2
+iterations = 2
+nets = ["A", "D", "E"]
+[[stages]]
+net = "NET"
+train_scale = [44, 44]
+learning_rate = 1e-3
+iterations = 2
+nets = ["D", "E"]
+[[stages]]
+net = "NET"
+train_scale = [36, 64]
+learning_rate = 1e-3
+iterations = 2
+nets = ["D", "E"]
+[[stages]]
+net = "NET"
+task = "localisation"
+train_scale = [36, 36]
+learning_rate = 1e-3
+iterations = 2
+[[stages]]
+net = "NET"
+task = "localisation"
+train_scale = [44, 44]
+learning_rate = 1e-3
+iterations = 2
+nets = ["D"]
+[[stages]]
+net = "NET"
+task = "control"
+train_scale = [36, 36]
+learning_rate = 1e-2
+iterations = 4
+nets = ["D"]
+"""
+
+
+class Folder:
+    """What is reproduced, and where."""
+
+    def __init__(self, root: Path, images: Path) -> None:
+        self.root, self.out = root, root / "runs"
+        self.page = self.out / "results.md"
+        (root / "own.toml").write_text(RECIPE)
+        self.words: list[object] = [
+            *("--data", images, "--out", self.out, "--recipe", root / "own.toml"),
+            *("--annotations", write_boxes(root / "boxes.csv", images)),
+            *("--device", "cpu", "--precision", "float32", "--workers", "0"),
+        ]
+
+    def weights(self) -> dict[str, str]:
+        """Stage -> fingerprint."""
+        return {
+            path.parent.relative_to(self.out).as_posix(): load(str(path)).fingerprint
+            for path in self.out.rglob("*/*/weights.safetensors")
+            if (path.parent / "last.safetensors").exists()
+        }
+
+    def tables(self) -> set[tuple[int, str, str]]:
+        return {cell.key for path in self.out.glob("ledger-own*.json") for cell in read_cells(path)}
+
+
+def reproducing(run: Command) -> Command:
+    return functools.partial(
+        run, functools.partial(terminal.run, app, "python -m pretrain.reproduce")
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six classes, so that there is a top-5 error; eight training images each, two to report."""
+    root = tmp_path_factory.mktemp("six")
+    for c in range(6):
+        for part, n in (("train", 8), ("val", 2)):
+            (root / part / f"n{c}").mkdir(parents=True)
+            for i in range(n):
+                pixels = photograph(100 * c + 10 * i + (part == "val"), 48, 40 + 3 * i)
+                pixels[..., c % 3] //= 1 + c // 3
+                Image.fromarray(pixels).save(root / part / f"n{c}" / f"{part}{c}{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def caltech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("caltech")
+    for c, name in enumerate(("BACKGROUND_Google", "ant", "crab")):
+        (root / "101_ObjectCategories" / name).mkdir(parents=True)
+        for i in range(33):
+            pixels = photograph(1000 * c + i, 40, 36)
+            pixels[..., c] //= 3
+            path = root / "101_ObjectCategories" / name / f"image_{i:04d}.jpg"
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(
+    images: Path, caltech: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Folder, Ran]:
+    folder = Folder(tmp_path_factory.mktemp("made"), images)
+    done = reproducing(ran)(*folder.words, "--caltech", caltech)
+    assert done.status == 0, done.err
+    return folder, done
+
+
+def test_each_stage_is_trained_once_and_from_where_it_should(made: tuple[Folder, Ran]) -> None:
+    folder, told = made
+    assert folder.weights().keys() == {
+        f"seed0/{name}"
+        for name in (
+            *("A/A-36", "D/D-36", "D/D-44", "D/D-36-64", "E/E-36", "E/E-44", "E/E-36-64"),
+            *("D-fc/D-36-64-fc", "D-control/D-36-control"),
+            *("D-scr-fc/D-44-scr-fc", "D-pcr-fc/D-44-pcr-fc", "D-pcr/D-44-pcr", "D-pcr/D-36-pcr"),
+        )
+    }
+    assert len(list(folder.out.rglob("colours.json"))) == 1
+    a = folder.out / "seed0" / "A" / "A-36" / "weights.safetensors"
+    assert told.err.count(f"from {a} (net A)") == 2  # D and E
+    for name in ("A-LRN 256", "B 256", "C 256-512"):
+        assert f"left out: {name}, which recipe {folder.root / 'own.toml'} doesn't" in told.err
+
+
+def test_every_table_has_its_rows(made: tuple[Folder, Ran]) -> None:
+    folder, _ = made
+    there = folder.tables()
+    assert {key for key in there if key[0] in (3, 4)} >= {
+        *((3, f"D {S}", "dense") for S in ("256", "384", "256-512")),
+        *((4, f"E {S}", "dense") for S in ("256", "384", "256-512")),
+        *((3, "A 256", "dense"), (3, "D 256 (control)", "dense")),
+    }
+    assert {key for key in there if key[0] in (5, 6)} == {
+        *((5, f"{net} 256-512", mode) for net in "DE" for mode in ("dense", "crops", "both")),
+        *((6, "D 256-512 + E 256-512", mode) for mode in ("dense", "crops", "both")),
+    }
+    assert {key for key in there if key[0] in (8, 9)} == {
+        *((8, f"D 384, {kind}", "centre") for kind in ("SCR, FC1-2", "PCR, FC1-2")),
+        (8, "D 384, PCR, all layers", "centre"),
+        *((9, f"D {at}", "dense") for at in ("256 at 256", "384 at 384", "384 at 352,384")),
+        (9, "D 256 at 256 + D 384 at 352,384", "dense"),
+    }
+    cells = json.loads((folder.out / "ledger-transfer.json").read_text())["cells"]
+    assert [[net["name"] for net in cell["nets"]] for cell in cells] == [["D"], ["E"], ["D", "E"]]
+    assert all(net["scales"] == [36, 50, 64] for cell in cells for net in cell["nets"])
+    text = folder.page.read_text()
+    assert "**Table 9**" in text and "Caltech-101" in text
+
+
+def test_what_exists_is_used(
+    made: tuple[Folder, Ran], caltech: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = made
+
+    def again(*_: object, **__: object) -> None:
+        pytest.fail("it was done before")
+
+    monkeypatch.setattr(Trainer, "step", again)
+    monkeypatch.setattr(reproduction, "measure_net", again)
+    monkeypatch.setattr(reproduction, "extract", again)
+    monkeypatch.setattr(reproduction.Localising, "localise", again)
+    before = folder.weights(), folder.tables()
+    done = reproducing(run_main)(*folder.words, "--caltech", caltech)
+    assert done.status == 0, done.err
+    assert (folder.weights(), folder.tables()) == before
+    assert done.err.count("done before") == 13
+
+
+def test_a_dry_run_is_the_graph_and_writes_nothing(
+    made: tuple[Folder, Ran], images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    fresh = Folder(tmp_path, images)
+    done = reproducing(run_main)(*fresh.words, "--only", "table 5, table 8", "--dry-run")
+    assert done.status == 0, done.err
+    assert not fresh.out.exists()
+    lines = done.out.splitlines()
+    assert sum("seed0/" in line for line in lines) == 10 and "training: at most" in done.out
+    assert any("D-pcr/D-44-pcr" in line and "D/D-44" in line for line in lines)
+    folder, _ = made
+    done = reproducing(run_main)(*folder.words, "--only", "table 5", "--dry-run")
+    assert sum("done" in line for line in done.out.splitlines()) == 7
+
+
+KILLED = """
+import os, signal
+from pretrain import reproduce, reproduction, trainer
+from vggfeat import terminal
+steps, real = 0, trainer.Trainer.step
+def step(self, batch, images):
+    global steps
+    steps += 1
+    if steps == 8:
+        os.kill(os.getpid(), signal.{signal})
+    return real(self, batch, images)
+trainer.Trainer.step = step
+terminal.run(reproduce.app, "python -m pretrain.reproduce")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_killed_it_goes_on_to_the_same_nets_and_figures(
+    name: str, made: tuple[Folder, Ran], images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    first, _ = made
+    folder = Folder(tmp_path, images)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.replace("{signal}", name))
+    words = [*map(str, folder.words), "--only", "table 5"]
+    done = prepared.run([str(script), *words], environment(), 1, timeout=HANG)
+    assert done.returncode == -signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM
+    assert 0 < len(folder.weights()) < 7 and not folder.page.exists()
+    done = reproducing(run_main)(*words)
+    assert done.status == 0, done.err
+    theirs = first.weights()
+    ours = folder.weights()
+    assert len(ours) == 7 and ours == {name: theirs[name] for name in ours}
+    figures = [
+        {
+            cell.key: (cell.top1, cell.wrong)
+            for path in where.glob("ledger-own*.json")
+            for cell in read_cells(path)
+            if cell.table == 5
+        }
+        for where in (folder.out, first.out)
+    ]
+    assert figures[0] == figures[1] and len(figures[0]) == 6
+
+
+def test_two_processes_make_the_same_tables(
+    made: tuple[Folder, Ran], images: Path, tmp_path: Path
+) -> None:
+    folder = Folder(tmp_path, images)
+    words = ["-m", "pretrain.reproduce", *map(str, folder.words), "--only", "table 5, table 9"]
+    done = prepared.run(words, environment(), 2, timeout=HANG)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, _ = made
+    assert folder.tables() == {key for key in first.tables() if key[0] in (5, 9)}
+
+
+@pytest.mark.parametrize(
+    ("train_scale", "dataset", "scales"),
+    [
+        ("256-512", "caltech101", (256, 384, 512)),
+        ("256-512", "voc2007", (256, 384, 512, 640, 768)),
+        ("112-160", "voc2012action", (112, 136, 160, 184, 208)),
+        ("256", "voc2007", (256,)),
+    ],
+)
+def test_scales_are_those_of_appendix_b(
+    train_scale: str,
+    dataset: str,
+    scales: tuple[int, ...],
+    net_trained_at: Callable[[str], Network],
+) -> None:
+    assert reproduction.scales_of(net_trained_at(train_scale), dataset) == scales
+
+
+@pytest.fixture
+def net_trained_at() -> Callable[[str], Network]:
+    def make(train_scale: str) -> Network:
+        network = load("random:A,width=0.05,crop=32", device="cpu")
+        network.metadata["train_scale"] = train_scale
+        return network
+
+    return make

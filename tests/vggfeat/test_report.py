@@ -312,7 +312,8 @@ def test_the_map_is_of_the_descriptors_that_the_results_are_of(
     features, _, results = three
     asked: list[tuple[tuple[int, ...], str]] = []
 
-    def aggregate(x_NQD: np.ndarray, pool: str) -> np.ndarray:
+    def aggregate(x_NQD: np.ndarray, pool: str, regions: int) -> np.ndarray:
+        assert regions == 1
         asked.append((x_NQD.shape, pool))
         return x_NQD[:, 0]
 

@@ -194,8 +194,8 @@ def load(root: Path | None) -> Items:
         splits = PROTOCOLS[protocol].splits(labels)
         if n := len(table.boxes) and len(table.names) - len(set(table.names)):
             remarks += (
-                f"{n:,} boxes lie in an image of another: the random splits are drawn box by box,"
-                " so that an image may be in train and in test; a column split keeps it together",
+                f"{n:,} of the boxes lie in the image of another: the random splits are drawn by"
+                " box, so that an image may be in train and in test; a column split avoids it",
             )
     remarks += remarks_on_classes(labels, classes, splits)
     items = Items(

@@ -349,3 +349,36 @@ def test_a_short_csv_file_doesnt_fill_the_memory(tmp_path: Path) -> None:
         "path,labels\n" + "".join(f"{i}.jpg,c{i}\n" for i in range(100_000))
     )
     fails("csv", tmp_path / "a.csv", "100,000 images of 100,000 classes are too many")
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+
+def test_csv_with_a_row_a_box(tmp_path: Path) -> None:
+    rows = ["a/1.jpg,cat,0.4,1,9.5,8,20,30", "b.jpg,dog,0,0,2,2,20,30", "a/1.jpg,dog,3,3,5,5,20,30"]
+    path = write(tmp_path, "\n".join(["path,label,X1,Y1,X2,Y2,width,height", *rows, rows[0]]))
+    items = load("csv", path)
+    assert items.names == ["a/1.jpg#1", "b.jpg#1", "a/1.jpg#2"]
+    assert items.files == ["a/1.jpg", "b.jpg", "a/1.jpg"] and items.classes == ["cat", "dog"]
+    assert items.source(2) == tmp_path / "a/1.jpg"
+    # whole pixels that cover the box
+    assert items.boxes is not None
+    assert items.boxes.tolist() == [[0, 1, 10, 8], [0, 0, 2, 2], [3, 3, 5, 5]]
+    assert items.remarks[0] == "left out: a row that repeats an earlier one: line 5 of data.csv"
+    assert items.remarks[1].startswith("1 of the boxes lie in the image of another")
+    assert len([*items.paths()]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,label,x1,y1,x2\na.jpg,c,0,0,1", "there is a column x1 and none y2"),
+        ("path,label,x1,y1,x2,y2\na.jpg,c,0,0,1,", "line 2: y2 must be a number, not ''"),
+        ("path,label,x1,y1,x2,y2\na.jpg,c,0,0,0,1", "line 2: the box 0,0,0,1 has no area"),
+        ("path,label,x1,y1,x2,y2\na.jpg,c,nan,0,2,1", "line 2: the box nan,0,2,1 has no area"),
+        ("path,label,x1,y1,x2,y2\na.jpg,c,-2,0,0,1", "line 2: the box -2,0,0,1 lies outside"),
+        ("path,label,x1,y1,x2,y2\na.jpg,c,0,0,1,1\na.jpg,d,0,0,1,1", "line 3: 'a.jpg' is listed"),
+    ],
+)
+def test_csv_with_boxes_that_are_none(tmp_path: Path, text: str, said: str) -> None:
+    fails("csv", write(tmp_path, text), said)

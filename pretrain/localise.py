@@ -216,7 +216,7 @@ def localise_command(
         if not ranks.first:
             return
         shares = {} if boxes is None else _training_shares(source, data, found[0].classes)
-    made = Made(protocol, found, seen, items, boxes, shares, split, asked.told())
+    made = Made(protocol, found, seen, items, boxes, shares, split)
     made.write(submission, numbers, page, json_file, ledger)
     leave(seen.failures)
 
@@ -314,12 +314,6 @@ class Asked:
     numbers: dict[str, int]
     precision: str
     how: dict[str, Any]
-
-    def told(self) -> str:
-        """What tells the classes, so that it is told from another; "" of protocol 1."""
-        return " ".join(map(str, [*self.classifiers, *self.posteriors, self.mode])) * (
-            self.protocol == 2
-        )
 
     def localise(self, items: Items, split: str, ranks: Ranks) -> tuple[list[Located], Seen]:
         """Where each net, and all together, say that things are. What can't be asked of a net in
@@ -425,9 +419,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Made:
-    """What was found, and what it is held against. shares: see `box_figures.constants`.
-    classifier: see `Asked.told`.
-    """
+    """What was found, and what it is held against. shares: see `box_figures.constants`."""
 
     protocol: int
     found: Sequence[Located]
@@ -436,7 +428,6 @@ class Made:
     boxes: Boxes | None
     shares: dict[int, Any]
     split: str
-    classifier: str
 
     def write(
         self,
@@ -482,7 +473,7 @@ class Made:
                 one.scales,
                 one.wrong(truth, 1)[judged],
                 one.wrong(truth, 5)[judged] if self.protocol == 2 else None,
-                self.classifier,
+                one.told_by,
             )
             for one in self.found
         ]

@@ -112,7 +112,11 @@ def reproduce(
 ) -> None:
     """Make the paper's tables: every net trained once, evaluated, and put beside the paper's."""
     numbers = seeds_typed(seeds)
-    tables = _possible(tables_typed(only), source, voc, caltech, given=bool(only))
+    wanted = tables_typed(only)
+    lacking = _lacking(wanted, source, voc, caltech)
+    if only and lacking:
+        raise WrongUsage("; ".join(lacking.values()))
+    tables = [n for n in wanted if n not in lacking]
     page = ledger or folder / "results.md"
     with stop_on_signals() as stop:
         graphs = {seed: graph(recipe, seed, tables, source is not None) for seed in numbers}
@@ -155,6 +159,8 @@ def reproduce(
                 if ranks.first:
                     for remark in images.items.remarks:
                         say(in_options(remark))
+                    for words in lacking.values():
+                        say(f"left out: {words}")
                     for name in graphs[numbers[0]].lacking:
                         say(f"left out: {name}, which recipe {recipe} doesn't train")
                 if dry_run:
@@ -197,28 +203,20 @@ def seeds_typed(text: str) -> tuple[int, ...]:
     return found
 
 
-def _possible(
-    tables: Sequence[int],
-    source: Path | None,
-    voc: Path | None,
-    caltech: Path | None,
-    given: bool,
-) -> tuple[int, ...]:
-    """Those tables whose data are given; what is left out is told, or refused where it was asked
-    for by its number.
-    """
+def _lacking(
+    tables: Sequence[int], source: Path | None, voc: Path | None, caltech: Path | None
+) -> dict[int, str]:
+    """Those tables whose data aren't given, and in words which these are."""
     needs = {
-        **dict.fromkeys(BY_BOXES, ("--annotations", source is not None)),
-        11: ("--voc or --caltech", voc is not None or caltech is not None),
-        12: ("--voc", voc is not None),
+        **dict.fromkeys(BY_BOXES, ("--annotations", source is None)),
+        11: ("--voc or --caltech", voc is None and caltech is None),
+        12: ("--voc", voc is None),
     }
-    there = [n for n in tables if n not in needs or needs[n][1]]
-    for n in tables:
-        if n not in there:
-            if given:
-                raise WrongUsage(f"table {n} needs {needs[n][0]}")
-            say(f"left out: table {n}, which needs {needs[n][0]}")
-    return tuple(there)
+    return {
+        table: f"table {table} needs {needs[table][0]}"
+        for table in tables
+        if table in needs and needs[table][1]
+    }
 
 
 def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:

@@ -240,7 +240,7 @@ def _locate(
     boxes = true_boxes(asked.source, items) if ranks.first else None
     found, seen = asking.localise(items, "val", ranks)
     if boxes is not None:
-        made = Made(asking.protocol, found, seen, items, boxes, {}, "val", asking.told())
+        made = Made(asking.protocol, found, seen, items, boxes, {}, "val")
         made.to_ledger(boxes, asked.page)
     ranks.barrier()
 

@@ -28,6 +28,8 @@ PRINTING = {
     "pretrain.train",
     "pretrain.evaluate",
     "pretrain.localise",
+    "pretrain.reproduce",
+    "pretrain.reproduction",  # a bar for each net, the tables as they are made
     "pretrain.export",
     "pretrain.report",
     "pretrain.runs",  # nets and rows that are left out; a bar for each net
@@ -67,6 +69,7 @@ TESTED_BY = {
     "vggfeat/options.py": "tests/test_usage.py",  # what both programs take
     "vggfeat/problem.py": "tests/vggfeat/test_protocols.py",  # what a protocol is run on
     "vggfeat/datasets/__init__.py": "tests/vggfeat/datasets/test_registry.py",  # the registry
+    "pretrain/reproduction.py": "tests/pretrain/test_reproduce.py",  # what the command does
     "pretrain/__init__.py": "",  # there is nothing in it
 }
 OF_SEVERAL = {

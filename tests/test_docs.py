@@ -149,7 +149,7 @@ def default_of(name: str) -> Any:
         parser = getattr(parser, "commands", {}).get(command, parser)
         (found,) = (p for p in parser.params if option in p.opts)
         return found.default
-    recipe = pretrain.recipe.chain(pretrain.recipe.read_recipe("paper"), "D")
+    recipe = pretrain.recipe.chain(pretrain.recipe.read_recipe("paper"), "D", task="localisation")
     stage, _, key = name.rpartition(".")
     records: dict[str, Any] = {"": recipe, **{part.name: part for part in recipe.stages}}
     return getattr(records[stage], key)

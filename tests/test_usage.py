@@ -63,8 +63,8 @@ OPTIONS = {
     "vggfeat weights": "",
     "python -m pretrain.train": (
         """--net --data --root --recipe --out --task --boxes --annotations --init --stages --from
-        --set --seed --colours --micro-batch --device --precision --workers --compile --no-compile --checkpoint-minutes
-        --log-every --dry-run --debug"""
+        --set --seed --colours --micro-batch --device --precision --workers --compile --no-compile
+        --checkpoint-minutes --log-every --dry-run --debug"""
     ),
     "python -m pretrain.reproduce": (
         """--data --root --out --annotations --voc --caltech --recipe --seeds --only --ledger
@@ -448,6 +448,9 @@ WRONG = {
     "pretrain.localise --weights l.pth --annotations b.csv --merge-above 1.5": "--merge-above",
     "pretrain.localise --weights l.pth --annotations b.csv --classifier mini --mode dense": (
         "--mode is for --posteriors"
+    ),
+    "pretrain.localise --weights l.pth --annotations b.csv --ledger r.md --limit 9": (
+        "--ledger is of the whole validation set"
     ),
     "pretrain.localise --weights l.pth --annotations b.csv --devkit d": "--devkit is for --submiss",
     "pretrain.localise --weights l.pth --annotations b.csv --json b.csv": "is what the command rea",

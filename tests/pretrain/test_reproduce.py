@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pretrain import reproduction
+from pretrain import localise, reproduction
 from pretrain.ledger import read_cells
 from pretrain.reproduce import app
 from pretrain.trainer import Trainer
@@ -204,7 +204,7 @@ def test_what_exists_is_used(
     monkeypatch.setattr(Trainer, "step", again)
     monkeypatch.setattr(reproduction, "measure_net", again)
     monkeypatch.setattr(reproduction, "extract", again)
-    monkeypatch.setattr(reproduction.Localising, "localise", again)
+    monkeypatch.setattr(localise.Asked, "localise", again)
     before = folder.weights(), folder.tables()
     done = reproducing(run_main)(*folder.words, "--caltech", caltech)
     assert done.status == 0, done.err
@@ -225,6 +225,21 @@ def test_a_dry_run_is_the_graph_and_writes_nothing(
     folder, _ = made
     done = reproducing(run_main)(*folder.words, "--only", "table 5", "--dry-run")
     assert sum("done" in line for line in done.out.splitlines()) == 7
+
+
+def test_tables_without_their_data_are_left_out_with_a_word(
+    images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    folder = Folder(tmp_path, images)
+    words = [word for word in folder.words if "boxes" not in str(word) and word != "--annotations"]
+    done = reproducing(run_main)(*words, "--dry-run")
+    assert done.status == 0, done.err
+    assert done.err.count("needs --annotations") == 3
+    assert "left out: table 11 needs --voc or --caltech" in done.err
+    assert "pcr" not in done.out
+    (tmp_path / "flat").mkdir()
+    done = reproducing(run_main)("--data", tmp_path / "flat", *words[2:])
+    assert done.status == 1 and not folder.out.exists()
 
 
 KILLED = """
@@ -252,8 +267,8 @@ def test_killed_it_goes_on_to_the_same_nets_and_figures(
     script = tmp_path / "killed.py"
     script.write_text(KILLED.replace("{signal}", name))
     words = [*map(str, folder.words), "--only", "table 5"]
-    done = prepared.run([str(script), *words], environment(), 1, timeout=HANG)
-    assert done.returncode == -signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM
+    ended = prepared.run([str(script), *words], environment(), 1, timeout=HANG).returncode
+    assert ended == {"SIGKILL": -signal.SIGKILL, "SIGTERM": 128 + signal.SIGTERM}[name]
     assert 0 < len(folder.weights()) < 7 and not folder.page.exists()
     done = reproducing(run_main)(*words)
     assert done.status == 0, done.err

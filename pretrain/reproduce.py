@@ -222,6 +222,7 @@ def _lacking(
 def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:
     """The graph, a stage a line, and what is left to do."""
     from pretrain.plan import net_of, plan
+    from pretrain.reproduction import costs
 
     trials: Trials = {}
     table = columns("stage", "starts from", "iterations", "time", "state")
@@ -241,14 +242,19 @@ def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:
         start = step.start.name if step.start else "random"
         words = duration(left) if left else "-"
         table.add_row(f"{step.seed}/{step.name}", start, str(cost.iterations), words, state)
-    if asked.ranks.first:
-        hours = seconds * asked.ranks.world / 3600
-        out.print(table)
-        out.print(
-            f"training: at most {duration(seconds)}, {hours:.3g} hours of"
-            f" {asked.ranks.device.type}, by trials of a few iterations; its files:"
-            f" {disk / 1e9:.1f} GB"
-        )
+    if not asked.ranks.first:
+        return
+    out.print(table)
+    world, kind = asked.ranks.world, asked.ranks.device.type
+    hours = seconds * world / 3600
+    out.print(
+        f"training: at most {duration(seconds)}, {hours:.3g} hours of {kind}, by trials of a few"
+        f" iterations; {disk / 1e9:.1f} GB of weights and checkpoints"
+    )
+    first = [step for step in steps if step.seed == steps[0].seed]
+    for part in costs(asked, first, trials):
+        told = f"{part.seconds / 3600:.3g} hours of {kind}"
+        out.print(f"{part.what}: {told}, {part.size / 1e9:.1f} GB, for each seed that has them")
 
 
 if __name__ == "__main__":

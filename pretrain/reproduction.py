@@ -4,22 +4,32 @@ of every table. What exists is used, and nothing is done twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.graph import BY_POSTERIORS, JITTERED, Step
+from pretrain.graph import BY_BOXES, BY_POSTERIORS, JITTERED, Step
 from pretrain.kept import KeptPosteriors
 from pretrain.ledger import read_cells
 from pretrain.loader import TrainingSet
 from pretrain.localise import Asked as Localising
 from pretrain.localise import Made, true_boxes
 from pretrain.merging import MERGED_ABOVE
-from pretrain.posteriors import images_of
+from pretrain.plan import Trials
+from pretrain.posteriors import GRID, images_of
 from pretrain.readers import Readers
 from pretrain.recipe import CLASSIFICATION, LOCALISATION, identity
-from pretrain.runs import Trained, asked_of, measure_net, trained_nets, wanted_rows, write_tables
+from pretrain.replica import passes
+from pretrain.runs import (
+    Trained,
+    asked_of,
+    measure_net,
+    rows_of,
+    trained_nets,
+    wanted_rows,
+    write_tables,
+)
 from pretrain.stages import COLOURS, Run, train_stages
 from pretrain.tables import BOXES, BoxNet, Member, PaperRow, box_scales
 from pretrain.trainer import Machine
@@ -33,11 +43,13 @@ from vggfeat.ledger import plain_word
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
 from vggfeat.store import open_features
+from vggfeat.table1 import FC_CHANNELS
 from vggfeat.terminal import command, in_options, out, progress, say
 from vggfeat.transfer import CELLS, cell_of, write_cell
-from vggfeat.weights import Network, trained_at
+from vggfeat.weights import trained_at
 
 POSTERIORS, FEATURES = "posteriors", "features"  # folders of a seed
+ACTION = "voc2012action"
 VOC_Q, CALTECH_Q = 5, 3  # how many scales, a step apart (Appendix B)
 
 
@@ -79,6 +91,24 @@ class Asked:
     def how(self) -> dict[str, Any]:
         """How images are described and scored."""
         return {"batch_size": None, "workers": self.ranks.cores}
+
+    def roots(self) -> dict[str, Path]:
+        """Data set -> where it is looked for, of those that the tables are of."""
+        of_table = {
+            11: {
+                "voc2007": self.voc,
+                "voc2012": self.voc,
+                "caltech101": self.caltech,
+                "caltech256": self.caltech,
+            },
+            12: {ACTION: self.voc},
+        }
+        return {
+            name: root
+            for table, roots in of_table.items()
+            for name, root in roots.items()
+            if root is not None and table in self.tables
+        }
 
     def cells(self) -> list[Any]:
         """Of Tables 3 to 9, all that are beside the page."""
@@ -149,6 +179,83 @@ def _kept(
 
 def _fingerprint(weights: Path) -> str:
     return load(str(weights), device="cpu", precision="float32").fingerprint
+
+
+# --- what it will take ----------------------------------------------------------------------------
+
+ASPECT = 4 / 3  # of a photograph, which a dense pass is reckoned for
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of asking trained nets. what: in words. seconds: on one device. size: bytes of its files."""
+
+    what: str
+    seconds: float
+    size: int
+
+
+def costs(asked: Asked, steps: Sequence[Step], trials: Trials) -> Iterator[Cost]:
+    """Of all that a seed's nets are asked, by arithmetic from the trials of training them."""
+    forward = {
+        step.name: trials[_stage(step).net, _stage(step).learn, _stage(step).boxes][0]
+        / passes(_stage(step).learn)
+        for step in steps
+    }
+    n, K = len(asked.images.val), len(asked.images.classes)
+
+    def views(step: Step, Q: int, mode: str = "dense") -> float:
+        """Crops that take as long as an image."""
+        dense = 2 * ASPECT * (Q / step.recipe.crop) ** 2
+        return {"dense": dense, "crops": 2.0 * GRID * GRID, "centre": 1.0}[mode]
+
+    if numbers := [table for table in asked.tables if table in BY_POSTERIORS]:
+        nets = [(step, _planned(step)) for step in steps if _stage(step).task != LOCALISATION]
+        rows = rows_of(numbers, [net.member for _, net in nets])
+        seconds, size = 0.0, 0
+        for step, net in nets:
+            its = [row for row in rows if net.member in row.members]
+            scales, modes = asked_of(net, its) if its else ([], [])
+            each = sum(views(step, Q, mode) for Q in scales for mode in modes)
+            seconds += n * each * forward[step.name]
+            size += 4 * n * K * len(scales) * len(modes)
+        yield Cost("posteriors of Tables 3 to 7", seconds, size)
+    if any(table in asked.tables for table in BY_BOXES):
+        boxed = [step for step in steps if _stage(step).task == LOCALISATION]
+        each = sum(
+            forward[step.name] * sum(views(step, Q) for Q in _Q(step, True)) for step in boxed
+        )
+        yield Cost("boxes of Tables 8 to 10", n * each, 0)
+    describing = [step for step in steps if _planned(step).member in JITTERED]
+    for dataset, root in asked.roots().items():
+        if (items := _there(dataset, root)) is not None:
+            Q = [scales_at(_stage(step).train_scale, dataset) for step in describing]
+            each = sum(
+                forward[step.name] * sum(views(step, q) for q in qs)
+                for step, qs in zip(describing, Q, strict=True)
+            )
+            fc7 = round(FC_CHANNELS * describing[0].recipe.width)
+            sides = 3 if dataset == ACTION else 1  # the image twice, the box once
+            size = 4 * len(items) * fc7 * sum(map(len, Q)) * sides
+            yield Cost(f"descriptors of {dataset}", len(items) * each * sides, size)
+
+
+def _planned(step: Step) -> Trained:
+    """The net that a step will leave."""
+    stage, recipe = _stage(step), step.recipe
+    told = identity(recipe, stage.name)
+    return Trained(
+        stage.net,
+        stage.train_scale,
+        recipe.crop,
+        stage.learn,
+        told.recipe,
+        step.name,
+        recipe.seed,
+        told.stands_for,
+        told.changes,
+        task=stage.task,
+    )
 
 
 # --- Tables 8 to 10 -------------------------------------------------------------------------------
@@ -252,37 +359,37 @@ def transfer(asked: Asked, steps: Sequence[Step]) -> None:
     """Tables 11 and 12: the jittered D and E describe each data set that is there, a linear SVM is
     scored on each of them and on both.
     """
-    roots = {
-        "voc2007": asked.voc,
-        "voc2012": asked.voc,
-        "caltech101": asked.caltech,
-        "caltech256": asked.caltech,
-        "voc2012action": asked.voc,
-    }
-    for dataset, root in roots.items():
-        table = 12 if dataset == "voc2012action" else 11
-        if root is None or table not in asked.tables:
+    for dataset, root in asked.roots().items():
+        items = _there(dataset, root, tell=asked.ranks.first)
+        if items is None:
             continue
-        try:
-            items = datasets.load(dataset, root)
-            datasets.refuse_absent(items)
-        except VggfeatError as error:
-            if asked.ranks.first:
-                say(f"left out: {dataset}: {in_options(str(error))}")
-            continue
-        for regions in ("image", "image,box") if table == 12 else ("",):
+        for regions in ("image", "image,box") if dataset == ACTION else ("",):
             files = [_described(asked, path, items, regions) for path in _classifiers(asked, steps)]
             if asked.ranks.first:
                 # Table 12 is of both nets together
-                alone = [[path] for path in files] if table == 11 else []
+                alone = [[path] for path in files] if dataset != ACTION else []
                 for part in [*alone, *([files] if len(files) > 1 else [])]:
                     _score(asked, part)
             asked.ranks.barrier()
 
 
+def _there(dataset: str, root: Path, tell: bool = False) -> Items | None:
+    """A data set, unless it isn't under its root; which is told."""
+    try:
+        items = datasets.load(dataset, root)
+        datasets.refuse_absent(items)
+    except VggfeatError as error:
+        if tell:
+            say(f"left out: {dataset}: {in_options(str(error))}")
+        return None
+    return items
+
+
 def _described(asked: Asked, weights: str, items: Items, regions: str) -> Path:
     """A net's feature file of a data set, made unless it is there."""
     network = load(weights, device=asked.ranks.device, precision=asked.machine.precision)
+    S = trained_at(network.metadata["train_scale"])
+    assert S is not None, "our own weights tell it"
     folder = Path(weights).parents[2] / FEATURES
     words = [network.name, items.dataset, *([regions.replace(",", "-")] if regions else [])]
     path = folder / f"{'-'.join(words)}.h5"
@@ -297,7 +404,7 @@ def _described(asked: Asked, weights: str, items: Items, regions: str) -> Path:
             items,
             network,
             path,
-            scales=scales_of(network, items.dataset),
+            scales=scales_at(S, items.dataset),
             regions=regions or None,
             workers=asked.ranks.cores,
             overwrite=True,
@@ -311,11 +418,11 @@ def _described(asked: Asked, weights: str, items: Items, regions: str) -> Path:
     return path
 
 
-def scales_of(network: Network, dataset: str) -> tuple[int, ...]:
+def scales_at(train_scale: tuple[int, int], dataset: str) -> tuple[int, ...]:
     """Q of Appendix B, for the S that a net learned at: of [256, 512] they are 256, 384, 512 for
     Caltech, and 640, 768 besides for VOC.
     """
-    low, high = trained_at(network.metadata.get("train_scale", "")) or (256, 512)
+    low, high = train_scale
     number = VOC_Q if dataset.startswith("voc") else CALTECH_Q
     if low == high:
         return (low,)

@@ -143,6 +143,8 @@ def reproduce(
                 images_of(data, "val", 0)  # all are there, before what takes days
                 if source is not None:
                     images = images.with_boxes(source)
+                for step in steps:
+                    images.of_stage(step.recipe.stages[step.number], step.recipe.batch_size)
                 asked = reproduction.Asked(
                     data=data,
                     out=folder,

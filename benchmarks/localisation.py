@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs",
         type=int,
-        default=16,
+        default=8,
         help="of the pasted images; of the others six times as many",
     )
     parser.add_argument("--json", type=Path)

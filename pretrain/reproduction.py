@@ -278,11 +278,18 @@ def localise(asked: Asked, steps: Sequence[Step]) -> None:
             for step in its:
                 _locate(asked, [step], [_Q(step, lower=False)])
             continue
-        for step in its:
-            _locate(asked, [step], [_Q(step, lower=False)], _classifiers(asked, steps))
-        lower = [_Q(step, lower=step is its[-1]) for step in its]
+        classifiers = _classifiers(asked, steps)
+        if not classifiers:
+            if asked.ranks.first:
+                say("left out: table 9, whose classes a D or E with scale jitter would say")
+            continue
+        together = [_Q(step, lower=step is its[-1]) for step in its]
+        for step, Q in zip(its, together, strict=True):
+            alone = _Q(step, lower=False)
+            if alone != Q or len(its) == 1:  # else it has its row there
+                _locate(asked, [step], [alone], classifiers)
         if len(its) > 1:
-            _locate(asked, its, lower, _classifiers(asked, steps))
+            _locate(asked, its, together, classifiers)
 
 
 def _stage(step: Step) -> Any:

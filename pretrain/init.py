@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vggfeat.errors import VggfeatError
+from vggfeat.images import Preprocessing
 from vggfeat.table1 import FC_LAYERS
 from vggfeat.vgg import VGG
 
@@ -52,6 +53,24 @@ def randomise(net: VGG, how: str, std: float, generator: torch.Generator) -> Non
             raise VggfeatError(f"random layers must be normal or glorot, not {how!r}")
         layer.weight.copy_(drawn)
         cast(Tensor, layer.bias).zero_()
+
+
+@torch.no_grad()
+def take_our_pixels(net: VGG, theirs: Preprocessing) -> tuple[float, float, float]:
+    """Let a net whose weights were copied from one of another preprocessing take what training
+    gives it, RGB in 0..255 minus a mean; the mean, in that order and range, that it learned with.
+
+    The channels' order, range and deviation go into conv1_1, exactly.
+    """
+    conv = cast(nn.Conv2d, net.features[0])
+    std, mean = torch.tensor(theirs.std), torch.tensor(theirs.mean)
+    factor = theirs.input_range / 255
+    conv.weight.mul_((factor / std)[None, :, None, None].to(conv.weight))
+    if theirs.channel_order == "BGR":
+        conv.weight.copy_(conv.weight.flip(1))
+        mean = mean.flip(0)
+    red, green, blue = (mean / factor).tolist()
+    return red, green, blue
 
 
 @torch.no_grad()

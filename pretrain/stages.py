@@ -17,7 +17,7 @@ import torch
 
 from pretrain.checkpoint import State
 from pretrain.colour import Colours, Sums, measure
-from pretrain.init import copy_layers, randomise
+from pretrain.init import copy_layers, randomise, take_our_pixels
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
@@ -190,6 +190,7 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
         )
         if ranks.first:
             say(f"{trainer.stage.name}: {_begins(trainer, start)}")
+            _warn_of_mean(start, colours)
         with stop.saving():
             try:
                 finished = trainer.run(stop)
@@ -276,6 +277,21 @@ def _write_page(run: Run) -> None:
             say(f"warning: {error}; training goes on")
 
 
+GREY_LEVELS = 1.0  # means that differ by less are of the same images, a few more or less of them
+
+
+def _warn_of_mean(start: Start, colours: Colours) -> None:
+    """Where a net goes on with another mean than it learned with."""
+    if start.mean is None:
+        return
+    theirs, ours = (", ".join(f"{x:.2f}" for x in mean) for mean in (start.mean, colours.mean))
+    if max(abs(a - b) for a, b in zip(start.mean, colours.mean, strict=True)) > GREY_LEVELS:
+        say(
+            f"warning: the weights to start from learned minus the mean RGB {theirs}, and here"
+            f" {ours} is subtracted: `set` mean=[{theirs}] keeps theirs"
+        )
+
+
 def _begins(trainer: Trainer, start: Start) -> str:
     """How a stage begins, in words."""
     if trainer.done:
@@ -297,6 +313,8 @@ class Start:
     history: tuple[Past, ...] | None
     """The stages that they have been through, from the first; None where their file doesn't tell.
     """
+    mean: tuple[float, float, float] | None = None
+    """RGB, 0..255, that they learned with; None of random ones."""
 
 
 def set_weights(run: Run, number: int, net: VGG) -> Start:
@@ -322,12 +340,13 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     # A.1: "the last fully-connected layer was initialised randomly and trained from scratch"
     anew = ("fc8",) if stage.task == LOCALISATION else ()
     copied = copy_layers(net, source.vgg("give a weights file of one"), but=anew)
+    mean = take_our_pixels(net, source.preprocessing)
     same = source.name == stage.net
     rest = "" if same and not anew else f"; the others random ({how})"
     what = "all layers" if same else ", ".join(copied)
     what += f" but {', '.join(anew)}" if same and anew else ""
     said = f"{what} from {source.spec} (net {source.name}){rest}"
-    return Start(source.fingerprint, said, history_of(source.metadata) or None)
+    return Start(source.fingerprint, said, history_of(source.metadata) or None, mean)
 
 
 def _trained(run: Run, number: int, after: str) -> Path:

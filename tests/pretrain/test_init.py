@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.init import FROM_A, copy_layers, randomise, weight_layers
+from pretrain.init import FROM_A, copy_layers, randomise, take_our_pixels, weight_layers
+from tests.conftest import Nets, photograph
 from vggfeat.errors import VggfeatError
+from vggfeat.images import Preprocessing
 from vggfeat.table1 import NETS
 from vggfeat.vgg import VGG
 
@@ -54,6 +56,29 @@ def test_a_deeper_net_has_exactly_these_layers_of_a(net: str) -> None:
     ]
     # Sect. 3.1: the first four convolutional layers and the last three fully-connected layers
     assert equal == ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        Preprocessing((123.0, 116.0, 103.0)),
+        Preprocessing((103.0, 116.0, 123.0), channel_order="BGR"),
+        Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), input_range=1),
+    ],
+)
+def test_a_start_with_another_preprocessing_says_the_same_of_a_photograph(
+    theirs: Preprocessing, he: Nets
+) -> None:
+    """As the released nets, Caffe's, and torchvision's."""
+    source, net = he("A", width=0.1, crop=32).eval(), VGG("A", 1000, 0.1, 32).eval()
+    copy_layers(net, source)
+    mean = take_our_pixels(net, theirs)
+    images_NHWC = torch.from_numpy(photograph(0, 32, 32))[None]
+    expected = source.crop_scores(theirs(images_NHWC))
+    said = net.crop_scores(Preprocessing(mean)(images_NHWC))
+    assert (said - expected).abs().max() < 1e-4 * expected.abs().max()
+    if theirs.channel_order == "BGR":
+        assert mean == pytest.approx((123, 116, 103))
 
 
 def test_layers_can_be_left_as_they_are() -> None:

@@ -42,16 +42,23 @@ def images_with_boxes(
     boxes: Boxes,
     judged_N: np.ndarray,
     unreadable: Collection[int] = (),
+    crc32_N: np.ndarray | None = None,
 ) -> Images:
     """What tells some images, their boxes and their files. classes: K names, all that were to
-    choose among. judged_N: bool, those that an error is of. Reads each file once.
+    choose among. judged_N: bool, those that an error is of. crc32_N: of the files; None: each is
+    read for it.
     """
     assert items.labels is not None
     rows = np.flatnonzero(judged_N)
     place = {name: k for k, name in enumerate(classes)}
     labels = np.array([place[items.classes[items.labels[i]]] for i in rows], np.int64)
     names = [items.names[i] for i in rows]
-    crc32 = [0 if i in unreadable else stamp(items.source(i))[3] for i in rows.tolist()]
+    every = {
+        i: int(stamp(items.source(i))[3] if crc32_N is None else crc32_N[i])
+        for i in rows.tolist()
+        if i not in unreadable
+    }
+    crc32 = [every.get(i, 0) for i in rows.tolist()]
     folder = items.root.absolute().name
     kept = KeptPosteriors(
         items.dataset,

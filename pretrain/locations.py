@@ -429,15 +429,20 @@ def guesses(kept: KeptPosteriors, mode: str, items: Items, where: str, most: int
         )
     rows = [place[name] for name in items.names]
     posteriors_nK = kept.fused(mode)[rows]
-    nets = [
-        f"{net.facts['net']} {net.facts['fingerprint'][:12]} at {','.join(map(str, net.scales))}"
-        for net in kept.nets
-    ]
     labels_nC = (-posteriors_nK).argsort(1, kind="stable")[:, :most]
     return Guessed(
         kept.classes,
         labels_nC,
         np.take_along_axis(posteriors_nK, labels_nC, 1),
         kept.crc32[rows] if len(kept.crc32) else kept.crc32,
-        f"{' + '.join(nets)}, {mode}",
+        told_by([(net.facts, net.scales) for net in kept.nets], mode),
     )
+
+
+def told_by(nets: Sequence[tuple[Mapping[str, str], Sequence[int]]], mode: str) -> str:
+    """Which nets, by their facts, at which Q and in which mode tell classes, in words."""
+    words = [
+        f"{facts['net']} {facts['fingerprint'][:12]} at {','.join(map(str, scales))}"
+        for facts, scales in nets
+    ]
+    return f"{' + '.join(words)}, {mode}"

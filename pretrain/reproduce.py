@@ -171,11 +171,13 @@ def reproduce(
                 unreadable: dict[str, str] = {}
                 for seed, its in graphs.items():
                     unreadable |= reproduction.train(asked, its.steps, stop)
-                    reproduction.classify(asked, seed)
-                    reproduction.localise(asked, its.steps)
+                    shown = reproduction.Validation.of(asked)
+                    reproduction.classify(asked, seed, its.steps, shown)
+                    reproduction.localise(asked, its.steps, shown)
                     if seed == numbers[0]:
                         reproduction.transfer(asked, its.steps)
                 if ranks.first:
+                    reproduction.write_page(asked)
                     out.print(f"tables: {page}", soft_wrap=True)
         leave(unreadable)
 

@@ -4,20 +4,27 @@ of every table. What exists is used, and nothing is done twice.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pretrain.box_cells import images_with_boxes
+from pretrain.box_figures import Truth
 from pretrain.graph import BY_BOXES, BY_POSTERIORS, JITTERED, Step
 from pretrain.kept import KeptPosteriors
-from pretrain.ledger import read_cells
+from pretrain.ledger import THEIRS, read_cells, sections, with_section
 from pretrain.loader import TrainingSet
 from pretrain.localise import Asked as Localising
-from pretrain.localise import Made, true_boxes
+from pretrain.localise import Made
+from pretrain.locations import told_by
 from pretrain.merging import MERGED_ABOVE
 from pretrain.plan import Trials
-from pretrain.posteriors import GRID, images_of
+from pretrain.posteriors import GRID, facts_of, images_of, own_scales
 from pretrain.readers import Readers
 from pretrain.recipe import CLASSIFICATION, LOCALISATION, identity
 from pretrain.replica import passes
@@ -25,28 +32,32 @@ from pretrain.runs import (
     Trained,
     asked_of,
     measure_net,
+    nets_of,
     rows_of,
-    trained_nets,
     wanted_rows,
     write_tables,
 )
 from pretrain.stages import COLOURS, Run, train_stages
-from pretrain.tables import BOXES, BoxNet, Member, PaperRow, box_scales
+from pretrain.tables import BOXES, BoxNet, Cell, Member, PaperRow, box_scales
 from pretrain.trainer import Machine
 from pretrain.watch import Stop
-from vggfeat import datasets, protocols
+from vggfeat import datasets, ledger, protocols
+from vggfeat import transfer as transfer_tables
+from vggfeat.checked import read_text
 from vggfeat.classify import problem_from
 from vggfeat.datasets import Items
+from vggfeat.datasets.boxes import Boxes, read_boxes
 from vggfeat.errors import Interrupted, VggfeatError
 from vggfeat.extract import extract
-from vggfeat.ledger import plain_word
+from vggfeat.files import write_text
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
 from vggfeat.store import open_features
 from vggfeat.table1 import FC_CHANNELS
 from vggfeat.terminal import command, in_options, out, progress, say
-from vggfeat.transfer import CELLS, cell_of, write_cell
+from vggfeat.transfer import cell_of, write_cell
 from vggfeat.weights import trained_at
+from vggfeat.writer import stamp
 
 POSTERIORS, FEATURES = "posteriors", "features"  # folders of a seed
 ACTION = "voc2012action"
@@ -110,10 +121,14 @@ class Asked:
             if root is not None and table in self.tables
         }
 
-    def cells(self) -> list[Any]:
-        """Of Tables 3 to 9, all that are beside the page."""
+    def ledgers(self) -> list[Path]:
+        """The files of cells of Tables 3 to 9 that are beside the page."""
         there = sorted(self.page.parent.glob("ledger-*.json"))
-        return [cell for path in there if path.name != CELLS for cell in read_cells(path)]
+        return [path for path in there if path.name != transfer_tables.CELLS]
+
+    def cells(self) -> list[Cell]:
+        """All of them."""
+        return [cell for path in self.ledgers() for cell in read_cells(path)]
 
 
 def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
@@ -132,7 +147,43 @@ def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
     return unreadable
 
 
-def classify(asked: Asked, seed: int) -> None:
+@dataclass(frozen=True)
+class Validation:
+    """The validation images, what their files are, and their true boxes. In the first process,
+    where they are compared with what was measured before; in the others crc32_N is zeros.
+    """
+
+    items: Items
+    crc32_N: np.ndarray
+    boxes: Boxes | None
+
+    @classmethod
+    def of(cls, asked: Asked) -> Validation:
+        """Reads every file once."""
+        items, first = images_of(asked.data, "val", 0), asked.ranks.first
+        crc32_N = np.zeros(len(items), np.uint32)
+        with progress("reading", quiet=not first) as advance:
+            for i in range(len(items) if first else 0):
+                with suppress(OSError):  # 0, as where an image can't be read
+                    crc32_N[i] = stamp(items.source(i))[3]
+                advance(1, len(items))
+        boxes = None
+        if asked.source is not None and first:
+            # what is to be said of them was said of all images
+            boxes, _ = read_boxes(asked.source, items)
+        return cls(items, crc32_N, boxes)
+
+    def same(self, kept: KeptPosteriors) -> bool:
+        """Whether posteriors are of these files, in these classes."""
+        assert self.items.labels is not None
+        truth = [self.items.classes[label] for label in self.items.labels]
+        theirs = [kept.classes[label] for label in kept.labels]
+        if kept.names != self.items.names or theirs != truth or not len(kept.crc32):
+            return False
+        return bool((kept.crc32 == self.crc32_N)[kept.crc32 > 0].all())
+
+
+def classify(asked: Asked, seed: int, steps: Sequence[Step], images: Validation) -> None:
     """Tables 3 to 7, of posteriors that are kept net by net, so that what is measured isn't
     measured again.
     """
@@ -140,17 +191,17 @@ def classify(asked: Asked, seed: int) -> None:
     ranks, folder = asked.ranks, asked.out / f"seed{seed}"
     if not numbers:
         return
-    nets = trained_nets(folder, tell=ranks.first)
-    items = images_of(asked.data, "val", 0)
+    found = nets_of([step.weights(asked.out) for step in steps]) if ranks.first else []
+    nets: list[Trained] = ranks.same(found)
     parts: list[tuple[str, KeptPosteriors]] = []
     for i, rows in wanted_rows(numbers, nets).items():
         net = nets[i]
         stage = Path(net.weights).parent
         path = folder / POSTERIORS / f"{stage.parent.name}-{stage.name}.h5"
-        kept = _kept(path, net, rows, items) if ranks.first else None
+        kept = _kept(asked, path, net, rows, images) if ranks.first else None
         if ranks.same(kept is None):
             precision = asked.machine.precision
-            kept = measure_net(net, rows, items, "val", ranks, precision, asked.how)
+            kept = measure_net(net, rows, images.items, "val", ranks, precision, asked.how)
             if ranks.first:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 kept.save(path)
@@ -162,23 +213,42 @@ def classify(asked: Asked, seed: int) -> None:
 
 
 def _kept(
-    path: Path, net: Trained, rows: Sequence[PaperRow], items: Items
+    asked: Asked, path: Path, net: Trained, rows: Sequence[PaperRow], images: Validation
 ) -> KeptPosteriors | None:
-    """A net's posteriors, where they are kept for these images, at the Q and modes that are asked;
-    else None.
+    """A net's posteriors, where they are kept for these images, in this precision, at the Q and
+    modes that are asked; else None.
     """
     if not path.exists():
         return None
     kept = KeptPosteriors.read(path)
     scales, modes = asked_of(net, rows)
     (its,) = kept.nets
-    same = its.facts["fingerprint"] == _fingerprint(Path(net.weights))
+    told = its.facts["fingerprint"], its.facts["precision"]
+    same = told == (_fingerprint(Path(net.weights)), asked.machine.precision)
     there = {*scales} <= {*its.scales} and {*modes} <= {*its.modes}
-    return kept if same and there and kept.names == items.names else None
+    return kept if same and there and images.same(kept) else None
 
 
 def _fingerprint(weights: Path) -> str:
     return load(str(weights), device="cpu", precision="float32").fingerprint
+
+
+def write_page(asked: Asked) -> None:
+    """All cells that there are, into the page, also where a run before was ended between the two;
+    what stands in it of others stays.
+    """
+    before = read_text(asked.page, "ledger") if asked.page.exists() else ""
+    text = before
+    for path in asked.ledgers():
+        for heading, cells in sections(read_cells(path), path.name == THEIRS).items():
+            text = with_section(text, heading, cells)
+    for heading, part in transfer_tables.sections(
+        transfer_tables.read_cells(asked.page.with_name(transfer_tables.CELLS))
+    ).items():
+        body = transfer_tables.section_markdown(heading, part)
+        text = ledger.with_section(text, heading, body)
+    if text != before:
+        write_text(asked.page, text)
 
 
 # --- what it will take ----------------------------------------------------------------------------
@@ -261,7 +331,7 @@ def _planned(step: Step) -> Trained:
 # --- Tables 8 to 10 -------------------------------------------------------------------------------
 
 
-def localise(asked: Asked, steps: Sequence[Step]) -> None:
+def localise(asked: Asked, steps: Sequence[Step], images: Validation) -> None:
     """Tables 8 to 10, of the nets that say boxes: each alone by protocol 1; by protocol 2 at its S,
     and all those of Table 9 at its last row's Q, alone and together. The jittered D and E, fused,
     say which classes are likely, and rate the boxes; the paper doesn't tell which net does.
@@ -276,7 +346,7 @@ def localise(asked: Asked, steps: Sequence[Step]) -> None:
         its = [boxed[name] for name in dict.fromkeys(n.name for n in nets) if name in boxed]
         if table == 8:
             for step in its:
-                _locate(asked, [step], [_Q(step, lower=False)])
+                _locate(asked, images, [step], [_Q(step, lower=False)])
             continue
         classifiers = _classifiers(asked, steps)
         if not classifiers:
@@ -287,9 +357,9 @@ def localise(asked: Asked, steps: Sequence[Step]) -> None:
         for step, Q in zip(its, together, strict=True):
             alone = _Q(step, lower=False)
             if alone != Q or len(its) == 1:  # else it has its row there
-                _locate(asked, [step], [alone], classifiers)
+                _locate(asked, images, [step], [alone], classifiers)
         if len(its) > 1:
-            _locate(asked, its, together, classifiers)
+            _locate(asked, images, its, together, classifiers)
 
 
 def _stage(step: Step) -> Any:
@@ -320,24 +390,17 @@ def _classifiers(asked: Asked, steps: Sequence[Step]) -> list[str]:
 
 def _locate(
     asked: Asked,
+    images: Validation,
     its: Sequence[Step],
     scales: Sequence[tuple[int, ...]],
     classifiers: Sequence[str] = (),
 ) -> None:
     """Test nets, alone and together, unless their cells are there."""
-    ranks = asked.ranks
+    ranks, items = asked.ranks, images.items
     weights = [step.weights(asked.out) for step in its]
-    prints = [_fingerprint(path) for path in weights] if ranks.first else []
-    data = plain_word(asked.images.items.root.absolute().name)
-    Q = " + ".join(dict.fromkeys(",".join(map(str, each)) for each in scales))
-    there = any(
-        (cell.table, cell.data, cell.Q) == (9 if classifiers else 8, data, Q)
-        and [net.fingerprint for net in cell.nets] == prints
-        for cell in (asked.cells() if ranks.first else [])
-    )
+    there = ranks.first and _tested(asked, images, weights, scales, classifiers)
     if ranks.same(there):
         return
-    items = images_of(asked.data, "val", 0)
     asking = Localising(
         protocol=2 if classifiers else 1,
         weights=list(map(str, weights)),
@@ -351,12 +414,43 @@ def _locate(
         precision=asked.machine.precision,
         how=asked.how,
     )
-    boxes = true_boxes(asked.source, items) if ranks.first else None
     found, seen = asking.localise(items, "val", ranks)
-    if boxes is not None:
-        made = Made(asking.protocol, found, seen, items, boxes, {}, "val")
-        made.to_ledger(boxes, asked.page)
+    if images.boxes is not None:
+        made = Made(asking.protocol, found, seen, items, images.boxes, {}, "val")
+        made.to_ledger(images.boxes, asked.page)
     ranks.barrier()
+
+
+def _tested(
+    asked: Asked,
+    images: Validation,
+    weights: Sequence[Path],
+    scales: Sequence[tuple[int, ...]],
+    classifiers: Sequence[str],
+) -> bool:
+    """Whether a cell is there of these nets and Q, of these files and boxes, by these
+    classifiers. (Not where an image can't be read: its cell doesn't have its file's checksum.)
+    """
+    assert images.boxes is not None and images.items.labels is not None, "the first process"
+    judged = Truth(images.items.labels, images.boxes).judged
+    classes = images.items.classes
+    ours = images_with_boxes(
+        images.items, "val", classes, images.boxes, judged, crc32_N=images.crc32_N
+    )
+    teller = ""
+    if classifiers:
+        nets = [load(path, device="cpu", precision="float32") for path in classifiers]
+        words = told_by([(facts_of(net), own_scales(net, multi=True)) for net in nets], "dense")
+        teller = hashlib.sha256(words.encode()).hexdigest()
+    precision = asked.machine.precision
+    prints = [(_fingerprint(path), precision) for path in weights]
+    Q = " + ".join(dict.fromkeys(",".join(map(str, each)) for each in scales))
+    return any(
+        (cell.table, cell.Q, cell.classifier) == (9 if classifiers else 8, Q, teller)
+        and (cell.image_set, cell.box_set) == (ours.image_set, ours.box_set)
+        and [(net.fingerprint, net.precision) for net in cell.nets] == prints
+        for cell in asked.cells()
+    )
 
 
 # --- Tables 11 and 12 -----------------------------------------------------------------------------

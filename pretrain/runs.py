@@ -163,18 +163,21 @@ def trained_nets(runs: Path, tell: bool = True) -> list[Trained]:
     """Every stage's weights file under a folder, but those that tell boxes; see `known`. Raises
     VggfeatError where there are none.
     """
+    # a run's own copy of its last stage has no checkpoint beside it
+    there = [path for path in sorted(runs.rglob(WEIGHTS)) if (path.parent / CHECKPOINT).exists()]
+    if not (nets := nets_of(there, tell)):
+        raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/{WEIGHTS}")
+    return nets
+
+
+def nets_of(files: Iterable[Path], tell: bool = True) -> list[Trained]:
+    """The nets of our weights files, but those that tell boxes; see `known`."""
     facts = []
-    for path in sorted(runs.rglob(WEIGHTS)):
+    for path in files:
         metadata = metadata_of(path)
-        # a run's own copy of its last stage has no checkpoint beside it
-        if (
-            metadata.get("source", "").startswith("pretrain ")
-            and (path.parent / CHECKPOINT).exists()
-        ):
+        if metadata.get("source", "").startswith("pretrain "):
             its = {**metadata, **how_trained(metadata), "weights": str(path)}
             facts += [its] if its["task"] != LOCALISATION else []
-    if not facts:
-        raise VggfeatError(f"no trained nets under {runs.absolute()}: expected RUN/STAGE/{WEIGHTS}")
     return [net for _, net in known(facts, tell)]
 
 

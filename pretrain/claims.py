@@ -63,6 +63,8 @@ CLAIMS = [
         (
             (
                 (_control("B", "centre"), (3, f"B-5x5 {FIXED}", "centre")),
+                # a recipe without controls, as the paper's
+                ((3, f"B {FIXED}", "centre"), (3, f"B-5x5 {FIXED}", "centre")),
                 (_dense(3, "B", FIXED), _dense(3, "B-5x5", FIXED)),
             ),
         ),

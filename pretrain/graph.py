@@ -69,12 +69,19 @@ class Graph:
     lacking: list[str]
 
 
-def graph(recipe: str, seed: int, tables: Collection[int], boxes: bool) -> Graph:
+def graph(
+    recipe: str,
+    seed: int,
+    tables: Collection[int],
+    boxes: bool,
+    overrides: Sequence[str] = (),
+) -> Graph:
     """What these tables need of a recipe. boxes: whether there are true boxes to learn from.
+    overrides: as of `read_recipe`.
 
     Raises VggfeatError where the recipe makes none of the paper's nets.
     """
-    maker = _Maker(recipe, seed)
+    maker = _Maker(recipe, seed, overrides)
     for member in _members(tables):
         maker.classes(member)
     if 3 in tables or 4 in tables:
@@ -116,8 +123,8 @@ def _boxes(tables: Collection[int]) -> list[BoxNet]:
 class _Maker:
     """Makes each step once, with what it starts from before it."""
 
-    def __init__(self, recipe: str, seed: int) -> None:
-        self.recipe, self.seed = recipe, seed
+    def __init__(self, recipe: str, seed: int, overrides: Sequence[str]) -> None:
+        self.recipe, self.numbers = recipe, [*overrides, f"seed={seed}"]
         self.made: dict[str, Step] = {}
         self.lacking: list[str] = []
 
@@ -166,7 +173,7 @@ class _Maker:
     def _chain(
         self, net: str, overrides: Sequence[str] = (), task: str = CLASSIFICATION, boxes: str = ""
     ) -> Recipe:
-        numbers = [*overrides, f"seed={self.seed}"]
+        numbers = [*self.numbers, *overrides]
         return chain(read_recipe(self.recipe, numbers, net, boxes), net, "A", task, boxes)
 
     def _has(self, net: str, task: str) -> bool:

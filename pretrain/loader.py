@@ -58,16 +58,27 @@ class TrainingSet:
         class.
         """
         boxes, remarks = read_boxes(source, self.items)
-        own = boxes.labels_M == cast(np.ndarray, self.items.labels)[boxes.rows_M]
-        if others := int(np.count_nonzero(~own)):
-            remarks = (*remarks, f"left out: {others:,} boxes of another class than their image's")
+        labels, names = cast(np.ndarray, self.items.labels), self.items.names
+        own = boxes.labels_M == labels[boxes.rows_M]
         mine = Boxes(*(getattr(boxes, f.name)[own] for f in fields(boxes)))
-        lacking = [c for k, c in enumerate(self.classes) if k not in set(mine.labels_M.tolist())]
+        if not own.all():
+            others = np.unique(boxes.rows_M[~own])
+            bare = np.setdiff1d(others, mine.rows_M)
+            remarks = (
+                *remarks,
+                f"left out: {np.count_nonzero(~own):,} boxes of another class than their image's"
+                f" ({first_few([names[i] for i in others], 3)}); {len(bare):,} of these images"
+                " have no box of their own"
+                + (f" ({first_few([names[i] for i in bare], 3)})" if len(bare) else ""),
+            )
+        learned = {*labels[np.intersect1d(mine.rows_M, self.train)].tolist()}
+        lacking = [c for k, c in enumerate(self.classes) if k not in learned]
         if lacking:
             remarks = (
                 *remarks,
-                f"no box of the class{'' if len(lacking) == 1 else 'es'} {first_few(lacking)}: a"
-                " net that says a box of each class (pcr) can't learn theirs",
+                f"no training image with a box of the class{'' if len(lacking) == 1 else 'es'}"
+                f" {first_few(lacking)}: a net that says a box of each class (pcr) can't learn"
+                " theirs",
             )
         items = replace(self.items, remarks=(*self.items.remarks, *remarks))
         return replace(self, items=items, boxes=mine)

@@ -193,7 +193,7 @@ class Recipe:
     """Mean RGB in 0..255; empty: measured on the training set."""
     covariance: tuple[tuple[float, ...], ...] = ()
     """3x3 covariance of RGB in [0, 1]; empty: measured on the training set."""
-    box_unit: float = 0.1
+    box_unit: float = 0.25
     """Of localisation: what the numbers of a box are counted in, as a share of the crop's side; the
     paper doesn't say.
     """

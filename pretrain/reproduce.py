@@ -81,6 +81,14 @@ def reproduce(
     recipe: Annotated[
         str, Option(help="The numbers of the training: paper, tables, mini, or a .toml file.")
     ] = "paper",
+    overrides: Annotated[
+        list[str],
+        Option(
+            "--set",
+            help="Replace a number of the recipe: KEY=VALUE or STAGE.KEY=VALUE.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     seeds: Annotated[
         str,
         Option(help="Seeds of the training, comma-separated; Tables 11 and 12 are the first's."),
@@ -119,7 +127,9 @@ def reproduce(
     tables = [n for n in wanted if n not in lacking]
     page = ledger or folder / "results.md"
     with stop_on_signals() as stop:
-        graphs = {seed: graph(recipe, seed, tables, source is not None) for seed in numbers}
+        graphs = {
+            seed: graph(recipe, seed, tables, source is not None, overrides) for seed in numbers
+        }
         # the rest is imported from here on: wrong options are answered at once
         from pretrain import reproduction
         from pretrain.ledger import check_ledger
@@ -188,7 +198,7 @@ def tables_typed(only: str) -> tuple[int, ...]:
     if not only:
         return TABLES
     for word in words:
-        if not (word.isascii() and word.isdecimal() and int(word) in TABLES):
+        if word not in map(str, TABLES):
             raise WrongUsage(
                 f'--only {only}: give tables of the paper from 3 to 12, as "table 6" or "table 3,'
                 ' table 8"'
@@ -199,7 +209,7 @@ def tables_typed(only: str) -> tuple[int, ...]:
 def seeds_typed(text: str) -> tuple[int, ...]:
     """The numbers of "0,1,2"."""
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdecimal() and int(word) < 2**63 for word in words):
+    if not all(word.isascii() and word.isdecimal() and len(word) < 19 for word in words):
         raise WrongUsage(f"--seeds {text}: give whole numbers, as 0,1,2")
     found = tuple(map(int, words))
     if len(set(found)) < len(found):

@@ -21,7 +21,7 @@ from pretrain.init import copy_layers, randomise, take_our_pixels
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
-from pretrain.recipe import LOCALISATION, Past, Recipe, history_of
+from pretrain.recipe import CLASSIFICATION, LOCALISATION, Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import Machine, Trainer
 from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Stop
@@ -65,6 +65,13 @@ class Run:
         n = fitting_micro_batch(self.recipe, nets, self.machine.precision, self.ranks)
         return replace(self, machine=replace(self.machine, micro_batch=n))
 
+    @property
+    def of_classes(self) -> bool:
+        """Whether its last net says classes, and becomes the run's own: what is made of a chain's
+        nets besides, for boxes or to compare with, takes the place of none of them.
+        """
+        return self.recipe.stages[self.chosen[-1]].task == CLASSIFICATION
+
     def folder(self, number: int) -> Path:
         """Where a stage of the chain keeps its files."""
         return self.out / self.recipe.stages[number].name
@@ -88,7 +95,9 @@ def check(run: Run) -> None:
     or recipe.
     """
     names = [stage.name for stage in run.recipe.stages]
-    places = [(run.out, names), *((run.folder(number), [names[number]]) for number in run.chosen)]
+    places = [(run.folder(number), [names[number]]) for number in run.chosen]
+    if run.of_classes:
+        places.insert(0, (run.out, names))
     for folder, stages in places:
         path = folder / WEIGHTS
         if path.is_file():
@@ -112,7 +121,7 @@ def check(run: Run) -> None:
 
 def train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     """Train the chosen stages one after another, or until a signal. The last one's weights go to
-    `run.out`.
+    `run.out`, where they are `of_classes`.
 
     Raises VggfeatError; see `Trainer`. A stage whose predecessor isn't trained says which one that
     is.
@@ -211,9 +220,10 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
                 )
                 say(f"{trainer.stage.name}: {what}; the same command goes on from there")
             return ended
-    if ranks.first:
+    if ranks.first and run.of_classes:
         with whole(run.out / WEIGHTS) as made:
             shutil.copyfile(run.folder(run.chosen[-1]) / WEIGHTS, made)
+    ranks.barrier()  # all that a run writes is there when it has ended
     ended.finished = True
     return ended
 

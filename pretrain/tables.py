@@ -161,7 +161,8 @@ PAPER: list[PaperRow] = [
         E 256-512 25.5 8.0
         """,
     ),
-    # Sect. 4.1: two nets that start from random weights
+    # Sect. 4.1: B as it is, and as B-5x5 learns, from random weights
+    PaperRow(3, (Member("B", FIXED),), False, "centre"),
     PaperRow(3, (B_CONTROL,), False, "centre"),
     PaperRow(3, (B_5X5,), False, "centre", says="top-1: 7 % more than B's"),
     *_rows(

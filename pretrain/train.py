@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pretrain.stages import Ended
 
 MUCH = 30 * 86400.0  # seconds
+BOXES = ("-scr", "-pcr")  # ends of the names of stages that learn boxes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -163,7 +164,9 @@ def train(
         Option("--dry-run", help="Print what the run will take, by a trial, and leave."),
     ] = False,
 ) -> None:
-    """Train a net through its chain of stages; the last one's weights.safetensors ends in --out."""
+    """Train a net through its chain of stages; the last one's weights.safetensors ends in --out, or
+    in its own folder, where it says boxes or is a control.
+    """
     if not checkpoint_minutes >= 0:  # nor nan, which not every version of click refuses
         raise WrongUsage(f"--checkpoint-minutes {checkpoint_minutes} is not a number of minutes")
     with stop_on_signals() as stop:
@@ -237,7 +240,10 @@ def train(
                 ended = train_stages(asked, stop, readers)
             if ended.finished and ranks.first:
                 _print_end(ended, {stage.name: stage.test_scale for stage in its_chain.stages})
-                out.print(f"weights: {asked.out / WEIGHTS}")
+                ours = [i for i in chosen if its_chain.stages[i].task == task]
+                folders = [asked.out] if asked.of_classes else map(asked.folder, ours)
+                for where in folders:
+                    out.print(f"weights: {where / WEIGHTS}")
         if not ended.finished:
             raise typer.Exit(128 + stop.signal)
         leave(ended.unreadable)
@@ -274,18 +280,25 @@ def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
     """Q: of each stage's checks, in pixels. An error of a stage of localisation stands alone."""
     from vggfeat.metrics import error_text
 
-    kinds = (f"{images}, top-1, top-5 error, %" for images in ("held-out", "validation"))
+    boxes = {name for name, _ in ended.stages if name.removesuffix("-fc").endswith(BOXES)}
+    what = "top-1, top-5 error, %" + ("; of boxes: localisation error, %" if boxes else "")
+    kinds = (f"{images}, {what}" for images in ("held-out", "validation"))
     table = columns("stage", "iterations", "Q", *kinds, "time")
     for name, state in ended.stages:
         errors = [
-            "-" if pair is None else ", ".join(map(error_text, pair))
+            "-"
+            if pair is None
+            else f"{error_text(pair[0])} (boxes)"
+            if name in boxes
+            else ", ".join(map(error_text, pair))
             for pair in (state.held_out, state.val)
         ]
         table.add_row(name, str(state.iteration), str(Q[name]), *errors, duration(state.seconds))
     out.print(table)
     out.print(
         "errors: of one central crop at Q; the paper's, over the whole image, are"
-        " pretrain.evaluate's"
+        + (" pretrain.localise's and" if boxes else "")
+        + " pretrain.evaluate's"
     )
 
 

@@ -67,7 +67,7 @@ OPTIONS = {
         --checkpoint-minutes --log-every --dry-run --debug"""
     ),
     "python -m pretrain.reproduce": (
-        """--data --root --out --annotations --voc --caltech --recipe --seeds --only --ledger
+        """--data --root --out --annotations --voc --caltech --recipe --set --seeds --only --ledger
         --dry-run --device --precision --workers --debug"""
     ),
     "python -m pretrain.evaluate": (

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from pretrain import localise, reproduction
 from pretrain.ledger import read_cells
 from pretrain.reproduce import app
+from pretrain.tables import Cell, Key
 from pretrain.trainer import Trainer
 from tests import prepared
 from tests.conftest import HANG, Command, Ran, photograph, ran
@@ -102,8 +104,11 @@ class Folder:
             if (path.parent / "last.safetensors").exists()
         }
 
-    def tables(self) -> set[tuple[int, str, str]]:
-        return {cell.key for path in self.out.glob("ledger-own*.json") for cell in read_cells(path)}
+    def cells(self) -> list[Cell]:
+        return [c for path in self.out.glob("ledger-own*.json") for c in read_cells(path)]
+
+    def tables(self) -> set[Key]:
+        return {cell.key for cell in self.cells()}
 
 
 def reproducing(run: Command) -> Command:
@@ -224,6 +229,29 @@ def test_a_dry_run_is_the_graph_and_writes_nothing(
     folder, _ = made
     done = reproducing(run_main)(*folder.words, "--only", "table 5", "--dry-run")
     assert sum("done" in line for line in done.out.splitlines()) == 7
+
+
+def test_pictures_that_are_others_are_measured_again(
+    images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    """Under the same names; and a page that is gone, or was cut off, is made of its cells."""
+    own = Path(shutil.copytree(images, tmp_path / "images"))
+    folder = Folder(tmp_path, own)
+    words = [*folder.words, "--only", "table 5, table 8"]
+    assert reproducing(run_main)(*words).status == 0
+    before, text = folder.cells(), folder.page.read_text()
+    folder.page.unlink()
+    assert reproducing(run_main)(*words).status == 0
+    assert folder.page.read_text() == text
+    files = sorted((own / "val").rglob("*.png"))
+    pictures = [path.read_bytes() for path in files]
+    for path, picture in zip(files, [*pictures[1:], pictures[0]], strict=True):
+        path.write_bytes(picture)
+    done = reproducing(run_main)(*words)
+    assert done.status == 0, done.err
+    new = [cell for cell in folder.cells() if cell not in before]
+    assert {cell.key for cell in new} == {cell.key for cell in before}
+    assert not {cell.image_set for cell in new} & {cell.image_set for cell in before}
 
 
 def test_tables_without_their_data_are_left_out_with_a_word(

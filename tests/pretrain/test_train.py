@@ -190,9 +190,11 @@ def of_boxes(made_drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> T
 def test_a_net_that_learns_boxes_begins_with_the_net_of_its_s(of_boxes: Trained) -> None:
     stages = {path.parent.name for path in of_boxes.out.glob("*/log.jsonl")}
     assert stages == {A_STAGE, D_STAGE, "D-36-pcr"}  # the jittered one isn't needed
+    # it takes the place of no classifier
+    assert not (of_boxes.out / "weights.safetensors").exists()
     told, start = of_boxes.ran.err, of_boxes.out / D_STAGE / "weights.safetensors"
     assert f"D-36-pcr: all layers but fc8 from {start} (net D); the others random" in told
-    network = load(str(of_boxes.out / "weights.safetensors"))
+    network = load(str(of_boxes.out / "D-36-pcr" / "weights.safetensors"))
     assert (network.boxes, network.classes, network.dim("fc8")) == ("pcr", ["blue", "red"], 8)
     past = [each.stage for each in history_of(network.metadata)]
     assert past == [A_STAGE, D_STAGE, "D-36-pcr"]
@@ -207,13 +209,16 @@ def test_the_error_of_boxes_is_told_by_its_name(of_boxes: Trained) -> None:
     assert [event["images"] for event in checks] == [4, 4, 7]  # of eight one has no box
     assert all(0 <= event["localisation_error"] <= 100 for event in checks)
     assert all("top1_error" not in event for event in checks)
-    errors = json.loads(load(str(of_boxes.out / "weights.safetensors")).metadata["errors"])
+    errors = json.loads(
+        load(str(of_boxes.out / "D-36-pcr" / "weights.safetensors")).metadata["errors"]
+    )
     assert errors["validation"] == {"localisation": checks[-1]["localisation_error"]}
     assert "D-36-pcr: held-out localisation error" in of_boxes.ran.err
     assert "(boxes)" in (of_boxes.out / "report.html").read_text()
 
 
 def test_images_without_boxes_are_named_and_not_learned_from(of_boxes: Trained) -> None:
+    assert re.search(r"held-out, top-1.*boxes", of_boxes.ran.out) and "(boxes)" in of_boxes.ran.out
     assert "train/red/07.jpg" in of_boxes.ran.err and "val/red/02.jpg" in of_boxes.ran.err
     start = next(event for event in of_boxes.log("D-36-pcr") if event["event"] == "start")
     assert start["identity"]["training images"] == 75
@@ -225,7 +230,7 @@ def test_images_without_boxes_are_named_and_not_learned_from(of_boxes: Trained) 
 def test_a_net_of_boxes_describes_and_is_no_classifier(
     of_boxes: Trained, made_drawings: Path, command: Command, run_main: Command, tmp_path: Path
 ) -> None:
-    weights = of_boxes.out / "weights.safetensors"
+    weights = of_boxes.out / "D-36-pcr" / "weights.safetensors"
     line = ("extract", "--dataset", "folder", "--root", made_drawings, "--weights", weights)
     fast = ("--scales", "36", "--device", "cpu", "--precision", "float32", "--limit", "2")
     assert run_main(cli.main, *line, *fast, "--out", tmp_path / "f.h5").status == 0

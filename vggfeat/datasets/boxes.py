@@ -80,10 +80,10 @@ def read_boxes(source: str | Path, items: Items) -> tuple[Boxes, tuple[str, ...]
 
     source: a folder, with XML files in it or below it, or a CSV file; see the top of this file.
     Left out, and told with their number and the first few: boxes without an area, with a side that
-    is not finite, outside their image, or of a class that the images don't have; entries of no
-    image, or of several; a further XML file of an image. A box that reaches out of its image is cut
-    off there. Images without a box are told, too. An image's size is the file's word, or else that
-    of the image's header.
+    is not finite, outside their image, of an image of another size than the file tells, or of a
+    class that the images don't have; entries of no image, or of several; a further XML file of an
+    image. A box that reaches out of its image is cut off there. Images without a box are told, too.
+    An image's size is its header's, or else the file's word.
     Raises VggfeatError for a file that is malformed, and where no box is left.
     """
     source, unfit = Path(source), _Unfit()
@@ -142,7 +142,7 @@ def _sentence(kind: str, n: int, names: list[str], far: float = 0.0) -> str:
 def _fitting(entries: Iterable[_Entry], items: Items, unfit: _Unfit) -> Boxes:
     """Those that fit."""
     label_of = {name: label for label, name in enumerate(items.classes)}
-    sizes: dict[int, tuple[float, float] | None] = {}
+    shapes: dict[int, tuple[int, int] | None] = {}
     rows, labels, kept, difficult = [], [], [], []
     for entry in entries:
         if entry.name not in label_of:
@@ -152,17 +152,19 @@ def _fitting(entries: Iterable[_Entry], items: Items, unfit: _Unfit) -> Boxes:
         if not (np.isfinite(entry.corners).all() and x1 < x2 and y1 < y2):
             unfit.add("left out: {n} box{es} without an area", entry.where)
             continue
-        size = entry.size
-        if size is None:
-            if entry.row not in sizes:
-                sizes[entry.row] = expected_shape(items.source(entry.row))
-                if sizes[entry.row] is None:
-                    name = items.names[entry.row]
-                    unfit.add(
-                        "not held against the size of {n} image{s}, which nothing tells", name
-                    )
-            size = sizes[entry.row]
-        height, width = size or (np.inf, np.inf)
+        if entry.row not in shapes:
+            shapes[entry.row] = expected_shape(items.source(entry.row))
+            if shapes[entry.row] is None and entry.size is None:
+                name = items.names[entry.row]
+                unfit.add("not held against the size of {n} image{s}, which nothing tells", name)
+        size = shapes[entry.row]
+        if entry.size is not None and size is not None and entry.size != size:
+            unfit.add(
+                "left out: {n} box{es} of images that have another size than is told there",
+                entry.where,
+            )
+            continue
+        height, width = size or entry.size or (np.inf, np.inf)
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             unfit.add("left out: {n} box{es} outside of the image", entry.where)

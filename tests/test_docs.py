@@ -381,7 +381,8 @@ def parsed_only(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
 
 def clear(words: list[str]) -> None:
     """What a command would find from one before it that stands for another user's."""
-    if words[0] == "pretrain.train" and not {"--stages", "--from", "--dry-run"} & set(words):
+    goes_on = {"--stages", "--from", "--task", "--dry-run"}  # with what there is
+    if words[0] == "pretrain.train" and not goes_on & set(words):
         net = words[words.index("--net") + 1]
         shutil.rmtree(
             words[words.index("--out") + 1] if "--out" in words else f"runs/{net}",

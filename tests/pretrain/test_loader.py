@@ -11,10 +11,11 @@ import pytest
 
 from pretrain.colour import Colours
 from pretrain.loader import held_out_slice, read_training_set
-from pretrain.recipe import read_recipe
+from pretrain.recipe import chain, read_recipe
 from tests.conftest import Command
 from tests.pretrain.conftest import FEW, Train, losses, one_line, training
 from vggfeat.datasets import Items
+from vggfeat.errors import VggfeatError
 
 
 @pytest.fixture
@@ -154,6 +155,29 @@ def test_what_is_no_imagenet(
     few = command(*words, "--data", drawings, "--set=batch_size=256")
     assert few.status == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_boxes_of_other_classes_and_classes_without_boxes_are_named(
+    drawings: Path, tmp_path: Path
+) -> None:
+    """One image has a box of the other class alone; red has boxes in val alone."""
+    rows = [f"train/blue/{i:02d}.jpg,blue,2,2,20,20" for i in range(1, 40)]
+    rows += ["train/blue/00.jpg,red,2,2,20,20", "val/red/00.jpg,red,2,2,20,20"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["path,class,x1,y1,x2,y2", *rows]) + "\n")
+    recipe = chain(read_recipe("mini", ["batch_size=8"], "A"), "A", task="localisation")
+    images = read_training_set(drawings, recipe).with_boxes(tmp_path / "boxes.csv")
+    told = images.items.remarks
+    assert (
+        "left out: 1 boxes of another class than their image's (train/blue/00.jpg); 1 of these"
+        " images have no box of their own (train/blue/00.jpg)"
+    ) in told
+    assert any("no training image with a box of the class red: a net that" in line for line in told)
+    its = images.of_stage(recipe.stages[-1], 8)
+    row = images.items.names.index("train/blue/00.jpg")
+    assert row not in {*its.train, *its.held_out} and len(its.train) + len(its.held_out) == 39
+    assert images.of_stage(recipe.stages[0], 8).boxes is None
+    with pytest.raises(VggfeatError, match="training images with a box are fewer"):
+        images.of_stage(recipe.stages[-1], 64)
 
 
 def test_a_share_of_each_class_is_held_out() -> None:

@@ -139,6 +139,19 @@ def test_the_size_of_an_image_where_the_file_does_not_tell(tmp_path: Path) -> No
     )
 
 
+def test_boxes_of_another_size_than_the_image_has_are_told(tmp_path: Path) -> None:
+    """As those of photographs that were made smaller, and their boxes not."""
+    for name in ("1.jpg", "2.jpg"):
+        Image.new("RGB", (50, 40)).save(tmp_path / name)
+    items = items_of(tmp_path, "1.jpg", "2.jpg")
+    text = f"{SIZED}\n1.jpg,cat,10,10,40,30,100,80\n2.jpg,cat,10,10,40,30,50,40\n"
+    boxes, remarks = read_boxes(write(tmp_path, text), items)
+    assert boxes.rows_M.tolist() == [1]
+    assert remarks[0] == (
+        "left out: 1 box of images that have another size than is told there: data.csv, line 2"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

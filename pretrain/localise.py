@@ -27,7 +27,7 @@ if __name__ == "__main__":  # before all that takes time
     begin("pretrain.localise")
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -126,7 +126,10 @@ def localise_command(
     classifier: Annotated[
         list[str],
         Option(
-            help="A classification net: its classes, and its scores at each window; several fuse.",
+            help=(
+                "A classification net, whose scores at each window rate the boxes, and which tells"
+                " the classes unless --posteriors do; several fuse."
+            ),
             show_default=False,
         ),
     ] = [],  # noqa: B006
@@ -227,8 +230,6 @@ def _refuse_contradictions(
     """Options that don't go together, that miss one, or that would change nothing. given: the
     names of those that are typed.
     """
-    if {"classifier", "posteriors"} <= given:
-        raise WrongUsage("give one of --classifier and --posteriors: each tells the classes")
     if protocol == 2 and not given & {"classifier", "posteriors"}:
         raise WrongUsage(
             "--protocol 2 needs the classes of each image: --classifier or --posteriors"
@@ -364,7 +365,7 @@ class Asked:
     def _guessed(self, items: Items, split: str, ranks: Ranks) -> Guessed:
         """The likeliest classes of the images, in every process."""
         from pretrain.kept import KeptPosteriors, refuse_twice
-        from pretrain.locations import guesses
+        from pretrain.locations import guesses, rated_by
         from pretrain.posteriors import evaluate
 
         if self.posteriors:
@@ -386,6 +387,11 @@ class Asked:
             guessed: Guessed = ranks.same(None)
             return guessed
         guessed = guesses(kept, self.mode, items, where)
+        if self.posteriors and self.classifiers:
+            rating = rated_by(
+                self._load(spec, "cpu", "float32").fingerprint for spec in self.classifiers
+            )
+            guessed = replace(guessed, told_by=guessed.told_by + rating)
         ranks.same(guessed)
         return guessed
 

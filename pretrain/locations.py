@@ -439,6 +439,11 @@ def guesses(kept: KeptPosteriors, mode: str, items: Items, where: str, most: int
     )
 
 
+def rated_by(fingerprints: Iterable[str]) -> str:
+    """What is added to that where other nets rate the boxes than tell the classes."""
+    return f"; rated by {' + '.join(each[:12] for each in fingerprints)}"
+
+
 def told_by(nets: Sequence[tuple[Mapping[str, str], Sequence[int]]], mode: str) -> str:
     """Which nets, by their facts, at which Q and in which mode tell classes, in words."""
     words = [

@@ -182,7 +182,7 @@ def reproduce(
                 for seed, its in graphs.items():
                     unreadable |= reproduction.train(asked, its.steps, stop)
                     shown = reproduction.Validation.of(asked)
-                    reproduction.classify(asked, seed, its.steps, shown)
+                    reproduction.classify(asked, its.steps, shown)
                     reproduction.localise(asked, its.steps, shown)
                     if seed == numbers[0]:
                         reproduction.transfer(asked, its.steps)

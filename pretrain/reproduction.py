@@ -21,10 +21,10 @@ from pretrain.ledger import THEIRS, read_cells, sections, with_section
 from pretrain.loader import TrainingSet
 from pretrain.localise import Asked as Localising
 from pretrain.localise import Made
-from pretrain.locations import told_by
+from pretrain.locations import rated_by, told_by
 from pretrain.merging import MERGED_ABOVE
 from pretrain.plan import Trials
-from pretrain.posteriors import GRID, facts_of, images_of, own_scales
+from pretrain.posteriors import GRID, images_of
 from pretrain.readers import Readers
 from pretrain.recipe import CLASSIFICATION, LOCALISATION, identity
 from pretrain.replica import passes
@@ -38,7 +38,7 @@ from pretrain.runs import (
     write_tables,
 )
 from pretrain.stages import COLOURS, Run, train_stages
-from pretrain.tables import BOXES, BoxNet, Cell, Member, PaperRow, box_scales
+from pretrain.tables import BOXES, PAPER, BoxNet, Cell, Member, PaperRow, box_scales
 from pretrain.trainer import Machine
 from pretrain.watch import Stop
 from vggfeat import datasets, ledger, protocols
@@ -183,33 +183,44 @@ class Validation:
         return bool((kept.crc32 == self.crc32_N)[kept.crc32 > 0].all())
 
 
-def classify(asked: Asked, seed: int, steps: Sequence[Step], images: Validation) -> None:
+def classify(asked: Asked, steps: Sequence[Step], images: Validation) -> None:
     """Tables 3 to 7, of posteriors that are kept net by net, so that what is measured isn't
     measured again.
     """
     numbers = [n for n in asked.tables if n in BY_POSTERIORS]
-    ranks, folder = asked.ranks, asked.out / f"seed{seed}"
+    ranks = asked.ranks
     if not numbers:
         return
     found = nets_of([step.weights(asked.out) for step in steps]) if ranks.first else []
     nets: list[Trained] = ranks.same(found)
     parts: list[tuple[str, KeptPosteriors]] = []
     for i, rows in wanted_rows(numbers, nets).items():
-        net = nets[i]
-        stage = Path(net.weights).parent
-        path = folder / POSTERIORS / f"{stage.parent.name}-{stage.name}.h5"
-        kept = _kept(asked, path, net, rows, images) if ranks.first else None
-        if ranks.same(kept is None):
-            precision = asked.machine.precision
-            kept = measure_net(net, rows, images.items, "val", ranks, precision, asked.how)
-            if ranks.first:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                kept.save(path)
+        kept = _posteriors(asked, nets[i], rows, images)[1]
         if kept is not None:
-            parts.append((net.weights, kept))
+            parts.append((nets[i].weights, kept))
     if ranks.first:
         write_tables(numbers, KeptPosteriors.joined(parts), asked.page)
     ranks.barrier()
+
+
+def _posteriors(
+    asked: Asked, net: Trained, rows: Sequence[PaperRow], images: Validation
+) -> tuple[Path, KeptPosteriors | None]:
+    """A net's posteriors as rows want them, measured unless they are kept, and their file. In the
+    first process complete.
+    """
+    ranks, stage = asked.ranks, Path(net.weights).parent
+    folder = stage.parents[1] / POSTERIORS
+    path = folder / f"{stage.parent.name}-{stage.name}.h5"
+    kept = _kept(asked, path, net, rows, images) if ranks.first else None
+    if ranks.same(kept is None):
+        precision = asked.machine.precision
+        kept = measure_net(net, rows, images.items, "val", ranks, precision, asked.how)
+        if ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept.save(path)
+        ranks.barrier()
+    return path, kept
 
 
 def _kept(
@@ -333,8 +344,9 @@ def _planned(step: Step) -> Trained:
 
 def localise(asked: Asked, steps: Sequence[Step], images: Validation) -> None:
     """Tables 8 to 10, of the nets that say boxes: each alone by protocol 1; by protocol 2 at its S,
-    and all those of Table 9 at its last row's Q, alone and together. The jittered D and E, fused,
-    say which classes are likely, and rate the boxes; the paper doesn't tell which net does.
+    and all those of Table 9 at its last row's Q, alone and together. "Our best-performing
+    classification system" (A.2) says which classes are likely: the jittered D and E, crops and
+    dense; their dense maps rate the boxes.
     """
     if asked.source is None:
         return
@@ -353,13 +365,16 @@ def localise(asked: Asked, steps: Sequence[Step], images: Validation) -> None:
             if asked.ranks.first:
                 say("left out: table 9, whose classes a D or E with scale jitter would say")
             continue
+        best = [row for row in PAPER if row.members == JITTERED and row.mode == "both"]
+        said = [nets_of([Path(path)])[0] for path in classifiers] if asked.ranks.first else []
+        files = [_posteriors(asked, net, best, images)[0] for net in asked.ranks.same(said)]
         together = [_Q(step, lower=step is its[-1]) for step in its]
         for step, Q in zip(its, together, strict=True):
             alone = _Q(step, lower=False)
             if alone != Q or len(its) == 1:  # else it has its row there
-                _locate(asked, images, [step], [alone], classifiers)
+                _locate(asked, images, [step], [alone], classifiers, files)
         if len(its) > 1:
-            _locate(asked, images, its, together, classifiers)
+            _locate(asked, images, its, together, classifiers, files)
 
 
 def _stage(step: Step) -> Any:
@@ -394,11 +409,14 @@ def _locate(
     its: Sequence[Step],
     scales: Sequence[tuple[int, ...]],
     classifiers: Sequence[str] = (),
+    posteriors: Sequence[Path] = (),
 ) -> None:
-    """Test nets, alone and together, unless their cells are there."""
+    """Test nets, alone and together, unless their cells are there. By protocol 2 where
+    classifiers rate the boxes, for the classes of posteriors.
+    """
     ranks, items = asked.ranks, images.items
     weights = [step.weights(asked.out) for step in its]
-    there = ranks.first and _tested(asked, images, weights, scales, classifiers)
+    there = ranks.first and _tested(asked, images, weights, scales, classifiers, posteriors)
     if ranks.same(there):
         return
     asking = Localising(
@@ -406,8 +424,8 @@ def _locate(
         weights=list(map(str, weights)),
         scales=list(scales),
         classifiers=list(classifiers),
-        posteriors=[],
-        mode="dense",
+        posteriors=list(posteriors),
+        mode="both",
         above=MERGED_ABOVE,
         mirror=True,
         numbers={},
@@ -427,6 +445,7 @@ def _tested(
     weights: Sequence[Path],
     scales: Sequence[tuple[int, ...]],
     classifiers: Sequence[str],
+    posteriors: Sequence[Path],
 ) -> bool:
     """Whether a cell is there of these nets and Q, of these files and boxes, by these
     classifiers. (Not where an image can't be read: its cell doesn't have its file's checksum.)
@@ -439,8 +458,9 @@ def _tested(
     )
     teller = ""
     if classifiers:
-        nets = [load(path, device="cpu", precision="float32") for path in classifiers]
-        words = told_by([(facts_of(net), own_scales(net, multi=True)) for net in nets], "dense")
+        nets = [net for path in posteriors for net in KeptPosteriors.read(path).nets]
+        words = told_by([(net.facts, net.scales) for net in nets], "both")
+        words += rated_by(_fingerprint(Path(path)) for path in classifiers)
         teller = hashlib.sha256(words.encode()).hexdigest()
     precision = asked.machine.precision
     prints = [(_fingerprint(path), precision) for path in weights]

@@ -419,9 +419,6 @@ WRONG = {
     "pretrain.localise --weights l.pth --annotations b.csv --protocol 2": (
         "--protocol 2 needs the classes of each image: --classifier or --posteriors"
     ),
-    "pretrain.localise --weights l.pth --annotations b.csv --classifier mini --posteriors k.h5": (
-        "give one of --classifier and --posteriors"
-    ),
     "pretrain.localise --weights l.pth --annotations b.csv --scales 36,50": "give --scales one Q",
     "pretrain.localise --weights l.pth --annotations b.csv --scales 36 --scales 50": (
         "--scales is there 2 times: give it once, or once a net"

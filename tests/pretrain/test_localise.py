@@ -85,6 +85,13 @@ def test_protocol_2_of_a_classification_net_and_of_what_it_has_said(
     for row, other in zip(rows, rows_of(tmp_path / "kept.json"), strict=True):
         for key in ("images", "nets", "top1_class_error", "top5_class_error"):
             assert row[key] == other[key]
+    # what was kept tells the classes, the net rates the boxes: here as if it did both
+    both = "--posteriors", kept, "--classifier", net, "--json", tmp_path / "both.json"
+    ran = command(*words, *given, *both)
+    assert ran.status == 0, ran.err
+    for row, other in zip(rows, rows_of(tmp_path / "both.json"), strict=True):
+        told = row.pop("classes_told_by"), other.pop("classes_told_by")
+        assert row == other and (row["constant"] or "; rated by " in told[1])
     # what was kept has no "crops"
     ran = command(*words, *given, "--posteriors", kept, "--mode", "crops")
     assert ran.status == 1 and "are dense only, not crops" in ran.err

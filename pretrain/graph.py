@@ -125,6 +125,7 @@ class _Maker:
 
     def __init__(self, recipe: str, seed: int, overrides: Sequence[str]) -> None:
         self.recipe, self.numbers = recipe, [*overrides, f"seed={seed}"]
+        self.stages = read_recipe(recipe).stages
         self.made: dict[str, Step] = {}
         self.lacking: list[str] = []
 
@@ -177,8 +178,7 @@ class _Maker:
         return chain(read_recipe(self.recipe, numbers, net, boxes), net, "A", task, boxes)
 
     def _has(self, net: str, task: str) -> bool:
-        stages = read_recipe(self.recipe).stages
-        return any(net in stage.nets and stage.task == task for stage in stages)
+        return any(net in stage.nets and stage.task == task for stage in self.stages)
 
     def _at(self, net: str, task: str, S: str, boxes: str = "") -> tuple[Recipe, int] | None:
         """A net's chain, and the place of the stage that stands for the paper's S, if it has

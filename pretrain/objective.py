@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pretrain.boxes import CORRECT
+from pretrain.boxes import CORRECT, decoded, iou
 from pretrain.recipe import LOCALISATION, Recipe, Stage
 from vggfeat.metrics import error_text, tells
 
@@ -90,21 +91,15 @@ class TrueBox:
 
     def right(self, outputs: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
         """That the IoU with one of the true boxes is above `CORRECT`, in both columns."""
-        said = self.of_class(outputs, labels).double() * (self.unit * self.crop)
-        centre, half = said[:, :2] + self.crop / 2, said[:, 2:].clamp_min(0) / 2
-        frame, true = boxes[:, 0].double(), boxes[:, 1:].double()
-        low = (centre - half).clamp(frame[:, :2], frame[:, 2:])  # nothing is beyond the image
-        high = (centre + half).clamp(frame[:, :2], frame[:, 2:])
-        shared = (
-            (
-                torch.minimum(high[:, None], true[..., 2:])
-                - torch.maximum(low[:, None], true[..., :2])
-            )
-            .clamp_min(0)
-            .prod(-1)
-        )
-        both = (high - low).prod(-1)[:, None] + (true[..., 2:] - true[..., :2]).prod(-1)
-        hit = (shared / (both - shared) > CORRECT).any(1)  # NaN, which is no box, is not
+        said_N4 = self.of_class(outputs, labels).double().cpu().numpy()
+        frame_N14, true_NM4 = np.split(boxes.double().cpu().numpy(), [1], axis=1)
+        corners_N14 = decoded(said_N4, self.crop, self.unit)[:, None]
+        # nothing is beyond the image
+        low, high = np.tile(frame_N14[..., :2], 2), np.tile(frame_N14[..., 2:], 2)
+        inside_N14 = np.clip(corners_N14, low, high)
+        # NaN, which is no box, is like none
+        hit = torch.from_numpy((iou(inside_N14, true_NM4)[:, 0] > CORRECT).any(1))
+        hit = hit.to(labels.device)
         return torch.stack([hit, hit], 1)
 
     def errors(self, right: Sequence[float], images: int) -> Errors:

@@ -166,7 +166,7 @@ class Validation:
             for i in range(len(items) if first else 0):
                 with suppress(OSError):  # 0, as where an image can't be read
                     crc32_N[i] = stamp(items.source(i))[3]
-                advance(1, len(items))
+                advance(i + 1, len(items))
         boxes = None
         if asked.source is not None and first:
             # what is to be said of them was said of all images

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pretrain.recipe import chain, read_recipe, select
+from pretrain.recipe import Stage, chain, read_recipe, select
 from pretrain.watch import WEIGHTS, stop_on_signals
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import refuse_inputs, refuse_same_names
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from pretrain.stages import Ended
 
 MUCH = 30 * 86400.0  # seconds
-BOXES = ("-scr", "-pcr")  # ends of the names of stages that learn boxes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -239,7 +238,7 @@ def train(
                     return
                 ended = train_stages(asked, stop, readers)
             if ended.finished and ranks.first:
-                _print_end(ended, {stage.name: stage.test_scale for stage in its_chain.stages})
+                _print_end(ended, {stage.name: stage for stage in its_chain.stages})
                 ours = [i for i in chosen if its_chain.stages[i].task == task]
                 folders = [asked.out] if asked.of_classes else map(asked.folder, ours)
                 for where in folders:
@@ -276,11 +275,11 @@ def _print_advice(stages: Sequence[StagePlan]) -> None:
         )
 
 
-def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
-    """Q: of each stage's checks, in pixels. An error of a stage of localisation stands alone."""
+def _print_end(ended: Ended, stages: Mapping[str, Stage]) -> None:
+    """An error of a stage of localisation stands alone."""
     from vggfeat.metrics import error_text
 
-    boxes = {name for name, _ in ended.stages if name.removesuffix("-fc").endswith(BOXES)}
+    boxes = {name for name, _ in ended.stages if stages[name].boxes}
     what = "top-1, top-5 error, %" + ("; of boxes: localisation error, %" if boxes else "")
     kinds = (f"{images}, {what}" for images in ("held-out", "validation"))
     table = columns("stage", "iterations", "Q", *kinds, "time")
@@ -293,7 +292,13 @@ def _print_end(ended: Ended, Q: Mapping[str, int]) -> None:
             else ", ".join(map(error_text, pair))
             for pair in (state.held_out, state.val)
         ]
-        table.add_row(name, str(state.iteration), str(Q[name]), *errors, duration(state.seconds))
+        table.add_row(
+            name,
+            str(state.iteration),
+            str(stages[name].test_scale),
+            *errors,
+            duration(state.seconds),
+        )
     out.print(table)
     out.print(
         "errors: of one central crop at Q; the paper's, over the whole image, are"

@@ -69,7 +69,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # CUDA reads CUDA_VISIBLE_DEVICES once in a process: now, by the user's; what is set later is for
-# the commands that tests start, whose `--device auto` would take a GPU
+# the commands that tests start, whose `--device auto` would take a GPU. The processes that xdist
+# starts have the environment of the one that starts them: what the user had is handed on to them.
+USERS = "VGGFEAT_TESTS_CUDA_VISIBLE_DEVICES"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    del os.environ["CUDA_VISIBLE_DEVICES"]
+    if USERS in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[USERS]
+elif "CUDA_VISIBLE_DEVICES" in os.environ:
+    os.environ[USERS] = os.environ["CUDA_VISIBLE_DEVICES"]
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -174,9 +174,14 @@ class OnCPU:
     ahead = 0
     """Batches that go on while the results of the one before them are waited for."""
 
-    def rescaled(self, image_HWC: np.ndarray, scales: Sequence[int]) -> list[Image]:
-        """The image at each Q, as `smallest_side` rescales."""
+    def staged(self, image_HWC: np.ndarray, scales: Sequence[int]) -> list[Image] | Tensor:
+        """In a thread that reads: what `rescaled` takes."""
         return [smallest_side(image_HWC, q) for q in scales]
+
+    def rescaled(self, staged: list[Image] | Tensor, scales: Sequence[int]) -> list[Image]:
+        """In the thread that describes: the image at each Q, as `smallest_side` rescales."""
+        assert isinstance(staged, list)
+        return staged
 
     def batch(self, images: list[Image]) -> Tensor:
         """(n, H, W, 3), where they are described."""
@@ -206,22 +211,32 @@ class OnGPU(OnCPU):
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def rescaled(self, image_HWC: np.ndarray, scales: Sequence[int]) -> list[Image]:
+    def staged(self, image_HWC: np.ndarray, scales: Sequence[int]) -> list[Image] | Tensor:
         height, width = image_HWC.shape[:2]
         if height * width > self.LARGEST or min(height, width) > self.SHRINKS * min(scales):
-            return super().rescaled(image_HWC, scales)
+            return super().staged(image_HWC, scales)
+        return self._pinned(image_HWC)
+
+    def rescaled(self, staged: list[Image] | Tensor, scales: Sequence[int]) -> list[Image]:
+        # One thread asks for all that a GPU does. Where those that read do, too, each of their
+        # calls waits for Python's lock: a dozen an image and scale
+        if isinstance(staged, list):
+            return staged
         try:
-            uploaded_HWC = self._up(image_HWC)
+            uploaded_HWC = self._up(staged)
             return [smallest_side(uploaded_HWC, q) for q in scales]
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             # the batches, which can be halved, have all of it
-            return super().rescaled(image_HWC, scales)
+            return [smallest_side(staged.numpy(), q) for q in scales]
 
     def batch(self, images: list[Image]) -> Tensor:
         return torch.stack(
-            [image if isinstance(image, Tensor) else self._up(image) for image in images]
+            [
+                image if isinstance(image, Tensor) else self._up(self._pinned(image))
+                for image in images
+            ]
         )
 
     def result(self, computed: Tensor) -> Callable[[], np.ndarray]:
@@ -239,8 +254,11 @@ class OnGPU(OnCPU):
     def free(self) -> None:
         torch.cuda.empty_cache()
 
-    def _up(self, image_HWC: np.ndarray) -> Tensor:
-        return torch.from_numpy(image_HWC).pin_memory().to(self._device, non_blocking=True)
+    def _pinned(self, image_HWC: np.ndarray) -> Tensor:
+        return torch.from_numpy(image_HWC).pin_memory()
+
+    def _up(self, pinned_HWC: Tensor) -> Tensor:
+        return pinned_HWC.to(self._device, non_blocking=True)
 
 
 def place_of(device: torch.device) -> OnCPU:
@@ -350,11 +368,17 @@ def by_shape(
     runner = Runner(compute, scales, device, place, batch_size, say)
     buckets = Buckets[tuple[int, Image]](scales)
 
+    def wanted(i: int) -> list[int]:
+        return [s for s in range(len(scales)) if done is None or not done[i, s]]
+
+    def staged(i: int) -> list[Image] | Tensor:
+        return place.staged(read(i), [scales[s] for s in wanted(i)])
+
     @torch.inference_mode()
-    def rescaled(i: int) -> list[tuple[int, Image]]:
-        wanted = [(s, q) for s, q in enumerate(scales) if done is None or not done[i, s]]
-        images = place.rescaled(read(i), [q for _, q in wanted])
-        return [(s, image) for (s, _), image in zip(wanted, images, strict=True)]
+    def rescaled(i: int, staged: list[Image] | Tensor) -> list[tuple[int, Image]]:
+        chosen = wanted(i)
+        images = place.rescaled(staged, [scales[s] for s in chosen])
+        return list(zip(chosen, images, strict=True))
 
     def results(batches: Iterator[Done]) -> Iterator[Result]:
         for batch in batches:
@@ -367,10 +391,14 @@ def by_shape(
 
     try:
         with _threads("decode", workers) as pool, _threads("headers", workers) as looking:
-            for i, images in _read_ahead(pool, rescaled, in_order(looking), 4 * workers):
-                if isinstance(images, UnreadableImage):
+            for i, ready in _read_ahead(pool, staged, in_order(looking), 4 * workers):
+                try:
+                    if isinstance(ready, UnreadableImage):
+                        raise ready
+                    images = rescaled(i, ready)
+                except UnreadableImage as error:
                     advance(1.0 if done is None else float(shares[~done[i]].sum()))
-                    yield i, 0, images
+                    yield i, 0, error
                 else:
                     for s, image in images:
                         shape = (s, image.shape[0], image.shape[1])

@@ -147,7 +147,7 @@ def read_rgb(
     if next(_accepting(_IN_CHILD, data), None):
         return _decode_in_child(data, max_pixels)
     plain = headers.plain_jpeg(data)
-    if plain and (decode := _lock_free.get()):
+    if plain and (decode := _lock_free.get(plain.progressive)):
         return _decode_plain(decode, plain, data, max_pixels)
     return _decode(lambda: _open(data, max_pixels), max_pixels)
 
@@ -325,23 +325,25 @@ class _LockFree:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known = False
-        self._decode: Callable[[bytes], np.ndarray] | None = None
+        self._decoders: dict[bool, Callable[[bytes], np.ndarray]] = {}
 
-    def get(self) -> Callable[[bytes], np.ndarray] | None:
+    def get(self, progressive: bool = False) -> Callable[[bytes], np.ndarray] | None:
         """From a JPEG to (H, W, 3) uint8 RGB, as stored, or any exception; None: Pillow decodes."""
         if not self._known and "torch" in sys.modules:
             with self._lock:
                 if not self._known:
-                    self._decode = self._load()
+                    self._decoders = self._load()
                     self._known = True
-        return self._decode
+        return self._decoders.get(progressive)
 
     @staticmethod
-    def _load() -> Callable[[bytes], np.ndarray] | None:
+    def _load() -> dict[bool, Callable[[bytes], np.ndarray]]:
         # Whatever goes wrong here is not worth a word: Pillow gives the same values, only later.
         # Torchvision has announced that its decoders will go to a package of their own.
         # Another libjpeg (not all are turbo, nor of one age) may round otherwise, and then values
-        # would depend on what else a process has loaded.
+        # would depend on what else a process has loaded. Of one age they differ in what is seldom
+        # seen (a progressive file whose last scans are missing, in torchvision 0.26's and Pillow
+        # 12.3's), which leaves the others as they are.
         try:
             import torch  # waits, where another thread is importing it
 
@@ -357,32 +359,42 @@ class _LockFree:
                 array: np.ndarray = operator(stored, _RGB, False).permute(1, 2, 0).numpy()
                 return array
 
-            return decode if all(map(_as_pillow(decode), _samples())) else None
+            return {
+                progressive: decode
+                for progressive in (False, True)
+                if all(map(_as_pillow(decode), _samples(progressive)))
+            }
         except Exception:
-            return None
+            return {}
 
 
 def _as_pillow(decode: Callable[[bytes], np.ndarray]) -> Callable[[bytes], bool]:
-    return lambda data: np.array_equal(decode(data), _decode(lambda: _open(data, _SMALL), _SMALL))
+    def same(data: bytes) -> bool:
+        try:
+            made = decode(data)
+        except Exception:  # of whatever kind it has
+            return False
+        return np.array_equal(made, _decode(lambda: _open(data, _SMALL), _SMALL))
+
+    return same
 
 
-def _samples() -> Iterator[bytes]:
-    """A JPEG of each kind that is plain, of odd sides: colours that are clipped and edges, where
+def _samples(progressive: bool) -> Iterator[bytes]:
+    """JPEGs of each kind that is plain, of odd sides: colours that are clipped and edges, where
     decoders differ.
     """
     y, x = np.mgrid[:37, :51]
     bands = [(x * y * k) % 511 // 2 ^ (x // 7 * k + y // 5) % 2 * 255 for k in (1, 3, 7)]
     image = Image.fromarray(np.stack(bands, -1).astype(np.uint8))
     for picture in (image, image.convert("L")):
-        for progressive in (False, True):
-            for subsampling in (0, 1, 2):  # 4:4:4, 4:2:2, 4:2:0
-                file = io.BytesIO()
-                options = {"progressive": progressive, "subsampling": subsampling}
-                picture.save(file, "JPEG", quality=70, **options)
-                data = file.getvalue()
-                yield data
-                if progressive:  # the first scans alone, which libjpeg smooths
-                    yield data[: data.rindex(b"\xff\xda")] + b"\xff\xd9"
+        for subsampling in (0, 1, 2):  # 4:4:4, 4:2:2, 4:2:0
+            file = io.BytesIO()
+            options = {"progressive": progressive, "subsampling": subsampling}
+            picture.save(file, "JPEG", quality=70, **options)
+            data = file.getvalue()
+            yield data
+            if progressive:  # the first scans alone, which libjpeg smooths
+                yield data[: data.rindex(b"\xff\xda")] + b"\xff\xd9"
 
 
 _lock_free = _LockFree()

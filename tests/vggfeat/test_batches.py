@@ -207,10 +207,13 @@ class ImagesOnGPU(OnGPU):
         super().__init__(torch.device("cpu"))
         self.room, self.freed, self.asked, self.waited, self.most = room, 0, 0, 0, 0
 
-    def _up(self, image_HWC: np.ndarray) -> torch.Tensor:
-        if image_HWC.nbytes > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def _pinned(self, image_HWC: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(image_HWC.copy())
+
+    def _up(self, pinned_HWC: torch.Tensor) -> torch.Tensor:
+        if pinned_HWC.nbytes > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pinned_HWC
 
     def result(self, computed: torch.Tensor) -> Callable[[], np.ndarray]:
         self.asked += 1

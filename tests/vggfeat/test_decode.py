@@ -605,7 +605,7 @@ def test_files_are_closed_and_nothing_is_printed(tmp_path: Path) -> None:
 def decoded_by(decoder: Callable[[bytes], np.ndarray] | None) -> Iterator[None]:
     """Inside, plain JPEGs are decoded so; None: by Pillow."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode._lock_free, "get", lambda: decoder)
+        patch.setattr(decode._lock_free, "get", lambda progressive: decoder)
         yield
 
 
@@ -799,12 +799,28 @@ def test_without_the_same_values_pillow_decodes(
         assert lock_free.get() is None
 
 
+def test_where_only_progressive_files_differ_the_others_are_decoded_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As two libjpegs of one family do, of a file whose last scans are missing."""
+    if decode._lock_free.get() is None:
+        pytest.skip("torchvision's libjpeg is missing here, or gives other values than Pillow's")
+    whole = decode._as_pillow
+    monkeypatch.setattr(
+        decode,
+        "_as_pillow",
+        lambda decoder: lambda data: whole(decoder)(data) and b"\xff\xc2" not in data,
+    )
+    lock_free = decode._LockFree()
+    assert lock_free.get(False) is not None and lock_free.get(True) is None
+
+
 def test_it_is_loaded_once_and_seen_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
 
-    def load() -> Callable[[bytes], np.ndarray]:
+    def load() -> dict[bool, Callable[[bytes], np.ndarray]]:
         loads.append(threading.get_ident())
-        return lambda data: np.zeros((1, 1, 3), np.uint8)
+        return {False: lambda data: np.zeros((1, 1, 3), np.uint8)}
 
     monkeypatch.setattr(decode._LockFree, "_load", staticmethod(load))
     lock_free, barrier = decode._LockFree(), threading.Barrier(8)

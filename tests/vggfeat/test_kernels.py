@@ -106,6 +106,8 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
         env=os.environ | {"TRITON_INTERPRET": "1"},
         timeout=HANG,
     )
+    if "only 0-dimensional arrays can be converted to Python scalars" in ran.stderr:
+        pytest.skip("the interpreter of this Triton is older than this NumPy")  # 3.6 and 2.5
     assert ran.returncode == 0, ran.stderr
     results: dict[str, Tensor] = torch.load(folder / "results.pt")
     return results

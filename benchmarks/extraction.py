@@ -24,8 +24,9 @@ before    from JPEG to feature file: this checkout and another, each in processe
           turns.
 
 Random weights (speed doesn't depend on them), the same on each side, in a file of torchvision's
-layout. Sides take turns; medians; least cosine of the outputs to float32's, which must be 0.999. Each rate also as a share of the rate of a large matrix product on the same device in
-the same run. The folder is one of photographs, or of class folders.
+layout. Sides take turns; medians; least cosine of the outputs to float32's, which must be 0.999.
+Each rate also as a share of the rate of a large matrix product on the same device in the same run.
+The folder is one of photographs, or of class folders.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def plain(network: Network, precision: torch.dtype) -> Callable[[torch.Tensor, s
         conv.load_state_dict({"weight": fc.weight.view(conv.weight.shape), "bias": fc.bias})
         fcs += [conv, torch.nn.ReLU()]
     whole = torch.nn.Sequential(*module.features, *fcs).eval()
-    whole = whole.to(network.device, memory_format=torch.channels_last)
+    whole = whole.to(network.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(x_NCHW: torch.Tensor, until: str) -> torch.Tensor:

@@ -88,7 +88,9 @@ def command(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
-def learned(folder: Path, data: Path, boxes: str, learn: str, epochs: int, mean: str) -> Path:
+def learned(
+    folder: Path, data: Path, boxes: str, learn: str, epochs: int, mean: str, workers: int
+) -> Path:
     """The weights of a net that learned from a folder; those that are there, if they are."""
     where = folder / f"{boxes}-{learn}"
     suffix = "-fc" if learn == "fc" else ""
@@ -97,7 +99,8 @@ def learned(folder: Path, data: Path, boxes: str, learn: str, epochs: int, mean:
         command(
             *("pretrain.train", "--net", "D", "--recipe", "mini", "--data", data, "--out", where),
             *("--task", "localisation", "--boxes", boxes, "--annotations", data / "boxes.csv"),
-            *("--from", "mini", "--stages", f"{STAGE}-{boxes}{suffix}", "--workers", "1"),
+            *("--from", "mini", "--stages", f"{STAGE}-{boxes}{suffix}"),
+            *("--workers", str(workers)),
             *(
                 "--set",
                 f"{STAGE}-{boxes}.learn={learn}",
@@ -144,6 +147,7 @@ def main() -> None:
         default=8,
         help="of the pasted images; of the others six times as many",
     )
+    parser.add_argument("--workers", type=int, default=1, help="processes that read images")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with open(options.boxes, newline="") as file:
@@ -159,7 +163,9 @@ def main() -> None:
                 make(folder / "images", options.data, rows, split, pasted)
             for kind, (boxes, learn) in KINDS.items():
                 epochs = options.epochs * (1 if pasted else COPIES["train"])
-                weights = learned(folder, folder / "images", boxes, learn, epochs, mean)
+                weights = learned(
+                    folder, folder / "images", boxes, learn, epochs, mean, options.workers
+                )
                 net, *constants = tested(weights, folder / "images")
                 for name, row in [(kind, net), *((c["constant"], c) for c in constants)]:
                     figures = {key: row[key] for key in ("error", "strict_error")}

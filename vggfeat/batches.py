@@ -11,6 +11,8 @@ changes a result.
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -173,6 +175,8 @@ class OnCPU:
 
     ahead = 0
     """Batches that go on while the results of the one before them are waited for."""
+    turn: float | None = None
+    """Seconds after which who has Python's lock hands it on; None: as it is set."""
 
     def staged(self, image_HWC: np.ndarray, scales: Sequence[int]) -> list[Image] | Tensor:
         """In a thread that reads: what `rescaled` takes."""
@@ -201,6 +205,7 @@ class OnGPU(OnCPU):
     """
 
     ahead = AHEAD
+    turn = 5e-5
     LARGEST = 16_000_000
     """Pixels of an image that is rescaled here: as many as one may have afterwards; rescaling
     computes in float32.
@@ -259,6 +264,37 @@ class OnGPU(OnCPU):
 
     def _up(self, pinned_HWC: Tensor) -> Tensor:
         return pinned_HWC.to(self._device, non_blocking=True)
+
+
+class _Turns:
+    """How long a thread keeps Python's lock while others wait, for all of this process: shorter
+    while one of them feeds a GPU, which otherwise waits for those that read, a few milliseconds for
+    each of its calls. With sixteen that read, the descriptors of an H200 came a fifth sooner.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, 0.0
+
+    @contextmanager
+    def of(self, place: OnCPU) -> Iterator[None]:
+        if place.turn is None:
+            yield
+            return
+        with self._lock:
+            if not self._users:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(place.turn, self._before))
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    sys.setswitchinterval(self._before)
+
+
+_turns = _Turns()
 
 
 def place_of(device: torch.device) -> OnCPU:
@@ -368,18 +404,6 @@ def by_shape(
     runner = Runner(compute, scales, device, place, batch_size, say)
     buckets = Buckets[tuple[int, Image]](scales)
 
-    def wanted(i: int) -> list[int]:
-        return [s for s in range(len(scales)) if done is None or not done[i, s]]
-
-    def staged(i: int) -> list[Image] | Tensor:
-        return place.staged(read(i), [scales[s] for s in wanted(i)])
-
-    @torch.inference_mode()
-    def rescaled(i: int, staged: list[Image] | Tensor) -> list[tuple[int, Image]]:
-        chosen = wanted(i)
-        images = place.rescaled(staged, [scales[s] for s in chosen])
-        return list(zip(chosen, images, strict=True))
-
     def results(batches: Iterator[Done]) -> Iterator[Result]:
         for batch in batches:
             yield from batch.results()
@@ -390,15 +414,17 @@ def by_shape(
             yield from buckets.expect(window, done)
 
     try:
-        with _threads("decode", workers) as pool, _threads("headers", workers) as looking:
-            for i, ready in _read_ahead(pool, staged, in_order(looking), 4 * workers):
-                try:
-                    if isinstance(ready, UnreadableImage):
-                        raise ready
-                    images = rescaled(i, ready)
-                except UnreadableImage as error:
+        with (
+            _threads("decode", workers) as pool,
+            _threads("headers", workers) as looking,
+            _turns.of(place),
+        ):
+            for i, images in _images(
+                read, pool, place, in_order(looking), 4 * workers, scales, done
+            ):
+                if isinstance(images, UnreadableImage):
                     advance(1.0 if done is None else float(shares[~done[i]].sum()))
-                    yield i, 0, error
+                    yield i, 0, images
                 else:
                     for s, image in images:
                         shape = (s, image.shape[0], image.shape[1])
@@ -457,6 +483,39 @@ def _windows(
             known.update(zip(part, looked.result(), strict=True))
         coming = next(windows, None)
         yield known
+
+
+def _images(
+    read: Callable[[int], np.ndarray],
+    pool: ThreadPoolExecutor,
+    place: OnCPU,
+    indices: Iterable[int],
+    most: int,
+    scales: Sequence[int],
+    done: np.ndarray | None,
+) -> Iterator[tuple[int, list[tuple[int, Image]] | UnreadableImage]]:
+    """(i, (s, the image at scales[s]) for each s that is wanted; or that it is unreadable), in the
+    order of indices. most: as of `_read_ahead`.
+    """
+
+    def wanted(i: int) -> list[int]:
+        return [s for s in range(len(scales)) if done is None or not done[i, s]]
+
+    def staged(i: int) -> list[Image] | Tensor:
+        return place.staged(read(i), [scales[s] for s in wanted(i)])
+
+    for i, ready in _read_ahead(pool, staged, indices, most):
+        if isinstance(ready, UnreadableImage):
+            yield i, ready
+            continue
+        chosen = wanted(i)
+        try:
+            with torch.inference_mode():
+                images = place.rescaled(ready, [scales[s] for s in chosen])
+        except UnreadableImage as error:
+            yield i, error
+        else:
+            yield i, list(zip(chosen, images, strict=True))
 
 
 def _read_ahead(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -264,6 +266,40 @@ def test_on_a_gpu_images_are_rescaled_there_and_results_awaited_later(
             place.LARGEST = 96 * 120 - 1
         found = run(place)
         assert all(np.array_equal(found[key], on_cpu[key]) for key in on_cpu)
+
+
+def test_on_a_gpu_one_thread_asks_for_all_of_it_and_the_others_hand_on_the_lock_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asking, turns, before = set[int](), set[float](), sys.getswitchinterval()
+
+    class Asked(ImagesOnGPU):
+        def _up(self, pinned_HWC: torch.Tensor) -> torch.Tensor:
+            asking.add(threading.get_ident())
+            turns.add(round(sys.getswitchinterval(), 6))
+            return super()._up(pinned_HWC)
+
+    monkeypatch.setattr("vggfeat.batches.place_of", lambda device: Asked())
+    images = [photograph(i, 64, 64) for i in range(8)]
+
+    def begin() -> Iterator[Any]:
+        return by_shape(
+            images.__getitem__,
+            shapes_of(images).get,
+            range(8),
+            SCALES,
+            lambda batch_NHWC: batch_NHWC.float().mean((1, 2)),
+            torch.device("cpu"),
+            batch_size=1,
+        )
+
+    first, second = begin(), begin()
+    next(first), next(second)
+    assert len(list(first)) == 15
+    assert sys.getswitchinterval() < before  # the other goes on
+    second.close()  # type: ignore[attr-defined]
+    assert sys.getswitchinterval() == before
+    assert asking == {threading.get_ident()} and turns == {OnGPU.turn}
 
 
 def test_a_gpu_that_is_too_small_has_its_batches_halved(monkeypatch: pytest.MonkeyPatch) -> None:

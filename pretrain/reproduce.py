@@ -32,7 +32,7 @@ from pretrain.graph import BY_BOXES, TABLES, Step, graph
 from pretrain.watch import CHECKPOINT, stop_on_signals
 from vggfeat.errors import WrongUsage
 from vggfeat.machine import duration
-from vggfeat.options import PRECISION, OwnDevice, Strict, leave, with_debug
+from vggfeat.options import PRECISION, Overrides, OwnDevice, Processes, Strict, leave, with_debug
 from vggfeat.terminal import columns, in_options, out, run, say
 
 if TYPE_CHECKING:
@@ -81,14 +81,7 @@ def reproduce(
     recipe: Annotated[
         str, Option(help="The numbers of the training: paper, tables, mini, or a .toml file.")
     ] = "paper",
-    overrides: Annotated[
-        list[str],
-        Option(
-            "--set",
-            help="Replace a number of the recipe: KEY=VALUE or STAGE.KEY=VALUE.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
     seeds: Annotated[
         str,
         Option(help="Seeds of the training, comma-separated; Tables 11 and 12 are the first's."),
@@ -106,17 +99,7 @@ def reproduce(
     ] = False,
     device: OwnDevice = "auto",
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Option(help=PRECISION)] = "auto",
-    workers: Annotated[
-        int | None,
-        Option(
-            min=0,
-            help=(
-                "Processes that read images, beside each that trains; default: one a core, 16 at"
-                " most."
-            ),
-            show_default=False,
-        ),
-    ] = None,
+    workers: Processes = None,
 ) -> None:
     """Make the paper's tables: every net trained once, evaluated, and put beside the paper's."""
     numbers = seeds_typed(seeds)

@@ -36,7 +36,7 @@ from pretrain.watch import WEIGHTS, stop_on_signals
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import refuse_inputs, refuse_same_names
 from vggfeat.machine import duration
-from vggfeat.options import PRECISION, OwnDevice, Strict, leave, with_debug
+from vggfeat.options import PRECISION, Overrides, OwnDevice, Processes, Strict, leave, with_debug
 from vggfeat.table1 import NETS
 from vggfeat.terminal import columns, in_options, out, run, say
 
@@ -109,14 +109,7 @@ def train(
     start: Annotated[
         Path | None, Option("--from", help="The weights file that the first stage starts from.")
     ] = None,
-    overrides: Annotated[
-        list[str],
-        Option(
-            "--set",
-            help="Replace a number of the recipe: KEY=VALUE or STAGE.KEY=VALUE.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
     seed: Annotated[
         int | None,
         Option(min=0, help="Replace the recipe's seed.", show_default=False),
@@ -133,17 +126,7 @@ def train(
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float64"], Option(help=PRECISION)
     ] = "auto",
-    workers: Annotated[
-        int | None,
-        Option(
-            min=0,
-            help=(
-                "Processes that read images, beside each that trains; default: one a core, 16 at"
-                " most."
-            ),
-            show_default=False,
-        ),
-    ] = None,
+    workers: Processes = None,
     compiled: Annotated[
         bool | None,
         Option(

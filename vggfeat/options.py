@@ -91,6 +91,24 @@ Workers = Annotated[
         show_default=False,
     ),
 ]
+Processes = Annotated[
+    int | None,
+    Option(
+        "--workers",
+        min=0,
+        help="Processes that read images, beside each that trains; default: one a core, 16 at"
+        " most.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    Option(
+        "--set",
+        help="Replace a number of the recipe: KEY=VALUE or STAGE.KEY=VALUE.",
+        show_default=False,
+    ),
+]
 BatchSize = Annotated[
     int | None,
     Option(

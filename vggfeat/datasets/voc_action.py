@@ -128,7 +128,9 @@ def _read_persons(path: Path) -> dict[Person, str]:
 
 def _person(words: list[str], where: str) -> Person:
     image, number = words[:2]
-    if "/" in image or "\0" in image or not number.isdecimal() or not 0 < int(number) < 1 << 31:
+    # ten digits hold all numbers that fit; Python refuses to read thousands
+    fits = number.isdecimal() and len(number) <= 10 and 0 < int(number) < 1 << 31
+    if "/" in image or "\0" in image or not fits:
         raise VggfeatError(
             f"{where}: expected an image id and an object's number from 1, found"
             f" {shown(' '.join(words))}"

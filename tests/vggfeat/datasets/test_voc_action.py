@@ -101,6 +101,7 @@ def test_items_of_the_images(devkit: Path) -> None:
             "train.txt, line 1: expected an image id and",
         ),
         ("train.txt", "2010_000001 2", "2010_000001 0", "line 1: expected an image id and an obj"),
+        ("train.txt", "2010_000001 2", f"2010_000001 {'9' * 5000}", "line 1: expected an image id"),
         ("train.txt", "2010_000001 3", "2010_000001 2", "line 2: object 2 of 2010_000001 is list"),
         ("train.txt", "2010_000001 3", "2010_000003 1", "a person is in two of train.txt, val.txt"),
         ("phoning_train.txt", "3  1", "3 yes", "phoning_train.txt, line 2: expected an image id"),

@@ -269,8 +269,8 @@ class OnGPU(OnCPU):
 class _Turns:
     """How long a thread keeps Python's lock while others wait, for all of this process: shorter
     while one of them feeds a GPU, which otherwise waits for those that read, a few milliseconds for
-    each of its calls. With sixteen that read, and 0.5 ms, an H200's descriptors came 1.15 to 1.2 times
-    as fast.
+    each of its calls. With sixteen that read, and 0.5 ms, an H200's descriptors came 1.15 to 1.2
+    times as fast.
     """
 
     def __init__(self) -> None:

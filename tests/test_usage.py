@@ -223,6 +223,7 @@ WRONG = {
         "scale 31 is too small: fc7 of net A needs at least 32"
     ),
     f"vggfeat extract --dataset digits --weights {NET} --scales 32.5": "is not a list of numbers",
+    f"vggfeat extract --dataset digits --weights {NET} --scales 3_2": "is not a list of numbers",
     f"vggfeat extract --dataset digits --weights {NET} --scales 32,": "is not a list of numbers",
     f"vggfeat extract --dataset digits --weights {NET} --scales 32,-48": "not positive",
     f"vggfeat extract --dataset digits --weights {NET} --scales 32,32": "a number twice",

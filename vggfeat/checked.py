@@ -25,13 +25,23 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from vggfeat.errors import VggfeatError, reason
 
 MOST_BYTES = 16 << 20  # of JSON: as Python's objects up to twenty times as much
 # of a description: what a file may make another image be rescaled to
 MAX_SCALES, MAX_Q = 64, 1 << 14
+Number = TypeVar("Number", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +177,15 @@ def read_text(
         raise VggfeatError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
+
+
+def number_of(text: str, kind: type[Number]) -> Number:
+    """What a written number says; "nan" and "inf" are floats. Raises ValueError for another text,
+    and for what only Python's own grammar takes (1_0, digits of other scripts).
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return kind(text)
 
 
 def parse_json(text: str | bytes, where: Any) -> Any:

@@ -16,17 +16,16 @@ import os
 from collections.abc import Callable, Iterable, Sized
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 from typer import Option
 from typer.core import TyperCommand
 
-from vggfeat.checked import MAX_Q, MAX_SCALES
+from vggfeat.checked import MAX_Q, MAX_SCALES, Number, number_of
 from vggfeat.devices import BATCH_SIZE
 from vggfeat.errors import WrongUsage
 
-Number = TypeVar("Number", int, float)
 Parameters = ParamSpec("Parameters")
 
 PRECISION = (
@@ -144,7 +143,7 @@ def _numbers(text: str, kind: type[Number], option: str, example: str) -> tuple[
         return typer.BadParameter(f"{text!r} {what}", param_hint=f"'{option}'")
 
     try:
-        values = tuple(kind(part) for part in text.split(","))
+        values = tuple(number_of(part, kind) for part in text.split(","))
     except ValueError as error:
         raise wrong(f"is not a list of numbers like {example}") from error
     if not all(0 < value < float("inf") for value in values):

@@ -98,10 +98,11 @@ class Cell:
     """A figure of one data set.
 
     rows: digest of the images, their labels and splits. scored: which part, in words; images: how
-    many of it, of the first split where there are several; trained: on how many the scored
-    classifier learned; classes: how many have a score. figure: key of `metrics.FIGURES`; mean, std:
-    over the splits, fractions of 1. svm: the solver and its loss, and class weights that aren't
-    equal. other: in what it isn't the paper's protocol on all of its images; empty where it is.
+    many of it (of Table 12, persons), of the first split where there are several; trained: on how
+    many the scored classifier learned; classes: how many have a score. figure: key of
+    `metrics.FIGURES`; mean, std: over the splits, fractions of 1. svm: the solver and its loss, and
+    class weights that aren't equal. other: in what it isn't the paper's protocol on all of its
+    images; empty where it is.
     """
 
     dataset: Annotated[str, OneOf(tuple(WHAT))]
@@ -245,8 +246,9 @@ def _heading(cell: Cell) -> str:
     if not cell.other:
         return THEIRS
     (number,) = (number for number, names in TABLES.items() if cell.dataset in names)
+    what = "persons" if number == 12 else "images"
     return (
-        f"Table {number}, stand-in: {cell.dataset}, {cell.images:,} images of {cell.classes:,}"
+        f"Table {number}, stand-in: {cell.dataset}, {cell.images:,} {what} of {cell.classes:,}"
         f" classes scored ({cell.rows[:8]})"
     )
 

@@ -75,7 +75,7 @@ def test_every_net_of_the_tables_is_there() -> None:
         (step.recipe.stages[step.number].net, step.recipe.stages[step.number].train_scale)
         for step in graph("tables", 0, TABLES, boxes=True).steps
     }
-    S = {"256": (112, 112), "384": (144, 144), "256-512": (112, 160)}
+    S = {"256": (73, 73), "384": (110, 110), "256-512": (73, 146)}
     assert {(m.net, S[m.S]) for row in PAPER for m in row.members} <= found
 
 
@@ -86,9 +86,9 @@ def test_controls_start_where_what_they_control_for_did() -> None:
         if step.recipe.stages[step.number].task == CONTROL
     }
     assert controls == {
-        "A-control/A-112-control": "A/A-112",
-        "B-control/B-112-control": "",
-        **{f"{net}-control/{net}-112-control": f"{net}/{net}-112" for net in "CDE"},
+        "A-control/A-73-control": "A/A-73",
+        "B-control/B-73-control": "",
+        **{f"{net}-control/{net}-73-control": f"{net}/{net}-73" for net in "CDE"},
     }
 
 
@@ -100,10 +100,10 @@ def test_a_control_sees_as_many_images_as_what_it_is_compared_with() -> None:
         own = step.recipe.stages[step.number].epochs
         return own + (epochs(step.start.name) if step.start else 0.0)
 
-    assert epochs("A-control/A-112-control") == epochs("B/B-112") == 40
-    assert epochs("B-control/B-112-control") == epochs("B-5x5/B-5x5-112") == 20
+    assert epochs("A-control/A-73-control") == epochs("B/B-73") == 40
+    assert epochs("B-control/B-73-control") == epochs("B-5x5/B-5x5-73") == 20
     for net in "CDE":
-        assert epochs(f"{net}-control/{net}-112-control") == epochs(f"{net}/{net}-112-160") == 62
+        assert epochs(f"{net}-control/{net}-73-control") == epochs(f"{net}/{net}-73-146") == 62
 
 
 def test_an_a_that_learned_otherwise_is_another_run() -> None:

@@ -73,7 +73,7 @@ _DATASETS = {
     ),
     "voc2012action": _Dataset(
         voc_action.load,
-        partial(voc.fetch, year=2012),
+        partial(voc.fetch, year=2012, read=voc_action.load),
         "PASCAL VOC 2012 action: persons in boxes, in 4,600 labelled images; 11 actions, several a"
         " person; official train/val; mAP",
         "ROOT/VOCdevkit/VOC2012/{ImageSets/Action,Annotations,JPEGImages}",

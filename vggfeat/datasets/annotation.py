@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 from xml.parsers import expat
 
-from vggfeat.checked import read_text, shown
+from vggfeat.checked import number_of, read_text, shown
 from vggfeat.errors import VggfeatError
 
 _MOST_BYTES = 1 << 20  # of a file: VOC's longest have some 20 KB
@@ -123,7 +123,7 @@ class _Reader:
         for what in ("name", *_SIDES):
             if not self._fields.get(what):
                 self._refuse(self._began, f"an object without {what}")
-        x1, y1, x2, y2 = (float(self._fields[side]) for side in _SIDES)
+        x1, y1, x2, y2 = (number_of(self._fields[side], float) for side in _SIDES)
         difficult = self._fields.get("difficult", "0")
         if difficult not in ("0", "1", ""):
             self._refuse(self._began, f"difficult must be 0 or 1, not {shown(difficult)}")
@@ -132,6 +132,6 @@ class _Reader:
 
     def _number(self, what: str, text: str, line: int) -> float:
         try:
-            return float(text)
+            return number_of(text, float)
         except ValueError:
             self._refuse(line, f"{what} must be a number, not {shown(text)}")

@@ -34,7 +34,7 @@ from typing import NoReturn, TextIO
 
 import numpy as np
 
-from vggfeat.checked import first_few, regular, shown
+from vggfeat.checked import first_few, number_of, regular, shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import short
 from vggfeat.datasets.items import Box, Items, covering, known, remarks_on_classes
@@ -371,7 +371,7 @@ class Rows:
     def number(self, column: str, cell: str, line: int) -> float:
         """What a cell says. Raises VggfeatError where that is no number."""
         try:
-            return float(cell)
+            return number_of(cell, float)
         except ValueError:
             self.refuse(line, f"{column} must be a number, not {shown(cell)}")
 

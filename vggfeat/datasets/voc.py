@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -165,12 +166,10 @@ def _read_labels(path: Path, ids: set[str]) -> dict[str, int]:
     return value_of
 
 
-def _whole(root: Path, year: int) -> bool:
-    """Whether nothing is left to download: every list is there and every image they name is a
-    file.
-    """
+def _whole(read: Callable[[], Items], year: int) -> bool:
+    """Whether nothing is left to download: all that is read is there, and every image a file."""
     try:
-        items = _read(devkit(root, year), year)
+        items = read()
     except VggfeatError:
         return False
     has_lists = year != 2007 or "test" in items.splits
@@ -180,14 +179,14 @@ def _whole(root: Path, year: int) -> bool:
         if year == 2007
         else np.concatenate([items.splits[s] for s in ("train", "val")])
     )
-    return has_lists and all((items.root / items.names[row]).is_file() for row in rows)
+    return has_lists and all(os.path.isfile(str(items.source(int(row)))) for row in rows)
 
 
-def fetch(root: Path, *, year: int) -> None:
+def fetch(root: Path, *, year: int, read: Callable[[Path], Items] | None = None) -> None:
     """Leave ROOT/VOCdevkit/VOC<year>, unless it is there whole, and the archives beside VOCdevkit
-    (an interrupted run reuses them).
+    (an interrupted run reuses them). read: what of it is wanted; default: `load`.
     """
-    if _whole(root, year):
+    if _whole(partial(read, root) if read else partial(load, root, year=year), year):
         return
     base = root.absolute()
     if base.name == f"VOC{year}" and base.parent.name == "VOCdevkit":

@@ -49,6 +49,7 @@ def test_objects_in_order_with_edges_in_pixels(tmp_path: Path) -> None:
         ("<html></html>", "line 1: the XML of an annotation begins with it, not with 'html'"),
         ('<!DOCTYPE x [<!ENTITY a "b">]>\n<annotation/>', "line 1: a document type"),
         (PERSON.replace(">2<", ">two<"), "line 4: ymin must be a number, not 'two'"),
+        (PERSON.replace(">2<", ">1_2<"), "line 4: ymin must be a number, not '1_2'"),
         (PERSON.replace(">50<", ">tall<"), "line 2: height must be a number, not 'tall'"),
         (PERSON.replace("<ymin>7</ymin>", ""), "line 7: an object without ymin"),
         (PERSON.replace("<name> dog </name>", ""), "line 7: an object without name"),

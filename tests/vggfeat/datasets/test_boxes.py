@@ -159,6 +159,7 @@ def test_boxes_of_another_size_than_the_image_has_are_told(tmp_path: Path) -> No
         ("path,class,x1,y1,x2\n1.jpg,cat,1,1,2", "line 1: there is no column y2"),
         (f"{HEADER},xmin\n", "line 1: there are two columns x1: leave out one"),
         (f"{HEADER}\n1.jpg,cat,1,1,2,two", "line 2: y2 must be a number, not 'two'"),
+        (f"{HEADER}\n1.jpg,cat,1,1,2,1_0", "line 2: y2 must be a number, not '1_0'"),
         (f"{HEADER}\n1.jpg,cat,1,1,2,", "line 2: y2 must be a number, not ''"),
         (f"{HEADER}\n1.jpg,cat,1,1,2", "line 2: 5 columns where the header has 6"),
         (f"{HEADER},difficult\n1.jpg,cat,1,1,2,2,x", "line 2: difficult must be 0 or 1, not 'x'"),

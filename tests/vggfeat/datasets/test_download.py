@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vggfeat.datasets.made import fails, sizes, touch
+from tests.vggfeat.datasets.made import Persons, annotation, fails, make_action, sizes, touch
 from vggfeat.datasets import load
 from vggfeat.datasets.voc import CLASSES
 
@@ -24,8 +24,8 @@ def make_tar(path: Path, files: dict[str, str]) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def voc2007_files(split_ids: dict[str, str]) -> dict[str, str]:
-    base, files = "VOCdevkit/VOC2007", {}
+def voc_files(year: int, split_ids: dict[str, str]) -> dict[str, str]:
+    base, files = f"VOCdevkit/VOC{year}", {}
     for split, image in split_ids.items():
         files[f"{base}/ImageSets/Main/{split}.txt"] = f"{image}\n"
         files |= {f"{base}/ImageSets/Main/{name}_{split}.txt": f"{image} -1\n" for name in CLASSES}
@@ -39,13 +39,13 @@ def test_voc_download_through_torchvision(
 ) -> None:
     from torchvision.datasets import voc as torchvision_voc
 
-    trainval = voc2007_files({"train": "000001", "val": "000002"})
+    trainval = voc_files(2007, {"train": "000001", "val": "000002"})
     trainval["VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"] = "000001\n000002\n"
     data = tmp_path / "data"
     data.mkdir()
     # The archives lie where an earlier try left them, so torchvision checks and unpacks them;
     # nothing listens at the address, so fetching one fails.
-    archives = {"2007": trainval, "2007-test": voc2007_files({"test": "000003"})}
+    archives = {"2007": trainval, "2007-test": voc_files(2007, {"test": "000003"})}
     for key, files in archives.items():
         entry = torchvision_voc.DATASET_YEAR_DICT[key]
         monkeypatch.setitem(entry, "url", f"http://127.0.0.1:9/{key}.tar")
@@ -62,6 +62,35 @@ def test_voc_download_through_torchvision(
     fails("voc2007", data / root, "could not download voc2007", "refused", download=True)
     # the archive still there was unpacked again
     assert Path(str(items.source(0))).read_text() == "pixels"
+
+
+def test_what_is_there_of_voc_2012_is_held_against_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classification's lists may be there without those of the actions."""
+    from torchvision.datasets import voc as torchvision_voc
+
+    entry = torchvision_voc.DATASET_YEAR_DICT["2012"]
+    monkeypatch.setitem(entry, "url", "http://127.0.0.1:9/2012.tar")
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    for path, text in voc_files(2012, {"train": "000001", "val": "000002"}).items():
+        touch(tmp_path, path)
+        (tmp_path / path).write_text(text)
+    assert len(load("voc2012", tmp_path, download=True)) == 2  # fetches nothing
+    fails("voc2012action", tmp_path, "could not download voc2012", "refused", download=True)
+
+    persons: dict[str, Persons] = {
+        "train": {("000001", 1): ("jumping",)},
+        "val": {("000002", 1): ("other",)},
+    }
+    make_action(folder, persons, ("train", "val"))
+    (folder / "Annotations").mkdir()
+    for image in ("000001", "000002"):
+        text = annotation((0, 0, 5, 5), size=(50, 40), name="person")
+        (folder / "Annotations" / f"{image}.xml").write_text(text)
+    assert len(load("voc2012action", tmp_path, download=True)) == 2
+    (folder / "JPEGImages" / "000001.jpg").unlink()
+    fails("voc2012action", tmp_path, "could not download voc2012", "refused", download=True)
 
 
 @pytest.mark.parametrize(

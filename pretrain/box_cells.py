@@ -87,6 +87,7 @@ class Boxed:
     wrong_top1, wrong_top5: (N,) bool, of the images that are judged. Without the latter it was a
     central crop and the true class (Table 8: one net, one Q), else boxes of the likeliest classes
     (Table 9), told by `classifier`: what tells it from another, as its fingerprints and mode.
+    unlike: as of `Located`; such a cell has a row of its own.
     """
 
     facts: Sequence[Mapping[str, str]]
@@ -94,6 +95,7 @@ class Boxed:
     wrong_top1: np.ndarray
     wrong_top5: np.ndarray | None = None
     classifier: str = ""
+    unlike: tuple[str, ...] = ()
 
 
 def box_cell(found: Boxed, images: Images, command: str) -> Cell:
@@ -134,7 +136,7 @@ def box_cell(found: Boxed, images: Images, command: str) -> Cell:
         images.classes,
         images.image_set,
         nets[0].recipe,
-        list(nets[0].changes),
+        [*nets[0].changes, *found.unlike],
         nets[0].seed,
         [
             Learned(facts["fingerprint"], net.epochs, net.training_set, facts["precision"])

@@ -71,7 +71,8 @@ class Located:
     nets: facts of each; none of a constant. scales: Q of each. classes: K names. labels_NC: of
     them, the likeliest first; the true one alone by protocol 1, -1 where it is unknown.
     corners_NC4: NaN where an image is unreadable. ratings_NC: of each box, 0 to 1. name: of a
-    constant. told_by: by protocol 2, what told the classes.
+    constant. told_by: by protocol 2, what told the classes; unlike: in what its merging isn't the
+    default one.
     """
 
     nets: list[dict[str, str]]
@@ -82,6 +83,7 @@ class Located:
     ratings_NC: np.ndarray
     name: str = ""
     told_by: str = ""
+    unlike: tuple[str, ...] = ()
 
     def wrong(self, truth: Truth, k: int = 1, above: float = CORRECT) -> np.ndarray:
         """(N,) bool: none of the first k predictions has the right class and an IoU above that with

@@ -67,8 +67,8 @@ def file_of(recipe: str, data: str) -> str:
 
 
 def with_new(kept: Sequence[Cell], new: Iterable[Cell]) -> list[Cell]:
-    """New cells in place of older ones of the same images (tested, trained on), recipe, row and
-    seed.
+    """New cells in place of older ones of the same images (tested, trained on), recipe, row, S, Q
+    and seed.
 
     All in the paper's order.
     """
@@ -76,7 +76,8 @@ def with_new(kept: Sequence[Cell], new: Iterable[Cell]) -> list[Cell]:
     def identity(cell: Cell) -> tuple[object, ...]:
         sets = tuple(net.training_set for net in cell.nets)
         boxes = cell.box_set, cell.classifier
-        return cell.image_set, cell.recipe, *cell.changes, cell.key, cell.seed, sets, boxes
+        places = cell.key, cell.S, cell.Q
+        return cell.image_set, cell.recipe, *cell.changes, places, cell.seed, sets, boxes
 
     every = {identity(cell): cell for cell in [*kept, *new]}
     order = {key: i for i, key in enumerate(ROWS)}

@@ -194,6 +194,7 @@ def localise_command(
     numbers = devkit_numbers(devkit) if devkit is not None else {}
     # PyTorch is imported from here on: wrong options are answered at once
     from pretrain.posteriors import images_of
+    from vggfeat import datasets
     from vggfeat.ranks import joined
 
     with joined(device) as ranks:
@@ -214,11 +215,16 @@ def localise_command(
             precision=precision,
             how={"batch_size": batch_size, "workers": workers or ranks.cores},
         )
-        boxes = true_boxes(source, items) if ranks.first else None
+        boxes, every = None, None
+        if source is not None and ranks.first:
+            every = datasets.load("imagenet", data)
+            boxes = _true_boxes(source, items, every)
         found, seen = asked.localise(items, split, ranks)
         if not ranks.first:
             return
-        shares = {} if boxes is None else _training_shares(source, data, found[0].classes)
+        shares = {}
+        if source is not None and every is not None:
+            shares = _training_shares(source, every, found[0].classes)
     made = Made(protocol, found, seen, items, boxes, shares, split)
     made.write(submission, numbers, page, json_file, ledger)
     leave(seen.failures)
@@ -264,30 +270,37 @@ def _refuse_contradictions(
                 raise WrongUsage(f"`{name}` is for {what_for}: leave it out")
 
 
-def true_boxes(source: Path | None, items: Items) -> Boxes | None:
-    """Of the images; what doesn't fit is said."""
-    if source is None:
-        return None
+def _true_boxes(source: Path, items: Items, every: Items) -> Boxes:
+    """Of the images, which are some of all; what doesn't fit is said."""
     from vggfeat.datasets.boxes import read_boxes
 
-    boxes, remarks = read_boxes(source, items)
+    boxes, remarks = read_boxes(source, items, every.names)
     for remark in remarks:
         say(remark)
     return boxes
 
 
-def _training_shares(source: Path | None, data: Path, classes: Sequence[str]) -> dict[int, Any]:
-    """Class -> its boxes in training images, as shares of them; {} where none are known."""
+def _training_shares(source: Path, every: Items, classes: Sequence[str]) -> dict[int, Any]:
+    """Class -> its boxes in training images, as shares of them; {} where none are known. What
+    doesn't fit is said: the images that are tested don't need it.
+    """
+    import numpy as np
+
     from pretrain.box_figures import shares_of
-    from pretrain.posteriors import images_of
     from vggfeat.datasets.boxes import read_boxes
 
-    assert source is not None
-    try:
-        items = images_of(data, "train", TRAINING_IMAGES)
-        boxes, _ = read_boxes(source, items)
-    except VggfeatError:  # there are no training images, or no boxes of them
+    train = every.splits.get("train", np.zeros(0, np.int64))
+    if not len(train):
         return {}
+    spread = np.linspace(0, len(train) - 1, min(len(train), TRAINING_IMAGES)).round()
+    items = every.take(train[spread.astype(np.int64)])
+    try:
+        boxes, remarks = read_boxes(source, items, every.names)
+    except VggfeatError as error:
+        say(f"left out: the mean boxes of training images: {error}")
+        return {}
+    for remark in remarks:
+        say(f"training images: {remark}")
     place = {name: k for k, name in enumerate(classes)}
     return {
         place[items.classes[label]]: shares
@@ -480,6 +493,7 @@ class Made:
                 one.wrong(truth, 1)[judged],
                 one.wrong(truth, 5)[judged] if self.protocol == 2 else None,
                 one.told_by,
+                one.unlike,
             )
             for one in self.found
         ]

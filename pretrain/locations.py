@@ -34,6 +34,8 @@ from vggfeat.weights import Network
 from vggfeat.writer import stamp
 
 STRIDE = 32  # pixels between two positions of a dense map: five poolings
+UNLIKE = "merge_above=", "mirror="
+"""How it begins, in a cell, that merging wasn't the default one."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,10 @@ def dense(
     alone = [[n] for n in range(len(networks))]
     groups = alone + ([list(range(len(networks)))] if len(networks) > 1 else [])
     union = sorted({q for each in scales for q in each})
+    unlike = (
+        *(() if above == MERGED_ABOVE else (f"{UNLIKE[0]}{above:g}",)),
+        *(() if mirror_too else (f"{UNLIKE[1]}no",)),
+    )
     images = _Images(items, ranks, guessed.crc32)
     C = guessed.labels_NC.shape[1]
     corners_GNC4 = np.full((len(groups), images.count, C, 4), np.nan)
@@ -234,6 +240,7 @@ def dense(
             corners_NC4,
             ratings_NC,
             told_by=guessed.told_by,
+            unlike=unlike,
         )
         for nets, corners_NC4, ratings_NC in zip(groups, *everywhere, strict=True)
     ]

@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pretrain.graph import BY_BOXES, TABLES, Step, graph
+from pretrain.graph import BY_BOXES, BY_FEATURES, TABLES, Step, graph
 from pretrain.watch import CHECKPOINT, stop_on_signals
-from vggfeat.errors import WrongUsage
+from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.files import check_outputs
 from vggfeat.machine import duration
 from vggfeat.options import PRECISION, Overrides, OwnDevice, Processes, Strict, leave, with_debug
-from vggfeat.terminal import columns, in_options, out, run, say
+from vggfeat.terminal import columns, in_options, list_unreadable, out, run, say
 
 if TYPE_CHECKING:
     from pretrain.plan import Trials
@@ -109,6 +110,11 @@ def reproduce(
         raise WrongUsage("; ".join(lacking.values()))
     tables = [n for n in wanted if n not in lacking]
     page = ledger or folder / "results.md"
+    if ledger is not None:
+        from pretrain.ledger import THEIRS
+
+        updated = {"--ledger": ledger, "the cells beside it": ledger.with_name(THEIRS)}
+        check_outputs(updated, inputs=[data, source, voc, caltech], overwrite=True)
     with stop_on_signals() as stop:
         graphs = {
             seed: graph(recipe, seed, tables, source is not None, overrides) for seed in numbers
@@ -124,6 +130,9 @@ def reproduce(
         from vggfeat.ranks import joined
 
         check_ledger(page)
+        sets, absent = reproduction.data_sets(tables, voc, caltech)
+        if absent and not sets and not {*tables} - {*BY_FEATURES}:
+            raise VggfeatError("; ".join(absent.values()))
         with joined(device) as ranks:
             machine = Machine(
                 precision=resolve_precision(precision, ranks.device),
@@ -148,29 +157,31 @@ def reproduce(
                     machine=machine,
                     readers=readers,
                     source=source,
-                    voc=voc,
-                    caltech=caltech,
+                    sets=sets,
                 )
                 if ranks.first:
                     for remark in images.items.remarks:
                         say(in_options(remark))
                     for words in lacking.values():
                         say(f"left out: {words}")
+                    for name, why in absent.items():
+                        say(f"left out: {name}: {in_options(why)}")
                     for name in graphs[numbers[0]].lacking:
                         say(f"left out: {name}, which recipe {recipe} doesn't train")
                 if dry_run:
                     _print_plan(asked, steps)
                     return
-                unreadable: dict[str, str] = {}
+                shown = reproduction.Validation.of(asked)
+                unreadable = dict(shown.unreadable)
                 for seed, its in graphs.items():
                     unreadable |= reproduction.train(asked, its.steps, stop)
-                    shown = reproduction.Validation.of(asked)
                     reproduction.classify(asked, its.steps, shown)
                     reproduction.localise(asked, its.steps, shown)
                     if seed == numbers[0]:
-                        reproduction.transfer(asked, its.steps)
+                        unreadable |= reproduction.transfer(asked, its.steps)
                 if ranks.first:
                     reproduction.write_page(asked)
+                    list_unreadable(unreadable)
                     out.print(f"tables: {page}", soft_wrap=True)
         leave(unreadable)
 

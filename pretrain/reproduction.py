@@ -5,8 +5,8 @@ of every table. What exists is used, and nothing is done twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import numpy as np
 
 from pretrain.box_cells import images_with_boxes
 from pretrain.box_figures import Truth
-from pretrain.graph import BY_BOXES, BY_POSTERIORS, JITTERED, Step
+from pretrain.graph import BY_POSTERIORS, JITTERED, Step
 from pretrain.kept import KeptPosteriors
 from pretrain.ledger import THEIRS, read_cells, sections, with_section
 from pretrain.loader import TrainingSet
 from pretrain.localise import Asked as Localising
 from pretrain.localise import Made
-from pretrain.locations import rated_by, told_by
+from pretrain.locations import UNLIKE, rated_by, told_by
 from pretrain.merging import MERGED_ABOVE
 from pretrain.plan import Trials
 from pretrain.posteriors import GRID, images_of
@@ -47,15 +47,19 @@ from vggfeat.checked import read_text
 from vggfeat.classify import problem_from
 from vggfeat.datasets import Items
 from vggfeat.datasets.boxes import Boxes, read_boxes
-from vggfeat.errors import Interrupted, VggfeatError
-from vggfeat.extract import extract
+from vggfeat.datasets.protocol import pool_of
+from vggfeat.decode import read_rgb
+from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError, reason
+from vggfeat.extract import extract, is_of
 from vggfeat.files import write_text
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
-from vggfeat.store import open_features
+from vggfeat.store import Features, open_features
+from vggfeat.svm import LinearSVM
 from vggfeat.table1 import FC_CHANNELS
-from vggfeat.terminal import command, in_options, out, progress, say
+from vggfeat.terminal import command, out, progress, say
 from vggfeat.transfer import cell_of, write_cell
+from vggfeat.transfer import read_cells as read_transfer
 from vggfeat.weights import trained_at
 from vggfeat.writer import stamp
 
@@ -67,7 +71,7 @@ VOC_Q, CALTECH_Q = 5, 3  # how many scales, a step apart (Appendix B)
 @dataclass(frozen=True)
 class Asked:
     """What is reproduced, of what, where and by whom. tables: those whose data are given. source:
-    of the true boxes of `data`.
+    of the true boxes of `data`. sets: the data sets of Tables 11 and 12 that are there.
     """
 
     data: Path
@@ -79,8 +83,7 @@ class Asked:
     machine: Machine
     readers: Readers
     source: Path | None
-    voc: Path | None
-    caltech: Path | None
+    sets: dict[str, Items]
 
     def run_of(self, step: Step) -> Run:
         """The run that trains a step."""
@@ -103,24 +106,6 @@ class Asked:
         """How images are described and scored."""
         return {"batch_size": None, "workers": self.ranks.cores}
 
-    def roots(self) -> dict[str, Path]:
-        """Data set -> where it is looked for, of those that the tables are of."""
-        of_table = {
-            11: {
-                "voc2007": self.voc,
-                "voc2012": self.voc,
-                "caltech101": self.caltech,
-                "caltech256": self.caltech,
-            },
-            12: {ACTION: self.voc},
-        }
-        return {
-            name: root
-            for table, roots in of_table.items()
-            for name, root in roots.items()
-            if root is not None and table in self.tables
-        }
-
     def ledgers(self) -> list[Path]:
         """The files of cells of Tables 3 to 9 that are beside the page."""
         there = sorted(self.page.parent.glob("ledger-*.json"))
@@ -129,6 +114,29 @@ class Asked:
     def cells(self) -> list[Cell]:
         """All of them."""
         return [cell for path in self.ledgers() for cell in read_cells(path)]
+
+
+def data_sets(
+    tables: Collection[int], voc: Path | None, caltech: Path | None
+) -> tuple[dict[str, Items], dict[str, str]]:
+    """Name -> the data sets of Tables 11 and 12, those of these tables that are under the roots
+    that are given; and why others aren't.
+    """
+    roots = {
+        11: {"voc2007": voc, "voc2012": voc, "caltech101": caltech, "caltech256": caltech},
+        12: {ACTION: voc},
+    }
+    found: dict[str, Items] = {}
+    lacking: dict[str, str] = {}
+    for name, root in (pair for n in tables if n in roots for pair in roots[n].items()):
+        if root is not None:
+            try:
+                items = datasets.load(name, root)
+                datasets.refuse_absent(items)
+                found[name] = items
+            except VggfeatError as error:
+                lacking[name] = str(error)
+    return found, lacking
 
 
 def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
@@ -151,27 +159,43 @@ def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
 class Validation:
     """The validation images, what their files are, and their true boxes. In the first process,
     where they are compared with what was measured before; in the others crc32_N is zeros.
+
+    crc32_N: 0 of an image that can't be read. unreadable: name -> reason.
     """
 
     items: Items
     crc32_N: np.ndarray
+    unreadable: dict[str, str]
     boxes: Boxes | None
 
     @classmethod
     def of(cls, asked: Asked) -> Validation:
-        """Reads every file once."""
+        """Reads every image once."""
         items, first = images_of(asked.data, "val", 0), asked.ranks.first
-        crc32_N = np.zeros(len(items), np.uint32)
-        with progress("reading", quiet=not first) as advance:
-            for i in range(len(items) if first else 0):
-                with suppress(OSError):  # 0, as where an image can't be read
-                    crc32_N[i] = stamp(items.source(i))[3]
+        crc32_N, unreadable = np.zeros(len(items), np.uint32), dict[str, str]()
+
+        def look(i: int) -> tuple[int, str]:
+            try:
+                crc32 = stamp(items.source(i))[3]
+                read_rgb(items.source(i))
+            except (OSError, UnreadableImage) as error:
+                return 0, reason(error)
+            return crc32, ""
+
+        with (
+            ThreadPoolExecutor(asked.ranks.cores) as pool,
+            progress("reading", quiet=not first) as advance,
+        ):
+            for i, (crc32, why) in enumerate(pool.map(look, range(len(items) if first else 0))):
+                crc32_N[i] = crc32
+                if why:
+                    unreadable[items.names[i]] = why
                 advance(i + 1, len(items))
         boxes = None
         if asked.source is not None and first:
             # what is to be said of them was said of all images
             boxes, _ = read_boxes(asked.source, items)
-        return cls(items, crc32_N, boxes)
+        return cls(items, crc32_N, asked.ranks.same(unreadable), boxes)
 
     def same(self, kept: KeptPosteriors) -> bool:
         """Whether posteriors are of these files, in these classes."""
@@ -231,7 +255,11 @@ def _kept(
     """
     if not path.exists():
         return None
-    kept = KeptPosteriors.read(path)
+    try:
+        kept = KeptPosteriors.read(path)
+    except VggfeatError as error:
+        say(f"measured again: {error}")
+        return None
     scales, modes = asked_of(net, rows)
     (its,) = kept.nets
     told = its.facts["fingerprint"], its.facts["precision"]
@@ -248,18 +276,19 @@ def write_page(asked: Asked) -> None:
     """All cells that there are, into the page, also where a run before was ended between the two;
     what stands in it of others stays.
     """
-    before = read_text(asked.page, "ledger") if asked.page.exists() else ""
-    text = before
-    for path in asked.ledgers():
-        for heading, cells in sections(read_cells(path), path.name == THEIRS).items():
-            text = with_section(text, heading, cells)
-    for heading, part in transfer_tables.sections(
-        transfer_tables.read_cells(asked.page.with_name(transfer_tables.CELLS))
-    ).items():
-        body = transfer_tables.section_markdown(heading, part)
-        text = ledger.with_section(text, heading, body)
-    if text != before:
-        write_text(asked.page, text)
+    with ledger.alone(asked.page):
+        before = read_text(asked.page, "ledger") if asked.page.exists() else ""
+        text = before
+        for path in asked.ledgers():
+            for heading, cells in sections(read_cells(path), path.name == THEIRS).items():
+                text = with_section(text, heading, cells)
+        for heading, part in transfer_tables.sections(
+            read_transfer(asked.page.with_name(transfer_tables.CELLS))
+        ).items():
+            body = transfer_tables.section_markdown(heading, part)
+            text = ledger.with_section(text, heading, body)
+        if text != before:
+            write_text(asked.page, text)
 
 
 # --- what it will take ----------------------------------------------------------------------------
@@ -290,9 +319,12 @@ def costs(asked: Asked, steps: Sequence[Step], trials: Trials) -> Iterator[Cost]
         dense = 2 * ASPECT * (Q / step.recipe.crop) ** 2
         return {"dense": dense, "crops": 2.0 * GRID * GRID, "centre": 1.0}[mode]
 
-    if numbers := [table for table in asked.tables if table in BY_POSTERIORS]:
+    numbers = [table for table in asked.tables if table in BY_POSTERIORS]
+    rates = any(table in asked.tables for table in (9, 10)) and asked.source is not None
+    if numbers or rates:
         nets = [(step, _planned(step)) for step in steps if _stage(step).task != LOCALISATION]
         rows = rows_of(numbers, [net.member for _, net in nets])
+        rows += _best() if rates else []
         seconds, size = 0.0, 0
         for step, net in nets:
             its = [row for row in rows if net.member in row.members]
@@ -300,25 +332,31 @@ def costs(asked: Asked, steps: Sequence[Step], trials: Trials) -> Iterator[Cost]
             each = sum(views(step, Q, mode) for Q in scales for mode in modes)
             seconds += n * each * forward[step.name]
             size += 4 * n * K * len(scales) * len(modes)
-        yield Cost("posteriors of Tables 3 to 7", seconds, size)
-    if any(table in asked.tables for table in BY_BOXES):
-        boxed = [step for step in steps if _stage(step).task == LOCALISATION]
-        each = sum(
-            forward[step.name] * sum(views(step, Q) for Q in _Q(step, True)) for step in boxed
-        )
-        yield Cost("boxes of Tables 8 to 10", n * each, 0)
+        what = "Tables 3 to 7 and 9" if rates else "Tables 3 to 7"
+        yield Cost(f"posteriors of {what if numbers else 'Table 9'}", seconds, size)
     describing = [step for step in steps if _planned(step).member in JITTERED]
-    for dataset, root in asked.roots().items():
-        if (items := _there(dataset, root)) is not None:
-            Q = [scales_at(_stage(step).train_scale, dataset) for step in describing]
-            each = sum(
-                forward[step.name] * sum(views(step, q) for q in qs)
-                for step, qs in zip(describing, Q, strict=True)
-            )
-            fc7 = round(FC_CHANNELS * describing[0].recipe.width)
-            sides = 3 if dataset == ACTION else 1  # the image twice, the box once
-            size = 4 * len(items) * fc7 * sum(map(len, Q)) * sides
-            yield Cost(f"descriptors of {dataset}", len(items) * each * sides, size)
+    boxed = {_name(step): step for step in steps if _stage(step).task == LOCALISATION}
+    if passes_of := list(_passes(asked, boxed)):
+        rating = sum(forward[step.name] for step in describing)
+        each = 0.0
+        for table, together, of_each in passes_of:
+            mode = "centre" if table == 8 else "dense"
+            for step, Qs in zip(together, of_each, strict=True):
+                each += forward[step.name] * sum(views(step, q, mode) for q in Qs)
+            # the classifiers' maps at every Q beside
+            union = {q for Qs in of_each for q in Qs} if table == 9 else set()
+            each += rating * sum(views(together[0], q) for q in union)
+        yield Cost("boxes of Tables 8 to 10", n * each, 0)
+    for dataset, items in asked.sets.items():
+        at = [scales_at(_stage(step).train_scale, dataset) for step in describing]
+        each = sum(
+            forward[step.name] * sum(views(step, q) for q in Qs)
+            for step, Qs in zip(describing, at, strict=True)
+        )
+        fc7 = round(FC_CHANNELS * describing[0].recipe.width)
+        sides = 3 if dataset == ACTION else 1  # the image twice, the box once
+        size = 4 * len(items) * fc7 * sum(map(len, at)) * sides
+        yield Cost(f"descriptors of {dataset}", len(items) * each * sides, size)
 
 
 def _planned(step: Step) -> Trained:
@@ -348,33 +386,49 @@ def localise(asked: Asked, steps: Sequence[Step], images: Validation) -> None:
     classification system" (A.2) says which classes are likely: the jittered D and E, crops and
     dense; their dense maps rate the boxes.
     """
+    boxed = {_name(step): step for step in steps if _stage(step).task == LOCALISATION}
+    classifiers = _classifiers(asked, steps)
+    files: list[Path] = []
+    for table, its, scales in _passes(asked, boxed):
+        if table == 8:
+            _locate(asked, images, its, scales)
+            continue
+        if not classifiers:
+            if asked.ranks.first:
+                say("left out: table 9, whose classes a D or E with scale jitter would say")
+            return
+        if not files:
+            said = [nets_of([Path(path)])[0] for path in classifiers] if asked.ranks.first else []
+            nets = asked.ranks.same(said)
+            files = [_posteriors(asked, net, _best(), images)[0] for net in nets]
+        _locate(asked, images, its, scales, classifiers, files)
+
+
+def _best() -> list[PaperRow]:
+    """The rows of the system that says in Table 9 which classes are likely."""
+    return [row for row in PAPER if row.members == JITTERED and row.mode == "both"]
+
+
+def _passes(
+    asked: Asked, boxed: Mapping[str, Step]
+) -> Iterator[tuple[int, list[Step], list[tuple[int, ...]]]]:
+    """What is localised for Tables 8 to 10: the table, nets and the Q of each. boxed: the nets that
+    say boxes, by their names.
+    """
     if asked.source is None:
         return
-    boxed = {_name(step): step for step in steps if _stage(step).task == LOCALISATION}
     for table in (8, 9):
         if table not in asked.tables and not (table == 9 and 10 in asked.tables):
             continue
         nets = [net for row in BOXES if row.table == table for net in row.nets]
         its = [boxed[name] for name in dict.fromkeys(n.name for n in nets) if name in boxed]
-        if table == 8:
-            for step in its:
-                _locate(asked, images, [step], [_Q(step, lower=False)])
-            continue
-        classifiers = _classifiers(asked, steps)
-        if not classifiers:
-            if asked.ranks.first:
-                say("left out: table 9, whose classes a D or E with scale jitter would say")
-            continue
-        best = [row for row in PAPER if row.members == JITTERED and row.mode == "both"]
-        said = [nets_of([Path(path)])[0] for path in classifiers] if asked.ranks.first else []
-        files = [_posteriors(asked, net, best, images)[0] for net in asked.ranks.same(said)]
-        together = [_Q(step, lower=step is its[-1]) for step in its]
+        together = [_Q(step, lower=table == 9 and step is its[-1]) for step in its]
         for step, Q in zip(its, together, strict=True):
             alone = _Q(step, lower=False)
-            if alone != Q or len(its) == 1:  # else it has its row there
-                _locate(asked, images, [step], [alone], classifiers, files)
-        if len(its) > 1:
-            _locate(asked, images, its, together, classifiers, files)
+            if table == 8 or alone != Q or len(its) == 1:  # else it has its row there
+                yield table, [step], [alone]
+        if table == 9 and len(its) > 1:
+            yield table, its, together
 
 
 def _stage(step: Step) -> Any:
@@ -448,7 +502,7 @@ def _tested(
     posteriors: Sequence[Path],
 ) -> bool:
     """Whether a cell is there of these nets and Q, of these files and boxes, by these
-    classifiers. (Not where an image can't be read: its cell doesn't have its file's checksum.)
+    classifiers, tested as the paper does.
     """
     assert images.boxes is not None and images.items.labels is not None, "the first process"
     judged = Truth(images.items.labels, images.boxes).judged
@@ -469,6 +523,7 @@ def _tested(
         (cell.table, cell.Q, cell.classifier) == (9 if classifiers else 8, Q, teller)
         and (cell.image_set, cell.box_set) == (ours.image_set, ours.box_set)
         and [(net.fingerprint, net.precision) for net in cell.nets] == prints
+        and not any(change.startswith(UNLIKE) for change in cell.changes)
         for cell in asked.cells()
     )
 
@@ -476,34 +531,25 @@ def _tested(
 # --- Tables 11 and 12 -----------------------------------------------------------------------------
 
 
-def transfer(asked: Asked, steps: Sequence[Step]) -> None:
+def transfer(asked: Asked, steps: Sequence[Step]) -> dict[str, str]:
     """Tables 11 and 12: the jittered D and E describe each data set that is there, a linear SVM is
-    scored on each of them and on both.
+    scored on each of them and on both. Data set and name -> reason of images that can't be read.
     """
-    for dataset, root in asked.roots().items():
-        items = _there(dataset, root, tell=asked.ranks.first)
-        if items is None:
-            continue
+    unreadable: dict[str, str] = {}
+    for dataset, items in asked.sets.items():
         for regions in ("image", "image,box") if dataset == ACTION else ("",):
             files = [_described(asked, path, items, regions) for path in _classifiers(asked, steps)]
             if asked.ranks.first:
+                for file in map(open_features, files):
+                    bad = sorted(file.errors.items())
+                    unreadable |= {f"{dataset}: {file.names[i]}": why for i, why in bad}
                 # Table 12 is of both nets together
                 alone = [[path] for path in files] if dataset != ACTION else []
                 for part in [*alone, *([files] if len(files) > 1 else [])]:
                     _score(asked, part)
             asked.ranks.barrier()
-
-
-def _there(dataset: str, root: Path, tell: bool = False) -> Items | None:
-    """A data set, unless it isn't under its root; which is told."""
-    try:
-        items = datasets.load(dataset, root)
-        datasets.refuse_absent(items)
-    except VggfeatError as error:
-        if tell:
-            say(f"left out: {dataset}: {in_options(str(error))}")
-        return None
-    return items
+    shared: dict[str, str] = asked.ranks.same(unreadable)
+    return shared
 
 
 def _described(asked: Asked, weights: str, items: Items, regions: str) -> Path:
@@ -514,28 +560,31 @@ def _described(asked: Asked, weights: str, items: Items, regions: str) -> Path:
     folder = Path(weights).parents[2] / FEATURES
     words = [network.name, items.dataset, *([regions.replace(",", "-")] if regions else [])]
     path = folder / f"{'-'.join(words)}.h5"
-    there = path.exists() and open_features(path).description.fingerprint == network.fingerprint
-    if asked.ranks.same(there):
+    scales = scales_at(S, items.dataset)
+    there = asked.ranks.first and is_of(
+        path, items, network, scales=scales, regions=regions or None
+    )
+    there = asked.ranks.same(there)
+    if there and not asked.ranks.same(asked.ranks.first and bool(open_features(path).errors)):
         return path
     if asked.ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
     asked.ranks.barrier()
     with progress(path.stem, quiet=not asked.ranks.first) as advance:
-        report = extract(
+        extract(
             items,
             network,
             path,
-            scales=scales_at(S, items.dataset),
+            scales=scales,
             regions=regions or None,
             workers=asked.ranks.cores,
-            overwrite=True,
+            overwrite=not there,
+            retry=there,  # what couldn't be read may have been brought back
             command=command(),
             ranks=asked.ranks,
             progress=advance,
             say=say if asked.ranks.first else lambda line: None,
         )
-    if report.unreadable and asked.ranks.first:
-        say(f"{path}: {len(report.unreadable)} images can't be read")
     return path
 
 
@@ -551,11 +600,29 @@ def scales_at(train_scale: tuple[int, int], dataset: str) -> tuple[int, ...]:
 
 
 def _score(asked: Asked, files: Sequence[Path]) -> None:
-    """A linear SVM on feature files, and its cell."""
+    """A linear SVM on feature files, and its cell, unless that is there."""
+    page, pages = asked.page, asked.page.with_name(transfer_tables.CELLS)
+    if any(_is_scored(cell, list(map(open_features, files))) for cell in read_transfer(pages)):
+        return
     problem, _, made = problem_from(list(files), None, None)
     say(f"linear SVM on {' and '.join(path.stem for path in files)}")
     outcome = protocols.run(problem)
     results = replace(outcome.results, made=replace(made, command=command()))
-    heading, lines = write_cell(cell_of(results), asked.page)
+    heading, lines = write_cell(cell_of(results), page)
     for line in ["", heading, "", *lines]:
         out.print(line, soft_wrap=True)
+
+
+def _is_scored(cell: transfer_tables.Cell, files: Sequence[Features]) -> bool:
+    """Whether a cell is what `vggfeat svm` finds of these files of a data set, by its defaults."""
+    parts = [file.description for file in files]
+    nets = [(d.net, d.fingerprint, d.layer, list(d.scales), d.mirror) for d in parts]
+    return (
+        nets == [(n.name, n.fingerprint, n.layer, n.scales, n.mirror) for n in cell.nets]
+        and (cell.dataset, cell.rows) == (files[0].attributes["dataset"], files[0].rows_digest)
+        and cell.pool == pool_of(files[0].attributes["protocol"])[0]
+        and cell.regions == ",".join(parts[0].regions)
+        and cell.svm == protocols.solver_words(LinearSVM())
+        and "seed" not in cell.drawn
+        and transfer_tables.GIVEN not in cell.other
+    )

@@ -43,7 +43,7 @@ from pretrain.watch import CHECKPOINT, WEIGHTS
 from vggfeat.checked import read_text
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
-from vggfeat.ledger import plain_word, write
+from vggfeat.ledger import alone, plain_word, write
 from vggfeat.metrics import tells
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
@@ -306,27 +306,28 @@ def put_into(
     ILSVRC-2012's validation set. Nothing is written where the page, or a file of cells beside it,
     can't be read (VggfeatError).
     """
-    check_ledger(ledger)  # all of it can be read, or none of it is changed
-    theirs = ledger.with_name(THEIRS)
-    # the paper's own data come first, also while all their cells are still "not run"
-    new: dict[Path, list[Cell]] = {theirs: []}
-    for cell in cells:
-        of_paper = ilsvrc and cell.recipe == "paper" and {*cell.changes} <= {RELEASED}
-        own = theirs if of_paper else ledger.with_name(file_of(cell.recipe, cell.data))
-        new.setdefault(own, []).append(cell)
-    text = read_text(ledger, "ledger") if ledger.exists() else ""
-    contents: dict[Path, list[Cell]] = {}
     shown: list[str] = []
-    for path, some in new.items():
-        every = with_new(read_cells(path), some)
-        for heading, part in sections(every, path == theirs).items():
-            text = with_section(text, heading, part)
-            if any(cell in some for cell in part):
-                tables = [table_markdown(n, part, path == theirs) for n in numbers]
-                shown += [heading, "", *notes_markdown(part), *filter(None, tables)]
-        if some:
-            contents[path] = every
-    write(ledger, text, contents)
+    with alone(ledger):
+        check_ledger(ledger)  # all of it can be read, or none of it is changed
+        theirs = ledger.with_name(THEIRS)
+        # the paper's own data come first, also while all their cells are still "not run"
+        new: dict[Path, list[Cell]] = {theirs: []}
+        for cell in cells:
+            of_paper = ilsvrc and cell.recipe == "paper" and {*cell.changes} <= {RELEASED}
+            own = theirs if of_paper else ledger.with_name(file_of(cell.recipe, cell.data))
+            new.setdefault(own, []).append(cell)
+        text = read_text(ledger, "ledger") if ledger.exists() else ""
+        contents: dict[Path, list[Cell]] = {}
+        for path, some in new.items():
+            every = with_new(read_cells(path), some)
+            for heading, part in sections(every, path == theirs).items():
+                text = with_section(text, heading, part)
+                if any(cell in some for cell in part):
+                    tables = [table_markdown(n, part, path == theirs) for n in numbers]
+                    shown += [heading, "", *notes_markdown(part), *filter(None, tables)]
+            if some:
+                contents[path] = every
+        write(ledger, text, contents)
     for line in "\n".join(shown).splitlines():
         out.print(line, soft_wrap=True)
 

@@ -214,6 +214,11 @@ class BoxNet:
         return f"{self.net} {self.S}, {self.boxes.upper()}, {layers}"
 
     @property
+    def own_Q(self) -> tuple[str, str]:
+        """Its S as Q, in either spelling."""
+        return self.S, self.S.replace("S=", "Q=")
+
+    @property
     def at(self) -> str:
         """With Q; "all layers" and PCR, which all of Table 9 are, go without saying."""
         best = (self.boxes, self.learn) == ("pcr", "all")
@@ -239,7 +244,8 @@ class BoxRow:
     @property
     def name(self) -> str:
         if self.table == 8:
-            return self.nets[0].name
+            (net,) = self.nets
+            return net.name + ("" if net.Q in net.own_Q else f" at {net.Q}")
         return " + ".join(net.at for net in self.nets)
 
     @property
@@ -405,7 +411,7 @@ def by_row(cells: Iterable[Cell]) -> dict[tuple[Key, tuple[str, ...]], list[Cell
     """The cells of each place in the paper and each change of the recipe, one a seed.
 
     What else than the seed tells nets apart, in words, stands among the changes: they are no seeds
-    of one row.
+    of one row. Another S or Q is such a difference, where a recipe's numbers have changed.
     """
     rows: dict[tuple[Key, tuple[str, ...]], list[Cell]] = {}
     for cell in cells:
@@ -418,8 +424,8 @@ def by_row(cells: Iterable[Cell]) -> dict[tuple[Key, tuple[str, ...]], list[Cell
 
 
 def _differ_in_the_seed(cells: Iterable[Cell]) -> list[tuple[tuple[str, ...], list[Cell]]]:
-    """Parts of a row whose nets had the same training and precision, and what tells each part from
-    the others.
+    """Parts of a row whose nets had the same training, precision, S and Q, and what tells each part
+    from the others.
     """
     parts: list[list[Cell]] = []
     for cell in sorted(cells, key=lambda c: [net.epochs or 0.0 for net in c.nets]):
@@ -435,7 +441,7 @@ def _differ_in_the_seed(cells: Iterable[Cell]) -> list[tuple[tuple[str, ...], li
         epochs = " + ".join(
             "unknown" if net.epochs is None else f"{net.epochs:g}" for net in part[0].nets
         )
-        sets, precisions, (box_set, classifier) = _sets(part[0])
+        sets, precisions, (box_set, classifier), (S, Q) = _sets(part[0])
         words.append(
             (
                 f"{epochs} epoch{'' if epochs == '1' else 's'} of training",
@@ -446,6 +452,7 @@ def _differ_in_the_seed(cells: Iterable[Cell]) -> list[tuple[tuple[str, ...], li
                 "/".join(dict.fromkeys(precisions)),
                 f"boxes {box_set[:8]}",
                 f"classes by {classifier[:8]}",
+                f"S {S}, tested at {Q}",
             )
         )
     differ = [len(set(column)) > 1 for column in zip(*words, strict=True)]
@@ -466,11 +473,14 @@ def _as_long(shorter: Cell, longer: Cell) -> bool:
     )
 
 
-def _sets(cell: Cell) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, str]]:
+def _sets(
+    cell: Cell,
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, str], tuple[str, str]]:
     return (
         tuple(net.training_set for net in cell.nets),
         tuple(net.precision for net in cell.nets),
         (cell.box_set, cell.classifier),
+        (cell.S, cell.Q),
     )
 
 

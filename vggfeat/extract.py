@@ -30,7 +30,7 @@ from vggfeat.regions import Views, cut, cut_shape, regions_of, views_of
 from vggfeat.store import Description
 from vggfeat.versions import versions
 from vggfeat.weights import Network
-from vggfeat.writer import FeatureWriter
+from vggfeat.writer import FeatureWriter, is_finished
 
 ADVICE_SECONDS, ADVICE_SHARE = 10.0, 0.01
 """Of the work, after which an extraction that is long tells how long."""
@@ -175,6 +175,25 @@ def extract(
             raise VggfeatError(f"{error}{kept}") from error
     rate = len(items) * (1 - advance.earlier / len(views)) / max(seconds - before, 1e-9)
     return Report(len(items), seconds, unreadable, there, seconds - before, rate)
+
+
+def is_of(
+    path: str | Path,
+    items: Items,
+    network: Network,
+    *,
+    scales: Sequence[int] | None = None,
+    layer: str | None = None,
+    mirror: bool = True,
+    regions: str | None = None,
+    store: str = "float32",
+) -> bool:
+    """Whether `extract`, asked for this, would make the finished file that is at path: of the same
+    images, as far as their files' sizes and times tell, weights, options and versions.
+    """
+    description = description_of(network, layer, scales, mirror, regions_of(items, regions))
+    dim = network.dim(description.layer)
+    return is_finished(Path(path), items, description, dim, store, {"versions": versions()})
 
 
 def _expected_shape(views: Views, v: int) -> tuple[int, int] | None:

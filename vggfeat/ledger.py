@@ -9,8 +9,11 @@ and which section it stands in, `transfer` knows of Tables 11 and 12, and `pretr
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +81,11 @@ def section(heading: str, lines: Sequence[str]) -> str:
 
 
 def commands(cells: Iterable[Any]) -> list[str]:
-    """Lines: the commands that made some cells."""
-    return [_CODE, *sorted({cell.command for cell in cells}), _CODE, ""]
+    """Lines: the commands that made some cells, each in one line that ends neither the block nor
+    the section.
+    """
+    told = {" ".join(cell.command.splitlines()).replace("`", "'") for cell in cells}
+    return [_CODE, *sorted(line.replace("<!--", "<!- -") for line in told), _CODE, ""]
 
 
 def _end(heading: str) -> str:
@@ -87,11 +93,39 @@ def _end(heading: str) -> str:
 
 
 def with_section(text: str, heading: str, body: str) -> str:
-    """A Markdown text with a `section` in place of the one of the same heading, or at its end."""
+    """A Markdown text with a `section` in place of the one of the same heading, or at its end.
+
+    Raises VggfeatError where that one has no end of its own: what stands behind it is nobody's to
+    take.
+    """
     begin, end = f"{MARK}{heading} -->", _end(heading)
-    if begin in text and end in text:
-        return text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
-    return text.rstrip("\n") + ("\n\n" if text else "") + body + "\n"
+    if begin not in text:
+        return text.rstrip("\n") + ("\n\n" if text else "") + body + "\n"
+    before, _, rest = text.partition(begin)
+    if end not in rest.partition(MARK)[0]:
+        raise VggfeatError(
+            f"the tables below {begin!r} have no end: put {end} on a line behind them in the page,"
+            " or take them out"
+        )
+    return before + body + rest.partition(end)[2]
+
+
+@contextmanager
+def alone(page: Path) -> Iterator[None]:
+    """Inside, no other process of ours changes a ledger in the page's folder: what is read stays
+    so until it is written. It waits for one that does.
+    """
+    try:
+        folder = os.open(page.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # who writes there says what is wrong
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def check(page: Path, cells_of: Callable[[str], Path | None]) -> None:
@@ -105,6 +139,8 @@ def check(page: Path, cells_of: Callable[[str], Path | None]) -> None:
         raise VggfeatError(f"`ledger` {page} is no Markdown file: give the name of one, or of none")
     for part in text.split(MARK)[1:]:
         heading, _, body = part.partition(" -->")
+        if cells_of(heading) is not None:
+            with_section(f"{MARK}{part}", heading, "")  # has it an end?
         path = cells_of(heading)
         # made anew, the tables would lose these rows
         if path and f"\n{_CODE}" in body.partition(_END)[0] and not path.exists():
@@ -134,9 +170,14 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table's lines."""
-    lines = ["|" + len(head) * "---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return [f"| {' | '.join(head)} |", *lines]
+    """A table's lines. What a name of somebody else's holds ends no cell, and no line."""
+    lines = ["|" + len(head) * "---|", *(f"| {' | '.join(map(_cell, row))} |" for row in rows)]
+    return [f"| {' | '.join(map(_cell, head))} |", *lines]
+
+
+def _cell(text: str) -> str:
+    one_line = " ".join(text.splitlines()) if "\n" in text else text
+    return re.sub(r"(?<!\\)\|", r"\|", one_line).replace("<!--", "<!- -")
 
 
 def plain_word(text: str) -> str:

@@ -104,6 +104,11 @@ class _Drawn:
         return self.splits[0].name != ""
 
 
+def solver_words(svm: LinearSVM) -> str:
+    """How an SVM is trained, as results tell it."""
+    return f"{svm.solver}, tol {svm.tol:g}, {svm.loss}"
+
+
 def run(
     problem: Problem,
     *,
@@ -569,7 +574,7 @@ def _results(
     degenerate = [problem.classes[k] for k in fitted.model.degenerate_classes_]
     results = Results(
         protocol=problem.protocol,
-        solver=f"{svm.solver}, tol {svm.tol:g}, {svm.loss}",
+        solver=solver_words(svm),
         compared_by=problem.compared_by,
         class_weight=svm.class_weight if isinstance(svm.class_weight, str) else None,
         difficult="left out" if problem.multilabel else None,

@@ -37,6 +37,7 @@ WHAT = {
 """Data set -> a column of the two tables."""
 TABLES = {11: ("voc2007", "voc2012", "caltech101", "caltech256"), 12: ("voc2012action",)}
 REGIONS = ("image", "box", "image,box")
+GIVEN = "C was given, and not chosen on validation images"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class Cell:
     def method(self) -> str:
         """The nets, in the paper's words."""
         return " & ".join(net.name for net in self.nets)
+
+    @property
+    def as_the_papers(self) -> bool:
+        """Whether its descriptors are of the paper's layer."""
+        return {net.layer for net in self.nets} == {"fc7"}
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -225,14 +231,15 @@ def _other(results: Results) -> list[str]:
     """In what these results aren't of the paper's protocol and all of its images."""
     other = list(results.other_images)
     if results.n_unreadable:
-        other.append(f"{results.n_unreadable:,} images can't be read")
+        what = "persons' images" if results.dataset in TABLES[12] else "images"
+        other.append(f"{results.n_unreadable:,} {what} can't be read")
     if results.test_labels == "none" or results.test_split != "test":
         other.append(f"scored on {part_scored(results)}, and not on the test part")
     random = isinstance(protocol_of(results.protocol).n_train, int)
     if random and (n := len(results.per_split)) != N_SPLITS:
         other.append(f"{n} random splits instead of {N_SPLITS}")
     if results.choice.selected_by is None:
-        other.append("C was given, and not chosen on validation images")
+        other.append(GIVEN)
     seen, scored = seen_by_net(results)
     if scored:
         other.append(f"the net was trained on {seen}")
@@ -292,7 +299,7 @@ def table_markdown(number: int, cells: Sequence[Cell]) -> list[str]:
         + [cell.weights, cell.when]
         for cell in ours
     ]
-    there = {(c.method, c.dataset, c.regions) for c in ours}
+    there = {(c.method, c.dataset, c.regions) for c in ours if c.as_the_papers}
     missing = [
         f"{row.method} on {WHAT[name].partition(',')[0]}"
         + (f" ({_regions(row.regions)})" if regions else "")
@@ -307,7 +314,7 @@ def table_markdown(number: int, cells: Sequence[Cell]) -> list[str]:
         "",
         *ledger.table(head, rows),
         "",
-        *([fill(f"Not run: {what}.", 120), ""] if missing else []),
+        *([*fill(f"Not run: {what}.", 120).splitlines(), ""] if missing else []),
     ]
 
 
@@ -326,7 +333,7 @@ def _standin_markdown(cells: Sequence[Cell]) -> list[str]:
             if row.whose == OWN
             and (row.method, row.regions) == (cell.method, cell.regions)
             and cell.dataset in row.figures
-            and {net.layer for net in cell.nets} == {"fc7"}
+            and cell.as_the_papers
         ]
         rows.append(
             [
@@ -343,7 +350,7 @@ def _standin_markdown(cells: Sequence[Cell]) -> list[str]:
     name = FIGURES[cells[0].figure]
     head = ["nets", "described", f"ours, {name}, %", "scored on", "trained on", "weights", "date"]
     return [
-        fill(f"Not the paper's: {'; '.join(why)}. {beside}", 120),
+        *fill(f"Not the paper's: {'; '.join(why)}. {beside}", 120).splitlines(),
         "",
         *ledger.table([*head, "the paper"], rows),
         "",
@@ -377,14 +384,15 @@ def write_cell(cell: Cell, page: Path) -> tuple[str, list[str]]:
     """Put a cell into the page and the file of cells beside it; the heading and the lines of its
     section's tables. All is made before the first of them is written.
     """
-    check_page(page)
-    path = page.with_name(CELLS)
-    every = with_new(read_cells(path), cell)
-    text = read_text(page, "ledger") if page.exists() else ""
-    made = sections(every)
-    for heading, part in made.items():
-        text = ledger.with_section(text, heading, section_markdown(heading, part))
-    ledger.write(page, text, {path: every})
+    with ledger.alone(page):
+        check_page(page)
+        path = page.with_name(CELLS)
+        every = with_new(read_cells(path), cell)
+        text = read_text(page, "ledger") if page.exists() else ""
+        made = sections(every)
+        for heading, part in made.items():
+            text = ledger.with_section(text, heading, section_markdown(heading, part))
+        ledger.write(page, text, {path: every})
     heading = _heading(cell)
     if heading == THEIRS:
         (number,) = (number for number, names in TABLES.items() if cell.dataset in names)

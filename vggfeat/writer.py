@@ -567,6 +567,27 @@ def _refuse_others(file: hdf5.File, job: _Job) -> None:
         raise VggfeatError(f"{file.path} was begun with {difference}")
 
 
+def is_finished(
+    path: Path,
+    items: Items,
+    description: Description,
+    dim: int,
+    dtype: str,
+    facts: dict[str, Any],
+) -> bool:
+    """Whether a finished file is there, of a job as of `FeatureWriter.open`. Not where it can't be
+    read, or an image isn't there to tell.
+    """
+    if not path.exists():
+        return False
+    try:
+        with hdf5.open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
+            _refuse_others(file, _Job(items, description, dim, np.dtype(dtype), facts))
+    except VggfeatError:
+        return False
+    return True
+
+
 class _Job:
     """What a file is to be of: the images, how they are described, and what else is to be known of
     them.

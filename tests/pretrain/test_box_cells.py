@@ -74,6 +74,11 @@ def test_what_found_boxes_stands_in_the_papers_row_or_in_its_own() -> None:
     assert odd.row == "D 384, PCR, FC1-2 at Q=384,512"
     other = boxed(("96", "all", (96,)), five=False, stands_for="")
     assert box_cell(other, PLACE, "cmd").row == "D S=96, PCR, all layers"
+    # another Q, or other merging, is another row
+    enlarged = boxed(("384", "fc", (512,)), five=False)
+    assert box_cell(enlarged, PLACE, "cmd").row == "D 384, PCR, FC1-2 at Q=512"
+    loose = replace(boxed(small, five=True), unlike=("merge_above=0.95",))
+    assert box_cell(loose, PLACE, "cmd").changes == ["merge_above=0.95"]
     with pytest.raises(VggfeatError, match="boxes are of the test images"):
         box_cell(odd_images := boxed(small, five=True), replace(PLACE, split="test"), "cmd")
     apart = replace(odd_images, facts=[*odd_images.facts, {**odd_images.facts[0], "seed": "1"}])

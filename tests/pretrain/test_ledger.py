@@ -98,6 +98,13 @@ def test_nets_that_differ_in_more_than_the_seed_are_rows_of_their_own() -> None:
         "[1]: the recipe with bfloat16",
         "[2]: the recipe with float32",
     ]
+    # a recipe of the same name whose numbers have changed
+    elsewhere = replace(made(1), S="73", Q="73")
+    assert table(made(0), elsewhere)[:2] == [
+        "[1]: the recipe with S 36, tested at 36",
+        "[2]: the recipe with S 73, tested at 73",
+    ]
+    assert with_new([made(1)], [elsewhere]) == [made(1), elsewhere]
     # nor does one seed's net of other images take the other's place
     other = made(0, training_set="ef56")
     assert with_new([made(0)], [other]) == [made(0), other]

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from pretrain.boxes import iou
 from tests import prepared
 from tests.conftest import HANG, Command
 from tests.pretrain.conftest import CLASSES, FAST, environment, evaluating, localising
+from tests.vggfeat.datasets.made import annotation
 
 
 @pytest.fixture
@@ -111,10 +113,14 @@ def test_constants_of_training_boxes(
             (images / "val" / name / "0.png").read_bytes()  # 40 high
         )
         lines.append(f"train/{name}/t.png,{name},15,8,45,36")
+    lines += [f"train/{CLASSES[0]}/t.png,{CLASSES[0]},900,900,950,950", "else/x.png,n01,1,1,2,2"]
     boxes_csv.write_text(boxes_csv.read_text() + "\n".join(lines))
     words = ["--weights", localisers["scr"], "--data", images, "--annotations", boxes_csv, *FAST]
     ran = command(*words, "--json", tmp_path / "r.json")
     assert ran.status == 0, ran.err
+    # rows of the other part are no strangers, and what doesn't fit is told of both
+    assert ran.err.count("left out: 1 row of none of these images") == 2  # else/x.png
+    assert "training images: left out: 1 box outside of the image" in ran.err
     found = {row["constant"]: row for row in rows_of(tmp_path / "r.json")}
     mean, own = found["the mean box"], found["the class's mean box"]
     # as shares 1/4, 1/5, 3/4, 9/10: of 40, 45 and 50 rows
@@ -124,6 +130,28 @@ def test_constants_of_training_boxes(
     share = np.array([iou(a[None], b[None])[0, 0] for a, b in zip(said, true, strict=True)])
     assert mean["error"] == own["error"] == pytest.approx(100 * (share <= 0.5).mean())
     assert mean["strict_error"] == pytest.approx(100 * (share <= 0.75).mean())
+
+
+def test_training_boxes_that_cant_be_read_leave_the_figures_of_the_nets(
+    command: Command, images: Path, localisers: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "xml"
+    for path in sorted((images / "val").glob("*/*.png")):
+        name = path.parent.name
+        place = folder / "val" / name / f"{path.stem}.xml"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            place.write_text(annotation((15, 8, 45, 36), size=picture.size, name=name))
+    for name in CLASSES:
+        (images / "train" / name).mkdir(parents=True)
+        (images / "train" / name / "t.png").write_bytes(path.read_bytes())
+    (folder / "t.xml").write_text("<annotation><object>")
+    words = ["--weights", localisers["scr"], "--data", images, "--annotations", folder, *FAST]
+    ran = command(*words, "--json", tmp_path / "r.json")
+    assert ran.status == 0, ran.err
+    assert "left out: the mean boxes of training images: " in ran.err and "t.xml" in ran.err
+    constants = [row["constant"] for row in rows_of(tmp_path / "r.json")]
+    assert constants == ["", "the whole image"]
 
 
 def test_two_processes_give_the_same_figures(

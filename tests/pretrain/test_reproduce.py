@@ -21,7 +21,9 @@ from pretrain.trainer import Trainer
 from tests import prepared
 from tests.conftest import HANG, Command, Ran, photograph, ran
 from tests.pretrain.conftest import environment, write_boxes
-from vggfeat import terminal
+from tests.vggfeat.datasets.made import Persons, annotation, make_action
+from vggfeat import protocols, terminal
+from vggfeat.datasets.voc_action import ACTIONS
 from vggfeat.sources import load
 
 # Three nets, which fill rows of every table; a control; boxes at both S.
@@ -208,6 +210,7 @@ def test_what_exists_is_used(
     monkeypatch.setattr(reproduction, "measure_net", again)
     monkeypatch.setattr(reproduction, "extract", again)
     monkeypatch.setattr(localise.Asked, "localise", again)
+    monkeypatch.setattr(protocols, "run", again)
     before = folder.weights(), folder.tables()
     done = reproducing(run_main)(*folder.words, "--caltech", caltech)
     assert done.status == 0, done.err
@@ -225,6 +228,8 @@ def test_a_dry_run_is_the_graph_and_writes_nothing(
     lines = done.out.splitlines()
     assert sum("seed0/" in line for line in lines) == 10 and "training: at most" in done.out
     assert "posteriors of Tables 3 to 7: " in done.out and "boxes of Tables 8 to 10: " in done.out
+    nine = reproducing(run_main)(*fresh.words, "--only", "table 9", "--dry-run")
+    assert "posteriors of Table 9: " in nine.out
     assert any("D-pcr/D-44-pcr" in line and "D/D-44" in line for line in lines)
     folder, _ = made
     done = reproducing(run_main)(*folder.words, "--only", "table 5", "--dry-run")
@@ -252,6 +257,73 @@ def test_pictures_that_are_others_are_measured_again(
     new = [cell for cell in folder.cells() if cell not in before]
     assert {cell.key for cell in new} == {cell.key for cell in before}
     assert not {cell.image_set for cell in new} & {cell.image_set for cell in before}
+
+
+def test_images_that_cant_be_read_are_told_and_measured_once(
+    images: Path, caltech: Path, run_main: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(images, tmp_path / "images"))
+    (own / "val" / "n0" / "val00.png").write_bytes(b"no picture")
+    there = Path(shutil.copytree(caltech, tmp_path / "caltech"))
+    (there / "101_ObjectCategories" / "ant" / "image_0003.jpg").write_bytes(b"nor this")
+    folder = Folder(tmp_path, own)
+    words = [*folder.words, "--caltech", there, "--only", "table 5, table 9, table 11"]
+    first = reproducing(run_main)(*words)
+    monkeypatch.setattr(localise.Asked, "localise", lambda *_: pytest.fail("done before"))
+    for done in (first, reproducing(run_main)(*words)):
+        assert done.status == 3, done.err
+        assert "unreadable: val/n0/val00.png: " in done.err
+        assert "unreadable: caltech101: ant/image_0003.jpg: " in done.err
+    # other pictures of the same names are described
+    cells = json.loads((folder.out / "ledger-transfer.json").read_text())["cells"]
+    (there / "101_ObjectCategories" / "ant" / "image_0003.jpg").write_bytes(
+        (there / "101_ObjectCategories" / "ant" / "image_0004.jpg").read_bytes()
+    )
+    assert reproducing(run_main)(*words).status == 3
+    after = json.loads((folder.out / "ledger-transfer.json").read_text())["cells"]
+    assert {cell["rows"] for cell in after} - {cell["rows"] for cell in cells}
+
+
+def test_data_sets_are_looked_for_before_anything_is_trained(
+    images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    folder = Folder(tmp_path, images)
+    nowhere = tmp_path / "nowhere"
+    done = reproducing(run_main)(*folder.words, "--caltech", nowhere, "--only", "table 11")
+    assert done.status == 1 and f"{nowhere}/101_ObjectCategories" in done.err
+    done = reproducing(run_main)(*folder.words, "--caltech", nowhere, "--dry-run")
+    assert done.status == 0 and "left out: caltech101: no folder" in done.err
+    done = reproducing(run_main)(*folder.words, "--ledger", nowhere / "x.md")
+    assert done.status == 1 and f"no folder {nowhere}" in done.err
+    assert not folder.out.exists()
+
+
+def test_actions_stand_in_table_12(
+    made: tuple[Folder, Ran], images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    """On a devkit as the real one is laid out; with the nets that are there."""
+    folder = Folder(tmp_path, images)
+    shutil.copytree(made[0].out / "seed0", folder.out / "seed0")
+    kit = tmp_path / "voc" / "VOCdevkit" / "VOC2012"
+    lists: dict[str, Persons] = {"train": {}, "val": {}}
+    for n in range(44):
+        person = (f"2010_{n:06d}", 1)
+        lists["val" if n % 2 else "train"][person] = (ACTIONS[n // 2 % 11],)
+        for name, picture in (("JPEGImages", None), ("Annotations", "xml")):
+            (kit / name).mkdir(parents=True, exist_ok=True)
+            if picture is None:
+                Image.fromarray(photograph(n, 48, 64)).save(kit / name / f"{person[0]}.jpg")
+            else:
+                text = annotation((8, 4, 40, 44), size=(64, 48), name="person")
+                (kit / name / f"{person[0]}.xml").write_text(text)
+    make_action(kit, lists, ("train", "val"))
+    words = [*folder.words, "--voc", tmp_path / "voc", "--only", "table 12"]
+    done = reproducing(run_main)(*words)
+    assert done.status == 0, done.err
+    cells = json.loads((folder.out / "ledger-transfer.json").read_text())["cells"]
+    told = [(cell["dataset"], cell["regions"], [n["name"] for n in cell["nets"]]) for cell in cells]
+    assert told == [("voc2012action", each, ["D", "E"]) for each in ("image", "image,box")]
+    assert "Table 12, stand-in: voc2012action, 22 persons of 10 classes" in done.out
 
 
 def test_tables_without_their_data_are_left_out_with_a_word(

@@ -82,3 +82,26 @@ def test_means_and_spreads_by_hand() -> None:
     assert ledger.spread([1.0, 2.0, 6.0]) == f"3.0 +- {math.sqrt(7):.1f}" == "3.0 +- 2.6"
     assert ledger.spread([1.0, None]) == "-"
     assert ledger.plain_word("a b/../c") == "a-b-..-c" and ledger.plain_word("/") == "unnamed"
+
+
+def test_a_section_without_an_end_takes_nothing_that_is_behind_it(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    text = ledger.with_section("# Mine\n", "A", ledger.section("A", ["a"])) + "\nnotes\n"
+    again = ledger.with_section(text, "A", ledger.section("A", ["b"]))
+    assert again.startswith("# Mine\n") and again.endswith("\nnotes\n") and "\na\n" not in again
+    page.write_text(text := text.replace("<!-- end of ledger: A -->\n", ""))
+    more = text + ledger.section("A", ["later"])  # the next one's end is not its own
+    for broken in (text, more):
+        with pytest.raises(VggfeatError, match=r"have no end: put <!-- end of ledger: A --> on a"):
+            ledger.with_section(broken, "A", ledger.section("A", ["b"]))
+    with pytest.raises(VggfeatError, match="have no end"):
+        ledger.check(page, lambda heading: page if heading == "A" else None)
+    ledger.check(page, lambda heading: None)  # somebody else's
+
+
+def test_names_end_no_cell_no_block_and_no_section() -> None:
+    odd = "a|b\nc <!-- end of ledger: A -->"
+    _, _, line = ledger.table(["x"], [[odd]])
+    assert line == r"| a\|b c <!- - end of ledger: A --> |"
+    fence, line, *_ = ledger.commands([Cell(1.0, f"run {odd}\n```\n# no heading")])
+    assert fence == "```" and line == "run a|b c <!- - end of ledger: A --> ''' # no heading"

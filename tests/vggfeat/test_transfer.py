@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,24 @@ def test_svm_writes_its_cell(tmp_path: Path, run_main: Command) -> None:
     ):
         ran = run_main(cli.main, "svm", "--features", features, "--ledger", wrong)
         assert ran.status in (1, 2) and why in ran.err, ran.err
+
+
+def test_of_two_that_write_one_page_none_is_lost(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    names = [[f"{who}{i}" for i in range(8)] for who in "ab"]
+
+    def write(those: list[str]) -> None:
+        for name in those:
+            write_cell(caltech(name), page)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, names))
+    assert {cell.method for cell in read_cells(tmp_path / CELLS)} == {*names[0], *names[1]}
+    assert all(f"| {name}, fc7" in page.read_text() for name in [*names[0], *names[1]])
+
+
+def test_another_layer_is_not_the_papers_row() -> None:
+    cell = caltech("D")
+    other = replace(cell, nets=[replace(net, layer="pool5") for net in cell.nets])
+    for made, there in ((cell, False), (other, True)):
+        assert ("D on Caltech-101;" in "\n".join(table_markdown(11, [made]))) == there

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +75,9 @@ class _Entry(NamedTuple):
     where: str
 
 
-def read_boxes(source: str | Path, items: Items) -> tuple[Boxes, tuple[str, ...]]:
+def read_boxes(
+    source: str | Path, items: Items, others: Sequence[str] = ()
+) -> tuple[Boxes, tuple[str, ...]]:
     """The boxes of these images, and what is to be said of them, as `Items.remarks`.
 
     source: a folder, with XML files in it or below it, or a CSV file; see the top of this file.
@@ -83,14 +85,15 @@ def read_boxes(source: str | Path, items: Items) -> tuple[Boxes, tuple[str, ...]
     is not finite, outside their image, of an image of another size than the file tells, or of a
     class that the images don't have; entries of no image, or of several; a further XML file of an
     image. A box that reaches out of its image is cut off there. Images without a box are told, too.
-    An image's size is its header's, or else the file's word.
+    An image's size is its header's, or else the file's word. others: names of images that the
+    source may be of, too, and that aren't asked for.
     Raises VggfeatError for a file that is malformed, and where no box is left.
     """
     source, unfit = Path(source), _Unfit()
     if source.is_dir():
-        entries = _of_xml(source, items, unfit)
+        entries = _of_xml(source, items, {*map(_stem, others)}, unfit)
     else:
-        entries = _of_csv(source, items, unfit)
+        entries = _of_csv(source, items, _Places(others), unfit)
     boxes = _fitting(entries, items, unfit)
     remarks = (*unfit.remarks(), *_without(boxes, items))
     if not len(boxes):
@@ -201,8 +204,10 @@ def _without(boxes: Boxes, items: Items) -> tuple[str, ...]:
     return (_sentence(f"{{n}} image{{s}} without a box{split}", len(names), names),)
 
 
-def _of_xml(folder: Path, items: Items, unfit: _Unfit) -> Iterator[_Entry]:
-    """Of each XML file in the folder or below it, sorted by path."""
+def _of_xml(folder: Path, items: Items, others: set[str], unfit: _Unfit) -> Iterator[_Entry]:
+    """Of each XML file in the folder or below it, sorted by path. others: stems that aren't asked
+    for.
+    """
     files = [
         Path(inside, name)
         for inside, _, names in os.walk(folder)
@@ -217,6 +222,8 @@ def _of_xml(folder: Path, items: Items, unfit: _Unfit) -> Iterator[_Entry]:
     taken: set[int] = set()
     for path in sorted(files):
         rows, where = rows_of.get(path.stem, []), path.relative_to(folder).as_posix()
+        if not rows and path.stem in others:
+            continue
         if len(rows) > 1:
             ending = f"/{path.parent.name}/{path.stem}"
             rows = [
@@ -242,8 +249,8 @@ def _stem(name: str) -> str:
     return os.path.splitext(os.path.basename(name))[0]
 
 
-def _of_csv(path: Path, items: Items, unfit: _Unfit) -> Iterator[_Entry]:
-    """Of each row."""
+def _of_csv(path: Path, items: Items, others: _Places, unfit: _Unfit) -> Iterator[_Entry]:
+    """Of each row. others: images that aren't asked for."""
     regular(path.absolute(), "CSV file, or folder of XML files, with boxes")
     rows, places, column_of = Rows(path), _Places(items.names), dict[str, int]()
     for line, row in rows:
@@ -262,7 +269,8 @@ def _of_csv(path: Path, items: Items, unfit: _Unfit) -> Iterator[_Entry]:
         found, where = places.find(cell_of["path"]), f"{path.name}, line {line}"
         if len(found) != 1:
             what = "of several images" if found else "of none of these images"
-            unfit.add(f"left out: {{n}} row{{s}} {what}", where)
+            if found or not others.find(cell_of["path"]):
+                unfit.add(f"left out: {{n}} row{{s}} {what}", where)
             continue
         height, width = number_of.get("height", 0.0), number_of.get("width", 0.0)
         corners = (number_of["x1"], number_of["y1"], number_of["x2"], number_of["y2"])
@@ -292,7 +300,7 @@ def _columns(cells: list[str], rows: Rows, line: int) -> dict[str, int]:
 class _Places:
     """Which images a path may be of."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self._row_of = {name: row for row, name in enumerate(names)}
         # by the last part of a name, with and without its suffix
         self._ending: dict[str, list[tuple[str, int]]] = {}

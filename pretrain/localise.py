@@ -40,6 +40,7 @@ from vggfeat.errors import VggfeatError, WrongUsage, as_typed
 from vggfeat.files import (
     check_outputs,
     refuse_inputs,
+    refuse_inside,
     try_each,
     weights_files,
     write_json,
@@ -185,6 +186,8 @@ def localise_command(
     inputs = [*posteriors, *weights_files(*weights, *classifier), data, devkit, source]
     texts = {"--submission": submission, "--page": page, "--json": json_file}
     check_outputs({}, texts=texts, inputs=inputs, overwrite=overwrite)
+    for folder in (source, devkit):
+        refuse_inside(texts, folder)
     if ledger is not None:
         from pretrain.ledger import THEIRS, check_ledger
 
@@ -334,16 +337,25 @@ class Asked:
         the end is refused first.
         """
         from pretrain.kept import refuse_twice
-        from pretrain.locations import columns_of, facts, fitting_scales, refuse_other_windows
+        from pretrain.locations import (
+            columns_of,
+            facts,
+            fitting_scales,
+            refuse_other_windows,
+            refuse_unboxed,
+        )
         from vggfeat.sources import of_words
 
         each = self.scales if len(self.scales) > 1 else [*self.scales, ()][:1] * len(self.weights)
         chosen, there = [], []
+        guessing = self._may_say()
         for spec, asked in zip(self.weights, each, strict=True):
             network = self._load(spec, "cpu", "float32")
             with as_typed(of_words(spec)):
                 chosen.append(fitting_scales(network, asked))
             columns_of(network, items.classes)
+            for where, classes in guessing:
+                refuse_unboxed(network, classes, where)
             there.append(facts(network))
         refuse_twice(there)
         if self.protocol == 1:
@@ -351,6 +363,15 @@ class Asked:
         for spec in self.classifiers:
             refuse_other_windows(self._load(spec, "cpu", "float32"), there)
         return self._dense(chosen, self._guessed(items, split, ranks), items, ranks)
+
+    def _may_say(self) -> list[tuple[str, list[str]]]:
+        """Who tells which classes are likely, and which there are to choose among."""
+        from pretrain.kept import KeptPosteriors
+
+        if self.posteriors:
+            return [(str(path), KeptPosteriors.read(path).classes) for path in self.posteriors]
+        networks = [self._load(spec, "cpu", "float32") for spec in self.classifiers]
+        return [(network.spec, network.classes or []) for network in networks]
 
     def _load(self, spec: str, device: Any, precision: str) -> Network:
         from vggfeat.sources import load

@@ -23,7 +23,7 @@ from pretrain.box_figures import Located
 from pretrain.boxes import decoded, mirrored
 from pretrain.kept import KeptPosteriors
 from pretrain.merging import MERGED_ABOVE, merged
-from pretrain.posteriors import class_order, facts_of, own_scales
+from pretrain.posteriors import class_order, facts_of, imagenet_synsets, own_scales
 from vggfeat.batches import by_shape
 from vggfeat.datasets import Items
 from vggfeat.decode import expected_shape, read_rgb
@@ -397,6 +397,21 @@ def _corners(
     corners *= np.array([width / wide, height / tall] * 2)
     inside: np.ndarray = np.clip(corners, 0, np.array([width, height] * 2))
     return inside.reshape(V * h * w, -1, 4)
+
+
+def refuse_unboxed(network: Network, classes: Sequence[str], where: str) -> None:
+    """Raise VggfeatError where a net that says a box for each class has none of one that may be
+    guessed. where: who guesses.
+    """
+    if network.boxes != "pcr" or network.classes is None:
+        return
+    known = {*network.classes, *imagenet_synsets(network.classes)}
+    if unknown := [name for name in classes if name not in known]:
+        raise VggfeatError(
+            f"{where} may say {len(unknown):,} classes that {network.spec} has no box of, such as"
+            f" {unknown[0]!r}: give a classification among the {len(network.classes):,} classes of"
+            " that net, or a net with one box for all (scr)"
+        )
 
 
 def refuse_other_windows(classifier: Network, nets: Sequence[Mapping[str, str]]) -> None:

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pretrain.graph import BY_BOXES, BY_FEATURES, TABLES, Step, graph
+from pretrain.graph import BY_BOXES, TABLES, Step, graph
 from pretrain.watch import CHECKPOINT, stop_on_signals
-from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.errors import WrongUsage
 from vggfeat.files import check_outputs
 from vggfeat.machine import duration
 from vggfeat.options import PRECISION, Overrides, OwnDevice, Processes, Strict, leave, with_debug
@@ -110,10 +110,10 @@ def reproduce(
         raise WrongUsage("; ".join(lacking.values()))
     tables = [n for n in wanted if n not in lacking]
     page = ledger or folder / "results.md"
-    if ledger is not None:
+    if ledger is not None or page.parent.is_dir():
         from pretrain.ledger import THEIRS
 
-        updated = {"--ledger": ledger, "the cells beside it": ledger.with_name(THEIRS)}
+        updated = {"--ledger": page, "the cells beside it": page.with_name(THEIRS)}
         check_outputs(updated, inputs=[data, source, voc, caltech], overwrite=True)
     with stop_on_signals() as stop:
         graphs = {
@@ -128,11 +128,11 @@ def reproduce(
         from pretrain.trainer import Machine
         from vggfeat.devices import resolve_precision
         from vggfeat.ranks import joined
+        from vggfeat.transfer import check_page
 
         check_ledger(page)
-        sets, absent = reproduction.data_sets(tables, voc, caltech)
-        if absent and not sets and not {*tables} - {*BY_FEATURES}:
-            raise VggfeatError("; ".join(absent.values()))
+        check_page(page)
+        sets, absent = reproduction.data_sets(tables, voc, caltech, each=bool(only))
         with joined(device) as ranks:
             machine = Machine(
                 precision=resolve_precision(precision, ranks.device),
@@ -164,8 +164,8 @@ def reproduce(
                         say(in_options(remark))
                     for words in lacking.values():
                         say(f"left out: {words}")
-                    for name, why in absent.items():
-                        say(f"left out: {name}: {in_options(why)}")
+                    for words in absent.values():
+                        say(f"left out: {words}")
                     for name in graphs[numbers[0]].lacking:
                         say(f"left out: {name}, which recipe {recipe} doesn't train")
                 if dry_run:

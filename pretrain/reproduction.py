@@ -49,7 +49,7 @@ from vggfeat.datasets import Items
 from vggfeat.datasets.boxes import Boxes, read_boxes
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.decode import read_rgb
-from vggfeat.errors import Interrupted, UnreadableImage, VggfeatError, reason
+from vggfeat.errors import Interrupted, NoData, UnreadableImage, VggfeatError, reason
 from vggfeat.extract import extract, is_of
 from vggfeat.files import write_text
 from vggfeat.ranks import Ranks
@@ -117,10 +117,11 @@ class Asked:
 
 
 def data_sets(
-    tables: Collection[int], voc: Path | None, caltech: Path | None
+    tables: Collection[int], voc: Path | None, caltech: Path | None, each: bool
 ) -> tuple[dict[str, Items], dict[str, str]]:
     """Name -> the data sets of Tables 11 and 12, those of these tables that are under the roots
-    that are given; and why others aren't.
+    that are given; and why others aren't. Raises VggfeatError where one is malformed; NoData where
+    there is nothing at all, or, for `each` table, nothing for one.
     """
     roots = {
         11: {"voc2007": voc, "voc2012": voc, "caltech101": caltech, "caltech256": caltech},
@@ -128,14 +129,23 @@ def data_sets(
     }
     found: dict[str, Items] = {}
     lacking: dict[str, str] = {}
-    for name, root in (pair for n in tables if n in roots for pair in roots[n].items()):
-        if root is not None:
+    places: dict[object, list[str]] = {}  # a root, or a table -> the data sets that it may have
+    for number in {*tables} & {*roots}:
+        for name, root in roots[number].items():
+            if root is None:
+                continue
+            for place in (root, *([number] if each else [])):
+                places.setdefault(place, []).append(name)
             try:
                 items = datasets.load(name, root)
                 datasets.refuse_absent(items)
                 found[name] = items
-            except VggfeatError as error:
-                lacking[name] = str(error)
+            except NoData:
+                option = "--voc" if root is voc else "--caltech"
+                lacking[name] = f"{name}: there is nothing of it under {option} {root}"
+    for names in places.values():
+        if not {*names} & {*found}:
+            raise NoData("; ".join(lacking[name] for name in names))
     return found, lacking
 
 

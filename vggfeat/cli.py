@@ -731,6 +731,8 @@ def info(
             raise WrongUsage("--verify is for a feature file: leave it out")
         _tell_net(str(file), everything, json_file)
         return
+    if not os.path.lexists(file) and str(file).isalnum():  # rather a net's name than a file's
+        raise VggfeatError(f"no feature file at {file}; the nets of Table 1 are {', '.join(NETS)}")
     from vggfeat.convert import MODEL, POSTERIORS
     from vggfeat.hdf5 import format_of
     from vggfeat.store import open_features

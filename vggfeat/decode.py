@@ -43,7 +43,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -152,6 +152,30 @@ def read_rgb(
     return _decode(lambda: _open(data, max_pixels), max_pixels)
 
 
+class Frame(NamedTuple):
+    """Height and width in pixels of an image as it is stored, and its EXIF orientation, 1 to 8."""
+
+    height: int
+    width: int
+    orientation: int = 1
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(H, W) of the picture as it is read, and seen."""
+        turned = 5 <= self.orientation <= 8
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+    def turned(
+        self, x1: float, y1: float, x2: float, y2: float
+    ) -> tuple[float, float, float, float]:
+        """Edges of a box of the image as it is stored, in the upright one (EXIF 2.32, tag 274)."""
+        if self.orientation in (2, 3, 7, 8):
+            x1, x2 = self.width - x2, self.width - x1
+        if self.orientation in (3, 4, 6, 7):
+            y1, y2 = self.height - y2, self.height - y1
+        return (y1, x1, y2, x2) if 5 <= self.orientation <= 8 else (x1, y1, x2, y2)
+
+
 def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int] | None:
     """(H, W) in pixels of the upright image, by its header: no pixel is decoded. None where a
     header doesn't tell.
@@ -160,13 +184,22 @@ def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int
     """
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
-    return _shape_of_file(_read_file(source, MAX_PIXELS))
+    frame = _frame_of_file(_read_file(source, MAX_PIXELS))
+    return None if frame is None else frame.upright
 
 
 def expected_shape(
     source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
 ) -> tuple[int, int] | None:
-    """(H, W) that `read_rgb(source)` will most likely have, in some 40 us for a JPEG: a hint, by
+    """(H, W) that `read_rgb(source)` will most likely have; see `expected_frame`."""
+    frame = expected_frame(source)
+    return None if frame is None else frame.upright
+
+
+def expected_frame(
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+) -> Frame | None:
+    """The frame that `read_rgb(source)` will most likely meet, in some 40 us for a JPEG: a hint, by
     which images can be put in order before they are read. None where that takes more than a look
     at the header, or anything is wrong.
 
@@ -176,9 +209,9 @@ def expected_shape(
         return None
     try:
         if isinstance(source, np.ndarray):
-            return (source.shape[0], source.shape[1]) if source.ndim in (2, 3) else None
+            return Frame(source.shape[0], source.shape[1]) if source.ndim in (2, 3) else None
         if isinstance(source, Image.Image):
-            return _upright(source.height, source.width, _only(source.info))
+            return _frame(source.height, source.width, _only(source.info))
         for at_most in (_HEAD_BYTES, _HINT_BYTES):
             data = (
                 _read_file(source, MAX_PIXELS, at_most)
@@ -186,9 +219,9 @@ def expected_shape(
                 else bytes(source)
             )
             if plain := headers.plain_jpeg(data):
-                return _upright(plain.height, plain.width, _only(plain.info))
+                return _frame(plain.height, plain.width, _only(plain.info))
             with suppress(UnreadableImage):  # by the part of it; else by more
-                return _shape_of_file(data)
+                return _frame_of_file(data)
             if len(data) < at_most:  # that is all of it
                 return None
     except Exception:  # `read_rgb` will say what it is
@@ -196,7 +229,7 @@ def expected_shape(
     return None
 
 
-def _shape_of_file(data: bytes) -> tuple[int, int] | None:
+def _frame_of_file(data: bytes) -> Frame | None:
     if not data:
         raise UnreadableImage(_EMPTY)
     if next(_accepting(_IN_CHILD, data), None):
@@ -208,12 +241,13 @@ def _shape_of_file(data: bytes) -> tuple[int, int] | None:
             height, width = tags[_TIFF_HEIGHT], tags[_TIFF_WIDTH]
         # EXIF of a PNG may lie behind its pixels: asked for it, Pillow decodes them
         if image.format == "PNG" and not any(word in data for word in _PNG_EXIF):
-            return height, width
-        return _upright(height, width, image)
+            return Frame(height, width)
+        return _frame(height, width, image)
 
 
-def _upright(height: int, width: int, image: Image.Image) -> tuple[int, int]:
-    return (width, height) if 5 <= _orientation(image) <= 8 else (height, width)
+def _frame(height: int, width: int, image: Image.Image) -> Frame:
+    orientation = _orientation(image)
+    return Frame(height, width, orientation if orientation in _AS_STORED else 1)
 
 
 def _only(info: Mapping[Any, Any]) -> Image.Image:

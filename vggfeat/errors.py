@@ -39,6 +39,12 @@ def as_typed(typed: bool = True) -> Iterator[None]:
         raise WrongUsage(str(error)) from error
 
 
+class NoData(VggfeatError):  # noqa: N818 - named as what happened
+    """There is nothing of a data set where it was looked for; what is there and wrong is another
+    error.
+    """
+
+
 class CantWrite(VggfeatError, OSError):  # noqa: N818 - named as what happened
     """A path that refuses to be written, or the disk under it; the message is the whole line."""
 

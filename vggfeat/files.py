@@ -292,6 +292,17 @@ def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | No
                 raise VggfeatError(f"{found} is what the command reads: give another name")
 
 
+def refuse_inside(outputs: Mapping[str, Path | None], folder: Path | None) -> None:
+    """Refuse to replace a file in a folder all of whose files the command may read."""
+    if folder is None or not folder.is_dir():
+        return
+    for option, path in outputs.items():
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(folder.resolve()):
+            raise VggfeatError(
+                f"{option} {path} lies in {folder}, which the command reads: give another name"
+            )
+
+
 def weights_files(*specs: str | None) -> list[Path]:
     """The files, for `inputs`, that sources of weights may name: FILE, which can have an @ in it,
     or oxford:D@FILE.

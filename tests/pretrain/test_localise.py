@@ -13,9 +13,11 @@ from scipy.io import savemat
 
 from pretrain.boxes import iou
 from tests import prepared
-from tests.conftest import HANG, Command
+from tests.conftest import HANG, Command, Nets
 from tests.pretrain.conftest import CLASSES, FAST, environment, evaluating, localising
 from tests.vggfeat.datasets.made import annotation
+from vggfeat.images import Preprocessing
+from vggfeat.weights import save_weights
 
 
 @pytest.fixture
@@ -97,6 +99,38 @@ def test_protocol_2_of_a_classification_net_and_of_what_it_has_said(
     # what was kept has no "crops"
     ran = command(*words, *given, "--posteriors", kept, "--mode", "crops")
     assert ran.status == 1 and "are dense only, not crops" in ran.err
+
+
+def test_a_class_that_has_no_box_is_refused_before_anything_is_classified(
+    command: Command,
+    given: list[object],
+    localisers: dict[str, Path],
+    he: Nets,
+    plain: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    net = tmp_path / "more.safetensors"
+    module = he("A", num_classes=len(CLASSES) + 1, width=0.05, crop=32)
+    save_weights(net, module, plain, classes=[*CLASSES, "n77"], train_scale="36")
+    ran = command("--weights", localisers["pcr"], *given, "--classifier", net)
+    assert ran.status == 1 and "classify" not in ran.err
+    assert (
+        f"{net} may say 1 classes that {localisers['pcr']} has no box of, such as 'n77'" in ran.err
+    )
+    assert command("--weights", localisers["scr"], *given, "--classifier", net).status == 0
+
+
+def test_what_is_read_is_not_written(
+    command: Command, given: list[object], localisers: dict[str, Path], tmp_path: Path
+) -> None:
+    """A folder of annotations, file by file."""
+    folder = tmp_path / "xml"
+    folder.mkdir()
+    (folder / "a.xml").write_text("<annotation/>")
+    words = ["--weights", localisers["scr"], "--data", given[1], "--annotations", folder, *FAST]
+    ran = command(*words, "--json", folder / "a.xml", "--overwrite")
+    assert ran.status == 1 and f"lies in {folder}, which the command reads" in ran.err
+    assert (folder / "a.xml").read_text() == "<annotation/>"
 
 
 def test_constants_of_training_boxes(

@@ -285,17 +285,30 @@ def test_images_that_cant_be_read_are_told_and_measured_once(
 
 
 def test_data_sets_are_looked_for_before_anything_is_trained(
-    images: Path, run_main: Command, tmp_path: Path
+    images: Path, caltech: Path, run_main: Command, tmp_path: Path
 ) -> None:
     folder = Folder(tmp_path, images)
     nowhere = tmp_path / "nowhere"
-    done = reproducing(run_main)(*folder.words, "--caltech", nowhere, "--only", "table 11")
-    assert done.status == 1 and f"{nowhere}/101_ObjectCategories" in done.err
-    done = reproducing(run_main)(*folder.words, "--caltech", nowhere, "--dry-run")
-    assert done.status == 0 and "left out: caltech101: no folder" in done.err
+    for only in ((), ("--only", "table 11"), ("--only", "table 3, table 11")):
+        done = reproducing(run_main)(*folder.words, "--caltech", nowhere, *only)
+        assert done.status == 1
+        assert f"caltech101: there is nothing of it under --caltech {nowhere}" in done.err
+    some = Path(shutil.copytree(caltech, tmp_path / "some"))
+    done = reproducing(run_main)(*folder.words, "--caltech", some, "--dry-run")
+    assert done.status == 0, done.err
+    assert f"left out: caltech256: there is nothing of it under --caltech {some}" in done.err
+    assert "descriptors of caltech101: " in done.out
+    # what is there and wrong is no data set that isn't there
+    (some / "101_ObjectCategories" / "empty").mkdir()
+    done = reproducing(run_main)(*folder.words, "--caltech", some, "--only", "table 11")
+    assert done.status == 1 and "empty" in done.err and "left out" not in done.err
     done = reproducing(run_main)(*folder.words, "--ledger", nowhere / "x.md")
     assert done.status == 1 and f"no folder {nowhere}" in done.err
     assert not folder.out.exists()
+    folder.out.mkdir()
+    (folder.out / "ledger-transfer.json").write_text("{")
+    done = reproducing(run_main)(*folder.words, "--dry-run")
+    assert done.status == 1 and "ledger-transfer.json is not JSON" in done.err
 
 
 def test_actions_stand_in_table_12(

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, features
 
 from vggfeat import decode
-from vggfeat.decode import expected_shape, read_rgb, upright_shape
+from vggfeat.decode import expected_frame, expected_shape, read_rgb, upright_shape
 from vggfeat.errors import UnreadableImage, VggfeatError
 
 from .test_images import PICTURE
@@ -916,3 +916,21 @@ def test_an_expected_shape_is_none_or_that_of_the_header(
     data[int(min(place**3, 1 - 1e-9) * len(data))] = value
     shape = expected_shape(bytes(data))
     assert shape is None or (len(shape) == 2 and all(isinstance(side, int) for side in shape))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_is_turned_as_its_image_is(orientation: int, tmp_path: Path) -> None:
+    stored = np.zeros((40, 60, 3), np.uint8)
+    x1, y1, x2, y2 = 5, 8, 25, 20
+    stored[y1:y2, x1:x2] = 255
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / "x.png"
+    Image.fromarray(stored).save(path, exif=exif)
+    frame = expected_frame(path)
+    assert frame == (40, 60, orientation)
+    seen = read_rgb(path)
+    assert seen.shape[:2] == frame.upright
+    left, top, right, bottom = (int(side) for side in frame.turned(x1, y1, x2, y2))
+    assert (seen[top:bottom, left:right] == 255).all()
+    assert seen.sum() == 255 * 3 * (right - left) * (bottom - top)

@@ -21,7 +21,7 @@ from vggfeat.checked import shown
 from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc, voc_action
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.splits import random_splits
-from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.errors import NoData, VggfeatError, WrongUsage
 
 __all__ = [
     "Items",
@@ -157,7 +157,7 @@ def refuse_absent(items: Items) -> None:
     paths = map(items.root.absolute().joinpath, names)
     if items.images is None and names and not any(map(os.path.isfile, paths)):
         first = items.root.absolute() / names[0]
-        raise VggfeatError(
+        raise NoData(
             f"none of the {len(names):,} images of {items.dataset} is there, such as {first}: "
             f"{_DATASETS[items.dataset].absent}"
         )

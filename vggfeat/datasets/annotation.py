@@ -57,7 +57,7 @@ def read_annotation(path: Path) -> Annotation:
     """The file's objects. Raises VggfeatError with the line where it is no such XML, or a number is
     none.
     """
-    text = read_text(path.absolute(), "an annotation in XML", most=_MOST_BYTES)
+    text = read_text(path.absolute(), "annotation in XML", most=_MOST_BYTES)
     reader = _Reader(path.absolute())
     try:
         reader.parser.Parse(text, True)

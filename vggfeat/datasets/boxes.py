@@ -30,8 +30,8 @@ from vggfeat.checked import first_few, regular, shown
 from vggfeat.datasets.annotation import read_annotation
 from vggfeat.datasets.csv_file import Rows, column_meant, letters
 from vggfeat.datasets.folder import short
-from vggfeat.datasets.items import Items
-from vggfeat.decode import expected_shape
+from vggfeat.datasets.items import Items, in_frame
+from vggfeat.decode import Frame, expected_frame
 from vggfeat.errors import VggfeatError
 
 _HEADER = "path,class,x1,y1,x2,y2"
@@ -49,8 +49,8 @@ class Boxes:
     """M boxes of a data set's images, in the images' order; of one image in the file's.
 
     rows_M: int64, rising: the item of each. labels_M: int32, its class among `Items.classes`.
-    corners_M4: float64 x1, y1, x2, y2: edges in pixels from the image's top left corner, inside the
-        image. difficult_M: bool, what VOC marks so.
+    corners_M4: float64 x1, y1, x2, y2: edges in pixels from the top left corner of the image as it
+        is read, upright, and inside it. difficult_M: bool, what VOC marks so.
     """
 
     rows_M: np.ndarray
@@ -85,8 +85,9 @@ def read_boxes(
     is not finite, outside their image, of an image of another size than the file tells, or of a
     class that the images don't have; entries of no image, or of several; a further XML file of an
     image. A box that reaches out of its image is cut off there. Images without a box are told, too.
-    An image's size is its header's, or else the file's word. others: names of images that the
-    source may be of, too, and that aren't asked for.
+    An image's size is its header's, or else the file's word. Boxes are of the image as it is
+    stored, or, where the size that is told says so, as EXIF has it seen; see `in_frame`. others:
+    names of images that the source may be of, too, and that aren't asked for.
     Raises VggfeatError for a file that is malformed, and where no box is left.
     """
     source, unfit = Path(source), _Unfit()
@@ -145,7 +146,8 @@ def _sentence(kind: str, n: int, names: list[str], far: float = 0.0) -> str:
 def _fitting(entries: Iterable[_Entry], items: Items, unfit: _Unfit) -> Boxes:
     """Those that fit."""
     label_of = {name: label for label, name in enumerate(items.classes)}
-    shapes: dict[int, tuple[int, int] | None] = {}
+    frames: dict[int, Frame | None] = {}
+    taken: set[tuple[int, str, tuple[float, float, float, float]]] = set()
     rows, labels, kept, difficult = [], [], [], []
     for entry in entries:
         if entry.name not in label_of:
@@ -155,26 +157,38 @@ def _fitting(entries: Iterable[_Entry], items: Items, unfit: _Unfit) -> Boxes:
         if not (np.isfinite(entry.corners).all() and x1 < x2 and y1 < y2):
             unfit.add("left out: {n} box{es} without an area", entry.where)
             continue
-        if entry.row not in shapes:
-            shapes[entry.row] = expected_shape(items.source(entry.row))
-            if shapes[entry.row] is None and entry.size is None:
+        if entry.row not in frames:
+            frames[entry.row] = expected_frame(items.source(entry.row))
+            if frames[entry.row] is None and entry.size is None:
                 name = items.names[entry.row]
                 unfit.add("not held against the size of {n} image{s}, which nothing tells", name)
-        size = shapes[entry.row]
-        if entry.size is not None and size is not None and entry.size != size:
-            unfit.add(
-                "left out: {n} box{es} of images that have another size than is told there",
-                entry.where,
-            )
-            continue
+        frame, corners = frames[entry.row], entry.corners
+        if frame is not None:
+            placed = in_frame(corners, frame, entry.size)
+            if placed is None:
+                unfit.add(
+                    "left out: {n} box{es} of images that have another size than is told there",
+                    entry.where,
+                )
+                continue
+            if placed != corners:
+                unfit.add("turned with the image, as EXIF has it seen: {n} box{es}", entry.where)
+            corners = placed
+        size = None if frame is None else frame.upright
         height, width = size or entry.size or (np.inf, np.inf)
+        x1, y1, x2, y2 = corners
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             unfit.add("left out: {n} box{es} outside of the image", entry.where)
             continue
-        if inside != entry.corners:
-            out = max(abs(a - b) for a, b in zip(inside, entry.corners, strict=True))
+        if inside != corners:
+            out = max(abs(a - b) for a, b in zip(inside, corners, strict=True))
             unfit.clipped(out, entry.where)
+        known = entry.row, entry.name, inside
+        if known in taken:
+            unfit.add("left out: {n} box{es} that repeat an earlier one", entry.where)
+            continue
+        taken.add(known)
         rows.append(entry.row)
         labels.append(label_of[entry.name])
         kept.append(inside)
@@ -210,7 +224,7 @@ def _of_xml(folder: Path, items: Items, others: set[str], unfit: _Unfit) -> Iter
     """
     files = [
         Path(inside, name)
-        for inside, _, names in os.walk(folder)
+        for inside, names in _walked(folder)
         for name in names
         if name.lower().endswith(".xml")
     ]
@@ -242,6 +256,18 @@ def _of_xml(folder: Path, items: Items, others: set[str], unfit: _Unfit) -> Iter
                 yield _Entry(
                     rows[0], each.name, each.corners, each.difficult, annotation.size, place
                 )
+
+
+def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder and its files, through links, too, once."""
+    seen: set[tuple[int, int]] = set()
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        there = os.stat(inside)
+        if (there.st_dev, there.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((there.st_dev, there.st_ino))
+        yield inside, names
 
 
 def _stem(name: str) -> str:

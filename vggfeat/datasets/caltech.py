@@ -21,7 +21,7 @@ from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.folder import LeftOut, children, refuse_links
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.protocol import PROTOCOLS, remarks_on
-from vggfeat.errors import VggfeatError
+from vggfeat.errors import NoData, VggfeatError
 
 _CATEGORIES = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
 
@@ -78,7 +78,7 @@ def _find(root: Path, dataset: str) -> Path:
         if folder.is_dir():
             return folder
     looked = " or ".join(str(folder.absolute()) for folder in candidates)
-    raise VggfeatError(
+    raise NoData(
         f"no folder {looked}: give `root` the folder that holds {categories}, or add `download`"
     )
 

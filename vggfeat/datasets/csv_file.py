@@ -37,16 +37,17 @@ import numpy as np
 from vggfeat.checked import first_few, number_of, regular, shown
 from vggfeat.datasets.download import need_root
 from vggfeat.datasets.folder import short
-from vggfeat.datasets.items import Box, Items, covering, known, remarks_on_classes
+from vggfeat.datasets.items import Box, Items, covering, in_frame, known, remarks_on_classes
 from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.splits import part_named
+from vggfeat.decode import Frame, expected_frame
 from vggfeat.errors import VggfeatError, reason
 
 # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 MOST_LABELS = 1 << 30
 _HEADER = "path,label[,split] or path,labels[,split], or path and a column for each class"
 _BOX = ("x1", "y1", "x2", "y2")
-_BESIDE_BOX = ("width", "height")  # of the image: they may stand beside a box, and aren't read
+_BESIDE_BOX = ("width", "height")  # of the image: they may stand beside a box
 _KNOWN = ("path", "label", "labels", "split", *_BOX)
 # Other programs' words for these columns, in lower case and without what stands between words.
 _MEANT = {
@@ -69,6 +70,9 @@ _MEANT = {
     "label": ("class", "category", "target", "classname", "labelname", "categoryname", "species"),
     "labels": ("classes", "tags", "categories", "targets"),
     "split": ("set", "subset", "partition", "phase", "splits"),
+    **dict(
+        zip(("x1", "y1", "x2", "y2"), (("xmin",), ("ymin",), ("xmax",), ("ymax",)), strict=True)
+    ),
 }
 _COLUMN = {word: column for column, words in _MEANT.items() for word in words}
 # Of images too, but no classes, though they may have 0 and 1.
@@ -91,10 +95,6 @@ _NO_CLASS = frozenset(
         "score",
         "weight",
         "confidence",
-        "xmin",
-        "ymin",
-        "xmax",
-        "ymax",
         "iscrowd",
         "difficult",
         "truncated",
@@ -128,7 +128,8 @@ class _Table:
     kind: "label" or "labels", the column that there is, or "columns", one for each class.
     labels: N cells of it; of columns, the classes present in a row, as (numbers,), and None where
     unknown. splits: N of "train", "val", "test" and "". boxes: N, where there are columns of them.
-    lines: N numbers. repeated: lines left out.
+    lines: N numbers. repeated: lines left out. frames: of the images that boxes are in, None where
+    no header tells; turned, cut_off: lines whose boxes were.
     """
 
     path: Path
@@ -141,6 +142,9 @@ class _Table:
     boxes: list[Box] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
+    frames: dict[str, Frame | None] = field(default_factory=dict)
+    turned: list[int] = field(default_factory=list)
+    cut_off: list[int] = field(default_factory=list)
 
     def refuse(self, line: int, what: str) -> NoReturn:
         raise VggfeatError(f"{self.path.absolute()}, line {line}: {what}")
@@ -213,7 +217,22 @@ def _in_boxes(items: Items, table: _Table) -> Items:
     for name in items.names:
         count[name] += 1
         names.append(f"{name}#{count[name]}")
-    return replace(items, names=names, files=items.names, boxes=np.array(table.boxes, np.int32))
+    words = {
+        "turned with the image, as EXIF has it seen": table.turned,
+        "cut off at the image's edge": table.cut_off,
+    }
+    remarks = [
+        f"{what}: {len(some):,} boxes, for example line {some[0]} of {table.path.name}"
+        for what, some in words.items()
+        if some
+    ]
+    return replace(
+        items,
+        names=names,
+        files=items.names,
+        boxes=np.array(table.boxes, np.int32),
+        remarks=(*items.remarks, *remarks),
+    )
 
 
 def _one(cells: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -475,7 +494,7 @@ def _read(path: Path) -> _Table:
                 f"{shown(label)} would be a class: an unknown label is an empty cell; if it is"
                 " one, rename it",
             )
-        box = _box(cell_of, rows, line)
+        box = _box(cell_of, rows, table, name, line)
         first = row_of.setdefault((_identity(name, where.parent), box), len(table.names))
         if first < len(table.names):
             _repeated(first, name, (label, present, split), table, line)
@@ -494,12 +513,35 @@ def _read(path: Path) -> _Table:
     return table
 
 
-def _box(cell_of: dict[str, str], rows: Rows, line: int) -> Box | None:
-    """The whole pixels that cover a row's box; None where there are no columns of it."""
+def _box(cell_of: dict[str, str], rows: Rows, table: _Table, name: str, line: int) -> Box | None:
+    """The whole pixels that cover a row's box in its image, upright; None where there are no
+    columns of it.
+    """
     if _BOX[0] not in cell_of:
         return None
     x1, y1, x2, y2 = (rows.number(side, cell_of[side], line) for side in _BOX)
-    return covering((x1, y1, x2, y2), f"{rows.path.absolute()}, line {line}")
+    corners, where = (x1, y1, x2, y2), f"{rows.path.absolute()}, line {line}"
+    beside = {letters(column): cell for column, cell in cell_of.items()}
+    width, height = (rows.number(side, beside.get(side) or "0", line) for side in _BESIDE_BOX)
+    told = (height, width) if height > 0 and width > 0 else None
+    if name not in table.frames:
+        table.frames[name] = expected_frame(rows.path.parent / name)
+    frame = table.frames[name]
+    if frame is None:
+        return covering(corners, where, told)
+    upright = in_frame(corners, frame, told)
+    if upright is None:
+        table.refuse(
+            line,
+            f"the box is of a picture of {width:g}x{height:g} pixels, and the image has"
+            f" {frame.width}x{frame.height}: give the boxes of this one",
+        )
+    box, (tall, wide) = covering(upright, where, frame.upright), frame.upright
+    if upright != corners:
+        table.turned.append(line)
+    if min(upright) < 0 or upright[2] > wide or upright[3] > tall:
+        table.cut_off.append(line)
+    return box
 
 
 def _header(cells: list[str], table: _Table, line: int) -> list[str]:

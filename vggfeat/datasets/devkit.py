@@ -102,7 +102,9 @@ def _ground_truth(path: Path) -> dict[str, str]:
 def _solution(path: Path) -> dict[str, str]:
     first, *lines = read_text(path, "Kaggle's list", most=MOST_BYTES).splitlines() or [""]
     if first.strip() != "ImageId,PredictionString":
-        raise VggfeatError(f"{path}, line 1: expected ImageId,PredictionString")
+        raise VggfeatError(f"{path}, line 1: expected ImageId,PredictionString, not {shown(first)}")
+    while lines and not lines[-1].strip():
+        lines.pop()
     found: dict[str, str] = {}
     for i, line in enumerate(lines, 2):
         image, _, told = line.partition(",")

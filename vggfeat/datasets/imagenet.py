@@ -172,7 +172,7 @@ def _by_class(
         if missing := sorted(set(images_of) - folders):
             raise VggfeatError(
                 f"{images_of[missing[0]][0]} in {base.absolute()} is of class {missing[0]}, which"
-                f" has no folder in {folder_of['train']}, as {len(missing):,} classes have not:"
+                f" has no folder in {folder_of['train']} ({len(missing):,} in all have none):"
                 f" unpack their training images, or sort {inside} into folders of the others alone"
             )
     return images_of, tuple(remarks)

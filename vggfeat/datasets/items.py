@@ -9,12 +9,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.checked import first_few, shown
 from vggfeat.errors import VggfeatError
+
+if TYPE_CHECKING:
+    from vggfeat.decode import Frame
 
 Corners = tuple[float, float, float, float]
 """x1, y1, x2, y2: edges of a box in pixels, from the image's top left corner."""
@@ -84,6 +88,18 @@ def covering(corners: Corners, where: str, size: tuple[float, float] | None = No
     if left >= right or top >= bottom:
         raise VggfeatError(f"{where}: the box {_spelt(corners)} lies outside of the image")
     return left, top, right, bottom
+
+
+def in_frame(corners: Corners, frame: Frame, told: tuple[float, float] | None) -> Corners | None:
+    """A box of an image in the upright picture; None where it is of another picture.
+
+    VOC's and ILSVRC's boxes are of the pixels as they are stored; so are those of a file that tells
+    no size. told: (H, W) as it is told beside the box: where that is the upright picture's alone,
+    as annotators see it, the box is, too.
+    """
+    if told in (None, (frame.height, frame.width)):
+        return frame.turned(*corners)
+    return corners if told == frame.upright else None
 
 
 def _spelt(corners: Corners) -> str:

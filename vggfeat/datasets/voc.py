@@ -24,7 +24,7 @@ from vggfeat.checked import read_text, shown
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.protocol import protocol_of, remarks_on
-from vggfeat.errors import CantWrite, VggfeatError, reason
+from vggfeat.errors import CantWrite, NoData, VggfeatError, reason
 from vggfeat.files import refuse_filled, scratch
 
 # Alphabetical, as in the devkit's VOCinit.m.
@@ -72,7 +72,7 @@ def devkit(root: Path, year: int, lists: Path = _MAIN) -> Path:
         if (folder / lists).is_dir():
             return folder
     looked = " or ".join(str(folder.absolute() / lists) for folder in candidates)
-    raise VggfeatError(
+    raise NoData(
         f"no folder {looked}: give `root` the folder that holds VOCdevkit, or add `download`"
     )
 

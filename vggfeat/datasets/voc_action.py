@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.checked import shown
-from vggfeat.datasets.annotation import Annotation, read_annotation
+from vggfeat.datasets.annotation import Annotation, Object, read_annotation
 from vggfeat.datasets.download import need_root
-from vggfeat.datasets.items import Items, covering
+from vggfeat.datasets.items import Box, Items, covering, in_frame
 from vggfeat.datasets.voc import devkit, lines
+from vggfeat.decode import Frame, expected_frame
 from vggfeat.errors import VggfeatError
 
 # As the devkit's VOCinit.m has them; "other" does none of the ten.
@@ -87,6 +88,7 @@ def _boxes(folder: Path, persons: list[Person], where: dict[Person, str]) -> np.
     """(N, 4) int32: whole pixels that cover each person's box. where: the list's line, in words."""
     boxes = np.zeros((len(persons), 4), np.int32)
     read: tuple[str, Annotation] | None = None
+    frame: Frame | None = None
     for row, (image, number) in enumerate(persons):
         path = folder / f"{image}.xml"
         if read is None or read[0] != image:
@@ -96,6 +98,7 @@ def _boxes(folder: Path, persons: list[Person], where: dict[Person, str]) -> np.
                     " incomplete; unpack the archive again"
                 )
             read = image, read_annotation(path)
+            frame = expected_frame(folder.parent / "JPEGImages" / f"{image}.jpg")
         objects = read[1].objects
         if number > len(objects):
             raise VggfeatError(
@@ -103,10 +106,21 @@ def _boxes(folder: Path, persons: list[Person], where: dict[Person, str]) -> np.
                 f" {len(objects)}"
             )
         person = objects[number - 1]
-        boxes[row] = covering(
-            person.corners, f"{path.absolute()}, line {person.line}", read[1].size
-        )
+        boxes[row] = _box(person, read[1].size, f"{path.absolute()}, line {person.line}", frame)
     return boxes
+
+
+def _box(person: Object, told: tuple[float, float] | None, where: str, frame: Frame | None) -> Box:
+    """The whole pixels that cover a person. frame: the image's, where it is there."""
+    if frame is None:
+        return covering(person.corners, where, told)
+    corners = in_frame(person.corners, frame, told)
+    if corners is None and told is not None:
+        raise VggfeatError(
+            f"{where}: the XML is of a picture of {told[1]:g}x{told[0]:g} pixels, and the image has"
+            f" {frame.width}x{frame.height}: unpack the archive's own again"
+        )
+    return covering(corners or person.corners, where, frame.upright)
 
 
 def _read_persons(path: Path) -> dict[Person, str]:

@@ -122,6 +122,31 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_boxes_are_of_the_stored_pixels_unless_the_size_that_is_told_is_the_upright_one(
+    tmp_path: Path,
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8  # stored 30 wide, 20 high; upright 20 wide, 30 high: x is y, y 30 - x
+    Image.new("RGB", (30, 20)).save(tmp_path / "1.jpg", exif=exif)
+    items = items_of(tmp_path, "1.jpg")
+    for size, corners in (
+        ("30,20", [4, 20, 8, 28]),
+        (",", [4, 20, 8, 28]),
+        ("20,30", [2, 4, 10, 8]),
+    ):
+        text = f"path,class,x1,y1,x2,y2,width,height\n1.jpg,cat,2,4,10,8,{size}".replace(
+            ",,", ",0,0"
+        )
+        boxes, _ = read_boxes(write(tmp_path, text), items)
+        assert boxes.corners_M4.tolist() == [corners]
+        read = load("csv", write(tmp_path, text.replace("class", "label")))
+        assert read.boxes is not None and read.boxes.tolist() == [corners]
+        assert any("as EXIF has it seen" in line for line in read.remarks) == (size != "20,30")
+    other = write(tmp_path, "path,label,x1,y1,x2,y2,width,height\n1.jpg,cat,2,4,10,8,31,20")
+    with pytest.raises(VggfeatError, match="line 2: the box is of a picture of 31x20 pixels, and"):
+        load("csv", other)
+
+
 def test_the_size_of_an_image_where_the_file_does_not_tell(tmp_path: Path) -> None:
     """By its header, upright; an image that can't be read is told."""
     exif = Image.Exif()
@@ -134,6 +159,7 @@ def test_the_size_of_an_image_where_the_file_does_not_tell(tmp_path: Path) -> No
     assert boxes.corners_M4.tolist() == [[0, 0, 20, 30], [0, 0, 99, 99]]
     assert boxes.difficult_M.tolist() == [True, False]
     assert remarks == (
+        "turned with the image, as EXIF has it seen: 1 box: data.csv, line 2",
         "cut off at the image's edge: 1 box, 10 pixels out at most: data.csv, line 2",
         "not held against the size of 1 image, which nothing tells: 2.jpg",
     )

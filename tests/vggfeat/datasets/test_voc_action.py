@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.vggfeat.datasets.made import Persons, annotation, fails, make_action, sizes
 from vggfeat.datasets import load
@@ -140,3 +141,11 @@ def test_xml_that_is_refused(devkit: Path) -> None:
 def test_a_folder_without_the_action_lists(tmp_path: Path) -> None:
     (tmp_path / "VOC2012" / "ImageSets" / "Main").mkdir(parents=True)
     fails("voc2012action", tmp_path, str(tmp_path / "VOC2012" / "ImageSets" / "Action"))
+
+
+def test_boxes_of_another_picture_are_refused(devkit: Path) -> None:
+    (devkit / "JPEGImages").mkdir()
+    Image.new("RGB", (50, 40)).save(devkit / "JPEGImages" / "2010_000001.jpg")
+    load("voc2012action", devkit)
+    Image.new("RGB", (100, 80)).save(devkit / "JPEGImages" / "2010_000001.jpg")
+    fails("voc2012action", devkit, "of a picture of 50x40 pixels, and the image has 100x80")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,14 @@ from pretrain.tables import (
     PAPER,
     ROWS,
     Member,
+    PaperRow,
     box_q,
     box_scales,
     by_row,
     paper_scales,
 )
 from tests.pretrain.conftest import cell
+from tests.vggfeat.datasets.made import DATA, needs_data
 from vggfeat.errors import VggfeatError
 
 
@@ -116,3 +119,49 @@ def test_other_boxes_or_classes_make_a_row_of_its_own() -> None:
         ("boxes b1", "classes by c0"),
     ]
     assert len(by_row([one, replace(one, seed=1)])) == 1
+
+
+@needs_data
+def test_the_papers_figures_are_those_of_the_paper() -> None:
+    lines = (DATA.parent / "paper.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    def below(title: str) -> list[list[str]]:
+        (first,) = (i for i, row in enumerate(cells) if row[0].startswith(title))
+        last = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
+        return cells[first + 2 : last]
+
+    def numbers(*texts: str) -> list[float | None]:
+        return [None if text == "-" else float(text) for text in texts]
+
+    for row in below("Table 3"):
+        for table, part in ((3, row[:5]), (4, row[6:])):
+            if part[0]:
+                ours = ROWS[table, f"{part[0]} {part[1]}", "dense"]
+                assert isinstance(ours, PaperRow)
+                assert [ours.top1, ours.top5] == numbers(*part[3:])
+    for net, *each in below("Table 5"):
+        for mode, text in zip(("dense", "crops", "both"), each, strict=True):
+            assert ROWS[5, f"{net} 256-512", mode].beside == text
+    six = [row for row in PAPER if row.table == 6]
+    for ours, (_, *each) in zip(six, below("Table 6"), strict=True):
+        assert [ours.top1, ours.top5, ours.test5] == numbers(*each)
+    seven = [row for row in COMPARED if row.table == 7]
+    for other, (name, *each) in zip(seven, below("Table 7"), strict=True):
+        assert other.method.split(",")[0] == name.split(",")[0]
+        assert [other.top1, other.top5, other.test5] == numbers(*each)
+    (ten,) = (line for line in lines if line.startswith("Table 10"))
+    told = [f"{row.method} {row.top5 or '-'} / {row.test5}" for row in COMPARED if row.table == 10]
+    assert ten.partition(": ")[2].rstrip(".").split("; ") == told
+    (eight,) = (line for line in lines if "Table 8 (S=384" in line)
+    for row in BOXES:
+        if row.table == 8:
+            net = row.nets[0]
+            layers = "FC1-2" if net.learn == "fc" else "all layers"
+            assert f"{net.boxes.upper()} {layers} {row.error}" in eight
+    (nine,) = (line for line in lines if line.startswith("Table 9"))
+    assert re.findall(r" (\d+\.\d)/(-|\d+\.\d)", nine) == [
+        (str(row.error), "-" if row.test5 is None else str(row.test5))
+        for row in BOXES
+        if row.table == 9
+    ]

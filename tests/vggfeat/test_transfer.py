@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from vggfeat.transfer import (
 )
 
 from ..conftest import Command, photograph
+from .datasets.made import DATA, needs_data
 
 SPLIT = {"n_train": 3060, "n_test": 2995, "n_classes": 102}
 
@@ -262,3 +264,29 @@ def test_another_layer_is_not_the_papers_row() -> None:
     other = replace(cell, nets=[replace(net, layer="pool5") for net in cell.nets])
     for made, there in ((cell, False), (other, True)):
         assert ("D on Caltech-101;" in "\n".join(table_markdown(11, [made]))) == there
+
+
+@needs_data
+def test_the_papers_figures_are_those_of_the_paper() -> None:
+    text = (DATA.parent / "paper.md").read_text()
+    for row in PAPER:
+        if row.table == 11 and row.whose == "the paper":
+            figures = " | ".join(row.figures[name] for name in TABLES[11])
+            assert f"| {row.method} | {figures} |" in text
+    assert "image only 79.2, image + box 84.0" in text
+    own = {row.regions: row.figures for row in PAPER if row.table == 12 and row.whose != "others"}
+    assert own == {"image": {"voc2012action": "79.2"}, "image,box": {"voc2012action": "84.0"}}
+    others = {row.method: row.figures for row in PAPER if row.whose == "others"}
+    for number in (11, 12):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"Table {number}, others"))
+        for part in re.split("; ", line.partition(": ")[2].rstrip(".")):
+            name = re.match(r"[^\d-]+(?= [\d-])", part)
+            assert name is not None
+            if "(with" in part:  # a row of its own
+                more = others[f"{name[0]}, pre-trained on 2,000 classes"]
+                assert [more[each] for each in TABLES[11][:2]] == re.findall(r"\d\d\.\d", part)[2:]
+                part = part.partition(" (")[0]
+            told = re.findall(r"-(?= )|[\d.]+\+-[\d.]+|\d\d\.\d", part[name.end() :])
+            ours = others[next(method for method in others if method.startswith(name[0]))]
+            figures = [ours.get(each, "-").replace(" ", "") for each in TABLES[number]]
+            assert told[: len(figures)] == figures[: len(told)], part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -236,3 +237,38 @@ def test_the_documented_lines_unpack_what_is_downloaded(
     subprocess.run(loop, shell=True, check=True, cwd="data/train")
     assert load("imagenet", Path("data")).names == reference.names
     assert not list(Path("data/train").glob("*.tar"))
+
+
+@pytest.mark.skipif(
+    shutil.which("tar") is None
+    or b"GNU tar" not in subprocess.run(["tar", "--version"], capture_output=True).stdout,
+    reason="needs GNU tar",
+)
+def test_the_documented_line_unpacks_the_nested_archives(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
+    block = next(part for part in text.split("```\n") if "TAR_FILENAME" in part)
+    lines = [line for line in block.splitlines() if "devkit" not in line]
+    assert len(lines) == 3
+
+    def archive(path: Path, files: dict[str, bytes]) -> bytes:
+        with tarfile.open(path, "w") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return path.read_bytes()
+
+    classes = {
+        f"{wnid}.tar": archive(tmp_path / "x", {f"{wnid}_{i}.JPEG": wnid.encode() for i in (1, 2)})
+        for wnid in ("n01440764", "n01443537")
+    }
+    archive(tmp_path / "ILSVRC2012_img_train.tar", classes)
+    archive(tmp_path / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": b"v"})
+    subprocess.run(["bash", "-ec", "\n".join(lines)], cwd=tmp_path, check=True)
+    data = tmp_path / "data"
+    found = {path.relative_to(data).as_posix() for path in data.rglob("*.JPEG")}
+    assert found == {
+        "val/ILSVRC2012_val_00000001.JPEG",
+        *(f"train/{n}/{n}_{i}.JPEG" for n in ("n01440764", "n01443537") for i in (1, 2)),
+    }
+    assert (data / "train/n01440764/n01440764_2.JPEG").read_bytes() == b"n01440764"

@@ -165,7 +165,7 @@ def reproduce(
                     for words in lacking.values():
                         say(f"left out: {words}")
                     for words in absent.values():
-                        say(f"left out: {words}")
+                        say(f"left out: {in_options(words)}")
                     for name in graphs[numbers[0]].lacking:
                         say(f"left out: {name}, which recipe {recipe} doesn't train")
                 if dry_run:

@@ -141,8 +141,8 @@ def data_sets(
                 datasets.refuse_absent(items)
                 found[name] = items
             except NoData:
-                option = "--voc" if root is voc else "--caltech"
-                lacking[name] = f"{name}: there is nothing of it under {option} {root}"
+                option = "voc" if root is voc else "caltech"
+                lacking[name] = f"{name}: there is nothing of it under `{option}` {root}"
     for names in places.values():
         if not {*names} & {*found}:
             raise NoData("; ".join(lacking[name] for name in names))

@@ -276,7 +276,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_action(devkit, persons, ("train", "val"))
     (devkit / "Annotations").mkdir()
     for i in range(8):
-        text = annotation((0, 0, 20, 40), (20, 0, 40, 40), size=(40, 40), name="person")
+        with Image.open(devkit / "JPEGImages" / f"{i:06d}.jpg") as picture:
+            size = picture.size
+        text = annotation((0, 0, 20, 40), (20, 0, 40, 40), size=size, name="person")
         (devkit / "Annotations" / f"{i:06d}.xml").write_text(text)
     for name in (
         "data/101_ObjectCategories",

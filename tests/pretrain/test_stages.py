@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain import recipe
 from tests.conftest import Command
 from tests.pretrain.conftest import A_STAGE, D_STAGE, FEW, SHORT, Train, one_line, training
 
@@ -144,11 +145,13 @@ def test_a_folder_with_the_weights_of_another_net_is_refused(
     by_parts = [command("--net", "C", *words, "--stages", stage) for stage in ("1", "2")]
     assert [ran.status for ran in by_parts] == [0, 0], by_parts[1].err
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    numbers = (Path(recipe.__file__).parent / "recipes" / "mini.toml").read_text()
+    (tmp_path / "own.toml").write_text(numbers)  # of another name
     for net, *more in (
         ("E",),
         ("A",),
         ("E", "--dry-run"),
-        ("C", "--recipe", "tables", "--dry-run"),
+        ("C", "--recipe", tmp_path / "own.toml", "--dry-run"),
     ):
         ran = command("--net", net, *words, *more)
         assert ran.status == 1, ran.err

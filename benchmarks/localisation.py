@@ -2,7 +2,7 @@
 Caltech-101, and the same photographs placed where nobody photographs them.
 
     python -m benchmarks.localisation --data 101_ObjectCategories --boxes caltech101_boxes.csv \\
-        --out build/localisation
+        --out build/localisation [--images pasted] [--splits 0,1,2] [--epochs 8]
 
 Photographers put things in the middle, and large: on the images as they are, the mean box of a
 class is right nine times of ten at IoU 0.5. So each photograph is also pasted, at a random scale
@@ -42,6 +42,7 @@ KINDS = {
     "SCR, all layers": ("scr", "all"),
     "PCR, all layers": ("pcr", "all"),
 }
+IMAGES = {"pasted": True, "as they are": False}
 Row = dict[str, str]
 
 
@@ -140,7 +141,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--boxes", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("build/localisation"))
-    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--splits", default="0,1,2", help="numbers; more can be added later")
+    parser.add_argument("--images", choices=[*IMAGES], help="default: both kinds")
     parser.add_argument(
         "--epochs",
         type=int,
@@ -156,8 +158,11 @@ def main() -> None:
 
     mean = metadata_of(MINI["D"])["mean"]
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for split in range(options.splits):
-        for images, pasted in (("pasted", True), ("as they are", False)):
+    splits = [int(word) for word in options.splits.split(",")]
+    for number, split in enumerate(splits):
+        for images, pasted in IMAGES.items():
+            if options.images not in (None, images):
+                continue
             folder = options.out / f"split{split}-{'pasted' if pasted else 'plain'}"
             if not (folder / "images" / "boxes.csv").exists():
                 make(folder / "images", options.data, rows, split, pasted)
@@ -170,7 +175,7 @@ def main() -> None:
                 for name, row in [(kind, net), *((c["constant"], c) for c in constants)]:
                     figures = {key: row[key] for key in ("error", "strict_error")}
                     its = found.setdefault((images, name), [])
-                    if len(its) == split:
+                    if len(its) == number:
                         its.append(figures)
         say(f"split {split}: done")
     table = columns("images", "box", "right at IoU 0.5, %", "at 0.75, %", "splits")

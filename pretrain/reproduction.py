@@ -279,7 +279,10 @@ def _kept(
 
 
 def _fingerprint(weights: Path) -> str:
-    return load(str(weights), device="cpu", precision="float32").fingerprint
+    try:
+        return load(str(weights), device="cpu", precision="float32").fingerprint
+    except VggfeatError as error:
+        raise VggfeatError(f"{error}; or remove it, and the same command makes it again") from error
 
 
 def write_page(asked: Asked) -> None:

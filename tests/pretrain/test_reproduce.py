@@ -399,11 +399,16 @@ def test_killed_it_goes_on_to_the_same_nets_and_figures(
     assert figures[0] == figures[1] and len(figures[0]) == 6
 
 
-def test_two_processes_make_the_same_tables(
+def test_two_processes_make_the_same_tables_killed_and_gone_on_with(
     made: tuple[Folder, Ran], images: Path, tmp_path: Path
 ) -> None:
     folder = Folder(tmp_path, images)
-    words = ["-m", "pretrain.reproduce", *map(str, folder.words), "--only", "table 5, table 9"]
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.replace("{signal}", "SIGKILL"))
+    more = [*map(str, folder.words), "--only", "table 5, table 9"]
+    assert prepared.run([str(script), *more], environment(), 2, timeout=HANG).returncode
+    assert 0 < len(folder.weights()) < 9 and not folder.page.exists()
+    words = ["-m", "pretrain.reproduce", *more]
     done = prepared.run(words, environment(), 2, timeout=HANG)
     assert done.returncode == 0, done.stderr[-3000:]
     first, _ = made

@@ -80,6 +80,15 @@ CLAIMS = [
         ),
     ),
     Claim(
+        # a dense map has zeros around it where a crop has, and between them none: nets that learned
+        # on small crops are worse there, and the more so the larger Q is
+        "scale jitter in training helps, by crops",
+        tuple(
+            (((5, f"{net} {JITTER}", "crops"), (5, f"{net} {FIXED} (control)", "crops")),)
+            for net in ("D", "E")
+        ),
+    ),
+    Claim(
         "several Q help",
         tuple(
             ((_dense(4, net, S), _dense(3, net, S)),)

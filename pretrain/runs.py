@@ -205,7 +205,13 @@ def rows_of(numbers: Collection[int], members: Iterable[Member]) -> list[PaperRo
     Among them are controls and B-5x5, of which Sect. 4.1 tells beside Table 3. Table 7's are rows
     of Tables 5 and 6.
     """
-    theirs = {member for row in PAPER if row.mode != "centre" for member in row.members}
+    theirs = {
+        member
+        for row in PAPER
+        if row.mode != "centre"
+        for member in row.members
+        if not member.control
+    }
     others = [member for member in dict.fromkeys(members) if member not in theirs]
     compared = {row.key for row in COMPARED if row.table in numbers}
     return [row for row in PAPER if row.table in numbers or row.key in compared] + [

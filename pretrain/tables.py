@@ -187,6 +187,9 @@ PAPER: list[PaperRow] = [
     PaperRow(5, (Member("E", JITTER),), True, "dense", 24.8, 7.5),
     PaperRow(5, (Member("E", JITTER),), True, "crops", 24.6, 7.4),
     PaperRow(5, (Member("E", JITTER),), True, "both", 24.4, 7.1),
+    # what jitter is held against where the dense net's edges tell small nets apart
+    PaperRow(5, (Member("D", FIXED, control=True),), True, "crops"),
+    PaperRow(5, (Member("E", FIXED, control=True),), True, "crops"),
     SUBMITTED,
     _both_nets("dense", 24.0, 7.1, 7.0),
     _both_nets("crops", 23.9, 7.2),

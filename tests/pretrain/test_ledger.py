@@ -33,6 +33,7 @@ from tests.pretrain.conftest import cell, verdicts
 from vggfeat.datasets.items import name_digest
 from vggfeat.errors import VggfeatError
 from vggfeat.ledger import content
+from vggfeat.writer import stamp
 
 
 def test_cells_of_few_classes_have_no_top_5_error(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_page_whose_cells_are_missing_keeps_its_rows(tmp_path: Path) -> None:
 def test_what_nobody_ran_is_one_line_and_another_task_is_called_one() -> None:
     text = section_markdown(ILSVRC, [])
     missing = [line for line in text.splitlines() if "ot run" in line and line[0] != "|"]
-    assert missing == ["Not run: all 42 rows of Tables 3 to 6, 8 and 9."]
+    assert missing == ["Not run: all 44 rows of Tables 3 to 6, 8 and 9."]
     assert re.findall(r"\*\*Table (\d+)\*\*", text) == ["7", "10"]  # the others' rows are there
     standin = section_markdown("x", [cell("A 256", 20)])
     assert (
@@ -235,8 +236,9 @@ def test_the_cells_are_of_the_images_that_they_say(data: Path) -> None:
     cells = read_cells(DOCS / "ledger-tables-imagenette144.json")
     items = images_of(root, "val", 0)
     assert items.labels is not None
+    files = np.array([stamp(items.source(i))[3] for i in range(len(items))], np.uint32)
     whole = KeptPosteriors(
-        items.dataset, root.name, "val", items.names, items.labels, items.classes, {}, []
+        items.dataset, root.name, "val", items.names, items.labels, items.classes, {}, [], files
     )
     assert {(c.image_set, c.images, c.classes) for c in cells} == {
         (whole.image_set, len(items), len(items.classes))

@@ -154,11 +154,11 @@ def test_the_papers_figures_are_those_of_the_paper() -> None:
     told = [f"{row.method} {row.top5 or '-'} / {row.test5}" for row in COMPARED if row.table == 10]
     assert ten.partition(": ")[2].rstrip(".").split("; ") == told
     (eight,) = (line for line in lines if "Table 8 (S=384" in line)
-    for row in BOXES:
-        if row.table == 8:
-            net = row.nets[0]
+    for own in BOXES:
+        if own.table == 8:
+            net = own.nets[0]
             layers = "FC1-2" if net.learn == "fc" else "all layers"
-            assert f"{net.boxes.upper()} {layers} {row.error}" in eight
+            assert f"{net.boxes.upper()} {layers} {own.error}" in eight
     (nine,) = (line for line in lines if line.startswith("Table 9"))
     assert re.findall(r" (\d+\.\d)/(-|\d+\.\d)", nine) == [
         (str(row.error), "-" if row.test5 is None else str(row.test5))

@@ -288,5 +288,5 @@ def test_the_papers_figures_are_those_of_the_paper() -> None:
                 part = part.partition(" (")[0]
             told = re.findall(r"-(?= )|[\d.]+\+-[\d.]+|\d\d\.\d", part[name.end() :])
             ours = others[next(method for method in others if method.startswith(name[0]))]
-            figures = [ours.get(each, "-").replace(" ", "") for each in TABLES[number]]
-            assert told[: len(figures)] == figures[: len(told)], part
+            here = [ours.get(each, "-").replace(" ", "") for each in TABLES[number]]
+            assert told[: len(here)] == here[: len(told)], part

@@ -156,9 +156,8 @@ def test_the_papers_figures_are_those_of_the_paper() -> None:
     (eight,) = (line for line in lines if "Table 8 (S=384" in line)
     for own in BOXES:
         if own.table == 8:
-            net = own.nets[0]
-            layers = "FC1-2" if net.learn == "fc" else "all layers"
-            assert f"{net.boxes.upper()} {layers} {own.error}" in eight
+            layers = "FC1-2" if own.nets[0].learn == "fc" else "all layers"
+            assert f"{own.nets[0].boxes.upper()} {layers} {own.error}" in eight
     (nine,) = (line for line in lines if line.startswith("Table 9"))
     assert re.findall(r" (\d+\.\d)/(-|\d+\.\d)", nine) == [
         (str(row.error), "-" if row.test5 is None else str(row.test5))

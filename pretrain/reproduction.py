@@ -615,7 +615,8 @@ def scales_at(train_scale: tuple[int, int], dataset: str) -> tuple[int, ...]:
 def _score(asked: Asked, files: Sequence[Path]) -> None:
     """A linear SVM on feature files, and its cell, unless that is there."""
     page, pages = asked.page, asked.page.with_name(transfer_tables.CELLS)
-    if any(_is_scored(cell, list(map(open_features, files))) for cell in read_transfer(pages)):
+    described = list(map(open_features, files))
+    if any(_is_scored(cell, described) for cell in read_transfer(pages)):
         return
     problem, _, made = problem_from(list(files), None, None)
     say(f"linear SVM on {' and '.join(path.stem for path in files)}")

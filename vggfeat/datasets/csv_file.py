@@ -70,9 +70,10 @@ _MEANT = {
     "label": ("class", "category", "target", "classname", "labelname", "categoryname", "species"),
     "labels": ("classes", "tags", "categories", "targets"),
     "split": ("set", "subset", "partition", "phase", "splits"),
-    **dict(
-        zip(("x1", "y1", "x2", "y2"), (("xmin",), ("ymin",), ("xmax",), ("ymax",)), strict=True)
-    ),
+    "x1": ("xmin",),
+    "y1": ("ymin",),
+    "x2": ("xmax",),
+    "y2": ("ymax",),
 }
 _COLUMN = {word: column for column, words in _MEANT.items() for word in words}
 # Of images too, but no classes, though they may have 0 and 1.

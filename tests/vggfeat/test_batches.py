@@ -232,6 +232,19 @@ class ImagesOnGPU(OnGPU):
         self.freed += 1
 
 
+def means_of(images: list[np.ndarray]) -> Iterator[Any]:
+    """(image, scale, mean colour), of images that go one by one."""
+    return by_shape(
+        images.__getitem__,
+        shapes_of(images).get,
+        range(len(images)),
+        SCALES,
+        lambda batch_NHWC: batch_NHWC.float().mean((1, 2)),
+        torch.device("cpu"),
+        batch_size=1,
+    )
+
+
 def test_on_a_gpu_images_are_rescaled_there_and_results_awaited_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -241,15 +254,7 @@ def test_on_a_gpu_images_are_rescaled_there_and_results_awaited_later(
     def run(place: OnCPU) -> dict[tuple[int, int], np.ndarray]:
         monkeypatch.setattr("vggfeat.batches.place_of", lambda device: place)
         found: dict[tuple[int, int], np.ndarray] = {}
-        for i, s, value in by_shape(
-            images.__getitem__,
-            shapes_of(images).get,
-            range(24),
-            SCALES,
-            lambda batch_NHWC: batch_NHWC.float().mean((1, 2)),
-            torch.device("cpu"),
-            batch_size=1,
-        ):
+        for i, s, value in means_of(images):
             assert isinstance(value, np.ndarray)
             found[i, s] = value
         return found
@@ -282,18 +287,7 @@ def test_on_a_gpu_one_thread_asks_for_all_of_it_and_the_others_hand_on_the_lock_
     monkeypatch.setattr("vggfeat.batches.place_of", lambda device: Asked())
     images = [photograph(i, 64, 64) for i in range(8)]
 
-    def begin() -> Iterator[Any]:
-        return by_shape(
-            images.__getitem__,
-            shapes_of(images).get,
-            range(8),
-            SCALES,
-            lambda batch_NHWC: batch_NHWC.float().mean((1, 2)),
-            torch.device("cpu"),
-            batch_size=1,
-        )
-
-    first, second = begin(), begin()
+    first, second = means_of(images), means_of(images)
     next(first), next(second)
     assert len(list(first)) == 15
     assert sys.getswitchinterval() < before  # the other goes on

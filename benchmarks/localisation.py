@@ -90,7 +90,14 @@ def command(*words: str | Path) -> None:
 
 
 def learned(
-    folder: Path, data: Path, boxes: str, learn: str, epochs: int, mean: str, workers: int
+    folder: Path,
+    data: Path,
+    pasted: bool,
+    boxes: str,
+    learn: str,
+    epochs: int,
+    mean: str,
+    workers: int,
 ) -> Path:
     """The weights of a net that learned from a folder; those that are there, if they are."""
     where = folder / f"{boxes}-{learn}"
@@ -109,6 +116,8 @@ def learned(
                 f"{STAGE}-{boxes}.epochs={epochs}",
             ),
             *("--set", f"mean=[{mean}]"),
+            # of 50 held-out images the plateau rule judges by noise: the rate falls by `drop_by`
+            *(() if pasted else ("--set", "patience=1000000")),
         )
     return weights
 
@@ -169,7 +178,7 @@ def main() -> None:
             for kind, (boxes, learn) in KINDS.items():
                 epochs = options.epochs * (1 if pasted else COPIES["train"])
                 weights = learned(
-                    folder, folder / "images", boxes, learn, epochs, mean, options.workers
+                    folder, folder / "images", pasted, boxes, learn, epochs, mean, options.workers
                 )
                 net, *constants = tested(weights, folder / "images")
                 for name, row in [(kind, net), *((c["constant"], c) for c in constants)]:

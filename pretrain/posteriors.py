@@ -92,7 +92,8 @@ def fitting_scales(
         )
     if network.boxes:
         raise VggfeatError(
-            f"{network.spec} says boxes, not classes: pretrain.localise is the command for it"
+            f"{network.spec} says boxes, not classes: give weights of a net of classes;"
+            " `python -m pretrain.localise --weights` takes those of boxes"
         )
     chosen = tuple(scales) or own_scales(network, tuple(modes) != ("centre",))
     if len(set(chosen)) != len(chosen):

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pretrain.graph import BY_BOXES, TABLES, Step, graph
-from pretrain.watch import CHECKPOINT, stop_on_signals
+from pretrain.watch import stop_on_signals
 from vggfeat.errors import WrongUsage
-from vggfeat.files import check_outputs
+from vggfeat.files import check_outputs, refuse_unwritable
 from vggfeat.machine import duration
 from vggfeat.options import PRECISION, Overrides, OwnDevice, Processes, Strict, leave, with_debug
 from vggfeat.terminal import columns, in_options, list_unreadable, out, run, say
@@ -108,8 +108,10 @@ def reproduce(
     lacking = _lacking(wanted, source, voc, caltech)
     if only and lacking:
         raise WrongUsage("; ".join(lacking.values()))
+    _refuse_idle(wanted, voc, caltech)
     tables = [n for n in wanted if n not in lacking]
     page = ledger or folder / "results.md"
+    refuse_unwritable(folder, "--out")
     if ledger is not None or page.parent.is_dir():
         from pretrain.ledger import THEIRS
 
@@ -211,6 +213,13 @@ def seeds_typed(text: str) -> tuple[int, ...]:
     return found
 
 
+def _refuse_idle(tables: Sequence[int], voc: Path | None, caltech: Path | None) -> None:
+    for option, root, its in (("--voc", voc, (11, 12)), ("--caltech", caltech, (11,))):
+        if root is not None and not {*its} & {*tables}:
+            words = " and ".join(f"table {number}" for number in its)
+            raise WrongUsage(f"{option} is for {words}: leave it out, or ask for one of them")
+
+
 def _lacking(
     tables: Sequence[int], source: Path | None, voc: Path | None, caltech: Path | None
 ) -> dict[int, str]:
@@ -230,16 +239,13 @@ def _lacking(
 def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:
     """The graph, a stage a line, and what is left to do."""
     from pretrain.plan import net_of, plan
-    from pretrain.reproduction import costs
+    from pretrain.reproduction import costs, state_of
 
     trials: Trials = {}
     table = columns("stage", "starts from", "iterations", "time", "state")
     seconds, disk = 0.0, 0
     for step in steps:
-        weights = step.weights(asked.out)
-        state = "done" if weights.exists() else "-"
-        if state != "done" and weights.with_name(CHECKPOINT).exists():
-            state = "begun"
+        state = state_of(asked, step)
         net = net_of(step.recipe, step.number, len(asked.images.classes))
         disk += COPIES * sum(4 * p.numel() for p in net.parameters())
         machine = asked.run_of(step).machine
@@ -256,8 +262,9 @@ def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:
     world, kind = asked.ranks.world, asked.ranks.device.type
     hours = seconds * world / 3600
     out.print(
-        f"training: at most {duration(seconds)}, {hours:.3g} hours of {kind}, by trials of a few"
-        f" iterations; {disk / 1e9:.1f} GB of weights and checkpoints"
+        f"training: {duration(seconds)} where no stage ends early, {hours:.3g} hours of {kind}, by"
+        " trials of a few iterations, without what starting and checks take;"
+        f" {disk / 1e9:.2g} GB of weights and checkpoints"
     )
     first = [step for step in steps if step.seed == steps[0].seed]
     for part in costs(asked, first, trials):

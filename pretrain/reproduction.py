@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from pretrain.box_cells import images_with_boxes
 from pretrain.box_figures import Truth
+from pretrain.checkpoint import read_state
 from pretrain.graph import BY_POSTERIORS, JITTERED, Step
 from pretrain.kept import KeptPosteriors
 from pretrain.ledger import THEIRS, read_cells, sections, with_section
@@ -40,7 +42,7 @@ from pretrain.runs import (
 from pretrain.stages import COLOURS, Run, train_stages
 from pretrain.tables import BOXES, PAPER, BoxNet, Cell, Member, PaperRow, box_scales
 from pretrain.trainer import Machine
-from pretrain.watch import Stop
+from pretrain.watch import CHECKPOINT, Stop
 from vggfeat import datasets, ledger, protocols
 from vggfeat import transfer as transfer_tables
 from vggfeat.checked import read_text
@@ -57,6 +59,7 @@ from vggfeat.sources import load
 from vggfeat.store import Features, open_features
 from vggfeat.svm import LinearSVM
 from vggfeat.table1 import FC_CHANNELS
+from vggfeat.tensors import metadata_of
 from vggfeat.terminal import command, out, progress, say
 from vggfeat.transfer import cell_of, write_cell
 from vggfeat.transfer import read_cells as read_transfer
@@ -142,11 +145,43 @@ def data_sets(
                 found[name] = items
             except NoData:
                 option = "voc" if root is voc else "caltech"
-                lacking[name] = f"{name}: there is nothing of it under `{option}` {root}"
+                nothing = "nothing of it under" if root.is_dir() else "no folder"
+                lacking[name] = f"{name}: there is {nothing} `{option}` {root}"
     for names in places.values():
         if not {*names} & {*found}:
             raise NoData("; ".join(lacking[name] for name in names))
     return found, lacking
+
+
+@contextmanager
+def _remade(asked: Asked, steps: Sequence[Step]) -> Iterator[None]:
+    """Inside, what to do about weights of ours that can't be read is told."""
+    try:
+        yield
+    except VggfeatError as error:
+        ours = [str(step.weights(asked.out)) for step in steps]
+        if not any(f"{path} can't be read" in str(error) for path in ours):
+            raise
+        told = str(error).replace(": fetch or save it again", "")
+        raise VggfeatError(f"{told}; remove it, and the same command makes it again") from error
+
+
+def state_of(asked: Asked, step: Step) -> str:
+    """Whether a step is done, begun, or can't be gone on with, in a word or two."""
+    weights = step.weights(asked.out)
+    checkpoint = weights.with_name(CHECKPOINT)
+    there = weights.exists()
+    if not there and not checkpoint.exists():
+        return "-"
+    data = asked.images.of_stage(step.recipe.stages[step.number], step.recipe.batch_size)
+    try:
+        if there:
+            metadata_of(weights)
+        if checkpoint.exists() and read_state(checkpoint)[1]["training images"] > len(data.train):
+            return "of other images"  # with fewer, some may be unreadable
+    except VggfeatError:
+        return "damaged"
+    return "done" if there else "begun"
 
 
 def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
@@ -158,7 +193,8 @@ def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
     for number, step in enumerate(steps, 1):
         if asked.ranks.first:
             say(f"{step.seed}/{step.name}, stage {number} of {len(steps)}")
-        ended = train_stages(asked.run_of(step), stop, asked.readers)
+        with _remade(asked, steps):
+            ended = train_stages(asked.run_of(step), stop, asked.readers)
         unreadable |= ended.unreadable
         if not ended.finished:
             raise Interrupted("stopped and saved; the same command goes on", stop.signal)
@@ -225,7 +261,8 @@ def classify(asked: Asked, steps: Sequence[Step], images: Validation) -> None:
     ranks = asked.ranks
     if not numbers:
         return
-    found = nets_of([step.weights(asked.out) for step in steps]) if ranks.first else []
+    with _remade(asked, steps):
+        found = nets_of([step.weights(asked.out) for step in steps]) if ranks.first else []
     nets: list[Trained] = ranks.same(found)
     parts: list[tuple[str, KeptPosteriors]] = []
     for i, rows in wanted_rows(numbers, nets).items():

@@ -32,7 +32,7 @@ from vggfeat.files import place_of, scratch, whole
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
 from vggfeat.tensors import metadata_of
-from vggfeat.terminal import list_unreadable, progress, say
+from vggfeat.terminal import in_options, list_unreadable, progress, say
 from vggfeat.vgg import VGG
 from vggfeat.weights import Network
 
@@ -297,8 +297,10 @@ def _warn_of_mean(start: Start, colours: Colours) -> None:
     theirs, ours = (", ".join(f"{x:.2f}" for x in mean) for mean in (start.mean, colours.mean))
     if max(abs(a - b) for a, b in zip(start.mean, colours.mean, strict=True)) > GREY_LEVELS:
         say(
-            f"warning: the weights to start from learned minus the mean RGB {theirs}, and here"
-            f" {ours} is subtracted: `set` mean=[{theirs}] keeps theirs"
+            in_options(
+                f"warning: the weights to start from learned minus the mean RGB {theirs}, and here"
+                f" {ours} is subtracted: `set` mean=[{theirs}] keeps theirs"
+            )
         )
 
 

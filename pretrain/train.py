@@ -213,8 +213,13 @@ def train(
                     if ranks.first:
                         stages_plan = list(plan(its_chain, chosen, images, ranks, asked.machine))
                         _print_plan(stages_plan)
+                        learned = [its_chain.stages[number] for number in chosen]
+                        most = max(
+                            len(images.of_stage(stage, its_chain.batch_size).train)
+                            for stage in learned
+                        )
                         out.print(
-                            f"{len(images.train)} training images, {asked.machine.micro_batch} a"
+                            f"{most} training images, {asked.machine.micro_batch} a"
                             f" pass, {machine.precision} on {ranks.world} x {ranks.device.type}"
                         )
                         _print_advice(stages_plan)

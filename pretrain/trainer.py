@@ -176,9 +176,13 @@ class Trainer:
                     )
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
-                raise VggfeatError(
-                    f"{path} {what}: give the same, move {self.folder} away, or give another `out`"
-                )
+                of_images = key in ("training images", "training set", "mean", "covariance")
+                if key == "training images":
+                    what += ", without those held out"
+                # the stages that start from it are of the same images
+                ways = "" if of_images else f", move {self.folder} away,"
+                same = "bring the same images back" if of_images else "give the same"
+                raise VggfeatError(f"{path} {what}: {same}{ways} or give another `out`")
         ends = {
             "iteration": self.stop_at,
             "drops": self.recipe.rate_drops,

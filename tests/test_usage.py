@@ -376,6 +376,7 @@ WRONG = {
     "pretrain.train --task control": "recipe paper has no stage of control for net D",
     "pretrain.reproduce --only 'table 2'": "give tables of the paper from 3 to 12",
     "pretrain.reproduce --only 'table 8'": "table 8 needs --annotations",
+    "pretrain.reproduce --only 'table 3' --voc d": "--voc is for table 11 and table 12: leave it",
     "pretrain.reproduce --seeds 1,x": "give whole numbers, as 0,1,2",
     "pretrain.reproduce --seeds 1,1": "--seeds 1,1: each once",
     "pretrain.reproduce --recipe nonsense": "there is no recipe 'nonsense'",

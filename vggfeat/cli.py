@@ -419,7 +419,10 @@ def svm_command(
         refuse_other_data(problem.dataset)
     if submission:
         if "test" not in problem.splits:
-            raise VggfeatError("--submission needs an official test part, as VOC has")
+            raise VggfeatError(
+                "--submission is of the test part, and these features have none: VOC's is described"
+                " where its list of test images, test.txt, is there with the images"
+            )
         test = problem.splits["test"]
         check_submission(submission, test, problem.classes, problem.names, problem.protocol)
     # each takes memory at once, whether there is a core for it or not

@@ -292,6 +292,20 @@ def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | No
                 raise VggfeatError(f"{found} is what the command reads: give another name")
 
 
+def refuse_unwritable(folder: Path, option: str) -> None:
+    """Refuse a folder that can't be made, or be written in, before the work; it leaves nothing."""
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise VggfeatError(f"{option} {folder}: {there} is no folder: give another name")
+    try:
+        with scratch(there):
+            pass
+    except OSError as error:
+        raise VggfeatError(f"{option} {folder}: {reason(error)}: give another name") from error
+
+
 def refuse_inside(outputs: Mapping[str, Path | None], folder: Path | None) -> None:
     """Refuse to replace a file in a folder all of whose files the command may read."""
     if folder is None or not folder.is_dir():

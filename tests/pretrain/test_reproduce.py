@@ -227,7 +227,7 @@ def test_a_dry_run_is_the_graph_and_writes_nothing(
     assert done.status == 0, done.err
     assert not fresh.out.exists()
     lines = done.out.splitlines()
-    assert sum("seed0/" in line for line in lines) == 10 and "training: at most" in done.out
+    assert sum("seed0/" in line for line in lines) == 10 and "where no stage ends early" in done.out
     assert "posteriors of Tables 3 to 7: " in done.out and "boxes of Tables 8 to 10: " in done.out
     nine = reproducing(run_main)(*fresh.words, "--only", "table 9", "--dry-run")
     assert "posteriors of Table 9: " in nine.out
@@ -235,6 +235,46 @@ def test_a_dry_run_is_the_graph_and_writes_nothing(
     folder, _ = made
     done = reproducing(run_main)(*folder.words, "--only", "table 5", "--dry-run")
     assert sum("done" in line for line in done.out.splitlines()) == 7
+
+
+def test_weights_that_are_damaged_and_images_that_are_fewer(
+    made: tuple[Folder, Ran], images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    """Told before anything is trained, and with what to do."""
+    folder, _ = made
+    own = Path(shutil.copytree(images, tmp_path / "images"))
+    again = Folder(tmp_path, own)
+    shutil.copytree(folder.out, again.out)
+    dry = [*again.words, "--only", "table 5", "--dry-run"]
+    last = again.out / "seed0/D/D-44/weights.safetensors"
+    was = load(str(last)).fingerprint
+    last.write_bytes(last.read_bytes()[:3000])
+    states = [line for line in reproducing(run_main)(*dry).out.splitlines() if "D/D-44" in line]
+    assert "damaged" in states[0]
+    done = reproducing(run_main)(*again.words, "--only", "table 5")
+    assert (
+        done.status == 1 and "remove it, and the same command makes it again" in done.err_lines[-1]
+    )
+    last.unlink()
+    assert reproducing(run_main)(*again.words, "--only", "table 5").status == 0
+    assert load(str(last)).fingerprint == was
+    next((own / "train" / "n0").iterdir()).unlink()
+    assert "of other images" in reproducing(run_main)(*dry).out
+    done = reproducing(run_main)(*again.words, "--only", "table 5")
+    assert done.status == 1 and "training images" in done.err_lines[-1]
+    assert done.err_lines[-1].endswith("bring the same images back or give another --out")
+
+
+def test_an_out_that_cant_be_is_refused_before_the_work(
+    images: Path, run_main: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        folder = Folder(tmp_path, images)
+        words = [tmp_path / name if word == folder.out else word for word in folder.words]
+        done = reproducing(run_main)(*words, "--dry-run")
+        assert done.status == 1
+        assert f"--out {tmp_path / name}: {tmp_path / 'file'} is no folder" in done.err
 
 
 def test_pictures_that_are_others_are_measured_again(
@@ -293,7 +333,7 @@ def test_data_sets_are_looked_for_before_anything_is_trained(
     for only in ((), ("--only", "table 11"), ("--only", "table 3, table 11")):
         done = reproducing(run_main)(*folder.words, "--caltech", nowhere, *only)
         assert done.status == 1
-        assert f"caltech101: there is nothing of it under --caltech {nowhere}" in done.err
+        assert f"caltech101: there is no folder --caltech {nowhere}" in done.err
     some = Path(shutil.copytree(caltech, tmp_path / "some"))
     done = reproducing(run_main)(*folder.words, "--caltech", some, "--dry-run")
     assert done.status == 0, done.err

@@ -155,7 +155,10 @@ def _fitting(entries: Iterable[_Entry], items: Items, unfit: _Unfit) -> Boxes:
             continue
         x1, y1, x2, y2 = entry.corners
         if not (np.isfinite(entry.corners).all() and x1 < x2 and y1 < y2):
-            unfit.add("left out: {n} box{es} without an area", entry.where)
+            unfit.add(
+                "left out: {n} box{es} without an area, or with a side that is no finite number",
+                entry.where,
+            )
             continue
         if entry.row not in frames:
             frames[entry.row] = expected_frame(items.source(entry.row))
@@ -288,7 +291,7 @@ def _of_csv(path: Path, items: Items, others: _Places, unfit: _Unfit) -> Iterato
         number_of = {
             name: rows.number(name, cell, line)
             for name, cell in cell_of.items()
-            if name not in ("path", "class", "difficult")
+            if name in ("x1", "y1", "x2", "y2")
         }
         if (difficult := cell_of.get("difficult", "0")) not in ("0", "1", ""):
             rows.refuse(line, f"difficult must be 0 or 1, not {shown(difficult)}")
@@ -298,9 +301,8 @@ def _of_csv(path: Path, items: Items, others: _Places, unfit: _Unfit) -> Iterato
             if found or not others.find(cell_of["path"]):
                 unfit.add(f"left out: {{n}} row{{s}} {what}", where)
             continue
-        height, width = number_of.get("height", 0.0), number_of.get("width", 0.0)
         corners = (number_of["x1"], number_of["y1"], number_of["x2"], number_of["y2"])
-        size = (height, width) if height > 0 and width > 0 else None
+        size = rows.size(cell_of, line)
         yield _Entry(found[0], cell_of["class"], corners, difficult == "1", size, where)
     if not column_of:
         rows.refuse(1, f"the file is empty; it must start with {_HEADER}")

@@ -27,7 +27,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -395,6 +395,24 @@ class Rows:
         except ValueError:
             self.refuse(line, f"{column} must be a number, not {shown(cell)}")
 
+    def size(self, cell_of: Mapping[str, str], line: int) -> tuple[float, float] | None:
+        """(H, W) of the image, as it is told beside a box in cells width and height; None where
+        they aren't there, or both are empty or 0. Raises VggfeatError for what is no size.
+        """
+        cells = {side: cell_of.get(side, "") for side in ("height", "width")}
+        if not any(cells.values()):
+            return None
+        height, width = (self.number(side, cell, line) for side, cell in cells.items())
+        if height == width == 0:
+            return None
+        if not (0 < height < float("inf") and 0 < width < float("inf")):
+            self.refuse(
+                line,
+                f"an image has no {width:g}x{height:g} pixels: leave width and height empty where"
+                " they aren't known",
+            )
+        return height, width
+
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         """Raises VggfeatError for what is no CSV file, and for rows of another length than the
         header's.
@@ -522,9 +540,7 @@ def _box(cell_of: dict[str, str], rows: Rows, table: _Table, name: str, line: in
         return None
     x1, y1, x2, y2 = (rows.number(side, cell_of[side], line) for side in _BOX)
     corners, where = (x1, y1, x2, y2), f"{rows.path.absolute()}, line {line}"
-    beside = {letters(column): cell for column, cell in cell_of.items()}
-    width, height = (rows.number(side, beside.get(side) or "0", line) for side in _BESIDE_BOX)
-    told = (height, width) if height > 0 and width > 0 else None
+    told = rows.size({letters(column): cell for column, cell in cell_of.items()}, line)
     if name not in table.frames:
         table.frames[name] = expected_frame(rows.path.parent / name)
     frame = table.frames[name]
@@ -532,9 +548,10 @@ def _box(cell_of: dict[str, str], rows: Rows, table: _Table, name: str, line: in
         return covering(corners, where, told)
     upright = in_frame(corners, frame, told)
     if upright is None:
+        assert told is not None  # without it a box is of the image
         table.refuse(
             line,
-            f"the box is of a picture of {width:g}x{height:g} pixels, and the image has"
+            f"the box is of a picture of {told[1]:g}x{told[0]:g} pixels, and the image has"
             f" {frame.width}x{frame.height}: give the boxes of this one",
         )
     box, (tall, wide) = covering(upright, where, frame.upright), frame.upright

@@ -174,7 +174,7 @@ def _read_labels(path: Path, listed: dict[Person, str]) -> dict[Person, int]:
     if len(value_of) < len(listed):
         image, number = min(listed.keys() - value_of.keys())
         raise VggfeatError(
-            f"{path}: no label for {len(listed) - len(value_of)} persons, first object {number} of"
-            f" {image}"
+            f"{path}: no label for {len(listed) - len(value_of)} of the persons, the first is"
+            f" object {number} of {image}"
         )
     return value_of

@@ -113,8 +113,8 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     assert boxes.rows_M.tolist() == [0, 0, 1] and boxes.labels_M.tolist() == [0, 1, 1]
     assert boxes.corners_M4.tolist() == [[1, 1, 5, 5], [3, 3, 4, 4], [0, 1, 9, 8]]
     assert remarks == (
-        "left out: 4 boxes without an area: data.csv, line 3, data.csv, line 4, data.csv, line 5"
-        " and 1 more",
+        "left out: 4 boxes without an area, or with a side that is no finite number: data.csv, line"
+        " 3, data.csv, line 4, data.csv, line 5 and 1 more",
         "left out: 1 box outside of the image: data.csv, line 7",
         "cut off at the image's edge: 1 box, 2 pixels out at most: data.csv, line 8",
         "left out: 3 boxes of classes that the images don't have: 'cow' 2, 'fish' 1",
@@ -255,3 +255,17 @@ def test_vocs_boxes_as_csv_agree_with_its_lists() -> None:
         found[boxes.rows_M[these], boxes.labels_M[these]] = 0 if difficult else 1
     rows = np.unique(boxes.rows_M)
     assert (found[rows] == items.labels[rows]).all()
+
+
+@pytest.mark.parametrize("size", ["0,20", "-5,20", "nan,20", "inf,20", ",20", "x,20"])
+def test_a_size_that_is_none_is_refused_and_an_empty_one_is_unknown(
+    tmp_path: Path, size: str
+) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "1.jpg")
+    items = Items("folder", "single-label", tmp_path, ["1.jpg"], np.array([0]), ["cat"])
+    path = tmp_path / "boxes.csv"
+    path.write_text(f"{SIZED}\n1.jpg,cat,2,4,10,8,{size}\n")
+    with pytest.raises(VggfeatError, match=r"line 2: (an image has no|\S+ must be a number)"):
+        read_boxes(path, items)
+    path.write_text(f"{SIZED}\n1.jpg,cat,2,4,10,8,,\n")
+    assert read_boxes(path, items)[0].corners_M4.tolist() == [[2, 4, 10, 8]]

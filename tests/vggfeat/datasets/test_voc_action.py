@@ -110,7 +110,7 @@ def test_items_of_the_images(devkit: Path) -> None:
             "phoning_train.txt",
             "2010_000001 3  1\n",
             "",
-            "no label for 1 persons, first object 3 of",
+            "no label for 1 of the persons, the first is object 3 of",
         ),
         ("phoning_val.txt", "2010_000003 1", "2010_000003 2", "2 of 2010_000003 is not in val.txt"),
     ],

@@ -24,7 +24,8 @@ from vggfeat.writer import stamp
 class Images:
     """What boxes were looked for on. data: name of the images' folder; image_set: as of
     `KeptPosteriors`, so that they stand beside their errors of classes; box_set: digest of the true
-    boxes; classes: how many to choose among; ilsvrc: as `runs.put_into`.
+    boxes; classes: how many to choose among; ilsvrc: as `runs.put_into`; unreadable: how many can't
+    be read.
     """
 
     data: str
@@ -33,6 +34,7 @@ class Images:
     box_set: str
     classes: int
     ilsvrc: bool = False
+    unreadable: int = 0
 
 
 def images_with_boxes(
@@ -76,7 +78,15 @@ def images_with_boxes(
     for row, corners in zip(boxes.rows_M[own].tolist(), boxes.corners_M4[own], strict=True):
         name = items.names[row].encode("utf-8", "surrogateescape")
         told.update(name + b"\0" + np.asarray(corners, "<f8").tobytes())
-    return Images(folder, split, kept.image_set, told.hexdigest(), len(classes), is_ilsvrc(kept))
+    return Images(
+        folder,
+        split,
+        kept.image_set,
+        told.hexdigest(),
+        len(classes),
+        is_ilsvrc(kept),
+        crc32.count(0),
+    )
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,7 @@ def box_cell(found: Boxed, images: Images, command: str) -> Cell:
         images.box_set,
         hashlib.sha256(found.classifier.encode()).hexdigest() if found.classifier else "",
         judged,
+        images.unreadable,
     )
 
 

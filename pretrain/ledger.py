@@ -126,6 +126,8 @@ def notes_markdown(cells: Sequence[Cell]) -> list[str]:
         for changes, mark in marks(cells).items()
         if mark
     ]
+    if lost := max((cell.unreadable for cell in cells), default=0):
+        notes.append(f"{lost:,} of the images can't be read, and are errors in every row.")
     return [*notes, ""] if notes else []
 
 

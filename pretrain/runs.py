@@ -412,4 +412,5 @@ def _cell(
         command(),
         date.today().isoformat(),
         pack(wrong),
+        unreadable=int(np.isnan(posteriors_NK).any(axis=1).sum()),
     )

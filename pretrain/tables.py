@@ -343,8 +343,9 @@ class Cell:
 
     Of Tables 8 and 9 the errors are of localisation; in Table 8, which takes the true class, top5
     is None. box_set: digest of the true boxes. classifier: of what told the five classes, "" the
-    true one. judged: which error `wrong` is of, "top5" in Table 9. Raises VggfeatError where
-    `wrong` isn't of so many images and errors.
+    true one. judged: which error `wrong` is of, "top5" in Table 9. unreadable: how many of the
+    images can't be read, which are errors. Raises VggfeatError where `wrong` isn't of so many
+    images and errors.
     """
 
     table: int
@@ -369,6 +370,7 @@ class Cell:
     box_set: str = ""
     classifier: str = ""
     judged: Annotated[str, OneOf(("top1", "top5"))] = "top1"
+    unreadable: Annotated[int, Range(0, 10**8)] = 0
 
     def __post_init__(self) -> None:
         try:

@@ -315,6 +315,10 @@ def test_images_that_cant_be_read_are_told_and_measured_once(
         assert done.status == 3, done.err
         assert "unreadable: val/n0/val00.png: " in done.err
         assert "unreadable: caltech101: ant/image_0003.jpg: " in done.err
+    assert {cell.unreadable for cell in folder.cells()} == {1}
+    assert (
+        "\n1 of the images can't be read, and are errors in every row.\n" in folder.page.read_text()
+    )
     # other pictures of the same names are described
     cells = json.loads((folder.out / "ledger-transfer.json").read_text())["cells"]
     (there / "101_ObjectCategories" / "ant" / "image_0003.jpg").write_bytes(

@@ -83,6 +83,13 @@ class TrainingSet:
         items = replace(self.items, remarks=(*self.items.remarks, *remarks))
         return replace(self, items=items, boxes=mine)
 
+    def names(self) -> list[str]:
+        """Of all images that a run has for training, held-out ones too, in their order: by these a
+        training set is known again.
+        """
+        rows = np.sort(np.concatenate([self.train, self.held_out]))
+        return [self.items.names[i] for i in rows]
+
     def of_stage(self, stage: Stage, batch_size: int) -> TrainingSet:
         """The images that a stage learns from: for localisation those that have a box. Raises
         VggfeatError where they are fewer than a batch.

@@ -176,11 +176,12 @@ def reproduce(
                 shown = reproduction.Validation.of(asked)
                 unreadable = dict(shown.unreadable)
                 for seed, its in graphs.items():
-                    unreadable |= reproduction.train(asked, its.steps, stop)
-                    reproduction.classify(asked, its.steps, shown)
-                    reproduction.localise(asked, its.steps, shown)
-                    if seed == numbers[0]:
-                        unreadable |= reproduction.transfer(asked, its.steps)
+                    with reproduction.remade(asked, its.steps):
+                        unreadable |= reproduction.train(asked, its.steps, stop)
+                        reproduction.classify(asked, its.steps, shown)
+                        reproduction.localise(asked, its.steps, shown)
+                        if seed == numbers[0]:
+                            unreadable |= reproduction.transfer(asked, its.steps)
                 if ranks.first:
                     reproduction.write_page(asked)
                     list_unreadable(unreadable)

@@ -49,6 +49,7 @@ from vggfeat.checked import read_text
 from vggfeat.classify import problem_from
 from vggfeat.datasets import Items
 from vggfeat.datasets.boxes import Boxes, read_boxes
+from vggfeat.datasets.items import name_digest
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.decode import read_rgb
 from vggfeat.errors import Interrupted, NoData, UnreadableImage, VggfeatError, reason
@@ -154,8 +155,8 @@ def data_sets(
 
 
 @contextmanager
-def _remade(asked: Asked, steps: Sequence[Step]) -> Iterator[None]:
-    """Inside, what to do about weights of ours that can't be read is told."""
+def remade(asked: Asked, steps: Sequence[Step]) -> Iterator[None]:
+    """Inside, what to do about weights of ours that can't be read is told, whoever reads them."""
     try:
         yield
     except VggfeatError as error:
@@ -173,12 +174,12 @@ def state_of(asked: Asked, step: Step) -> str:
     there = weights.exists()
     if not there and not checkpoint.exists():
         return "-"
-    data = asked.images.of_stage(step.recipe.stages[step.number], step.recipe.batch_size)
+    learned = name_digest(asked.images.names())
     try:
         if there:
             metadata_of(weights)
-        if checkpoint.exists() and read_state(checkpoint)[1]["training images"] > len(data.train):
-            return "of other images"  # with fewer, some may be unreadable
+        if checkpoint.exists() and read_state(checkpoint)[1]["training set"] != learned:
+            return "of other images"
     except VggfeatError:
         return "damaged"
     return "done" if there else "begun"
@@ -193,8 +194,7 @@ def train(asked: Asked, steps: Sequence[Step], stop: Stop) -> dict[str, str]:
     for number, step in enumerate(steps, 1):
         if asked.ranks.first:
             say(f"{step.seed}/{step.name}, stage {number} of {len(steps)}")
-        with _remade(asked, steps):
-            ended = train_stages(asked.run_of(step), stop, asked.readers)
+        ended = train_stages(asked.run_of(step), stop, asked.readers)
         unreadable |= ended.unreadable
         if not ended.finished:
             raise Interrupted("stopped and saved; the same command goes on", stop.signal)
@@ -261,8 +261,7 @@ def classify(asked: Asked, steps: Sequence[Step], images: Validation) -> None:
     ranks = asked.ranks
     if not numbers:
         return
-    with _remade(asked, steps):
-        found = nets_of([step.weights(asked.out) for step in steps]) if ranks.first else []
+    found = nets_of([step.weights(asked.out) for step in steps]) if ranks.first else []
     nets: list[Trained] = ranks.same(found)
     parts: list[tuple[str, KeptPosteriors]] = []
     for i, rows in wanted_rows(numbers, nets).items():
@@ -316,10 +315,7 @@ def _kept(
 
 
 def _fingerprint(weights: Path) -> str:
-    try:
-        return load(str(weights), device="cpu", precision="float32").fingerprint
-    except VggfeatError as error:
-        raise VggfeatError(f"{error}; or remove it, and the same command makes it again") from error
+    return load(str(weights), device="cpu", precision="float32").fingerprint
 
 
 def write_page(asked: Asked) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pretrain.checkpoint import State
@@ -236,8 +235,7 @@ def training_colours(run: Run) -> Colours:
     training does.
     """
     recipe, ranks = run.recipe, run.ranks
-    items = run.data.items
-    names = [items.names[i] for i in np.sort(np.concatenate([run.data.train, run.data.held_out]))]
+    items, names = run.data.items, run.data.names()
     cache = run.out / COLOURS
     if run.colours_from is not None:
         colours = Colours.read(run.colours_from)

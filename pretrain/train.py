@@ -213,10 +213,9 @@ def train(
                     if ranks.first:
                         stages_plan = list(plan(its_chain, chosen, images, ranks, asked.machine))
                         _print_plan(stages_plan)
-                        learned = [its_chain.stages[number] for number in chosen]
                         most = max(
-                            len(images.of_stage(stage, its_chain.batch_size).train)
-                            for stage in learned
+                            len(images.of_stage(its_chain.stages[i], its_chain.batch_size).train)
+                            for i in chosen
                         )
                         out.print(
                             f"{most} training images, {asked.machine.micro_batch} a"

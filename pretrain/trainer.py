@@ -176,7 +176,7 @@ class Trainer:
                     )
                 else:
                     what = f"was made with {key} {theirs}, now {ours}"
-                of_images = key in ("training images", "training set", "mean", "covariance")
+                of_images = key in ("training images", "training set")
                 if key == "training images":
                     what += ", without those held out"
                 # the stages that start from it are of the same images

@@ -294,16 +294,9 @@ def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | No
 
 def refuse_unwritable(folder: Path, option: str) -> None:
     """Refuse a folder that can't be made, or be written in, before the work; it leaves nothing."""
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
+    if not (there := _nearest(folder)).is_dir():
         raise VggfeatError(f"{option} {folder}: {there} is no folder: give another name")
-    try:
-        with scratch(there):
-            pass
-    except OSError as error:
-        raise VggfeatError(f"{option} {folder}: {reason(error)}: give another name") from error
+    _try(folder / "any", folder)
 
 
 def refuse_inside(outputs: Mapping[str, Path | None], folder: Path | None) -> None:
@@ -331,13 +324,18 @@ def refuse_filled(folder: Path) -> None:
         raise VggfeatError(f"{folder} already exists and isn't an empty folder: give another one")
 
 
+def _nearest(path: Path) -> Path:
+    """It, or the first above it that is there."""
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
+
+
 def _try(target: Path, asked: Path) -> None:
     """Write where target will be, under its name and those of the folders that it lacks, and leave
     nothing.
     """
-    there = target.parent
-    while not os.path.lexists(there):
-        there = there.parent
+    there = _nearest(target.parent)
     try:
         with scratch(there) as folder:
             trial = folder / target.relative_to(there)

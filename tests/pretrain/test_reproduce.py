@@ -258,7 +258,12 @@ def test_weights_that_are_damaged_and_images_that_are_fewer(
     last.unlink()
     assert reproducing(run_main)(*again.words, "--only", "table 5").status == 0
     assert load(str(last)).fingerprint == was
-    next((own / "train" / "n0").iterdir()).unlink()
+    one = next((own / "train" / "n0").iterdir())
+    shutil.copy(one, one.with_name("another.png"))
+    assert "of other images" in reproducing(run_main)(*dry).out
+    one.with_name("another.png").unlink()
+    assert "of other images" not in reproducing(run_main)(*dry).out
+    one.unlink()
     assert "of other images" in reproducing(run_main)(*dry).out
     done = reproducing(run_main)(*again.words, "--only", "table 5")
     assert done.status == 1 and "training images" in done.err_lines[-1]

@@ -234,6 +234,9 @@ def check_outputs(
     refuse_same_names({**files, **own, **folders}, inputs)
     refuse_inputs({**files, **texts, **folders}, inputs)
     seen: dict[str, Path] = {}
+    for source in inputs:  # a set of shards is one thing
+        if source is not None and (source / "plan.json").is_file():
+            refuse_inside({**files, **own, **folders}, source)
     for option, path in [*files.items(), *texts.items(), *folders.items()]:
         if path is None or (option in texts and _is_stream(_stat(path))):
             continue
@@ -316,6 +319,14 @@ def weights_files(*specs: str | None) -> list[Path]:
     """
     names = {name for spec in specs if spec for name in (spec, spec.partition("@")[2])}
     return [Path(name) for name in names if name]
+
+
+def absolute_source(spec: str) -> str:
+    """A source of weights, as of `weights_files`, for a process in another folder."""
+    kind, at, path = spec.partition("@")
+    if at and not os.path.isfile(spec) and os.path.isfile(path):
+        return f"{kind}@{os.path.abspath(path)}"
+    return os.path.abspath(spec) if os.path.isfile(spec) else spec
 
 
 def refuse_filled(folder: Path) -> None:

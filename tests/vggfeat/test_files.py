@@ -27,7 +27,15 @@ import vggfeat
 from pretrain import train
 from vggfeat import cli, files
 from vggfeat.errors import CantWrite, VggfeatError
-from vggfeat.files import check_outputs, plain, try_each, whole, write_json, write_text
+from vggfeat.files import (
+    absolute_source,
+    check_outputs,
+    plain,
+    try_each,
+    whole,
+    write_json,
+    write_text,
+)
 from vggfeat.terminal import run
 from vggfeat.weights import save_weights
 
@@ -567,3 +575,19 @@ def test_results_are_written_and_printed_though_one_file_fails(
         *_, first, _, second = line.split()
         assert Path(first).exists() == (writer != "vggfeat.cli.write_json"), line
         assert Path(second).exists() == (writer == "vggfeat.cli.write_json"), line
+
+
+def test_a_source_of_weights_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("w.pth", "a@b.pth"):
+        Path(name).touch()
+    for spec, wanted in {
+        "w.pth": f"{tmp_path}/w.pth",
+        "a@b.pth": f"{tmp_path}/a@b.pth",
+        "oxford:D@w.pth": f"oxford:D@{tmp_path}/w.pth",
+        "oxford:D": "oxford:D",
+        "random:A,width=0.05": "random:A,width=0.05",
+    }.items():
+        assert absolute_source(spec) == wanted

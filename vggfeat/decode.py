@@ -176,15 +176,18 @@ class Frame(NamedTuple):
         return (y1, x1, y2, x2) if 5 <= self.orientation <= 8 else (x1, y1, x2, y2)
 
 
-def upright_shape(source: str | os.PathLike[str] | np.ndarray) -> tuple[int, int] | None:
+def upright_shape(
+    source: str | os.PathLike[str] | bytes | np.ndarray,
+) -> tuple[int, int] | None:
     """(H, W) in pixels of the upright image, by its header: no pixel is decoded. None where a
     header doesn't tell.
 
-    source: a path or an array. Raises UnreadableImage where `read_rgb` would before it decodes.
+    source: a path, the bytes of a file, or an array. Raises UnreadableImage where `read_rgb` would
+    before it decodes.
     """
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
-    frame = _frame_of_file(_read_file(source, MAX_PIXELS))
+    frame = _frame_of_file(source if isinstance(source, bytes) else _read_file(source, MAX_PIXELS))
     return None if frame is None else frame.upright
 
 

@@ -14,14 +14,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from vggfeat.checked import shown
-from vggfeat.datasets import caltech, csv_file, digits, folder, imagenet, voc, voc_action
+from vggfeat.datasets import (
+    caltech,
+    containers,
+    csv_file,
+    digits,
+    folder,
+    imagenet,
+    voc,
+    voc_action,
+)
 from vggfeat.datasets.items import Items
+from vggfeat.datasets.remote import load_remote
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import NoData, VggfeatError, WrongUsage
+from vggfeat.place import is_url
 
 __all__ = [
     "Items",
@@ -38,20 +50,25 @@ __all__ = [
 class _Dataset:
     """One entry of the registry.
 
-    read: root -> Items.
+    read: root (a Path, or as it was typed where it is a pattern; None where there is none) ->
+        Items.
     fetch: (root) leaves the data set there, unless it is there whole; or, in words, why none does.
     about: what it is and how it is split, in one line.
     files: what is looked for under `--root`; where that is nothing, "none: " and why.
     absent: what to do where none of its images is there.
     in_memory: whether its images are read without a root, as pixels.
+    by_pattern: whether its root is a pattern of files, or of URLs, and no folder. lists: whether
+    what a text or table in it holds matters, beside the names.
     """
 
-    read: Callable[[Path | None], Items]
+    read: Callable[[Any], Items]
     fetch: Callable[[Path], None] | str
     about: str
     files: str
     absent: str = "these are links that lead nowhere"
     in_memory: bool = False
+    by_pattern: bool = False
+    lists: bool = True
 
 
 _DATASETS = {
@@ -85,12 +102,14 @@ _DATASETS = {
         "Caltech-101: 102 classes with the background; 3 random splits, 30 train and up to 50 test"
         " a class",
         "ROOT/101_ObjectCategories/CLASS/*.jpg, or under ROOT/caltech101",
+        lists=False,
     ),
     "caltech256": _Dataset(
         partial(caltech.load, dataset="caltech256"),
         partial(caltech.fetch, dataset="caltech256"),
         "Caltech-256: 257 classes with clutter; 3 random splits, 60 train a class, the rest test",
         "ROOT/256_ObjectCategories/CLASS/*.jpg, or under ROOT/caltech256",
+        lists=False,
     ),
     "imagenet": _Dataset(
         imagenet.load,
@@ -105,6 +124,7 @@ _DATASETS = {
         "your images, one folder a class, or one flat folder, unlabelled; 3 random 80/20 splits"
         " unless given",
         "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, or ROOT/*.jpg",
+        lists=False,
     ),
     "csv": _Dataset(
         csv_file.load,
@@ -113,6 +133,24 @@ _DATASETS = {
         "ROOT is the file: path,label[,split]; or path,labels[,split] with ';' between labels; or"
         " 0/1 columns",
         "paths are relative to the CSV file's folder, or absolute",
+    ),
+    "webdataset": _Dataset(
+        containers.load_tars,
+        "there is nothing to download for tars of your own:",
+        "WebDataset's tars, here or in a store, each a shard of a set; labels from .cls, splits"
+        " from the tars' names or 3 random 80/20",
+        "ROOT is a pattern of tars: 'train-{0000..0127}.tar', 's3://bucket/*.tar', or their folder",
+        by_pattern=True,
+    ),
+    "parquet": _Dataset(
+        containers.load_parquet,
+        "there is nothing to download for Parquet files of your own:",
+        "Parquet or Arrow files with images inside, as Hugging Face's, each a shard of a set; or"
+        " that list images; splits as listed or named, or 3 random 80/20",
+        "ROOT is a pattern of files: 'hf://datasets/OWNER/NAME/data/*.parquet'; a column image, or"
+        " path; label, split",
+        "paths are relative to the Parquet file's folder, absolute, or URLs",
+        by_pattern=True,
     ),
     "digits": _Dataset(
         digits.load,
@@ -124,8 +162,9 @@ _DATASETS = {
 }
 
 
-def load(name: str, root: Path | None = None, *, download: bool = False) -> Items:
-    """The images, labels and splits of dataset `name`, read from under `root`.
+def load(name: str, root: Path | str | None = None, *, download: bool = False) -> Items:
+    """The images, labels and splits of dataset `name`, read from under `root`, a folder or the URL
+    of one in a store.
 
     download: fetch it into `root` first unless it is already there whole (VOC and Caltech only).
     Raises VggfeatError when the name is unknown, or a file or folder is missing or malformed (it is
@@ -133,13 +172,19 @@ def load(name: str, root: Path | None = None, *, download: bool = False) -> Item
     """
     if name not in _DATASETS:
         raise WrongUsage(f"there is no dataset {name!r}; choose one of {', '.join(_DATASETS)}")
-    entry, root = _DATASETS[name], None if root is None else Path(root)
-    if download:
-        if isinstance(entry.fetch, str):
-            raise WrongUsage(f"{entry.fetch} leave out `download`")
-        if root is not None:  # else reading says what is needed
-            entry.fetch(root)
-    return entry.read(root)
+    entry = _DATASETS[name]
+    if download and isinstance(entry.fetch, str):
+        raise WrongUsage(f"{entry.fetch} leave out `download`")
+    if entry.by_pattern:
+        return entry.read(None if root is None else os.fspath(root))
+    if isinstance(root, str) and is_url(root) and not entry.in_memory:
+        if download:
+            raise WrongUsage("`download` is into a folder of this machine: give `root` such a one")
+        return load_remote(root, entry.read, lists=entry.lists)
+    where = None if root is None else Path(root)
+    if download and not isinstance(entry.fetch, str) and where is not None:
+        entry.fetch(where)  # where there is none, reading says what is needed
+    return entry.read(where)
 
 
 def refuse_idle_root(name: str) -> None:
@@ -155,7 +200,13 @@ def refuse_absent(items: Items) -> None:
     """
     names = items.by_file()[0].names
     paths = map(items.root.absolute().joinpath, names)
-    if items.images is None and names and not any(map(os.path.isfile, paths)):
+    if (
+        items.images is None
+        and items.url is None
+        and not items.containers
+        and names
+        and not any(map(os.path.isfile, paths))
+    ):
         first = items.root.absolute() / names[0]
         raise NoData(
             f"none of the {len(names):,} images of {items.dataset} is there, such as {first}: "

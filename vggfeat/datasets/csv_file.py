@@ -13,7 +13,8 @@
     path,label,x1,y1,x2,y2      a row a box: edges in pixels from the image's top left corner
     a/1.jpg,cat,10,20,110.5,90
 
-Paths are relative to the CSV file's folder, or absolute. With boxes a path may stand in several
+Paths are relative to the CSV file's folder, or absolute; or all are URLs, of images in stores. With
+boxes a path may stand in several
 rows; its items are "a/1.jpg#1", "a/1.jpg#2" … in their order. The columns stand in any order,
 separated by commas, semicolons, tabs or bars. The split column is optional: without it, or with
 nothing in it, there are three random splits, 80% train (a fifth of it val). A row with an empty
@@ -42,6 +43,7 @@ from vggfeat.datasets.protocol import PROTOCOLS
 from vggfeat.datasets.splits import part_named
 from vggfeat.decode import Frame, expected_frame
 from vggfeat.errors import VggfeatError, reason
+from vggfeat.place import is_url
 
 # bytes of a table of images and classes, a byte a cell: a short file may ask for much
 MOST_LABELS = 1 << 30
@@ -118,7 +120,6 @@ _MISSING = frozenset(
 _ODD = re.compile(r"^$|^\s|\s$|[\\:\0]")  # a path that may have been meant otherwise
 _SEP = re.compile(r"\W*sep=", re.IGNORECASE)  # a spreadsheet's line above the header
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS_DISK = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -130,7 +131,7 @@ class _Table:
     labels: N cells of it; of columns, the classes present in a row, as (numbers,), and None where
     unknown. splits: N of "train", "val", "test" and "". boxes: N, where there are columns of them.
     lines: N numbers. repeated: lines left out. frames: of the images that boxes are in, None where
-    no header tells; turned, cut_off: lines whose boxes were.
+    no header tells; urls: how many paths are; turned, cut_off: lines whose boxes were.
     """
 
     path: Path
@@ -144,6 +145,7 @@ class _Table:
     lines: list[int] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
     frames: dict[str, Frame | None] = field(default_factory=dict)
+    urls: int = 0
     turned: list[int] = field(default_factory=list)
     cut_off: list[int] = field(default_factory=list)
 
@@ -175,7 +177,7 @@ def load(root: Path | None) -> Items:
         remarks = (f"left out: {rows} line {table.repeated[0]} of {path.name}",)
     if not any(table.labels) and not any(row is not None for row in table.present):
         items = Items("csv", "unlabelled", path.parent, table.names, None, [], remarks=remarks)
-        return _in_boxes(items, table)
+        return _in_boxes(_where_they_lie(items, table), table)
     if table.kind == "columns":
         labels, classes = _columns(table), table.classes
         remarks += (f"columns taken for classes: {first_few(classes, 20, short)}",)
@@ -206,7 +208,12 @@ def load(root: Path | None) -> Items:
     items = Items(
         "csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks
     )
-    return _in_boxes(items, table)
+    return _in_boxes(_where_they_lie(items, table), table)
+
+
+def _where_they_lie(items: Items, table: _Table) -> Items:
+    """The items, in stores where their paths are URLs."""
+    return replace(items, root=Path(), url="") if table.urls else items
 
 
 def _in_boxes(items: Items, table: _Table) -> Items:
@@ -674,14 +681,15 @@ def _path(cell: str, table: _Table, line: int) -> str:
 
     Meant are: no spaces around it, Windows' backslashes, Windows' encoding of Western Europe.
     """
-    if cell.isascii() and not _ODD.search(cell):
+    if cell.isascii() and not _ODD.search(cell) and not table.urls:
         return Path(cell).as_posix()
     if not cell.strip() or "\0" in cell:
         table.refuse(line, "no valid path in the column path")
-    if _ADDRESS.match(cell):
-        table.refuse(
-            line, f"{shown(cell)} is an address: download the images, and list their files"
-        )
+    if is_url(cell) or table.urls:
+        if not is_url(cell) or table.urls < len(table.names):
+            table.refuse(line, f"{shown(cell)}: either all paths are URLs, or none is")
+        table.urls += 1
+        return cell
     if os.sep == "/" and _WINDOWS_DISK.match(cell):
         table.refuse(
             line,

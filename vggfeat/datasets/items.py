@@ -123,7 +123,12 @@ class Items:
     classes: C names.
     splits: name -> (n,) int64 rows. Official ones are "train", "val", "test"; the random splits of
         a protocol are "split0/train", "split0/val", "split0/test", "split1/train" …
-    images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory, else None.
+    images: (N, H, W) or (N, H, W, 3) uint8 for a dataset that lives in memory; or (N,) objects, the
+        bytes of N files; else None.
+    url: of the folder in a store to which names are relative, "" where they are URLs themselves;
+        root is of no use then, and images are read by `shards` alone. None: they are files here.
+    containers: whether each item is a file with many images in it, of which nobody knows how many;
+        `shards` reads them.
     lists: files that were read for all this, relative to root, or absolute where they lie
         elsewhere; no command may write them.
     remarks: sentences for the user, of what was left out or understood in one of several ways.
@@ -138,6 +143,8 @@ class Items:
     classes: list[str]
     splits: dict[str, np.ndarray] = field(default_factory=dict)
     images: np.ndarray | None = None
+    url: str | None = None
+    containers: bool = False
     boxes: np.ndarray | None = None
     files: list[str] | None = None
     lists: list[str] = field(default_factory=list)
@@ -148,16 +155,36 @@ class Items:
         return len(self.names)
 
     def paths(self) -> Iterator[Path]:
-        """The files that are read: lists and images; none of a dataset that lives in memory."""
+        """The files that are read here: lists and images; none of a dataset that lives in memory,
+        or in a store.
+        """
         return (
             iter(())
-            if self.images is not None
+            if self.images is not None or self.url is not None
             else map(self.root.joinpath, (*self.lists, *dict.fromkeys(self.files or self.names)))
         )
 
-    def source(self, i: int) -> Path | np.ndarray:
-        """Where the image of item i is: a path, or its pixels."""
-        return self.root / (self.files or self.names)[i] if self.images is None else self.images[i]
+    def source(self, i: int) -> Path | np.ndarray | bytes:
+        """Where the image of item i is: a path, its pixels, or the bytes of its file. Raises
+        VggfeatError where it is in a store.
+        """
+        if self.images is not None:
+            here: np.ndarray | bytes = self.images[i]
+            return here
+        if self.url is not None or self.containers:
+            what = "holds many images" if self.containers else "is in a store"
+            raise VggfeatError(
+                f"{self.address(i)} {what}; such are described into a set of shards: give `out` a"
+                " folder, as DIR/, or a URL"
+            )
+        return self.root / (self.files or self.names)[i]
+
+    def address(self, i: int) -> str:
+        """The path or URL of item i's file."""
+        name = (self.files or self.names)[i]
+        if self.url is None:
+            return str(self.root / name)
+        return f"{self.url}/{name}" if self.url else name
 
     def by_file(self) -> tuple[Items, np.ndarray]:
         """The images that the items lie in, each once, in the items' order, without labels and
@@ -167,7 +194,16 @@ class Items:
             return self, np.arange(len(self))
         place = {name: i for i, name in enumerate(dict.fromkeys(self.files))}
         file_N = np.array([place[name] for name in self.files], np.int64)
-        images = replace(self, names=list(place), labels=None, splits={}, boxes=None, files=None)
+        first = np.unique(file_N, return_index=True)[1]
+        images = replace(
+            self,
+            names=list(place),
+            labels=None,
+            splits={},
+            images=None if self.images is None else self.images[first],
+            boxes=None,
+            files=None,
+        )
         return images, file_N
 
     def take(self, rows: np.ndarray) -> Items:

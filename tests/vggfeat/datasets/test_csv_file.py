@@ -63,7 +63,7 @@ def test_csv_without_labels_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         ("path,label,split\na.jpg,cat,fold1\n", ["line 2", "train, val, test", "fold1"]),
         ("path,label,split\na.jpg,cat,eval\n", ["line 2", "train, val, test", "eval"]),
         ("path,label\nC:\\a.jpg,cat\n", ["line 2", "on a Windows disk"]),
-        ("path,label\nhttps://x.org/a.jpg,cat\n", ["line 2", "is an address"]),
+        ("path,label\na.jpg,cat\nhttps://x.org/a.jpg,cat\n", ["line 3", "either all paths are"]),
         (
             "path,label\nd/../a.jpg,cat\na.jpg,dog\n",
             ["line 3", "twice", "'cat;dog' in a column labels"],

@@ -50,7 +50,7 @@ WARN_SECONDS = 30.0  # between lines that say what is waited for
 LOST_SECONDS = 1800.0
 Key = tuple[int, int]
 """(epoch, row of the items)."""
-Source = Path | np.ndarray
+Source = Path | np.ndarray | bytes
 NO_BOXES = np.zeros((0, 4))
 
 

@@ -54,10 +54,11 @@ from vggfeat.datasets.protocol import pool_of
 from vggfeat.decode import read_rgb
 from vggfeat.errors import Interrupted, NoData, UnreadableImage, VggfeatError, reason
 from vggfeat.extract import extract, is_of
+from vggfeat.features import open_features
 from vggfeat.files import write_text
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
-from vggfeat.store import Features, open_features
+from vggfeat.store import Features
 from vggfeat.svm import LinearSVM
 from vggfeat.table1 import FC_CHANNELS
 from vggfeat.tensors import metadata_of

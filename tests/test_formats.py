@@ -45,6 +45,7 @@ from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
 from vggfeat.results import read_results
+from vggfeat.shards import plan
 from vggfeat.tensors import metadata_of
 from vggfeat.vgg import VGG
 
@@ -53,11 +54,17 @@ NOW = FORMATS / "version2"
 MORE = NOW / "more"
 FINGERPRINT = "3990d47f561d5eb407d5f8d0f372b4460516639e569afb2ffdcbaf5bb4a2513c"
 TRAINING_SET = "4f3275529ed281b65403e891261d9416fb6b2697a0a62a2534de3490b26fc3c7"
+# set -> shape, type and checksum of its readable rows
+SETS = {
+    "imagenet": ((17, 2, 64), "float16", 2051637963),
+    "webdataset": ((17, 2, 64), "float32", 1266245651),
+}
 # format -> its versions, of each of which there is a file; "" is the ledger, which has no name
 VERSIONS = {
     store.FORMAT: {1: "features.h5", 2: "features.h5"},
     model.FORMAT: {1: "model.h5", 2: "model.h5"},
     kept.FORMAT: {1: "posteriors.h5", 2: "posteriors.h5"},
+    plan.FORMAT: {1: "imagenet.set/plan.json"},
     "": {2: "ledger.json"},
 }
 
@@ -95,6 +102,22 @@ def test_every_version_of_a_format_has_a_file() -> None:
             if version == 2 and name:
                 assert format_of(path) == name
     assert json.loads((NOW / "ledger.json").read_text())["version"] == ledger.VERSION
+
+
+@pytest.mark.parametrize("name", ["imagenet", "webdataset"])
+def test_a_set_of_shards(name: str) -> None:
+    features = vggfeat.open_features(FORMATS / "version1" / f"{name}.set")
+    of_tars = name == "webdataset"
+    first = "train.tar/ant0.ppm" if of_tars else "train/ant/0.ppm"
+    assert features.names[0] == first and features.classes == ["ant", "bee"]
+    assert features.labels is not None
+    assert features.labels.tolist() == [0] * 7 + [1] * 6 + [0] * 2 + [1] * 2
+    assert {part: len(rows) for part, rows in features.splits.items()} == {"train": 13, "val": 4}
+    assert list(features.errors.values()) == ["empty file (0 bytes)"]
+    features.verify()
+    values = features.read()
+    assert (values.shape, str(values.dtype)) == SETS[name][:2]
+    assert zlib.crc32(values[features.readable].tobytes()) == SETS[name][2]
 
 
 def test_a_feature_file() -> None:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.describe import embed as embed
     from vggfeat.errors import UnreadableImage as UnreadableImage
     from vggfeat.errors import VggfeatError as VggfeatError
+    from vggfeat.features import open_features as open_features
     from vggfeat.model import Model as Model
     from vggfeat.model import open_model as open_model
     from vggfeat.sources import load as load
     from vggfeat.store import Features as Features
-    from vggfeat.store import open_features as open_features
     from vggfeat.svm import LinearSVM as LinearSVM
     from vggfeat.svm import LinearSVMCV as LinearSVMCV
     from vggfeat.weights import Network as Network
@@ -44,7 +44,7 @@ _WHERE = {
     "VggfeatError": "errors",
     "embed": "describe",
     "load": "sources",
-    "open_features": "store",
+    "open_features": "features",
     "open_model": "model",
 }
 __all__ = list(_WHERE)

@@ -20,9 +20,10 @@ from vggfeat.datasets.folder import class_splits
 from vggfeat.datasets.items import known, name_digest
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.errors import VggfeatError
+from vggfeat.features import open_features
 from vggfeat.problem import Problem
 from vggfeat.results import Made, Part
-from vggfeat.store import Description, Features, open_features
+from vggfeat.store import Description, Features
 from vggfeat.versions import versions
 
 # of a descriptor's length: far above what rounding, to bfloat16 too, makes of one image
@@ -203,6 +204,6 @@ def trained_the_net(features: Features) -> np.ndarray:
         (every, below),
     ):
         for these in (rows, rows[features.readable[rows]]):
-            if name_digest([folder + features.names[i] for i in these]) in learned:
+            if name_digest([folder + features.names[i] for i in these.tolist()]) in learned:
                 seen[these] = True
     return seen

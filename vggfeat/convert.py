@@ -76,9 +76,9 @@ def _checked(made: Path, format: str) -> str:
     VggfeatError.
     """
     if format == FEATURES:
-        from vggfeat.store import open_features
+        from vggfeat.store import open_feature_file
 
-        features = open_features(made)
+        features = open_feature_file(made)
         features.verify()
         return f"a feature file of {features.shape[0]:,} images"
     if format == MODEL:

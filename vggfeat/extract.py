@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from vggfeat.datasets import Items
 from vggfeat.decode import expected_shape, read_rgb, upright_shape
 from vggfeat.describe import describe, description_of
 from vggfeat.errors import Interrupted, UnreachableImage, UnreadableImage, VggfeatError
-from vggfeat.look import MISSING, Cheaper, Look, foreword, look, none_readable
+from vggfeat.look import MISSING, Cheaper, foreword, look, none_readable
 from vggfeat.machine import duration
 from vggfeat.ranks import Ranks
 from vggfeat.regions import Views, cut, cut_shape, regions_of, views_of
@@ -123,36 +123,32 @@ def extract(
             its_images = np.unique(views.file_V[left])[ranks.rank :: ranks.world]
             mine = left[np.isin(views.file_V[left], its_images)]
             ranks.barrier()  # all have seen the same file; from here on it changes
-            reader = _Reader(views, seen, ranks.world)
-            rows_of, failed = views.rows(), set[int]()
+            reader = Reader(views, seen.shapes, ranks.world)
+            failed = set[int]()
 
             def read(v: int) -> np.ndarray:
                 writer.note_source(int(views.file_V[v]), views.items.source(v))
                 return reader(v)
 
             advance(0)
-            compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
             with _Behind() as behind:
-                for v, s, result in by_shape(
-                    read,
-                    partial(_expected_shape, views),
+                for i, column, result in described(
+                    views,
+                    network,
+                    description,
                     mine.tolist(),
-                    description.scales,
-                    compute,
-                    network.device,
+                    read,
                     done=done_VQ,
                     batch_size=batch_size,
                     workers=workers,
                     advance=advance,
                     say=say,
                 ):
-                    column = int(views.region_V[v]) * len(description.scales) + s
-                    for i in rows_of(v):
-                        if isinstance(result, UnreadableImage):
-                            failed.add(i)  # for whatever else is known of it
-                            behind(writer.fail, i, str(result))
-                        elif i not in failed:
-                            behind(writer.write, i, column, result)
+                    if isinstance(result, UnreadableImage):
+                        failed.add(i)  # for whatever else is known of it
+                        behind(writer.fail, i, str(result))
+                    elif i not in failed:
+                        behind(writer.write, i, column, result)
             writer.flush()
             ranks.barrier()
             unreadable = {items.names[i]: why for i, why in sorted(writer.unreadable.items())}
@@ -194,6 +190,44 @@ def is_of(
     description = description_of(network, layer, scales, mirror, regions_of(items, regions))
     dim = network.dim(description.layer)
     return is_finished(Path(path), items, description, dim, store, {"versions": versions()})
+
+
+def described(
+    views: Views,
+    network: Network,
+    description: Description,
+    todo: Sequence[int],
+    read: Callable[[int], np.ndarray],
+    *,
+    done: np.ndarray | None = None,
+    batch_size: int | None = None,
+    workers: int = 2,
+    advance: Callable[[float], None] = lambda images: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[int, int, np.ndarray | UnreadableImage]]:
+    """(row, column, descriptor (D,) or why there is none) of each item of some views, as it comes;
+    an unreadable view is there at one of its columns at least.
+
+    todo: the views. read: the pixels of one. done: (V, Q), what isn't described again.
+    """
+    rows_of = views.rows()
+    compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
+    for v, s, result in by_shape(
+        read,
+        partial(_expected_shape, views),
+        todo,
+        description.scales,
+        compute,
+        network.device,
+        done=done,
+        batch_size=batch_size,
+        workers=workers,
+        advance=advance,
+        say=say,
+    ):
+        column = int(views.region_V[v]) * len(description.scales) + s
+        for i in rows_of(v):
+            yield i, column, result
 
 
 def _expected_shape(views: Views, v: int) -> tuple[int, int] | None:
@@ -294,20 +328,20 @@ class _Advance:
             )
 
 
-class _Reader:
+class Reader:
     """Reads images, and tells one that is missing from a disk or share that has gone away."""
 
-    def __init__(self, views: Views, seen: Look, step: int) -> None:
-        self._items, self._file = views.items, views.file_V
-        self._step = step  # this process reads every so many-th image
+    def __init__(self, views: Views, seen: Iterable[int] = (), step: int = 1) -> None:
+        """seen: views that could be read. step: this process reads every so many-th image."""
+        self._items, self._file, self._step = views.items, views.file_V, step
         self._missing: set[int] = set()
         # One that could be read, of each folder and of all: part of a data set may lie on a share
         # of its own.
         self._good: dict[Path | None, Path] = {}
-        for i in seen.shapes:
+        for i in seen:
             self._note(self._items.source(i))
 
-    def _note(self, source: Path | np.ndarray) -> None:
+    def _note(self, source: Path | np.ndarray | bytes) -> None:
         if isinstance(source, Path):
             self._good[source.parent] = self._good[None] = source
 

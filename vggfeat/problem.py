@@ -5,6 +5,7 @@ N images, D descriptor length, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,7 @@ class Problem:
     splits: dict[str, np.ndarray]
     readable: np.ndarray
     protocol: str
-    names: list[str]
+    names: Sequence[str]
     total: int | None = None
     seen: np.ndarray | None = None
     same: np.ndarray | None = None

@@ -509,7 +509,7 @@ def _map(features: Sequence[Features], model: Model | None, results: Results) ->
     else:
         groups, names = (first.labels[picked] == 1).argmax(axis=1), first.classes
     titles = [
-        first.names[row] + ("" if first.labels is None else f": {names[g]}")
+        first.names[int(row)] + ("" if first.labels is None else f": {names[g]}")
         for row, g in zip(picked, groups, strict=True)
     ]
     shown = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,23 @@ class Description:
         return record
 
 
+def differences(there: Description, here: Description) -> Iterator[str]:
+    """What one description has otherwise than another, each in a few words; the same weights may
+    have moved.
+    """
+    names = {"fingerprint": "other weights, sha256", "pool": "max-pooling"}
+    for key, wanted in asdict(here).items():
+        found = asdict(there)[key]
+        if key != "weights" and found != wanted:
+            yield f"{names.get(key, key)} {_short(found)}, not {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12]
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 class _Facts(TypedDict):
     dataset: str
     protocol: str
@@ -113,8 +131,8 @@ class Features:
     attributes: all facts in the file.
     """
 
-    path: Path
-    names: list[str]
+    path: Path | str
+    names: Sequence[str]
     labels: np.ndarray | None
     classes: list[str]
     splits: dict[str, np.ndarray]
@@ -194,7 +212,7 @@ class Features:
 
     def _read(self, rows: np.ndarray, columns: list[int], made: np.ndarray | None) -> None:
         with (
-            open_file(self.path, FORMAT, FORMAT_VERSION, unfinished=True) as file,
+            open_file(Path(self.path), FORMAT, FORMAT_VERSION, unfinished=True) as file,
             damaged(self.path),
         ):
             if file.number != self.number:
@@ -258,7 +276,7 @@ def row_status(status_NQ: np.ndarray) -> np.ndarray:
     ).astype(np.uint8)
 
 
-def open_features(path: str | os.PathLike[str], layer: str | None = None) -> Features:
+def open_feature_file(path: str | os.PathLike[str], layer: str | None = None) -> Features:
     """Open a feature file. layer: which one to read of a file with several.
 
     Raises VggfeatError when it isn't one, is damaged or half-written, or doesn't have the layer.

@@ -18,7 +18,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +40,7 @@ from vggfeat.store import (
     UNREADABLE,
     Description,
     Facts,
+    differences,
     read_features,
     read_rows,
     read_seconds,
@@ -67,11 +67,13 @@ def stamp(source: Any) -> Stamp:
     """Bytes, times of change (content, entry) in ns and CRC-32 of an image: to notice that another
     is in its place.
 
-    A path, or an array (whose times are 0); zeros if it is no file. Raises OSError where it can't
-    be read.
+    A path; or an array, or the bytes of a file, whose times are 0. Zeros if it is no file. Raises
+    OSError where it can't be read.
     """
     if isinstance(source, np.ndarray):
         return source.nbytes, 0, 0, zlib.crc32(np.ascontiguousarray(source).data)
+    if isinstance(source, bytes):
+        return len(source), 0, 0, zlib.crc32(source)
     if not stat.S_ISREG(os.stat(source).st_mode):
         return 0, 0, 0, 0
     with open(source, "rb") as file:
@@ -139,9 +141,12 @@ class FeatureWriter:
         facts: dict[str, Any] | None = None,
         overwrite: bool = False,
         retry: bool = False,
+        images_here: bool = True,
         say: Callable[[str], None] = lambda line: None,
     ) -> FeatureWriter:
-        """The file as of a job, begun, or gone on with, or taken back; see the class."""
+        """The file as of a job, begun, or gone on with, or taken back; see the class. images_here:
+        whether they can be held against what is known of them, where it is gone on with.
+        """
         began, path = time.monotonic(), behind_link(path)
         if bad := [name for name in items.names if "\0" in name]:
             raise VggfeatError(
@@ -152,7 +157,7 @@ class FeatureWriter:
             raise VggfeatError(f"{path} {EXISTS}")
         if not path.parent.is_dir():
             raise VggfeatError(f"there is no folder {path.parent} to write {path.name} in")
-        job = _Job(items, description, dim, np.dtype(dtype), facts or {})
+        job = _Job(items, description, dim, np.dtype(dtype), facts or {}, images_here)
         make = partial(cls, path=path, say=say, first=True, replaces=overwrite, began=began)
         if finished and retry:
             return _taken_back(path, job, say, make)
@@ -190,25 +195,18 @@ class FeatureWriter:
         still the same. image: its number among the images; its row's, unless rows are boxes.
         """
         with suppress(OSError, ValueError):  # what is wrong with it is told by who decodes it
-            self._stamps[image] = stamp(source)
+            self.note_stamp(image, stamp(source))
+
+    def note_stamp(self, image: int, its: Stamp) -> None:
+        """As `note_source`, by what is known of the image's file."""
+        self._stamps[image] = its
 
     def write(self, row: int, scale: int, descriptor_D: np.ndarray) -> None:
         """Keep the descriptor of a row at its scale-th Q; it reaches the file with the next
         flush.
         """
-        target = self._places["descriptors"].dtype
-        with np.errstate(over="ignore"):
-            stored = descriptor_D.astype(target)
-        if not np.isfinite(stored).all():
-            raise VggfeatError(
-                f"row {row} has descriptors beyond the range of {target}; "
-                + (
-                    "give `store` float32 and `overwrite`"
-                    if target == np.float16
-                    else "the weights are not usable"
-                )
-            )
-        self._values[row, scale] = stored
+        dtype, again = self._places["descriptors"].dtype, " and `overwrite`"
+        self._values[row, scale] = stored(descriptor_D, dtype, f"row {row}", again)
         self._flush_if_due()
 
     def fail(self, row: int, why: str) -> None:
@@ -253,7 +251,7 @@ class FeatureWriter:
         for row, why in self._failures.items():
             for scale in range(self.described.shape[1]):
                 self._put_descriptor(row, scale, nothing)
-            self._put("errors", row, _cut(why))
+            self._put("errors", row, cut_reason(why).encode())
         for (row, scale), value in self._values.items():
             self._put_descriptor(row, scale, value)
         for row in {row for row, _ in self._values}:
@@ -413,6 +411,20 @@ class FeatureWriter:
             self._close()
 
 
+def stored(descriptor_D: np.ndarray, dtype: np.dtype, where: str, again: str) -> np.ndarray:
+    """A row's descriptor as it is kept. again: how to keep it otherwise. Raises VggfeatError, which
+    begins with `where`, where the type can't hold it.
+    """
+    with np.errstate(over="ignore"):
+        values_D: np.ndarray = descriptor_D.astype(dtype)
+    if not np.isfinite(values_D).all():
+        remedy = (
+            f"give `store` float32{again}" if dtype == np.float16 else "the weights are not usable"
+        )
+        raise VggfeatError(f"{where} has descriptors beyond the range of {dtype}; {remedy}")
+    return values_D
+
+
 def behind_link(path: str | os.PathLike[str]) -> Path:
     """What is written where a caller says `path`: through a link, the file behind it, as by
     `files.whole`.
@@ -562,7 +574,9 @@ def _refuse_others(file: hdf5.File, job: _Job) -> None:
     there to tell.
     """
     _refuse_version(file)
-    difference = next(_differences(file, job), "") or _changed_image(file, job)
+    difference = next(_differences(file, job), "")
+    if not difference and job.images_here:
+        difference = _changed_image(file, job)
     if difference:
         raise VggfeatError(f"{file.path} was begun with {difference}")
 
@@ -600,8 +614,10 @@ class _Job:
         dim: int,
         dtype: np.dtype,
         facts: dict[str, Any],
+        images_here: bool = True,
     ) -> None:
         self.items, self.description, self.dim, self.dtype = items, description, dim, dtype
+        self.images_here = images_here
         self.images, self.image_N = items.by_file()
         self.facts = {
             "dataset": items.dataset,
@@ -661,8 +677,9 @@ def _refuse_version(file: hdf5.File) -> None:
         raise VggfeatError(f"{file.path} is no feature file of version {FORMAT_VERSION}")
 
 
-def _cut(text: str) -> bytes:
-    return encode(text)[:REASON_BYTES].decode("utf-8", "ignore").encode()
+def cut_reason(text: str) -> str:
+    """As much of why an image is unreadable as a file keeps."""
+    return encode(text)[:REASON_BYTES].decode("utf-8", "ignore")
 
 
 def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
@@ -671,11 +688,7 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     """
     facts: Facts = file.document("facts", Facts)
     items = job.items
-    there, here = asdict(facts["description"]), asdict(job.description)
-    names = {"fingerprint": "other weights, sha256", "pool": "max-pooling"}
-    for key in here:
-        if key != "weights" and there[key] != here[key]:  # the same weights may have moved
-            yield f"{names.get(key, key)} {_short(there[key])}, not {_short(here[key])}"
+    yield from differences(facts["description"], job.description)
     stored = file.arrays["descriptors"]
     if stored.dtype != job.dtype:
         yield f"`store` {stored.dtype}, not {job.dtype}"
@@ -734,12 +747,6 @@ def _changed_image(file: hdf5.File, job: _Job) -> str:
                 " same command goes on"
             ) from error
     return ""
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, str) and len(value) == 64:
-        return value[:12]
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _same(source: Any, there: Stamp) -> bool:

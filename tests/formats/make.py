@@ -3,6 +3,7 @@
     python -m tests.formats.make FOLDER         # what lies in version2
     python -m tests.formats.make FOLDER more    # what lies in version2/more, made later
     python -m tests.formats.make FOLDER centre  # what lies in version2/centre, made after that
+    python -m tests.formats.make FOLDER sets    # the sets of shards in version1
 
 A file of a released format is never made again: it is what users have. Who changes a format makes a
 folder for the new version, and leaves the old one, which must be read or converted, or be refused
@@ -11,11 +12,13 @@ in a sentence. Who finds a case that no file has adds a file, as `make_more` did
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,6 +219,26 @@ def draw(folder: Path, parts: dict[str, int], classes: Sequence[str] = ("ant", "
                 (folder / part / name / f"{i}.ppm").write_bytes(b"P6 40 36 255\n" + rows)
 
 
+def make_sets(folder: Path) -> None:
+    """Sets of shards: of images in a folder, and of two tars, into a folder that there isn't."""
+    folder.mkdir()
+    draw(Path("images"), {"train": 6, "val": 2})
+    Path("images/train/ant/6.ppm").touch()  # can't be read
+    for part in ("train", "val"):
+        with tarfile.open(f"{part}.tar", "w") as tar:
+            for path in sorted(Path("images", part).rglob("*.ppm")):
+                told = tarfile.TarInfo(f"{path.parent.name}{path.stem}.cls")
+                told.size = len(path.parent.name)
+                tar.add(path, f"{path.parent.name}{path.name}")
+                tar.addfile(told, io.BytesIO(path.parent.name.encode()))
+    described = ["--weights", "random:A,width=0.015625,crop=32", *CPU, "--scales", "32,40"]
+    rows = ["--shard-rows", "8", "--store", "float16"]
+    for dataset, root, more in (("imagenet", "images", rows), ("webdataset", "*.tar", [])):
+        words = ["--dataset", dataset, "--root", root, "--out", f"{dataset}.set/"]
+        run("vggfeat", "extract", *words, *described, *more)
+        shutil.copytree(f"{dataset}.set", folder / f"{dataset}.set")
+
+
 def make_more(folder: Path) -> None:
     """What `make` has none of, into a folder that there isn't: a recipe of one's own, a run that
     was interrupted, features without labels, with random splits and with several labels an image;
@@ -277,7 +300,7 @@ def make_centre(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    makers = {"more": make_more, "centre": make_centre}
+    makers = {"more": make_more, "centre": make_centre, "sets": make_sets}
     target = Path(sys.argv[1]).absolute()
     with tempfile.TemporaryDirectory() as room:
         os.chdir(room)

@@ -34,8 +34,8 @@ from tests.pretrain.conftest import (
     write_boxes,
 )
 from vggfeat import cli
+from vggfeat.features import open_features
 from vggfeat.sources import load
-from vggfeat.store import open_features
 
 
 @pytest.fixture

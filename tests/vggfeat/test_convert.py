@@ -20,9 +20,9 @@ from pretrain.kept import KeptPosteriors
 from vggfeat import cli
 from vggfeat.convert import KINDS, convert
 from vggfeat.errors import VggfeatError
+from vggfeat.features import open_features
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
-from vggfeat.store import open_features
 
 from ..conftest import HANG, Command, python_that_runs
 

@@ -368,7 +368,9 @@ def test_unreadable_images_are_listed_and_left_out(
     # rows stay where they are; what is readable is as without its bad neighbours
     clean, dirty = vggfeat.open_features(extracted), vggfeat.open_features(features)
     assert dirty.shape == (29, 2, 512)
-    assert [dirty.names[i] for i in np.flatnonzero(~dirty.readable)] == [f"red/{n}" for n in BAD]
+    assert [dirty.names[i] for i in np.flatnonzero(~dirty.readable).tolist()] == [
+        f"red/{n}" for n in BAD
+    ]
     assert np.isnan(dirty.descriptors[~dirty.readable]).all()
     assert [n for n, good in zip(dirty.names, dirty.readable, strict=True) if good] == clean.names
     assert_same_descriptors(dirty.descriptors[dirty.readable], clean.descriptors)

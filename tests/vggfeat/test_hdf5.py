@@ -22,10 +22,11 @@ from pretrain.kept import KeptPosteriors, Posteriors
 from vggfeat import hdf5
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.features import open_features
 from vggfeat.hdf5 import column, open_file, write_file
 from vggfeat.model import Model, open_model, save_model
 from vggfeat.results import Scored
-from vggfeat.store import Description, open_features
+from vggfeat.store import Description
 from vggfeat.writer import FeatureWriter
 
 PART = Description(

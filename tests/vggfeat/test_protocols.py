@@ -279,7 +279,7 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
         uneven,
         X=uneven.X[keep],
         labels=uneven.labels[keep],
-        names=[uneven.names[i] for i in keep],
+        names=[uneven.names[i] for i in keep.tolist()],
         readable=uneven.readable[keep],
         splits={name: np.flatnonzero(np.isin(keep, rows)) for name, rows in uneven.splits.items()},
     )

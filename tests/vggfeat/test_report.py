@@ -22,10 +22,11 @@ from vggfeat import cli, datasets, metrics, report
 from vggfeat.aggregate import POOLINGS
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.features import open_features
 from vggfeat.model import Model
 from vggfeat.report import _plane
 from vggfeat.results import Scored, results_from, summary
-from vggfeat.store import Description, Features, open_features
+from vggfeat.store import Description, Features
 from vggfeat.writer import FeatureWriter
 
 from ..conftest import Command, photograph
@@ -163,7 +164,7 @@ class _Check(HTMLParser):
 def test_everything_is_on_the_page(three: Three, tmp_path: Path) -> None:
     features, model, results = three
     pixels = np.stack([photograph(i, 40, 50) for i in range(30)])
-    items = Items("folder", "single-label", Path(), features.names, None, [], images=pixels)
+    items = Items("folder", "single-label", Path(), list(features.names), None, [], images=pixels)
     page, left_out = write_report(results, [features], model, items)
     _Check(page)
     assert left_out == []
@@ -385,7 +386,7 @@ def test_images_that_are_gone_or_broken_keep_their_place(three: Three, tmp_path:
     for i in range(0, 30, 2):
         Image.fromarray(photograph(i, 40, 50)).save(tmp_path / f"{i:04d}.jpg")
     (tmp_path / "0002.jpg").write_bytes(b"no image")
-    items = Items("folder", "unlabelled", tmp_path, features.names, None, [])
+    items = Items("folder", "unlabelled", tmp_path, list(features.names), None, [])
     page, left_out = write_report(results, [features], model, items)
     assert left_out == ["7 thumbnails: the images can't be read any more"]
     assert sections(page)["images"].count("<img") == 12 - 7
@@ -483,7 +484,7 @@ def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(
     more = features_of(
         tmp_path / "m.h5", np.append(labels[:1], labels), features.classes, ["new.jpg", *names]
     )
-    others = features_of(tmp_path / "o.h5", labels[::-1].copy(), features.classes, names)
+    others = features_of(tmp_path / "o.h5", labels[::-1].copy(), features.classes, list(names))
     pictures = dataclasses.replace(features, crc32=np.arange(30, dtype=np.uint32) + 1)
     for file in (more, others, pictures):
         for given in ((results, None), (None, model), (results, model)):
@@ -491,7 +492,7 @@ def test_rows_that_have_shifted_are_refused_and_what_does_not_tell_is_said(
                 VggfeatError, match="it has other images, labels or splits; give the one"
             ):
                 write_report(given[0], [file], given[1], None)
-    again = features_of(tmp_path / "again.h5", labels, features.classes, names)
+    again = features_of(tmp_path / "again.h5", labels, features.classes, list(names))
     assert write_report(results, [again], model, None, "gone")[1] == ["thumbnails: gone"]
     elsewhere = {**results, "features": [{**results["features"][0], "rows": "ef" * 32}]}
     with pytest.raises(VggfeatError, match=r"of two runs: they have other feature files \(rows\)"):

@@ -10,8 +10,8 @@ import pytest
 
 from vggfeat import cli, hdf5
 from vggfeat.errors import VggfeatError
+from vggfeat.features import open_features
 from vggfeat.hdf5 import column, document, open_file, write_file
-from vggfeat.store import open_features
 
 from ..conftest import Command
 from .test_hdf5 import PART, crafted, features_at, refused
@@ -129,15 +129,16 @@ def test_a_file_that_is_replaced_after_it_was_opened_is_not_mixed_up(tmp_path: P
 
 def test_a_descriptor_that_changed_on_the_disk_is_found(tmp_path: Path, run_main: Command) -> None:
     """Descriptors have checksums of their own, which opening a file doesn't read."""
-    features = open_features(features_at(tmp_path / "f.h5"))
-    assert run_main(cli.main, "info", features.path, "--verify").status == 0
-    with open_file(features.path, "vggfeat-features", 2) as file:
+    path = features_at(tmp_path / "f.h5")
+    features = open_features(path)
+    assert run_main(cli.main, "info", path, "--verify").status == 0
+    with open_file(path, "vggfeat-features", 2) as file:
         at = file.arrays["descriptors"].at + 2 * file.arrays["descriptors"].row_bytes
-    raw = bytearray(features.path.read_bytes())
+    raw = bytearray(path.read_bytes())
     raw[at] ^= 1
-    features.path.write_bytes(raw)
-    assert run_main(cli.main, "info", features.path).status == 0
-    ran = run_main(cli.main, "info", features.path, "--verify")
+    path.write_bytes(raw)
+    assert run_main(cli.main, "info", path).status == 0
+    ran = run_main(cli.main, "info", path, "--verify")
     assert ran.status == 1 and "descriptors other than written: 1, first that of" in ran.err
     assert features.read(rows=slice(0, 2)).shape == (2, 2, 8)
     with pytest.raises(

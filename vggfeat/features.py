@@ -1,0 +1,22 @@
+"""What was described, opened: a feature file (`store`), or a set of shards as if it were one."""
+
+from __future__ import annotations
+
+import os
+
+from vggfeat.checked import path_of
+from vggfeat.place import is_url
+from vggfeat.store import Features, open_feature_file
+
+
+def open_features(path: str | os.PathLike[str], layer: str | None = None) -> Features:
+    """Open a feature file, or a sealed set of shards: a folder, or a URL. layer: which one to read
+    of several.
+
+    Raises VggfeatError when it is neither, is damaged or half-written, or doesn't have the layer.
+    """
+    if isinstance(path, str | os.PathLike) and (is_url(path) or os.path.isdir(path)):
+        from vggfeat.shards.sharded import open_set  # which takes pyarrow
+
+        return open_set(path, layer)
+    return open_feature_file(path_of(path, "a feature file"), layer)

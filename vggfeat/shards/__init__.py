@@ -1,0 +1,1 @@
+"""Sets of shards: descriptions too large for one file or one machine."""

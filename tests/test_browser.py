@@ -116,7 +116,7 @@ def a_report(folder: Path, K: int, images: int) -> Path:
     model = model_of(classes, {"test": Scored(rows, scores)}, results)
     pixels = np.stack([photograph(i, 40, 50) for i in range(images)]) if images else None
     items = Items(
-        "folder", "single-label", folder, features.names[:images], None, [], images=pixels
+        "folder", "single-label", folder, list(features.names[:images]), None, [], images=pixels
     )
     page, _ = write_report(
         results, [features], model, items if images else None, "the images are not at hand"

@@ -41,9 +41,10 @@ NET = "random:A,width=0.125,crop=32"
 OPTIONS = {
     "vggfeat extract": (
         """--dataset --root --net --weights --layer --scales --mirror --no-mirror --regions
-        --max-pool --store --out --batch-size --device --precision --workers --limit --download
-        --dry-run --overwrite --retry --json --debug"""
+        --max-pool --store --out --engine --shard-rows --address --batch-size --device --precision
+        --workers --limit --download --dry-run --overwrite --retry --json --debug"""
     ),
+    "vggfeat merge": "features --out --overwrite --debug",
     "vggfeat svm": (
         """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver
         --device --workers --overwrite --json --ledger --debug"""
@@ -294,8 +295,32 @@ WRONG = {
     "vggfeat extract --dataset folder --out a --json a --dry-run": "are one file",
     "vggfeat extract --dataset folder --root a --out a": "--out a is what the command reads",
     "vggfeat extract --dataset imagenet --download": "leave out --download",
+    "vggfeat extract --dataset folder --engine ray": "--engine is for a set of shards: give --out",
+    "vggfeat extract --dataset folder --shard-rows 9": "--shard-rows is for a set of shards",
+    "vggfeat extract --dataset folder --out s/ --address auto": "give --engine ray",
+    "vggfeat extract --dataset folder --out s/ --overwrite": "a shard that is there stays",
+    "vggfeat extract --dataset folder --out s/ --retry": "a shard that is there stays",
+    "vggfeat extract --dataset folder --out s/ --engine slurm": "for a task of a job array: sbatch",
+    "vggfeat extract --dataset folder --out s/ --engine slurm --workers 2": "leave out --workers",
+    "vggfeat extract --dataset folder --out s/ --engine dask": "--engine",
+    "vggfeat extract --dataset folder --out s/ --shard-rows 0": "--shard-rows",
+    f"vggfeat extract --dataset webdataset --root 0.tar --weights {NET}": "into a set of shards",
+    f"vggfeat extract --dataset webdataset --root 0.tar --weights {NET} --out s/ --dry-run": (
+        "--dry-run looks at images' headers here: leave it out"
+    ),
+    f"vggfeat extract --dataset webdataset --root 0.tar --weights {NET} --out s/ --shard-rows 9": (
+        "each file of images is a shard: leave out --shard-rows"
+    ),
+    f"vggfeat extract --dataset webdataset --root 0.tar --weights {NET} --out s/ --limit 9": (
+        "--limit counts images"
+    ),
+    "vggfeat extract --dataset caltech101 --root s3://b --download": (
+        "into a folder of this machine"
+    ),
+    "vggfeat merge s": "--out",
+    "vggfeat merge --out f.h5": "missing argument 'set'",
     "vggfeat svm": "--features",
-    "vggfeat svm --features f.h5 --features ./f.h5": "--features f.h5 is given twice",
+    "vggfeat svm --features f.h5 --features ./f.h5": "--features ./f.h5 is given twice",
     "vggfeat svm --features f.h5 --out a --json a": "--out and --json are one file, a",
     "vggfeat svm --features f.h5 --out a --submission a": "--out and --submission are one file",
     "vggfeat svm --features f.h5 --ledger f.h5": "--ledger f.h5 is what the command reads",

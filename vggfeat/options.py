@@ -86,7 +86,11 @@ Workers = Annotated[
     int | None,
     Option(
         min=1,
-        help="Threads that read, decode and rescale images; default: as many as there are cores.",
+        help=(
+            "Threads that read, decode and rescale images; default: as many as there are cores. Of"
+            " a set of shards (--out DIR/): processes that describe, default one a device; with"
+            " Ray: tasks at once."
+        ),
         show_default=False,
     ),
 ]

@@ -276,7 +276,8 @@ def content(path: Path) -> Any:
     isn't whole.
     """
     from vggfeat import hdf5
-    from vggfeat.store import FORMAT, open_features
+    from vggfeat.features import open_features
+    from vggfeat.store import FORMAT
 
     if path.is_dir():
         return None

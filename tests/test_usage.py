@@ -300,7 +300,7 @@ WRONG = {
     "vggfeat extract --dataset folder --out s/ --address auto": "give --engine ray",
     "vggfeat extract --dataset folder --out s/ --overwrite": "a shard that is there stays",
     "vggfeat extract --dataset folder --out s/ --retry": "a shard that is there stays",
-    "vggfeat extract --dataset folder --out s/ --engine slurm": "for a task of a job array: sbatch",
+    "vggfeat extract --dataset folder --out s/ --engine slurm": "task of a job array: `sbatch",
     "vggfeat extract --dataset folder --out s/ --engine slurm --workers 2": "leave out --workers",
     "vggfeat extract --dataset folder --out s/ --engine dask": "--engine",
     "vggfeat extract --dataset folder --out s/ --shard-rows 0": "--shard-rows",

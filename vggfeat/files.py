@@ -235,7 +235,7 @@ def check_outputs(
     refuse_inputs({**files, **texts, **folders}, inputs)
     seen: dict[str, Path] = {}
     for source in inputs:  # a set of shards is one thing
-        if source is not None and (source / "plan.json").is_file():
+        if source is not None and os.path.isfile(source / "plan.json"):
             refuse_inside({**files, **own, **folders}, source)
     for option, path in [*files.items(), *texts.items(), *folders.items()]:
         if path is None or (option in texts and _is_stream(_stat(path))):

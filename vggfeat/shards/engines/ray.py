@@ -64,10 +64,10 @@ def run(
                 continue
             yield Failed(**answer) if "why" in answer else Facts(**answer)
     finally:
-        for left in running:
-            ray.cancel(left, force=True)
         if started:
             ray.shutdown()
+        for left in running if not started else ():
+            ray.cancel(left)  # by force, Ray now and then aborts this process, too
 
 
 def _ray() -> Any:
@@ -76,7 +76,7 @@ def _ray() -> Any:
         import ray.exceptions
     except ImportError as error:
         raise VggfeatError(
-            f"--engine ray needs Ray ({error}): pip install 'vggfeat[cloud,ray]'"
+            f"`engine` ray needs Ray ({error}): pip install 'vggfeat[cloud,ray]'"
         ) from error
     return ray
 

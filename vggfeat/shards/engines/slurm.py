@@ -19,8 +19,8 @@ def place_in_array() -> tuple[int, int]:
     told = [os.environ.get(f"SLURM_ARRAY_TASK_{key}", "") for key in ("ID", "MIN", "STEP", "COUNT")]
     if not all(text.isdecimal() for text in told):
         raise WrongUsage(
-            "--engine slurm is for a task of a job array: sbatch --array=0-63 --requeue --wrap"
-            " 'vggfeat extract ... --engine slurm'"
+            "`engine` slurm is for a task of a job array: `sbatch --array=0-63 --requeue --wrap"
+            " 'vggfeat extract ... --engine slurm'`"
         )
     number, first, step, count = map(int, told)
     return (number - first) // max(1, step), max(1, count)

@@ -30,7 +30,7 @@ def test_a_task_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     array(monkeypatch, ID="0", MIN="0", STEP="1", COUNT="64")
     assert place_in_array() == (0, 64)
     array(monkeypatch)
-    with pytest.raises(WrongUsage, match=r"is for a task of a job array: sbatch --array=0-63"):
+    with pytest.raises(WrongUsage, match=r"is for a task of a job array: `sbatch --array=0-63"):
         place_in_array()
 
 

@@ -89,8 +89,8 @@ def _made(place: Place, folder: Path, endings: tuple[str, ...]) -> tuple[str, ..
     if not odd:
         return ()
     return (
-        f"{len(odd):,} keys are left out, such as {odd[0]!r}: they are spelt as no file's name is,"
-        " and a CSV file of URLs can list them",
+        f"left out: {len(odd):,} of the keys, such as {odd[0]!r}, spelt as no file's name is; a CSV"
+        " file of URLs can list them",
     )
 
 

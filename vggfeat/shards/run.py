@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from vggfeat.datasets import Items
@@ -21,9 +20,9 @@ from vggfeat.shards.engines import local, ray, slurm
 from vggfeat.shards.engines.failed import Failed
 from vggfeat.shards.plan import SHARD_ROWS, Plan, missing_of, plan_of, settle, shard_name
 from vggfeat.shards.shard import Facts
-from vggfeat.shards.sharded import Seal, in_threads, listed, opened, seal
+from vggfeat.shards.sharded import in_threads, seal, unreadable_of
 from vggfeat.shards.worker import Work
-from vggfeat.store import UNREADABLE, Description
+from vggfeat.store import Description
 from vggfeat.versions import versions
 from vggfeat.weights import Network
 from vggfeat.writer import VERSIONS
@@ -90,15 +89,10 @@ def finish(
     sealed = seal(place, plan)
     unreadable: dict[str, str] = {}
     bad = [k for k, each in enumerate(sealed.shards) if each.unreadable]
-    for its in in_threads(lambda k: _unreadable(place, plan, sealed, k), bad):
+    for its in in_threads(lambda k: unreadable_of(place, plan, sealed, k), bad):
         unreadable |= its
     seconds = time.monotonic() - began
     rows = sealed.rows
-    if not rows:
-        raise VggfeatError(f"there is no image in the {plan.shards:,} files of {place.name}")
-    if len(unreadable) == rows:
-        name, why = next(iter(unreadable.items()))
-        raise VggfeatError(f"none of the {rows:,} images can be read, the first is {name}: {why}")
     here = min(here, rows)
     return Report(rows, sealed.seconds, unreadable, rows - here, seconds, here / max(seconds, 1e-9))
 
@@ -106,14 +100,6 @@ def finish(
 def _still(place: Place, failed: dict[int, str]) -> dict[int, str]:
     """Those that another task of the job hasn't described meanwhile."""
     return {k: why for k, why in failed.items() if place.size(shard_name(k)) is None}
-
-
-def _unreadable(place: Place, plan: Plan, sealed: Seal, k: int) -> dict[str, str]:
-    """Name -> reason of those of shard k."""
-    names = listed(place, plan, sealed, k).names
-    with opened(place, plan, k, sealed.shards[k].rows) as table:
-        reasons, status = table.texts("error"), table.array("status")
-    return {names[i]: reasons[i] for i in np.flatnonzero(status == UNREADABLE).tolist()}
 
 
 def _note(place: Place, failed: Failed) -> None:

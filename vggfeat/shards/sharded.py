@@ -120,6 +120,14 @@ def seal(place: Place, plan: Plan) -> Seal:
             " others tell: describe them into sets of their own"
         )
     made = Seal(plan.identity, seconds, shards, list(order) or in_order(found))
+    if not made.rows:
+        raise VggfeatError(f"there is no image in the {plan.shards:,} files of {place.name}")
+    if sum(each.unreadable for each in shards) == made.rows:
+        first = next(k for k, each in enumerate(shards) if each.rows)
+        name, why = next(iter(unreadable_of(place, plan, made, first).items()))
+        raise VggfeatError(
+            f"none of the {made.rows:,} images can be read, the first is {name}: {why}"
+        )
     place.put_new(SEAL, (json.dumps(asdict(made)) + "\n").encode())
     return read_seal(place, plan)
 
@@ -130,6 +138,14 @@ def in_threads(
     """What a function gives for each, in their order: a store is waited for, most of the time."""
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(function, shards)
+
+
+def unreadable_of(place: Place, plan: Plan, sealed: Seal, k: int) -> dict[str, str]:
+    """Name -> reason, of shard k's images that can't be read."""
+    names = listed(place, plan, sealed, k).names
+    with opened(place, plan, k, sealed.shards[k].rows) as table:
+        reasons, status = table.texts("error"), table.array("status")
+    return {names[i]: reasons[i] for i in np.flatnonzero(status == UNREADABLE).tolist()}
 
 
 def half_written(place: Place, plan: Plan, missing: Sequence[int]) -> str:

@@ -114,7 +114,7 @@ def test_keys_that_are_no_files_names(
     there |= dict.fromkeys(["a//3.jpg", "a/./4.jpg", "/5.jpg", "a/../6.jpg"], 1)
     odd = datasets.load("folder", "memory://bucket/data")
     assert odd.names == items.names
-    assert "4 keys are left out, such as '/5.jpg'" in odd.remarks[0]
+    assert "left out: 4 of the keys, such as '/5.jpg'" in odd.remarks[0]
     there["a/" + "x" * 300 + ".jpg"] = 1
     with pytest.raises(VggfeatError, match=r"can't be a file's name here \(File name too long\)"):
         datasets.load("folder", "memory://bucket/data")

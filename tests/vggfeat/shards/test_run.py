@@ -102,6 +102,7 @@ def test_no_image_at_all_is_an_error(tmp_path: Path) -> None:
     place, plan = made.begun(tmp_path / "set", 3)
     with pytest.raises(VggfeatError, match="none of the 4 images can be read, the first is c0/00"):
         finish(place, plan, engine(made, place, plan, {}, []), Told())
+    assert place.size("set.json") is None
 
 
 def test_rays_processes_are_told_whole_paths(

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Command
-from tests.vggfeat.shards.made import SCALES, Job, job, same
+from tests.vggfeat.shards.made import SCALES, Job, job, make_images, same
 from vggfeat import cli
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import extract
@@ -56,14 +56,17 @@ def equal(a: Features, b: Features) -> None:
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(shard_rows=st.integers(1, 13))
+@given(shard_rows=st.integers(1, 13), bad=st.sets(st.integers(0, 11), max_size=5))
 def test_a_set_is_the_file(
-    made: Job, one: Features, shard_rows: int, tmp_path_factory: pytest.TempPathFactory
+    made: Job, shard_rows: int, bad: set[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("set")
-    made.made(folder / "set", shard_rows)
+    its = Job(make_images(folder / "images", bad), made.network)
+    extract(its.items, its.network, folder / "one.h5", scales=SCALES, command="cmd", workers=1)
+    its.made(folder / "set", shard_rows)
     opened = open_features(folder / "set")
-    equal(opened, one)
+    assert len(opened.errors) == len(bad)
+    equal(opened, open_features(folder / "one.h5"))
     # merging copies bits
     assert merge(folder / "set", folder / "merged.h5")[0] == 12
     merged = open_features(folder / "merged.h5")

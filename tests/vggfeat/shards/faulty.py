@@ -62,7 +62,7 @@ class FaultyFileSystem(MemoryFileSystem):  # type: ignore[misc]
 
     def ls(self, path: str, detail: bool = True, **k: Any) -> Any:
         found = super().ls(path, detail=detail, **k)
-        if not FAULTS.late:
+        if not FAULTS.late or "/photos" in path:  # what is there for long is listed
             return found
         names = {each["name"] if detail else each for each in found}
         known = FAULTS.known.setdefault(path, set())

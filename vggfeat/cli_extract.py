@@ -216,7 +216,7 @@ def extract_command(
     )
     from vggfeat.describe import description_of
     from vggfeat.extract import extract
-    from vggfeat.look import foreword, look
+    from vggfeat.look import Look, foreword
     from vggfeat.ranks import joined
     from vggfeat.regions import regions_of, views_of
     from vggfeat.sources import load, of_words, refuse_contradictions
@@ -268,8 +268,9 @@ def extract_command(
                 raise VggfeatError("a set of shards has processes of its own: leave out torchrun")
             for remark in items.remarks:
                 say(in_options(remark))
-            if items.url is None and not items.containers:
-                seen = look(views_of(items, described).items)
+            if not items.containers:
+                # who starts a set reads no image, since one may end the process that does
+                seen = Look(len(views_of(items, described)), 0, {}, {})
                 for what, words in foreword(items, seen, network, description, layer, qs):
                     say(in_options(f"{what}: {words}"))
             how = _settings(

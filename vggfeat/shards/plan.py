@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -142,7 +143,7 @@ def plan_of(
 ) -> Plan:
     """The plan of a job, which isn't written yet. Raises VggfeatError for too many shards."""
     labels = "none" if items.labels is None else "several" if items.labels.ndim == 2 else "one"
-    root = str(items.root.absolute()) if items.url is None else items.url
+    root = os.path.abspath(items.root) if items.url is None else items.url
     plan = Plan(
         FORMAT,
         VERSION,

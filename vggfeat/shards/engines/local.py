@@ -86,6 +86,7 @@ class _Worker(threading.Thread):
                     return
         finally:
             self.end()
+            self._let_go()
             self._done.put(None)
 
     def _described(self, k: int) -> bool:
@@ -147,7 +148,8 @@ class _Worker(threading.Thread):
         """Let the process go: it has been asked for nothing, or for what another can do."""
         with self._lock:  # a process is started before, or not at all
             self._ended = True
-            self._let_go()
+            if self._process is not None:
+                self._process.kill()  # its thread sees that, and closes the pipes
 
     def _let_go(self) -> None:
         if self._process is not None:

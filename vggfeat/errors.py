@@ -74,3 +74,13 @@ def reason(error: BaseException) -> str:
     """Why a file can't be read or written, in a few words; libraries' own texts have many lines."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else " ".join(str(error).split())
+
+
+def not_read(where: str, kind: str, error: Exception) -> VggfeatError:
+    """What to raise where a library fails on a file: the system can't read it, as where a share
+    has gone; or it is of another kind, or damaged.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return VggfeatError(f"can't read {where}: {reason(error)}")
+    told = " ".join(str(error).split())[:160]
+    return VggfeatError(f"{where} is damaged, or no {kind} file ({told})")

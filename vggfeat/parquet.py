@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, not_read
 from vggfeat.place import place_of
 
 ROW_GROUP = 1024  # rows
@@ -192,10 +192,7 @@ def _asked(where: str, ask: Callable[[], Answer]) -> Answer:
     except (pa.ArrowException, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, VggfeatError):
             raise
-        if isinstance(error, OSError) and error.errno:  # of a share, say
-            raise VggfeatError(f"can't read {where}: {reason(error)}") from error
-        told = " ".join(str(error).split())[:160]
-        raise VggfeatError(f"{where} is damaged, or no Parquet file ({told})") from error
+        raise not_read(where, "Parquet", error) from error
 
 
 # --- files of others ------------------------------------------------------------------------------

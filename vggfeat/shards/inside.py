@@ -17,7 +17,7 @@ import numpy as np
 from vggfeat.datasets import Items
 from vggfeat.datasets.containers import columns_of, label_texts
 from vggfeat.datasets.folder import IMAGE_EXTENSIONS
-from vggfeat.errors import VggfeatError, reason
+from vggfeat.errors import VggfeatError, not_read
 from vggfeat.parquet import columns_of_file
 from vggfeat.place import place_of
 from vggfeat.shards.fetch import MOST_ALL, MOST_BYTES, as_objects
@@ -169,10 +169,7 @@ def _tar(file: BinaryIO, rows: _Rows) -> None:
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, VggfeatError):
             raise
-        if isinstance(error, OSError) and error.errno:  # of a share, say
-            raise VggfeatError(f"can't read {rows.where}: {reason(error)}") from error
-        told = " ".join(str(error).split())[:160]
-        raise VggfeatError(f"{rows.where} is damaged, or no tar file ({told})") from error
+        raise not_read(rows.where, "tar", error) from error
     close_sample()
 
 

@@ -114,8 +114,8 @@ def _note(place: Place, failed: Failed) -> None:
 class Settings:
     """Where shards are described, and how they are kept. engine: local, ray or slurm. processes: at
     once; 0: as many as there are devices. address: of a Ray cluster. device: of its workers; "": as
-    here. store: type of the stored
-    descriptors. weights: where they lie for the processes, if not where this one has them.
+    here. store: type of the stored descriptors. weights: where they lie for the processes, if not
+    where this one has them.
     """
 
     engine: str = "local"

@@ -562,7 +562,7 @@ def test_voc_class_without_positives_is_named() -> None:
 
 
 def test_fits_that_were_broken_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver, "MAX_STEPS", 1)
+    monkeypatch.setattr(solver, "MAX_STEPS", dict.fromkeys(solver.MAX_STEPS, 1))
     results = run(single_label(noise=0.5), C=[1.0, 128.0], loss="hinge").results.to_json()
     assert "C=128 (choosing C)" in results["not_converged"]
     assert "hinge" in results["solver"]

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.svm import LinearSVC
 
 from vggfeat import solver as solver_module
 from vggfeat import spaces
+from vggfeat.rows import Halves
 from vggfeat.solver import Solver
+from vggfeat.spaces import Examples
 
 LOSSES = ["squared_hinge", "hinge"]
 
@@ -65,9 +68,17 @@ CASES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture(params=["float32", "float64"])
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a solve begins in: as with many images, or as with few."""
+    if request.param == "float32":
+        monkeypatch.setattr(solver_module, "FEW", 0)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("case", CASES)
-def test_the_objective_is_liblinears(case: str, loss: str) -> None:
+def test_the_objective_is_liblinears(case: str, loss: str, precision: str) -> None:
     X, T = CASES[case]()
     solver = Solver(X)
     for C in (2.0**-7, 1.0, 2.0**7):
@@ -85,7 +96,7 @@ def test_the_objective_is_liblinears(case: str, loss: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("loss", LOSSES)
-def test_badly_scaled_features(loss: str) -> None:
+def test_badly_scaled_features(loss: str, precision: str) -> None:
     X, T = made(150, 12, 3)
     X = X * np.logspace(-3, 3, 12).astype(np.float32)
     found = Solver(X).solve(T, 1.0, loss=loss)
@@ -99,7 +110,7 @@ def test_badly_scaled_features(loss: str) -> None:
 @pytest.mark.parametrize("memory", [2e9, 0])
 @pytest.mark.parametrize("iterative", [False, True])
 def test_features_twelve_orders_apart_are_solved_or_said(
-    memory: float, iterative: bool, monkeypatch: pytest.MonkeyPatch
+    memory: float, iterative: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but the gap says whether a solution is one: no error of a factorisation, no NaN."""
     if iterative:
@@ -115,7 +126,7 @@ def test_features_twelve_orders_apart_are_solved_or_said(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_gap_is_a_bound(loss: str) -> None:
+def test_the_gap_is_a_bound(loss: str, precision: str) -> None:
     """What a loosely solved problem could still lose is at most its gap, and is not nothing."""
     X, T = made(200, 30, 4)
     solver = Solver(X)
@@ -126,7 +137,7 @@ def test_the_gap_is_a_bound(loss: str) -> None:
     assert (loose.gap <= 0.3).all()
 
 
-def test_a_warm_start_takes_fewer_steps_to_the_same_place() -> None:
+def test_a_warm_start_takes_fewer_steps_to_the_same_place(precision: str) -> None:
     X, T = made(200, 50, 4)
     solver = Solver(X)
     before = solver.solve(T, 4.0)
@@ -173,7 +184,7 @@ def test_a_problem_without_images_weighs_nothing(memory: float) -> None:
 
 
 @pytest.mark.parametrize("memory", [2e9, 0])
-def test_huge_values_are_refused(memory: float) -> None:
+def test_huge_values_are_refused(memory: float, precision: str) -> None:
     X, _ = made(40, 30, 2)
     for huge in ((X * np.float32(1e25)).astype(np.float32), X.astype(np.float64) * 1e200):
         with pytest.raises(ValueError, match="scale it"):
@@ -188,7 +199,7 @@ def test_twice_the_same() -> None:
 
 def test_what_it_could_not_reach_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     X, T = made(150, 60, 5)
-    monkeypatch.setattr(solver_module, "MAX_STEPS", 1)
+    monkeypatch.setattr(solver_module, "MAX_STEPS", dict.fromkeys(solver_module.MAX_STEPS, 1))
     assert (Solver(X).solve(T, 1e3).gap > 1e-5).any()
 
 
@@ -201,19 +212,20 @@ def test_half_precision_is_read_as_it_is() -> None:
     assert np.abs(a.objective / Solver(X).solve(T, 2.0, tol=1e-7).objective - 1).max() > 1e-6
 
 
-def test_products_in_float32_are_taken_again_where_they_are_too_rough() -> None:
+def test_what_float32_is_too_rough_for_is_solved_in_float64() -> None:
     rng = np.random.default_rng(0)
     # 1e6 a product, and 1 that tells two images apart
     X = (1000 + rng.normal(0, 1, (80, 120))).astype(np.float32)
     T = np.where(rng.random((80, 1)) < 0.5, 1, -1).astype(np.int8)
     solver = Solver(X)
     found = solver.solve(T, 1.0)
-    assert solver.space.precise  # type: ignore[attr-defined]
-    reference = Solver(X.astype(np.float64)).solve(T, 1.0)
+    assert isinstance(solver.space, Examples) and torch.float64 in solver.space.grams
+    assert found.gap[0] <= 1e-5
+    reference = Solver(X.astype(np.float64)).solve(T, 1.0, tol=1e-9)
     np.testing.assert_allclose(found.objective, reference.objective, rtol=1e-5)
 
 
-def test_a_start_near_the_solution() -> None:
+def test_a_start_near_the_solution(precision: str) -> None:
     X, T = made(300, 60, 4)
     part, whole = Solver(X[:150]), Solver(X)
     before = part.solve(T[:150], 8.0)
@@ -222,3 +234,32 @@ def test_a_start_near_the_solution() -> None:
         near = whole.solve(T, 8.0, loss=loss, near=(before.coef, before.intercept))
         np.testing.assert_allclose(near.objective, cold.objective, rtol=2e-5)
         assert near.steps.sum() < cold.steps.sum()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("length", [1.0, 30.0])
+def test_halves_find_what_float64_finds(loss: str, length: float) -> None:
+    """The way of a GPU, on the CPU: products of float16 with float32 sums."""
+    X, T = made(300, 40, 4)
+    X *= np.float32(length)
+    reference, by_halves = Solver(X.astype(np.float64)), Solver(X, memory=1e6, half=True)
+    assert isinstance(by_halves.rows.held[0], Halves)
+    for C in (2.0**-7, 1.0, 2.0**7):
+        a, b = reference.solve(T, C, loss=loss, tol=1e-7), by_halves.solve(T, C, loss=loss)
+        assert (b.gap <= 1e-5).all()
+        np.testing.assert_allclose(b.objective, a.objective, rtol=1e-5)
+
+
+def test_halves_of_features_beyond_float16() -> None:
+    """Columns far above what float16 holds, and far below; weights a class and an image."""
+    X, T = made(300, 20, 3)
+    X = X * np.logspace(-7, 7, 20).astype(np.float32)
+    X[:, 3] = 0
+    assert np.abs(X).max() > np.finfo(np.float16).max
+    weights = np.random.default_rng(0).uniform(0.5, 2, T.shape)
+    a, b = (
+        Solver(X, memory=1e6, half=half).solve(T, 1e-3, weights_NP=weights, tol=1e-3)
+        for half in (False, True)
+    )
+    assert (b.gap <= 1e-3).all()
+    np.testing.assert_allclose(b.objective, a.objective, rtol=1e-3)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from vggfeat import rows, spaces
 from vggfeat import solver as solver_module
-from vggfeat import spaces
 from vggfeat.solver import Solver
 from vggfeat.spaces import Examples, Features
 
@@ -57,7 +57,8 @@ def test_conjugate_gradients_and_blocks_and_parts_change_nothing(
     monkeypatch.setattr(spaces, "EXACT_COST", 0.0)
     monkeypatch.setattr(spaces, "GATHER_COST", np.inf)
     monkeypatch.setattr(spaces, "RANK", 12)
-    monkeypatch.setattr(spaces, "BLOCK_VALUES", 61 * 40)
+    monkeypatch.setitem(spaces.CACHED_VALUES, "cpu", 5 * 40)
+    monkeypatch.setitem(rows.BLOCK_VALUES, "cpu", 60 * 40)
     monkeypatch.setattr(solver_module, "STATE_BYTES", 2e9 / 300)
     parts = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)
     np.testing.assert_allclose(parts.objective, exact.objective, rtol=1e-7)

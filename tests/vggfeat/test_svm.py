@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 from vggfeat.metrics import mean_average_precision, mean_class_recall
-from vggfeat.solver import LOSSES
+from vggfeat.solver import LOSSES, MAX_STEPS
 from vggfeat.svm import SOLVERS, LinearSVM, LinearSVMCV
 
 
@@ -263,7 +263,7 @@ def test_score_leaves_unknown_pairs_out(blobs: tuple[np.ndarray, np.ndarray]) ->
 def test_not_converged_is_recorded_and_said_once(
     blobs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vggfeat.solver.MAX_STEPS", 1)
+    monkeypatch.setattr("vggfeat.solver.MAX_STEPS", dict.fromkeys(MAX_STEPS, 1))
     model = LinearSVM(C=1e4, loss="hinge")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

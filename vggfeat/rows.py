@@ -59,6 +59,9 @@ class Plain:
     def second(self) -> Tensor:
         return self.x.T @ self.x
 
+    def squares(self) -> Tensor:
+        return (self.x * self.x).sum(0)
+
     def sums(self) -> Tensor:
         return self.x.sum(0)
 
@@ -95,6 +98,10 @@ class Halves:
 
     def second(self) -> Tensor:
         return _mm(self.high.T, self.high) / self.scale[:, None] / self.scale
+
+    def squares(self) -> Tensor:
+        high = self.high.float()
+        return (high * high).sum(0) / self.scale / self.scale
 
     def sums(self) -> Tensor:
         return self.high.sum(0, dtype=torch.float32) / self.scale
@@ -298,6 +305,13 @@ class Rows:
             q = h(block.rows) * (block.times(W[:, :-1], rough=True) + W[:, -1:])
             total[:, :-1] += block.pull(q, rough=True)
             total[:, -1] += q.sum(1)
+        return self.of_all(total)
+
+    def squares(self) -> Tensor:
+        """(D,) sums of the squares of X's columns, float64 of what float32 holds."""
+        total = torch.zeros(self.D, dtype=torch.float64, device=self.device)
+        for block in self.blocks(torch.float32):
+            total += block.squares()
         return self.of_all(total)
 
     def second(self) -> Tensor:

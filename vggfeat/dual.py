@@ -3,7 +3,7 @@ near the margin.
 
 N images, D descriptor length, P problems. Of problem p the dual variables alpha maximise
 
-    sum_i alpha_i - 0.5 |sum_i t_i alpha_i x_i|^2 [- sum_i alpha_i^2 / 4 c_i],    0 <= alpha_i <= c_i
+    sum_i alpha_i - 0.5 |sum_i t_i alpha_i x_i|^2 [- sum_i alpha_i^2 / 4 c_i],  0 <= alpha_i <= c_i
 
 (the hinge; the squared hinge has the part in brackets, and no upper bound: its cap is infinite).
 With (w, b) = sum_i t_i alpha_i x_i the derivative is s_i = 1 - t_i (w x_i + b) [- alpha_i / 2 c_i],
@@ -34,7 +34,7 @@ from vggfeat.spaces import Products
 SWEEPS = 3
 BLOCK = 64  # images of a sweep whose products are read together
 ROUNDS = 12  # at most; three to six are enough
-LEAST, FREE_SHARE = 200, {True: 2.0, False: 1.2}  # images near a margin: at least, and to those free after the sweeps
+LEAST, FREE_SHARE = 200, 1.2  # images near a margin: at least, and to those free after the sweeps
 ITERATED = 10.0  # products with K, beside the curvature, that conjugate gradients take instead
 STEPS = 30  # of one problem in a box
 SHARP, SHARPEST, SHARPER = 8.0, 6e3, 2.5  # the hinge's curvature beside mean |x|^2; float32 factors
@@ -42,7 +42,6 @@ SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so 
 LENGTH = 0.1  # of the slope where a step begins: its end has so little
 ROUGH, ROUGHER = 1e-3, 3e-2  # gaps at which scores are computed anew, in float64
 CLOSER = 0.02  # of the gap: a box is solved to so much of what it was
-KEPT = 1 << 26  # products of images near margins that are kept for the next round
 
 
 def solve(
@@ -127,7 +126,7 @@ def _rounds(
     free = ((alpha > 0) & (alpha < cap)).sum(1)
     possible = torch.full((P,), True)
     if not hinge:
-        near = FREE_SHARE[hinge] * free
+        near = FREE_SHARE * free
         possible = near**3 + K.read * near**2 <= ITERATED * (1 + mean * c.amax(1)) * K.cost
     boxes = [_Box(K, T[p].float(), c[p], hinge, mean) for p in range(P)]
     steps, rough = torch.zeros(P, dtype=torch.int64), torch.ones(P, dtype=torch.bool)
@@ -162,8 +161,7 @@ class _Box:
 
     def __init__(self, K: Products, t: Tensor, c: Tensor, hinge: bool, mean: float) -> None:
         self.K, self.t, self.c, self.hinge = K, t, c, hinge
-        self.sharp = min(2 * float(c.max()), SHARP / mean)
-        self.sharpest = max(SHARPEST / mean, self.sharp)
+        self.blunt, self.sharpest = min(2 * float(c.max()), SHARP / mean), SHARPEST / mean
         self.M = torch.zeros(0, dtype=torch.int64)
         self.Q = torch.zeros(0, 0)
 
@@ -175,7 +173,7 @@ class _Box:
             chosen = free | ((s > 0) & (alpha < cap)) | ((s < 0) & (alpha > 0))
             chosen[self.M] = False
         else:
-            k = min(int(possible.sum()), max(LEAST, int(FREE_SHARE[self.hinge] * int(free.sum())) + 64))
+            k = min(int(possible.sum()), max(LEAST, int(FREE_SHARE * int(free.sum())) + 64))
             distance = torch.where(possible, s.abs() if self.hinge else -s, torch.inf)
             chosen = free | (distance <= distance.kthvalue(k)[0])
         new, m = (chosen & possible).nonzero()[:, 0], len(self.M)
@@ -194,6 +192,7 @@ class _Box:
         cap = c if hinge else torch.full_like(c, torch.inf)
         v, Qv = torch.zeros_like(c), torch.zeros_like(c)
         anchor = before if hinge else torch.zeros_like(c)
+        k = torch.full_like(c, self.blunt) if hinge else 2 * c
         best, least = before, float(proven(before, s_before, c, hinge)[1].sum())
 
         def at(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,7 +201,7 @@ class _Box:
             return a, G, (Q @ G.float()).double()
 
         for step in range(STEPS + 1):
-            k, s = torch.full_like(c, self.sharp) if hinge else 2 * c, s_before - Qv
+            s = s_before - Qv
             a, G, QG = at(z := k * s + anchor)
             gap = float(proven(a, s + QG, c, hinge)[1].sum())  # of alpha's own (w, b)
             if gap < least:
@@ -211,8 +210,7 @@ class _Box:
                 break
             half, rest = 0.5 * float(G @ QG), float(proven(a, s, c, hinge)[1].sum())
             if hinge and 2 * rest > enough and half <= SOLVED * (half + rest):
-                self.sharp, anchor = min(self.sharp * SHARPER, self.sharpest), a
-                k = torch.full_like(c, self.sharp)
+                k, anchor = (k * SHARPER).clamp(max=max(self.blunt, self.sharpest)), a
                 a, G, QG = at(z := k * s + anchor)
             inside = ((z > 0) & (z < cap)).nonzero()[:, 0]
             d, Qd = -G, -QG

@@ -68,15 +68,13 @@ LINE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # on the length of 
 LINE_STEPS = 40
 SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
 FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
-INNER = 0.5  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
+INNER = 0.8  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
 NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps stays where it is
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
 EASY = 1000.0  # curvature of the loss from which a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
-DUAL_PRODUCTS, NEAR_MARGIN = (
-    20.0,
-    600,
-)  # products with X, and images near the margin, of one problem
+DUAL_PRODUCTS = 20.0  # products with X that one problem takes by its dual
+NEAR_MARGIN = 0.25  # of the images, whose products with each other it needs
 STATE_BYTES = 80  # of an image in a problem that is being solved: targets, scores, directions
 
 
@@ -162,7 +160,8 @@ class Solver:
         """targets: 1, -1 or 0. C: (P,) or one number. weights: (N, P) or (N, 1), factors on C.
 
         start: the `state` of another solution over the same rows; near: coef (P, D) and intercept
-        (P,) of one over other rows, at about the same C.
+        (P,) of one over other rows, at about the same C. (It says little of the dual variables:
+        `dual` does without.)
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
         width = max(1, int(self.memory / (STATE_BYTES * max(1, self.rows.N))))
@@ -172,10 +171,12 @@ class Solver:
                 some = slice(first, first + width)
                 V = None if start is None else start[some]
                 problems = asked.some(some)
-                if near is not None:
+                if near is not None and self.products is None:
                     W = torch.from_numpy(np.hstack([near[0][some], near[1][some, None]]))
                     V = self._near(W.to(self.rows.device, self.dtype), problems)
-                solve = self._solve if self.products is None else self._by_duals
+                # from near, Newton's steps are fewest; of the hinge they never are few
+                by_duals = self.products is not None and (V is None or problems.hinge)
+                solve = self._by_duals if by_duals else self._solve
                 parts.append(solve(problems, tol, V))
         w, scores, gap, objective, steps = (
             torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(5)
@@ -200,8 +201,6 @@ class Solver:
 
     def _near(self, W: Tensor, problems: Problems) -> Tensor:
         asked, F = problems.of(self.dtype), self.rows.scores(W)
-        if self.products is not None:
-            return asked.moved(F)
 
         def full(rows: slice) -> Tensor:
             at = asked.at(rows, F[:, rows])
@@ -235,8 +234,8 @@ class Solver:
         return w, scores, gap, objective, steps, V
 
     def _by_duals(self, problems: Problems, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
-        """The same by `dual`; a state is alpha, infinite at its cap, which is another for another
-        C.
+        """The same by `dual`. The hinge's state is alpha, infinite at its cap: that is another for
+        another C.
         """
         assert self.products is not None
         rows, T = self.rows, problems.T
@@ -248,12 +247,12 @@ class Solver:
         asked = replace(problems, alpha=alpha)
         V = self.space.pull(lambda part: T[:, part] * alpha[:, part], alpha)
         w, scores, gap, objective = self._measured(asked, V)
-        alpha = self._finished(asked, V, tol, w, scores, gap, objective, steps)[1]
-        if problems.hinge:
-            for part in cached(rows.N, alpha):
-                at_cap = alpha[:, part] >= problems.costs(part)
-                alpha[:, part][at_cap] = torch.inf
-        return w, scores, gap, objective, steps, alpha.float()
+        V, alpha = self._finished(asked, V, tol, w, scores, gap, objective, steps)
+        if not problems.hinge:
+            return w, scores, gap, objective, steps, V.to(self.dtype)
+        for part in cached(rows.N, alpha):
+            alpha[:, part][alpha[:, part] >= problems.costs(part)] = torch.inf
+        return w, scores, gap, objective, steps, alpha.to(self.dtype)
 
     def _finished(
         self,
@@ -322,7 +321,7 @@ class Solver:
 
 def _pays(N: int, D: int, solves: float) -> bool:
     """Whether the Gram matrix of (N, D) costs fewer multiplications than it spares."""
-    near = min(N, NEAR_MARGIN)
+    near = NEAR_MARGIN * N
     with_it = N**2 * D / 2 + solves * DUAL_PRODUCTS / 2 * N**2
     return with_it <= solves * (DUAL_PRODUCTS * N * D + near**2 * D)
 

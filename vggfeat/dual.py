@@ -31,7 +31,7 @@ from torch import Tensor
 from vggfeat.losses import Problems, proven
 from vggfeat.spaces import Products
 
-SWEEPS = 3
+SWEEPS = {True: 3, False: 1}  # from zero, or from a start
 BLOCK = 64  # images of a sweep whose products are read together
 ROUNDS = 12  # at most; three to six are enough
 LEAST, FREE_SHARE = 200, 1.2  # images near a margin: at least, and to those free after the sweeps
@@ -59,11 +59,13 @@ def solve(
     cap = c if problems.hinge else torch.where(c > 0, torch.inf, 0.0)
     alpha = torch.zeros_like(c) if start is None else start.double().minimum(cap)
     alpha[~alpha.isfinite()] = 0
-    F = _swept(K, problems, c, cap, alpha)
+    F = _swept(K, problems, c, cap, alpha, SWEEPS[start is None])
     return alpha, _rounds(K, problems, c, cap, alpha, F, tol, exact)
 
 
-def _swept(K: Products, problems: Problems, c: Tensor, cap: Tensor, alpha: Tensor) -> Tensor:
+def _swept(
+    K: Products, problems: Problems, c: Tensor, cap: Tensor, alpha: Tensor, sweeps: int
+) -> Tensor:
     """Scores (P, N) after the sweeps, float64; alpha in place."""
     N = alpha.shape[1]
     T, a, top = problems.T.float(), alpha.float(), cap.float()
@@ -73,7 +75,7 @@ def _swept(K: Products, problems: Problems, c: Tensor, cap: Tensor, alpha: Tenso
     S, count = K.sum(T * a), -(-N // BLOCK)
     blocks = [torch.arange(first, N, count) for first in range(count)]  # of any class, each
     within = [K.among(block, block) for block in blocks]
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         for block, products in zip(blocks, within, strict=True):
             rows = slice(int(block[0]), N, count)
             t, before, high, r = (part[:, rows] for part in (T, a, top, ridge))
@@ -215,8 +217,8 @@ class _Box:
             inside = ((z > 0) & (z < cap)).nonzero()[:, 0]
             d, Qd = -G, -QG
             if len(inside):
-                rows = Q[inside]
-                system = rows[:, inside]
+                rows = Q.index_select(0, inside)  # three times as quick as Q[inside]
+                system = rows.index_select(1, inside)
                 system.diagonal().add_((1 / k[inside]).float())
                 factor, failed = torch.linalg.cholesky_ex(system)
                 if failed:

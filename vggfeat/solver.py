@@ -103,8 +103,8 @@ class Solver:
     X: (N, D), finite. memory: bytes that the Gram matrix may take (beyond, or where N is over 8 D,
     states are (w, b)), again what is held of X, and again the problems that are solved at a time.
     half: whether (w, b) is found by products of float16 (see `rows`); by default on a GPU. ranks:
-    the processes that share X's rows; each is given all of X, and of what is asked. solves: how many problems will be solved, those of
-    all calls together: few don't pay for a Gram matrix.
+    the processes that share X's rows; each is given all of X, and of what is asked. solves: how
+    many problems there will be, in all calls together: few don't pay for a Gram matrix.
     """
 
     def __init__(

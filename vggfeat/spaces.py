@@ -135,10 +135,10 @@ class Gram:
         return self.times(B)
 
     def of(self, S: Tensor, a: Tensor) -> Tensor:
-        return S[:, a]
+        return S.index_select(1, a)
 
     def add(self, S: Tensor, a: Tensor, d: Tensor) -> None:
-        S.addmm_(d, self.K[a])
+        S.addmm_(d, self.K.index_select(0, a))
 
 
 class ByFeatures:
@@ -152,16 +152,16 @@ class ByFeatures:
         return (B @ self.x) @ self.x.T + B.sum(1, keepdim=True)
 
     def among(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.x[a] @ self.x[b].T + 1
+        return self.x.index_select(0, a) @ self.x.index_select(0, b).T + 1
 
     def sum(self, B: Tensor) -> Tensor:
         return torch.cat([B @ self.x, B.sum(1, keepdim=True)], 1)
 
     def of(self, S: Tensor, a: Tensor) -> Tensor:
-        return S[:, :-1] @ self.x[a].T + S[:, -1:]
+        return S[:, :-1] @ self.x.index_select(0, a).T + S[:, -1:]
 
     def add(self, S: Tensor, a: Tensor, d: Tensor) -> None:
-        S[:, :-1] += d @ self.x[a]
+        S[:, :-1] += d @ self.x.index_select(0, a)
         S[:, -1] += d.sum(1)
 
 

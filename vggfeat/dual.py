@@ -37,6 +37,7 @@ ROUNDS = 12  # at most; three to six are enough
 LEAST, FREE_SHARE = 200, 1.2  # images near a margin: at least, and to those free after the sweeps
 ITERATED = 10.0  # products with K, beside the curvature, that conjugate gradients take instead
 STEPS = 30  # of one problem in a box
+MOST = 4096
 SHARP, SHARPEST, SHARPER = 8.0, 6e3, 2.5  # the hinge's curvature beside mean |x|^2; float32 factors
 SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
 LENGTH = 0.1  # of the slope where a step begins: its end has so little
@@ -87,7 +88,7 @@ def _swept(
             d = _one_by_one(products, f, t, before, high, inverse)
             a[:, rows] = torch.minimum((before + t * d).clamp_min(0), high)
             K.add(S, block, d)
-    alpha.copy_(a).clamp_(max=cap)
+    alpha.copy_(torch.where(a >= top, cap, a.double()))
     return K.of(S, torch.arange(N)).double()
 
 
@@ -132,7 +133,7 @@ def _rounds(
         possible = near**3 + K.read * near**2 <= ITERATED * (1 + mean * c.amax(1)) * K.cost
     boxes = [_Box(K, T[p].float(), c[p], hinge, mean) for p in range(P)]
     steps, rough = torch.zeros(P, dtype=torch.int64), torch.ones(P, dtype=torch.bool)
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS + 1):
         s = 1 - T * F
         loss, beyond = proven(alpha, s, c, hinge)
         objective, gap = 0.5 * (T * alpha * F).sum(1) + loss.sum(1), beyond.sum(1)
@@ -142,12 +143,14 @@ def _rounds(
             F[again] = exact((T * alpha)[again])
             rough &= ~again
             continue
-        if not live.any():
+        if turn == ROUNDS or not live.any():
             break
         change = torch.zeros(int(live.sum()), c.shape[1], dtype=c.dtype)
         for row, p in zip(change, live.nonzero()[:, 0].tolist(), strict=True):
             box = boxes[p]
-            box.admit(alpha[p], s[p], cap[p])
+            if not box.admit(alpha[p], s[p], cap[p]):
+                possible[p] = False
+                continue
             enough = max(0.3 * tol * float(objective[p]), CLOSER * float(gap[p]))
             a, n = box.solve(alpha[p, box.M], s[p, box.M], enough)
             row[box.M] = a - alpha[p, box.M]
@@ -155,6 +158,7 @@ def _rounds(
             possible[p] = bool(row.any())
         alpha[live] += change
         F[live] += K.times((T[live] * change).float())
+    alpha[~(gap <= objective)] = 0  # no better than nothing, or no number
     return steps
 
 
@@ -167,8 +171,10 @@ class _Box:
         self.M = torch.zeros(0, dtype=torch.int64)
         self.Q = torch.zeros(0, 0)
 
-    def admit(self, alpha: Tensor, s: Tensor, cap: Tensor) -> None:
-        """Those near the margin; later those that contradict their alpha."""
+    def admit(self, alpha: Tensor, s: Tensor, cap: Tensor) -> bool:
+        """Those near the margin; later those that contradict their alpha. Whether that are few
+        enough.
+        """
         possible = self.c > 0
         free = (alpha > 0) & (alpha < cap)
         if len(self.M):
@@ -180,11 +186,14 @@ class _Box:
             chosen = free | (distance <= distance.kthvalue(k)[0])
         new, m = (chosen & possible).nonzero()[:, 0], len(self.M)
         self.M = torch.cat([self.M, new])
+        if len(self.M) > MOST:
+            return False
         Q = torch.empty(len(self.M), len(self.M))
         Q[:m, :m] = self.Q
         Q[m:] = self.K.among(new, self.M) * self.t[new, None] * self.t[self.M]
         Q[:m, m:] = Q[m:, :m].T
         self.Q = Q
+        return True
 
     def solve(self, before: Tensor, s_before: Tensor, enough: float) -> tuple[Tensor, int]:
         """alpha over M, (m,), whose gap there is at most enough, and steps: Newton's method on

@@ -164,7 +164,10 @@ class Solver:
         `dual` does without.)
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
-        width = max(1, int(self.memory / (STATE_BYTES * max(1, self.rows.N))))
+        each = STATE_BYTES * max(1, self.rows.N)
+        if self.products is not None:
+            each += 4 * int(min(dual.MOST, NEAR_MARGIN * self.rows.N)) ** 2
+        width = max(1, int(self.memory / each))
         parts = []
         with full_sums():
             for first in range(0, len(asked), width):
@@ -229,9 +232,8 @@ class Solver:
                 factor *= CLIMB
         V, asked, n = newton(self.space, asked, INNER * tol, start, MAX_STEPS[dtype])
         steps += n
-        w, scores, gap, objective = self._measured(asked, V)
-        V = self._finished(asked, V, tol, w, scores, gap, objective, steps)[0]
-        return w, scores, gap, objective, steps, V
+        *found, V, _ = self._finished(asked, V, steps, tol)
+        return *found, steps, V
 
     def _by_duals(self, problems: Problems, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
         """The same by `dual`. The hinge's state is alpha, infinite at its cap: that is another for
@@ -246,28 +248,20 @@ class Solver:
         alpha, steps = dual.solve(self.products, problems, INNER * tol, start, exact)
         asked = replace(problems, alpha=alpha)
         V = self.space.pull(lambda part: T[:, part] * alpha[:, part], alpha)
-        w, scores, gap, objective = self._measured(asked, V)
-        V, alpha = self._finished(asked, V, tol, w, scores, gap, objective, steps)
+        *found, V, alpha = self._finished(asked, V, steps, tol)
         if not problems.hinge:
-            return w, scores, gap, objective, steps, V.to(self.dtype)
+            return *found, steps, V.to(self.dtype)
         for part in cached(rows.N, alpha):
             alpha[:, part][alpha[:, part] >= problems.costs(part)] = torch.inf
-        return w, scores, gap, objective, steps, alpha.to(self.dtype)
+        return *found, steps, alpha.to(self.dtype)
 
     def _finished(
-        self,
-        asked: Problems,
-        V: Tensor,
-        tol: float,
-        w: Tensor,
-        scores: Tensor,
-        gap: Tensor,
-        objective: Tensor,
-        steps: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """States and alpha; what isn't solved is gone on with, and what was measured of it is
-        measured anew.
+        self, asked: Problems, V: Tensor, steps: Tensor, tol: float
+    ) -> tuple[Tensor, ...]:
+        """(w, b), scores, gap, objective, state and alpha of what was found; what isn't solved is
+        gone on with. steps: in place.
         """
+        w, scores, gap, objective = self._measured(asked, V)
         assert asked.alpha is not None
         alpha = asked.alpha
         for dtype in PRECISIONS:
@@ -283,7 +277,7 @@ class Solver:
             assert again.alpha is not None
             V[far], alpha[far] = v.to(V.dtype), again.alpha.to(alpha.dtype)
             steps[far] += n
-        return V, alpha
+        return w, scores, gap, objective, V, alpha
 
     @contextmanager
     def _in(self, dtype: torch.dtype) -> Iterator[None]:

@@ -246,7 +246,7 @@ def test_scoring_in_blocks_changes_nothing(
     X, y = blobs
     model = LinearSVM().fit(X, y)
     whole = model.decision_function(X)
-    monkeypatch.setattr("vggfeat.svm.SCORE_ROWS", 7)
+    monkeypatch.setattr("vggfeat.linear.SCORE_ROWS", 7)
     np.testing.assert_allclose(model.decision_function(X), whole, rtol=1e-12, atol=1e-14)
 
 

@@ -47,9 +47,9 @@ FREE = 1e-3  # share of the curvature of b that remains to it where all images a
 LINE_STEPS = 40
 FLAT = 0.1  # of the slope, what a line search may leave
 STUCK = 1e-3  # gap below which each step at least halves it, unless rounding forbids
-ALL_COMPONENTS = 1024  # features or examples up to which every principal component is found
-COMPONENTS = 384  # of more
-ROUNDS = 3  # of the subspace iteration that finds those
+ALL_COMPONENTS = 128  # features or examples up to which every principal component is found
+COMPONENTS = 64  # of more
+ROUNDS = 2  # of the subspace iteration that finds those
 SEED = 0
 COPY_BYTES = 4e9  # of the centred float32 copy of X; a larger X is read for each product
 GRAM_BYTES = 2e9
@@ -158,15 +158,16 @@ class Space(Protocol):
 
     X' r X has the eigenvalues `values` and, in the coordinates of the space, the eigenvectors
     `left`, with `right` their dual basis: I + h X' r X is about (1 + h rest) (I - left right') +
-    left (1 + h values) right'; without its first part where `whole`. None for both: the axes are
-    they. `seen`: X left; `told`: the rows of right' X'.
+    left (1 + h values) right'; without its first part where `whole`. `seen`: X left; `told`: the
+    rows of right' X'.
     """
 
+    plain: bool
     size: int
     kind: torch.dtype
     values: Tensor
-    left: Tensor | None
-    right: Tensor | None
+    left: Tensor
+    right: Tensor
     seen: Tensor
     told: Tensor
     rest: float
@@ -185,8 +186,8 @@ class Space(Protocol):
         """The same in float64, of X itself."""
         ...
 
-    def dot(self, S: Tensor, R: Tensor, scores_R: Tensor) -> Tensor:
-        """(K,) inner products of W, without b."""
+    def dot(self, S: Tensor, R: Tensor, scores_R: Tensor | None) -> Tensor:
+        """(K,) inner products of W, without b; X R isn't needed where `plain`."""
         ...
 
     def squares(self, S: Tensor) -> Tensor:
@@ -219,27 +220,27 @@ class Space(Protocol):
 
 
 class Features:
-    """States are (W, b); along the principal components, where all are found. Memory: a centred
-    float32 copy of X, where COPY_BYTES allow one.
-    """
+    """States are (W, b). Memory: a centred float32 copy of X, where COPY_BYTES allow one."""
 
-    left: Tensor | None
-    right: Tensor | None
+    plain = True
 
     def __init__(self, rows: Rows, r: Tensor) -> None:
         self.rows, self.r, self.size = rows, r, rows.D
         self.mean = rows.pull(r)[:-1] / r.sum()
         self.kept: Tensor | None = None
-        self.axes: Tensor | None = None
         self._set_kind(torch.float32)
 
     def _set_kind(self, kind: torch.dtype) -> None:
-        self.kind, self.kept, self.axes = kind, None, None
+        self.kind, self.kept = kind, None
         if kind == torch.float32 and 4.0 * self.rows.N * self.size <= COPY_BYTES:
             self.kept = torch.cat([x for _, x in self._blocks()])
 
-        def second_moment(Q: Tensor) -> Tensor:
-            return self.pull(self.r * self.scores(_state(Q)))[:-1].double()
+        def second_moment(Q: Tensor | None) -> Tensor:
+            total = self.r.new_zeros(self.size, self.size if Q is None else Q.shape[1])
+            for rows, x in self._blocks():
+                weighted = self.r[rows].to(kind) * (x if Q is None else x @ Q.to(kind))
+                total += x.T @ weighted
+            return total
 
         squares = sum(
             float((self.r[rows] * x.double().square().sum(1, True)).sum())
@@ -248,20 +249,16 @@ class Features:
         self.values, Q, self.rest, self.whole = components(
             second_moment, self.size, squares, self.rows.device
         )
+        self.left = self.right = Q.to(kind)
         self.seen = self.told = self.scores(_state(Q))
-        self.left = self.right = None if self.whole else Q.to(kind)
-        if self.whole:
-            self.axes = Q
-            self.kept = self.seen
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Centred, along the axes."""
+        """Centred."""
         if self.kept is not None:
             yield slice(0, self.rows.N), self.kept
             return
         for rows, x in self.rows:
-            x = (x - self.mean[:, 0]).to(self.kind)
-            yield rows, x if self.axes is None else x @ self.axes.to(self.kind)
+            yield rows, (x - self.mean[:, 0]).to(self.kind)
 
     def scores(self, S: Tensor) -> Tensor:
         S = S.to(self.kind)
@@ -276,10 +273,9 @@ class Features:
 
     def exact_pull(self, beta: Tensor) -> Tensor:
         S = self.rows.pull(beta)
-        W = S[:-1] - self.mean * S[-1]
-        return _state(W if self.axes is None else self.axes.T @ W, S[-1])
+        return _state(S[:-1] - self.mean * S[-1], S[-1])
 
-    def dot(self, S: Tensor, R: Tensor, scores_R: Tensor) -> Tensor:
+    def dot(self, S: Tensor, R: Tensor, scores_R: Tensor | None) -> Tensor:
         return (S[:-1] * R[:-1]).sum(0)
 
     def squares(self, S: Tensor) -> Tensor:
@@ -300,12 +296,10 @@ class Features:
         return (beta[:, None] @ rows)[:, 0].T
 
     def weights(self, S: Tensor) -> Tensor:
-        W = S[:-1] if self.axes is None else self.axes @ S[:-1]
-        return _state(W, S[-1] - (self.mean * W).sum(0))
+        return _state(S[:-1], S[-1] - (self.mean * S[:-1]).sum(0))
 
     def near(self, W: Tensor, loss: Loss) -> Tensor:
-        b = W[-1] + (self.mean * W[:-1]).sum(0)
-        return _state(W[:-1] if self.axes is None else self.axes.T @ W[:-1], b)
+        return _state(W[:-1], W[-1] + (self.mean * W[:-1]).sum(0))
 
     def sharpen(self) -> None:
         self._set_kind(torch.float64)
@@ -314,8 +308,7 @@ class Features:
 class Examples:
     """States are V with W = X' V, and b. Memory: the Gram matrix, in float32."""
 
-    left: Tensor | None
-    right: Tensor | None
+    plain = False
 
     def __init__(self, rows: Rows, r: Tensor) -> None:
         self.rows, self.r, self.size = rows, r, rows.N
@@ -335,17 +328,16 @@ class Examples:
 
         root = self.r.sqrt()
 
-        def gram(U: Tensor) -> Tensor:
-            return root * (self.K @ (root * U).to(kind)).double()
+        def gram(U: Tensor | None) -> Tensor:
+            return root * (self.K * root.T if U is None else self.K @ (root * U).to(kind)).double()
 
         squares = float((self.r[:, 0] * self.K.diagonal()).sum())
         self.values, U, self.rest, self.whole = components(
             gram, self.size, squares, self.rows.device
         )
         # the eigenvectors of sqrt(r) K sqrt(r); those of r K, which aren't orthogonal, by them
-        left, right = (root * U).to(kind), (U / root).to(kind)
-        self.left, self.right = left, right
-        self.seen, self.told = self.K @ left, right
+        self.left, self.right = (root * U).to(kind), (U / root).to(kind)
+        self.seen, self.told = self.K @ self.left, self.right
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for rows, x in self.rows:
@@ -364,7 +356,8 @@ class Examples:
     def exact_pull(self, beta: Tensor) -> Tensor:
         return self.pull(beta)
 
-    def dot(self, S: Tensor, R: Tensor, scores_R: Tensor) -> Tensor:
+    def dot(self, S: Tensor, R: Tensor, scores_R: Tensor | None) -> Tensor:
+        assert scores_R is not None
         return (S[:-1] * (scores_R - R[-1])).sum(0)
 
     def squares(self, S: Tensor) -> Tensor:
@@ -440,31 +433,29 @@ class Preconditioner:
 
     def _without_hardest(self, R: Tensor) -> Tensor:
         W, b = R[:-1], self.inverse_b * R[-1]
-        if self.space.left is None or self.space.right is None:
-            return _state(self.inner * W, b)
         known = self.inner * (self.space.right.T @ W)
         return _state(self.rest * W + self.space.left @ known, b)
 
 
 def components(
-    product: Callable[[Tensor], Tensor], size: int, trace: float, device: torch.device
+    product: Callable[[Tensor | None], Tensor], size: int, trace: float, device: torch.device
 ) -> tuple[Tensor, Tensor, float, bool]:
     """(r,) eigenvalues and (size, r) eigenvectors of a positive matrix, the mean of the other
     eigenvalues, and whether there are no others: the largest ones, where the matrix is large.
+
+    product: the matrix times what is given, or the matrix itself.
     """
-    whole = size <= ALL_COMPONENTS
-    if whole:
-        Q = torch.eye(size, dtype=torch.float64, device=device)
-    else:
-        start = np.random.default_rng(SEED).standard_normal((size, COMPONENTS))
-        Q = torch.linalg.qr(torch.as_tensor(start, device=device))[0]
-        for _ in range(ROUNDS):
-            Q = torch.linalg.qr(product(Q))[0]
-    inner = Q.T @ product(Q)
-    values, R = torch.linalg.eigh((inner + inner.T) / 2)
+    if size <= ALL_COMPONENTS:
+        values, Q = torch.linalg.eigh(product(None))
+        return values.clamp_min(0), Q, 0.0, True
+    start = np.random.default_rng(SEED).standard_normal((size, COMPONENTS))
+    Q = torch.as_tensor(start, device=device)
+    for _ in range(ROUNDS):
+        Q = torch.linalg.qr(product(Q))[0]
+    values, R = torch.linalg.eigh(Q.T @ product(Q))
     values = values.clamp_min(0)
-    rest = 0.0 if whole else max(0.0, trace - float(values.sum())) / (size - COMPONENTS)
-    return values, Q @ R, rest, whole
+    rest = max(0.0, trace - float(values.sum())) / (size - COMPONENTS)
+    return values, Q @ R, rest, False
 
 
 @dataclass
@@ -542,10 +533,10 @@ def _newton(
         open_b = torch.zeros_like(at.losses)
         if measured:
             W = space.weights(at.S)
-            b, open_b = _free_intercepts(loss, rows.scores(W))
-            W[-1] += b
+            F = rows.scores(W)
+            b, open_b = _free_intercepts(loss, F)
             at.S[-1] += b
-            at = _At(at.S, rows.scores(W), loss)
+            at = _At(at.S, F + b, loss)
         G = (space.exact_pull if measured else space.pull)(loss.slope(at.p)).double()
         G[:-1] += at.S[:-1]
         if W is None:
@@ -597,7 +588,7 @@ def _direction(space: Space, loss: Loss, p: Tensor, b: Tensor) -> tuple[Tensor, 
     size = loss.total(b.square().sum(0)).sqrt().clamp_min(TINY)  # in float32 squares overflow
     c, p = loss.c.to(space.kind), p.to(space.kind)
 
-    def dot(S: Tensor, R: Tensor, scores_R: Tensor) -> Tensor:
+    def dot(S: Tensor, R: Tensor, scores_R: Tensor | None) -> Tensor:
         return loss.total(space.dot(S, R, scores_R) + S[-1] * R[-1])
 
     R = (b / size).to(space.kind)
@@ -616,10 +607,11 @@ def _direction(space: Space, loss: Loss, p: Tensor, b: Tensor) -> tuple[Tensor, 
         product[:-1] += S[:-1]
         R = R - length * product
         Z = precondition(R)
-        scores_Z = space.scores(Z)
-        before, rz = rz, dot(R, Z, scores_Z)
+        known = None if space.plain else space.scores(Z)
+        before, rz = rz, dot(R, Z, known)
         if not (rz > least).any():
             break
+        scores_Z = space.scores(Z) if known is None else known
         turn = torch.where(before > 0, rz / before, 0)
         S, scores_S = Z + turn * S, scores_Z + turn * scores_S
     return size * d.double(), size * scores_d.double()

@@ -16,6 +16,8 @@ import os
 import statistics
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
     F = X.astype(np.float64) @ model.coef_.T.astype(np.float64) + model.intercept_
     own = F[np.arange(len(y)), np.searchsorted(model.classes_, y)]
     losses = float((logsumexp(F, axis=1) - own).sum())
-    return model.C * losses + 0.5 * float((model.coef_.astype(np.float64) ** 2).sum())
+    squares = float((model.coef_.astype(np.float64) ** 2).sum())
+    return float(model.C) * losses + 0.5 * squares
 
 
 def fitted(model: Any, X: np.ndarray, y: np.ndarray) -> float:
@@ -50,7 +53,7 @@ def fitted(model: Any, X: np.ndarray, y: np.ndarray) -> float:
     return time.perf_counter() - began
 
 
-def peer(C: float, tol: float) -> Theirs:
+def peer(C: float, tol: float) -> Any:
     return Theirs(C=C, tol=tol, solver="lbfgs", max_iter=1_000_000)
 
 
@@ -92,10 +95,11 @@ def main() -> None:
     for C in options.C:
         first = LogisticRegression(C=C).fit(X, y)
         least = objective(first, X, y)
-        makers = [
-            ("ours", lambda C=C: LogisticRegression(C=C)),
-            ("lbfgs", lambda C=C: peer(C, TOLS[0])),
-            ("lbfgs", lambda C=C, tol=equal_tol(C, least, X, y): peer(C, tol)),
+        matched = equal_tol(C, least, X, y)
+        makers: list[tuple[str, Callable[[], Any]]] = [
+            ("ours", partial(LogisticRegression, C=C)),
+            ("lbfgs", partial(peer, C, TOLS[0])),
+            ("lbfgs", partial(peer, C, matched)),
         ]
         seconds: list[list[float]] = [[] for _ in makers]
         models: list[Any] = [None] * len(makers)
@@ -110,7 +114,7 @@ def main() -> None:
             table.add_row(
                 f"{C:g}",
                 name,
-                f"{model.tol:.1e}",
+                f"{model.tol:.0e}",
                 str(int(np.max(model.n_iter_))),
                 f"{median:.2f}",
                 f"{median / medians[0]:.1f}",

@@ -40,7 +40,7 @@ from vggfeat.spaces import Rows, cholesky
 
 MAX_STEPS = 100  # Newton steps; two for a small C, a dozen for a large one
 CG_STEPS = 100  # of one Newton step
-LEFT = 0.1  # of the residual, in the preconditioner's norm, what a Newton step may leave
+LEFT = 0.1, 0.5  # of the residual, in the preconditioner's norm, what a Newton step may leave
 HARDEST = 32  # images whose own curvature a class's preconditioner knows, where HARDEST_BYTES allow
 HARDEST_BYTES = 5e8
 FREE = 1e-3  # share of the curvature of b that remains to it where all images are among the hardest
@@ -402,7 +402,7 @@ class Preconditioner:
         m = int(min(HARDEST, N, HARDEST_BYTES / (8 * K * space.size)))
         largest, which = h.topk(m, 0)
         sums = h.sum(0).clamp_min(TINY)
-        mean = ((sums - largest.sum(0)) / N).clamp_min(TINY)
+        mean = ((sums - largest.sum(0)) / max(1, N - m)).clamp_min(TINY)
         rest = torch.zeros_like(mean) if space.whole else 1 / (1 + mean * space.rest)
         inner = 1 / (1 + mean * space.values[:, None]) - rest
         self.rest, self.inner = rest.to(kind), inner.to(kind)
@@ -558,7 +558,9 @@ def _newton(
             if stuck == 1:
                 space.sharpen()
         before = worst
-        d, scores_d = _direction(space, loss, at.p, -G)
+        # the gap goes with the residual's square: no more of it than tol asks for
+        left = 0.5 * (tol / gap.clamp_min(TINY)).sqrt()
+        d, scores_d = _direction(space, loss, at.p, -G, left.clamp(*LEFT))
         at = _along(space, loss, at, d, scores_d)
         steps += 1
 
@@ -580,9 +582,11 @@ def _free_intercepts(loss: Loss, F: Tensor) -> tuple[Tensor, Tensor]:
     return b, lost
 
 
-def _direction(space: Space, loss: Loss, p: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _direction(
+    space: Space, loss: Loss, p: Tensor, b: Tensor, left: Tensor
+) -> tuple[Tensor, Tensor]:
     """About d with (I + X' H X) d = b, where I leaves the intercepts out, and X d: by conjugate
-    gradients.
+    gradients, to the share `left` (P,) of the residual.
     """
     precondition = Preconditioner(space, loss.c * p * (1 - p))
     size = loss.total(b.square().sum(0)).sqrt().clamp_min(TINY)  # in float32 squares overflow
@@ -596,7 +600,7 @@ def _direction(space: Space, loss: Loss, p: Tensor, b: Tensor) -> tuple[Tensor, 
     scores_Z = space.scores(Z)
     S, scores_S, rz = Z, scores_Z, dot(R, Z, scores_Z)
     d, scores_d = torch.zeros_like(R), torch.zeros_like(scores_Z)
-    least = LEFT**2 * rz
+    least = left.to(space.kind) ** 2 * rz
     for _ in range(CG_STEPS):
         bent = loss.bend(p, c, scores_S)
         curvature = loss.total(space.dot(S, S, scores_S) + (scores_S * bent).sum(0))

@@ -97,24 +97,6 @@ def test_the_minimum_is_scikit_learns(case: str, C: float) -> None:
     np.testing.assert_allclose(exact.predict_proba(X), best.predict_proba(X), atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(120, 20), (40, 60)])
-def test_few_components_and_a_stream_lead_there_too(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    X, y = made(*shape, 4)
-    least = objective(theirs(X, y, C=8.0), X, y)
-    monkeypatch.setattr(softmax, "ALL_COMPONENTS", 5)
-    monkeypatch.setattr(softmax, "COMPONENTS", 5)
-    monkeypatch.setattr(softmax, "HARDEST", 3)
-    for copy, gram in ((4e9, 2e9), (0, 0)):
-        monkeypatch.setattr(softmax, "COPY_BYTES", copy)
-        monkeypatch.setattr(softmax, "GRAM_BYTES", gram)
-        monkeypatch.setattr("vggfeat.spaces.BLOCK_VALUES", 7 * shape[1])
-        model = LogisticRegression(C=8.0).fit(X, y)
-        assert model.converged_
-        assert objective(model, X, y) <= least * (1 + 1e-5)
-
-
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("weight", [None, "balanced", {0: 5.0, 1: 0.2}])
 def test_weights_are_scikit_learns(blobs: Data, classes: int, weight: Any) -> None:

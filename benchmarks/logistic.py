@@ -31,7 +31,7 @@ from vggfeat.classify import problem_from
 from vggfeat.logistic import LogisticRegression
 from vggfeat.terminal import columns, err, out
 
-TOLS = tuple(10.0 ** (-k / 2) for k in range(8, 17))  # scikit-learn's own first
+TOLS: tuple[float, ...] = tuple(10.0 ** (-k / 2) for k in range(8, 17))  # scikit-learn's own first
 EQUAL = 1e-5
 
 

@@ -54,7 +54,7 @@ def test_a_class_without_weight_is_degenerate(estimator: Any) -> None:
 @BOTH
 def test_what_labels_cant_be_is_said(estimator: Any) -> None:
     X, y = made()
-    with pytest.raises(ValueError, match="one class only, 0: an? .* needs at least two"):
+    with pytest.raises(ValueError, match=r"one class only, 0: an? .* needs at least two"):
         estimator.fit(X, np.zeros(60, int))
     with pytest.raises(ValueError, match="where it is False give -1"):
         estimator.fit(X, y[:, None] == np.arange(3))

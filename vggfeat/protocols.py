@@ -29,6 +29,7 @@ from vggfeat import metrics
 from vggfeat.checked import first_few
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.linear import SCORE_ROWS
 from vggfeat.problem import Problem
 from vggfeat.results import (
     Choice,
@@ -42,7 +43,7 @@ from vggfeat.results import (
     scored_on,
 )
 from vggfeat.solver import LOSSES
-from vggfeat.svm import C_GRID, SCORE_ROWS, SOLVERS, LinearSVM, RegularisationPath
+from vggfeat.svm import C_GRID, SOLVERS, LinearSVM, RegularisationPath
 
 C_STEP = 4.0  # the grid's ratio, and that of its extension
 # of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours

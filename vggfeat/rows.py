@@ -37,6 +37,7 @@ from vggfeat.ranks import Ranks
 BLOCK_VALUES = {"cpu": 1 << 25, "cuda": 1 << 27}
 LOW = 2.0**11  # the bits of a float16's significand: what its rounding leaves is multiplied by it
 TOP = 8  # the largest of a column is 2^8 to 2^9 as float16
+FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
 Beta = Tensor | Callable[[slice], Tensor]
 """(P, N) numbers for each problem and image, or what gives those of some rows of X."""
 

@@ -52,7 +52,7 @@ import torch
 from torch import Tensor
 
 from vggfeat.ranks import Ranks
-from vggfeat.rows import Rows, full_sums
+from vggfeat.rows import FEW, Rows, full_sums
 from vggfeat.spaces import Examples, Features, Space, cached
 
 LOSSES = ("squared_hinge", "hinge")
@@ -66,7 +66,6 @@ LINE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # on the length of 
 LINE_STEPS = 40
 SHARPER = 4.0  # factor on the curvature at the hinge's corner
 SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
-FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
 INNER = 0.5  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
 NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps stays where it is
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64

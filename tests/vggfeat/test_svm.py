@@ -240,16 +240,6 @@ def test_degenerate_classes_score_a_constant(blobs: tuple[np.ndarray, np.ndarray
     assert not model.coef_[1:].any()
 
 
-def test_scoring_in_blocks_changes_nothing(
-    blobs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    X, y = blobs
-    model = LinearSVM().fit(X, y)
-    whole = model.decision_function(X)
-    monkeypatch.setattr("vggfeat.svm.SCORE_ROWS", 7)
-    np.testing.assert_allclose(model.decision_function(X), whole, rtol=1e-12, atol=1e-14)
-
-
 def test_score_leaves_unknown_pairs_out(blobs: tuple[np.ndarray, np.ndarray]) -> None:
     X, Y = blobs[0], columns(blobs[1])
     model = LinearSVM().fit(X, Y)

@@ -295,11 +295,11 @@ def _plan_svm(
     write_json(json_file, asdict(planned))
 
     def size(count: int) -> str:
-        return f"{count / 1e9:,.2f} GB"
+        return f"{count / 1e6:,.1f} MB"
 
     unreadable = f" ({planned.unreadable:,} unreadable)" if planned.unreadable else ""
     further = f" (up to {fits.at_most:,})" if fits.at_most > fits.to_choose else ""
-    chosen = f"{fits.to_choose:,}{further} to choose C, " if fits.to_choose else ""
+    chosen = f"{fits.to_choose:,}{further} to choose C, then " if fits.to_choose else ""
     where = (
         "held in memory"
         if planned.held
@@ -309,7 +309,7 @@ def _plan_svm(
         ("images", f"{planned.images:,}{unreadable}"),
         ("classes", f"{planned.classes:,}"),
         ("descriptor", f"{planned.descriptor:,} values"),
-        ("fits", f"{chosen}{fits.final:,} with it; the largest of {images(fits.images)}"),
+        ("fits", f"{chosen}{fits.final:,} with it, of at most {images(fits.images)}"),
         ("descriptors", f"{size(planned.X)} as float32, {where}"),
         ("reading them", size(planned.reading)),
         ("Gram matrix" if solver.gram else "second moment", size(solver.products)),

@@ -35,12 +35,12 @@ def test_dry_run_reads_no_descriptor_and_writes_nothing(
     assert cells(ran.out, "images") == ["50 (2 unreadable)"]
     assert cells(ran.out, "classes") == ["4"] and cells(ran.out, "descriptor") == ["8 values"]
     assert "held in memory" in ran.out and "Gram matrix" in ran.out and "on cpu" in ran.out
-    fits = "7 (up to 10) to choose C, 1 with it; the largest of"
+    fits = "7 (up to 10) to choose C, then 1 with it, of"
     assert cells(ran.out, "fits")[0].startswith(fits)
     monkeypatch.setattr("vggfeat.descriptors.memory", lambda: 1 << 10)
     ran = command(*line, "--pool", "stack", "--C", 3)
     assert cells(ran.out, "descriptor") == ["16 values"] and "at each pass" in ran.out
-    assert cells(ran.out, "fits")[0].startswith("1 with it; the largest of")
+    assert cells(ran.out, "fits")[0].startswith("1 with it, of at most")
     assert contents(tmp_path) == before
     (tmp_path / "m.h5").write_bytes(b"")
     ran = command(*line, *outputs[:2])

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before all that takes time
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.files import (
     check_outputs,
     refuse_inputs,
+    refuse_same_names,
     try_each,
     weights_files,
     write_json,
@@ -57,6 +58,7 @@ from vggfeat.terminal import (
     list_unreadable,
     out,
     print_table,
+    refused_otherwise,
     run,
     say,
 )
@@ -64,6 +66,7 @@ from vggfeat.terminal import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from vggfeat.problem import Problem
     from vggfeat.results import Results
 
 
@@ -151,6 +154,13 @@ def svm_command(
     ] = CORES,
     overwrite: Overwrite = False,
     json_file: Json = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print how often it trains and the memory that it takes, and write nothing.",
+        ),
+    ] = False,
     ledger: Annotated[
         Path | None,
         typer.Option(
@@ -167,18 +177,25 @@ def svm_command(
     cs = costs_typed(C)
     refuse_repeated("--features", features)
     if solver == "liblinear":
-        for option in ("device", "workers"):
-            if option in typed(context):
-                raise WrongUsage(f"--solver liblinear runs on one core: leave out --{option}")
-    check_outputs(
-        {"--out": out_file},
-        texts={"--json": json_file},
-        folders={"--submission": submission},
-        inputs=_here(features),
-        overwrite=overwrite,
-    )
-    if ledger:
-        _check_ledger(ledger, [*_here(features), out_file, json_file])
+        _refuse_of_newton(context, dry_run)
+
+    def check() -> None:
+        check_outputs(
+            {"--out": out_file},
+            texts={} if dry_run else {"--json": json_file},
+            folders={"--submission": submission},
+            inputs=_here(features),
+            overwrite=overwrite,
+        )
+        if ledger:
+            _check_ledger(ledger, [*_here(features), out_file, json_file])
+
+    if dry_run:
+        outputs = {"--out": out_file, "--json": json_file, "--submission": submission}
+        refuse_same_names({**outputs, "--ledger": ledger}, _here(features))
+        check_outputs({}, texts={"--json": json_file}, inputs=_here(features), overwrite=overwrite)
+    else:
+        check()
     import torch
 
     from vggfeat import protocols
@@ -191,7 +208,9 @@ def svm_command(
 
     protocols.grid_of(cs)
     on = resolve_device(device)
-    problem, parts, made = problem_from(features, pool, qs)
+    problem, parts, made = problem_from(
+        features, pool, qs, read=not dry_run, say=lambda line: say(in_options(line))
+    )
     if ledger:
         refuse_other_data(problem.dataset)
     if submission:
@@ -202,6 +221,10 @@ def svm_command(
             )
         test = problem.splits["test"]
         check_submission(submission, test, problem.classes, problem.names, problem.protocol)
+    if dry_run:
+        _plan_svm(json_file, problem, cs, seed, str(on))
+        refused_otherwise(check)
+        return
     # each takes memory at once, whether there is a core for it or not
     torch.set_num_threads(min(workers, CORES))
     outcome = protocols.run(
@@ -244,6 +267,58 @@ def svm_command(
         lambda: _print_results(results),
         lambda: _to_ledger(results, ledger),
     )
+
+
+def _refuse_of_newton(context: typer.Context, dry_run: bool) -> None:
+    """Options that change nothing with liblinear."""
+    for option in ("device", "workers"):
+        if option in typed(context):
+            raise WrongUsage(f"--solver liblinear runs on one core: leave out --{option}")
+    if dry_run:
+        raise WrongUsage("--dry-run tells what newton takes: leave out --solver liblinear")
+
+
+def _plan_svm(
+    json_file: Path | None,
+    problem: Problem,
+    C: str | list[float],
+    seed: int | None,
+    device: str,
+) -> None:
+    """What `vggfeat svm` would take, as a table and as JSON."""
+    from vggfeat.descriptors import HELD_SHARE
+    from vggfeat.results import images
+    from vggfeat.svm_plan import svm_plan
+
+    planned = svm_plan(problem, C=C, seed=seed)
+    fits, solver = planned.fits, planned.solver
+    write_json(json_file, asdict(planned))
+
+    def size(count: int) -> str:
+        return f"{count / 1e6:,.1f} MB"
+
+    unreadable = f" ({planned.unreadable:,} unreadable)" if planned.unreadable else ""
+    further = f" (up to {fits.at_most:,})" if fits.at_most > fits.to_choose else ""
+    chosen = f"{fits.to_choose:,}{further} to choose C, then " if fits.to_choose else ""
+    where = (
+        "held in memory"
+        if planned.held
+        else f"over {100 * HELD_SHARE:g} % of the memory: read from the files at each pass"
+    )
+    rows = [
+        ("images", f"{planned.images:,}{unreadable}"),
+        ("classes", f"{planned.classes:,}"),
+        ("descriptor", f"{planned.descriptor:,} values"),
+        ("fits", f"{chosen}{fits.final:,} with it, of at most {images(fits.images)}"),
+        ("descriptors", f"{size(planned.X)} as float32, {where}"),
+        ("reading them", size(planned.reading)),
+        ("Gram matrix" if solver.gram else "second moment", size(solver.products)),
+        ("state of the problems", f"{size(solver.states)}, {fits.problems:,} of them"),
+        ("their exact systems", size(solver.factors)),
+        ("blocks of rows", size(solver.blocks)),
+        ("memory in all", f"{size(planned.bytes)} beside the program, on {device}"),
+    ]
+    print_table("plan", rows)
 
 
 def _check_ledger(page: Path, inputs: Sequence[Path | None]) -> None:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import warnings
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.utils import check_array
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+
+from vggfeat.matrix import Matrix, row_blocks
 
 FLOATS = (np.float64, np.float32, np.float16)
-
-# Rows scored at a time: X @ coef.T is float64, and a float64 copy of all of X would be twice its
-# size.
-SCORE_ROWS = 1024
 
 
 class Solved(Protocol):
@@ -51,15 +56,22 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
     classes_: NDArray[Any]
 
     def _read(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """X (N, D), targets (N, P) of 1, -1, 0, weights (N,) and with the classes' (N, P); the
-        settings checked.
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Matrix, NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """X (N, D), as it is where it is read by rows, targets (N, P) of 1, -1, 0, weights (N,) and
+        with the classes' (N, P); the settings checked.
         """
         positive("tol", self.tol)
-        X_ND, y_N = validate_data(
-            self, X, y, dtype=FLOATS, ensure_all_finite=False, multi_output=True
-        )
+        X_ND: Matrix
+        if read_by_rows(X):
+            validate_data(self, X, y, skip_check_array=True)
+            y_N = check_array(y, ensure_2d=False, dtype=None, input_name="y", estimator=self)
+            check_consistent_length(X, y_N)
+            X_ND = X
+        else:
+            X_ND, y_N = validate_data(
+                self, X, y, dtype=FLOATS, ensure_all_finite=False, multi_output=True
+            )
         refuse_nan(X_ND)
         weights_N = _check_sample_weight(
             sample_weight, X_ND, dtype=np.float64, ensure_non_negative=True
@@ -168,23 +180,30 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
             )
             warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+    def decision_function(self, X: ArrayLike | Matrix) -> NDArray[np.float64]:
         """Scores of X (N, D): (N, K), or (N,) for two classes, where positive means `classes_[1]`.
+        X is an array, or is read by rows, as at `fit`.
 
         Raises ValueError for NaN, infinity, or another D than at `fit`.
         """
         check_is_fitted(self)
-        X_ND = validate_data(self, X, dtype=FLOATS, ensure_all_finite=False, reset=False)
-        refuse_nan(X_ND)
-        scores = np.empty((len(X_ND), len(self.intercept_)))
-        for start in range(0, len(X_ND), SCORE_ROWS):
-            rows = slice(start, start + SCORE_ROWS)
-            scores[rows] = (
-                X_ND[rows].astype(np.float64, copy=False) @ self.coef_.T + self.intercept_
-            )
+        X_ND: Matrix
+        if read_by_rows(X):
+            validate_data(self, X, skip_check_array=True, reset=False)
+            X_ND = X
+        else:
+            X_ND = validate_data(self, X, dtype=FLOATS, ensure_all_finite=False, reset=False)
+        scores = np.empty((X_ND.shape[0], len(self.intercept_)))
+        bad: list[NDArray[np.int64]] = []
+        for rows in row_blocks(*X_ND.shape):
+            x = np.asarray(X_ND[rows])
+            bad.append(rows.start + _bad_rows(x))
+            if not len(bad[-1]):
+                scores[rows] = x.astype(np.float64, copy=False) @ self.coef_.T + self.intercept_
+        _refuse_rows(np.concatenate(bad), len(scores))
         return scores if self.multilabel_ or scores.shape[1] > 1 else scores[:, 0]
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
+    def predict(self, X: ArrayLike | Matrix) -> NDArray[Any]:
         """The best label of each image, (N,); for several labels an image (N, K) int8 of 1 and
         -1.
         """
@@ -195,7 +214,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+    def score(
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> float:
         """Accuracy; for several labels an image, over all (image, class) pairs whose y isn't 0."""
         check_is_fitted(self)
         if not self.multilabel_:
@@ -221,12 +242,42 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 
-def refuse_nan(X_ND: NDArray[Any]) -> None:
-    # Row by row sums would overflow nothing in float64 and need no boolean copy of X.
-    bad = np.flatnonzero(~np.isfinite(X_ND.sum(axis=1, dtype=np.float64)))
-    bad = bad[~np.isfinite(X_ND[bad]).all(axis=1)]
+def read_by_rows(X: Any) -> TypeGuard[Matrix]:
+    """Whether X isn't to be made an array: it needn't lie in memory, and is read by blocks of its
+    rows. Raises ValueError where there is nothing in it, or no real numbers.
+    """
+    if (
+        isinstance(X, np.ndarray)
+        or issparse(X)
+        or not isinstance(getattr(X, "dtype", None), np.dtype)
+        or len(getattr(X, "shape", ())) != 2
+        or not hasattr(X, "__getitem__")
+    ):
+        return False  # as scikit-learn has it
+    if 0 in X.shape or X.dtype.kind not in "fiu":
+        raise ValueError(f"X must hold numbers, not be {tuple(X.shape)} of {X.dtype}")
+    return True
+
+
+def _bad_rows(x_nD: NDArray[Any]) -> NDArray[np.int64]:
+    # Row by row sums overflow nothing in float64 and need no boolean copy of x.
+    odd = np.flatnonzero(~np.isfinite(x_nD.sum(axis=1, dtype=np.float64)))
+    bad: NDArray[np.int64] = odd[~np.isfinite(x_nD[odd]).all(axis=1)]
+    return bad
+
+
+def refuse_nan(X: Matrix) -> None:
+    """Once: what is known to be finite isn't read to know it."""
+    if getattr(X, "finite", False):
+        return
+    blocks = row_blocks(*X.shape)
+    bad = [rows.start + _bad_rows(np.asarray(X[rows])) for rows in blocks]
+    _refuse_rows(np.concatenate(bad), X.shape[0])
+
+
+def _refuse_rows(bad: NDArray[np.int64], count: int) -> None:
     if len(bad):
         raise ValueError(
-            f"X holds NaN or infinity in {len(bad)} of {len(X_ND)} rows, first in row {bad[0]}: "
+            f"X holds NaN or infinity in {len(bad)} of {count} rows, first in row {bad[0]}: "
             "leave unreadable images out"
         )

@@ -180,6 +180,8 @@ class Rows:
         self.kind: type = np.float32
         self.held: list[Block] = []
         self.beyond: list[slice] = []
+        self.bytes = 0
+        """That are held."""
         self._hold()
 
     # --- blocks -----------------------------------------------------------------------------------
@@ -207,20 +209,24 @@ class Rows:
 
     def _hold(self) -> None:
         """Keep as many blocks as the memory takes; on a CPU those of an array are where it is."""
-        left, self.held, self.beyond = self.memory, [], []
+        self.held, self.beyond, self.bytes = [], [], 0
         for rows in self.slices():
-            if left <= 0:
-                self.beyond.append(rows)
-                continue
-            block = self._made(rows)
-            if isinstance(block, Halves):
-                left -= block.bytes
-            elif not (isinstance(self.X, np.ndarray) and np.shares_memory(block.x.numpy(), self.X)):
-                left -= block.x.numel() * block.x.element_size()
-            if left >= 0:
-                self.held.append(block)
-            else:
-                self.beyond.append(rows)
+            if not self.beyond:
+                block = self._made(rows)
+                size = self._copied(block)
+                if self.bytes + size <= self.memory:
+                    self.held.append(block)
+                    self.bytes += size
+                    continue
+            self.beyond.append(rows)
+
+    def _copied(self, block: Block) -> int:
+        """Bytes of a block that aren't X's own."""
+        if isinstance(block, Halves):
+            return block.bytes
+        if isinstance(self.X, np.ndarray) and np.may_share_memory(block.x.numpy(), self.X):
+            return 0
+        return block.x.numel() * block.x.element_size()
 
     def use(self, kind: type) -> None:
         """Hold X as float32, or as float64."""

@@ -42,6 +42,7 @@ are gone on with in float64. Deterministic: no random numbers are drawn.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vggfeat.devices import out_of_memory
 from vggfeat.ranks import Ranks
 from vggfeat.rows import FEW, Rows, full_sums
 from vggfeat.spaces import Examples, Features, Space, cached
@@ -71,7 +73,9 @@ NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
 EASY = 1000.0  # curvature of the loss from which a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
-STATE_BYTES = 40  # of an image in a problem that is being solved: targets, scores, directions
+MEMORY = 2e9  # of a Solver, on a CPU
+FREE = 0.8  # of what is free on a GPU: a Solver's memory there
+HELD_BYTES = 1 << 28  # of X, beside X itself, on a CPU
 
 
 @dataclass
@@ -214,43 +218,52 @@ def _hinged(alpha: Tensor, s: Tensor, c: Tensor, bends: Tensor) -> At:
     return At(alpha, loss, loss - alpha * s, bends)
 
 
+def by_gram(N: int, D: int, memory: float = MEMORY) -> bool:
+    """Whether problems over N images are solved by their Gram matrix."""
+    return N <= 8 * D and memory >= GRAM_BYTES * N**2
+
+
 class Solver:
     """Linear SVMs over the rows of X. What depends on X alone is computed once, for all that is
     solved.
 
     X: (N, D), finite. memory: bytes that the Gram matrix may take (beyond, or where N is over 8 D,
-    states are (w, b)), again what is held of X, and again the problems that are solved at a time.
-    half: whether (w, b) is found by products of float16 (see `rows`); by default on a GPU. ranks:
-    the processes that share X's rows; each is given all of X, and of what is asked.
+    states are (w, b)), and again the problems that are solved at a time; on a GPU of all together.
+    None: MEMORY, or FREE of what a GPU has. half: whether (w, b) is found by products of float16
+    (see `rows`); None: on a GPU. ranks: the processes that share X's rows; each is given all of X,
+    and all that is asked.
     """
 
     def __init__(
         self,
         X: Any,
         device: str | torch.device = "cpu",
-        memory: float = 2e9,
+        memory: float | None = None,
         *,
         half: bool | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         place = torch.device(device)
         N, D = X.shape
-        several = ranks is not None and ranks.world > 1
-        by_examples = not several and N <= 8 * D and memory >= GRAM_BYTES * N**2
+        gpu = place.type == "cuda"
+        if memory is None:
+            memory = FREE * torch.cuda.mem_get_info(place)[0] if gpu else MEMORY
+        self.memory = memory
+        by_examples = by_gram(N, D, memory) and not (ranks is not None and ranks.world > 1)
         if half is None:
-            half = place.type == "cuda"
+            half = gpu
         self.rows = Rows(
             X,
             place,
             half=half and not by_examples,
-            memory=0 if by_examples else memory,
+            # a GPU's takes both, and problems can be solved a part at a time
+            memory=memory / 2 if gpu else min(memory, HELD_BYTES),
             ranks=ranks,
         )
         with full_sums():
             self.space: Space = Examples(self.rows) if by_examples else Features(self.rows)
             self.dtype = torch.float64 if N * D <= FEW and not half else torch.float32
             self.space.use(self.dtype)
-        self.memory = memory
 
     def solve(
         self,
@@ -269,17 +282,32 @@ class Solver:
         (P,) of one over other rows, at about the same C.
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
-        width = max(1, int(self.memory / (STATE_BYTES * max(1, self.rows.N))))
-        parts = []
+        left = self.memory - (self.rows.bytes if self.rows.device.type == "cuda" else 0)
+        width = max(1, int(left / (self.space.state_bytes * max(1, self.rows.N))))
+        parts: list[tuple[Tensor, ...]] = []
+        done = 0
         with full_sums():
-            for first in range(0, len(asked), width):
-                some = slice(first, first + width)
-                V = None if start is None else start[some]
-                problems = asked.some(some)
-                if near is not None:
-                    W = torch.from_numpy(np.hstack([near[0][some], near[1][some, None]]))
-                    V = self._near(W.to(self.rows.device, self.dtype), problems)
-                parts.append(self._solve(problems, tol, V))
+            while done < len(asked):
+                some = slice(done, done + width)
+                try:
+                    parts.append(
+                        self._solve(
+                            asked.some(some),
+                            tol,
+                            None if start is None else start[some],
+                            None if near is None else (near[0][some], near[1][some]),
+                        )
+                    )
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or width == 1:
+                        raise
+                    width = (min(width, len(asked) - done) + 1) // 2
+                    warnings.warn(
+                        f"memory is short: {width:,} of {len(asked):,} SVMs are trained at a time",
+                        stacklevel=2,
+                    )
+                else:
+                    done += width
         w, scores, gap, objective, steps = (
             torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(5)
         )
@@ -301,8 +329,9 @@ class Solver:
         gaps = bool((T == 0).any())
         return Problems(T, C[:, None], weights, gaps, loss == "hinge", torch.ones_like(C)[:, None])
 
-    def _near(self, W: Tensor, problems: Problems) -> Tensor:
-        asked, F = problems.of(self.dtype), self.rows.scores(W)
+    def _near(self, W: Tensor, asked: Problems) -> Tensor:
+        W = W.to(self.rows.device, self.dtype)
+        F = self.rows.scores(W)
 
         def full(rows: slice) -> Tensor:
             at = asked.at(rows, F[:, rows])
@@ -313,10 +342,18 @@ class Solver:
 
         return self.space.near(W, full, h, asked.T)
 
-    def _solve(self, problems: Problems, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
+    def _solve(
+        self,
+        problems: Problems,
+        tol: float,
+        start: Tensor | None,
+        near: tuple[np.ndarray, np.ndarray] | None,
+    ) -> tuple[Tensor, ...]:
         """(w, b), scores, gap, objective, steps and state."""
         dtype = self.dtype
         asked = problems.of(dtype)
+        if near is not None:
+            start = self._near(torch.from_numpy(np.hstack([near[0], near[1][:, None]])), asked)
         steps = torch.zeros(len(asked), dtype=torch.int64, device=asked.C.device)
         if start is None:
             start = asked.C.new_zeros(len(asked), self.space.size)
@@ -336,13 +373,14 @@ class Solver:
             if not (far := ~(gap <= tol)).any():
                 break
             again = asked.some(far).of(dtype)
-            begin, F = V[far].to(dtype), scores[far].to(dtype)
+            begin, F = V[far].to(dtype), scores[far]
             lost = ~(begin.isfinite().all(1) & F.isfinite().all(1))
             begin[lost], F[lost] = 0, 0
+            known = F if dtype == F.dtype else None
             with self._in(dtype):
-                v, again, n = newton(self.space, again, INNER * tol, begin, MAX_STEPS[dtype], F)
-                w[far], scores[far], gap[far], objective[far] = self._measured(again, v)
-            V[far] = v.to(V.dtype)
+                v, again, n = newton(self.space, again, INNER * tol, begin, MAX_STEPS[dtype], known)
+                w[far], F, gap[far], objective[far] = self._measured(again, v)
+            V[far], scores[far] = v.to(V.dtype), F.to(scores.dtype)
             steps[far] += n
         return w, scores, gap, objective, steps, V
 
@@ -362,12 +400,13 @@ class Solver:
         return 2 * float(self.rows.of_all(total).max())
 
     def _measured(self, asked: Problems, V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(w, b), scores, gaps and objectives in float64, on X itself."""
+        """(w, b), scores (kept as costs are), gaps and objectives in float64, on X itself."""
         w, fine = self.space.weights(V), asked.of(torch.float64)
-        scores = w.new_empty(len(fine), self.rows.N)
+        scores = asked.C.new_empty(len(fine), self.rows.N)
         pulled, sums = torch.zeros_like(w), w.new_zeros(2, len(fine))
         for rows, x in self.rows.plain(torch.float64):
-            scores[:, rows] = F = w[:, :-1] @ x.T + w[:, -1:]
+            F = w[:, :-1] @ x.T + w[:, -1:]
+            scores[:, rows] = F
             at = fine.measured(rows, F)
             sums += at.sums()
             beta = fine.T[:, rows] * at.alpha
@@ -476,7 +515,9 @@ def newton(
             if not len(live):
                 break
         length = line_search(space, problems, V, F, d, scores_d)
-        V, F = V + length[:, None] * d, F + length[:, None] * scores_d
+        V = V + length[:, None] * d
+        for rows in cached(F.shape[1], F):
+            F[:, rows] += length[:, None] * scores_d[:, rows]
         steps[live] += 1
     return V_all, every, steps
 

@@ -44,6 +44,8 @@ class Space(Protocol):
 
     size: int
     rows: Rows
+    state_bytes: int
+    """Of an image in a problem that is being solved: targets, scores, directions."""
 
     def scores(self, V: Tensor) -> Tensor:
         """(P, N) of all images."""
@@ -102,6 +104,8 @@ class Examples:
     """States are coefficients of the examples. Memory: 4 bytes a pair of examples, 8 more where
     float64 is needed, and factors of the active ones.
     """
+
+    state_bytes = 100
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.size = rows, rows.N
@@ -276,6 +280,8 @@ class Features:
     """States are (w, b). Memory: 8 (D + 1)^2 bytes of the second moment, 4 of each factor of it, of
     which there are FACTORS at most; for an exact solve, of each problem.
     """
+
+    state_bytes = 40
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.size = rows, rows.D + 1

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vggfeat.devices import resolve_device
 from vggfeat.linear import LinearClassifier, both_signs, positive
+from vggfeat.matrix import Matrix
 from vggfeat.metrics import mean_average_precision
 from vggfeat.solver import LOSSES, Solution, Solver
 
@@ -40,8 +41,8 @@ class _OneAgainstTheRest(LinearClassifier):
     _name, _certain = "an SVM", 1.0
 
     def _read(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Matrix, NDArray[Any], NDArray[Any], NDArray[Any]]:
         for name, allowed in (("loss", LOSSES), ("solver", SOLVERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -108,9 +109,12 @@ class LinearSVM(_OneAgainstTheRest):
         self.solver = solver
         self.device = device
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LinearSVM:
+    def fit(
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> LinearSVM:
         """Fit on X (N, D) and y: (N,) labels, or (N, K) of 1 present, -1 absent, 0 left out for
-        that class.
+        that class. X is an array, or what has `shape`, `dtype` and gives rows by `X[slice]`, as an
+        HDF5 data set, which "newton" reads a block at a time.
 
         Warns once (ConvergenceWarning) when a class did not reach tol.
         Raises ValueError for NaN or infinity in X, unequal lengths, other values in a (N, K) y (a
@@ -119,7 +123,7 @@ class LinearSVM(_OneAgainstTheRest):
         """
         return RegularisationPath(self, X, y, sample_weight).into(self)
 
-    def path(self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
+    def path(self, X: ArrayLike | Matrix, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
         """A fitted classifier for each C in turn, each started from the one before. Raises as
         `fit`.
         """
@@ -134,7 +138,11 @@ class RegularisationPath:
     """
 
     def __init__(
-        self, svm: LinearSVM, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self,
+        svm: LinearSVM,
+        X: ArrayLike | Matrix,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
     ) -> None:
         warm = svm.warm_start and hasattr(svm, "coef_")
         before = (svm.classes_, svm.coef_, svm.intercept_) if warm else None
@@ -149,8 +157,10 @@ class RegularisationPath:
             and before[1].shape[1] == X_ND.shape[1]
         ):
             self.near = before[1][possible], before[2][possible]
-        newton = svm.solver == "newton"
-        self.solver = Solver(X_ND, resolve_device(svm.device)) if newton else None
+        if svm.solver == "newton":
+            self.solver: Solver | None = Solver(X_ND, resolve_device(svm.device))
+        else:
+            self.solver, self.X_ND = None, np.asarray(X_ND[:])
         self.start: Tensor | None = None
 
     def fit(self, C: float) -> LinearSVM:
@@ -220,7 +230,7 @@ class LinearSVMCV(_OneAgainstTheRest):
         self.device = device
 
     def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> LinearSVMCV:
         """Choose C, then fit on all of X. Warns and raises as `LinearSVM.fit`; ValueError for an
         empty fold, too.
@@ -319,7 +329,7 @@ def _folds(
 
 
 def _liblinear(
-    X: NDArray[Any],
+    X: Any,
     targets_NP: NDArray[Any],
     weights_NP: NDArray[Any],
     C: float,

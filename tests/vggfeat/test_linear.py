@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vggfeat import linear
 from vggfeat.logistic import LogisticRegression
 from vggfeat.svm import LinearSVM
 
@@ -27,7 +26,7 @@ def test_scoring_in_blocks_changes_nothing(estimator: Any, monkeypatch: pytest.M
     X, y = made()
     model = estimator.fit(X, y)
     whole = model.decision_function(X)
-    monkeypatch.setattr(linear, "SCORE_ROWS", 7)
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 7 * 8 * X.shape[1])
     np.testing.assert_allclose(model.decision_function(X), whole, rtol=1e-12, atol=1e-14)
 
 

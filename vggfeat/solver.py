@@ -229,9 +229,9 @@ class Solver:
 
     X: (N, D), finite. memory: bytes that the Gram matrix may take (beyond, or where N is over 8 D,
     states are (w, b)), and again the problems that are solved at a time; on a GPU of all together.
-    None: MEMORY, or FREE of what a GPU has. half: whether (w, b) is found by products of float16
-    (see `rows`); None: on a GPU. ranks: the processes that share X's rows; each is given all of X,
-    and all that is asked.
+    None: MEMORY, or FREE of what a GPU has. half: to find (w, b), and by products of float16 (see
+    `rows`); None: on a GPU, where the Gram matrix isn't used. ranks: the processes that share X's
+    rows; each is given all of X, and all that is asked.
     """
 
     def __init__(
@@ -249,7 +249,8 @@ class Solver:
         if memory is None:
             memory = FREE * torch.cuda.mem_get_info(place)[0] if gpu else MEMORY
         self.memory = memory
-        by_examples = by_gram(N, D, memory) and not (ranks is not None and ranks.world > 1)
+        several = ranks is not None and ranks.world > 1
+        by_examples = by_gram(N, D, memory) and not several and not half
         if half is None:
             half = gpu
         self.rows = Rows(

@@ -67,7 +67,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vggfeat.problem import Problem
+    from vggfeat.protocols import Outcome
     from vggfeat.results import Results
+    from vggfeat.store import Description
 
 
 app = typer.Typer(
@@ -200,57 +202,85 @@ def svm_command(
 
     from vggfeat import protocols
     from vggfeat.classify import problem_from
-    from vggfeat.datasets.voc import check_submission, write_submission
-    from vggfeat.devices import resolve_device
-    from vggfeat.model import model_from, save_model
+    from vggfeat.ranks import joined
     from vggfeat.results import seen_by_net
     from vggfeat.transfer import refuse_other_data
 
     protocols.grid_of(cs)
-    on = resolve_device(device)
-    problem, parts, made = problem_from(
-        features, pool, qs, read=not dry_run, say=lambda line: say(in_options(line))
-    )
-    if ledger:
-        refuse_other_data(problem.dataset)
-    if submission:
-        if "test" not in problem.splits:
-            raise VggfeatError(
-                "--submission is of the test part, and these features have none: VOC's is described"
-                " where its list of test images, test.txt, is there with the images"
-            )
-        test = problem.splits["test"]
-        check_submission(submission, test, problem.classes, problem.names, problem.protocol)
-    if dry_run:
-        _plan_svm(json_file, problem, cs, seed, str(on))
-        refused_otherwise(check)
-        return
-    # each takes memory at once, whether there is a core for it or not
-    torch.set_num_threads(min(workers, CORES))
-    outcome = protocols.run(
-        problem,
-        C=cs,
-        seed=seed,
-        loss=loss,
-        solver=solver,
-        device=str(on),
-        class_weight=class_weight,
-        progress=lambda line: say(in_options(line)),
-    )
-    results = replace(outcome.results, made=replace(made, command=command()))
-    seen, scored = seen_by_net(results)
-    if scored:
-        say(f"warning: the net was trained on {seen}")
-    for line in results.same_images:
-        say(f"warning: {line}")
+    with joined(device) as ranks:
+
+        def tell(line: str) -> None:
+            if ranks.first:
+                say(in_options(line))
+
+        problem, parts, made = problem_from(features, pool, qs, read=not dry_run, say=tell)
+        if ledger:
+            refuse_other_data(problem.dataset)
+        if submission:
+            _check_submission(submission, problem)
+        if dry_run:
+            if ranks.first:
+                _plan_svm(json_file, problem, cs, seed, str(ranks.device))
+                refused_otherwise(check)
+            return
+        # each takes memory at once, whether there is a core for it or not
+        torch.set_num_threads(min(workers, ranks.cores))
+        outcome = protocols.run(
+            problem,
+            C=cs,
+            seed=seed,
+            loss=loss,
+            solver=solver,
+            device=str(ranks.device),
+            class_weight=class_weight,
+            progress=tell,
+        )
+        results = replace(outcome.results, made=replace(made, command=command()))
+        seen, scored = seen_by_net(results)
+        if scored:
+            tell(f"warning: the net was trained on {seen}")
+        for line in results.same_images:
+            tell(f"warning: {line}")
+
+        if ranks.first:
+            _put_svm(outcome, problem, parts, results, out_file, json_file, submission, ledger)
+
+
+def _check_submission(folder: Path, problem: Problem) -> None:
+    from vggfeat.datasets.voc import check_submission
+
+    if "test" not in problem.splits:
+        raise VggfeatError(
+            "--submission is of the test part, and these features have none: VOC's is described"
+            " where its list of test images, test.txt, is there with the images"
+        )
+    test = problem.splits["test"]
+    check_submission(folder, test, problem.classes, problem.names, problem.protocol)
+
+
+def _put_svm(
+    outcome: Outcome,
+    problem: Problem,
+    parts: tuple[Description, ...],
+    results: Results,
+    out_file: Path | None,
+    json_file: Path | None,
+    submission: Path | None,
+    ledger: Path | None,
+) -> None:
+    """All that is written, and the results on the screen; where one fails, the others are still
+    there.
+    """
+    from vggfeat.datasets.voc import write_submission
+    from vggfeat.model import model_from, save_model
 
     def submit() -> None:
         if submission:
-            scored_test = outcome.scored["test"]
+            scored = outcome.scored["test"]
             write_submission(
                 submission,
-                scored_test.rows,
-                scored_test.scores,
+                scored.rows,
+                scored.scores,
                 problem.classes,
                 problem.names,
                 problem.protocol,

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vggfeat.ranks import Ranks
+from vggfeat.ranks import Ranks, telling_of_others
 
 # of X at a time: 128 MiB as float32; a GPU takes four times as much
 BLOCK_VALUES = {"cpu": 1 << 25, "cuda": 1 << 27}
@@ -337,11 +337,21 @@ class Rows:
     def of_all(self, sums: Tensor) -> Tensor:
         """Sums over this process's images -> over those of all; in place."""
         if self.ranks.world > 1:
-            dist.all_reduce(sums)
+            with telling_of_others():
+                dist.all_reduce(sums)
         return sums
 
     def agreed(self, values: Tensor) -> Tensor:
         """The first process's values, so that all go the same way; in place."""
         if self.ranks.world > 1:
-            dist.broadcast(values, 0)
+            with telling_of_others():
+                dist.broadcast(values, 0)
         return values
+
+    def of_all_rows(self, F: Tensor) -> Tensor:
+        """(P, N) of this process's rows -> (P, N_of_all) of all, on the CPU."""
+        if self.ranks.world == 1:
+            return F.cpu()
+        every = torch.zeros(len(F), self.N_of_all, dtype=F.dtype)
+        every[:, self.first : self.first + self.N] = F.cpu()
+        return self.of_all(every)

@@ -83,8 +83,9 @@ class Solution:
     """P solved problems.
 
     coef: (P, D) float64; intercept: (P,). scores: (N, P) of all images, also those that a problem
-    leaves out. gap: (P,) duality gap over objective, converged where it is at most tol. objective:
-    (P,). steps: (P,) Newton steps. state: where another solve, of another C, can start.
+    leaves out; (0, P) where they aren't asked for. gap: (P,) duality gap over objective, converged
+    where it is at most tol. objective: (P,). steps: (P,) Newton steps. state: where another solve,
+    of another C, can start.
     """
 
     coef: np.ndarray
@@ -276,11 +277,12 @@ class Solver:
         tol: float = 1e-5,
         start: Tensor | None = None,
         near: tuple[np.ndarray, np.ndarray] | None = None,
+        scores: bool = True,
     ) -> Solution:
         """targets: 1, -1 or 0. C: (P,) or one number. weights: (N, P) or (N, 1), factors on C.
 
         start: the `state` of another solution over the same rows; near: coef (P, D) and intercept
-        (P,) of one over other rows, at about the same C.
+        (P,) of one over other rows, at about the same C. scores: whether the solution has them.
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
         left = self.memory - (self.rows.bytes if self.rows.device.type == "cuda" else 0)
@@ -291,14 +293,14 @@ class Solver:
             while done < len(asked):
                 some = slice(done, done + width)
                 try:
-                    parts.append(
-                        self._solve(
-                            asked.some(some),
-                            tol,
-                            None if start is None else start[some],
-                            None if near is None else (near[0][some], near[1][some]),
-                        )
+                    w, F, *rest = self._solve(
+                        asked.some(some),
+                        tol,
+                        None if start is None else start[some],
+                        None if near is None else (near[0][some], near[1][some]),
                     )
+                    F = self.rows.of_all_rows(F) if scores else F[:, :0].cpu()
+                    parts.append((w, F, *rest))
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error) or width == 1:
                         raise
@@ -309,11 +311,12 @@ class Solver:
                     )
                 else:
                     done += width
-        w, scores, gap, objective, steps = (
-            torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(5)
+        W, gap, objective, steps = (
+            torch.cat([part[i] for part in parts]).cpu().numpy() for i in (0, 2, 3, 4)
         )
+        F_NP = torch.cat([part[1] for part in parts]).T.numpy()
         state = torch.cat([part[5] for part in parts])
-        return Solution(w[:, :-1], w[:, -1], scores.T, gap, objective, steps, state)
+        return Solution(W[:, :-1], W[:, -1], F_NP, gap, objective, steps, state)
 
     def _asked(
         self, targets_NP: np.ndarray, C_P: Any, weights_NP: np.ndarray | None, loss: str

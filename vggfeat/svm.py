@@ -26,6 +26,7 @@ from vggfeat.devices import resolve_device
 from vggfeat.linear import LinearClassifier, both_signs, positive
 from vggfeat.matrix import Matrix
 from vggfeat.metrics import mean_average_precision
+from vggfeat.ranks import job
 from vggfeat.solver import LOSSES, Solution, Solver
 
 SOLVERS = ("newton", "liblinear")
@@ -158,7 +159,7 @@ class RegularisationPath:
         ):
             self.near = before[1][possible], before[2][possible]
         if svm.solver == "newton":
-            self.solver: Solver | None = Solver(X_ND, resolve_device(svm.device))
+            self.solver: Solver | None = Solver(X_ND, resolve_device(svm.device), ranks=job())
         else:
             self.solver, self.X_ND = None, np.asarray(X_ND[:])
         self.start: Tensor | None = None
@@ -183,6 +184,7 @@ class RegularisationPath:
                 tol=svm.tol,
                 start=self.start,
                 near=self.near,
+                scores=False,
             )
             self.start, self.near = solution.state, None
         model.n_features_in_, model.classes_ = self.X_ND.shape[1], svm.classes_
@@ -255,7 +257,7 @@ class LinearSVMCV(_OneAgainstTheRest):
         all_costs = costs_NP
         if costs_NP.shape[1] > 1:
             all_costs = np.concatenate([costs_NP[:, fold.solved] for fold in folds], axis=1)
-        solver = Solver(X_ND, resolve_device(self.device))
+        solver = Solver(X_ND, resolve_device(self.device), ranks=job())
         start: Tensor | None = None
         self.scores_ = np.empty((len(self.Cs_), len(folds)))
         for c, C in enumerate(self.Cs_):
@@ -267,7 +269,9 @@ class LinearSVMCV(_OneAgainstTheRest):
         self.C_ = float(self.Cs_[np.nanmean(self.scores_, axis=1).argmax()])
         possible = both_signs(targets_NP[present])
         final, own = targets_NP[:, possible], _costs_of(possible, costs_NP)
-        solution = solver.solve(final, self.C_, weights_NP=own, loss=self.loss, tol=self.tol)
+        solution = solver.solve(
+            final, self.C_, weights_NP=own, loss=self.loss, tol=self.tol, scores=False
+        )
         self._set(solution, targets_NP, present)
         return self
 

@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 
 import vggfeat
+from tests import prepared
 from vggfeat.classify import _first_of_same
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.machine import CORES
 from vggfeat.model import open_model
 
-from ..conftest import Command, photograph, vgg_of
+from ..conftest import HANG, Command, photograph, vgg_of
+from ..pretrain.conftest import environment
 from .conftest import (
     NET,
     OTHER,
@@ -31,6 +33,7 @@ from .conftest import (
     assert_same_scores,
     cells,
     contents,
+    feature_file,
     read_csv,
     scores_by_hand,
     unit,
@@ -715,3 +718,22 @@ def test_several_labels_with_random_splits(command: Command, folder: Path, tmp_p
         "images",
     ]
     assert cells(ran.out, "difficult objects") == ["left out, in training and in scoring"]
+
+
+def test_two_processes_give_one_processs_results_and_one_of_them_tells(tmp_path: Path) -> None:
+    features = feature_file(tmp_path / "f.h5", 600, 300)  # not few: each trains on its rows
+    told, files = [], []
+    for processes in (1, 2):
+        outputs = (tmp_path / f"{processes}.json", tmp_path / f"{processes}.h5")
+        line = ["-m", "vggfeat", "svm", "--features", features, "--C", "0.1,1", "--device", "cpu"]
+        line += ["--json", outputs[0], "--out", outputs[1]]
+        ran = prepared.run(line, environment(), processes, timeout=HANG)
+        assert ran.returncode == 0, ran.stderr
+        told.append(ran.stderr.splitlines() + ran.stdout.splitlines())
+        files.append(outputs)
+    alone, together = (json.loads(results.read_text()) for results, _ in files)
+    for key in ("C", "C_curve", "accuracy", "per_class", "n_train", "n_test"):
+        assert together[key] == alone[key]
+    assert len(told[0]) == len(told[1]) and told[1][0] == told[0][0]
+    one, other = (open_model(model) for _, model in files)
+    np.testing.assert_allclose(other.coef_KD, one.coef_KD, atol=2e-2 * np.abs(one.coef_KD).max())

@@ -20,6 +20,7 @@ With several processes each holds its share of the rows, and sums over images ar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vggfeat.devices import out_of_memory
 from vggfeat.ranks import Ranks, telling_of_others
 
 # of X at a time: 128 MiB as float32; a GPU takes four times as much
@@ -208,17 +210,35 @@ class Rows:
         return Halves.of(rows, x) if self.half and self.kind is np.float32 else Plain(rows, x)
 
     def _hold(self) -> None:
-        """Keep as many blocks as the memory takes; on a CPU those of an array are where it is."""
-        self.held, self.beyond, self.bytes = [], [], 0
-        for rows in self.slices():
-            if not self.beyond:
-                block = self._made(rows)
-                size = self._copied(block)
-                if self.bytes + size <= self.memory:
-                    self.held.append(block)
-                    self.bytes += size
-                    continue
-            self.beyond.append(rows)
+        """Keep as many blocks as the memory takes; on a CPU those of an array are where it is.
+        Where the device has less than that, half of what it took, and smaller blocks.
+        """
+        while True:
+            self.held, self.beyond, self.bytes = [], [], 0
+            try:
+                for rows in self.slices():
+                    self._hold_rows(rows)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.block == 1:
+                    raise
+            self.memory, self.block = self.bytes / 2, (self.block + 1) // 2
+            self.held = []
+            warnings.warn(
+                f"memory is short: X is read in blocks of {self.block:,} rows, and"
+                f" {self.memory / 1e9:.1f} GB of it are held",
+                stacklevel=2,
+            )
+
+    def _hold_rows(self, rows: slice) -> None:
+        if not self.beyond:
+            block = self._made(rows)
+            size = self._copied(block)
+            if self.bytes + size <= self.memory:
+                self.held.append(block)
+                self.bytes += size
+                return
+        self.beyond.append(rows)
 
     def _copied(self, block: Block) -> int:
         """Bytes of a block that aren't X's own."""

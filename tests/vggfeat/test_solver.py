@@ -265,6 +265,7 @@ def test_halves_of_features_beyond_float16() -> None:
     np.testing.assert_allclose(b.objective, a.objective, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:memory is short")
 def test_short_memory_takes_fewer_problems_at_a_time_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

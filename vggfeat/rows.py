@@ -38,6 +38,7 @@ from vggfeat.ranks import Ranks, telling_of_others
 # of X at a time: 128 MiB as float32; a GPU takes four times as much
 BLOCK_VALUES = {"cpu": 1 << 25, "cuda": 1 << 27}
 LOW = 2.0**11  # the bits of a float16's significand: what its rounding leaves is multiplied by it
+MOST = 120  # exponent of a scale that float32 holds
 TOP = 8  # the largest of a column is 2^8 to 2^9 as float16
 FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
 Beta = Tensor | Callable[[slice], Tensor]
@@ -82,7 +83,9 @@ class Halves:
     def of(cls, rows: slice, x: Tensor) -> Halves:
         """Of float32 (n, D)."""
         scale = _to_range(x, 0)[0]
-        high, low = _split(x * scale)
+        x = x * scale
+        high = x.half()
+        low = _below(x, high)
         return cls(rows, high, low if low.any() else None, scale)
 
     @property
@@ -108,15 +111,14 @@ Block = Plain | Halves
 
 def _to_range(a: Tensor, dim: int) -> Tensor:
     """Powers of two that bring the largest along dim to 2^TOP, or up to twice that."""
-    peak = a.abs().amax(dim, keepdim=True)
-    exponent = torch.frexp(peak).exponent - 1
-    return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), TOP - exponent), 1)
+    peak = torch.linalg.vector_norm(a, torch.inf, dim, keepdim=True)
+    exponent = (TOP + 1 - torch.frexp(peak).exponent).clamp_max(MOST)
+    return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), exponent), 1)
 
 
-def _split(a: Tensor) -> tuple[Tensor, Tensor]:
-    """a = high + low / 2^11, float16 each."""
-    high = a.half()
-    return high, ((a - high) * LOW).half()
+def _below(a: Tensor, high: Tensor) -> Tensor:
+    """low in a = high + low / 2^11, float16."""
+    return ((a - high) * LOW).half()
 
 
 def _product(a: Tensor, high: Tensor, low: Tensor | None, rough: bool) -> Tensor:
@@ -124,10 +126,11 @@ def _product(a: Tensor, high: Tensor, low: Tensor | None, rough: bool) -> Tensor
     float32's rounding.
     """
     scale = _to_range(a, 1)
-    above, below = _split(a * scale)
+    a = a * scale
+    above = a.half()
     total = _mm(above, high)
     if not rough:
-        rest = _mm(below, high)
+        rest = _mm(_below(a, above), high)
         if low is not None:
             rest += _mm(above, low)
         total += rest / LOW

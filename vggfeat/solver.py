@@ -148,13 +148,9 @@ class Problems:
         )
 
     def of(self, dtype: torch.dtype) -> Problems:
-        """With costs and duals of this type."""
-        weights, alpha = (
-            None if part is None else part.to(dtype) for part in (self.weights, self.alpha)
-        )
-        return replace(
-            self, C=self.C.to(dtype), weights=weights, sharp=self.sharp.to(dtype), alpha=alpha
-        )
+        """With costs of this type, and so all that is computed from them."""
+        weights = None if self.weights is None else self.weights.to(dtype)
+        return replace(self, C=self.C.to(dtype), weights=weights, sharp=self.sharp.to(dtype))
 
     def costs(self, rows: slice) -> Tensor:
         """c of some rows, which (P, n) can be multiplied by."""
@@ -182,7 +178,7 @@ class Problems:
         """
         assert self.alpha is not None
         s, c = 1 - self.T[:, rows] * F, self.costs(rows)
-        alpha = self.alpha[:, rows]
+        alpha = self.alpha[:, rows].to(c.dtype)
         if self.hinge:
             return _hinged(torch.minimum(alpha, c), s, c, alpha > 0)
         s.clamp_min_(0)

@@ -323,6 +323,8 @@ class Features:
         N = self.rows.N_of_all
         d = torch.zeros_like(G)
         exact = n * self.size**2 + self.size**3 / 3 <= EXACT_COST * N * self.size
+        if self.rows.half and G.dtype == torch.float32:
+            exact &= False  # halves are there for products
         for some in _alike(exact.nonzero()[:, 0], torch.full_like(n, self.size)):
             d[some] = self._exact(-G[some], _of(h, some))
         some = (~exact).nonzero()[:, 0]

@@ -63,6 +63,9 @@ class Plain:
     def second(self) -> Tensor:
         return self.x.T @ self.x
 
+    def squares(self) -> Tensor:
+        return (self.x * self.x).sum(0)
+
     def sums(self) -> Tensor:
         return self.x.sum(0)
 
@@ -101,6 +104,10 @@ class Halves:
 
     def second(self) -> Tensor:
         return _mm(self.high.T, self.high) / self.scale[:, None] / self.scale
+
+    def squares(self) -> Tensor:
+        high = self.high.float()
+        return (high * high).sum(0) / self.scale / self.scale
 
     def sums(self) -> Tensor:
         return self.high.sum(0, dtype=torch.float32) / self.scale
@@ -207,6 +214,13 @@ class Rows:
         if self.device.type == "cpu":
             return block
         return block.pin_memory().to(self.device, non_blocking=True)
+
+    def at_hand(self, most: float) -> bool:
+        """Whether all of X as float32 takes no more than so many bytes beside X itself."""
+        X = self.X
+        return most >= 4.0 * self.N * self.D or (
+            isinstance(X, np.ndarray) and X.dtype == np.float32 and X.flags.writeable
+        )
 
     def _made(self, rows: slice) -> Block:
         x = self.read(rows, self.kind)
@@ -328,6 +342,13 @@ class Rows:
             q = h(block.rows) * (block.times(W[:, :-1], rough=True) + W[:, -1:])
             total[:, :-1] += block.pull(q, rough=True)
             total[:, -1] += q.sum(1)
+        return self.of_all(total)
+
+    def squares(self) -> Tensor:
+        """(D,) sums of the squares of X's columns, float64 of what float32 holds."""
+        total = torch.zeros(self.D, dtype=torch.float64, device=self.device)
+        for block in self.blocks(torch.float32):
+            total += block.squares()
         return self.of_all(total)
 
     def second(self) -> Tensor:

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,10 +52,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vggfeat import dual
 from vggfeat.devices import out_of_memory
+from vggfeat.losses import Problems
 from vggfeat.ranks import Ranks
 from vggfeat.rows import FEW, Rows, full_sums
-from vggfeat.spaces import Examples, Features, Space, cached
+from vggfeat.spaces import ByFeatures, Examples, Features, Products, Space, cached
 
 LOSSES = ("squared_hinge", "hinge")
 # Newton steps at most; the squared hinge takes three to ten, the hinge twenty to forty. What takes
@@ -66,9 +68,8 @@ MAX_STEPS = {torch.float32: 60, torch.float64: 300}
 PRECISIONS = (torch.float32, torch.float32, torch.float64)
 LINE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # on the length of a step
 LINE_STEPS = 40
-SHARPER = 4.0  # factor on the curvature at the hinge's corner
 SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
-INNER = 0.5  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
+INNER = 0.8  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
 NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps stays where it is
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
 EASY = 1000.0  # curvature of the loss from which a solve starts at zero
@@ -76,6 +77,9 @@ CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
 MEMORY = 2e9  # of a Solver, on a CPU
 FREE = 0.8  # of what is free on a GPU: a Solver's memory there
 HELD_BYTES = 1 << 28  # of X, beside X itself, on a CPU
+DUAL_PRODUCTS = 20.0  # products with X that one problem takes by its dual
+NEAR_MARGIN = 0.25  # of the images, whose products with each other it needs
+DUAL_BYTES = 80  # of an image in a problem that is solved by its dual
 
 
 @dataclass
@@ -97,124 +101,6 @@ class Solution:
     state: Tensor
 
 
-@dataclass
-class At:
-    """Of some rows of X, (P, n): alpha; c loss(s); by how much it is above what alpha proves,
-    beside 0.5 |gradient|^2 (None: 0); and where the loss bends.
-    """
-
-    alpha: Tensor
-    loss: Tensor
-    beyond: Tensor | None
-    bends: Tensor
-
-    def sums(self) -> Tensor:
-        """(2, P) float64 of loss and beyond."""
-        loss = self.loss.sum(1)
-        beyond = torch.zeros_like(loss) if self.beyond is None else self.beyond.sum(1)
-        return torch.stack([loss, beyond]).double()
-
-
-@dataclass
-class Problems:
-    """What is asked of P problems over N images, and how far the hinge's corner is rounded.
-
-    T: (P, N) int8. C: (P, 1). weights: (1, N) or (P, N) factors on C, if there are some. gaps:
-    whether T has zeros. alpha: (P, N) that a solve has found; the hinge's alpha_0; None: 0. sharp:
-    (P, 1) the curvature k over c, of the hinge.
-    """
-
-    T: Tensor
-    C: Tensor
-    weights: Tensor | None
-    gaps: bool
-    hinge: bool
-    sharp: Tensor
-    alpha: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.T)
-
-    def some(self, chosen: Tensor | slice) -> Problems:
-        """Those chosen by a mask, by numbers, or a run of them."""
-        weights = self.weights
-        return replace(
-            self,
-            T=self.T[chosen],
-            C=self.C[chosen],
-            weights=weights if weights is None or len(weights) == 1 else weights[chosen],
-            sharp=self.sharp[chosen],
-            alpha=None if self.alpha is None else self.alpha[chosen],
-        )
-
-    def of(self, dtype: torch.dtype) -> Problems:
-        """With costs of this type, and so all that is computed from them."""
-        weights = None if self.weights is None else self.weights.to(dtype)
-        return replace(self, C=self.C.to(dtype), weights=weights, sharp=self.sharp.to(dtype))
-
-    def costs(self, rows: slice) -> Tensor:
-        """c of some rows, which (P, n) can be multiplied by."""
-        c = self.C if self.weights is None else self.C * self.weights[:, rows]
-        return c * (self.T[:, rows] != 0) if self.gaps else c
-
-    def at(self, rows: slice, F: Tensor) -> At:
-        """What some rows come to at their scores F (P, n)."""
-        c = self.costs(rows)
-        s = 1 - self.T[:, rows] * F
-        if not self.hinge:
-            s.clamp_min_(0)
-            alpha = 2 * c * s
-            return At(alpha, 0.5 * alpha * s, None, s > 0)
-        alpha = self.sharp * c * s
-        if self.alpha is not None:
-            alpha += self.alpha[:, rows]
-        bends = (alpha > 0) & (alpha < c)
-        return _hinged(torch.minimum(alpha.clamp_min_(0), c), s, c, bends)
-
-    def measured(self, rows: slice, F: Tensor) -> At:
-        """The same with the alpha that a solve has found, which is as good as any other between 0
-        and c: what these scores would make of it, rounded otherwise, differs where curvatures are
-        large.
-        """
-        assert self.alpha is not None
-        s, c = 1 - self.T[:, rows] * F, self.costs(rows)
-        alpha = self.alpha[:, rows].to(c.dtype)
-        if self.hinge:
-            return _hinged(torch.minimum(alpha, c), s, c, alpha > 0)
-        s.clamp_min_(0)
-        other = 2 * c * s - alpha
-        beyond = torch.where(c > 0, other * other / (4 * c), 0)
-        return At(alpha, c * s * s, beyond, alpha > 0)
-
-    def bend(self, rows: slice, bends: Tensor) -> Tensor:
-        """(P, n) second derivatives, of some rows where they bend."""
-        return bends * ((self.sharp if self.hinge else 2) * self.costs(rows))
-
-    def bend_by(self, bends: Tensor) -> Callable[[slice], Tensor]:
-        """The same of any rows."""
-        return lambda rows: self.bend(rows, bends[:, rows])
-
-    def moved(self, F: Tensor) -> Tensor:
-        """(P, N) alpha at the scores F."""
-        alpha = torch.empty_like(F)
-        for rows in cached(F.shape[1], F):
-            alpha[:, rows] = self.at(rows, F[:, rows]).alpha
-        return alpha
-
-    def sharpen(self, chosen: Tensor, F: Tensor) -> None:
-        """Round the corner of some problems (P,) around the alpha that they have at the scores F,
-        and less.
-        """
-        before = torch.zeros_like(F) if self.alpha is None else self.alpha
-        self.alpha = torch.where(chosen[:, None], self.moved(F), before)
-        self.sharp = torch.where(chosen[:, None], SHARPER * self.sharp, self.sharp)
-
-
-def _hinged(alpha: Tensor, s: Tensor, c: Tensor, bends: Tensor) -> At:
-    loss = c * s.clamp_min(0)
-    return At(alpha, loss, loss - alpha * s, bends)
-
-
 def by_gram(N: int, D: int, memory: float = MEMORY) -> bool:
     """Whether problems over N images are solved by their Gram matrix."""
     return N <= 8 * D and memory >= GRAM_BYTES * N**2
@@ -228,7 +114,8 @@ class Solver:
     states are (w, b)), and again the problems that are solved at a time; on a GPU of all together.
     None: MEMORY, or FREE of what a GPU has. half: to find (w, b), and by products of float16 (see
     `rows`); None: on a GPU, where the Gram matrix isn't used. ranks: the processes that share X's
-    rows; each is given all of X, and all that is asked.
+    rows; each is given all of X, and all that is asked. solves: how many problems will be solved,
+    of all calls together: few don't pay for a Gram matrix.
     """
 
     def __init__(
@@ -239,6 +126,7 @@ class Solver:
         *,
         half: bool | None = None,
         ranks: Ranks | None = None,
+        solves: float = math.inf,
     ) -> None:
         place = torch.device(device)
         N, D = X.shape
@@ -258,9 +146,19 @@ class Solver:
             memory=memory / 2 if gpu else min(memory, HELD_BYTES),
             ranks=ranks,
         )
+        self.dtype = torch.float64 if N * D <= FEW and not half else torch.float32
+        alone = place.type == "cpu" and not (several or half) and self.dtype == torch.float32
+        by_features: ByFeatures | None = None
+        if alone and self.rows.at_hand(HELD_BYTES) and not (by_examples and _pays(N, D, solves)):
+            by_features = ByFeatures(self.rows.read(slice(0, N), np.float32))
         with full_sums():
-            self.space: Space = Examples(self.rows) if by_examples else Features(self.rows)
-            self.dtype = torch.float64 if N * D <= FEW and not half else torch.float32
+            self.space: Space
+            self.products: Products | None = by_features
+            if by_examples:
+                self.space = Examples(self.rows, by_features)
+                self.products = self.space.K if alone else None
+            else:
+                self.space = Features(self.rows)
             self.space.use(self.dtype)
 
     def solve(
@@ -278,18 +176,21 @@ class Solver:
         """targets: 1, -1 or 0. C: (P,) or one number. weights: (N, P) or (N, 1), factors on C.
 
         start: the `state` of another solution over the same rows; near: coef (P, D) and intercept
-        (P,) of one over other rows, at about the same C. scores: whether the solution has them.
+        (P,) of one over other rows, at about the same C. (It says little of the dual variables:
+        `dual` does without.) scores: whether the solution has them.
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
         left = self.memory - (self.rows.bytes if self.rows.device.type == "cuda" else 0)
-        width = max(1, int(left / (self.space.state_bytes * max(1, self.rows.N))))
+        of_image = DUAL_BYTES if self.products is not None else 0
+        of_image = max(of_image, self.space.state_bytes)
+        width = max(1, int(left / (of_image * max(1, self.rows.N))))
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         with full_sums():
             while done < len(asked):
                 some = slice(done, done + width)
                 try:
-                    w, F, *rest = self._solve(
+                    w, F, *rest = self._part(
                         asked.some(some),
                         tol,
                         None if start is None else start[some],
@@ -342,6 +243,21 @@ class Solver:
 
         return self.space.near(W, full, h, asked.T)
 
+    def _part(
+        self,
+        problems: Problems,
+        tol: float,
+        start: Tensor | None,
+        near: tuple[np.ndarray, np.ndarray] | None,
+    ) -> tuple[Tensor, ...]:
+        """(w, b), scores, gap, objective, steps and state."""
+        if self.products is None:
+            return self._solve(problems, tol, start, near)
+        # from near, Newton's steps are fewest; of the hinge they never are few
+        if start is None or problems.hinge:
+            return self._by_duals(problems, tol, start)
+        return self._solve(problems, tol, start, None)
+
     def _solve(
         self,
         problems: Problems,
@@ -369,6 +285,46 @@ class Solver:
         V, asked, n = newton(self.space, asked, INNER * tol, start, MAX_STEPS[dtype])
         steps += n
         w, scores, gap, objective = self._measured(asked, V)
+        V = self._finished(asked, V, tol, w, scores, gap, objective, steps)[0]
+        return w, scores, gap, objective, steps, V
+
+    def _by_duals(self, problems: Problems, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
+        """The same by `dual`. The hinge's state is alpha, infinite at its cap: that is another for
+        another C.
+        """
+        assert self.products is not None
+        rows, T = self.rows, problems.T
+
+        def exact(beta: Tensor) -> Tensor:
+            return rows.scores(rows.pull(beta, len(beta), torch.float64))
+
+        alpha, steps = dual.solve(self.products, problems, INNER * tol, start, exact)
+        asked = replace(problems, alpha=alpha)
+        V = self.space.pull(lambda part: T[:, part] * alpha[:, part], alpha)
+        w, scores, gap, objective = self._measured(asked, V)
+        V, alpha = self._finished(asked, V, tol, w, scores, gap, objective, steps)
+        if not problems.hinge:
+            return w, scores, gap, objective, steps, V.to(self.dtype)
+        for part in cached(rows.N, alpha):
+            alpha[:, part][alpha[:, part] >= problems.costs(part)] = torch.inf
+        return w, scores, gap, objective, steps, alpha.to(self.dtype)
+
+    def _finished(
+        self,
+        asked: Problems,
+        V: Tensor,
+        tol: float,
+        w: Tensor,
+        scores: Tensor,
+        gap: Tensor,
+        objective: Tensor,
+        steps: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """States and alpha; what isn't solved is gone on with, and what was measured of it is
+        measured anew.
+        """
+        assert asked.alpha is not None
+        alpha = asked.alpha
         for dtype in PRECISIONS:
             if not (far := ~(gap <= tol)).any():
                 break
@@ -376,13 +332,16 @@ class Solver:
             begin, F = V[far].to(dtype), scores[far]
             lost = ~(begin.isfinite().all(1) & F.isfinite().all(1))
             begin[lost], F[lost] = 0, 0
-            known = F if dtype == F.dtype else None
+            precise = torch.finfo(F.dtype).eps <= torch.finfo(dtype).eps
+            known = F.to(dtype) if precise else None
             with self._in(dtype):
                 v, again, n = newton(self.space, again, INNER * tol, begin, MAX_STEPS[dtype], known)
                 w[far], F, gap[far], objective[far] = self._measured(again, v)
-            V[far], scores[far] = v.to(V.dtype), F.to(scores.dtype)
+            assert again.alpha is not None
+            V[far], alpha[far] = v.to(V.dtype), again.alpha.to(alpha.dtype)
+            scores[far] = F.to(scores.dtype)
             steps[far] += n
-        return w, scores, gap, objective, steps, V
+        return V, alpha
 
     @contextmanager
     def _in(self, dtype: torch.dtype) -> Iterator[None]:
@@ -417,6 +376,13 @@ class Solver:
         G = w - self.rows.of_all(pulled)
         gap = self.rows.agreed(0.5 * (G * G).sum(1) + beyond)
         return w, scores, torch.where(objective > 0, gap / objective, 0), objective
+
+
+def _pays(N: int, D: int, solves: float) -> bool:
+    """Whether the Gram matrix of (N, D) costs fewer multiplications than it spares."""
+    near = NEAR_MARGIN * N
+    with_it = N**2 * D / 2 + solves * DUAL_PRODUCTS / 2 * N**2
+    return with_it <= solves * (DUAL_PRODUCTS * N * D + near**2 * D)
 
 
 @dataclass

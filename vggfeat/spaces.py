@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -88,45 +89,127 @@ class Space(Protocol):
         ...
 
 
-class _Gram:
-    """K = X X' + 1, and what conjugate gradients go by: L (N, RANK) with K ~ L L', and what that
-    leaves out.
+class Products(Protocol):
+    """K = X X' + 1, the products of the images with each other. B: (P, N), a number for each
+    problem and image; a, b: numbers of images.
+
+    read: multiplications for a number of K. cost: of a product with K, for each problem. A sum S
+    holds B's products while B changes; its form is its own.
     """
 
+    diagonal: Tensor
+    read: float
+    cost: float
+    rank: int
+
+    def times(self, B: Tensor) -> Tensor:
+        """B K, (P, N)."""
+        ...
+
+    def among(self, a: Tensor, b: Tensor) -> Tensor:
+        """K of some images and others, (len(a), len(b))."""
+        ...
+
+    def sum(self, B: Tensor) -> Tensor: ...
+
+    def of(self, S: Tensor, a: Tensor) -> Tensor:
+        """B K of some images, (P, len(a))."""
+        ...
+
+    def add(self, S: Tensor, a: Tensor, d: Tensor) -> None:
+        """d (P, len(a)) to B; in place."""
+        ...
+
+
+class Gram:
+    """K as a matrix. A sum is B K."""
+
     def __init__(self, K: Tensor) -> None:
-        self.K = K
-        self.mean_square = float(K.diagonal().mean())
-        self.low_rank = partial_cholesky(K, RANK)
-        self.rest = max(0.0, self.mean_square - float((self.low_rank**2).sum()) / len(K))
+        self.K, self.diagonal = K, K.diagonal()
+        self.read, self.cost, self.rank = GATHER_COST, float(len(K)) ** 2, RANK
+
+    def times(self, B: Tensor) -> Tensor:
+        return B @ self.K
+
+    def among(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.take(self.K, a[:, None] * len(self.K) + b)
+
+    def sum(self, B: Tensor) -> Tensor:
+        return self.times(B)
+
+    def of(self, S: Tensor, a: Tensor) -> Tensor:
+        return S[:, a]
+
+    def add(self, S: Tensor, a: Tensor, d: Tensor) -> None:
+        S.addmm_(d, self.K[a])
+
+
+class ByFeatures:
+    """K by X (N, D) itself. A sum is B X, (P, D + 1)."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.diagonal = x, (x * x).sum(1) + 1
+        self.read, self.cost, self.rank = float(x.shape[1]), 2.0 * x.numel(), RANK // 16
+
+    def times(self, B: Tensor) -> Tensor:
+        return (B @ self.x) @ self.x.T + B.sum(1, keepdim=True)
+
+    def among(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.x[a] @ self.x[b].T + 1
+
+    def sum(self, B: Tensor) -> Tensor:
+        return torch.cat([B @ self.x, B.sum(1, keepdim=True)], 1)
+
+    def of(self, S: Tensor, a: Tensor) -> Tensor:
+        return S[:, :-1] @ self.x[a].T + S[:, -1:]
+
+    def add(self, S: Tensor, a: Tensor, d: Tensor) -> None:
+        S[:, :-1] += d @ self.x[a]
+        S[:, -1] += d.sum(1)
+
+
+class _LowRank:
+    """What conjugate gradients go by: L (N, RANK) with K ~ L L', and what that leaves out."""
+
+    def __init__(self, K: Products) -> None:
+        self.mean_square, N = float(K.diagonal.mean()), len(K.diagonal)
+        every = torch.arange(N, device=K.diagonal.device)
+        self.L = partial_cholesky(K.diagonal, lambda i: K.among(every[i : i + 1], every)[0], K.rank)
+        self.rest = max(0.0, self.mean_square - float((self.L**2).sum()) / N)
 
 
 class Examples:
     """States are coefficients of the examples. Memory: 4 bytes a pair of examples, 8 more where
     float64 is needed, and factors of the active ones.
+
+    by_features: K in float32, by X itself, where few problems don't pay for the matrix.
     """
 
     state_bytes = 100
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, by_features: ByFeatures | None = None) -> None:
         self.rows, self.size = rows, rows.N
-        self.grams: dict[torch.dtype, _Gram] = {}
+        self.products: dict[torch.dtype, Products] = {}
+        self.low_rank: dict[torch.dtype, _LowRank] = {}
+        if by_features is not None:
+            self.products[torch.float32] = by_features
         self.use(torch.float32)
-        _refuse_huge(self.K.diagonal())
+        _refuse_huge(self.K.diagonal)
 
     def use(self, dtype: torch.dtype) -> None:
-        if dtype not in self.grams:
-            self.grams[dtype] = _Gram(self.rows.products(dtype, min(self.rows.block, PRODUCT_ROWS)))
-        self.gram, self.dtype = self.grams[dtype], dtype
-        self.K = self.gram.K
+        if dtype not in self.products:
+            K = self.rows.products(dtype, min(self.rows.block, PRODUCT_ROWS))
+            self.products[dtype] = Gram(K)
+        self.K, self.dtype = self.products[dtype], dtype
 
     def scores(self, V: Tensor) -> Tensor:
-        return V @ self.K
+        return self.K.times(V)
 
     def pull(self, beta: Callable[[slice], Tensor], like: Tensor) -> Tensor:
         return _whole(beta, self.size, like)
 
     def scores_of(self, G: Tensor) -> Tensor:
-        return G @ self.K
+        return self.K.times(G)
 
     def dot(self, V: Tensor, W: Tensor, scores_W: Tensor | None) -> Tensor:
         assert scores_W is not None
@@ -141,7 +224,7 @@ class Examples:
         # the Newton step's end, which depends on where the step begins only by which examples are
         # active there
         at_cap = _whole(full, self.size, W)
-        return at_cap + self._solve(T - at_cap @ self.K, _whole(h, self.size, W))[0]
+        return at_cap + self._solve(T - self.K.times(at_cap), _whole(h, self.size, W))[0]
 
     def newton(
         self, G: Tensor, scores_G: Tensor | None, h: Callable[[slice], Tensor]
@@ -161,18 +244,21 @@ class Examples:
         b = mask * b
         n = mask.sum(1)
         smallest = torch.where(h > 0, ridge, torch.inf).amin(1)
-        condition = self.gram.mean_square * n / smallest
+        if self.dtype not in self.low_rank:
+            self.low_rank[self.dtype] = _LowRank(self.K)
+        low_rank = self.low_rank[self.dtype]
+        condition = low_rank.mean_square * n / smallest
         # what conjugate gradients will take, by what the preconditioner leaves out; seen on VGG
         # descriptors
-        steps = 3 + 9 * (self.gram.rest / smallest).sqrt()
-        cheap = (n <= RANK) | (n**3 / 3 + GATHER_COST * n**2 <= steps * self.size**2)
+        steps = 3 + 9 * (low_rank.rest / smallest).sqrt()
+        cheap = (n <= RANK) | (n**3 / 3 + self.K.read * n**2 <= steps * self.K.cost)
         exact = cheap | (steps > CG_STEPS) | (condition > CG_CONDITION[self.dtype])
         some = (~exact).nonzero()[:, 0]
         if len(some):
             eta[some] = self._iterative(b[some], mask[some], ridge[some])
         for some in _alike(exact.nonzero()[:, 0], n):
             eta[some] = self._exact(b[some], mask[some], ridge[some])
-        scores = eta @ self.K
+        scores = self.K.times(eta)
         return eta, scores, condition <= EXACT_CONDITION[self.dtype]
 
     def _exact(self, b: Tensor, mask: Tensor, ridge: Tensor) -> Tensor:
@@ -182,7 +268,7 @@ class Examples:
         m = int(mask.sum(1).max())
         a = mask.argsort(dim=1, descending=True, stable=True)[:, :m]  # the active ones, in order
         there = mask.gather(1, a)
-        system = torch.take(self.K, a[:, :, None] * self.size + a[:, None, :])
+        system = torch.stack([self.K.among(own, own) for own in a])
         system *= there[:, :, None] * there[:, None, :]
         diagonal = system.diagonal(dim1=-2, dim2=-1)
         diagonal += torch.where(there > 0, ridge.gather(1, a), 1)
@@ -195,7 +281,7 @@ class Examples:
         """By conjugate gradients. The preconditioner is (L L' + ridge)^-1 over the active examples,
         with K ~ L L'.
         """
-        L, inverse = self.gram.low_rank, torch.where(mask > 0, 1 / ridge, 0)
+        L, inverse = self.low_rank[self.dtype].L, torch.where(mask > 0, 1 / ridge, 0)
         inner = b.new_empty(len(b), L.shape[1], L.shape[1])
         for system, scale in zip(inner, inverse, strict=True):
             torch.mm(L.T * scale, L, out=system)
@@ -207,7 +293,7 @@ class Examples:
             solved = torch.cholesky_solve((r @ L)[:, :, None], factors)[:, :, 0]
             return r - inverse * (solved @ L.T)
 
-        return conjugate_gradients(lambda p: mask * (p @ self.K) + ridge * p, precondition, b)
+        return conjugate_gradients(lambda p: mask * self.K.times(p) + ridge * p, precondition, b)
 
 
 def _whole(beta: Callable[[slice], Tensor], size: int, like: Tensor) -> Tensor:
@@ -241,22 +327,22 @@ def cholesky(systems: Tensor) -> Tensor:
     return factors
 
 
-def partial_cholesky(K: Tensor, rank: int) -> Tensor:
-    """L (N, rank or fewer) with K - L L' positive and small: the next column is where most is left
-    on the diagonal.
+def partial_cholesky(diagonal: Tensor, row: Callable[[int], Tensor], rank: int) -> Tensor:
+    """L (N, rank or fewer) with K - L L' positive and small, of K's diagonal (N,) and what gives
+    its rows: the next column is where most is left on the diagonal.
     """
-    left = K.diagonal().clone()
+    left, N = diagonal.clone(), len(diagonal)
     enough = 1e-10 * float(left.mean())
-    L = K.new_zeros(len(K), rank)
-    for j in range(min(rank, len(K))):
+    L = diagonal.new_zeros(N, rank)
+    for j in range(min(rank, N)):
         i = int(left.argmax())
         if left[i] <= enough:
             return L[:, : max(1, j)]
-        column = K[i] - L[:, :j] @ L[i, :j]
+        column = row(i) - L[:, :j] @ L[i, :j]
         L[:, j] = column / left[i].sqrt()
         left = (left - L[:, j] ** 2).clamp_min(0)
         left[i] = 0
-    return L[:, : len(K)]
+    return L[:, :N]
 
 
 def _alike(problems: Tensor, n: Tensor) -> Iterator[Tensor]:
@@ -285,9 +371,12 @@ class Features:
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.size = rows, rows.D + 1
-        self.second = rows.second()
-        _refuse_huge(self.second.diagonal())
+        _refuse_huge(rows.squares())
         self.factors: OrderedDict[tuple[int, torch.dtype], Tensor] = OrderedDict()
+
+    @cached_property
+    def second(self) -> Tensor:
+        return self.rows.second()
 
     def use(self, dtype: torch.dtype) -> None:
         pass

@@ -122,7 +122,7 @@ class LinearSVM(_OneAgainstTheRest):
         0/1 indicator is refused: its 0 would mean "left out"), a single class, negative weights, or
         parameters out of range.
         """
-        return RegularisationPath(self, X, y, sample_weight).into(self)
+        return RegularisationPath(self, X, y, sample_weight, fits=1).into(self)
 
     def path(self, X: ArrayLike | Matrix, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
         """A fitted classifier for each C in turn, each started from the one before. Raises as
@@ -135,7 +135,8 @@ class LinearSVM(_OneAgainstTheRest):
 class RegularisationPath:
     """Classifiers on the same images, each started from the one before.
 
-    svm: has their settings but C, and with warm_start where the first one starts.
+    svm: has their settings but C, and with warm_start where the first one starts. fits: about how
+    many there will be.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class RegularisationPath:
         X: ArrayLike | Matrix,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
+        fits: int = len(C_GRID),
     ) -> None:
         warm = svm.warm_start and hasattr(svm, "coef_")
         before = (svm.classes_, svm.coef_, svm.intercept_) if warm else None
@@ -158,10 +160,12 @@ class RegularisationPath:
             and before[1].shape[1] == X_ND.shape[1]
         ):
             self.near = before[1][possible], before[2][possible]
+        self.solver: Solver | None = None
         if svm.solver == "newton":
-            self.solver: Solver | None = Solver(X_ND, resolve_device(svm.device), ranks=job())
+            solves = fits * self.solved.shape[1]
+            self.solver = Solver(X_ND, resolve_device(svm.device), ranks=job(), solves=solves)
         else:
-            self.solver, self.X_ND = None, np.asarray(X_ND[:])
+            self.X_ND = np.asarray(X_ND[:])
         self.start: Tensor | None = None
 
     def fit(self, C: float) -> LinearSVM:
@@ -257,7 +261,8 @@ class LinearSVMCV(_OneAgainstTheRest):
         all_costs = costs_NP
         if costs_NP.shape[1] > 1:
             all_costs = np.concatenate([costs_NP[:, fold.solved] for fold in folds], axis=1)
-        solver = Solver(X_ND, resolve_device(self.device), ranks=job())
+        solves = len(self.Cs_) * all_targets.shape[1]
+        solver = Solver(X_ND, resolve_device(self.device), ranks=job(), solves=solves)
         start: Tensor | None = None
         self.scores_ = np.empty((len(self.Cs_), len(folds)))
         for c, C in enumerate(self.Cs_):

@@ -102,7 +102,7 @@ def by_halves(options: argparse.Namespace) -> None:
     )
     for name, (X, T) in cases(options).items():
         reference, halves = Solver(X.astype(np.float64)), Solver(X, half=True)
-        reference.dtype = torch.float64
+        reference.dtype, reference.products = torch.float64, None
         reference.space.use(torch.float64)
         for loss in LOSSES:
             difference, gaps, steps = [], [], []

@@ -214,7 +214,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
             )
             fit, refit = np.setdiff1d(train, val), np.union1d(train, val)
             Cs = [2.0**k for k in range(-5, 14, 2)]
-            made.append(Task(name, problem.X, targets, [(fit, val)], refit, test, Cs, True))
+            made.append(Task(name, problem.X[:], targets, [(fit, val)], refit, test, Cs, True))
         return made
     labels = {split: voc_labels(options.lists, split) for split in ("train", "val", "test")}
     targets = np.concatenate(list(labels.values()))

@@ -4,7 +4,8 @@ beside LinearSVC's.
 A line each, ours and the peer's in turn; ImageNet's shape, out of core, ours alone:
 
     python -m benchmarks.svm_scaling --out docs/svm-scaling.svg
-    python -m benchmarks.svm_scaling --imagenet 64000 --file big.h5
+    python -m benchmarks.svm_scaling --imagenet 1281167 --device cuda --file big.h5
+    python -m benchmarks.svm_scaling --imagenet 6406 --check
 
 Each measurement is a process of its own on one core, C = 1, descriptors as VGG's (not negative,
 unit length, classes that overlap). Memory: the peak of the process less what it held before the
@@ -12,8 +13,11 @@ fit, X included in neither. The slope is that of log seconds over log size, by l
 LinearSVC fits its K classes one after the other.
 
 `--imagenet N` writes N float16 descriptors of D = 4096, of 1,000 classes, into an HDF5 file, trains
-`--classes` of them from blocks of its rows, and prints the seconds, the memory and what ImageNet's
-1,281,167 would take at the same rate.
+`--classes` of them from blocks of its rows, and prints the seconds (reading: X onto the device, and
+its second moment), the memory (on a GPU: the most that was allocated there) and what ImageNet's
+1,281,167 would take at the same rate. `--check` trains them twice on the CPU, by what a GPU does
+(products of float16 with float32 sums) and by what a CPU does, and compares the objectives. cuML,
+the peer on a GPU, has no duality gap to compare at, and isn't measured.
 """
 
 from __future__ import annotations
@@ -112,50 +116,69 @@ def plot(measured: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> 
     figure.savefig(path, metadata={"Date": None})
 
 
-def imagenet(N: int, classes: int, file: Path, tol: float, memory_GB: float) -> None:
+def made(N: int, file: Path) -> None:
+    """N float16 descriptors of 4,096, of 1,000 classes."""
+    part = 4000
+    partial = file.with_suffix(".partial")
+    with h5py.File(partial, "w") as h5:
+        stored = h5.create_dataset("X", (N, 4096), "float16", chunks=(64, 4096))
+        labels = h5.create_dataset("y", (N,), "int64")
+        for start in range(0, N, part):
+            X, y = descriptors(min(part, N - start), 4096, 1000, seed=start)
+            stored[start : start + len(X)], labels[start : start + len(X)] = X, y
+    partial.rename(file)
+
+
+def imagenet(options: argparse.Namespace) -> None:
+    import torch
+
     from vggfeat.solver import Solver
 
-    D, K, part = 4096, 1000, 4000
-    y = np.empty(N, np.int64)
+    N, device, file = options.imagenet, torch.device(options.device), options.file
+    gpu = device.type == "cuda"
     if not file.exists():
-        with h5py.File(file, "w") as h5:
-            stored = h5.create_dataset("X", (N, D), "float16", chunks=(64, D))
-            labels = h5.create_dataset("y", (N,), "int64")
-            for start in range(0, N, part):
-                X, y = descriptors(min(part, N - start), D, K, seed=start)
-                stored[start : start + len(X)], labels[start : start + len(X)] = X, y
+        made(N, file)
+    table = columns(
+        *("by", "images", "classes", "reading, s", "seconds", "memory, GB"),
+        *("Newton steps", "largest gap", "top-1, %"),
+    )
     with h5py.File(file) as h5:
         stored, y = h5["X"], h5["y"][:]
-        T = np.where(y[:, None] == np.arange(classes), 1, -1).astype(np.int8)
-        before, began = peak(), time.perf_counter()
-        solver = Solver(stored, memory=memory_GB * 1e9)
-        err.print(f"second moments: {time.perf_counter() - began:.0f} s")
-        found = solver.solve(T, 0.25, tol=tol)
-        seconds = time.perf_counter() - began
-        memory = peak() - before
-    table = columns(
-        "images",
-        "classes",
-        "seconds",
-        "memory, GB",
-        "Newton steps",
-        "largest gap",
-        "top-1 of them, %",
-    )
-    own = y < classes
-    right = 100 * (found.scores[own].argmax(1) == y[own]).mean()
-    table.add_row(
-        f"{N:,}",
-        f"{classes:,}",
-        f"{seconds:.0f}",
-        f"{memory / 1e3:.1f}",
-        f"{found.steps.min()} to {found.steps.max()}",
-        f"{found.gap.max():.0e}",
-        f"{right:.1f}",
-    )
+        if len(y) != N:
+            raise SystemExit(f"{file} has {len(y)} images, not {N}: give another --file")
+        T = np.where(y[:, None] == np.arange(options.classes), 1, -1).astype(np.int8)
+        own = y < options.classes
+        memory = None if options.memory is None else options.memory * 1e9
+        found = []
+        ways = {"halves": True, "CPU": False} if options.check else {str(device): options.half}
+        for name, half in ways.items():
+            if gpu:
+                torch.cuda.reset_peak_memory_stats()
+            before, began = peak(), time.perf_counter()
+            solver = Solver(stored, device, memory, half=half or None)
+            read = time.perf_counter()
+            found.append(solver.solve(T, options.C, tol=options.tol))
+            ended = time.perf_counter()
+            taken = torch.cuda.max_memory_allocated() / 1e6 if gpu else peak() - before
+            right = 100 * (found[-1].scores[own].argmax(1) == y[own]).mean()
+            table.add_row(
+                name,
+                f"{N:,}",
+                f"{options.classes:,}",
+                f"{read - began:.1f}",
+                f"{ended - read:.1f}",
+                f"{taken / 1e3:.1f}",
+                f"{found[-1].steps.min()} to {found[-1].steps.max()}",
+                f"{found[-1].gap.max():.1e}",
+                f"{right:.1f}",
+            )
+            del solver
     out.print(table)
-    hours = seconds / 3600 * IMAGENET / N * K / classes
-    out.print(f"{IMAGENET:,} images and {K:,} classes at the same rate: {hours:.1f} h")
+    if options.check:
+        difference = found[0].objective / found[1].objective - 1
+        out.print(f"objectives: {difference.min():+.1e} to {difference.max():+.1e} of the CPU's")
+    hours = (ended - began) / 3600 * IMAGENET / N * 1000 / options.classes
+    out.print(f"{IMAGENET:,} images and 1,000 classes at the same rate: {hours:.2f} h")
 
 
 def main() -> None:
@@ -168,9 +191,17 @@ def main() -> None:
     parser.add_argument(
         "--classes", type=int, default=1000, help="How many of the 1,000 are trained."
     )
-    parser.add_argument("--tol", type=float, default=1e-3)
+    parser.add_argument("--C", type=float, default=0.25)
+    parser.add_argument("--tol", type=float, default=1e-5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--half", action="store_true", help="A GPU's way, on a CPU, too.")
     parser.add_argument(
-        "--memory", type=float, default=8, help="GB for the problems solved at a time."
+        "--check", action="store_true", help="A GPU's way and the CPU's, with their objectives."
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        help="GB for X and the problems solved at a time; default: 2, or a GPU's.",
     )
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -179,7 +210,7 @@ def main() -> None:
         return
     if options.imagenet:
         options.file.parent.mkdir(parents=True, exist_ok=True)
-        imagenet(options.imagenet, options.classes, options.file, options.tol, options.memory)
+        imagenet(options)
         return
     one_core = {
         **os.environ,

@@ -652,7 +652,7 @@ def _score(asked: Asked, files: Sequence[Path]) -> None:
     described = list(map(open_features, files))
     if any(_is_scored(cell, described) for cell in read_transfer(pages)):
         return
-    problem, _, made = problem_from(list(files), None, None)
+    problem, _, made = problem_from(list(files), None, None, say=say)
     say(f"linear SVM on {' and '.join(path.stem for path in files)}")
     outcome = protocols.run(problem)
     results = replace(outcome.results, made=replace(made, command=command()))

@@ -47,7 +47,7 @@ OPTIONS = {
     "vggfeat merge": "features --out --overwrite --debug",
     "vggfeat svm": (
         """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver
-        --device --workers --overwrite --json --ledger --debug"""
+        --device --workers --overwrite --json --dry-run --ledger --debug"""
     ),
     "vggfeat predict": (
         """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
@@ -327,6 +327,9 @@ WRONG = {
     "vggfeat svm --features f.h5 --json f.h5": "--json f.h5 is what the command reads",
     "vggfeat svm --features f.h5 --solver liblinear --device cpu": "leave out --device",
     "vggfeat svm --features f.h5 --solver liblinear --workers 2": "leave out --workers",
+    "vggfeat svm --features f.h5 --solver liblinear --dry-run": "leave out --solver liblinear",
+    "vggfeat svm --features f.h5 --out a --json a --dry-run": "--out and --json are one file, a",
+    "vggfeat svm --features f.h5 --ledger f.h5 --dry-run": "f.h5 is what the command reads",
     "vggfeat svm --features f.h5 --device tpu9": "there is no device 'tpu9'",
     "vggfeat svm --features f.h5 --scales 99999": "at most 16,384 pixels",
     "vggfeat svm --features f.h5 --C 1e300": "numbers from 1e-12 to 1e+12",

@@ -3,7 +3,7 @@
 N images, Q scales, D descriptor length. Descriptors are stored neither pooled nor normalised (they
 are ReLU activations), so every choice here is made afterwards, without a second extraction. A row
 of NaN (an unreadable image) stays a row of NaN through everything; an image never moves to another
-row.
+row. Sums are float64, but only of a block of rows at a time: memory doesn't grow with the dataset.
 
 Paper, Appendix B: "the resulting descriptor" is L2-normalised. With stacking and with several
 networks, each part is normalised by itself, so that a scale or network with larger activations
@@ -18,18 +18,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vggfeat.matrix import row_blocks
+
 Pool = Literal["average", "stack", "max"]
 """Over the scales; see `aggregate`."""
 POOLINGS: tuple[Pool, ...] = get_args(Pool)
-
-# Sums are float64, but only for this many bytes of rows at a time: memory doesn't grow with the
-# dataset.
-BLOCK_BYTES = 1 << 25
-
-
-def _row_blocks(n_rows: int, values_per_row: int) -> list[slice]:
-    step = max(1, BLOCK_BYTES // (8 * max(1, values_per_row)))
-    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
 
 def _unit(x: NDArray[np.float64], first_row: int) -> NDArray[np.float64]:
@@ -60,7 +53,7 @@ def l2_normalise(x_ND: Any) -> NDArray[np.float32]:
         raise ValueError(f"descriptors to normalise must be (N, D), not {tuple(x_ND.shape)}")
     n_rows, length = x_ND.shape
     out = np.empty((n_rows, length), dtype=np.float32)
-    for rows in _row_blocks(n_rows, length):
+    for rows in row_blocks(n_rows, length):
         out[rows] = _unit(np.asarray(x_ND[rows], dtype=np.float64), rows.start)
     return out
 
@@ -91,7 +84,7 @@ def aggregate(descriptors_NQD: Any, how: str = "average", regions: int = 1) -> N
         )
     n_rows, n_scales, length = shape[0], shape[1] // regions, shape[2]
     out = np.empty((n_rows, pooled_length(how, n_scales, length, regions)), dtype=np.float32)
-    for rows in _row_blocks(n_rows, shape[1] * length):
+    for rows in row_blocks(n_rows, shape[1] * length):
         block = np.asarray(descriptors_NQD[rows], dtype=np.float64)
         block = block.reshape(len(block), regions, n_scales, length)
         if how == "average":
@@ -123,7 +116,7 @@ def fuse(parts: Sequence[Any]) -> NDArray[np.float32]:
         return alone
     n_rows, length = shapes[0][0], sum(shape[1] for shape in shapes)
     out = np.empty((n_rows, length), dtype=np.float32)
-    for rows in _row_blocks(n_rows, length):
+    for rows in row_blocks(n_rows, length):
         units = [_unit(np.asarray(part[rows], dtype=np.float64), rows.start) for part in parts]
         out[rows] = _unit(np.concatenate(units, axis=1), rows.start)
     return out

@@ -5,7 +5,7 @@ N images, Q scales, D descriptor length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
@@ -14,13 +14,14 @@ from typing import TypedDict
 
 import numpy as np
 
-from vggfeat.aggregate import aggregate, fuse
 from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets.folder import class_splits
 from vggfeat.datasets.items import known, name_digest
 from vggfeat.datasets.protocol import pool_of
+from vggfeat.descriptors import HELD_SHARE, Descriptors
 from vggfeat.errors import VggfeatError
 from vggfeat.features import open_features
+from vggfeat.matrix import Matrix, row_blocks
 from vggfeat.problem import Problem
 from vggfeat.results import Made, Part
 from vggfeat.store import Description, Features
@@ -31,15 +32,23 @@ SAME = 0.02
 
 
 def problem_from(
-    paths: Sequence[str | Path], pool: str | None = None, scales: tuple[int, ...] | None = None
+    paths: Sequence[str | Path],
+    pool: str | None = None,
+    scales: tuple[int, ...] | None = None,
+    *,
+    read: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Problem, tuple[Description, ...], Made]:
     """The problem of one or several feature files, the descriptions behind it, and what the results
     say of them.
 
     Several files (nets, layers) of the same images are stacked; an image that is unreadable in one
     is left out of all. pool: over the scales; None: as the protocol has it. scales: a subset of the
-    stored ones. Raises VggfeatError: see `open_features`, `refuse_other_rows`; descriptors that are
-    the same twice; no labels.
+    stored ones. read: False leaves the descriptors in the files, and doesn't know which images are
+    the same. say: called with a line where they stay there since they don't fit into memory.
+
+    Raises VggfeatError: see `open_features`, `refuse_other_rows`; descriptors that are the same
+    twice; no labels.
     """
     files = [open_features(path) for path in paths]
     first = files[0]
@@ -52,12 +61,15 @@ def problem_from(
     _refuse_repeats(files, parts)
     protocol = str(first.attributes["protocol"])
     pool, pool_by = (pool, "as asked") if pool else pool_of(protocol)
-    X = fuse(
-        [
-            aggregate(file.read(part.scales), pool, len(part.regions))
-            for file, part in zip(files, parts, strict=True)
-        ]
-    )
+    descriptors = Descriptors(files, parts, pool)
+    X: Matrix = descriptors
+    if read and descriptors.fits:
+        X = descriptors.held()
+    elif read:
+        say(
+            f"the descriptors, {descriptors.nbytes / 1e9:,.1f} GB as float32, would take over"
+            f" {100 * HELD_SHARE:g} % of the memory: they are read from the files at each pass"
+        )
     readable = np.logical_and.reduce([file.readable for file in files])
     problem = Problem(
         X=X,
@@ -69,7 +81,7 @@ def problem_from(
         names=first.names,
         total=first.attributes.get("total"),
         seen=np.logical_or.reduce([trained_the_net(file) for file in files]),
-        same=_first_of_same(first, X, readable),
+        same=_first_of_same(first, X, readable) if read else None,
         dataset=first.attributes["dataset"],
     )
     features = [
@@ -89,28 +101,36 @@ def problem_from(
     return problem, parts, Made(features, pool, pool_by, versions())
 
 
-def _first_of_same(file: Features, X: np.ndarray, readable: np.ndarray) -> np.ndarray:
+def _first_of_same(file: Features, X: Matrix, readable: np.ndarray) -> np.ndarray:
     """(N,) the first row of the same image (and box): by the checksum of its file, and its
     descriptor.
 
     Of a million images some hundred pairs have one CRC-32 by chance; of these none has one
     descriptor, too. One file's descriptors differ a little by what else was in the batch.
     """
-    same = np.arange(len(X))
+    same = np.arange(X.shape[0])
     rows = np.flatnonzero(readable & (file.crc32 != 0))
-    _, group, counts = np.unique(file.crc32[rows], return_inverse=True, return_counts=True)
-    firsts: dict[int, list[int]] = {}
-    for i, crc in zip(
-        rows[counts[group] > 1].tolist(), group[counts[group] > 1].tolist(), strict=True
-    ):
-        x_D = X[i].astype(np.float64)
-        for j in firsts.setdefault(crc, []):
-            boxed = file.boxes is not None and not np.array_equal(file.boxes[i], file.boxes[j])
-            if not boxed and np.linalg.norm(x_D - X[j]) <= SAME * np.linalg.norm(x_D):
-                same[i] = j
-                break
-        else:
-            firsts[crc].append(i)
+    keys = file.crc32[rows, None].astype(np.int64)
+    if file.boxes is not None:
+        keys = np.hstack([keys, file.boxes[rows]])
+    _, first, group, counts = np.unique(
+        keys, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    group = group.reshape(-1)
+    # candidates, those of one key one after the other: each row is read once
+    rows, start = rows[counts[group] > 1], first[group][counts[group] > 1]
+    order = np.argsort(start, kind="stable")
+    rows, start = rows[order], start[order]
+    firsts: list[tuple[int, np.ndarray]] = []
+    for part in row_blocks(len(rows), X.shape[1]):
+        for at, x_D in enumerate(X[rows[part]].astype(np.float64), part.start):
+            if at == 0 or start[at] != start[at - 1]:
+                firsts = []
+            near = SAME * np.linalg.norm(x_D)
+            found = (j for j, y_D in firsts if np.linalg.norm(x_D - y_D) <= near)
+            same[rows[at]] = j = next(found, rows[at])
+            if j == rows[at]:
+                firsts.append((j, x_D.copy()))  # not all of its block
     return same
 
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before all that takes time
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.files import (
     check_outputs,
     refuse_inputs,
+    refuse_same_names,
     try_each,
     weights_files,
     write_json,
@@ -57,6 +58,7 @@ from vggfeat.terminal import (
     list_unreadable,
     out,
     print_table,
+    refused_otherwise,
     run,
     say,
 )
@@ -64,7 +66,10 @@ from vggfeat.terminal import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from vggfeat.problem import Problem
+    from vggfeat.protocols import Outcome
     from vggfeat.results import Results
+    from vggfeat.store import Description
 
 
 app = typer.Typer(
@@ -151,6 +156,13 @@ def svm_command(
     ] = CORES,
     overwrite: Overwrite = False,
     json_file: Json = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print how often it trains and the memory that it takes, and write nothing.",
+        ),
+    ] = False,
     ledger: Annotated[
         Path | None,
         typer.Option(
@@ -167,67 +179,108 @@ def svm_command(
     cs = costs_typed(C)
     refuse_repeated("--features", features)
     if solver == "liblinear":
-        for option in ("device", "workers"):
-            if option in typed(context):
-                raise WrongUsage(f"--solver liblinear runs on one core: leave out --{option}")
-    check_outputs(
-        {"--out": out_file},
-        texts={"--json": json_file},
-        folders={"--submission": submission},
-        inputs=_here(features),
-        overwrite=overwrite,
-    )
-    if ledger:
-        _check_ledger(ledger, [*_here(features), out_file, json_file])
+        _refuse_of_newton(context, dry_run)
+
+    def check() -> None:
+        check_outputs(
+            {"--out": out_file},
+            texts={} if dry_run else {"--json": json_file},
+            folders={"--submission": submission},
+            inputs=_here(features),
+            overwrite=overwrite,
+        )
+        if ledger:
+            _check_ledger(ledger, [*_here(features), out_file, json_file])
+
+    if dry_run:
+        outputs = {"--out": out_file, "--json": json_file, "--submission": submission}
+        refuse_same_names({**outputs, "--ledger": ledger}, _here(features))
+        check_outputs({}, texts={"--json": json_file}, inputs=_here(features), overwrite=overwrite)
+    else:
+        check()
     import torch
 
     from vggfeat import protocols
     from vggfeat.classify import problem_from
-    from vggfeat.datasets.voc import check_submission, write_submission
-    from vggfeat.devices import resolve_device
-    from vggfeat.model import model_from, save_model
+    from vggfeat.ranks import joined
     from vggfeat.results import seen_by_net
     from vggfeat.transfer import refuse_other_data
 
     protocols.grid_of(cs)
-    on = resolve_device(device)
-    problem, parts, made = problem_from(features, pool, qs)
-    if ledger:
-        refuse_other_data(problem.dataset)
-    if submission:
-        if "test" not in problem.splits:
-            raise VggfeatError(
-                "--submission is of the test part, and these features have none: VOC's is described"
-                " where its list of test images, test.txt, is there with the images"
-            )
-        test = problem.splits["test"]
-        check_submission(submission, test, problem.classes, problem.names, problem.protocol)
-    # each takes memory at once, whether there is a core for it or not
-    torch.set_num_threads(min(workers, CORES))
-    outcome = protocols.run(
-        problem,
-        C=cs,
-        seed=seed,
-        loss=loss,
-        solver=solver,
-        device=str(on),
-        class_weight=class_weight,
-        progress=lambda line: say(in_options(line)),
-    )
-    results = replace(outcome.results, made=replace(made, command=command()))
-    seen, scored = seen_by_net(results)
-    if scored:
-        say(f"warning: the net was trained on {seen}")
-    for line in results.same_images:
-        say(f"warning: {line}")
+    with joined(device) as ranks:
+
+        def tell(line: str) -> None:
+            if ranks.first:
+                say(in_options(line))
+
+        problem, parts, made = problem_from(features, pool, qs, read=not dry_run, say=tell)
+        if ledger:
+            refuse_other_data(problem.dataset)
+        if submission:
+            _check_submission(submission, problem)
+        if dry_run:
+            if ranks.first:
+                _plan_svm(json_file, problem, cs, seed, str(ranks.device))
+                refused_otherwise(check)
+            return
+        # each takes memory at once, whether there is a core for it or not
+        torch.set_num_threads(min(workers, ranks.cores))
+        outcome = protocols.run(
+            problem,
+            C=cs,
+            seed=seed,
+            loss=loss,
+            solver=solver,
+            device=str(ranks.device),
+            class_weight=class_weight,
+            progress=tell,
+        )
+        results = replace(outcome.results, made=replace(made, command=command()))
+        seen, scored = seen_by_net(results)
+        if scored:
+            tell(f"warning: the net was trained on {seen}")
+        for line in results.same_images:
+            tell(f"warning: {line}")
+
+        if ranks.first:
+            _put_svm(outcome, problem, parts, results, out_file, json_file, submission, ledger)
+
+
+def _check_submission(folder: Path, problem: Problem) -> None:
+    from vggfeat.datasets.voc import check_submission
+
+    if "test" not in problem.splits:
+        raise VggfeatError(
+            "--submission is of the test part, and these features have none: VOC's is described"
+            " where its list of test images, test.txt, is there with the images"
+        )
+    test = problem.splits["test"]
+    check_submission(folder, test, problem.classes, problem.names, problem.protocol)
+
+
+def _put_svm(
+    outcome: Outcome,
+    problem: Problem,
+    parts: tuple[Description, ...],
+    results: Results,
+    out_file: Path | None,
+    json_file: Path | None,
+    submission: Path | None,
+    ledger: Path | None,
+) -> None:
+    """All that is written, and the results on the screen; where one fails, the others are still
+    there.
+    """
+    from vggfeat.datasets.voc import write_submission
+    from vggfeat.model import model_from, save_model
 
     def submit() -> None:
         if submission:
-            scored_test = outcome.scored["test"]
+            scored = outcome.scored["test"]
             write_submission(
                 submission,
-                scored_test.rows,
-                scored_test.scores,
+                scored.rows,
+                scored.scores,
                 problem.classes,
                 problem.names,
                 problem.protocol,
@@ -244,6 +297,58 @@ def svm_command(
         lambda: _print_results(results),
         lambda: _to_ledger(results, ledger),
     )
+
+
+def _refuse_of_newton(context: typer.Context, dry_run: bool) -> None:
+    """Options that change nothing with liblinear."""
+    for option in ("device", "workers"):
+        if option in typed(context):
+            raise WrongUsage(f"--solver liblinear runs on one core: leave out --{option}")
+    if dry_run:
+        raise WrongUsage("--dry-run tells what newton takes: leave out --solver liblinear")
+
+
+def _plan_svm(
+    json_file: Path | None,
+    problem: Problem,
+    C: str | list[float],
+    seed: int | None,
+    device: str,
+) -> None:
+    """What `vggfeat svm` would take, as a table and as JSON."""
+    from vggfeat.descriptors import HELD_SHARE
+    from vggfeat.results import images
+    from vggfeat.svm_plan import svm_plan
+
+    planned = svm_plan(problem, C=C, seed=seed)
+    fits, solver = planned.fits, planned.solver
+    write_json(json_file, asdict(planned))
+
+    def size(count: int) -> str:
+        return f"{count / 1e6:,.1f} MB"
+
+    unreadable = f" ({planned.unreadable:,} unreadable)" if planned.unreadable else ""
+    further = f" (up to {fits.at_most:,})" if fits.at_most > fits.to_choose else ""
+    chosen = f"{fits.to_choose:,}{further} to choose C, then " if fits.to_choose else ""
+    where = (
+        "held in memory"
+        if planned.held
+        else f"over {100 * HELD_SHARE:g} % of the memory: read from the files at each pass"
+    )
+    rows = [
+        ("images", f"{planned.images:,}{unreadable}"),
+        ("classes", f"{planned.classes:,}"),
+        ("descriptor", f"{planned.descriptor:,} values"),
+        ("fits", f"{chosen}{fits.final:,} with it, of at most {images(fits.images)}"),
+        ("descriptors", f"{size(planned.X)} as float32, {where}"),
+        ("reading them", size(planned.reading)),
+        ("Gram matrix" if solver.gram else "second moment", size(solver.products)),
+        ("state of the problems", f"{size(solver.states)}, {fits.problems:,} of them"),
+        ("their exact systems", size(solver.factors)),
+        ("blocks of rows", size(solver.blocks)),
+        ("memory in all", f"{size(planned.bytes)} beside the program, on {device}"),
+    ]
+    print_table("plan", rows)
 
 
 def _check_ledger(page: Path, inputs: Sequence[Path | None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,6 +39,7 @@ from vggfeat.terminal import (
     out,
     print_table,
     progress,
+    refused_otherwise,
     say,
 )
 
@@ -261,7 +261,7 @@ def extract_command(
                 _write_plan(
                     json_file, items, planned, before, f"on {ranks.device} in {network.precision}"
                 )
-                _refused_otherwise(lambda: check_outputs(output, inputs=read, overwrite=overwrite))
+                refused_otherwise(lambda: check_outputs(output, inputs=read, overwrite=overwrite))
             return
         if of_shards:
             if ranks.world > 1:
@@ -316,13 +316,6 @@ def _devices(device: str, precision: str, engine: str | None) -> tuple[str, str]
             "--precision auto is by a GPU, and this machine has none: give bfloat16 or float32"
         )
     return "cpu", device
-
-
-def _refused_otherwise(check: Callable[[], object]) -> None:
-    try:
-        check()
-    except VggfeatError as error:
-        say(in_options(f"without --dry-run this would be refused: {error}"))
 
 
 def _planned(

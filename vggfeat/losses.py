@@ -68,13 +68,9 @@ class Problems:
         )
 
     def of(self, dtype: torch.dtype) -> Problems:
-        """With costs and duals of this type."""
-        weights, alpha = (
-            None if part is None else part.to(dtype) for part in (self.weights, self.alpha)
-        )
-        return replace(
-            self, C=self.C.to(dtype), weights=weights, sharp=self.sharp.to(dtype), alpha=alpha
-        )
+        """With costs of this type, and so all that is computed from them."""
+        weights = None if self.weights is None else self.weights.to(dtype)
+        return replace(self, C=self.C.to(dtype), weights=weights, sharp=self.sharp.to(dtype))
 
     def costs(self, rows: slice) -> Tensor:
         """c of some rows, which (P, n) can be multiplied by."""
@@ -102,7 +98,8 @@ class Problems:
         large.
         """
         assert self.alpha is not None
-        alpha, c = self.alpha[:, rows], self.costs(rows)
+        c = self.costs(rows)
+        alpha = self.alpha[:, rows].to(c.dtype)
         alpha = torch.minimum(alpha, c) if self.hinge else torch.where(c > 0, alpha, 0)
         return At(alpha, *proven(alpha, 1 - self.T[:, rows] * F, c, self.hinge), alpha > 0)
 

@@ -27,23 +27,44 @@ def _quotas(proc: Path, root: Path) -> Iterator[float]:
     """Processors' worth of time that each control group around this process may use, where that is
     limited; of version 2, and of version 1 with a hierarchy for processors.
     """
+    for folder, first in _groups("cpu", proc, root):
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            if first:
+                quota = (folder / "cpu.cfs_quota_us").read_text()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            else:
+                quota, period = (folder / "cpu.max").read_text().split()
+            if (share := float(quota) / float(period)) > 0:  # "max" and -1: no limit
+                yield share
+
+
+def memory(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may have: the machine's, or fewer where its control group has a limit
+    of them. What others take of it now isn't left out: a plan is to hold an hour later, too.
+
+    proc, root: as of `cores`.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder, first in _groups("memory", proc, root):
+        with suppress(OSError, ValueError):  # "max": no limit; of version 1 a huge number
+            name = "memory.limit_in_bytes" if first else "memory.max"
+            limits.append(int((folder / name).read_text()))
+    return min(limits)
+
+
+def _groups(controller: str, proc: Path, root: Path) -> Iterator[tuple[Path, bool]]:
+    """The folder of each control group around this process that such limits can be of, and whether
+    it is one of version 1.
+    """
     with suppress(OSError, ValueError):
         for line in proc.read_text().splitlines():
             _, controllers, group = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
+            if controllers and controller not in controllers.split(","):
                 continue
             # in a container, the group's path may be that outside of it, and the root is its own
-            places = [Path(group), *Path(group).parents]
-            for place in places:
-                with suppress(OSError, ValueError, ZeroDivisionError):
-                    folder = root / controllers / place.relative_to("/")
-                    if controllers:
-                        quota = (folder / "cpu.cfs_quota_us").read_text()
-                        period = (folder / "cpu.cfs_period_us").read_text()
-                    else:
-                        quota, period = (folder / "cpu.max").read_text().split()
-                    if (share := float(quota) / float(period)) > 0:  # "max" and -1: no limit
-                        yield share
+            for place in [Path(group), *Path(group).parents]:
+                with suppress(ValueError):
+                    yield root / controllers / place.relative_to("/"), bool(controllers)
 
 
 CORES = cores()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vggfeat.datasets.items import known
 from vggfeat.datasets.protocol import Protocol, protocol_of
 from vggfeat.errors import VggfeatError
+from vggfeat.matrix import Matrix
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Problem:
     """What is classified: one descriptor an image, with labels and splits as `datasets.Items` codes
     them.
 
-    X: (N, D) float32, aggregated and normalised; rows of unreadable images are NaN.
+    X: (N, D) float32, aggregated and normalised; rows of unreadable images are NaN. An array, or
+        what reads its rows when they are asked for (`descriptors.Descriptors`).
     labels: (N,) int32, -1 where unknown; or (N, K) int8 of 1, -1, 0 (difficult), all zeros where
     unknown. classes: K names.
     splits: name -> rows: "train", "val", "test", or "split0/train", "split0/val", "split0/test", …
@@ -34,7 +36,7 @@ class Problem:
     dataset: its name.
     """
 
-    X: np.ndarray
+    X: Matrix
     labels: np.ndarray
     classes: list[str]
     splits: dict[str, np.ndarray]
@@ -47,10 +49,12 @@ class Problem:
     dataset: str = ""
 
     def __post_init__(self) -> None:
-        n = len(self.X)
-        if self.X.ndim != 2 or not (len(self.labels) == len(self.readable) == len(self.names) == n):
+        n = self.X.shape[0]
+        if len(self.X.shape) != 2 or not (
+            len(self.labels) == len(self.readable) == len(self.names) == n
+        ):
             raise VggfeatError(
-                f"descriptors {self.X.shape}, labels {self.labels.shape}, readable"
+                f"descriptors {tuple(self.X.shape)}, labels {self.labels.shape}, readable"
                 f" {self.readable.shape} and {len(self.names)} names don't describe the same images"
             )
         if self.labels.ndim not in (1, 2) or (

@@ -29,6 +29,7 @@ from vggfeat import metrics
 from vggfeat.checked import first_few
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.matrix import Selected, row_blocks
 from vggfeat.problem import Problem
 from vggfeat.results import (
     Choice,
@@ -42,7 +43,7 @@ from vggfeat.results import (
     scored_on,
 )
 from vggfeat.solver import LOSSES
-from vggfeat.svm import C_GRID, SCORE_ROWS, SOLVERS, LinearSVM, RegularisationPath
+from vggfeat.svm import C_GRID, SOLVERS, LinearSVM, RegularisationPath
 
 C_STEP = 4.0  # the grid's ratio, and that of its extension
 # of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours
@@ -103,6 +104,16 @@ class _Drawn:
     def several(self) -> bool:
         return self.splits[0].name != ""
 
+    @property
+    def validates(self) -> bool:
+        """Whether val is scored by a classifier of its own."""
+        return self.no_truth and len(self.splits[0].val) > 0
+
+    @property
+    def final_fits(self) -> int:
+        """One a split, and the classifier to keep, or the one that val is scored by."""
+        return len(self.splits) + (self.several or self.validates)
+
 
 def solver_words(svm: LinearSVM) -> str:
     """How an SVM is trained, as results tell it."""
@@ -143,13 +154,8 @@ def run(
             raise VggfeatError(f"{name} must be {' or '.join(allowed)}, not {given}")
     if class_weight not in (None, "balanced"):
         raise VggfeatError(f"class_weight must be None or balanced, not {class_weight}")
-    if len(problem.classes) < 2 and not problem.multilabel:
-        raise VggfeatError(
-            f"there is one class only, {', '.join(problem.classes)}; a classifier needs at"
-            " least two"
-        )
-    drawn = _drawn(problem, seed, len(grid) > 1)
-    _check(problem, drawn.splits)
+    drawn = _prepared(problem, seed, len(grid) > 1)
+    _refuse_nan(problem, drawn)
     say = progress or (lambda line: None)
     if seed is not None and drawn.how == "official" and drawn.val_is != CUT:
         say("the splits are the data set's own: `seed` changes nothing")
@@ -169,7 +175,56 @@ def run(
     return Outcome(results, fitted.model, scored)
 
 
+@dataclass(frozen=True)
+class Fits:
+    """How often a protocol trains: `to_choose` C, and with those values that are tried only where
+    the best is at an end of the grid `at_most`; and `final`, with the C. images: of the largest
+    fit. problems: the SVMs that each of them is.
+    """
+
+    to_choose: int
+    at_most: int
+    final: int
+    images: int
+    problems: int
+
+
+def fits_of(
+    problem: Problem, *, C: str | float | Sequence[float] = "auto", seed: int | None = None
+) -> Fits:
+    """What `run` will train, by the same splits. No descriptor is read. Raises as `run`, but for
+    what descriptors hold.
+    """
+    grid = grid_of(C)
+    drawn = _prepared(problem, seed, len(grid) > 1)
+    each = len(grid) if len(grid) > 1 else 0
+    further = MAX_EXTENSIONS if isinstance(C, str) else 0
+    trained = [len(split.refit) for split in drawn.splits]
+    if drawn.several:
+        trained.append(len(_labelled(problem)))
+    K = len(problem.classes)
+    return Fits(
+        to_choose=each * len(drawn.splits),
+        at_most=(each + further) * len(drawn.splits),
+        final=drawn.final_fits,
+        images=max(trained),
+        problems=K if problem.multilabel or K > 2 else 1,
+    )
+
+
 # Which rows ---------------------------------------------------------------------------------------
+
+
+def _prepared(problem: Problem, seed: int | None, select: bool) -> _Drawn:
+    """The splits, of which nothing is wrong."""
+    if len(problem.classes) < 2 and not problem.multilabel:
+        raise VggfeatError(
+            f"there is one class only, {', '.join(problem.classes)}; a classifier needs at"
+            " least two"
+        )
+    drawn = _drawn(problem, seed, select)
+    _check(problem, drawn)
+    return drawn
 
 
 def _drawn(problem: Problem, seed: int | None, select: bool) -> _Drawn:
@@ -266,27 +321,20 @@ def _cut(problem: Problem, train: Rows, key: np.random.Generator) -> Rows:
     return np.sort(np.concatenate(val))
 
 
-def _check(problem: Problem, splits: list[_Split]) -> None:
-    """No empty part, no image both trained and tested, no class untrained, no NaN in a readable
-    row.
+def _check(problem: Problem, drawn: _Drawn) -> None:
+    """No empty part, no image both trained and tested, no class untrained, something to choose C
+    on.
     """
-    used = np.unique(
-        np.concatenate([rows for split in splits for rows in (split.refit, split.test)])
-    )
-    for start in range(0, len(used), SCORE_ROWS):
-        rows = used[start : start + SCORE_ROWS]
-        bad = rows[~np.isfinite(problem.X[rows]).all(axis=1)]
-        if len(bad):
-            name = problem.names[bad[0]]
-            raise VggfeatError(
-                f"the descriptor of {name} (row {bad[0]}) holds NaN or infinity: extract it again"
-            )
-    for split in splits:
+    for split in drawn.splits:
         where = f" in {split.name}" if split.name else ""
         for part, rows in (("train", split.fit), ("test", split.test)):
             if len(rows) == 0:
                 why = ": a class needs two images or more to be split" if split.name else ""
                 raise VggfeatError(f"there are no readable {part} images{where}{why}")
+        if drawn.select and len(split.val) == 0:
+            raise VggfeatError(
+                f"no readable images are left{where} to choose C on: give one as `C`"
+            )
         both = np.intersect1d(split.refit, split.test)
         if len(both):
             raise VggfeatError(
@@ -307,6 +355,30 @@ def _check(problem: Problem, splits: list[_Split]) -> None:
         truth = problem.labels[split.fit]
         if not ((truth == 1).any(axis=0) & (truth == -1).any(axis=0)).any():
             raise VggfeatError(f"no class has both positive and negative training images{where}")
+
+
+def _labelled(problem: Problem) -> Rows:
+    """All that can be trained on."""
+    return np.flatnonzero(problem.readable & problem.known)
+
+
+def _refuse_nan(problem: Problem, drawn: _Drawn) -> None:
+    """No NaN in a row that is used. They are read once for it, and are known from then on."""
+    used = [rows for split in drawn.splits for rows in (split.refit, split.test)]
+    every = np.unique(np.concatenate([*used, *([_labelled(problem)] if drawn.several else [])]))
+    X = Selected(problem.X, every)
+    for part in row_blocks(*X.shape):
+        bad = every[part][~np.isfinite(X[part]).all(axis=1)]
+        if len(bad):
+            name = problem.names[bad[0]]
+            raise VggfeatError(
+                f"the descriptor of {name} (row {bad[0]}) holds NaN or infinity: extract it again"
+            )
+
+
+def _finite(problem: Problem, rows: Rows) -> Selected:
+    """Their descriptors, which `_refuse_nan` has seen."""
+    return Selected(problem.X, rows, finite=True)
 
 
 # Which C ------------------------------------------------------------------------------------------
@@ -366,12 +438,6 @@ def _choose(
     if len(grid) == 1:
         given = Choice(C=grid[0])
         return _Chosen(given, [given] * len(splits), [], [])
-    for split in splits:
-        if len(split.val) == 0:
-            where = f" in {split.name}" if split.name else ""
-            raise VggfeatError(
-                f"no readable images are left{where} to choose C on: give one as `C`"
-            )
     curves, best, broken_off = [], [], []
     for split in splits:
         curve, model, stopped = _curve(problem, split, grid, extend, svm, say)
@@ -407,7 +473,7 @@ def _curve(
     """A split's validation score of each C, its best classifier, and the fits that did not
     converge.
     """
-    path = RegularisationPath(svm, problem.X[split.fit], problem.labels[split.fit])
+    path = RegularisationPath(svm, _finite(problem, split.fit), problem.labels[split.fit])
     curve: dict[float, float] = {}
     best = svm
     broken_off = []
@@ -443,11 +509,10 @@ def _curve(
 
 def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> Scores:
     """(n, K) scores. Two classes have one SVM: the first class's score is minus the second's."""
-    blocks = [
-        model.decision_function(problem.X[rows[start : start + SCORE_ROWS]])
-        for start in range(0, len(rows), SCORE_ROWS)
-    ]
-    scores = np.concatenate(blocks)
+    order = np.argsort(rows, kind="stable")  # what lies together in a file is read together
+    scores = model.decision_function(_finite(problem, rows[order]))
+    if (np.diff(order) < 0).any():
+        scores = scores[np.argsort(order)]
     return scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
 
 
@@ -516,15 +581,13 @@ def _fit(
     is reported.
     """
     final, C = drawn.model_trained_on, chosen.choice.C
-    first = drawn.splits[0]
-    validates = drawn.no_truth and len(first.val) > 0
-    number, total = 0, len(drawn.splits) + (drawn.several or validates)
+    first, number, total = drawn.splits[0], 0, drawn.final_fits
     broken_off: list[str] = []
 
     def fit(label: str, rows: Rows, model: LinearSVM) -> LinearSVM:
         nonlocal number
         number += 1
-        model.fit(problem.X[rows], problem.labels[rows])
+        model.fit(_finite(problem, rows), problem.labels[rows])
         say(f"{label} C={model.C:g}: trained ({number}/{total})")
         if not model.converged_:
             broken_off.append(f"{label} C={model.C:g}")
@@ -539,10 +602,9 @@ def _fit(
         model = fit(split.name or final, split.refit, start)
         tests.append(_scores(problem, model, split.test))
     if drawn.several:
-        every = np.flatnonzero(problem.readable & problem.known)
-        model = fit(final, every, clone(svm).set_params(C=C))
+        model = fit(final, _labelled(problem), clone(svm).set_params(C=C))
     validation = None
-    if validates:
+    if drawn.validates:
         without = fit("train", first.fit, clone(svm).set_params(C=C))
         validation = _scores(problem, without, first.val)
     return _Fitted(model, tests, validation, broken_off)
@@ -713,7 +775,7 @@ def _same_images(problem: Problem, drawn: _Drawn) -> tuple[list[str], list[int |
 
 
 def _first(problem: Problem) -> str:
-    return f"the first {len(problem.X):,} of {problem.total:,} images"
+    return f"the first {len(problem.labels):,} of {problem.total:,} images"
 
 
 def _rules(problem: Problem, several: bool, chosen: bool) -> list[str]:

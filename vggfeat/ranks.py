@@ -271,7 +271,20 @@ def joined(device: str, minutes: float = 30) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         limit = timedelta(minutes=minutes + 1)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+    ranks = Ranks(chosen, rank, world, local_rank, local_world, meeting)
+    _joined.append(ranks)
     try:
-        yield Ranks(chosen, rank, world, local_rank, local_world, meeting)
+        yield ranks
     finally:
+        _joined.remove(ranks)
         dist.destroy_process_group()
+
+
+_joined: list[Ranks] = []
+
+
+def job() -> Ranks | None:
+    """The processes that this one has `joined`, and all of which do what it does; None where it is
+    alone.
+    """
+    return _joined[-1] if _joined else None

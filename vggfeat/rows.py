@@ -20,6 +20,7 @@ With several processes each holds its share of the rows, and sums over images ar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,12 +32,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vggfeat.ranks import Ranks
+from vggfeat.devices import out_of_memory
+from vggfeat.ranks import Ranks, telling_of_others
 
 # of X at a time: 128 MiB as float32; a GPU takes four times as much
 BLOCK_VALUES = {"cpu": 1 << 25, "cuda": 1 << 27}
 LOW = 2.0**11  # the bits of a float16's significand: what its rounding leaves is multiplied by it
+MOST = 120  # exponent of a scale that float32 holds
 TOP = 8  # the largest of a column is 2^8 to 2^9 as float16
+FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
 Beta = Tensor | Callable[[slice], Tensor]
 """(P, N) numbers for each problem and image, or what gives those of some rows of X."""
 
@@ -82,7 +86,9 @@ class Halves:
     def of(cls, rows: slice, x: Tensor) -> Halves:
         """Of float32 (n, D)."""
         scale = _to_range(x, 0)[0]
-        high, low = _split(x * scale)
+        x = x * scale
+        high = x.half()
+        low = _below(x, high)
         return cls(rows, high, low if low.any() else None, scale)
 
     @property
@@ -112,15 +118,14 @@ Block = Plain | Halves
 
 def _to_range(a: Tensor, dim: int) -> Tensor:
     """Powers of two that bring the largest along dim to 2^TOP, or up to twice that."""
-    peak = a.abs().amax(dim, keepdim=True)
-    exponent = torch.frexp(peak).exponent - 1
-    return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), TOP - exponent), 1)
+    peak = torch.linalg.vector_norm(a, torch.inf, dim, keepdim=True)
+    exponent = (TOP + 1 - torch.frexp(peak).exponent).clamp_max(MOST)
+    return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), exponent), 1)
 
 
-def _split(a: Tensor) -> tuple[Tensor, Tensor]:
-    """a = high + low / 2^11, float16 each."""
-    high = a.half()
-    return high, ((a - high) * LOW).half()
+def _below(a: Tensor, high: Tensor) -> Tensor:
+    """low in a = high + low / 2^11, float16."""
+    return ((a - high) * LOW).half()
 
 
 def _product(a: Tensor, high: Tensor, low: Tensor | None, rough: bool) -> Tensor:
@@ -128,10 +133,11 @@ def _product(a: Tensor, high: Tensor, low: Tensor | None, rough: bool) -> Tensor
     float32's rounding.
     """
     scale = _to_range(a, 1)
-    above, below = _split(a * scale)
+    a = a * scale
+    above = a.half()
     total = _mm(above, high)
     if not rough:
-        rest = _mm(below, high)
+        rest = _mm(_below(a, above), high)
         if low is not None:
             rest += _mm(above, low)
         total += rest / LOW
@@ -186,6 +192,8 @@ class Rows:
         self.kind: type = np.float32
         self.held: list[Block] = []
         self.beyond: list[slice] = []
+        self.bytes = 0
+        """That are held."""
         self._hold()
 
     # --- blocks -----------------------------------------------------------------------------------
@@ -207,26 +215,55 @@ class Rows:
             return block
         return block.pin_memory().to(self.device, non_blocking=True)
 
+    def at_hand(self, most: float) -> bool:
+        """Whether all of X as float32 takes no more than so many bytes beside X itself."""
+        X = self.X
+        return most >= 4.0 * self.N * self.D or (
+            isinstance(X, np.ndarray) and X.dtype == np.float32 and X.flags.writeable
+        )
+
     def _made(self, rows: slice) -> Block:
         x = self.read(rows, self.kind)
         return Halves.of(rows, x) if self.half and self.kind is np.float32 else Plain(rows, x)
 
     def _hold(self) -> None:
-        """Keep as many blocks as the memory takes; on a CPU those of an array are where it is."""
-        left, self.held, self.beyond = self.memory, [], []
-        for rows in self.slices():
-            if left <= 0:
-                self.beyond.append(rows)
-                continue
+        """Keep as many blocks as the memory takes; on a CPU those of an array are where it is.
+        Where the device has less than that, half of what it took, and smaller blocks.
+        """
+        while True:
+            self.held, self.beyond, self.bytes = [], [], 0
+            try:
+                for rows in self.slices():
+                    self._hold_rows(rows)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.block == 1:
+                    raise
+            self.memory, self.block = self.bytes / 2, (self.block + 1) // 2
+            self.held = []
+            warnings.warn(
+                f"memory is short: X is read in blocks of {self.block:,} rows, and"
+                f" {self.memory / 1e9:.1f} GB of it are held",
+                stacklevel=2,
+            )
+
+    def _hold_rows(self, rows: slice) -> None:
+        if not self.beyond:
             block = self._made(rows)
-            if isinstance(block, Halves):
-                left -= block.bytes
-            elif not (isinstance(self.X, np.ndarray) and np.shares_memory(block.x.numpy(), self.X)):
-                left -= block.x.numel() * block.x.element_size()
-            if left >= 0:
+            size = self._copied(block)
+            if self.bytes + size <= self.memory:
                 self.held.append(block)
-            else:
-                self.beyond.append(rows)
+                self.bytes += size
+                return
+        self.beyond.append(rows)
+
+    def _copied(self, block: Block) -> int:
+        """Bytes of a block that aren't X's own."""
+        if isinstance(block, Halves):
+            return block.bytes
+        if isinstance(self.X, np.ndarray) and np.may_share_memory(block.x.numpy(), self.X):
+            return 0
+        return block.x.numel() * block.x.element_size()
 
     def use(self, kind: type) -> None:
         """Hold X as float32, or as float64."""
@@ -344,11 +381,21 @@ class Rows:
     def of_all(self, sums: Tensor) -> Tensor:
         """Sums over this process's images -> over those of all; in place."""
         if self.ranks.world > 1:
-            dist.all_reduce(sums)
+            with telling_of_others():
+                dist.all_reduce(sums)
         return sums
 
     def agreed(self, values: Tensor) -> Tensor:
         """The first process's values, so that all go the same way; in place."""
         if self.ranks.world > 1:
-            dist.broadcast(values, 0)
+            with telling_of_others():
+                dist.broadcast(values, 0)
         return values
+
+    def of_all_rows(self, F: Tensor) -> Tensor:
+        """(P, N) of this process's rows -> (P, N_of_all) of all, on the CPU."""
+        if self.ranks.world == 1:
+            return F.cpu()
+        every = torch.zeros(len(F), self.N_of_all, dtype=F.dtype)
+        every[:, self.first : self.first + self.N] = F.cpu()
+        return self.of_all(every)

@@ -42,6 +42,7 @@ are gone on with in float64. Deterministic: no random numbers are drawn.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -52,9 +53,10 @@ import torch
 from torch import Tensor
 
 from vggfeat import dual
+from vggfeat.devices import out_of_memory
 from vggfeat.losses import Problems
 from vggfeat.ranks import Ranks
-from vggfeat.rows import Rows, full_sums
+from vggfeat.rows import FEW, Rows, full_sums
 from vggfeat.spaces import ByFeatures, Examples, Features, Products, Space, cached
 
 LOSSES = ("squared_hinge", "hinge")
@@ -67,15 +69,17 @@ PRECISIONS = (torch.float32, torch.float32, torch.float64)
 LINE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # on the length of a step
 LINE_STEPS = 40
 SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
-FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
 INNER = 0.8  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
 NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps stays where it is
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
 EASY = 1000.0  # curvature of the loss from which a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
+MEMORY = 2e9  # of a Solver, on a CPU
+FREE = 0.8  # of what is free on a GPU: a Solver's memory there
+HELD_BYTES = 1 << 28  # of X, beside X itself, on a CPU
 DUAL_PRODUCTS = 20.0  # products with X that one problem takes by its dual
 NEAR_MARGIN = 0.25  # of the images, whose products with each other it needs
-STATE_BYTES = 80  # of an image in a problem that is being solved: targets, scores, directions
+DUAL_BYTES = 80  # of an image in a problem that is solved by its dual
 
 
 @dataclass
@@ -83,8 +87,9 @@ class Solution:
     """P solved problems.
 
     coef: (P, D) float64; intercept: (P,). scores: (N, P) of all images, also those that a problem
-    leaves out. gap: (P,) duality gap over objective, converged where it is at most tol. objective:
-    (P,). steps: (P,) Newton steps. state: where another solve, of another C, can start.
+    leaves out; (0, P) where they aren't asked for. gap: (P,) duality gap over objective, converged
+    where it is at most tol. objective: (P,). steps: (P,) Newton steps. state: where another solve,
+    of another C, can start.
     """
 
     coef: np.ndarray
@@ -96,22 +101,28 @@ class Solution:
     state: Tensor
 
 
+def by_gram(N: int, D: int, memory: float = MEMORY) -> bool:
+    """Whether problems over N images are solved by their Gram matrix."""
+    return N <= 8 * D and memory >= GRAM_BYTES * N**2
+
+
 class Solver:
     """Linear SVMs over the rows of X. What depends on X alone is computed once, for all that is
     solved.
 
     X: (N, D), finite. memory: bytes that the Gram matrix may take (beyond, or where N is over 8 D,
-    states are (w, b)), again what is held of X, and again the problems that are solved at a time.
-    half: whether (w, b) is found by products of float16 (see `rows`); by default on a GPU. ranks:
-    the processes that share X's rows; each is given all of X, and of what is asked. solves: how
-    many problems there will be, in all calls together: few don't pay for a Gram matrix.
+    states are (w, b)), and again the problems that are solved at a time; on a GPU of all together.
+    None: MEMORY, or FREE of what a GPU has. half: to find (w, b), and by products of float16 (see
+    `rows`); None: on a GPU, where the Gram matrix isn't used. ranks: the processes that share X's
+    rows; each is given all of X, and all that is asked. solves: how many problems will be solved,
+    of all calls together: few don't pay for a Gram matrix.
     """
 
     def __init__(
         self,
         X: Any,
         device: str | torch.device = "cpu",
-        memory: float = 2e9,
+        memory: float | None = None,
         *,
         half: bool | None = None,
         ranks: Ranks | None = None,
@@ -119,21 +130,26 @@ class Solver:
     ) -> None:
         place = torch.device(device)
         N, D = X.shape
+        gpu = place.type == "cuda"
+        if memory is None:
+            memory = FREE * torch.cuda.mem_get_info(place)[0] if gpu else MEMORY
+        self.memory = memory
         several = ranks is not None and ranks.world > 1
-        by_examples = not several and N <= 8 * D and memory >= GRAM_BYTES * N**2
+        by_examples = by_gram(N, D, memory) and not several and not half
         if half is None:
-            half = place.type == "cuda"
+            half = gpu
         self.rows = Rows(
             X,
             place,
             half=half and not by_examples,
-            memory=0 if by_examples else memory,
+            # a GPU's takes both, and problems can be solved a part at a time
+            memory=memory / 2 if gpu else min(memory, HELD_BYTES),
             ranks=ranks,
         )
         self.dtype = torch.float64 if N * D <= FEW and not half else torch.float32
         alone = place.type == "cpu" and not (several or half) and self.dtype == torch.float32
         by_features: ByFeatures | None = None
-        if alone and memory >= 4.0 * N * D and not (by_examples and _pays(N, D, solves)):
+        if alone and self.rows.at_hand(HELD_BYTES) and not (by_examples and _pays(N, D, solves)):
             by_features = ByFeatures(self.rows.read(slice(0, N), np.float32))
         with full_sums():
             self.space: Space
@@ -144,7 +160,6 @@ class Solver:
             else:
                 self.space = Features(self.rows)
             self.space.use(self.dtype)
-        self.memory = memory
 
     def solve(
         self,
@@ -156,36 +171,57 @@ class Solver:
         tol: float = 1e-5,
         start: Tensor | None = None,
         near: tuple[np.ndarray, np.ndarray] | None = None,
+        scores: bool = True,
     ) -> Solution:
         """targets: 1, -1 or 0. C: (P,) or one number. weights: (N, P) or (N, 1), factors on C.
 
         start: the `state` of another solution over the same rows; near: coef (P, D) and intercept
         (P,) of one over other rows, at about the same C. (It says little of the dual variables:
-        `dual` does without.)
+        `dual` does without.) scores: whether the solution has them.
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
-        each = STATE_BYTES * max(1, self.rows.N)
-        if self.products is not None:
-            each += 4 * int(min(dual.MOST, NEAR_MARGIN * self.rows.N)) ** 2
-        width = max(1, int(self.memory / each))
-        parts = []
+        width = self._width()
+        parts: list[tuple[Tensor, ...]] = []
+        done = 0
         with full_sums():
-            for first in range(0, len(asked), width):
-                some = slice(first, first + width)
-                V = None if start is None else start[some]
-                problems = asked.some(some)
-                if near is not None and self.products is None:
-                    W = torch.from_numpy(np.hstack([near[0][some], near[1][some, None]]))
-                    V = self._near(W.to(self.rows.device, self.dtype), problems)
-                # from near, Newton's steps are fewest; of the hinge they never are few
-                by_duals = self.products is not None and (V is None or problems.hinge)
-                solve = self._by_duals if by_duals else self._solve
-                parts.append(solve(problems, tol, V))
-        w, scores, gap, objective, steps = (
-            torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(5)
+            while done < len(asked):
+                some = slice(done, done + width)
+                try:
+                    w, F, *rest = self._part(
+                        asked.some(some),
+                        tol,
+                        None if start is None else start[some],
+                        None if near is None else (near[0][some], near[1][some]),
+                    )
+                    F = self.rows.of_all_rows(F) if scores else F[:, :0].cpu()
+                    parts.append((w, F, *rest))
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or width == 1:
+                        raise
+                    width = (min(width, len(asked) - done) + 1) // 2
+                    warnings.warn(
+                        f"memory is short: {width:,} of {len(asked):,} SVMs are trained at a time",
+                        stacklevel=2,
+                    )
+                else:
+                    done += width
+        W, gap, objective, steps = (
+            torch.cat([part[i] for part in parts]).cpu().numpy() for i in (0, 2, 3, 4)
         )
+        F_NP = torch.cat([part[1] for part in parts]).T.numpy()
         state = torch.cat([part[5] for part in parts])
-        return Solution(w[:, :-1], w[:, -1], scores.T, gap, objective, steps, state)
+        return Solution(W[:, :-1], W[:, -1], F_NP, gap, objective, steps, state)
+
+    def _width(self) -> int:
+        """Problems that the memory takes at a time."""
+        N, left = self.rows.N, self.memory
+        if self.rows.device.type == "cuda":
+            left -= self.rows.bytes
+        each = float(self.space.state_bytes * N)
+        if self.products is not None:
+            near = min(dual.MOST, NEAR_MARGIN * N)
+            each = max(each, DUAL_BYTES * N + 4 * near**2)
+        return max(1, int(left / max(1, each)))
 
     def _asked(
         self, targets_NP: np.ndarray, C_P: Any, weights_NP: np.ndarray | None, loss: str
@@ -202,8 +238,9 @@ class Solver:
         gaps = bool((T == 0).any())
         return Problems(T, C[:, None], weights, gaps, loss == "hinge", torch.ones_like(C)[:, None])
 
-    def _near(self, W: Tensor, problems: Problems) -> Tensor:
-        asked, F = problems.of(self.dtype), self.rows.scores(W)
+    def _near(self, W: Tensor, asked: Problems) -> Tensor:
+        W = W.to(self.rows.device, self.dtype)
+        F = self.rows.scores(W)
 
         def full(rows: slice) -> Tensor:
             at = asked.at(rows, F[:, rows])
@@ -214,10 +251,33 @@ class Solver:
 
         return self.space.near(W, full, h, asked.T)
 
-    def _solve(self, problems: Problems, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
+    def _part(
+        self,
+        problems: Problems,
+        tol: float,
+        start: Tensor | None,
+        near: tuple[np.ndarray, np.ndarray] | None,
+    ) -> tuple[Tensor, ...]:
+        """(w, b), scores, gap, objective, steps and state."""
+        if self.products is None:
+            return self._solve(problems, tol, start, near)
+        # from near, Newton's steps are fewest; of the hinge they never are few
+        if start is None or problems.hinge:
+            return self._by_duals(problems, tol, start)
+        return self._solve(problems, tol, start, None)
+
+    def _solve(
+        self,
+        problems: Problems,
+        tol: float,
+        start: Tensor | None,
+        near: tuple[np.ndarray, np.ndarray] | None,
+    ) -> tuple[Tensor, ...]:
         """(w, b), scores, gap, objective, steps and state."""
         dtype = self.dtype
         asked = problems.of(dtype)
+        if near is not None:
+            start = self._near(torch.from_numpy(np.hstack([near[0], near[1][:, None]])), asked)
         steps = torch.zeros(len(asked), dtype=torch.int64, device=asked.C.device)
         if start is None:
             start = asked.C.new_zeros(len(asked), self.space.size)
@@ -268,14 +328,17 @@ class Solver:
             if not (far := ~(gap <= tol)).any():
                 break
             again = asked.some(far).of(dtype)
-            begin, F = V[far].to(dtype), scores[far].to(dtype)
+            begin, F = V[far].to(dtype), scores[far]
             lost = ~(begin.isfinite().all(1) & F.isfinite().all(1))
             begin[lost], F[lost] = 0, 0
+            precise = torch.finfo(F.dtype).eps <= torch.finfo(dtype).eps
+            known = F.to(dtype) if precise else None
             with self._in(dtype):
-                v, again, n = newton(self.space, again, INNER * tol, begin, MAX_STEPS[dtype], F)
-                w[far], scores[far], gap[far], objective[far] = self._measured(again, v)
+                v, again, n = newton(self.space, again, INNER * tol, begin, MAX_STEPS[dtype], known)
+                w[far], F, gap[far], objective[far] = self._measured(again, v)
             assert again.alpha is not None
             V[far], alpha[far] = v.to(V.dtype), again.alpha.to(alpha.dtype)
+            scores[far] = F.to(scores.dtype)
             steps[far] += n
         return w, scores, gap, objective, V, alpha
 
@@ -295,12 +358,13 @@ class Solver:
         return 2 * float(self.rows.of_all(total).max())
 
     def _measured(self, asked: Problems, V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(w, b), scores, gaps and objectives in float64, on X itself."""
+        """(w, b), scores (kept as costs are), gaps and objectives in float64, on X itself."""
         w, fine = self.space.weights(V), asked.of(torch.float64)
-        scores = w.new_empty(len(fine), self.rows.N)
+        scores = asked.C.new_empty(len(fine), self.rows.N)
         pulled, sums = torch.zeros_like(w), w.new_zeros(2, len(fine))
         for rows, x in self.rows.plain(torch.float64):
-            scores[:, rows] = F = w[:, :-1] @ x.T + w[:, -1:]
+            F = w[:, :-1] @ x.T + w[:, -1:]
+            scores[:, rows] = F
             at = fine.measured(rows, F)
             sums += at.sums()
             beta = fine.T[:, rows] * at.alpha
@@ -416,7 +480,9 @@ def newton(
             if not len(live):
                 break
         length = line_search(space, problems, V, F, d, scores_d)
-        V, F = V + length[:, None] * d, F + length[:, None] * scores_d
+        V = V + length[:, None] * d
+        for rows in cached(F.shape[1], F):
+            F[:, rows] += length[:, None] * scores_d[:, rows]
         steps[live] += 1
     return V_all, every, steps
 

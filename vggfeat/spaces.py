@@ -30,6 +30,7 @@ LARGEST_SQUARE = (
     1e30  # of an image or a feature, beside the constant feature 1 in float64; float32 holds it
 )
 FACTOR_VALUES = 1 << 26  # of the factors held at a time
+SLACK = {"cpu": 1.0, "cuda": 1.3}  # largest over smallest of the systems factorised together
 EXACT_COST = 120.0  # of (w, b): conjugate gradients cost as much as so many products with X
 GATHER_COST = 120.0  # multiplications in whose time one number of an active system is gathered
 # (P, N) numbers that are looked at together: on a CPU they stay in the cache
@@ -44,6 +45,8 @@ class Space(Protocol):
 
     size: int
     rows: Rows
+    state_bytes: int
+    """Of an image in a problem that is being solved: targets, scores, directions."""
 
     def scores(self, V: Tensor) -> Tensor:
         """(P, N) of all images."""
@@ -182,6 +185,8 @@ class Examples:
     by_features: K in float32, by X itself, where few problems don't pay for the matrix.
     """
 
+    state_bytes = 100
+
     def __init__(self, rows: Rows, by_features: ByFeatures | None = None) -> None:
         self.rows, self.size = rows, rows.N
         self.products: dict[torch.dtype, Products] = {}
@@ -251,31 +256,36 @@ class Examples:
         some = (~exact).nonzero()[:, 0]
         if len(some):
             eta[some] = self._iterative(b[some], mask[some], ridge[some])
-        for p in exact.nonzero()[:, 0].tolist():
-            eta[p] = self._exact(b[p], mask[p], ridge[p])
+        for some in _alike(exact.nonzero()[:, 0], n):
+            eta[some] = self._exact(b[some], mask[some], ridge[some])
         scores = self.K.times(eta)
         return eta, scores, condition <= EXACT_CONDITION[self.dtype]
 
     def _exact(self, b: Tensor, mask: Tensor, ridge: Tensor) -> Tensor:
-        """Of one problem, by the Cholesky factor of its active examples; refined once."""
-        eta = torch.zeros_like(b)
-        a = mask.nonzero()[:, 0]
-        system = self.K.among(a, a)
-        system.diagonal().add_(ridge[a])
-        factor, right = cholesky(system), b[a, None]
+        """By the Cholesky factors of the active examples, refined once. Where a problem has fewer
+        than another, its system ends in rows of the identity.
+        """
+        m = int(mask.sum(1).max())
+        a = mask.argsort(dim=1, descending=True, stable=True)[:, :m]  # the active ones, in order
+        there = mask.gather(1, a)
+        system = torch.stack([self.K.among(own, own) for own in a])
+        system *= there[:, :, None] * there[:, None, :]
+        diagonal = system.diagonal(dim1=-2, dim2=-1)
+        diagonal += torch.where(there > 0, ridge.gather(1, a), 1)
+        factor, right = cholesky(system), b.gather(1, a)[:, :, None]
         solved = torch.cholesky_solve(right, factor)
-        eta[a] = (solved + torch.cholesky_solve(right - system @ solved, factor))[:, 0]
-        return eta
+        solved += torch.cholesky_solve(right - system @ solved, factor)
+        return torch.zeros_like(b).scatter_(1, a, solved[:, :, 0] * there)
 
     def _iterative(self, b: Tensor, mask: Tensor, ridge: Tensor) -> Tensor:
         """By conjugate gradients. The preconditioner is (L L' + ridge)^-1 over the active examples,
         with K ~ L L'.
         """
         L, inverse = self.low_rank[self.dtype].L, torch.where(mask > 0, 1 / ridge, 0)
-        inner = torch.eye(L.shape[1], dtype=b.dtype, device=b.device).repeat(len(b), 1, 1)
-        for p, system in enumerate(inner):
-            a = mask[p].nonzero()[:, 0]
-            system += L[a].T @ (L[a] * inverse[p, a, None])
+        inner = b.new_empty(len(b), L.shape[1], L.shape[1])
+        for system, scale in zip(inner, inverse, strict=True):
+            torch.mm(L.T * scale, L, out=system)
+        inner.diagonal(dim1=-2, dim2=-1).add_(1)
         factors = cholesky(inner)
 
         def precondition(r: Tensor) -> Tensor:
@@ -335,14 +345,19 @@ def partial_cholesky(diagonal: Tensor, row: Callable[[int], Tensor], rank: int) 
     return L[:, :N]
 
 
-def _parts(problems: Tensor, n: Tensor) -> Iterator[Tensor]:
-    """Problems, as many at a time as factors of n examples each fit into FACTOR_VALUES."""
-    start = total = 0
-    for i, p in enumerate(problems.tolist()):
-        total += int(n[p]) ** 2
-        if total > FACTOR_VALUES and i > start:
-            yield problems[start:i]
-            start, total = i, int(n[p]) ** 2
+def _alike(problems: Tensor, n: Tensor) -> Iterator[Tensor]:
+    """Problems whose systems of n examples are factorised together: of about one size, as many as
+    fit into FACTOR_VALUES. On a CPU one after the other is as quick.
+    """
+    problems = problems[n[problems].argsort(descending=True, stable=True)]
+    sizes, slack = n[problems].tolist(), SLACK[n.device.type]
+    start = 0
+    for i, size in enumerate(sizes):
+        most = sizes[start]
+        if size * slack < most or (i - start + 1) * most**2 > FACTOR_VALUES:
+            if i > start:
+                yield problems[start:i]
+            start = i
     if len(problems):
         yield problems[start:]
 
@@ -351,6 +366,8 @@ class Features:
     """States are (w, b). Memory: 8 (D + 1)^2 bytes of the second moment, 4 of each factor of it, of
     which there are FACTORS at most; for an exact solve, of each problem.
     """
+
+    state_bytes = 40
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.size = rows, rows.D + 1
@@ -395,7 +412,9 @@ class Features:
         N = self.rows.N_of_all
         d = torch.zeros_like(G)
         exact = n * self.size**2 + self.size**3 / 3 <= EXACT_COST * N * self.size
-        for some in _parts(exact.nonzero()[:, 0], torch.full_like(n, self.size)):
+        if self.rows.half and G.dtype == torch.float32:
+            exact &= False  # halves are there for products
+        for some in _alike(exact.nonzero()[:, 0], torch.full_like(n, self.size)):
             d[some] = self._exact(-G[some], _of(h, some))
         some = (~exact).nonzero()[:, 0]
         if len(some):

@@ -188,23 +188,27 @@ class Features:
         Raises VggfeatError for a scale that the file doesn't have, for damage, and when the file
         was replaced.
         """
-        scales = None if scales is None else sides(scales)
-        missing = [q for q in scales or () if q not in self.description.scales]
+        columns = self.columns_of(scales)
+        wanted = np.arange(self.shape[0])[rows]
+        made = np.empty((len(wanted), len(columns), self.shape[2]), self.dtype)
+        self._read(wanted, columns, made)
+        return made
+
+    def columns_of(self, scales: tuple[int, ...] | None) -> list[int]:
+        """Where descriptors of these scales, or of all, are in a row, by regions. Raises
+        VggfeatError for one that the file doesn't have.
+        """
+        scales, stored = None if scales is None else sides(scales), self.description.scales
+        missing = [q for q in scales or () if q not in stored]
         if missing:
             raise VggfeatError(
-                f"{self.path} has no scale {missing[0]}; it has "
-                f"{', '.join(str(q) for q in self.description.scales)}"
+                f"{self.path} has no scale {missing[0]}; it has {', '.join(map(str, stored))}"
             )
-        wanted = np.arange(self.shape[0])[rows]
-        stored = self.description.scales
-        columns = [
+        return [
             region * len(stored) + stored.index(q)
             for region in range(len(self.description.regions))
             for q in scales or stored
         ]
-        made = np.empty((len(wanted), len(columns), self.shape[2]), self.dtype)
-        self._read(wanted, columns, made)
-        return made
 
     def verify(self) -> None:
         """Hold every descriptor against its checksum, in little memory. Raises VggfeatError."""

@@ -12,201 +12,50 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import check_cv
 from sklearn.svm import LinearSVC
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
 from vggfeat.devices import resolve_device
+from vggfeat.linear import LinearClassifier, both_signs, positive
+from vggfeat.matrix import Matrix
 from vggfeat.metrics import mean_average_precision
+from vggfeat.ranks import job
 from vggfeat.solver import LOSSES, Solution, Solver
 
 SOLVERS = ("newton", "liblinear")
 C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
-FLOATS = (np.float64, np.float32, np.float16)
 SEED = 0  # liblinear visits the examples in a random order; fixed: same data, same classifier
 LIBLINEAR_ITERATIONS = 100_000
 
-# Rows scored at a time: X @ coef.T is float64, and a float64 copy of all of X would be twice its
-# size.
-SCORE_ROWS = 1024
 
-
-class _OneAgainstTheRest(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused-ignore]
-    """What labels mean at `fit`, and what a fitted classifier does with new images."""
+class _OneAgainstTheRest(LinearClassifier):
+    """The settings that only SVMs have, and what a weight of a class is one against the rest."""
 
     loss: str
-    tol: float
-    solver: str
-    class_weight: dict[Any, float] | str | None
-    coef_: NDArray[Any]
-    intercept_: NDArray[Any]
-    classes_: NDArray[Any]
+    _name, _certain = "an SVM", 1.0
 
     def _read(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """X (N, D), targets (N, P) of 1, -1, 0, weights (N,) and with the classes' (N, P); the
-        settings checked.
-        """
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Matrix, NDArray[Any], NDArray[Any], NDArray[Any]]:
         for name, allowed in (("loss", LOSSES), ("solver", SOLVERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
                 )
-        _positive("tol", self.tol)
-        X_ND, y_N = validate_data(
-            self, X, y, dtype=FLOATS, ensure_all_finite=False, multi_output=True
-        )
-        _refuse_nan(X_ND)
-        weights_N = _check_sample_weight(
-            sample_weight, X_ND, dtype=np.float64, ensure_non_negative=True
-        )
-        targets_NP = self._targets(y_N, weights_N)
-        return (
-            X_ND,
-            targets_NP,
-            weights_N,
-            weights_N[:, None] * self._class_weights(targets_NP, y_N, weights_N),
-        )
+        return super()._read(X, y, sample_weight)
 
-    def _class_weights(
-        self, targets_NP: NDArray[Any], y: NDArray[Any], weights_N: NDArray[Any]
+    def _weights_of_labels(
+        self, weight_K: NDArray[np.float64], targets_NP: NDArray[Any]
     ) -> NDArray[np.float64]:
-        """(N, P), or (1, 1) without."""
-        if self.class_weight is None:
-            return np.ones((1, 1))
-        if self.multilabel_ and self.class_weight == "balanced":
-            positive, negative = (
-                np.maximum(weights_N @ (targets_NP == sign), np.finfo(float).tiny)
-                for sign in (1, -1)
-            )
-            half = (positive + negative) / 2
-            balanced: NDArray[np.float64]
-            balanced = np.where(targets_NP == 1, half / positive, half / negative)
-            return balanced
-        classes, labels = (
-            (np.array([-1, 1]),) * 2 if self.multilabel_ else (self.classes_, y.ravel())
-        )
-        if self.multilabel_ and not (
-            isinstance(self.class_weight, dict) and {*self.class_weight} <= {1, -1}
-        ):
-            raise ValueError(
-                "class_weight must be None, 'balanced' or {1: present, -1: absent} for several"
-                f" labels an image, not {self.class_weight!r}"
-            )
-        weight_K = compute_class_weight(
-            self.class_weight,
-            classes=classes,
-            y=labels,
-            sample_weight=None if self.multilabel_ else weights_N,
-        )
-        if not (np.isfinite(weight_K).all() and (weight_K >= 0).all()):
-            raise ValueError(f"class_weight must not be negative: {self.class_weight!r}")
-        own, rest = (weight_K[1], weight_K[0]) if len(weight_K) == 2 else (weight_K, 1.0)
-        weights_NP: NDArray[np.float64] = np.where(targets_NP == 1, own, rest)
+        weights_NP: NDArray[np.float64] = np.where(targets_NP == 1, weight_K, 1.0)
         return weights_NP
-
-    def _targets(self, y: NDArray[Any], weights_N: NDArray[Any]) -> NDArray[np.int8]:
-        self.multilabel_: bool = y.ndim == 2 and not (
-            y.shape[1] == 1 and not np.isin(y, (1, -1, 0)).all()
-        )
-        if self.multilabel_:
-            if y.dtype == bool or not np.isin(y, (1, -1, 0)).all():
-                raise ValueError(
-                    "a y of shape (N, K) must hold 1 (present), -1 (absent) or 0 (left out) only"
-                    + (": where it is False give -1" if y.dtype == bool else "")
-                )
-            self.classes_ = np.arange(y.shape[1])
-            targets = y.astype(np.int8)
-            if not _both_signs(targets[weights_N > 0]).any():
-                zeros = (targets == 0).any() and not (targets == -1).any()
-                raise ValueError(
-                    "no class of y has both a positive (1) and a negative (-1) example"
-                    + (": 0 means left out; where a class is absent give -1" if zeros else "")
-                )
-            return targets
-        if y.ndim == 2:
-            message = "A column-vector y was passed when a 1d array was expected; it is flattened."
-            warnings.warn(message, DataConversionWarning, stacklevel=4)
-        labels_N = y.ravel()
-        check_classification_targets(labels_N)
-        self.classes_ = np.unique(labels_N)
-        if len(np.unique(labels_N[weights_N > 0])) < 2:
-            which = (
-                f", {self.classes_[0]}" if len(self.classes_) == 1 else " with a positive weight"
-            )
-            raise ValueError(f"y holds one class only{which}: an SVM needs at least two")
-        # two classes have one problem: the second against the first
-        positive = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
-        return np.where(labels_N[:, None] == positive, 1, -1).astype(np.int8)
-
-    def _set(self, solution: Solution, targets_NP: NDArray[Any], present: NDArray[Any]) -> None:
-        """Fitted attributes; a problem that lacks positives or negatives has a constant score."""
-        solved = _both_signs(targets_NP[present])
-        self.degenerate_classes_: list[int] = np.flatnonzero(~solved).tolist()
-        self.coef_ = np.zeros((len(solved), solution.coef.shape[1]))
-        self.intercept_ = np.where((targets_NP[present] == 1).any(axis=0), 1.0, -1.0)
-        self.coef_[solved], self.intercept_[solved] = solution.coef, solution.intercept
-        self.n_iter_: int = int(solution.steps.max())
-        self.converged_: bool = bool((solution.gap <= self.tol).all())
-        if not self.converged_:
-            message = (
-                f"{self.solver} did not reach tol={self.tol:g}: a gap of {solution.gap.max():.1g}"
-                " is left"
-            )
-            warnings.warn(message, ConvergenceWarning, stacklevel=3)
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Scores of X (N, D): (N, K), or (N,) for two classes, where positive means `classes_[1]`.
-
-        Raises ValueError for NaN, infinity, or another D than at `fit`.
-        """
-        check_is_fitted(self)
-        X_ND = validate_data(self, X, dtype=FLOATS, ensure_all_finite=False, reset=False)
-        _refuse_nan(X_ND)
-        scores = np.empty((len(X_ND), len(self.intercept_)))
-        for start in range(0, len(X_ND), SCORE_ROWS):
-            rows = slice(start, start + SCORE_ROWS)
-            scores[rows] = (
-                X_ND[rows].astype(np.float64, copy=False) @ self.coef_.T + self.intercept_
-            )
-        return scores if self.multilabel_ or scores.shape[1] > 1 else scores[:, 0]
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The best label of each image, (N,); for several labels an image (N, K) int8 of 1 and
-        -1.
-        """
-        scores = self.decision_function(X)
-        if self.multilabel_:
-            return np.where(scores > 0, 1, -1).astype(np.int8)
-        best = scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(int)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
-
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Accuracy; for several labels an image, over all (image, class) pairs whose y isn't 0."""
-        check_is_fitted(self)
-        if not self.multilabel_:
-            return float(super().score(X, y, sample_weight))
-        truth = np.asarray(y)
-        predicted = self.predict(X)
-        if truth.shape != predicted.shape:
-            raise ValueError(f"y must be {predicted.shape}, not {truth.shape}")
-        weights = (
-            np.ones(len(truth)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        )
-        weights = weights[:, None] * (truth != 0)
-        return float(np.average(predicted == truth, weights=weights))
 
 
 class LinearSVM(_OneAgainstTheRest):
@@ -261,9 +110,12 @@ class LinearSVM(_OneAgainstTheRest):
         self.solver = solver
         self.device = device
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LinearSVM:
+    def fit(
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> LinearSVM:
         """Fit on X (N, D) and y: (N,) labels, or (N, K) of 1 present, -1 absent, 0 left out for
-        that class.
+        that class. X is an array, or what has `shape`, `dtype` and gives rows by `X[slice]`, as an
+        HDF5 data set, which "newton" reads a block at a time.
 
         Warns once (ConvergenceWarning) when a class did not reach tol.
         Raises ValueError for NaN or infinity in X, unequal lengths, other values in a (N, K) y (a
@@ -272,7 +124,7 @@ class LinearSVM(_OneAgainstTheRest):
         """
         return RegularisationPath(self, X, y, sample_weight, fits=1).into(self)
 
-    def path(self, X: ArrayLike, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
+    def path(self, X: ArrayLike | Matrix, y: ArrayLike, Cs: Iterable[float]) -> Iterator[LinearSVM]:
         """A fitted classifier for each C in turn, each started from the one before. Raises as
         `fit`.
         """
@@ -290,7 +142,7 @@ class RegularisationPath:
     def __init__(
         self,
         svm: LinearSVM,
-        X: ArrayLike,
+        X: ArrayLike | Matrix,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         fits: int = len(C_GRID),
@@ -299,7 +151,7 @@ class RegularisationPath:
         before = (svm.classes_, svm.coef_, svm.intercept_) if warm else None
         X_ND, targets_NP, weights_N, costs_NP = svm._read(X, y, sample_weight)
         self.svm, self.X_ND, self.targets_NP, self.present = svm, X_ND, targets_NP, weights_N > 0
-        possible = _both_signs(targets_NP[self.present])
+        possible = both_signs(targets_NP[self.present])
         self.solved, self.costs_NP = targets_NP[:, possible], _costs_of(possible, costs_NP)
         self.near: tuple[NDArray[Any], NDArray[Any]] | None = None
         if (
@@ -308,11 +160,12 @@ class RegularisationPath:
             and before[1].shape[1] == X_ND.shape[1]
         ):
             self.near = before[1][possible], before[2][possible]
-        newton = svm.solver == "newton"
         self.solver: Solver | None = None
-        if newton:
+        if svm.solver == "newton":
             solves = fits * self.solved.shape[1]
-            self.solver = Solver(X_ND, resolve_device(svm.device), solves=solves)
+            self.solver = Solver(X_ND, resolve_device(svm.device), ranks=job(), solves=solves)
+        else:
+            self.X_ND = np.asarray(X_ND[:])
         self.start: Tensor | None = None
 
     def fit(self, C: float) -> LinearSVM:
@@ -322,7 +175,7 @@ class RegularisationPath:
 
     def into(self, model: LinearSVM) -> LinearSVM:
         """The next one, with its own C, as attributes of model. Raises as `fit`."""
-        _positive("C", model.C)
+        positive("C", model.C)
         svm = self.svm
         if self.solver is None:
             solution = _liblinear(self.X_ND, self.solved, self.costs_NP, model.C, svm.loss, svm.tol)
@@ -335,6 +188,7 @@ class RegularisationPath:
                 tol=svm.tol,
                 start=self.start,
                 near=self.near,
+                scores=False,
             )
             self.start, self.near = solution.state, None
         model.n_features_in_, model.classes_ = self.X_ND.shape[1], svm.classes_
@@ -382,7 +236,7 @@ class LinearSVMCV(_OneAgainstTheRest):
         self.device = device
 
     def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> LinearSVMCV:
         """Choose C, then fit on all of X. Warns and raises as `LinearSVM.fit`; ValueError for an
         empty fold, too.
@@ -390,7 +244,7 @@ class LinearSVMCV(_OneAgainstTheRest):
         if np.size(self.Cs) == 0:
             raise ValueError("Cs is empty: give at least one value of C")
         for C in np.ravel(self.Cs).tolist():
-            _positive("each of Cs", C)
+            positive("each of Cs", C)
         self.Cs_ = np.unique(np.asarray(self.Cs, dtype=float))
         X_ND, targets_NP, weights_N, costs_NP = self._read(X, y, sample_weight)
         present = weights_N > 0
@@ -408,7 +262,7 @@ class LinearSVMCV(_OneAgainstTheRest):
         if costs_NP.shape[1] > 1:
             all_costs = np.concatenate([costs_NP[:, fold.solved] for fold in folds], axis=1)
         solves = len(self.Cs_) * all_targets.shape[1]
-        solver = Solver(X_ND, resolve_device(self.device), solves=solves)
+        solver = Solver(X_ND, resolve_device(self.device), ranks=job(), solves=solves)
         start: Tensor | None = None
         self.scores_ = np.empty((len(self.Cs_), len(folds)))
         for c, C in enumerate(self.Cs_):
@@ -418,9 +272,11 @@ class LinearSVMCV(_OneAgainstTheRest):
             start = solution.state
             self.scores_[c] = self._score_folds(solution, folds, truth, weights_N)
         self.C_ = float(self.Cs_[np.nanmean(self.scores_, axis=1).argmax()])
-        possible = _both_signs(targets_NP[present])
+        possible = both_signs(targets_NP[present])
         final, own = targets_NP[:, possible], _costs_of(possible, costs_NP)
-        solution = solver.solve(final, self.C_, weights_NP=own, loss=self.loss, tol=self.tol)
+        solution = solver.solve(
+            final, self.C_, weights_NP=own, loss=self.loss, tol=self.tol, scores=False
+        )
         self._set(solution, targets_NP, present)
         return self
 
@@ -476,13 +332,13 @@ def _folds(
             )
         targets = np.zeros_like(targets_NP)
         targets[train] = targets_NP[train]
-        solved = _both_signs(targets[present])
+        solved = both_signs(targets[present])
         folds.append(_Fold(val[present[val]], solved, targets[:, solved]))
     return folds
 
 
 def _liblinear(
-    X: NDArray[Any],
+    X: Any,
     targets_NP: NDArray[Any],
     weights_NP: NDArray[Any],
     C: float,
@@ -520,24 +376,3 @@ def _liblinear(
 def _costs_of(problems: NDArray[np.bool_], costs_NP: NDArray[np.float64]) -> NDArray[np.float64]:
     """The costs of some of the problems; where all have the same, one column stands for all."""
     return costs_NP[:, problems] if costs_NP.shape[1] > 1 else costs_NP
-
-
-def _both_signs(targets_NP: NDArray[Any]) -> NDArray[np.bool_]:
-    both: NDArray[np.bool_] = (targets_NP == 1).any(axis=0) & (targets_NP == -1).any(axis=0)
-    return both
-
-
-def _positive(name: str, value: Any) -> None:
-    if not (isinstance(value, Real) and 0 < float(value) < np.inf):
-        raise ValueError(f"{name} must be a positive number, not {value!r}")
-
-
-def _refuse_nan(X_ND: NDArray[Any]) -> None:
-    # Row by row sums would overflow nothing in float64 and need no boolean copy of X.
-    bad = np.flatnonzero(~np.isfinite(X_ND.sum(axis=1, dtype=np.float64)))
-    bad = bad[~np.isfinite(X_ND[bad]).all(axis=1)]
-    if len(bad):
-        raise ValueError(
-            f"X holds NaN or infinity in {len(bad)} of {len(X_ND)} rows, first in row {bad[0]}: "
-            "leave unreadable images out"
-        )

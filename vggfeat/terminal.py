@@ -25,7 +25,7 @@ import time
 import traceback
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -157,6 +157,14 @@ def in_options(text: str) -> str:
         return text
     options = _options_of(_running)
     return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), text)
+
+
+def refused_otherwise(check: Callable[[], object]) -> None:
+    """For a dry run: say what `check` would refuse, were it none."""
+    try:
+        check()
+    except VggfeatError as error:
+        say(in_options(f"without --dry-run this would be refused: {error}"))
 
 
 def _options_of(app: typer.Typer) -> dict[str, str]:

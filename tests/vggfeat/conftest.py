@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ import torch
 
 from tests.conftest import Command, Nets, Ran, ran
 from vggfeat import cli, weights
+from vggfeat.datasets import Items
 from vggfeat.images import Preprocessing
+from vggfeat.store import Description
 from vggfeat.vgg import VGG
+from vggfeat.writer import FeatureWriter
 
 NET = "random:A,width=0.125,crop=32"  # fc7 has 512 dimensions
 OTHER = f"{NET},seed=1"
@@ -91,6 +95,45 @@ def made(made_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     files = ("--out", root / "model.h5", "--json", root / "svm.json")
     svm = ran(cli.main, "svm", "--features", root / "feats.h5", "--workers", 1, *files)
     return Made(root, extract, svm)
+
+
+def feature_file(
+    path: Path,
+    n: int,
+    dim: int,
+    *,
+    classes: int = 4,
+    scales: tuple[int, ...] = (32,),
+    bad: Collection[int] = (),
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Path:
+    """A feature file of n images that don't exist, without a net: those of a class lie
+    around one point, and there are official splits. seed: of another net.
+    """
+    fixed, rng = np.random.default_rng(0), np.random.default_rng([1, seed])
+    labels = fixed.integers(0, classes, n).astype(np.int32)
+    parts = np.split(fixed.permutation(n), [7 * n // 10, 8 * n // 10])
+    splits = dict(zip(("train", "val", "test"), map(np.sort, parts), strict=True))
+    names = [f"{i:07d}.jpg" for i in range(n)]
+    items = Items(
+        *("folder", "single-label", Path("/x"), names, labels),
+        *([f"c{k}" for k in range(classes)], splits),
+    )
+    description = Description(
+        *(f"A{seed}", "random:A", "ab" * 32, "fc7", scales, True),
+        *("floor", "bilinear", "float32", "Pillow"),
+    )
+    means = rng.standard_normal((classes, dim), np.float32)
+    with FeatureWriter.open(path, items, description, dim, dtype) as file:
+        for i in range(n):
+            for s in range(len(scales)):
+                noise = rng.standard_normal(dim, np.float32)
+                file.write(i, s, np.maximum(means[labels[i]] + 2 * noise, 0))
+            if i in bad:
+                file.fail(i, "no picture")
+        file.finish()
+    return path
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vggfeat import aggregate as module
 from vggfeat.aggregate import POOLINGS, aggregate, fuse, l2_normalise
 
 # One image, two scales, two dimensions.
@@ -120,7 +119,7 @@ def test_blocks_and_hdf5_change_nothing(
     descriptors = np.random.default_rng(0).random((11, 2, 8)).astype(np.float16)
     whole = aggregate(descriptors, how)
     # three rows a block, the last one shorter
-    monkeypatch.setattr(module, "BLOCK_BYTES", 3 * 2 * 8 * 8)
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 3 * 2 * 8 * 8)
     np.testing.assert_array_equal(aggregate(descriptors, how), whole)
     with h5py.File(tmp_path / "features.h5", "w") as file:
         dataset = file.create_dataset("descriptors", data=descriptors)
@@ -130,7 +129,7 @@ def test_blocks_and_hdf5_change_nothing(
 def test_infinity_is_refused_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     descriptors = np.ones((9, 2, 4), dtype=np.float16)
     descriptors[7, 1, 2] = np.inf
-    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 2 * 4 * 8)
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 4 * 2 * 4 * 8)
     for how in POOLINGS:
         with pytest.raises(ValueError, match="row 7 holds an infinite value"):
             aggregate(descriptors, how)

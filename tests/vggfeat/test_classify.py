@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 from PIL import Image
 
 import vggfeat
+from tests import prepared
 from vggfeat.classify import _first_of_same
 from vggfeat.datasets.voc import CLASSES
 from vggfeat.machine import CORES
 from vggfeat.model import open_model
 
-from ..conftest import Command, photograph, vgg_of
+from ..conftest import HANG, Command, photograph, vgg_of
+from ..pretrain.conftest import environment
 from .conftest import (
     NET,
     OTHER,
@@ -30,6 +33,7 @@ from .conftest import (
     assert_same_scores,
     cells,
     contents,
+    feature_file,
     read_csv,
     scores_by_hand,
     unit,
@@ -470,6 +474,70 @@ def test_an_image_that_is_there_twice_is_told(
     assert (_first_of_same(replace(one, crc32=0 * crc), X, readable) == np.arange(len(X))).all()
 
 
+def test_descriptors_of_one_checksum_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of 60 images are compared, in blocks; of boxes just those of one box."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((10, 8))[kind := rng.integers(0, 10, 90)]
+    readable = np.arange(90) != 3
+    crc32 = np.where(np.arange(90) < 61, 1 + kind // 5, 100 + np.arange(90)).astype(np.uint32)
+    crc32[7] = 0
+    boxes = np.stack([kind % 2, kind % 2, kind % 2 + 1, kind % 2 + 1], 1).astype(np.int32)
+    times = np.zeros(90, int)
+
+    class Read:
+        shape, dtype = X.shape, X.dtype
+
+        def __getitem__(self, rows: Any) -> np.ndarray:
+            np.add.at(times, rows, 1)
+            assert len(rows) <= 7
+            some: np.ndarray = X[rows]
+            return some
+
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 7 * 8 * 8)
+    compared = np.flatnonzero(readable & (crc32 != 0) & (np.arange(90) < 61))
+    for of_boxes in (False, True):
+        times[:] = 0
+        own = boxes if of_boxes else None
+        file = SimpleNamespace(crc32=crc32, boxes=own)
+        found = _first_of_same(file, Read(), readable)  # type: ignore[arg-type]
+        expected = np.arange(90)
+        for i in compared:
+            expected[i] = next(
+                j
+                for j in compared
+                if (kind[j] == kind[i] and crc32[j] == crc32[i])
+                and (not of_boxes or (boxes[j] == boxes[i]).all())
+            )
+        assert (found == expected).all() and (found != np.arange(90)).sum() > 40
+        assert times.max() == 1 and (times[compared] == 1).all() and times.sum() == len(compared)
+
+
+def test_what_does_not_fit_into_memory_is_read_at_each_pass(
+    command: Command, extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, line = {}, ("svm", "--features", extracted, "--C", "1,4", "--workers", 1)
+    for name, there in (("held", 1 << 30), ("read", 1 << 10)):
+        monkeypatch.setattr("vggfeat.descriptors.memory", lambda there=there: there)
+        report, model = tmp_path / f"{name}.json", tmp_path / f"{name}.h5"
+        ran = command(*line, "--out", model, "--json", report)
+        assert ran.status == 0
+        results = json.loads(report.read_text())
+        told[name] = (
+            {k: v for k, v in results.items() if k not in ("seconds", "command")},
+            open_model(model).coef_KD.tobytes(),
+        )
+        said = [line for line in ran.err_lines if "at each pass" in line]
+        assert said == (
+            [
+                "the descriptors, 0.0 GB as float32, would take over 50 % of the memory: they are"
+                " read from the files at each pass"
+            ]
+            if name == "read"
+            else []
+        )
+    assert told["held"] == told["read"]
+
+
 def test_digits(command: Command, tmp_path: Path) -> None:
     features, report = tmp_path / "digits.h5", tmp_path / "r.json"
     ran = command(
@@ -650,3 +718,22 @@ def test_several_labels_with_random_splits(command: Command, folder: Path, tmp_p
         "images",
     ]
     assert cells(ran.out, "difficult objects") == ["left out, in training and in scoring"]
+
+
+def test_two_processes_give_one_processs_results_and_one_of_them_tells(tmp_path: Path) -> None:
+    features = feature_file(tmp_path / "f.h5", 600, 300)  # not few: each trains on its rows
+    told, files = [], []
+    for processes in (1, 2):
+        outputs = (tmp_path / f"{processes}.json", tmp_path / f"{processes}.h5")
+        line = ["-m", "vggfeat", "svm", "--features", features, "--C", "0.1,1", "--device", "cpu"]
+        line += ["--json", outputs[0], "--out", outputs[1]]
+        ran = prepared.run(line, environment(), processes, timeout=HANG)
+        assert ran.returncode == 0, ran.stderr
+        told.append(ran.stderr.splitlines() + ran.stdout.splitlines())
+        files.append(outputs)
+    alone, together = (json.loads(results.read_text()) for results, _ in files)
+    for key in ("C", "C_curve", "accuracy", "per_class", "n_train", "n_test"):
+        assert together[key] == alone[key]
+    assert len(told[0]) == len(told[1]) and told[1][0] == told[0][0]
+    one, other = (open_model(model) for _, model in files)
+    np.testing.assert_allclose(other.coef_KD, one.coef_KD, atol=2e-2 * np.abs(one.coef_KD).max())

@@ -95,6 +95,7 @@ def test_these_names_are_public() -> None:
         "Features",
         "LinearSVM",
         "LinearSVMCV",
+        "LogisticRegression",
         "Model",
         "Network",
         "UnreadableImage",

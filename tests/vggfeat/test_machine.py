@@ -1,4 +1,4 @@
-"""How long something takes, in the unit that a person would say."""
+"""What a process may use of the machine, and how long something takes in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vggfeat.machine import CORES, cores, duration
+from vggfeat.machine import CORES, cores, duration, memory
 
 UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "days": "days"}
 
@@ -66,9 +66,42 @@ def test_cores_are_no_more_than_the_control_groups_quota(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    (tmp_path / "cgroup").write_text(groups + "\n")
+    assert cores(*written(tmp_path, groups, files)) == expected
+
+
+def written(folder: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """What names a process's control groups, and where they are mounted."""
+    (folder / "cgroup").write_text(groups + "\n")
     for name, text in files.items():
-        path = tmp_path / "fs" / name
+        path = folder / "fs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    assert cores(tmp_path / "cgroup", tmp_path / "fs") == expected
+    return folder / "cgroup", folder / "fs"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {}, 1 << 36),
+        ("0::/", {"memory.max": "max"}, 1 << 36),
+        ("0::/", {"memory.max": "8589934592"}, 1 << 33),
+        ("0::/", {"memory.max": str(1 << 40)}, 1 << 36),
+        ("0::/a/b", {"memory.max": "max", "a/memory.max": "5000", "a/b/memory.max": "6000"}, 5000),
+        ("0::/a", {"memory.max": "a lot"}, 1 << 36),
+        # version 1
+        ("4:memory:/x", {"memory/x/memory.limit_in_bytes": "7000"}, 7000),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, 1 << 36),
+        ("4:cpu:/", {"cpu/memory.limit_in_bytes": "7000"}, 1 << 36),
+        ("nonsense", {}, 1 << 36),
+    ],
+)
+def test_memory_is_no_more_than_the_control_groups_limit(
+    groups: str,
+    files: dict[str, str],
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": 1 << 24}
+    monkeypatch.setattr(os, "sysconf", told.get)
+    assert memory(*written(tmp_path, groups, files)) == expected

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from vggfeat.datasets.protocol import pool_of
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
 from vggfeat.problem import Problem
-from vggfeat.protocols import run
+from vggfeat.protocols import Fits, fits_of, run
 from vggfeat.results import scored_on, seen_by_net, trained_on
 from vggfeat.svm import C_GRID, LinearSVM
 
@@ -173,6 +175,96 @@ def test_a_seed_draws_random_splits_anew() -> None:
     assert (results["n_train"], results["n_test"], len(results["per_split"])) == (120, 200, 3)
 
 
+class Read:
+    """X as what makes its rows when they are asked for; notes how often each was."""
+
+    def __init__(self, X: np.ndarray) -> None:
+        self.shape, self.dtype, self._X = X.shape, X.dtype, X
+        self.times = np.zeros(len(X), int)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        np.add.at(self.times, np.arange(len(self._X))[rows], 1)
+        some: np.ndarray = self._X[rows].copy()
+        return some
+
+
+@pytest.mark.parametrize("solver", ["newton", "liblinear"])
+@pytest.mark.parametrize("kind", ["one label", "several labels", "random splits", "rows mixed"])
+def test_where_descriptors_lie_changes_nothing(
+    kind: str, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = multi_label() if kind == "several labels" else single_label(noise=0.5)
+    if kind == "random splits":
+        problem = with_random_splits(problem)
+    if kind == "rows mixed":  # as a list of test images may be
+        mixed = np.random.default_rng(0).permutation(problem.splits["test"])
+        problem.splits["test"] = mixed
+    problem.readable[[1, 70, 118]] = False
+    X = np.array(problem.X[:])
+    X[~problem.readable] = np.nan
+    held = replace(problem, X=X)
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 8 * 8 * 9)
+    expected = run(held, C=[0.1, 1.0, 10.0], solver=solver)
+    read = Read(X)
+    found = run(replace(problem, X=read), C=[0.1, 1.0, 10.0], solver=solver)
+    assert without_time(found.results.to_json()) == without_time(expected.results.to_json())
+    np.testing.assert_array_equal(found.model.coef_, expected.model.coef_)
+    assert found.scored.keys() == expected.scored.keys()
+    for name, scored in found.scored.items():
+        np.testing.assert_array_equal(scored.rows, expected.scored[name].rows)
+        np.testing.assert_array_equal(scored.scores, expected.scored[name].scores)
+    assert not read.times[~problem.readable].any()
+    if kind == "rows mixed":
+        test = found.scored["test"]
+        np.testing.assert_array_equal(test.rows, mixed[problem.readable[mixed]])
+        np.testing.assert_allclose(test.scores, found.model.decision_function(X[test.rows]))
+    if kind != "random splits":  # seen to be finite, and scored
+        np.testing.assert_array_equal(read.times[found.scored["test"].rows], 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "C", "expected"),
+    [
+        (single_label, "auto", Fits(7, 10, 1, 84, 4)),
+        (single_label, 1.0, Fits(0, 0, 1, 84, 4)),
+        (partial(single_label, K=2), [1, 2], Fits(2, 2, 1, 42, 1)),
+        (multi_label, [1, 2, 3], Fits(3, 3, 1, 150, 3)),
+        (lambda: with_random_splits(single_label()), "auto", Fits(21, 30, 4, 120, 4)),
+    ],
+)
+def test_fits_are_counted_as_they_are_done(
+    make: Callable[[], Problem], C: Any, expected: Fits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make()
+    assert fits_of(replace(problem, X=Unread(problem.X.shape)), C=C) == expected
+    said: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    solve = solver.Solver.solve
+
+    def noted(self: solver.Solver, targets_NP: np.ndarray, *args: Any, **more: Any) -> Any:
+        sizes.append(targets_NP.shape)
+        return solve(self, targets_NP, *args, **more)
+
+    monkeypatch.setattr(solver.Solver, "solve", noted)
+    run(problem, C=C, progress=said.append)
+    tried = sum("validation" in line for line in said)
+    assert expected.to_choose <= tried <= expected.at_most
+    assert sum("trained" in line for line in said) == expected.final
+    assert max(sizes) == (expected.images, expected.problems)
+
+
+class Unread:
+    """A matrix that is never to be read."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        raise AssertionError(f"rows {rows} are read")
+
+
 def test_official_splits_ignore_the_seed() -> None:
     problem = single_label(noise=0.5)
     said: list[str] = []
@@ -220,7 +312,7 @@ def test_images_that_are_not_the_protocols_are_told() -> None:
 
 def test_scored_images_that_trained_the_net_are_counted() -> None:
     def words(problem: Problem, rows: Any) -> tuple[str, bool]:
-        seen = np.isin(np.arange(len(problem.X)), rows)
+        seen = np.isin(np.arange(len(problem.labels)), rows)
         return seen_by_net(run(replace(problem, seen=seen), C=1.0).results)
 
     problem = with_random_splits(single_label())
@@ -274,7 +366,7 @@ def test_balanced_weights_choose_c_and_train(solver: str) -> None:
     scikit-learn's scores.
     """
     uneven = single_label(noise=0.6)
-    keep = np.flatnonzero((uneven.labels != 1) | (np.arange(len(uneven.X)) % 12 == 1))
+    keep = np.flatnonzero((uneven.labels != 1) | (np.arange(len(uneven.labels)) % 12 == 1))
     uneven = replace(
         uneven,
         X=uneven.X[keep],
@@ -419,7 +511,7 @@ def test_the_cut_is_a_fifth_of_each_class() -> None:
 def test_unreadable_rows_are_left_out_and_counted(make: Any) -> None:
     problem = make()
     # one of train, of val, of test
-    bad = np.array([0, len(problem.X) * 6 // 10, len(problem.X) - 1])
+    bad = np.array([0, len(problem.labels) * 6 // 10, len(problem.labels) - 1])
     problem.X[bad] = np.nan
     problem.readable[bad] = False
     results = run(problem).results.to_json()
@@ -633,8 +725,9 @@ def test_refusals() -> None:
     one = replace(single_label(), labels=np.zeros(120, np.int32), classes=["ant"])
     with pytest.raises(VggfeatError, match="there is one class only, ant; a classifier needs"):
         run(one)
-    nan = single_label()
-    nan.X[3] = np.nan
+    X = np.array(single_label().X[:])
+    X[3] = np.nan
+    nan = replace(single_label(), X=X)
     with pytest.raises(VggfeatError, match=r"d/0003.jpg \(row 3\) holds NaN"):
         run(nan)
 
@@ -643,9 +736,9 @@ def test_problems_that_contradict_themselves() -> None:
     problem = single_label()
     for changes in (
         {"names": problem.names[:-1]},
-        {"labels": np.full(len(problem.X), 4)},
-        {"labels": np.ones((len(problem.X), 3), dtype=np.int8)},
-        {"splits": {"train": np.array([len(problem.X)])}},
+        {"labels": np.full(len(problem.labels), 4)},
+        {"labels": np.ones((len(problem.labels), 3), dtype=np.int8)},
+        {"splits": {"train": np.array([len(problem.labels)])}},
     ):
         with pytest.raises(VggfeatError):
             replace(problem, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,23 @@ def test_an_error_of_reading_ahead_is_raised(monkeypatch: pytest.MonkeyPatch) ->
     held.scores(W.float())
     with pytest.raises(OSError, match="the disk is gone"):
         held.scores(W.float())
+
+
+def test_short_memory_takes_smaller_blocks_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, W, _ = made()
+    expected, own = Rows(X, CPU, half=True).scores(W.float()), Rows._made
+
+    def short(self: Rows, some: slice) -> Any:
+        if some.stop - some.start > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return own(self, some)
+
+    monkeypatch.setattr(Rows, "_made", short)
+    monkeypatch.setitem(rows.BLOCK_VALUES, "cpu", 70 * X.shape[1])
+    with pytest.warns(UserWarning, match="memory is short: X is read in blocks") as told:
+        held = Rows(X, CPU, half=True)
+    assert [re.findall(r"of (\d+) rows", str(one.message)) for one in told] == [["35"], ["18"]]
+    torch.testing.assert_close(held.scores(W.float()), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sums_are_full_and_what_was_set_comes_back() -> None:

@@ -263,3 +263,30 @@ def test_halves_of_features_beyond_float16() -> None:
     )
     assert (b.gap <= 1e-3).all()
     np.testing.assert_allclose(b.objective, a.objective, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:memory is short")
+def test_short_memory_takes_fewer_problems_at_a_time_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X, T = made(120, 30, 5)
+    whole = Solver(X).solve(T, 2.0)
+    solver, own = Solver(X), Solver._solve
+
+    def short(self: Solver, problems: Any, *rest: Any) -> Any:
+        if len(problems) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return own(self, problems, *rest)
+
+    monkeypatch.setattr(Solver, "_solve", short)
+    with pytest.warns(UserWarning, match="memory is short: 1 of 5 SVMs are trained at a time"):
+        parts = solver.solve(T, 2.0)
+    np.testing.assert_allclose(parts.coef, whole.coef, rtol=1e-6, atol=1e-9)
+    assert parts.scores.shape == whole.scores.shape
+
+    def none(self: Solver, *asked: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Solver, "_solve", none)
+    with pytest.raises(MemoryError), pytest.warns(UserWarning, match="memory is short"):
+        solver.solve(T, 2.0)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from vggfeat import rows, spaces
-from vggfeat import solver as solver_module
 from vggfeat.solver import Solver
 from vggfeat.spaces import Examples, Features
 
@@ -60,7 +59,8 @@ def test_conjugate_gradients_and_blocks_and_parts_change_nothing(
     monkeypatch.setattr(spaces, "RANK", 12)
     monkeypatch.setitem(spaces.CACHED_VALUES, "cpu", 5 * 40)
     monkeypatch.setitem(rows.BLOCK_VALUES, "cpu", 60 * 40)
-    monkeypatch.setattr(solver_module, "STATE_BYTES", 2e9 / 300)
+    for space in (Examples, Features):
+        monkeypatch.setattr(space, "state_bytes", max(memory, 1) / 300)
     parts = Solver(X, memory=memory).solve(T, 3.0, tol=1e-8)
     np.testing.assert_allclose(parts.objective, exact.objective, rtol=1e-7)
     np.testing.assert_allclose(parts.coef, exact.coef, atol=1e-3 * np.abs(exact.coef).max())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -14,6 +16,7 @@ from sklearn.model_selection import GridSearchCV, KFold, PredefinedSplit
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
+from vggfeat.matrix import Selected
 from vggfeat.metrics import mean_average_precision, mean_class_recall
 from vggfeat.solver import LOSSES, MAX_STEPS
 from vggfeat.svm import SOLVERS, LinearSVM, LinearSVMCV
@@ -191,6 +194,91 @@ def test_how_x_lies_in_memory_changes_nothing(
             np.testing.assert_allclose(model.fit(other, y).coef_, expected, rtol=1e-5, atol=1e-7)
 
 
+class Read:
+    """X as what gives rows by slices alone, and how many it gave at most and in all."""
+
+    def __init__(self, X: np.ndarray) -> None:
+        self.shape, self.dtype, self._X = X.shape, X.dtype, X
+        self.most = self.rows = 0
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        assert isinstance(rows, slice)
+        block = self._X[rows]
+        self.most, self.rows = max(self.most, len(block)), self.rows + len(block)
+        return block
+
+
+@pytest.mark.parametrize("kind", ["HDF5", "memory map", "rows of an array", "rows alone"])
+def test_x_need_not_lie_in_memory(
+    blobs: tuple[np.ndarray, np.ndarray],
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X, y = blobs
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 7 * 8 * X.shape[1])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        there: Any = file.create_dataset("X", data=X)
+        if kind == "memory map":
+            X.tofile(tmp_path / "x")
+            there = np.memmap(tmp_path / "x", X.dtype, "r", shape=X.shape)
+        elif kind == "rows of an array":
+            order = np.random.default_rng(0).permutation(len(X))
+            there = Selected(X[order], np.argsort(order))
+        elif kind == "rows alone":
+            there = Read(X)
+        models = (LinearSVM(), LinearSVM(solver="liblinear"), LinearSVMCV(Cs=[1.0, 4.0], cv=3))
+        for model in models:
+            held = clone(model).fit(X, y)
+            read = model.fit(there, y)
+            np.testing.assert_array_equal(read.coef_, held.coef_)
+            np.testing.assert_array_equal(read.intercept_, held.intercept_)
+            assert (read.n_features_in_, read.n_iter_) == (10, held.n_iter_)
+            np.testing.assert_array_equal(read.decision_function(there), held.decision_function(X))
+            np.testing.assert_array_equal(read.predict(there), held.predict(X))
+            assert read.score(there, y) == held.score(X, y)
+            with pytest.raises(ValueError, match="expecting 10 features"):
+                read.predict(Selected(X[:, :3], np.arange(4)))
+
+
+def test_what_is_read_by_rows_is_refused_as_an_array_is(
+    blobs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = blobs
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 7 * 8 * X.shape[1])
+    model = LinearSVM().fit(X, y)
+    bad = X.copy()
+    bad[[20, 90], 3] = np.nan, -np.inf
+    for call in (lambda X: clone(model).fit(X, y), model.decision_function):
+        with pytest.raises(ValueError, match="NaN or infinity in 2 of 120 rows, first in row 20"):
+            call(Read(bad))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        clone(model).fit(Read(X), y[:-1])
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        clone(model).fit(Read(X), None)
+    with pytest.raises(ValueError, match=r"must hold numbers, not be \(0, 10\) of float32"):
+        clone(model).fit(Read(X[:0]), y[:0])
+    with pytest.raises(ValueError, match="of complex64"):
+        model.predict(Read(X.astype(np.complex64)))
+
+
+def test_no_more_is_read_at_once_than_a_block_and_nothing_to_know_what_is_known(
+    blobs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = blobs
+    monkeypatch.setattr("vggfeat.matrix.BLOCK_BYTES", 7 * 8 * X.shape[1])
+    model = LinearSVM().fit(X, y)
+    scored = Read(X)
+    model.decision_function(scored)
+    assert (scored.most, scored.rows) == (7, len(X))
+    every, read = np.arange(len(X)), []
+    for finite in (False, True):
+        there = Read(X)
+        clone(model).fit(Selected(there, every, finite=finite), y)
+        read.append(there.rows)
+    assert read[0] - read[1] == len(X)
+
+
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_cross_validation_is_what_single_fits_give(
     blobs: tuple[np.ndarray, np.ndarray], multilabel: bool
@@ -238,16 +326,6 @@ def test_degenerate_classes_score_a_constant(blobs: tuple[np.ndarray, np.ndarray
     assert model.degenerate_classes_ == [1, 2, 3]
     np.testing.assert_array_equal(model.decision_function(X[:2])[:, 1:], [[-1, 1, -1]] * 2)
     assert not model.coef_[1:].any()
-
-
-def test_scoring_in_blocks_changes_nothing(
-    blobs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    X, y = blobs
-    model = LinearSVM().fit(X, y)
-    whole = model.decision_function(X)
-    monkeypatch.setattr("vggfeat.svm.SCORE_ROWS", 7)
-    np.testing.assert_allclose(model.decision_function(X), whole, rtol=1e-12, atol=1e-14)
 
 
 def test_score_leaves_unknown_pairs_out(blobs: tuple[np.ndarray, np.ndarray]) -> None:

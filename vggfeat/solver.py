@@ -1,5 +1,6 @@
 """Many linear SVMs over the same images, solved together: Newton's method on the examples inside
-the margin.
+the margin; on a CPU first by their duals (see `dual`), whose solutions are measured, and where need
+be gone on with, as Newton's own are.
 
 N images, D descriptor length, P problems (a class, a fold: each a row). Problem p minimises
 liblinear's
@@ -33,10 +34,11 @@ dual objective, what a problem could still lose:
 
     gap = 0.5 |(w, b) - sum_i t_i alpha_i x_i|^2 + sum_i r_i,
 
-r = c max(0, s) - alpha s, or (2 c s - alpha)^2 / 4 c; no term is negative. A problem is done when
-this gap is at most tol times its objective. Steps are computed in float32 (on a GPU: see `rows`);
-the gap that is told is measured in float64, on X itself. Problems that float32 doesn't bring there
-are gone on with in float64. Deterministic: no random numbers are drawn.
+r = c max(0, s) - alpha s, or (2 c max(0, s) - alpha)^2 / 4 c + alpha max(0, -s); no term is
+negative. A problem is done when this gap is at most tol times its objective. Steps are computed in
+float32 (on a GPU: see `rows`); the gap that is told is measured in float64, on X itself. Problems
+that float32 doesn't bring there are gone on with in float64. Deterministic: no random numbers are
+drawn.
 """
 
 from __future__ import annotations

@@ -12,14 +12,20 @@ where liblinear itself stopped early (a limit of 20,000 iterations, or badly sca
 
 compares what a GPU does, on the CPU, with float64 at a gap of 1e-7 in place of liblinear: (w, b) by
 products of float16 with float32 sums, C = 2^-7, 2^-6, …, 2^7.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.svm_objective --cold --lists … --features …
+
+times one fit at one C from nothing beside LinearSVC's, on one core each.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 
 import joblib
@@ -125,6 +131,53 @@ def by_halves(options: argparse.Namespace) -> None:
     out.print(table)
 
 
+def cold(options: argparse.Namespace) -> None:
+    """One fit at one C from nothing, Gram matrix or what takes its place included, beside LinearSVC
+    as it comes: CPU seconds of one core, for all the classes that are fitted.
+    """
+    torch.set_num_threads(1)
+    table = columns(
+        *("data", "loss", "C", "N, D, classes", "ours, s", "LinearSVC, s", "ratio"),
+        *("our gap", "their objective over ours"),
+    )
+    for name, (X, T) in cases(options).items():
+        X64 = X.astype(np.float64)
+        for loss, C in product(LOSSES, (0.125, 1.0, 8.0, 128.0)):
+            ours, theirs = [], []
+            for _ in range(options.repeats):
+                began = time.process_time()
+                found = Solver(X, solves=T.shape[1]).solve(T, C, loss=loss, scores=False)
+                middle = time.process_time()
+                values = [default_fit(X64, t, C, loss) for t in T.T]
+                ours.append(middle - began)
+                theirs.append(time.process_time() - middle)
+            a, b = statistics.median(ours), statistics.median(theirs)
+            over = np.array(values) / found.objective - 1
+            table.add_row(
+                name,
+                loss,
+                f"{C:g}",
+                f"{X.shape[0]}, {X.shape[1]}, {T.shape[1]}",
+                f"{a:.2f}",
+                f"{b:.2f}",
+                f"{b / a:.1f}",
+                f"{found.gap.max():.0e}",
+                f"{over.min():+.0e} to {over.max():+.0e}",
+            )
+            err.print(f"{name}, {loss}, C = {C:g}: {a:.2f} s, LinearSVC {b:.2f} s")
+    out.print(table)
+
+
+def default_fit(X: np.ndarray, t: np.ndarray, C: float, loss: str) -> float:
+    """LinearSVC's objective, at its own tolerance."""
+    known = t != 0
+    svc = LinearSVC(C=C, loss=loss, dual="auto", max_iter=10_000, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        svc.fit(X[known], t[known])
+    return objective(X, t, C, svc.coef_[0], float(svc.intercept_[0]), loss)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,9 +190,13 @@ def main() -> None:
     parser.add_argument(
         "--half", action="store_true", help="A GPU's way beside float64, at fifteen values of C."
     )
+    parser.add_argument(
+        "--cold", action="store_true", help="One fit at a time, in seconds, beside LinearSVC's."
+    )
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    if options.half:
-        by_halves(options)
+    if options.half or options.cold:
+        (by_halves if options.half else cold)(options)
         return
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)

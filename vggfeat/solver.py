@@ -108,6 +108,15 @@ def by_gram(N: int, D: int, memory: float = MEMORY) -> bool:
     return N <= 8 * D and memory >= GRAM_BYTES * N**2
 
 
+def problem_bytes(N: int, gram: bool, by_dual: bool) -> float:
+    """That a problem over N images takes while it is solved."""
+    each = float((Examples if gram else Features).state_bytes * N)
+    if by_dual:
+        near = min(dual.MOST, NEAR_MARGIN * N)
+        each = max(each, DUAL_BYTES * N + 4 * near**2)
+    return each
+
+
 class Solver:
     """Linear SVMs over the rows of X. What depends on X alone is computed once, for all that is
     solved.
@@ -198,7 +207,8 @@ class Solver:
                     F = self.rows.of_all_rows(F) if scores else F[:, :0].cpu()
                     parts.append((w, F, *rest))
                 except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error) or width == 1:
+                    # of several processes the others would wait for this one
+                    if not out_of_memory(error) or width == 1 or self.rows.ranks.world > 1:
                         raise
                     width = (min(width, len(asked) - done) + 1) // 2
                     warnings.warn(
@@ -219,10 +229,7 @@ class Solver:
         N, left = self.rows.N, self.memory
         if self.rows.device.type == "cuda":
             left -= self.rows.bytes
-        each = float(self.space.state_bytes * N)
-        if self.products is not None:
-            near = min(dual.MOST, NEAR_MARGIN * N)
-            each = max(each, DUAL_BYTES * N + 4 * near**2)
+        each = problem_bytes(N, isinstance(self.space, Examples), self.products is not None)
         return max(1, int(left / max(1, each)))
 
     def _asked(
@@ -413,10 +420,9 @@ class _Gradient:
         G = V - space.pull(beta, V)
         scores_G = space.scores_of(G)
         loss, beyond = space.rows.of_all(sums)
-        half_GG = 0.5 * space.dot(G, G, scores_G)
+        half_GG = space.rows.agreed(0.5 * space.dot(G, G, scores_G))
         objective = space.rows.agreed(0.5 * space.dot(V, V, F) + loss)
-        gap = space.rows.agreed(half_GG + beyond)
-        return cls(G, scores_G, half_GG, gap, objective, bends)
+        return cls(G, scores_G, half_GG, half_GG + beyond, objective, bends)
 
     def put(self, chosen: Tensor, new: _Gradient) -> None:
         """New ones of some problems."""

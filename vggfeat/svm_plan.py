@@ -11,8 +11,8 @@ from vggfeat.descriptors import READING, Descriptors
 from vggfeat.problem import Problem
 from vggfeat.protocols import Fits, fits_of
 from vggfeat.rows import BLOCK_VALUES
-from vggfeat.solver import GRAM_BYTES, HELD_BYTES, MEMORY, by_gram
-from vggfeat.spaces import FACTOR_VALUES, FACTORS, Examples, Features
+from vggfeat.solver import GRAM_BYTES, HELD_BYTES, MEMORY, by_gram, problem_bytes
+from vggfeat.spaces import FACTOR_VALUES, FACTORS
 from vggfeat.store import READ_BYTES
 
 
@@ -40,15 +40,16 @@ def svm_memory(N: int, D: int, P: int) -> SvmMemory:
     it takes what is free there.
     """
     gram = by_gram(N, D)
-    size, of_image = (N, Examples.state_bytes) if gram else (D + 1, Features.state_bytes)
-    at_once = min(P, max(1, int(MEMORY // (of_image * N))))
+    size = N if gram else D + 1
+    each = problem_bytes(N, gram, by_dual=4 * N * D <= HELD_BYTES)
+    at_once = min(P, max(1, int(MEMORY // each)))
     rows = min(N, max(1, BLOCK_VALUES["cpu"] // D))
     return SvmMemory(
         gram=gram,
         # of the second moment a few factors, too
         products=int(GRAM_BYTES) * N**2 if gram else (4 * 8 + 4 * FACTORS) * size**2,
         # scores, and states, of each part and of all together
-        states=of_image * N * at_once + 2 * 8 * P * (N + size),
+        states=int(each) * at_once + 2 * 8 * P * (N + size),
         factors=2 * 8 * min(at_once * size**2, max(size**2, FACTOR_VALUES)),
         # as they are read, as float64, and what is held; and for each of their numbers a problem
         blocks=(8 + 4 + 4) * rows * D + min(4 * N * D, HELD_BYTES) + 6 * 8 * rows * at_once,

@@ -160,7 +160,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
             raise ValueError(f"y holds one class only{which}: {self._name} needs at least two")
         # two classes have one problem: the second against the first
         positive = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
-        return np.where(labels_N[:, None] == positive, 1, -1).astype(np.int8)
+        return np.where(labels_N[:, None] == positive, np.int8(1), np.int8(-1))
 
     def _set(self, solution: Solved, targets_NP: NDArray[Any], present: NDArray[Any]) -> None:
         """Fitted attributes; a problem that lacks positives or negatives has a constant score."""

@@ -19,6 +19,7 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 
 from vggfeat.devices import resolve_device
 from vggfeat.linear import LinearClassifier, both_signs, positive
+from vggfeat.matrix import Selected
 from vggfeat.softmax import Binomial, Loss, Softmax, solve
 
 
@@ -101,7 +102,9 @@ class LogisticRegression(LinearClassifier):
             and np.isfinite(before[2][solved]).all()
         ):
             near = before[1][solved], before[2][solved]
-        solution = solve(X_ND if used.all() else X_ND[used], loss, self.tol, near)
+        solution = solve(
+            X_ND if used.all() else Selected(X_ND, np.flatnonzero(used)), loss, self.tol, near
+        )
         if isinstance(loss, Softmax):
             solution.intercept -= solution.intercept.mean()  # the losses don't know their sum
         self._set(solution, targets_NP, used)

@@ -194,6 +194,8 @@ class Rows:
         self.beyond: list[slice] = []
         self.bytes = 0
         """That are held."""
+        # one for all passes: what is freed on it is there for the next
+        self.aside = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._hold()
 
     # --- blocks -----------------------------------------------------------------------------------
@@ -239,11 +241,12 @@ class Rows:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.block == 1:
                     raise
-            self.memory, self.block = self.bytes / 2, (self.block + 1) // 2
-            self.held = []
+            if self.held:
+                self.memory = self.bytes / 2
+            self.block, self.held = (self.block + 1) // 2, []
             warnings.warn(
                 f"memory is short: X is read in blocks of {self.block:,} rows, and"
-                f" {self.memory / 1e9:.1f} GB of it are held",
+                f" {self.memory / 1e9:.1f} GB of it are held at most",
                 stacklevel=2,
             )
 
@@ -261,7 +264,8 @@ class Rows:
         """Bytes of a block that aren't X's own."""
         if isinstance(block, Halves):
             return block.bytes
-        if isinstance(self.X, np.ndarray) and np.may_share_memory(block.x.numpy(), self.X):
+        on_cpu = self.device.type == "cpu" and isinstance(self.X, np.ndarray)
+        if on_cpu and np.may_share_memory(block.x.numpy(), self.X):
             return 0
         return block.x.numel() * block.x.element_size()
 
@@ -295,8 +299,7 @@ class Rows:
     def _read_ahead(self) -> Iterator[Block]:
         if not self.beyond:
             return
-        gpu = self.device.type == "cuda"
-        aside = torch.cuda.Stream(self.device) if gpu else None
+        gpu, aside = self.device.type == "cuda", self.aside
 
         def made(rows: slice) -> tuple[Block, Any]:
             if aside is None:
@@ -391,6 +394,10 @@ class Rows:
             with telling_of_others():
                 dist.broadcast(values, 0)
         return values
+
+    def fewest(self, number: int) -> int:
+        """The least of all processes' numbers."""
+        return int(min(self.ranks.gather(number))) if self.ranks.world > 1 else number
 
     def of_all_rows(self, F: Tensor) -> Tensor:
         """(P, N) of this process's rows -> (P, N_of_all) of all, on the CPU."""

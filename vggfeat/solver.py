@@ -76,6 +76,7 @@ NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
 EASY = 1000.0  # curvature of the loss from which a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
+MOST_COST = 1e15  # beyond it float64 has no digits left
 MEMORY = 2e9  # of a Solver, on a CPU
 FREE = 0.8  # of what is free on a GPU: a Solver's memory there
 HELD_BYTES = 1 << 28  # of X, beside X itself, on a CPU
@@ -108,6 +109,12 @@ def by_gram(N: int, D: int, memory: float = MEMORY) -> bool:
     return N <= 8 * D and memory >= GRAM_BYTES * N**2
 
 
+def _free(gpu: torch.device) -> float:
+    """Bytes of a GPU that are free, those that PyTorch keeps for its next tensors among them."""
+    kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return float(torch.cuda.mem_get_info(gpu)[0] + kept)
+
+
 def problem_bytes(N: int, gram: bool, by_dual: bool) -> float:
     """That a problem over N images takes while it is solved."""
     each = float((Examples if gram else Features).state_bytes * N)
@@ -115,6 +122,17 @@ def problem_bytes(N: int, gram: bool, by_dual: bool) -> float:
         near = min(dual.MOST, NEAR_MARGIN * N)
         each = max(each, DUAL_BYTES * N + 4 * near**2)
     return each
+
+
+def _refuse_large(asked: Problems) -> None:
+    largest = float(asked.C.max()) if len(asked) else 0.0
+    if asked.weights is not None and asked.weights.numel():
+        largest *= float(asked.weights.max())
+    if not largest <= MOST_COST:
+        raise ValueError(
+            f"C, times an image's weight, is {largest:g}, and nothing is solved beyond"
+            f" {MOST_COST:g}: give less"
+        )
 
 
 class Solver:
@@ -143,7 +161,7 @@ class Solver:
         N, D = X.shape
         gpu = place.type == "cuda"
         if memory is None:
-            memory = FREE * torch.cuda.mem_get_info(place)[0] if gpu else MEMORY
+            memory = FREE * _free(place) if gpu else MEMORY
         self.memory = memory
         several = ranks is not None and ranks.world > 1
         by_examples = by_gram(N, D, memory) and not several and not half
@@ -186,11 +204,12 @@ class Solver:
     ) -> Solution:
         """targets: 1, -1 or 0. C: (P,) or one number. weights: (N, P) or (N, 1), factors on C.
 
-        start: the `state` of another solution over the same rows; near: coef (P, D) and intercept
-        (P,) of one over other rows, at about the same C. (It says little of the dual variables:
-        `dual` does without.) scores: whether the solution has them.
+        start: the `state` of another solution over the same rows, of the same loss; near: coef
+        (P, D) and intercept (P,) of one over other rows, at about the same C. (It says little of
+        the dual variables: `dual` does without.) scores: whether the solution has them.
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
+        _refuse_large(asked)
         width = self._width()
         parts: list[tuple[Tensor, ...]] = []
         done = 0
@@ -204,7 +223,8 @@ class Solver:
                         None if start is None else start[some],
                         None if near is None else (near[0][some], near[1][some]),
                     )
-                    F = self.rows.of_all_rows(F) if scores else F[:, :0].cpu()
+                    # a view of none would keep them all
+                    F = self.rows.of_all_rows(F) if scores else F.new_empty(len(F), 0).cpu()
                     parts.append((w, F, *rest))
                 except (RuntimeError, MemoryError) as error:
                     # of several processes the others would wait for this one
@@ -230,7 +250,7 @@ class Solver:
         if self.rows.device.type == "cuda":
             left -= self.rows.bytes
         each = problem_bytes(N, isinstance(self.space, Examples), self.products is not None)
-        return max(1, int(left / max(1, each)))
+        return self.rows.fewest(max(1, int(left / max(1, each))))
 
     def _asked(
         self, targets_NP: np.ndarray, C_P: Any, weights_NP: np.ndarray | None, loss: str
@@ -339,6 +359,7 @@ class Solver:
             again = asked.some(far).of(dtype)
             begin, F = V[far].to(dtype), scores[far]
             lost = ~(begin.isfinite().all(1) & F.isfinite().all(1))
+            lost = self.rows.of_all(lost.double()) > 0
             begin[lost], F[lost] = 0, 0
             precise = torch.finfo(F.dtype).eps <= torch.finfo(dtype).eps
             known = F.to(dtype) if precise else None
@@ -383,7 +404,9 @@ class Solver:
         objective = self.rows.agreed(0.5 * (w * w).sum(1) + loss)
         G = w - self.rows.of_all(pulled)
         gap = self.rows.agreed(0.5 * (G * G).sum(1) + beyond)
-        return w, scores, torch.where(objective > 0, gap / objective, 0), objective
+        # 0: a problem without images; what overflowed is no solution
+        gap = torch.where(objective == 0, 0, gap / objective)
+        return w, scores, torch.where(gap.isfinite(), gap, torch.inf), objective
 
 
 def _pays(N: int, D: int, solves: float) -> bool:

@@ -70,7 +70,8 @@ class LinearSVM(_OneAgainstTheRest):
     tolerance with it. solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear",
     scikit-learn's, for reference. device: where "newton" computes: "cpu", "cuda", "cuda:N", or
     "auto", the first GPU or else the CPU. warm_start: start from what the last `fit` found, where
-    it was of the same classes: as at a like C, on more images. class_weight: a class's factor on
+    it was of the same classes: as at a like C, on more images. It changes nothing where a CPU
+    solves by dual variables, of which a classifier tells little. class_weight: a class's factor on
     the C of its own images, {label: factor}, as in liblinear: in the problem "class k
         against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples /
         (n_classes n_k). For several labels an image each class is a problem of two: {1: of the

@@ -41,7 +41,7 @@ def svm_memory(N: int, D: int, P: int) -> SvmMemory:
     """
     gram = by_gram(N, D)
     size = N if gram else D + 1
-    each = problem_bytes(N, gram, by_dual=4 * N * D <= HELD_BYTES)
+    each = problem_bytes(N, gram, by_dual=gram or 4 * N * D <= HELD_BYTES)
     at_once = min(P, max(1, int(MEMORY // each)))
     rows = min(N, max(1, BLOCK_VALUES["cpu"] // D))
     return SvmMemory(

@@ -35,7 +35,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("solves", [1, MANY])
 @pytest.mark.parametrize("case", CASES)
-def test_by_duals_the_objective_is_liblinears(case: str, solves: float, loss: str, alone: None) -> None:
+def test_by_duals_the_objective_is_liblinears(
+    case: str, solves: float, loss: str, alone: None
+) -> None:
     X, T = CASES[case]()
     solver = Solver(X, solves=solves)
     for C in (2.0**-7, 0.3, 8.0):

@@ -406,3 +406,18 @@ def test_what_labels_cant_be_is_said_plainly() -> None:
         LinearSVM().fit(X, np.eye(4, 2, dtype=int))
     with pytest.raises(ValueError, match="where it is False give -1"):
         LinearSVM().fit(X, np.eye(4, 2, dtype=bool))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_costs_beyond_float64_are_refused_and_no_nan_is_a_solution(
+    blobs: tuple[np.ndarray, np.ndarray], loss: str
+) -> None:
+    X, y = blobs
+    with pytest.raises(ValueError, match="nothing is solved beyond"):
+        LinearSVM(C=1e300, loss=loss).fit(X, y)
+    with pytest.raises(ValueError, match="nothing is solved beyond"):
+        LinearSVM(C=1e10, loss=loss).fit(X, y, np.full(len(y), 1e10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LinearSVM(C=1e12, loss=loss).fit(X, y)
+    assert np.isfinite(model.coef_).all()

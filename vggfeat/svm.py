@@ -256,7 +256,14 @@ class LinearSVMCV(_OneAgainstTheRest):
                 X_ND, truth
             )
         )
+        if (ranks := job()) is not None:
+            splits = ranks.same(splits)  # a splitter may draw anew in each process
         folds = _folds(splits, targets_NP, present)
+        if not any(fold.solved.any() for fold in folds):
+            raise ValueError(
+                "no fold of cv has a class with images in and others: the images are sorted, say;"
+                " give a cv that shuffles them"
+            )
         # the problems of all folds side by side: they share their products with X
         all_targets = np.concatenate([fold.targets_NP for fold in folds], axis=1)
         all_costs = costs_NP

@@ -421,3 +421,9 @@ def test_costs_beyond_float64_are_refused_and_no_nan_is_a_solution(
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LinearSVM(C=1e12, loss=loss).fit(X, y)
     assert np.isfinite(model.coef_).all()
+
+
+def test_folds_of_one_class_each_are_refused_in_a_sentence() -> None:
+    X, y = np.random.default_rng(0).random((20, 5)), np.repeat([0, 1], 10)
+    with pytest.raises(ValueError, match="no fold of cv has a class"):
+        LinearSVMCV(cv=KFold(2)).fit(X, y)

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggfeat.losses import Problems, proven
+from vggfeat.losses import SOLVED, Problems, proven
 from vggfeat.spaces import Products
 
 SWEEPS = {True: 3, False: 1}  # from zero, or from a start
@@ -39,7 +39,6 @@ ITERATED = 10.0  # products with K, beside the curvature, that conjugate gradien
 STEPS = 30  # of one problem in a box
 MOST = 4096  # images near a margin, whose products are kept for each problem
 SHARP, SHARPEST, SHARPER = 8.0, 6e3, 2.5  # the hinge's curvature beside mean |x|^2; float32 factors
-SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
 LENGTH = 0.1  # of the slope where a step begins: its end has so little
 ROUGH, ROUGHER = 1e-3, 3e-2  # gaps at which scores are computed anew, in float64
 CLOSER = 0.02  # of the gap: a box is solved to so much of what it was

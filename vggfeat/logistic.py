@@ -10,6 +10,7 @@ binomial one. `vggfeat.softmax` minimises it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -131,24 +132,22 @@ class LogisticRegression(LinearClassifier):
         """(N, K) probabilities of the classes, of sum 1, (N, 2) for two; for several labels an
         image, (N, K) of each label by itself. Raises as `decision_function`.
         """
-        scores = self.decision_function(X)
-        probabilities: NDArray[np.float64]
-        if self.multilabel_:
-            probabilities = expit(scores)
-        elif scores.ndim == 1:
-            probabilities = expit(np.stack([-scores, scores], axis=1))
-        else:
-            probabilities = softmax(scores, axis=1)
-        return probabilities
+        return self._by_scores(X, expit, softmax)
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """The logarithms of `predict_proba`, also where that rounds to 0."""
+        return self._by_scores(X, log_expit, log_softmax)
+
+    def _by_scores(
+        self, X: ArrayLike, of_one: Callable[..., Any], of_several: Callable[..., Any]
+    ) -> NDArray[np.float64]:
+        """(N, K) of what is made of a label's score by itself, or of all the classes'."""
         scores = self.decision_function(X)
-        logarithms: NDArray[np.float64]
+        values: NDArray[np.float64]
         if self.multilabel_:
-            logarithms = log_expit(scores)
+            values = of_one(scores)
         elif scores.ndim == 1:
-            logarithms = log_expit(np.stack([-scores, scores], axis=1))
+            values = of_one(np.stack([-scores, scores], axis=1))
         else:
-            logarithms = log_softmax(scores, axis=1)
-        return logarithms
+            values = of_several(scores, axis=1)
+        return values

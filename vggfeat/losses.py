@@ -15,6 +15,7 @@ from torch import Tensor
 from vggfeat.spaces import cached
 
 SHARPER = 4.0  # factor on the curvature at the hinge's corner
+SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
 
 
 @dataclass

@@ -41,6 +41,7 @@ LOW = 2.0**11  # the bits of a float16's significand: what its rounding leaves i
 MOST = 120  # exponent of a scale that float32 holds
 TOP = 8  # the largest of a column is 2^8 to 2^9 as float16
 FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
+KINDS: dict[torch.dtype, type] = {torch.float32: np.float32, torch.float64: np.float64}
 Beta = Tensor | Callable[[slice], Tensor]
 """(P, N) numbers for each problem and image, or what gives those of some rows of X."""
 
@@ -151,6 +152,16 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
+def add_moment(total: Tensor, moment: Tensor, sums: Tensor, weight: Tensor | int) -> None:
+    """Add a second moment of features (D, D) to (D + 1, D + 1), where the constant feature's are
+    the features' sums and the weight.
+    """
+    total[:-1, :-1] += moment
+    total[-1, :-1] += sums
+    total[:-1, -1] += sums
+    total[-1, -1] += weight
+
+
 @contextmanager
 def full_sums() -> Iterator[None]:
     """On a GPU products of float16 sum up in float32, and those of float32 aren't of TF32: either
@@ -189,7 +200,6 @@ class Rows:
         self.first, last = self.ranks.share(0, self.N_of_all)
         self.N = last - self.first
         self.block = max(1, BLOCK_VALUES[device.type] // max(1, self.D))
-        self.kind: type = np.float32
         self.held: list[Block] = []
         self.beyond: list[slice] = []
         self.bytes = 0
@@ -225,8 +235,8 @@ class Rows:
         )
 
     def _made(self, rows: slice) -> Block:
-        x = self.read(rows, self.kind)
-        return Halves.of(rows, x) if self.half and self.kind is np.float32 else Plain(rows, x)
+        x = self.read(rows, np.float32)
+        return Halves.of(rows, x) if self.half else Plain(rows, x)
 
     def _hold(self) -> None:
         """Keep as many blocks as the memory takes; on a CPU those of an array are where it is.
@@ -269,29 +279,23 @@ class Rows:
             return 0
         return block.x.numel() * block.x.element_size()
 
-    def use(self, kind: type) -> None:
-        """Hold X as float32, or as float64."""
-        if kind is not self.kind:
-            self.kind = kind
-            self._hold()
-
     def plain(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """All rows as they are, (n, D) at a time."""
-        kind = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
-        for block in self.held if kind is self.kind and not self.half else []:
-            assert isinstance(block, Plain)
-            yield block.rows, block.x
-        done = len(self.held) if kind is self.kind and not self.half else 0
+        done = 0
+        if dtype == torch.float32 and not self.half:
+            done = len(self.held)
+            for block in self.held:
+                assert isinstance(block, Plain)
+                yield block.rows, block.x
         for rows in self.slices()[done:]:
-            yield rows, self.read(rows, kind)
+            yield rows, self.read(rows, KINDS[dtype])
 
     def blocks(self, dtype: torch.dtype) -> Iterator[Block]:
         """All rows, in blocks that multiply float32, or float64; those that aren't held are read
         while the one before is worked on.
         """
-        own = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
-        if own is not self.kind:
-            yield from (Plain(rows, self.read(rows, own)) for rows in self.slices())
+        if dtype == torch.float64:
+            yield from (Plain(rows, x) for rows, x in self.plain(dtype))
             return
         yield from self.held
         yield from self._read_ahead()
@@ -358,17 +362,13 @@ class Rows:
         """X'X with the constant feature, (D + 1, D + 1) float64 of products in float32."""
         total = torch.zeros(self.D + 1, self.D + 1, dtype=torch.float64, device=self.device)
         for block in self.blocks(torch.float32):
-            total[:-1, :-1] += block.second()
-            edge = block.sums()
-            total[-1, :-1] += edge
-            total[:-1, -1] += edge
-            total[-1, -1] += block.rows.stop - block.rows.start
+            add_moment(total, block.second(), block.sums(), block.rows.stop - block.rows.start)
         return self.of_all(total)
 
     def products(self, dtype: torch.dtype, size: int) -> Tensor:
         """X X' + 1, (N, N)."""
         K = torch.empty(self.N, self.N, dtype=dtype, device=self.device)
-        kind = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+        kind = KINDS[dtype]
         for own in self.slices(size):
             x = self.read(own, kind)
             for other in self.slices(size):

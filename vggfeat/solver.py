@@ -56,7 +56,7 @@ from torch import Tensor
 
 from vggfeat import dual
 from vggfeat.devices import out_of_memory
-from vggfeat.losses import Problems
+from vggfeat.losses import SOLVED, Problems
 from vggfeat.ranks import Ranks
 from vggfeat.rows import FEW, Rows, full_sums
 from vggfeat.spaces import ByFeatures, Examples, Features, Products, Space, cached
@@ -70,7 +70,6 @@ MAX_STEPS = {torch.float32: 60, torch.float64: 300}
 PRECISIONS = (torch.float32, torch.float32, torch.float64)
 LINE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # on the length of a step
 LINE_STEPS = 40
-SOLVED = 0.5  # of the gap: a rounded hinge is solved where the gradient has so little of it
 INNER = 0.8  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
 NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps stays where it is
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
@@ -470,8 +469,8 @@ def newton(
     scores: Tensor | None = None,
 ) -> tuple[Tensor, Problems, Tensor]:
     """From states and their scores: states, the problems with their corners as they are then, and
-    steps; until the gap is at most
-    tol of the objective, or it takes more steps than most, or gets no nearer in this precision.
+    steps; until the gap is at most tol of the objective, or it takes more steps than most, or gets
+    no nearer in this precision.
     """
     V, F = start, space.scores(start) if scores is None else scores
     V_all, alpha_all = V.clone(), torch.empty_like(F)

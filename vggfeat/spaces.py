@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vggfeat.rows import Rows
+from vggfeat.rows import Rows, add_moment
 
 CG_STEPS = 100  # of one Newton step
 CG_TOLERANCE = 1e-3  # on the residual; the next Newton step mends the rest
@@ -456,11 +456,7 @@ class Features:
                 a = weight_n.nonzero()[:, 0]
                 active, weight = x[a], weight_n[a]
                 weighted = active * weight[:, None]
-                system[:-1, :-1] += active.T @ weighted
-                edge = weighted.sum(0)
-                system[-1, :-1] += edge
-                system[:-1, -1] += edge
-                system[-1, -1] += weight.sum()
+                add_moment(system, active.T @ weighted, weighted.sum(0), weight.sum())
         systems = self.rows.of_all(systems)
         systems.diagonal(dim1=-2, dim2=-1).add_(1)
         return torch.cholesky_solve(b[:, :, None], cholesky(systems))[:, :, 0]

@@ -89,8 +89,10 @@ class LinearSVM(_OneAgainstTheRest):
     n_iter_: most steps of any class; converged_: whether all classes reached tol.
     n_features_in_: D.
 
-    Notes ----- Deterministic. "newton" copies X in blocks of rows only, and holds 16 N^2 bytes
-    (where N is at most 8 D and they are at most 2 GB), else 16 D^2; liblinear copies X as float64.
+    Notes
+    -----
+    Deterministic. "newton" reads X in blocks of rows, and holds what `svm_plan.svm_memory` tells;
+    liblinear copies X as float64.
     """
 
     def __init__(

@@ -31,11 +31,13 @@ from torch import Tensor
 from vggfeat.losses import SOLVED, Problems, proven
 from vggfeat.spaces import Products
 
-SWEEPS = {True: 3, False: 1}  # from zero, or from a start
+SWEEPS = {True: 2, False: 1}  # from zero, or from a start
 BLOCK = 64  # images of a sweep whose products are read together
 ROUNDS = 12  # at most; three to six are enough
 LEAST, FREE_SHARE = 200, 1.2  # images near a margin: at least, and to those free after the sweeps
 ITERATED = 10.0  # products with K, beside the curvature, that conjugate gradients take instead
+EXACT = {True: 50.0, False: 10.0}  # exact Newton steps that the hinge, or its square, takes instead
+BOX = 10.0  # multiplications in a box, beside the cube of its images
 STEPS = 30  # of one problem in a box
 MOST = 4096  # images near a margin, whose products are kept for each problem
 SHARP, SHARPEST, SHARPER = 8.0, 6e3, 2.5  # the hinge's curvature beside mean |x|^2; float32 factors
@@ -50,17 +52,19 @@ def solve(
     tol: float,
     start: Tensor | None,
     exact: Callable[[Tensor], Tensor],
+    step: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """alpha (P, N) float64, and (P,) steps, of problems in float64.
 
-    start: alpha, inf where it is at its cap. exact: t alpha (P, N) -> scores in float64.
+    start: alpha, inf where it is at its cap. exact: t alpha (P, N) -> scores in float64. step:
+    multiplications of an exact Newton step on (w, b); what takes fewer by those is left to them.
     """
     c = problems.costs(slice(0, len(K.diagonal))).expand(problems.T.shape).contiguous()
     cap = c if problems.hinge else torch.where(c > 0, torch.inf, 0.0)
     alpha = torch.zeros_like(c) if start is None else start.double().minimum(cap)
     alpha[~alpha.isfinite()] = 0
     F = _swept(K, problems, c, cap, alpha, SWEEPS[start is None])
-    return alpha, _rounds(K, problems, c, cap, alpha, F, tol, exact)
+    return alpha, _rounds(K, problems, c, cap, alpha, F, tol, exact, step)
 
 
 def _swept(
@@ -95,20 +99,20 @@ def _one_by_one(K: Tensor, f: Tensor, t: Tensor, a: Tensor, cap: Tensor, inverse
     """Steps of t alpha (P, n), of some images one after the other. NumPy, whose small operations
     are quicker than PyTorch's.
     """
-    F, signs, of, top, by, products = (
+    F, signs, of, top, inverses, products = (
         np.ascontiguousarray(part.numpy().T) for part in (f, t, a, cap, inverse, K)
     )
-    d, change = np.empty_like(F), np.empty_like(F)
+    d = np.empty_like(F)
     with np.errstate(all="ignore"):  # what overflows is found by its scores
         low, high = -of * signs, (top - of) * signs
         low, high = np.minimum(low, high), np.maximum(low, high)
-        for i, row in enumerate(products):
-            x = (signs[i] - F[i]) * by[i]
+        left = signs - F
+        for i, (x, row) in enumerate(zip(d, products, strict=True)):
+            np.dot(row[:i], d[:i], out=x)
+            np.subtract(left[i], x, out=x)
+            np.multiply(x, inverses[i], out=x)
             np.maximum(x, low[i], out=x)
             np.minimum(x, high[i], out=x)
-            d[i] = x
-            np.multiply(row[i + 1 :, None], x, out=change[i + 1 :])
-            F[i + 1 :] += change[i + 1 :]
     return torch.from_numpy(np.ascontiguousarray(d.T))
 
 
@@ -121,15 +125,16 @@ def _rounds(
     F: Tensor,
     tol: float,
     exact: Callable[[Tensor], Tensor],
+    step: float,
 ) -> Tensor:
     """(P,) steps, from the scores F; alpha in place."""
     T, hinge, P = problems.T, problems.hinge, len(problems)
     mean = float(K.diagonal.mean())
     free = ((alpha > 0) & (alpha < cap)).sum(1)
-    possible = torch.full((P,), True)
+    near = FREE_SHARE * free
+    possible = BOX * near.clamp_min(LEAST) ** 3 <= EXACT[hinge] * step
     if not hinge:
-        near = FREE_SHARE * free
-        possible = near**3 + K.read * near**2 <= ITERATED * (1 + mean * c.amax(1)) * K.cost
+        possible &= near**3 + K.read * near**2 <= ITERATED * (1 + mean * c.amax(1)) * K.cost
     boxes = [_Box(K, T[p].float(), c[p], hinge, mean) for p in range(P)]
     steps, rough = torch.zeros(P, dtype=torch.int64), torch.ones(P, dtype=torch.bool)
     for turn in range(ROUNDS + 1):

@@ -41,8 +41,8 @@ class Problems:
     """What is asked of P problems over N images, and how far the hinge's corner is rounded.
 
     T: (P, N) int8. C: (P, 1). weights: (1, N) or (P, N) factors on C, if there are some. gaps:
-    whether T has zeros. alpha: (P, N) that a solve has found; the hinge's alpha_0; None: 0. sharp:
-    (P, 1) the curvature k over c, of the hinge.
+    whether T has zeros. alpha: (P, N) that a solve has found; the hinge's alpha_0; None: 0. The
+    hinge's curvature k is sharp (P, 1) times c, or times an image's blunt (N,) where that is less.
     """
 
     T: Tensor
@@ -52,6 +52,7 @@ class Problems:
     hinge: bool
     sharp: Tensor
     alpha: Tensor | None = None
+    blunt: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.T)
@@ -71,7 +72,9 @@ class Problems:
     def of(self, dtype: torch.dtype) -> Problems:
         """With costs of this type, and so all that is computed from them."""
         weights = None if self.weights is None else self.weights.to(dtype)
-        return replace(self, C=self.C.to(dtype), weights=weights, sharp=self.sharp.to(dtype))
+        blunt = None if self.blunt is None else self.blunt.to(dtype)
+        sharp = self.sharp.to(dtype)
+        return replace(self, C=self.C.to(dtype), weights=weights, sharp=sharp, blunt=blunt)
 
     def costs(self, rows: slice) -> Tensor:
         """c of some rows, which (P, n) can be multiplied by."""
@@ -86,7 +89,7 @@ class Problems:
             s.clamp_min_(0)
             alpha = 2 * c * s
             return At(alpha, 0.5 * alpha * s, None, s > 0)
-        alpha = self.sharp * c * s
+        alpha = self.curvature(rows, c) * s
         if self.alpha is not None:
             alpha += self.alpha[:, rows]
         bends = (alpha > 0) & (alpha < c)
@@ -104,9 +107,15 @@ class Problems:
         alpha = torch.minimum(alpha, c) if self.hinge else torch.where(c > 0, alpha, 0)
         return At(alpha, *proven(alpha, 1 - self.T[:, rows] * F, c, self.hinge), alpha > 0)
 
+    def curvature(self, rows: slice, c: Tensor) -> Tensor:
+        """The second derivatives where the losses bend, of some rows with these costs."""
+        if not self.hinge:
+            return 2 * c
+        return self.sharp * (c if self.blunt is None else torch.minimum(c, self.blunt[rows]))
+
     def bend(self, rows: slice, bends: Tensor) -> Tensor:
         """(P, n) second derivatives, of some rows where they bend."""
-        return bends * ((self.sharp if self.hinge else 2) * self.costs(rows))
+        return bends * self.curvature(rows, self.costs(rows))
 
     def bend_by(self, bends: Tensor) -> Callable[[slice], Tensor]:
         """The same of any rows."""

@@ -65,7 +65,7 @@ class Plain:
         return self.x.T @ self.x
 
     def squares(self) -> Tensor:
-        return (self.x * self.x).sum(0)
+        return (self.x * self.x).sum(1)
 
     def sums(self) -> Tensor:
         return self.x.sum(0)
@@ -107,8 +107,8 @@ class Halves:
         return _mm(self.high.T, self.high) / self.scale[:, None] / self.scale
 
     def squares(self) -> Tensor:
-        high = self.high.float()
-        return (high * high).sum(0) / self.scale / self.scale
+        x = self.high.float() / self.scale
+        return (x * x).sum(1)
 
     def sums(self) -> Tensor:
         return self.high.sum(0, dtype=torch.float32) / self.scale
@@ -352,11 +352,11 @@ class Rows:
         return self.of_all(total)
 
     def squares(self) -> Tensor:
-        """(D,) sums of the squares of X's columns, float64 of what float32 holds."""
-        total = torch.zeros(self.D, dtype=torch.float64, device=self.device)
+        """(N,) of the images' lengths, float32."""
+        found = torch.empty(self.N, device=self.device)
         for block in self.blocks(torch.float32):
-            total += block.squares()
-        return self.of_all(total)
+            found[block.rows] = block.squares()
+        return found
 
     def second(self) -> Tensor:
         """X'X with the constant feature, (D + 1, D + 1) float64 of products in float32."""

@@ -23,7 +23,8 @@ Lagrangian of the dual):
     alpha_i = min(max(0, alpha_0 + k s_i), c_i),
 
 which is the hinge's own alpha wherever alpha_0 is. Once a rounded problem is solved, its alpha is
-the next alpha_0, and k grows.
+the next alpha_0, and k grows: from c_i, or from what bends as much as the regulariser for an image
+of its length, where that is less.
 
 States live in one of two spaces, whichever is smaller. `Examples`: (w, b) = v X with v (P, N), and
 of X only the Gram matrix is needed. `Features`: (w, b) itself, (P, D + 1), with X read in blocks of
@@ -67,18 +68,22 @@ LOSSES = ("squared_hinge", "hinge")
 MAX_STEPS = {torch.float32: 60, torch.float64: 300}
 # In what a problem is gone on with whose gap, measured in float64, is larger than it seemed. What
 # seemed is of scores that many steps have added up; from measured ones a few more are enough.
-PRECISIONS = (torch.float32, torch.float32, torch.float64)
+PRECISIONS = (torch.float32, torch.float32, torch.float64, torch.float64)
 LINE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # on the length of a step
 LINE_STEPS = 40
 INNER = 0.8  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
-NEARER, PATIENCE = 0.7, 15  # a gap that isn't so much smaller for so many steps stays where it is
+# A gap that isn't so much smaller for so many steps stays where it is. In float64 it comes down
+# also where it rises for long, while the active examples are sought.
+NEARER, PATIENCE = 0.7, {torch.float32: 15, torch.float64: 200}
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
-EASY = 1000.0  # curvature of the loss from which a solve starts at zero
+EASY = 2e4  # of the losses' curvatures in all, beside the regulariser's: a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
+BLUNT = 8.0  # of the hinge's corner, times the square of an image's length: the most at first
 MOST_COST = 1e15  # beyond it float64 has no digits left
 MEMORY = 2e9  # of a Solver, on a CPU
 FREE = 0.8  # of what is free on a GPU: a Solver's memory there
 HELD_BYTES = 1 << 28  # of X, beside X itself, on a CPU
+SMALL = 128  # w and b, or images: a Newton step of the squared hinge costs less than a sweep
 DUAL_PRODUCTS = 20.0  # products with X that one problem takes by its dual
 NEAR_MARGIN = 0.25  # of the images, whose products with each other it needs
 DUAL_BYTES = 80  # of an image in a problem that is solved by its dual
@@ -175,7 +180,7 @@ class Solver:
             ranks=ranks,
         )
         self.dtype = torch.float64 if N * D <= FEW and not half else torch.float32
-        alone = place.type == "cpu" and not (several or half) and self.dtype == torch.float32
+        alone = place.type == "cpu" and not (several or half)
         by_features: ByFeatures | None = None
         if alone and self.rows.at_hand(HELD_BYTES) and not (by_examples and _pays(N, D, solves)):
             by_features = ByFeatures(self.rows.read(slice(0, N), np.float32))
@@ -263,8 +268,9 @@ class Solver:
         if weights_NP is not None and not (weights_NP == 1).all():
             of_rows = weights_NP[own] if len(weights_NP) > 1 else weights_NP
             weights = torch.from_numpy(np.array(of_rows.T, dtype=np.float64, order="C")).to(device)
-        gaps = bool((T == 0).any())
-        return Problems(T, C[:, None], weights, gaps, loss == "hinge", torch.ones_like(C)[:, None])
+        gaps, sharp = bool((T == 0).any()), torch.ones_like(C)[:, None]
+        blunt = BLUNT / self.space.squares
+        return Problems(T, C[:, None], weights, gaps, loss == "hinge", sharp, blunt=blunt)
 
     def _near(self, W: Tensor, asked: Problems) -> Tensor:
         W = W.to(self.rows.device, self.dtype)
@@ -287,12 +293,12 @@ class Solver:
         near: tuple[np.ndarray, np.ndarray] | None,
     ) -> tuple[Tensor, ...]:
         """(w, b), scores, gap, objective, steps and state."""
-        if self.products is None:
-            return self._solve(problems, tol, start, near)
-        # from near, Newton's steps are fewest; of the hinge they never are few
-        if start is None or problems.hinge:
-            return self._by_duals(problems, tol, start)
-        return self._solve(problems, tol, start, None)
+        # From near, Newton's steps are fewest, and where X is small they cost the least. Of the
+        # hinge they never are few.
+        few = start is not None or self.dtype == torch.float64 or self.space.size <= SMALL
+        if self.products is None or (few and not problems.hinge):
+            return self._solve(problems, tol, start, near if start is None else None)
+        return self._by_duals(problems, tol, start)
 
     def _solve(
         self,
@@ -306,22 +312,41 @@ class Solver:
         asked = problems.of(dtype)
         if near is not None:
             start = self._near(torch.from_numpy(np.hstack([near[0], near[1][:, None]])), asked)
-        steps = torch.zeros(len(asked), dtype=torch.int64, device=asked.C.device)
+        steps, begun = torch.zeros(len(asked), dtype=torch.int64, device=asked.C.device), None
         if start is None:
-            start = asked.C.new_zeros(len(asked), self.space.size)
-            # From zero straight to a large C the active examples would have to be found among all;
-            # so climb there.
-            curvature = self._curvature(asked)  # beside the regulariser's 1, where |x| is 1
-            factor = CLIMB ** -math.ceil(math.log(max(1.0, curvature / EASY), CLIMB))
-            while factor < 1:
-                easier = replace(asked, C=asked.C * factor)
-                start, _, n = newton(self.space, easier, 1e-2, start, MAX_STEPS[dtype])
-                steps += n
-                factor *= CLIMB
+            start, asked, steps = self._begun(asked)
+            begun = dtype
         V, asked, n = newton(self.space, asked, INNER * tol, start, MAX_STEPS[dtype])
         steps += n
-        *found, V, _ = self._finished(asked, V, steps, tol)
+        # with the costs asked for, not as this precision has them
+        asked = replace(problems, alpha=asked.alpha, sharp=asked.sharp)
+        *found, V, _ = self._finished(asked, V, steps, tol, begun)
         return *found, steps, V
+
+    def _begun(self, asked: Problems) -> tuple[Tensor, Problems, Tensor]:
+        """States to start from, where nothing is known, the problems with their corners there, and
+        steps.
+
+        From zero straight to a large C the active examples would have to be found among all. So
+        climb there; the hinge by the roundness of its corner.
+        """
+        V = asked.C.new_zeros(len(asked), self.space.size)
+        asked = replace(asked, alpha=None, sharp=torch.ones_like(asked.sharp))
+        steps = torch.zeros(len(asked), dtype=torch.int64, device=V.device)
+        total = torch.zeros(len(asked), dtype=torch.float64, device=V.device)
+        for rows in cached(self.rows.N, asked.T):
+            bend = asked.curvature(rows, asked.costs(rows)) * self.space.squares[rows]
+            total += bend.sum(1)
+        curvature = float(self.rows.of_all(total).max())
+        factor = CLIMB ** -math.ceil(math.log(max(1.0, curvature / EASY), CLIMB))
+        if asked.hinge:
+            return V, replace(asked, sharp=asked.sharp * factor), steps
+        while factor < 1:
+            easier = replace(asked, C=asked.C * factor)
+            V, _, n = newton(self.space, easier, 1e-2, V, MAX_STEPS[V.dtype])
+            steps += n
+            factor *= CLIMB
+        return V, asked, steps
 
     def _by_duals(self, problems: Problems, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
         """The same by `dual`. The hinge's state is alpha, infinite at its cap: that is another for
@@ -333,7 +358,8 @@ class Solver:
         def exact(beta: Tensor) -> Tensor:
             return rows.scores(rows.pull(beta, len(beta), torch.float64))
 
-        alpha, steps = dual.solve(self.products, problems, INNER * tol, start, exact)
+        step = self.space.exact_cost
+        alpha, steps = dual.solve(self.products, problems, INNER * tol, start, exact, step)
         asked = replace(problems, alpha=alpha)
         V = self.space.pull(lambda part: T[:, part] * alpha[:, part], alpha)
         *found, V, alpha = self._finished(asked, V, steps, tol)
@@ -344,31 +370,47 @@ class Solver:
         return *found, steps, alpha.to(self.dtype)
 
     def _finished(
-        self, asked: Problems, V: Tensor, steps: Tensor, tol: float
+        self,
+        asked: Problems,
+        V: Tensor,
+        steps: Tensor,
+        tol: float,
+        begun: torch.dtype | None = None,
     ) -> tuple[Tensor, ...]:
         """(w, b), scores, gap, objective, state and alpha of what was found; what isn't solved is
-        gone on with. steps: in place.
+        gone on with, or, where it is no better than nothing, begun in a precision in which it
+        wasn't yet. steps: in place. begun: in which it was.
         """
         w, scores, gap, objective = self._measured(asked, V)
         assert asked.alpha is not None
         alpha = asked.alpha
         for dtype in PRECISIONS:
-            if not (far := ~(gap <= tol)).any():
+            far, better = ~(gap <= tol), gap < 1
+            if not far.any():
                 break
-            again = asked.some(far).of(dtype)
-            begin, F = V[far].to(dtype), scores[far]
-            lost = ~(begin.isfinite().all(1) & F.isfinite().all(1))
-            lost = self.rows.of_all(lost.double()) > 0
-            begin[lost], F[lost] = 0, 0
-            precise = torch.finfo(F.dtype).eps <= torch.finfo(dtype).eps
-            known = F.to(dtype) if precise else None
-            with self._in(dtype):
-                v, again, n = newton(self.space, again, INNER * tol, begin, MAX_STEPS[dtype], known)
-                w[far], F, gap[far], objective[far] = self._measured(again, v)
-            assert again.alpha is not None
-            V[far], alpha[far] = v.to(V.dtype), again.alpha.to(alpha.dtype)
-            scores[far] = F.to(scores.dtype)
-            steps[far] += n
+            ways = {False: far & better, True: far & ~better}
+            for anew, some in ways.items():
+                if not some.any() or (anew and dtype == begun):
+                    continue
+                again, known, F = asked.some(some).of(dtype), None, scores[some]
+                with self._in(dtype):
+                    if anew:
+                        begin, again, n = self._begun(again)
+                        steps[some] += n
+                    else:
+                        begin = V[some].to(dtype)
+                        if torch.finfo(F.dtype).eps <= torch.finfo(dtype).eps:
+                            known = F.to(dtype)
+                    v, again, n = newton(
+                        self.space, again, INNER * tol, begin, MAX_STEPS[dtype], known
+                    )
+                    assert again.alpha is not None
+                    found = replace(asked.some(some), alpha=again.alpha)
+                    w[some], F, gap[some], objective[some] = self._measured(found, v)
+                V[some], alpha[some] = v.to(V.dtype), again.alpha.to(alpha.dtype)
+                scores[some] = F.to(scores.dtype)
+                steps[some] += n
+            begun = dtype
         return w, scores, gap, objective, V, alpha
 
     @contextmanager
@@ -378,13 +420,6 @@ class Solver:
             yield
         finally:
             self.space.use(self.dtype)
-
-    def _curvature(self, asked: Problems) -> float:
-        """The largest of any problem's loss, summed over its images."""
-        total = torch.zeros(len(asked), dtype=torch.float64, device=asked.C.device)
-        for rows in cached(self.rows.N, asked.T):
-            total += (asked.costs(rows) + torch.zeros_like(asked.T[:, rows])).sum(1)
-        return 2 * float(self.rows.of_all(total).max())
 
     def _measured(self, asked: Problems, V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(w, b), scores (kept as costs are), gaps and objectives in float64, on X itself."""
@@ -492,7 +527,7 @@ def newton(
         g = _Gradient.at(space, problems, V, F)
         nearer = g.gap <= NEARER * best
         best, since = torch.where(nearer, g.gap, best), torch.where(nearer, 0, since + 1)
-        done = (g.gap <= tol * g.objective) | ~g.objective.isfinite() | (since > PATIENCE)
+        done = (g.gap <= tol * g.objective) | ~g.objective.isfinite() | (since > PATIENCE[V.dtype])
         if step == most or done.all():
             leave(torch.ones_like(done))
             break

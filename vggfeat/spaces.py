@@ -8,6 +8,7 @@ that is computed from them is as precise.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -26,9 +27,7 @@ PRODUCT_ROWS = 1024  # of the Gram matrix at a time
 EXACT_CONDITION = {torch.float32: 3e6, torch.float64: torch.inf}
 CG_CONDITION = {torch.float32: 3e4, torch.float64: 1e9}
 RANK = 128  # of the images that the preconditioner goes by
-LARGEST_SQUARE = (
-    1e30  # of an image or a feature, beside the constant feature 1 in float64; float32 holds it
-)
+LARGEST_SQUARE = 1e30  # of an image, beside the constant feature 1 in float64; float32 holds it
 FACTOR_VALUES = 1 << 26  # of the factors held at a time
 SLACK = {"cpu": 1.0, "cuda": 1.3}  # largest over smallest of the systems factorised together
 EXACT_COST = 120.0  # of (w, b): conjugate gradients cost as much as so many products with X
@@ -45,6 +44,10 @@ class Space(Protocol):
 
     size: int
     rows: Rows
+    squares: Tensor
+    """(N,) of the images' lengths, the constant feature 1 included."""
+    exact_cost: float
+    """Multiplications of a Newton step by a system of (w, b), where that is possible."""
     state_bytes: int
     """Of an image in a problem that is being solved: targets, scores, directions."""
 
@@ -186,6 +189,7 @@ class Examples:
     """
 
     state_bytes = 100
+    exact_cost = math.inf
 
     def __init__(self, rows: Rows, by_features: ByFeatures | None = None) -> None:
         self.rows, self.size = rows, rows.N
@@ -194,7 +198,8 @@ class Examples:
         if by_features is not None:
             self.products[torch.float32] = by_features
         self.use(torch.float32)
-        _refuse_huge(self.K.diagonal)
+        self.squares = self.K.diagonal
+        _refuse_huge(rows, self.squares)
 
     def use(self, dtype: torch.dtype) -> None:
         if dtype not in self.products:
@@ -371,7 +376,9 @@ class Features:
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.size = rows, rows.D + 1
-        _refuse_huge(rows.squares())
+        self.squares = rows.squares() + 1
+        _refuse_huge(rows, self.squares)
+        self.exact_cost = rows.N * self.size**2 + self.size**3 / 3
         self.factors: OrderedDict[tuple[int, torch.dtype], Tensor] = OrderedDict()
 
     @cached_property
@@ -466,8 +473,8 @@ def _of(h: Callable[[slice], Tensor], some: Tensor) -> Callable[[slice], Tensor]
     return lambda rows: h(rows)[some]
 
 
-def _refuse_huge(squares: Tensor) -> None:
-    if not (squares < LARGEST_SQUARE).all():
+def _refuse_huge(rows: Rows, squares: Tensor) -> None:
+    if rows.of_all((~(squares < LARGEST_SQUARE)).sum()):
         raise ValueError(
             "X holds values of 1e15 and more, beside which the constant feature 1 is lost: scale it"
         )

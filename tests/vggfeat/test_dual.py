@@ -25,6 +25,8 @@ def of_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver_module, "FEW", 0)
     monkeypatch.setattr(dual, "LEAST", 20)
     monkeypatch.setattr(dual, "ITERATED", np.inf)
+    monkeypatch.setattr(dual, "EXACT", dict.fromkeys(dual.EXACT, np.inf))
+    monkeypatch.setattr(solver_module, "SMALL", 0)
 
 
 @pytest.fixture

@@ -107,6 +107,24 @@ def test_badly_scaled_features(loss: str, precision: str) -> None:
         assert ours <= liblinear(X, T[:, k], 1.0, loss) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(90, 120), (300, 20)])
+@pytest.mark.parametrize("length", [30, 300])
+def test_descriptors_that_are_not_normalised(
+    length: float, shape: tuple[int, int], loss: str, precision: str
+) -> None:
+    # beside the regulariser their losses bend a million times and more
+    X, T = made(*shape, 3)
+    for C in (1.0, 2.0**7):
+        found = Solver(X * np.float32(length)).solve(T, C, loss=loss)
+        assert (found.gap <= 1e-5).all()
+        k = 0
+        ours = objective(
+            X * np.float32(length), T[:, k], C, loss, found.coef[k], found.intercept[k]
+        )
+        assert found.objective[k] == pytest.approx(ours, rel=1e-5)
+
+
 @pytest.mark.parametrize("memory", [2e9, 0])
 @pytest.mark.parametrize("iterative", [False, True])
 def test_features_twelve_orders_apart_are_solved_or_said(

@@ -18,7 +18,7 @@ from vggfeat.checked import fitted, parse_json
 from vggfeat.datasets.folder import class_splits
 from vggfeat.datasets.items import known, name_digest
 from vggfeat.datasets.protocol import pool_of
-from vggfeat.descriptors import HELD_SHARE, Descriptors
+from vggfeat.descriptors import Descriptors
 from vggfeat.errors import VggfeatError
 from vggfeat.features import open_features
 from vggfeat.matrix import Matrix, row_blocks
@@ -38,6 +38,7 @@ def problem_from(
     *,
     read: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    processes: int = 1,
 ) -> tuple[Problem, tuple[Description, ...], Made]:
     """The problem of one or several feature files, the descriptions behind it, and what the results
     say of them.
@@ -45,7 +46,8 @@ def problem_from(
     Several files (nets, layers) of the same images are stacked; an image that is unreadable in one
     is left out of all. pool: over the scales; None: as the protocol has it. scales: a subset of the
     stored ones. read: False leaves the descriptors in the files, and doesn't know which images are
-    the same. say: called with a line where they stay there since they don't fit into memory.
+    the same. say: called with a line where they stay there since they don't fit into memory, of
+    which each of so many processes of this machine has its part.
 
     Raises VggfeatError: see `open_features`, `refuse_other_rows`; descriptors that are the same
     twice; no labels.
@@ -61,14 +63,15 @@ def problem_from(
     _refuse_repeats(files, parts)
     protocol = str(first.attributes["protocol"])
     pool, pool_by = (pool, "as asked") if pool else pool_of(protocol)
-    descriptors = Descriptors(files, parts, pool)
+    descriptors = Descriptors(files, parts, pool, processes)
     X: Matrix = descriptors
     if read and descriptors.fits:
         X = descriptors.held()
     elif read:
         say(
             f"the descriptors, {descriptors.nbytes / 1e9:,.1f} GB as float32, would take over"
-            f" {100 * HELD_SHARE:g} % of the memory: they are read from the files at each pass"
+            f" {100 * descriptors.share:.3g} % of the memory: they are read from the files at each"
+            " pass"
         )
     readable = np.logical_and.reduce([file.readable for file in files])
     problem = Problem(

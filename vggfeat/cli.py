@@ -213,7 +213,9 @@ def svm_command(
             if ranks.first:
                 say(in_options(line))
 
-        problem, parts, made = problem_from(features, pool, qs, read=not dry_run, say=tell)
+        problem, parts, made = problem_from(
+            features, pool, qs, read=not dry_run, say=tell, processes=ranks.local_world
+        )
         if ledger:
             refuse_other_data(problem.dataset)
         if submission:
@@ -316,7 +318,6 @@ def _plan_svm(
     device: str,
 ) -> None:
     """What `vggfeat svm` would take, as a table and as JSON."""
-    from vggfeat.descriptors import HELD_SHARE
     from vggfeat.results import images
     from vggfeat.svm_plan import svm_plan
 
@@ -333,7 +334,7 @@ def _plan_svm(
     where = (
         "held in memory"
         if planned.held
-        else f"over {100 * HELD_SHARE:g} % of the memory: read from the files at each pass"
+        else f"over {100 * planned.share:.3g} % of the memory: read from the files at each pass"
     )
     rows = [
         ("images", f"{planned.images:,}{unreadable}"),

@@ -29,13 +29,21 @@ class Descriptors:
     order, read and make just those; rows of unreadable images are NaN, all others finite.
 
     parts: how each file was described, with the scales that are used. pool: see `aggregate`.
+    processes: of this machine, each of which has one.
     Raises VggfeatError for a scale that a file doesn't have; reading raises as `Features.read`.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, files: Sequence[Features], parts: Sequence[Description], pool: str) -> None:
+    def __init__(
+        self,
+        files: Sequence[Features],
+        parts: Sequence[Description],
+        pool: str,
+        processes: int = 1,
+    ) -> None:
         self._files, self._parts, self._pool = files, parts, pool
+        self.share = HELD_SHARE / processes  # of the memory
         length = stored = 0
         for file, part in zip(files, parts, strict=True):
             file.columns_of(part.scales)  # a scale that isn't there is refused before the work
@@ -55,8 +63,10 @@ class Descriptors:
 
     @property
     def fits(self) -> bool:
-        """Whether all rows may be held, by HELD_SHARE of the memory."""
-        return self.nbytes <= HELD_SHARE * memory()
+        """Whether all rows may be held, by HELD_SHARE of the memory, of which each process has its
+        part.
+        """
+        return self.nbytes <= self.share * memory()
 
     def held(self) -> NDArray[np.float32]:
         """All rows as one array, which is filled block by block: beside it there is never more than

@@ -65,6 +65,11 @@ class Selected:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def array(self) -> NDArray[Any] | None:
+        """All of them without a copy, where that is possible."""
+        run = one_run(self.rows)
+        return self.X[run] if isinstance(self.X, np.ndarray) and run is not None else None
+
     def __getitem__(self, rows: slice | NDArray[Any], /) -> Any:
         chosen = self.rows[rows]
         run = one_run(chosen)

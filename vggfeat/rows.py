@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vggfeat.devices import out_of_memory
+from vggfeat.matrix import Selected
 from vggfeat.ranks import Ranks, telling_of_others
 
 # of X at a time: 128 MiB as float32; a GPU takes four times as much
@@ -41,7 +42,12 @@ LOW = 2.0**11  # the bits of a float16's significand: what its rounding leaves i
 MOST = 120  # exponent of a scale that float32 holds
 TOP = 8  # the largest of a column is 2^8 to 2^9 as float16
 FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
-KINDS: dict[torch.dtype, type] = {torch.float32: np.float32, torch.float64: np.float64}
+KINDS: dict[torch.dtype, type[np.floating[Any]]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
+SENT = (np.float16, np.float32, np.float64)  # to a GPU as they are
+T = TypeVar("T")
 Beta = Tensor | Callable[[slice], Tensor]
 """(P, N) numbers for each problem and image, or what gives those of some rows of X."""
 
@@ -121,7 +127,9 @@ def _to_range(a: Tensor, dim: int) -> Tensor:
     """Powers of two that bring the largest along dim to 2^TOP, or up to twice that."""
     peak = torch.linalg.vector_norm(a, torch.inf, dim, keepdim=True)
     exponent = (TOP + 1 - torch.frexp(peak).exponent).clamp_max(MOST)
-    return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), exponent), 1)
+    # by its bits: a GPU's own powers needn't be exact
+    power = ((exponent + 127) << 23).view(torch.float32)
+    return torch.where(peak > 0, power, 1)
 
 
 def _below(a: Tensor, high: Tensor) -> Tensor:
@@ -194,6 +202,8 @@ class Rows:
         memory: float = 2e9,
         ranks: Ranks | None = None,
     ) -> None:
+        if isinstance(X, Selected) and (array := X.array()) is not None:
+            X = array
         self.X, self.device, self.half, self.memory = X, device, half, memory
         self.N_of_all, self.D = X.shape
         self.ranks = ranks or Ranks(device)
@@ -215,17 +225,19 @@ class Rows:
         step = size or self.block
         return [slice(at, min(at + step, self.N)) for at in range(0, self.N, step)]
 
-    def read(self, rows: slice, kind: type) -> Tensor:
+    def read(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Some of this process's rows from X itself, (n, D) on the device."""
-        own = self.X[self.first + rows.start : self.first + rows.stop]
-        with np.errstate(over="ignore"):  # the solver refuses what is infinite then
-            x: np.ndarray = np.asarray(own, dtype=kind)
-        if not x.flags.writeable or min(x.strides, default=1) < 0:
-            x = x.copy()  # PyTorch takes no other
-        block = torch.from_numpy(x)
-        if self.device.type == "cpu":
-            return block
-        return block.pin_memory().to(self.device, non_blocking=True)
+        own, kind = self.X[self.first + rows.start : self.first + rows.stop], KINDS[dtype]
+        # a GPU is sent what takes the fewest bytes
+        if self.device.type == "cpu" or own.dtype not in SENT or own.dtype.itemsize > kind().nbytes:
+            with np.errstate(over="ignore"):  # the solver refuses what is infinite then
+                own = np.asarray(own, dtype=kind)
+        if not own.flags.writeable or min(own.strides, default=1) < 0:
+            own = own.copy()  # PyTorch takes no other
+        block = torch.from_numpy(own)
+        if self.device.type == "cuda":
+            block = block.pin_memory().to(self.device, non_blocking=True)
+        return block.to(dtype)
 
     def at_hand(self, most: float) -> bool:
         """Whether all of X as float32 takes no more than so many bytes beside X itself."""
@@ -235,7 +247,7 @@ class Rows:
         )
 
     def _made(self, rows: slice) -> Block:
-        x = self.read(rows, np.float32)
+        x = self.read(rows, torch.float32)
         return Halves.of(rows, x) if self.half else Plain(rows, x)
 
     def _hold(self) -> None:
@@ -287,41 +299,41 @@ class Rows:
             for block in self.held:
                 assert isinstance(block, Plain)
                 yield block.rows, block.x
-        for rows in self.slices()[done:]:
-            yield rows, self.read(rows, KINDS[dtype])
+        yield from self._ahead(self.slices()[done:], lambda rows: (rows, self.read(rows, dtype)))
 
     def blocks(self, dtype: torch.dtype) -> Iterator[Block]:
-        """All rows, in blocks that multiply float32, or float64; those that aren't held are read
-        while the one before is worked on.
-        """
+        """All rows, in blocks that multiply float32, or float64."""
         if dtype == torch.float64:
             yield from (Plain(rows, x) for rows, x in self.plain(dtype))
             return
         yield from self.held
-        yield from self._read_ahead()
+        yield from self._ahead(self.beyond, self._made)
 
-    def _read_ahead(self) -> Iterator[Block]:
-        if not self.beyond:
+    def _ahead(self, slices: list[slice], made: Callable[[slice], T]) -> Iterator[T]:
+        """What is made of rows; of the next ones while those before are worked on."""
+        if len(slices) < 2 or (self.aside is None and isinstance(self.X, np.ndarray)):
+            yield from map(made, slices)
             return
-        gpu, aside = self.device.type == "cuda", self.aside
+        aside = self.aside
 
-        def made(rows: slice) -> tuple[Block, Any]:
+        def begun(rows: slice) -> tuple[T, Any]:
             if aside is None:
-                return self._made(rows), None
+                return made(rows), None
             with torch.cuda.stream(aside):
-                block = self._made(rows)
+                block = made(rows)
                 return block, aside.record_event()
 
         with ThreadPoolExecutor(1) as reader:
-            coming = [reader.submit(made, self.beyond[0])]
-            for following in [*self.beyond[1:], None]:
+            coming = [reader.submit(begun, slices[0])]
+            for following in [*slices[1:], None]:
                 block, there = coming.pop().result()
                 if following is not None:
-                    coming.append(reader.submit(made, following))
+                    coming.append(reader.submit(begun, following))
                 if there is not None:
                     torch.cuda.current_stream(self.device).wait_event(there)
                 yield block
-                if gpu:  # its memory isn't given to another copy before this one is used up
+                if there is not None:
+                    # its memory isn't given to another copy before this one is used up
                     torch.cuda.current_stream(self.device).synchronize()
 
     # --- products ---------------------------------------------------------------------------------
@@ -368,13 +380,12 @@ class Rows:
     def products(self, dtype: torch.dtype, size: int) -> Tensor:
         """X X' + 1, (N, N)."""
         K = torch.empty(self.N, self.N, dtype=dtype, device=self.device)
-        kind = KINDS[dtype]
         for own in self.slices(size):
-            x = self.read(own, kind)
+            x = self.read(own, dtype)
             for other in self.slices(size):
                 if other.start > own.start:
                     break
-                product = x @ self.read(other, kind).T + 1
+                product = x @ self.read(other, dtype).T + 1
                 K[own, other] = product
                 K[other, own] = product.T
         return K

@@ -168,31 +168,44 @@ class Solver:
             memory = FREE * _free(place) if gpu else MEMORY
         self.memory = memory
         several = ranks is not None and ranks.world > 1
-        by_examples = by_gram(N, D, memory) and not several and not half
-        if half is None:
-            half = gpu
-        self.rows = Rows(
-            X,
-            place,
-            half=half and not by_examples,
-            # a GPU's takes both, and problems can be solved a part at a time
-            memory=memory / 2 if gpu else min(memory, HELD_BYTES),
-            ranks=ranks,
-        )
         self.dtype = torch.float64 if N * D <= FEW and not half else torch.float32
-        alone = place.type == "cpu" and not (several or half)
-        by_features: ByFeatures | None = None
-        if alone and self.rows.at_hand(HELD_BYTES) and not (by_examples and _pays(N, D, solves)):
-            by_features = ByFeatures(self.rows.read(slice(0, N), np.float32))
+        alone = not (gpu or several or half)
+
+        def read(halved: bool) -> Rows:
+            # a GPU's memory takes both, and problems can be solved a part at a time
+            most = memory / 2 if gpu else min(memory, HELD_BYTES)
+            return Rows(X, place, half=halved, memory=most, ranks=ranks)
+
+        space: Space | None = None
         with full_sums():
-            self.space: Space
-            self.products: Products | None = by_features
-            if by_examples:
-                self.space = Examples(self.rows, by_features)
-                self.products = self.space.K if alone else None
-            else:
-                self.space = Features(self.rows)
-            self.space.use(self.dtype)
+            if by_gram(N, D, memory) and not several and not half:
+                self.rows = read(halved=False)
+                by_features = self._by_features(N, D, solves, alone)
+                try:
+                    space = Examples(self.rows, by_features)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    warnings.warn(
+                        f"memory is short: {N:,} images have no Gram matrix, which would take"
+                        f" {GRAM_BYTES * N**2 / 1e9:.1f} GB; it takes longer without",
+                        stacklevel=2,
+                    )
+                    del self.rows
+                else:
+                    self.products: Products | None = space.K if alone else None
+            if space is None:
+                self.rows = read(halved=gpu if half is None else half)
+                self.products = self._by_features(N, D, 0, alone)
+                space = Features(self.rows)
+            space.use(self.dtype)
+        self.space = space
+
+    def _by_features(self, N: int, D: int, solves: float, alone: bool) -> ByFeatures | None:
+        """What takes the place of the Gram matrix where duals are solved without it: X at hand."""
+        if not alone or not self.rows.at_hand(HELD_BYTES) or _pays(N, D, solves):
+            return None
+        return ByFeatures(self.rows.read(slice(0, N), torch.float32))
 
     def solve(
         self,
@@ -214,7 +227,7 @@ class Solver:
         """
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
         _refuse_large(asked)
-        width = self._width()
+        width = self._width(asked)
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         with full_sums():
@@ -248,12 +261,13 @@ class Solver:
         state = torch.cat([part[5] for part in parts])
         return Solution(W[:, :-1], W[:, -1], F_NP, gap, objective, steps, state)
 
-    def _width(self) -> int:
+    def _width(self, asked: Problems) -> int:
         """Problems that the memory takes at a time."""
-        N, left = self.rows.N, self.memory
-        if self.rows.device.type == "cuda":
-            left -= self.rows.bytes
-        each = problem_bytes(N, isinstance(self.space, Examples), self.products is not None)
+        N, left, gram = self.rows.N, self.memory, isinstance(self.space, Examples)
+        if self.rows.device.type == "cuda":  # whose memory is of all together
+            left -= self.rows.bytes + (GRAM_BYTES * N**2 if gram else 8 * self.space.size**2)
+            left -= asked.T.nbytes + (0 if asked.weights is None else asked.weights.nbytes)
+        each = problem_bytes(N, gram, self.products is not None)
         return self.rows.fewest(max(1, int(left / max(1, each))))
 
     def _asked(
@@ -337,7 +351,7 @@ class Solver:
         for rows in cached(self.rows.N, asked.T):
             bend = asked.curvature(rows, asked.costs(rows)) * self.space.squares[rows]
             total += bend.sum(1)
-        curvature = float(self.rows.of_all(total).max())
+        curvature = float(self.rows.agreed(self.rows.of_all(total)).max())
         factor = CLIMB ** -math.ceil(math.log(max(1.0, curvature / EASY), CLIMB))
         if asked.hinge:
             return V, replace(asked, sharp=asked.sharp * factor), steps

@@ -51,8 +51,9 @@ def svm_memory(N: int, D: int, P: int) -> SvmMemory:
         # scores, and states, of each part and of all together
         states=int(each) * at_once + 2 * 8 * P * (N + size),
         factors=2 * 8 * min(at_once * size**2, max(size**2, FACTOR_VALUES)),
-        # as they are read, as float64, and what is held; and for each of their numbers a problem
-        blocks=(8 + 4 + 4) * rows * D + min(4 * N * D, HELD_BYTES) + 6 * 8 * rows * at_once,
+        # as they are read, as float64, twice, and what is held; and for each of their numbers a
+        # problem
+        blocks=(8 + 8 + 4 + 4) * rows * D + min(4 * N * D, HELD_BYTES) + 6 * 8 * rows * at_once,
     )
 
 
@@ -61,7 +62,8 @@ class SvmPlan:
     """What `vggfeat svm` will do, before it does it.
 
     images: N, of them `unreadable`. descriptor: D. fits: how often it trains, and each time an SVM
-    a problem of it. held: whether X stays in memory, else it is read from the files at each pass.
+    a problem of it. held: whether X stays in memory, of which it may take a share; else it is read
+    from the files at each pass.
     X, reading: bytes of it as float32, and of what reading takes. solver: of the largest fit.
     bytes: of memory in all, beside the program itself and the images' names.
     """
@@ -72,6 +74,7 @@ class SvmPlan:
     descriptor: int
     fits: Fits
     held: bool
+    share: float
     X: int
     reading: int
     solver: SvmMemory
@@ -97,6 +100,7 @@ def svm_plan(
         descriptor=D,
         fits=fits,
         held=held,
+        share=descriptors.share,
         X=descriptors.nbytes,
         reading=reading,
         solver=solver,

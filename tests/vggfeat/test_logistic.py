@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
@@ -246,6 +247,13 @@ def test_fit_refuses(X: Any, y: Any, message: str) -> None:
 def test_parameters_out_of_range(params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(params))} must be a positive number"):
         LogisticRegression(**params).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_a_gpus_classifier_is_the_cpus(blobs: Data, gpu: torch.device) -> None:
+    for data in (blobs, (np.repeat(blobs[0][:, :2], 2, axis=0), np.repeat(blobs[1], 2))):
+        cpu, device = (LogisticRegression(device=name).fit(*data) for name in ("cpu", str(gpu)))
+        assert device.converged_
+        np.testing.assert_allclose(device.predict_proba(data[0]), cpu.predict_proba(data[0]), 1e-3)
 
 
 def test_negative_weights_are_refused(blobs: Data) -> None:

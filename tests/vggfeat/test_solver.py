@@ -12,9 +12,10 @@ from sklearn.svm import LinearSVC
 
 from vggfeat import solver as solver_module
 from vggfeat import spaces
-from vggfeat.rows import Halves
+from vggfeat.matrix import Selected
+from vggfeat.rows import Halves, Rows
 from vggfeat.solver import Solver
-from vggfeat.spaces import Examples
+from vggfeat.spaces import Examples, Features
 
 LOSSES = ["squared_hinge", "hinge"]
 
@@ -308,3 +309,43 @@ def test_short_memory_takes_fewer_problems_at_a_time_and_says_so(
     monkeypatch.setattr(Solver, "_solve", none)
     with pytest.raises(MemoryError), pytest.warns(UserWarning, match="memory is short"):
         solver.solve(T, 2.0)
+
+
+def test_no_memory_for_the_gram_matrix_does_without_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X, T = made(120, 30, 2)
+    expected = Solver(X).solve(T, 2.0, tol=1e-9)
+
+    def none(self: Rows, dtype: torch.dtype, size: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Rows, "products", none)
+    with pytest.warns(UserWarning, match="memory is short: 120 images have no Gram matrix"):
+        solver = Solver(X)
+    assert isinstance(solver.space, Features)
+    np.testing.assert_allclose(solver.solve(T, 2.0, tol=1e-9).coef, expected.coef, atol=1e-5)
+
+
+def test_rows_of_an_array_that_follow_each_other_are_where_they_are() -> None:
+    X, T = made(90, 30, 2)
+    some = Solver(Selected(X, np.arange(20, 80)), solves=1)
+    assert np.shares_memory(some.rows.X, X) and some.products is not None
+    expected = Solver(X[20:80].copy(), solves=1).solve(T[20:80], 2.0)
+    np.testing.assert_array_equal(some.solve(T[20:80], 2.0).coef, expected.coef)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("way", ["Gram matrix", "halves", "read again"])
+def test_a_gpus_objective_is_the_cpus(gpu: torch.device, way: str, loss: str) -> None:
+    X, T = made(700, 150, 4)
+    X, memory = X.astype(np.float16), {"Gram matrix": None, "halves": None, "read again": 4e5}[way]
+    solver = Solver(X, gpu, memory, half=None if way == "Gram matrix" else True)
+    assert isinstance(solver.space, Examples) == (way == "Gram matrix")
+    assert bool(solver.rows.beyond) == (way == "read again")
+    for C in (2.0**-7, 1.0, 2.0**7):
+        found = solver.solve(T, C, loss=loss)
+        assert (found.gap <= 1e-5).all()
+        exact = Solver(X.astype(np.float64)).solve(T, C, loss=loss, tol=1e-7)
+        np.testing.assert_allclose(found.objective, exact.objective, rtol=1e-5)
+        np.testing.assert_allclose(found.scores, exact.scores, atol=0.02)

@@ -174,6 +174,14 @@ def matrix_rate(device: torch.device, precision: str) -> float:
         torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
+def free_memory(gpu: torch.device) -> float:
+    """Bytes of a GPU that are free, those that PyTorch keeps for its next tensors among them."""
+    import torch
+
+    kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return float(torch.cuda.mem_get_info(gpu)[0] + kept)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had too little memory; PyTorch's CPU allocator raises a plain
     RuntimeError.

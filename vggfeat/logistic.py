@@ -50,8 +50,11 @@ class LogisticRegression(LinearClassifier):
     n_iter_: Newton steps; converged_: whether tol was reached.
     n_features_in_: D.
 
-    Notes ----- Deterministic. Holds X centred in float32 (up to `softmax.COPY_BYTES`), for N <= D
-    4 N^2 bytes instead, and some dozen numbers for each image and class.
+    Notes
+    -----
+    Deterministic. Holds X centred in float32 (up to `softmax.COPY_BYTES`; on a GPU `COPY_SHARE`
+    of what is free), for N <= D 4 N^2 bytes instead, and some dozen numbers for each image and
+    class.
     """
 
     solver = "newton"

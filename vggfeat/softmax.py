@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggfeat.rows import FEW, Rows
+from vggfeat.devices import free_memory
+from vggfeat.rows import FEW, Rows, full_sums
 from vggfeat.spaces import cholesky
 
 MAX_STEPS = 100  # Newton steps; two for a small C, a dozen for a large one
@@ -52,7 +53,9 @@ ALL_COMPONENTS = 128  # features or examples up to which every principal compone
 COMPONENTS = 64  # of more
 ROUNDS = 2  # of the subspace iteration that finds those
 SEED = 0
-COPY_BYTES = 4e9  # of the centred float32 copy of X; a larger X is read for each product
+# Of the centred float32 copy of X; a larger X is read for each product.
+COPY_BYTES = 4e9
+COPY_SHARE = 0.4  # on a GPU: of the memory that is free there
 GRAM_BYTES = 2e9
 GRAM_ROWS = 1024  # of the Gram matrix at a time: of what is symmetric about half is computed
 CLIMB = 4.0  # from costs so small that zero is near the minimum to the costs asked for
@@ -222,7 +225,9 @@ class Space(Protocol):
 
 
 class Features:
-    """States are (W, b). Memory: a centred float32 copy of X, where COPY_BYTES allow one."""
+    """States are (W, b). Memory: a centred float32 copy of X, where COPY_BYTES or COPY_SHARE
+    allow one.
+    """
 
     plain = True
 
@@ -234,7 +239,9 @@ class Features:
 
     def _set_kind(self, kind: torch.dtype) -> None:
         self.kind, self.kept = kind, None
-        if kind == torch.float32 and 4.0 * self.rows.N * self.size <= COPY_BYTES:
+        device = self.rows.device
+        most = COPY_SHARE * free_memory(device) if device.type == "cuda" else COPY_BYTES
+        if kind == torch.float32 and 4.0 * self.rows.N * self.size <= most:
             self.kept = torch.cat([x for _, x in self._blocks()])
 
         def second_moment(Q: Tensor | None) -> Tensor:
@@ -490,6 +497,11 @@ def solve(
 
     near: coef (K, D) and intercept (K,) of a like minimum, to start from.
     """
+    with full_sums():
+        return _solved(X, loss, tol, near)
+
+
+def _solved(X: Any, loss: Loss, tol: float, near: tuple[np.ndarray, np.ndarray] | None) -> Solution:
     rows = Rows(X, loss.c.device, memory=0)  # a space keeps what it needs of X
     if rows.N * rows.D <= FEW:
         tol = min(tol, ALL_DIGITS)

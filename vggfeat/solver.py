@@ -56,7 +56,7 @@ import torch
 from torch import Tensor
 
 from vggfeat import dual
-from vggfeat.devices import out_of_memory
+from vggfeat.devices import free_memory, out_of_memory
 from vggfeat.losses import SOLVED, Problems
 from vggfeat.ranks import Ranks
 from vggfeat.rows import FEW, Rows, full_sums
@@ -113,12 +113,6 @@ def by_gram(N: int, D: int, memory: float = MEMORY) -> bool:
     return N <= 8 * D and memory >= GRAM_BYTES * N**2
 
 
-def _free(gpu: torch.device) -> float:
-    """Bytes of a GPU that are free, those that PyTorch keeps for its next tensors among them."""
-    kept = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
-    return float(torch.cuda.mem_get_info(gpu)[0] + kept)
-
-
 def problem_bytes(N: int, gram: bool, by_dual: bool) -> float:
     """That a problem over N images takes while it is solved."""
     each = float((Examples if gram else Features).state_bytes * N)
@@ -165,7 +159,7 @@ class Solver:
         N, D = X.shape
         gpu = place.type == "cuda"
         if memory is None:
-            memory = FREE * _free(place) if gpu else MEMORY
+            memory = FREE * free_memory(place) if gpu else MEMORY
         self.memory = memory
         several = ranks is not None and ranks.world > 1
         self.dtype = torch.float64 if N * D <= FEW and not half else torch.float32

@@ -67,16 +67,19 @@ class LinearSVM(_OneAgainstTheRest):
     C: weight of the errors against the norm; larger fits the training set closer.
     loss: "squared_hinge" or "hinge".
     tol: duality gap, as a share of the objective, at which a class is done; liblinear's own
-    tolerance with it. solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear",
-    scikit-learn's, for reference. device: where "newton" computes: "cpu", "cuda", "cuda:N", or
-    "auto", the first GPU or else the CPU. warm_start: start from what the last `fit` found, where
-    it was of the same classes: as at a like C, on more images. It changes nothing where a CPU
-    solves by dual variables, of which a classifier tells little. class_weight: a class's factor on
-    the C of its own images, {label: factor}, as in liblinear: in the problem "class k
-        against the rest" the rest has 1; of two classes each has its own. "balanced": n_samples /
-        (n_classes n_k). For several labels an image each class is a problem of two: {1: of the
-        images that have it, -1: of the others}, and "balanced" gives both sides of it the same
-        weight.
+    tolerance with it.
+    solver: "newton" (`vggfeat.solver`, all classes at once), or "liblinear", scikit-learn's, for
+    reference.
+    device: where "newton" computes: "cpu", "cuda", "cuda:N", or "auto", the first GPU or else the
+    CPU.
+    warm_start: start from what the last `fit` found, where it was of the same classes: as at a like
+    C, on more images. It changes nothing where a CPU solves by dual variables, of which a
+    classifier tells little.
+    class_weight: a class's factor on the C of its own images, {label: factor}, as in liblinear: in
+    the problem "class k against the rest" the rest has 1; of two classes each has its own.
+    "balanced": n_samples / (n_classes n_k). For several labels an image each class is a problem of
+    two: {1: of the images that have it, -1: of the others}, and "balanced" gives both sides of it
+    the same weight.
 
     Fitted attributes
     -----------------
@@ -84,8 +87,7 @@ class LinearSVM(_OneAgainstTheRest):
     classes_: the sorted labels; for several labels an image, 0 … K-1.
     multilabel_: whether y was (N, K).
     degenerate_classes_: problems that lack positives or negatives. Their score is constant: -1
-    without
-        positives, +1 without negatives.
+    without positives, +1 without negatives.
     n_iter_: most steps of any class; converged_: whether all classes reached tol.
     n_features_in_: D.
 
@@ -216,7 +218,9 @@ class LinearSVMCV(_OneAgainstTheRest):
     C_: the winner, of equals the smallest. Cs_: the values, rising. scores_: (len(Cs), folds).
     The others as `LinearSVM`; the classifier is the one with C_ on all of X.
 
-    Notes ----- The score is mean class recall (classes that the fold lacks are left out); for
+    Notes
+    -----
+    The score is mean class recall (classes that the fold lacks are left out); for
     several labels an image mean average precision, all-point.
     """
 

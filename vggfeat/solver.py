@@ -69,7 +69,7 @@ MAX_STEPS = {torch.float32: 60, torch.float64: 300}
 # In what a problem is gone on with whose gap, measured in float64, is larger than it seemed. What
 # seemed is of scores that many steps have added up; from measured ones a few more are enough.
 PRECISIONS = (torch.float32, torch.float32, torch.float64, torch.float64)
-LINE_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # on the length of a step
+LINE_TOLERANCE = 1e-2  # on the length of a step, which is 1 where the active examples stay
 LINE_STEPS = 40
 INNER = 0.8  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
 # A gap that isn't so much smaller for so many steps stays where it is. In float64 it comes down
@@ -372,7 +372,7 @@ class Solver:
         V = self.space.pull(lambda part: T[:, part] * alpha[:, part], alpha)
         *found, V, alpha = self._finished(asked, V, steps, tol)
         if not problems.hinge:
-            return *found, steps, V.to(self.dtype)
+            return *found, steps, V
         for part in cached(rows.N, alpha):
             alpha[:, part][alpha[:, part] >= problems.costs(part)] = torch.inf
         return *found, steps, alpha.to(self.dtype)
@@ -391,7 +391,7 @@ class Solver:
         """
         w, scores, gap, objective = self._measured(asked, V)
         assert asked.alpha is not None
-        alpha = asked.alpha
+        V, alpha = V.double(), asked.alpha  # rounded states don't have the scores that were measured
         for dtype in PRECISIONS:
             far, better = ~(gap <= tol), gap < 1
             if not far.any():
@@ -415,11 +415,11 @@ class Solver:
                     assert again.alpha is not None
                     found = replace(asked.some(some), alpha=again.alpha)
                     w[some], F, gap[some], objective[some] = self._measured(found, v)
-                V[some], alpha[some] = v.to(V.dtype), again.alpha.to(alpha.dtype)
+                V[some], alpha[some] = v.double(), again.alpha.to(alpha.dtype)
                 scores[some] = F.to(scores.dtype)
                 steps[some] += n
             begun = dtype
-        return w, scores, gap, objective, V, alpha
+        return w, scores, gap, objective, V.to(self.dtype), alpha
 
     @contextmanager
     def _in(self, dtype: torch.dtype) -> Iterator[None]:
@@ -585,7 +585,7 @@ def line_search(
         between = (guess > low) & (guess < high)
         guess = torch.where(between, guess, torch.where(high.isinf(), 2 * length, (low + high) / 2))
         guess = torch.where((slope == 0) | ~guess.isfinite(), length, guess)
-        going = (guess - length).abs() > LINE_TOLERANCE[F.dtype] * length
+        going = (guess - length).abs() > LINE_TOLERANCE * length
         length = guess
         lengths[live] = length
         if not going.any():

@@ -391,7 +391,8 @@ class Solver:
         """
         w, scores, gap, objective = self._measured(asked, V)
         assert asked.alpha is not None
-        V, alpha = V.double(), asked.alpha  # rounded states don't have the scores that were measured
+        # rounded states don't have the scores that were measured
+        V, alpha = V.double(), asked.alpha
         for dtype in PRECISIONS:
             far, better = ~(gap <= tol), gap < 1
             if not far.any():

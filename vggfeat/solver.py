@@ -46,9 +46,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,10 @@ from vggfeat.rows import FEW, Rows, full_sums
 from vggfeat.spaces import ByFeatures, Examples, Features, Products, Space, cached
 
 LOSSES = ("squared_hinge", "hinge")
-# Newton steps at most; the squared hinge takes three to ten, the hinge twenty to forty. What takes
-# longer in float32 lacks digits.
-MAX_STEPS = {torch.float32: 60, torch.float64: 300}
-# In what a problem is gone on with whose gap, measured in float64, is larger than it seemed. What
-# seemed is of scores that many steps have added up; from measured ones a few more are enough.
-PRECISIONS = (torch.float32, torch.float32, torch.float64, torch.float64)
+# Newton steps at most. Of descriptors of length 1 the squared hinge takes three to ten, the hinge
+# twenty to forty, and what takes longer in float32 lacks digits.
+MAX_STEPS = {torch.float32: 60, torch.float64: 500}
+NEAR = 0.1  # a gap that is gone on from; from a larger one it takes longer than from nothing
 LINE_TOLERANCE = 1e-2  # on the length of a step, which is 1 where the active examples stay
 LINE_STEPS = 40
 INNER = 0.8  # of the tolerance: the rest is for what rounding adds when the gap is measured on X
@@ -79,7 +78,8 @@ GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
 EASY = 2e4  # of the losses' curvatures in all, beside the regulariser's: a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
 BLUNT = 8.0  # of the hinge's corner, times the square of an image's length: the most at first
-MOST_COST = 1e15  # beyond it float64 has no digits left
+MOST_COST = 1e16  # of an image, times the square of its length: beyond float64 has no digits left
+LEAST_TOL = 1e-14  # what float64 can prove
 MEMORY = 2e9  # of a Solver, on a CPU
 FREE = 0.8  # of what is free on a GPU: a Solver's memory there
 HELD_BYTES = 1 << 28  # of X, beside X itself, on a CPU
@@ -120,17 +120,6 @@ def problem_bytes(N: int, gram: bool, by_dual: bool) -> float:
         near = min(dual.MOST, NEAR_MARGIN * N)
         each = max(each, DUAL_BYTES * N + 4 * near**2)
     return each
-
-
-def _refuse_large(asked: Problems) -> None:
-    largest = float(asked.C.max()) if len(asked) else 0.0
-    if asked.weights is not None and asked.weights.numel():
-        largest *= float(asked.weights.max())
-    if not largest <= MOST_COST:
-        raise ValueError(
-            f"C, times an image's weight, is {largest:g}, and nothing is solved beyond"
-            f" {MOST_COST:g}: give less"
-        )
 
 
 class Solver:
@@ -219,8 +208,9 @@ class Solver:
         (P, D) and intercept (P,) of one over other rows, at about the same C. (It says little of
         the dual variables: `dual` does without.) scores: whether the solution has them.
         """
+        tol = max(tol, LEAST_TOL)
         asked = self._asked(targets_NP, C_P, weights_NP, loss)
-        _refuse_large(asked)
+        self._refuse_large(asked)
         width = self._width(asked)
         parts: list[tuple[Tensor, ...]] = []
         done = 0
@@ -280,6 +270,17 @@ class Solver:
         blunt = BLUNT / self.space.squares
         return Problems(T, C[:, None], weights, gaps, loss == "hinge", sharp, blunt=blunt)
 
+    def _refuse_large(self, asked: Problems) -> None:
+        largest = torch.zeros((), dtype=torch.float64, device=asked.C.device)
+        for rows in cached(self.rows.N, asked.T):
+            cost = asked.costs(rows) * self.space.squares[rows]
+            largest = torch.maximum(largest, cost.max()) if cost.numel() else largest
+        if self.rows.of_all((~(largest <= MOST_COST)).long()):
+            raise ValueError(
+                f"C, times an image's weight and the square of its length, is {float(largest):.2g},"
+                f" and nothing is solved beyond {MOST_COST:g}: scale X, or give less"
+            )
+
     def _near(self, W: Tensor, asked: Problems) -> Tensor:
         W = W.to(self.rows.device, self.dtype)
         F = self.rows.scores(W)
@@ -322,8 +323,8 @@ class Solver:
             start = self._near(torch.from_numpy(np.hstack([near[0], near[1][:, None]])), asked)
         steps, begun = torch.zeros(len(asked), dtype=torch.int64, device=asked.C.device), None
         if start is None:
-            start, asked, steps = self._begun(asked)
-            begun = dtype
+            start, asked, steps = self._begun(self.space, asked)
+            begun = self.space, dtype
         V, asked, n = newton(self.space, asked, INNER * tol, start, MAX_STEPS[dtype])
         steps += n
         # with the costs asked for, not as this precision has them
@@ -331,27 +332,27 @@ class Solver:
         *found, V, _ = self._finished(asked, V, steps, tol, begun)
         return *found, steps, V
 
-    def _begun(self, asked: Problems) -> tuple[Tensor, Problems, Tensor]:
+    def _begun(self, space: Space, asked: Problems) -> tuple[Tensor, Problems, Tensor]:
         """States to start from, where nothing is known, the problems with their corners there, and
         steps.
 
         From zero straight to a large C the active examples would have to be found among all. So
         climb there; the hinge by the roundness of its corner.
         """
-        V = asked.C.new_zeros(len(asked), self.space.size)
+        V = asked.C.new_zeros(len(asked), space.size)
         asked = replace(asked, alpha=None, sharp=torch.ones_like(asked.sharp))
         steps = torch.zeros(len(asked), dtype=torch.int64, device=V.device)
-        total = torch.zeros(len(asked), dtype=torch.float64, device=V.device)
-        for rows in cached(self.rows.N, asked.T):
-            bend = asked.curvature(rows, asked.costs(rows)) * self.space.squares[rows]
-            total += bend.sum(1)
-        curvature = float(self.rows.agreed(self.rows.of_all(total)).max())
+
+        def bend(rows: slice) -> Tensor:
+            return asked.curvature(rows, asked.costs(rows)) * space.squares[rows]
+
+        curvature = float(self._sums(asked, bend).max())
         factor = CLIMB ** -math.ceil(math.log(max(1.0, curvature / EASY), CLIMB))
         if asked.hinge:
             return V, replace(asked, sharp=asked.sharp * factor), steps
         while factor < 1:
             easier = replace(asked, C=asked.C * factor)
-            V, _, n = newton(self.space, easier, 1e-2, V, MAX_STEPS[V.dtype])
+            V, _, n = newton(space, easier, 1e-2, V, MAX_STEPS[V.dtype])
             steps += n
             factor *= CLIMB
         return V, asked, steps
@@ -383,44 +384,77 @@ class Solver:
         V: Tensor,
         steps: Tensor,
         tol: float,
-        begun: torch.dtype | None = None,
+        begun: tuple[Space, torch.dtype] | None = None,
     ) -> tuple[Tensor, ...]:
         """(w, b), scores, gap, objective, state and alpha of what was found; what isn't solved is
-        gone on with, or, where it is no better than nothing, begun in a precision in which it
-        wasn't yet. steps: in place. begun: in which it was.
+        gone on with, or, where it is far off, begun where it wasn't yet. The best of all is told.
+        steps: in place. begun: where it was.
         """
-        w, scores, gap, objective = self._measured(asked, V)
+        w, scores, gap, objective = self._measured(asked, self.space.weights(V))
         assert asked.alpha is not None
         # rounded states don't have the scores that were measured
         V, alpha = V.double(), asked.alpha
-        for dtype in PRECISIONS:
-            far, better = ~(gap <= tol), gap < 1
+        for space, dtype in self._ways():
+            far, near, own = ~(gap <= tol), gap < NEAR, space is self.space
             if not far.any():
                 break
-            ways = {False: far & better, True: far & ~better}
-            for anew, some in ways.items():
-                if not some.any() or (anew and dtype == begun):
+            for anew, some in ((False, far & near), (True, far & ~near)):
+                if not some.any() or (anew and (space, dtype) == begun):
                     continue
-                again, known, F = asked.some(some).of(dtype), None, scores[some]
+                again, known = asked.some(some).of(dtype), None
                 with self._in(dtype):
                     if anew:
-                        begin, again, n = self._begun(again)
+                        begin, again, n = self._begun(space, again)
                         steps[some] += n
                     else:
-                        begin = V[some].to(dtype)
-                        if torch.finfo(F.dtype).eps <= torch.finfo(dtype).eps:
-                            known = F.to(dtype)
-                    v, again, n = newton(
-                        self.space, again, INNER * tol, begin, MAX_STEPS[dtype], known
-                    )
-                    assert again.alpha is not None
-                    found = replace(asked.some(some), alpha=again.alpha)
-                    w[some], F, gap[some], objective[some] = self._measured(found, v)
-                V[some], alpha[some] = v.double(), again.alpha.to(alpha.dtype)
-                scores[some] = F.to(scores.dtype)
+                        begin = (V if own else w)[some].to(dtype)
+                        if torch.finfo(scores.dtype).eps <= torch.finfo(dtype).eps:
+                            known = scores[some].to(dtype)
+                    v, again, n = newton(space, again, INNER * tol, begin, MAX_STEPS[dtype], known)
                 steps[some] += n
-            begun = dtype
+                assert again.alpha is not None
+                found = replace(asked.some(some), alpha=again.alpha)
+                parts = self._measured(found, space.weights(v))
+                nearer = parts[2] < gap[some]
+                taken = some.nonzero()[:, 0][nearer]
+                for whole, part in zip((w, scores, gap, objective), parts, strict=True):
+                    whole[taken] = part[nearer].to(whole.dtype)
+                alpha[taken] = again.alpha[nearer].to(alpha.dtype)
+                V[taken] = (v if own else asked.T[some] * again.alpha)[nearer].double()
+            begun = space, dtype
+        nothing = self._sums(asked, asked.costs)
+        if (worse := ~(objective <= nothing)).any():
+            # (w, b) = 0 is as far from the optimum as alpha = 0 tells
+            w[worse], scores[worse], V[worse], alpha[worse] = 0, 0, 0, 0
+            gap[worse], objective[worse] = 1, nothing[worse]
         return w, scores, gap, objective, V.to(self.dtype), alpha
+
+    def _ways(self) -> list[tuple[Space, torch.dtype]]:
+        """Where a problem is gone on with whose gap, measured in float64, is larger than it seemed:
+        what seemed is of scores that many steps have added up, and from measured ones a few more
+        are enough; or float32 lacks digits. Of more images than features the Gram matrix has no
+        inverse: there even float64 lacks them where C is large, and (w, b) takes its place.
+        """
+        own, last = self.space, self.space
+        if isinstance(own, Examples) and self.rows.N > self.rows.D:
+            last = self._by_weights
+        return [
+            (own, torch.float32),
+            (own, torch.float32),
+            (own, torch.float64),
+            (last, torch.float64),
+        ]
+
+    @cached_property
+    def _by_weights(self) -> Features:
+        return Features(self.rows)
+
+    def _sums(self, asked: Problems, of_rows: Callable[[slice], Tensor]) -> Tensor:
+        """(P,) float64 sums over all images."""
+        total = torch.zeros(len(asked), dtype=torch.float64, device=asked.C.device)
+        for rows in cached(self.rows.N, asked.T):
+            total += (of_rows(rows) + torch.zeros_like(asked.T[:, rows])).sum(1)
+        return self.rows.agreed(self.rows.of_all(total))
 
     @contextmanager
     def _in(self, dtype: torch.dtype) -> Iterator[None]:
@@ -430,9 +464,9 @@ class Solver:
         finally:
             self.space.use(self.dtype)
 
-    def _measured(self, asked: Problems, V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _measured(self, asked: Problems, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(w, b), scores (kept as costs are), gaps and objectives in float64, on X itself."""
-        w, fine = self.space.weights(V), asked.of(torch.float64)
+        fine = asked.of(torch.float64)
         scores = asked.C.new_empty(len(fine), self.rows.N)
         pulled, sums = torch.zeros_like(w), w.new_zeros(2, len(fine))
         for rows, x in self.rows.plain(torch.float64):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from vggfeat import metrics, protocols, solver
+from vggfeat import dual, metrics, protocols, solver
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
@@ -655,6 +655,7 @@ def test_voc_class_without_positives_is_named() -> None:
 
 def test_fits_that_were_broken_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "MAX_STEPS", dict.fromkeys(solver.MAX_STEPS, 1))
+    monkeypatch.setattr(dual, "ROUNDS", 0)
     results = run(single_label(noise=0.5), C=[1.0, 128.0], loss="hinge").results.to_json()
     assert "C=128 (choosing C)" in results["not_converged"]
     assert "hinge" in results["solver"]

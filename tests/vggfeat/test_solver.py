@@ -212,6 +212,40 @@ def test_huge_values_are_refused(memory: float, precision: str) -> None:
             Solver(huge, memory=memory)
 
 
+@pytest.mark.parametrize("memory", [2e9, 0])
+def test_costs_beyond_all_digits_are_refused(memory: float) -> None:
+    X, T = made(40, 30, 2)
+    for factor, C in ((1, 1e17), (1e9, 1.0)):
+        with pytest.raises(ValueError, match="nothing is solved beyond"):
+            Solver(X * factor, memory=memory).solve(T, C)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_more_images_than_features_and_a_large_cost(loss: str) -> None:
+    # their Gram matrix has no inverse, and the dual variables are large
+    X, T = made(150, 25, 3)
+    X = X * np.float32(100)
+    X[:, :3] = 1, 100, -1000
+    found = Solver(X).solve(T, 2.0**12, loss=loss)
+    assert isinstance(Solver(X).space, Examples) and (found.gap <= 1e-5).all()
+    for k in range(3):
+        ours = objective(X, T[:, k], 2.0**12, loss, found.coef[k], found.intercept[k])
+        assert found.objective[k] == pytest.approx(ours, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nothing_worse_than_nothing_is_told(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, T = made(60, 90, 2)
+    solver = Solver(X)
+    monkeypatch.setattr(Solver, "_ways", lambda self: ())
+    asked = solver._asked(T, 1.0, None, loss).of(torch.float64)
+    V = torch.full((2, 60), 1e6, dtype=torch.float64)
+    asked.alpha = torch.zeros_like(V)
+    w, scores, gap, told, state, _ = solver._finished(asked, V, torch.zeros(2), 1e-5)
+    assert not any(part.any() for part in (w, scores, state)) and (gap == 1).all()
+    np.testing.assert_array_equal(told, (T != 0).sum(0))
+
+
 def test_twice_the_same() -> None:
     X, T = made(150, 60, 5)
     a, b = (Solver(X).solve(T, 2.0) for _ in range(2))

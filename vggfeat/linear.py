@@ -97,7 +97,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
             )
             half = (positive + negative) / 2
             balanced: NDArray[np.float64]
-            balanced = np.where(targets_NP == 1, half / positive, half / negative)
+            with np.errstate(over="ignore"):  # of a sign that isn't there
+                balanced = np.where(targets_NP == 1, half / positive, half / negative)
             return balanced
         classes, labels = (
             (np.array([-1, 1]),) * 2 if self.multilabel_ else (self.classes_, y.ravel())
@@ -116,7 +117,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
             sample_weight=None if self.multilabel_ else weights_N,
         )
         if not (np.isfinite(weight_K).all() and (weight_K >= 0).all()):
-            raise ValueError(f"class_weight must not be negative: {self.class_weight!r}")
+            raise ValueError(
+                f"class_weight must be numbers that are not negative: {self.class_weight!r}"
+            )
         if len(weight_K) > 2:
             return self._weights_of_labels(weight_K, targets_NP)
         weights_NP: NDArray[np.float64] = np.where(targets_NP == 1, weight_K[1], weight_K[0])
@@ -238,7 +241,11 @@ def both_signs(targets_NP: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def positive(name: str, value: Any) -> None:
-    if not (isinstance(value, Real) and 0 < float(value) < np.inf):
+    try:
+        good = isinstance(value, Real) and 0 < float(value) < np.inf
+    except OverflowError:  # an int needn't have a float
+        good = False
+    if not good:
         raise ValueError(f"{name} must be a positive number, not {value!r}")
 
 

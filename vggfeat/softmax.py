@@ -49,6 +49,7 @@ FREE = 1e-3  # share of the curvature of b that remains to it where all images a
 LINE_STEPS = 40
 FLAT = 0.1  # of the slope, what a line search may leave
 STUCK = 1e-3  # gap below which each step at least halves it, unless rounding forbids
+LOWER = 1e-9  # of the objective: what a step lowers that helps, where the gap is larger
 ALL_COMPONENTS = 128  # features or examples up to which every principal component is found
 COMPONENTS = 64  # of more
 ROUNDS = 2  # of the subspace iteration that finds those
@@ -65,6 +66,10 @@ PATIENCE = 6  # steps that don't help after which a minimum is given up
 ROUNDED = 1e-14  # of the losses, what rounding may change
 TINY = 1e-300
 ALL_DIGITS = 1e-18  # gap of few numbers, which cost nothing
+# Unknowns of a Newton step that is solved exactly: at once, or where float32 led nowhere.
+EXACT, EXACT_LATER = 300, 2000
+EXACT_VALUES = 1 << 27  # unknowns times images, at most
+MOST_COST = 1e16  # of an image, times the square of its length: beyond float64 has no digits left
 
 
 class Loss(Protocol):
@@ -72,6 +77,8 @@ class Loss(Protocol):
 
     c: Tensor
     K: int
+    tied: bool
+    """Whether the same number added to an image's scores changes nothing."""
 
     def times(self, factor: float) -> Loss:
         """With other costs."""
@@ -100,6 +107,8 @@ class Loss(Protocol):
 
 class Softmax:
     """One problem of K classes. y: (N,) the class of each image; c: (N,) its cost."""
+
+    tied = True
 
     def __init__(self, y: Tensor, c: Tensor) -> None:
         self.y, self.c, self.K = y[:, None], c[:, None], int(y.max()) + 1
@@ -135,6 +144,8 @@ class Softmax:
 
 class Binomial:
     """A problem a class. t: (N, K) targets 1, -1, 0; c: (N, K) costs, 0 where t is."""
+
+    tied = False
 
     def __init__(self, t: Tensor, c: Tensor) -> None:
         self.t, self.c, self.y, self.K = t, c, (t > 0).to(c), t.shape[1]
@@ -503,6 +514,12 @@ def solve(
 
 def _solved(X: Any, loss: Loss, tol: float, near: tuple[np.ndarray, np.ndarray] | None) -> Solution:
     rows = Rows(X, loss.c.device, memory=0)  # a space keeps what it needs of X
+    largest = float((loss.c.amax(1) * (rows.squares() + 1)).max())
+    if not largest <= MOST_COST:
+        raise ValueError(
+            f"C, times an image's weight and the square of its length, is {largest:.2g}, and"
+            f" nothing is solved beyond {MOST_COST:g}: scale X, or give less"
+        )
     if rows.N * rows.D <= FEW:
         tol = min(tol, ALL_DIGITS)
     r = loss.c.mean(1, keepdim=True)
@@ -516,9 +533,16 @@ def _solved(X: Any, loss: Loss, tol: float, near: tuple[np.ndarray, np.ndarray] 
         d = space.near(torch.as_tensor(np.vstack([near[0].T, near[1]])).to(r), loss)
         at, steps = _along(space, loss, _At(*zero, loss), d, space.scores(d).double()), 0
     at, gap, objective, more = _newton(rows, space, loss, tol, at, measure=True)
-    W = space.weights(at.S)
+    W, steps = space.weights(at.S), steps + more
+    if not space.plain and float(gap.max()) > tol and _few(rows.N, rows.D, loss, EXACT_LATER):
+        space = Features(rows, r)
+        space.sharpen()
+        S = space.near(W, loss)
+        at = _At(S, space.scores(S), loss)
+        at, gap, objective, more = _newton(rows, space, loss, tol, at, measure=True)
+        W, steps = space.weights(at.S), steps + more
     coef, intercept = W[:-1].T.contiguous().cpu().numpy(), W[-1].cpu().numpy()
-    return Solution(coef, intercept, gap.cpu().numpy(), objective.cpu().numpy(), steps + more)
+    return Solution(coef, intercept, gap.cpu().numpy(), objective.cpu().numpy(), steps)
 
 
 def _climb(rows: Rows, space: Space, loss: Loss, S: Tensor, F: Tensor) -> tuple[_At, int]:
@@ -554,6 +578,7 @@ def _newton(
     # is every step from there; and where directions from float32 no longer help, they are found in
     # float64, too.
     measured, stuck, before, steps = False, 0, math.inf, 0
+    lowest = torch.full_like(at.losses, math.inf)
     while True:
         W: Tensor | None = None
         open_b = torch.zeros_like(at.losses)
@@ -572,21 +597,26 @@ def _newton(
         objective = at.losses + 0.5 * loss.total(squares)
         gap = (0.5 * loss.total(left) + open_b) / objective.clamp_min(TINY)
         worst = float(gap.max())
-        helped = worst <= 0.5 * before or STUCK < worst < math.inf
+        falls = bool((objective < (1 - LOWER) * lowest).any())
+        helped = worst <= 0.5 * before or (falls and STUCK < worst < math.inf)
         ended = worst <= tol or steps == MAX_STEPS
         if measured == measure and (ended or stuck == PATIENCE):
             return at, gap, objective, steps
         if not measured and measure and (ended or not helped):
-            measured, before = True, math.inf
+            measured, before, lowest = True, math.inf, torch.full_like(lowest, math.inf)
             continue
         if not helped:
             stuck += 1
             if stuck == 1:
                 space.sharpen()
-        before = worst
+        before, lowest = worst, objective
         # the gap goes with the residual's square: no more of it than tol asks for
         left = 0.5 * (tol / gap.clamp_min(TINY)).sqrt()
-        d, scores_d = _direction(space, loss, at.p, -G, left.clamp(*LEFT))
+        unknowns = EXACT_LATER if space.kind == torch.float64 else EXACT
+        if isinstance(space, Features) and _few(rows.N, rows.D, loss, unknowns):
+            d, scores_d = _exact_direction(space, loss, at.p, -G)
+        else:
+            d, scores_d = _direction(space, loss, at.p, -G, left.clamp(*LEFT))
         at = _along(space, loss, at, d, scores_d)
         steps += 1
 
@@ -606,6 +636,33 @@ def _free_intercepts(loss: Loss, F: Tensor) -> tuple[Tensor, Tensor]:
         b = b + better * step
         losses, p = torch.where(better, losses_there, losses), torch.where(better, p_there, p)
     return b, lost
+
+
+def _few(N: int, D: int, loss: Loss, unknowns: int) -> bool:
+    """Whether a Newton step has so few unknowns, and as few images as that takes."""
+    size = loss.K * (D + 1)
+    return size <= unknowns and N * size <= EXACT_VALUES
+
+
+def _exact_direction(space: Features, loss: Loss, p: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """d with (I + X' H X) d = b, where I leaves the intercepts out, and X d; in float64."""
+    x = torch.cat([x for _, x in space._blocks()]).double()
+    x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+    K, size = loss.K, x.shape[1]
+    system = x.new_zeros(K, size, K, size)
+    for k in range(K):
+        bent = loss.bend(p, loss.c, torch.zeros_like(p).index_fill_(1, p.new_tensor([k]).long(), 1))
+        for other in range(K):
+            system[other, :, k] = x.T @ (bent[:, other, None] * x)
+    if loss.tied:  # curvature also where nothing changes
+        intercepts = system[:, -1, :, -1]
+        intercepts += intercepts.diagonal().mean()
+    matrix = system.view(K * size, K * size)
+    regular = x.new_ones(K, size)
+    regular[:, -1] = 0
+    matrix.diagonal().add_(regular.flatten())
+    d = torch.cholesky_solve(b.T.reshape(-1, 1), cholesky(matrix)).view(K, size).T
+    return d, x @ d
 
 
 def _direction(

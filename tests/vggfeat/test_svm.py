@@ -168,7 +168,7 @@ def test_weights_of_several_labels_are_those_of_two_class_fits(
             ValueError, match=r"'balanced' or \{1: present, -1: absent\} for several labels"
         ):
             LinearSVM(class_weight=wrong).fit(X, Y)
-    with pytest.raises(ValueError, match="class_weight must not be negative"):
+    with pytest.raises(ValueError, match="class_weight must be numbers"):
         LinearSVM(class_weight={0: -2.0}).fit(X, blobs[1])
 
 

@@ -15,9 +15,9 @@ LinearSVC fits its K classes one after the other.
 `--imagenet N` writes N float16 descriptors of D = 4096, of 1,000 classes, into an HDF5 file, trains
 `--classes` of them from blocks of its rows, and prints the seconds (reading: X onto the device, and
 its second moment), the memory (on a GPU: the most that was allocated there) and what ImageNet's
-1,281,167 would take at the same rate. `--check` trains them twice on the CPU, by what a GPU does
-(products of float16 with float32 sums) and by what a CPU does, and compares the objectives. cuML,
-the peer on a GPU, has no duality gap to compare at, and isn't measured.
+1,281,167 would take at the same rate. `--check` trains them twice, by what a GPU does (products of
+float16 with float32 sums), on `--device`, and by what a CPU does, and compares the objectives.
+cuML, the peer on a GPU, has no duality gap to compare at, and isn't measured.
 """
 
 from __future__ import annotations
@@ -132,10 +132,15 @@ def made(N: int, file: Path) -> None:
 def imagenet(options: argparse.Namespace) -> None:
     import torch
 
+    from vggfeat.devices import resolve_device
+    from vggfeat.errors import VggfeatError
     from vggfeat.solver import Solver
 
-    N, device, file = options.imagenet, torch.device(options.device), options.file
-    gpu = device.type == "cuda"
+    try:
+        device = resolve_device(options.device)
+    except VggfeatError as error:
+        raise SystemExit(f"svm_scaling: {error}") from error
+    N, file = options.imagenet, options.file
     if not file.exists():
         made(N, file)
     table = columns(
@@ -150,24 +155,28 @@ def imagenet(options: argparse.Namespace) -> None:
         own = y < options.classes
         memory = None if options.memory is None else options.memory * 1e9
         found = []
-        ways = {"halves": True, "CPU": False} if options.check else {str(device): options.half}
-        for name, half in ways.items():
+        ways: list[tuple[torch.device, bool | None]] = [(device, options.half or None)]
+        if options.check:
+            ways = [(device, True), (torch.device("cpu"), None)]
+        for place, half in ways:
+            gpu = place.type == "cuda"
             if gpu:
                 torch.cuda.reset_peak_memory_stats()
             before, began = peak(), time.perf_counter()
-            solver = Solver(stored, device, memory, half=half or None)
+            solver = Solver(stored, place, memory, half=half)
             read = time.perf_counter()
             found.append(solver.solve(T, options.C, tol=options.tol))
             ended = time.perf_counter()
             taken = torch.cuda.max_memory_allocated() / 1e6 if gpu else peak() - before
             right = 100 * (found[-1].scores[own].argmax(1) == y[own]).mean()
+            hours = (ended - began) / 3600 * IMAGENET / N * 1000 / options.classes
             table.add_row(
-                name,
+                f"{place}{', halves' if half else ''}",
                 f"{N:,}",
                 f"{options.classes:,}",
                 f"{read - began:.1f}",
                 f"{ended - read:.1f}",
-                f"{taken / 1e3:.1f}",
+                f"{taken / 1e3:.1f}" if gpu or len(found) == 1 else "",  # a peak is of both
                 f"{found[-1].steps.min()} to {found[-1].steps.max()}",
                 f"{found[-1].gap.max():.1e}",
                 f"{right:.1f}",
@@ -177,8 +186,8 @@ def imagenet(options: argparse.Namespace) -> None:
     if options.check:
         difference = found[0].objective / found[1].objective - 1
         out.print(f"objectives: {difference.min():+.1e} to {difference.max():+.1e} of the CPU's")
-    hours = (ended - began) / 3600 * IMAGENET / N * 1000 / options.classes
-    out.print(f"{IMAGENET:,} images and 1,000 classes at the same rate: {hours:.2f} h")
+    else:
+        out.print(f"{IMAGENET:,} images and 1,000 classes at the same rate: {hours:.2f} h")
 
 
 def main() -> None:
@@ -196,7 +205,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--half", action="store_true", help="A GPU's way, on a CPU, too.")
     parser.add_argument(
-        "--check", action="store_true", help="A GPU's way and the CPU's, with their objectives."
+        "--check", action="store_true", help="A GPU's way and a CPU's, with their objectives."
     )
     parser.add_argument(
         "--memory",

@@ -319,6 +319,7 @@ def _plan_svm(
 ) -> None:
     """What `vggfeat svm` would take, as a table and as JSON."""
     from vggfeat.results import images
+    from vggfeat.solver import FREE
     from vggfeat.svm_plan import svm_plan
 
     planned = svm_plan(problem, C=C, seed=seed)
@@ -336,6 +337,9 @@ def _plan_svm(
         if planned.held
         else f"over {100 * planned.share:.3g} % of the memory: read from the files at each pass"
     )
+    on_gpu = ""
+    if device != "cpu":
+        on_gpu = f", on a CPU; {device} holds what takes up to {100 * FREE:g} % of its free memory"
     rows = [
         ("images", f"{planned.images:,}{unreadable}"),
         ("classes", f"{planned.classes:,}"),
@@ -347,7 +351,7 @@ def _plan_svm(
         ("state of the problems", f"{size(solver.states)}, {fits.problems:,} of them"),
         ("their exact systems", size(solver.factors)),
         ("blocks of rows", size(solver.blocks)),
-        ("memory in all", f"{size(planned.bytes)} beside the program, on {device}"),
+        ("memory in all", f"{size(planned.bytes)} beside the program{on_gpu}"),
     ]
     print_table("plan", rows)
 

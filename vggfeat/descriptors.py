@@ -50,6 +50,7 @@ class Descriptors:
             length += pooled_length(pool, len(part.scales), file.shape[2], len(part.regions))
             stored = max(stored, file.shape[1] * file.shape[2] * file.dtype.itemsize)
         self.shape: tuple[int, ...] = (files[0].shape[0], length)
+        self.stored = stored * files[0].shape[0]  # bytes, in the largest of the files
         # a power of two: row groups of shards are such, and none is read for two blocks
         self._step = 1 << (max(1, READ_BYTES // stored).bit_length() - 1)
 

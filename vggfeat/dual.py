@@ -34,16 +34,19 @@ from vggfeat.spaces import Products
 SWEEPS = {True: 2, False: 1}  # from zero, or from a start
 BLOCK = 64  # images of a sweep whose products are read together
 ROUNDS = 12  # at most; three to six are enough
-LEAST, FREE_SHARE = 200, 1.2  # images near a margin: at least, and to those free after the sweeps
-ITERATED = 10.0  # products with K, beside the curvature, that conjugate gradients take instead
-EXACT = {True: 50.0, False: 10.0}  # exact Newton steps that the hinge, or its square, takes instead
-BOX = 10.0  # multiplications in a box, beside the cube of its images
+LEAST, FREE_SHARE = 200, 1.2  # images near a margin: at least, and times those free after sweeps
+# What Newton's method takes instead: products with K, times the curvature, by conjugate gradients;
+# steps by exact systems, of the hinge or its square.
+ITERATED, EXACT = 10.0, {True: 50.0, False: 10.0}
+BOX = 10.0  # times the cube of a box's images: its multiplications
 STEPS = 30  # of one problem in a box
 MOST = 4096  # images near a margin, whose products are kept for each problem
-SHARP, SHARPEST, SHARPER = 8.0, 6e3, 2.5  # the hinge's curvature beside mean |x|^2; float32 factors
-LENGTH = 0.1  # of the slope where a step begins: its end has so little
+# The hinge's curvature, times the mean of |x|^2: at first and at most, as float32 has its factors;
+# and how fast it grows.
+SHARP, SHARPEST, GROWTH = 8.0, 6e3, 2.5
+LENGTH = 0.1  # of the slope where a step begins, what is left where it ends
 ROUGH, ROUGHER = 1e-3, 3e-2  # gaps at which scores are computed anew, in float64
-CLOSER = 0.02  # of the gap: a box is solved to so much of what it was
+CLOSER = 0.02  # of a problem's gap, what its box may leave
 
 
 def solve(
@@ -176,7 +179,7 @@ class _Box:
         self.Q = torch.zeros(0, 0)
 
     def admit(self, alpha: Tensor, s: Tensor, cap: Tensor) -> bool:
-        """Those near the margin; later those that contradict their alpha. Whether that are few
+        """Take those near the margin; later those that contradict their alpha. Whether they are few
         enough.
         """
         possible = self.c > 0
@@ -225,7 +228,7 @@ class _Box:
                 break
             half, rest = 0.5 * float(G @ QG), float(proven(a, s, c, hinge)[1].sum())
             if hinge and 2 * rest > enough and half <= SOLVED * (half + rest):
-                k, anchor = (k * SHARPER).clamp(max=max(self.blunt, self.sharpest)), a
+                k, anchor = (k * GROWTH).clamp(max=max(self.blunt, self.sharpest)), a
                 a, G, QG = at(z := k * s + anchor)
             inside = ((z > 0) & (z < cap)).nonzero()[:, 0]
             d, Qd = -G, -QG

@@ -53,8 +53,8 @@ class LogisticRegression(LinearClassifier):
     Notes
     -----
     Deterministic. Holds X centred in float32 (up to `softmax.COPY_BYTES`; on a GPU `COPY_SHARE`
-    of what is free), for N <= D 4 N^2 bytes instead, and some dozen numbers for each image and
-    class.
+    of what is free), for N <= D 4 N^2 bytes instead (8 where float32 leads nowhere), and some dozen
+    numbers for each image and class.
     """
 
     solver = "newton"

@@ -10,10 +10,11 @@ multiplied by asks:
 - float32: of X as float32; or, where X is held in halves (a GPU multiplies float16 some ten times
   as fast), of X and the weights as sums of two float16 each, with float32 sums: 22 bits.
 - float32, rough: there, of the upper halves alone. Enough for a direction that the next step mends,
-  at a third of the cost.
+  at a third of the cost, or half where X has no lower ones.
 
 Before a block of rows is halved its columns are multiplied by powers of two, and their weights are
-divided by them: nothing is lost to float16's range, which is 2^-24 to 2^16.
+divided by them: no column is lost to float16's range, which is 2^-24 to 2^16. (Of numbers far below
+the largest of their column digits are.)
 
 With several processes each holds its share of the rows, and sums over images are those of all.
 """
@@ -41,7 +42,7 @@ BLOCK_VALUES = {"cpu": 1 << 25, "cuda": 1 << 27}
 LOW = 2.0**11  # the bits of a float16's significand: what its rounding leaves is multiplied by it
 MOST = 120  # exponent of a scale that float32 holds
 TOP = 8  # the largest of a column is 2^8 to 2^9 as float16
-FEW = 1 << 17  # numbers in X that cost nothing in float64, and are then solved to all its digits
+FEW = 1 << 17  # numbers in X that cost nothing in float64
 KINDS: dict[torch.dtype, type[np.floating[Any]]] = {
     torch.float32: np.float32,
     torch.float64: np.float64,
@@ -398,6 +399,13 @@ class Rows:
             with telling_of_others():
                 dist.all_reduce(sums)
         return sums
+
+    def largest(self, number: Tensor) -> Tensor:
+        """The largest of all processes' numbers; in place."""
+        if self.ranks.world > 1:
+            with telling_of_others():
+                dist.all_reduce(number, dist.ReduceOp.MAX)
+        return number
 
     def agreed(self, values: Tensor) -> Tensor:
         """The first process's values, so that all go the same way; in place."""

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from vggfeat.devices import free_memory
 from vggfeat.rows import FEW, Rows, full_sums
-from vggfeat.spaces import cholesky
+from vggfeat.spaces import cholesky, refuse_large
 
 MAX_STEPS = 100  # Newton steps; two for a small C, a dozen for a large one
 CG_STEPS = 100  # of one Newton step
@@ -69,7 +69,6 @@ ALL_DIGITS = 1e-18  # gap of few numbers, which cost nothing
 # Unknowns of a Newton step that is solved exactly: at once, or where float32 led nowhere.
 EXACT, EXACT_LATER = 300, 2000
 EXACT_VALUES = 1 << 27  # unknowns times images, at most
-MOST_COST = 1e16  # of an image, times the square of its length: beyond float64 has no digits left
 
 
 class Loss(Protocol):
@@ -326,7 +325,7 @@ class Features:
 
 
 class Examples:
-    """States are V with W = X' V, and b. Memory: the Gram matrix, in float32."""
+    """States are V with W = X' V, and b. Memory: the Gram matrix, float32 until sharpened."""
 
     plain = False
 
@@ -514,12 +513,7 @@ def solve(
 
 def _solved(X: Any, loss: Loss, tol: float, near: tuple[np.ndarray, np.ndarray] | None) -> Solution:
     rows = Rows(X, loss.c.device, memory=0)  # a space keeps what it needs of X
-    largest = float((loss.c.amax(1) * (rows.squares() + 1)).max())
-    if not largest <= MOST_COST:
-        raise ValueError(
-            f"C, times an image's weight and the square of its length, is {largest:.2g}, and"
-            f" nothing is solved beyond {MOST_COST:g}: scale X, or give less"
-        )
+    refuse_large(float((loss.c.amax(1) * (rows.squares() + 1)).max()))
     if rows.N * rows.D <= FEW:
         tol = min(tol, ALL_DIGITS)
     r = loss.c.mean(1, keepdim=True)

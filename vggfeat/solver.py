@@ -1,6 +1,7 @@
 """Many linear SVMs over the same images, solved together: Newton's method on the examples inside
-the margin; on a CPU first by their duals (see `dual`), whose solutions are measured, and where need
-be gone on with, as Newton's own are.
+the margin. On a CPU, of X that is at hand, the hinge and a squared hinge of which nothing is known
+yet first by their duals (see `dual`), whose solutions are measured, and where need be gone on with,
+as Newton's own are.
 
 N images, D descriptor length, P problems (a class, a fold: each a row). Problem p minimises
 liblinear's
@@ -23,8 +24,8 @@ Lagrangian of the dual):
     alpha_i = min(max(0, alpha_0 + k s_i), c_i),
 
 which is the hinge's own alpha wherever alpha_0 is. Once a rounded problem is solved, its alpha is
-the next alpha_0, and k grows: from c_i, or from what bends as much as the regulariser for an image
-of its length, where that is less.
+the next alpha_0, and k grows: from c_i, or from BLUNT / |x_i|^2 where that is less; from a part of
+that where the losses of all images together bend far more than the regulariser.
 
 States live in one of two spaces, whichever is smaller. `Examples`: (w, b) = v X with v (P, N), and
 of X only the Gram matrix is needed. `Features`: (w, b) itself, (P, D + 1), with X read in blocks of
@@ -37,9 +38,9 @@ dual objective, what a problem could still lose:
 
 r = c max(0, s) - alpha s, or (2 c max(0, s) - alpha)^2 / 4 c + alpha max(0, -s); no term is
 negative. A problem is done when this gap is at most tol times its objective. Steps are computed in
-float32 (on a GPU: see `rows`); the gap that is told is measured in float64, on X itself. Problems
-that float32 doesn't bring there are gone on with in float64. Deterministic: no random numbers are
-drawn.
+float32 (on a GPU: see `rows`), of few numbers in float64; the gap that is told is measured in
+float64, on X itself. Problems that float32 doesn't bring there are gone on with in float64.
+Deterministic: no random numbers are drawn.
 """
 
 from __future__ import annotations
@@ -61,7 +62,15 @@ from vggfeat.devices import free_memory, out_of_memory
 from vggfeat.losses import SOLVED, Problems
 from vggfeat.ranks import Ranks
 from vggfeat.rows import FEW, Rows, full_sums
-from vggfeat.spaces import ByFeatures, Examples, Features, Products, Space, cached
+from vggfeat.spaces import (
+    ByFeatures,
+    Examples,
+    Features,
+    Products,
+    Space,
+    cached,
+    refuse_large,
+)
 
 LOSSES = ("squared_hinge", "hinge")
 # Newton steps at most. Of descriptors of length 1 the squared hinge takes three to ten, the hinge
@@ -77,8 +86,7 @@ NEARER, PATIENCE = 0.7, {torch.float32: 15, torch.float64: 200}
 GRAM_BYTES = 12.0  # a pair of images, in float32 and where need be in float64
 EASY = 2e4  # of the losses' curvatures in all, beside the regulariser's: a solve starts at zero
 CLIMB = 16.0  # from a small C, whose solution is near, to the C asked for
-BLUNT = 8.0  # of the hinge's corner, times the square of an image's length: the most at first
-MOST_COST = 1e16  # of an image, times the square of its length: beyond float64 has no digits left
+BLUNT = 8.0  # curvature of the hinge's corner at most at first, where |x| is 1
 LEAST_TOL = 1e-14  # what float64 can prove
 MEMORY = 2e9  # of a Solver, on a CPU
 FREE = 0.8  # of what is free on a GPU: a Solver's memory there
@@ -275,11 +283,7 @@ class Solver:
         for rows in cached(self.rows.N, asked.T):
             cost = asked.costs(rows) * self.space.squares[rows]
             largest = torch.maximum(largest, cost.max()) if cost.numel() else largest
-        if self.rows.of_all((~(largest <= MOST_COST)).long()):
-            raise ValueError(
-                f"C, times an image's weight and the square of its length, is {float(largest):.2g},"
-                f" and nothing is solved beyond {MOST_COST:g}: scale X, or give less"
-            )
+        refuse_large(float(self.rows.largest(largest)))
 
     def _near(self, W: Tensor, asked: Problems) -> Tensor:
         W = W.to(self.rows.device, self.dtype)
@@ -302,8 +306,8 @@ class Solver:
         near: tuple[np.ndarray, np.ndarray] | None,
     ) -> tuple[Tensor, ...]:
         """(w, b), scores, gap, objective, steps and state."""
-        # From near, Newton's steps are fewest, and where X is small they cost the least. Of the
-        # hinge they never are few.
+        # From another C's solution Newton's steps are fewest, and where X is small they cost the
+        # least. Of the hinge they never are few.
         few = start is not None or self.dtype == torch.float64 or self.space.size <= SMALL
         if self.products is None or (few and not problems.hinge):
             return self._solve(problems, tol, start, near if start is None else None)
@@ -358,8 +362,8 @@ class Solver:
         return V, asked, steps
 
     def _by_duals(self, problems: Problems, tol: float, start: Tensor | None) -> tuple[Tensor, ...]:
-        """The same by `dual`. The hinge's state is alpha, infinite at its cap: that is another for
-        another C.
+        """The same by `dual`. The hinge's state is alpha, infinite at its cap, as that is another
+        number for another C.
         """
         assert self.products is not None
         rows, T = self.rows, problems.T

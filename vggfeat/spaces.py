@@ -2,8 +2,8 @@
 whichever is smaller.
 
 N images, D descriptor length, P problems. A state is (w, b) of every problem: in `Examples` as (w,
-b) = v X with v (P, N), in `Features` as itself, (P, D + 1). States are float32 or float64, and all
-that is computed from them is as precise.
+b) = v X with v (P, N), in `Features` as itself, (P, D + 1). States are float32 or float64, and what
+is computed from them is as precise, but for the products of halves within a direction.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ EXACT_CONDITION = {torch.float32: 3e6, torch.float64: torch.inf}
 CG_CONDITION = {torch.float32: 3e4, torch.float64: 1e9}
 RANK = 128  # of the images that the preconditioner goes by
 LARGEST_SQUARE = 1e30  # of an image, beside the constant feature 1 in float64; float32 holds it
+MOST_COST = 1e16  # of an image, times the square of its length: beyond float64 has no digits left
 FACTOR_VALUES = 1 << 26  # of the factors held at a time
 SLACK = {"cpu": 1.0, "cuda": 1.3}  # largest over smallest of the systems factorised together
 EXACT_COST = 120.0  # of (w, b): conjugate gradients cost as much as so many products with X
@@ -368,8 +369,8 @@ def _alike(problems: Tensor, n: Tensor) -> Iterator[Tensor]:
 
 
 class Features:
-    """States are (w, b). Memory: 8 (D + 1)^2 bytes of the second moment, 4 of each factor of it, of
-    which there are FACTORS at most; for an exact solve, of each problem.
+    """States are (w, b). Memory: 8 (D + 1)^2 bytes of the second moment, as many or half of each
+    factor of it, of which there are FACTORS at most; for an exact solve, of each problem.
     """
 
     state_bytes = 40
@@ -471,6 +472,15 @@ class Features:
 
 def _of(h: Callable[[slice], Tensor], some: Tensor) -> Callable[[slice], Tensor]:
     return lambda rows: h(rows)[some]
+
+
+def refuse_large(largest: float) -> None:
+    """The largest of an image's cost times the square of its length."""
+    if not largest <= MOST_COST:
+        raise ValueError(
+            f"C, times an image's weight and the square of its length, is {largest:.2g}, and"
+            f" nothing is solved beyond {MOST_COST:g}: scale X, or give less"
+        )
 
 
 def _refuse_huge(rows: Rows, squares: Tensor) -> None:

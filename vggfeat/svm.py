@@ -28,6 +28,7 @@ from vggfeat.matrix import Matrix
 from vggfeat.metrics import mean_average_precision
 from vggfeat.ranks import job
 from vggfeat.solver import LOSSES, Solution, Solver
+from vggfeat.spaces import refuse_large
 
 SOLVERS = ("newton", "liblinear")
 C_GRID = tuple(2.0**k for k in range(-5, 8, 2))
@@ -362,6 +363,7 @@ def _liblinear(
     """The reference, a problem at a time. liblinear doesn't tell its gap: tol where it stopped by
     itself.
     """
+    refuse_large(C * float(np.max(weights_NP, initial=0)))
     coef, intercept, steps = [], [], []
     for targets_N, weights_N in zip(
         targets_NP.T, np.broadcast_to(weights_NP, targets_NP.shape).T, strict=True

@@ -91,7 +91,8 @@ def svm_plan(
     assert isinstance(descriptors, Descriptors)
     fits = fits_of(problem, C=C, seed=seed)
     N, D = descriptors.shape
-    solver, reading = svm_memory(fits.images, D, fits.problems), READING * READ_BYTES
+    solver = svm_memory(fits.images, D, fits.problems)
+    reading = READING * min(READ_BYTES, descriptors.stored)
     held = descriptors.fits
     return SvmPlan(
         images=N,

@@ -337,9 +337,9 @@ def _plan_svm(
         if planned.held
         else f"over {100 * planned.share:.3g} % of the memory: read from the files at each pass"
     )
-    on_gpu = ""
+    place = "on cpu"
     if device != "cpu":
-        on_gpu = f", on a CPU; {device} holds what takes up to {100 * FREE:g} % of its free memory"
+        place += f"; {device} holds what takes up to {100 * FREE:g} % of its free memory"
     rows = [
         ("images", f"{planned.images:,}{unreadable}"),
         ("classes", f"{planned.classes:,}"),
@@ -351,7 +351,7 @@ def _plan_svm(
         ("state of the problems", f"{size(solver.states)}, {fits.problems:,} of them"),
         ("their exact systems", size(solver.factors)),
         ("blocks of rows", size(solver.blocks)),
-        ("memory in all", f"{size(planned.bytes)} beside the program{on_gpu}"),
+        ("memory in all", f"{size(planned.bytes)} beside the program, {place}"),
     ]
     print_table("plan", rows)
 

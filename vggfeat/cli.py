@@ -479,14 +479,14 @@ def export_command(
     [part] = classifier.parts
     told = f"not checked: onnxruntime isn't there ({INSTALL})"
     if differences.float32 is not None:
-        told = f"{differences.float32:.1e} of the largest score, in float32"
+        told = f"{differences.float32:.1e} of the largest, in float32"
     rows += [
         ("images", f"uint8 RGB (N, H, W, 3), smallest side {part.scales[0]}, {part.filter}"),
         ("preprocessing", "in the graph"),
-        ("largest difference", told),
+        ("largest difference of scores", told),
     ]
     if differences.own is not None:
-        rows.append(("from the classifier in bfloat16", f"{differences.own:.1e}"))
+        rows.append(("in bfloat16, the classifier's own", f"{differences.own:.1e} of the largest"))
     print_table(to, rows)
 
 

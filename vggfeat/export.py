@@ -8,6 +8,7 @@ of both files are in `docs/formats.md`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ def write_onnx(path: str | os.PathLike[str], model: Model) -> Differences:
     graph = _Classifier(exact, network, part)
     if (size := sum(tensor.nbytes for tensor in graph.state_dict().values())) > MOST_BYTES:
         raise VggfeatError(f"a graph can't hold {size / 1e9:.1f} GB: give `to` npz")
-    low, (Q,) = network.min_side(part.layer), part.scales
+    (Q,) = part.scales
     facts = {
         "classes": json.dumps(model.classes),
         "multi_label": json.dumps(model.multi_label),
@@ -91,8 +92,8 @@ def write_onnx(path: str | os.PathLike[str], model: Model) -> Differences:
         "description": json.dumps(part.to_dict()),
         "version": __version__,
     }
-    sides = {1: torch.export.Dim("H", min=low), 2: torch.export.Dim("W", min=low)}
-    example = torch.zeros(2, low + 9, low + 30, 3, dtype=torch.uint8)
+    sides = {1: torch.export.Dim("H", min=Q), 2: torch.export.Dim("W", min=Q)}
+    example = torch.zeros(2, Q + 9, Q + 30, 3, dtype=torch.uint8)
     with whole(Path(path)) as partial:
         write_graph(partial, graph, example, sides, facts)
         session = session_of(partial)
@@ -222,22 +223,32 @@ def write_graph(
     """Write a module of `images` -> `scores` as an ONNX file; N, the first axis, is any.
 
     images: an example. sides: further axes of any length, as torch.export's Dim. facts: what the
-    file says of itself. Raises VggfeatError where a package for ONNX isn't there.
+    file says of itself. Raises VggfeatError where a package for ONNX isn't there, or PyTorch's
+    exporter fails.
     """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise VggfeatError(f"ONNX needs the package {error.name}: {INSTALL}") from error
-    program = torch.onnx.export(
-        module.eval(),
-        (images,),
-        input_names=["images"],
-        output_names=["scores"],
-        dynamic_shapes=({0: torch.export.Dim("N", min=1), **(sides or {})},),
-        dynamo=True,
-        verbose=False,
-    )
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # of each way that PyTorch tries, a page where it can't be
+    try:
+        program = torch.onnx.export(
+            module.eval(),
+            (images,),
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("N", min=1), **(sides or {})},),
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise VggfeatError(
+            f"PyTorch {torch.__version__} can't make a graph of this net: another version may"
+        ) from error
+    finally:
+        logging.disable(before)
     assert program is not None
     program.model.metadata_props.update(facts or {})
     program.save(str(path), external_data=False)

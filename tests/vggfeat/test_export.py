@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vggfeat
@@ -124,7 +126,7 @@ def test_a_graph_scores_images_as_its_classifier(
     out = tmp_path / "model.onnx"
     ran = command("export", mini, "--to", "onnx", "--out", out)
     assert (ran.status, ran.err) == (0, "")
-    (difference,) = re.findall(r"([0-9.e-]+) of the largest score, in float32", ran.out)
+    (difference,) = re.findall(r"([0-9.e-]+) of the largest, in float32", ran.out)
     assert float(difference) < 1e-4 and not list(tmp_path.glob("*.data"))
     session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
@@ -166,7 +168,8 @@ def test_a_graph_of_another_net_and_description(command: Command, he: Nets, tmp_
     assert ran.status == 1 and "no weights file at" in ran.err and not out.exists()
     ran = command(*words, "--weights", moved)
     assert (ran.status, ran.err) == (0, "")
-    assert "from the classifier in bfloat16" in ran.out
+    (own,) = re.findall(r"in bfloat16, the classifier's own +│ ([0-9.e-]+) of the largest", ran.out)
+    assert 1e-5 < float(own) < 0.1
     session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     exact = replace(
         model, parts=(replace(model.parts[0], precision="float32"),), weights=(str(moved),)
@@ -261,6 +264,22 @@ def test_without_a_package_for_onnx_it_is_told_which(
     assert ran.status == 1 and len(ran.err_lines) == 1
     assert f"ONNX needs the package {package}: pip install 'vggfeat[export]'" in ran.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_pytorch_cannot_export_is_one_line(
+    command: Command, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+
+    def fail(*args: object, **settings: object) -> None:
+        logging.getLogger("torch._guards").error("a page")
+        raise torch.onnx.OnnxExporterError("Failed\nto export")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    ran = command("export", mini, "--to", "onnx", "--out", tmp_path / "m.onnx")
+    assert ran.status == 1 and len(ran.err_lines) == 1
+    assert "can't make a graph of this net: another version may" in ran.err
+    assert not (tmp_path / "m.onnx").exists() and logging.root.manager.disable == 0
 
 
 def test_scores_of_zero_have_no_size() -> None:

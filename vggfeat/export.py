@@ -172,7 +172,8 @@ def _made_images(Q: int) -> list[np.ndarray]:
     """Batches of (n, H, W, 3) uint8, upright, lying and square, whose smallest side is Q."""
     rng = np.random.default_rng(0)
     batches = []
-    for n, height, width in ((1, Q, Q), (2, Q, Q + Q // 3), (1, Q + Q // 2 + 1, Q)):
+    more = min(Q // 3, 64) + 1
+    for n, height, width in ((1, Q, Q), (2, Q, Q + more), (1, Q + more, Q)):
         coarse = rng.integers(0, 256, (n, 5, 5, 3), dtype=np.uint8)
         smooth = [
             np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))

@@ -165,51 +165,25 @@ def to_onnx(network: Network, path: Path) -> float:
     """
     import torch
 
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise VggfeatError(
-            f"ONNX needs the package {error.name}: pip install 'vggfeat[export]'"
-        ) from error
-    module, preprocessing = network.vgg(), network.preprocessing
+    from vggfeat.export import INSTALL, Prepared, session_of, write_graph
+
+    module = network.vgg()
 
     class WithPreprocessing(torch.nn.Module):
-        """The net behind its preprocessing, so that the file can't be used without it."""
-
-        mean: Tensor
-        std: Tensor
-
         def __init__(self) -> None:
             super().__init__()
-            self.net = module
-            shape = (1, 3, 1, 1)
-            self.register_buffer("mean", torch.tensor(preprocessing.mean).view(shape))
-            self.register_buffer("std", torch.tensor(preprocessing.std).view(shape))
+            self.net, self.prepared = module, Prepared(network.preprocessing)
 
         def forward(self, images: Tensor) -> Tensor:
-            if preprocessing.channel_order == "BGR":
-                images = images.flip(1)
-            x = images * (preprocessing.input_range / 255)
-            return self.net.crop_scores((x - self.mean) / self.std)
+            return self.net.crop_scores(self.prepared(images))
 
     exported = WithPreprocessing().eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, module.crop, module.crop), generator=generator).float()
-    batch = torch.export.Dim("N", min=1)
-    program = torch.onnx.export(
-        exported,
-        (images,),
-        input_names=["images"],
-        output_names=["scores"],
-        dynamic_shapes={"images": {0: batch}},
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(path), external_data=False)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    write_graph(path, exported, images)
+    session = session_of(path)
+    if session is None:
+        raise VggfeatError(f"ONNX needs the package onnxruntime: {INSTALL}")
     worst = 0.0
     for n in (1, 2):
         theirs = session.run(None, {"images": images[:n].numpy()})[0]

@@ -53,6 +53,7 @@ OPTIONS = {
         """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
         --debug"""
     ),
+    "vggfeat export": "model --to --out --weights --overwrite --debug",
     "vggfeat report": "--results --features --model --root --out --overwrite --debug",
     "vggfeat neighbours": (
         """--features --query --top --pool --scales --picture --root --weights --device
@@ -349,6 +350,12 @@ WRONG = {
     "vggfeat predict a.jpg --model m.h5 --csv a --json a": "--json and --csv are one file",
     "vggfeat predict a.jpg --model m.h5 --csv a.jpg": "is what the command reads",
     "vggfeat predict a.jpg --model m.h5 --device tpu9": "there is no device 'tpu9'",
+    "vggfeat export --to npz --out n.npz": "model",
+    "vggfeat export m.h5 --out n.npz": "--to",
+    "vggfeat export m.h5 --to npz": "--out",
+    "vggfeat export m.h5 --to npz --out n.onnx": "--out n.onnx must end in .npz",
+    "vggfeat export m.h5 --to npz --out n.npz --weights w.pth": "--weights is for --to onnx",
+    "vggfeat export m.onnx --to onnx --out m.onnx": "is what the command reads",
     "vggfeat report": "a report needs --results or --model",
     "vggfeat report --model m.h5 --root images": "--root is of the images that --features knows",
     "vggfeat report --model m.h5 --features f.h5 --features f.h5": "is given twice",
@@ -510,6 +517,7 @@ ABSENT = {
     "vggfeat extract --dataset digits --weights w.safetensors --layer conv5_4": "no weights file",
     "vggfeat svm --features f.h5": "no feature file at f.h5",
     "vggfeat predict a.jpg --model m.h5": "no model file at m.h5",
+    "vggfeat export m.h5 --to npz --out n.npz": "no model file at m.h5",
     "vggfeat report --model m.h5": "no model file at m.h5",
     "vggfeat neighbours --features f.h5 --query q": "no feature file at f.h5",
     "vggfeat info f.h5": "no feature file at f.h5",

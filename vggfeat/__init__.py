@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.errors import UnreadableImage as UnreadableImage
     from vggfeat.errors import VggfeatError as VggfeatError
     from vggfeat.features import open_features as open_features
+    from vggfeat.featurizer import VggFeaturizer as VggFeaturizer
     from vggfeat.logistic import LogisticRegression as LogisticRegression
     from vggfeat.model import Model as Model
     from vggfeat.model import open_model as open_model
@@ -43,6 +44,7 @@ _WHERE = {
     "Model": "model",
     "Network": "weights",
     "UnreadableImage": "errors",
+    "VggFeaturizer": "featurizer",
     "VggfeatError": "errors",
     "embed": "describe",
     "load": "sources",

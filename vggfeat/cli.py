@@ -440,6 +440,56 @@ def predict(
     leave(bad)
 
 
+@app.command("export", cls=Strict)
+@with_debug
+def export_command(
+    model: Annotated[Path, typer.Argument(help="A classifier of `vggfeat svm --out`.")],
+    to: Annotated[
+        Literal["onnx", "npz"],
+        typer.Option(
+            help="onnx: from pixels to scores, of one net at one scale; npz: the weights alone."
+        ),
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="The file to write, which ends in .onnx or .npz.")
+    ],
+    weights: Annotated[str | None, typer.Option(help=f"{Moved}.", show_default=False)] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a saved classifier for use without this program; a graph's scores are compared with
+    it.
+    """
+    if out_file.suffix != f".{to}":
+        raise WrongUsage(f"--out {out_file} must end in .{to}")
+    if weights and to == "npz":
+        raise WrongUsage("--weights is for --to onnx: leave it out")
+    check_outputs({"--out": out_file}, inputs=[model, *weights_files(weights)], overwrite=overwrite)
+    from vggfeat.export import INSTALL, write_npz, write_onnx
+    from vggfeat.model import open_model
+
+    classifier = open_model(model, weights=weights or (), device="cpu")
+    of_parts = weights_files(*(part.weights for part in classifier.parts))
+    refuse_inputs({"--out": out_file}, of_parts)
+    rows = [("file", str(out_file)), ("classes", f"{len(classifier.classes):,}")]
+    if to == "npz":
+        write_npz(out_file, classifier)
+        print_table(to, [*rows, ("descriptor", f"{classifier.coef_KD.shape[1]:,} values")])
+        return
+    differences = write_onnx(out_file, classifier)
+    [part] = classifier.parts
+    told = f"not checked: onnxruntime isn't there ({INSTALL})"
+    if differences.float32 is not None:
+        told = f"{differences.float32:.1e} of the largest, in float32"
+    rows += [
+        ("images", f"uint8 RGB (N, H, W, 3), smallest side {part.scales[0]}, {part.filter}"),
+        ("preprocessing", "in the graph"),
+        ("largest difference of scores", told),
+    ]
+    if differences.own is not None:
+        rows.append(("in bfloat16, the classifier's own", f"{differences.own:.1e} of the largest"))
+    print_table(to, rows)
+
+
 @app.command("report", cls=Strict)
 @with_debug
 def report_command(

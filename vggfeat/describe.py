@@ -218,8 +218,7 @@ def embed(
     """
     if not isinstance(network, Network):
         raise VggfeatError(f"`network` must be one that vggfeat.load returns, not {shown(network)}")
-    if pool not in POOLINGS:
-        raise VggfeatError(f"`pool` must be one of {', '.join(POOLINGS)}, not {shown(pool)}")
+    refuse_pool(pool)
     images = list_of_images(images)
     description = description_of(network, layer, scales, mirror)
     raw_NQD, unreadable = described(
@@ -229,12 +228,19 @@ def embed(
     return (x_ND, unreadable) if return_unreadable else x_ND
 
 
-def list_of_images(images: Iterable[Any]) -> list[Any]:
+def refuse_pool(pool: Any) -> None:
+    """Raise VggfeatError for what is no pooling over scales."""
+    if pool not in POOLINGS:
+        raise VggfeatError(f"`pool` must be one of {', '.join(POOLINGS)}, not {shown(pool)}")
+
+
+def list_of_images(images: Iterable[Any], argument: str = "`images`") -> list[Any]:
     """images as a list, of what `decode.read_rgb` takes: paths, bytes of files, PIL images, arrays
     (H, W, 3).
 
     images: a list or tuple, an array (N, H, W, 3), or an iterator, which is read to its end first.
-    Raises VggfeatError, which says what to give: one image alone, none, tensors, anything else.
+    argument: how they are called where they were given. Raises VggfeatError, which says what to
+    give: one image alone, none, tensors, anything else.
     """
     hint = "give a list of images, and for one image [image]"
     one = isinstance(images, IMAGE_TYPES) and not (
@@ -245,13 +251,13 @@ def list_of_images(images: Iterable[Any]) -> list[Any]:
         or isinstance(images, Mapping | Set | torch.Tensor | IOBase)
         or not isinstance(images, Iterable)
     ):
-        raise VggfeatError(f"`images` is {kind_of(images)}: {hint}")
+        raise VggfeatError(f"{argument} is {kind_of(images)}: {hint}")
     listed = list(images)
     if not listed:
-        raise VggfeatError("`images` is empty: there is nothing to describe")
+        raise VggfeatError(f"{argument} is empty: there is nothing to describe")
     for i, image in enumerate(listed):
         if not isinstance(image, IMAGE_TYPES):
-            raise VggfeatError(f"image {i} of `images` is {kind_of(image)}: give {IMAGES}")
+            raise VggfeatError(f"image {i} of {argument} is {kind_of(image)}: give {IMAGES}")
     return listed
 
 
@@ -263,17 +269,19 @@ def described(
     workers: int,
     progress: bool,
     keep_going: bool,
+    name: Callable[[int], str] = "image {}".format,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Descriptors (N, Q, D) float32 of images, neither pooled nor normalised; and index -> reason
     of unreadable ones.
 
     keep_going: the unreadable ones are rows of NaN; else the first that is met raises
-    UnreadableImage. progress: show it on stderr. The others as of `batches.by_shape`.
+    UnreadableImage, which begins with its name. progress: show it on stderr. The others as of
+    `batches.by_shape`.
     """
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
+    for argument, value in (("batch_size", batch_size), ("workers", workers)):
         counts = isinstance(value, numbers.Integral) and value >= 1
-        if not counts and (value is not None or name == "workers"):
-            raise VggfeatError(f"`{name}` must be a whole number from 1 up, not {shown(value)}")
+        if not counts and (value is not None or argument == "workers"):
+            raise VggfeatError(f"`{argument}` must be a whole number from 1 up, not {shown(value)}")
     N, done = len(images), 0.0
     raw_NQD = np.full(
         (N, len(description.scales), network.dim(description.layer)), np.nan, np.float32
@@ -301,5 +309,5 @@ def described(
             elif keep_going:
                 unreadable[i] = str(result)
             else:
-                raise UnreadableImage(f"image {i}: {result}")
+                raise UnreadableImage(f"{name(i)}: {result}")
     return raw_NQD, dict(sorted(unreadable.items()))

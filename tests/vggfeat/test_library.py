@@ -99,6 +99,7 @@ def test_these_names_are_public() -> None:
         "Model",
         "Network",
         "UnreadableImage",
+        "VggFeaturizer",
         "VggfeatError",
         "embed",
         "load",

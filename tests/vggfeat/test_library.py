@@ -98,12 +98,14 @@ def test_these_names_are_public() -> None:
         "LogisticRegression",
         "Model",
         "Network",
+        "Prediction",
         "UnreadableImage",
         "VggfeatError",
         "embed",
         "load",
         "open_features",
         "open_model",
+        "predict_all",
     ]
 
 

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before all that takes time
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,6 +73,8 @@ if TYPE_CHECKING:
     from vggfeat.results import Results
     from vggfeat.store import Description
 
+
+TABLED = 100  # images whose classes `predict` prints
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -434,7 +437,7 @@ def predict_command(
     rows = source_of(source, classifier)
     refuse_inputs(
         {"--out": out_file, "--out's": partial},
-        [*weights_files(*(part.weights for part in classifier.parts)), *read, *rows.paths()],
+        chain(weights_files(*(part.weights for part in classifier.parts)), read, rows.paths()),
     )
     for line in rows.remarks:
         say(line)
@@ -458,9 +461,6 @@ def predict_command(
                         table.add_row(*cells)
     _print_predictions(out_file, table, tally)
     leave(range(tally.unreadable))
-
-
-TABLED = 100  # images whose classes are printed
 
 
 def _refuse_idle_of_predict(

@@ -295,10 +295,9 @@ def predict(inputs: Inputs) -> Job:
         image,
         "--model",
         inputs.model[0],
-        "--csv",
+        "--out",
         "p.csv",
-        "--json",
-        "p.json",
+        "--scores",
         "--device",
         "cpu",
     ]

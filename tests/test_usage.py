@@ -50,8 +50,8 @@ OPTIONS = {
         --device --workers --overwrite --json --dry-run --ledger --debug"""
     ),
     "vggfeat predict": (
-        """images --model --weights --top --batch-size --device --workers --json --csv --overwrite
-        --debug"""
+        """source --model --weights --out --scores --threshold --top --batch-size --device --workers
+        --overwrite --debug"""
     ),
     "vggfeat export": "model --to --out --weights --overwrite --debug",
     "vggfeat report": "--results --features --model --root --out --overwrite --debug",
@@ -344,11 +344,15 @@ WRONG = {
     "vggfeat svm --features f.h5 --C inf": "finite",
     "vggfeat svm --features f.h5 --loss log": "--loss",
     "vggfeat svm --features f.h5 --seed -1": "--seed",
-    "vggfeat predict --model m.h5": "images",
+    "vggfeat predict --model m.h5": "source",
     "vggfeat predict a.jpg": "--model",
     "vggfeat predict a.jpg --model m.h5 --top 0": "--top",
-    "vggfeat predict a.jpg --model m.h5 --csv a --json a": "--json and --csv are one file",
-    "vggfeat predict a.jpg --model m.h5 --csv a.jpg": "is what the command reads",
+    "vggfeat predict a.csv --model m.h5 --out a.csv": "is what the command reads",
+    "vggfeat predict a.jpg --model m.h5 --out a.txt": "must end in .csv, .jsonl or .parquet",
+    "vggfeat predict a.jpg --model m.h5 --scores": "--scores is of the file that --out names",
+    "vggfeat predict a.jpg --model m.h5 --out a.csv --top 2": "--top is of what is printed",
+    "vggfeat predict a.jpg --model m.h5 --threshold nan": "must be a finite number, not nan",
+    "vggfeat predict a.jpg --model m.h5 --threshold x": "--threshold",
     "vggfeat predict a.jpg --model m.h5 --device tpu9": "there is no device 'tpu9'",
     "vggfeat export --to npz --out n.npz": "model",
     "vggfeat export m.h5 --out n.npz": "--to",

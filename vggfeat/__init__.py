@@ -11,6 +11,7 @@ svm.predict(X)
 
 model = vggfeat.open_model("model.h5")                      # of `vggfeat svm --out`
 model.predict(["a.jpg", pil_image])                         # the class of each
+vggfeat.predict_all(model, "photos/")                       # a row an image, as they come
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.logistic import LogisticRegression as LogisticRegression
     from vggfeat.model import Model as Model
     from vggfeat.model import open_model as open_model
+    from vggfeat.predict import Prediction as Prediction
+    from vggfeat.predict import predict_all as predict_all
     from vggfeat.sources import load as load
     from vggfeat.store import Features as Features
     from vggfeat.svm import LinearSVM as LinearSVM
@@ -43,6 +46,7 @@ _WHERE = {
     "LogisticRegression": "logistic",
     "Model": "model",
     "Network": "weights",
+    "Prediction": "predict",
     "UnreadableImage": "errors",
     "VggFeaturizer": "featurizer",
     "VggfeatError": "errors",
@@ -50,6 +54,7 @@ _WHERE = {
     "load": "sources",
     "open_features": "features",
     "open_model": "model",
+    "predict_all": "predict",
 }
 __all__ = list(_WHERE)
 

@@ -10,10 +10,10 @@ if __name__ == "__main__":  # before all that takes time
 
     begin()
 
-import csv
-import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,19 +58,23 @@ from vggfeat.terminal import (
     list_unreadable,
     out,
     print_table,
+    progress,
     refused_otherwise,
     run,
     say,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
+    from rich.table import Table
 
+    from vggfeat.predict import Tally
     from vggfeat.problem import Problem
     from vggfeat.protocols import Outcome
     from vggfeat.results import Results
     from vggfeat.store import Description
 
+
+TABLED = 100  # images whose classes `predict` prints
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -376,68 +380,115 @@ def _to_ledger(results: Results, page: Path | None) -> None:
         out.print(line, soft_wrap=True)
 
 
-@app.command(cls=Strict)
+@app.command("predict", cls=Strict)
 @with_debug
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="The images to classify.")],
+def predict_command(
+    context: typer.Context,
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help=(
+                "What to classify: images, folders, a CSV file or a list (.txt) of images, - for a"
+                " list on stdin; or feature files or sets of shards, one a net."
+            ),
+        ),
+    ],
     model: Annotated[Path, typer.Option(help="A classifier of `vggfeat svm --out`.")],
     weights: Annotated[
         list[str] | None,
         typer.Option(help=f"{Moved}; of several nets, each in its order.", show_default=False),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print an image.")] = 5,
+    out_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Write a row an image to this .csv, .jsonl or .parquet file instead."
+        ),
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Into the file, the score of each class, too.")
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a classifier of several labels an image: name classes above this score.",
+            show_default="0",
+        ),
+    ] = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="How many classes to print an image, without --out.")
+    ] = 5,
     batch_size: BatchSize = None,
     device: Device = "auto",
     workers: Workers = None,
-    json_file: Json = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Also write all scores as CSV to this file.")
-    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score new images with a saved classifier."""
-    from vggfeat.model import open_model
+    """Score images with a saved classifier."""
+    _refuse_idle_of_predict(context, out_file, threshold)
+    refuse_same_names({"--out": out_file}, [*_here(source), model])
+    from vggfeat.writer import behind_link, partial_of
 
-    check_outputs(
-        {},
-        texts={"--json": json_file, "--csv": csv_file},
-        inputs=[*images, model, *weights_files(*(weights or []))],
-        overwrite=overwrite,
-    )
+    partial = None if out_file is None else partial_of(behind_link(out_file))
+    read = [*_here(source), model, *weights_files(*(weights or []))]
+    check_outputs({"--out": out_file}, inputs=[*read, partial], overwrite=overwrite)
+    from vggfeat.model import open_model
+    from vggfeat.predict import Tally, predict_all, source_of, write_predictions
+
     classifier = open_model(model, weights=weights or (), device=device)
+    rows = source_of(source, classifier)
     refuse_inputs(
-        {"--json": json_file, "--csv": csv_file},
-        weights_files(*(part.weights for part in classifier.parts)),
+        {"--out": out_file, "--out's": partial},
+        chain(weights_files(*(part.weights for part in classifier.parts)), read, rows.paths()),
     )
-    scores_NK, bad = classifier.scores(
-        images,
-        batch_size=batch_size,
-        workers=workers or CORES,
-        progress=True,
-        return_unreadable=True,
-    )
-    table = columns("image", "class", "score")
-    records: list[dict[str, Any]] = []
-    for i, path in enumerate(images):
-        if i in bad:
-            records.append({"image": str(path), "error": bad[i]})
-            continue
-        order = (-scores_NK[i]).argsort(kind="stable")[:top]
-        best = [(classifier.classes[k], float(scores_NK[i, k])) for k in order]
-        for rank, (name, score) in enumerate(best):
-            table.add_row("" if rank else str(path), name, f"{score:+.3f}")
-        records.append(
-            {"image": str(path), "top": [{"class": name, "score": score} for name, score in best]}
-        )
-    try_each(
-        lambda: write_json(json_file, records),
-        lambda: write_text(csv_file, _scores_csv(images, classifier.classes, scores_NK, bad)),
-        lambda: out.print(table) if table.row_count else None,
-    )
-    list_unreadable(
-        {str(images[i]): reason for i, reason in sorted(bad.items())}, "--json FILE writes them all"
-    )
-    leave(bad)
+    for line in rows.remarks:
+        say(line)
+    shared: dict[str, Any] = {
+        "threshold": threshold,
+        "batch_size": batch_size,
+        "workers": workers or CORES,
+        "say": lambda line: say(in_options(line)),
+    }
+    table, tally = columns("image", "class", "score"), Tally(classifier, rows)
+    with progress("predict") as show:
+        if out_file is not None:
+            tally = write_predictions(
+                classifier, rows, out_file, scores=scores, progress=show, **shared
+            )
+        else:
+            for row in predict_all(classifier, rows, progress=show, **shared):
+                tally.add(row.image, row.classes, row.error)
+                if tally.rows - tally.unreadable <= TABLED:
+                    for cells in row.best(classifier.classes, top):
+                        table.add_row(*cells)
+    _print_predictions(out_file, table, tally)
+    leave(range(tally.unreadable))
+
+
+def _refuse_idle_of_predict(
+    context: typer.Context, out_file: Path | None, threshold: float | None
+) -> None:
+    """Options that change nothing, and what can't be, whatever the classifier is."""
+    if out_file is None and "scores" in typed(context):
+        raise WrongUsage("--scores is of the file that --out names: give both, or neither")
+    if out_file is not None and "top" in typed(context):
+        raise WrongUsage("--top is of what is printed, and --out prints no rows: leave out one")
+    if out_file is not None and out_file.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+        raise WrongUsage(f"--out {out_file} must end in .csv, .jsonl or .parquet")
+    if threshold is not None and not math.isfinite(threshold):
+        raise WrongUsage(f"--threshold must be a finite number, not {threshold}")
+
+
+def _print_predictions(out_file: Path | None, table: Table, tally: Tally) -> None:
+    if out_file is not None:
+        unreadable = f", {tally.unreadable:,} of them unreadable" if tally.unreadable else ""
+        out.print(f"{out_file}: {tally.rows:,} rows{unreadable}", soft_wrap=True)
+    elif table.row_count:
+        out.print(table)
+    if out_file is None and (more := tally.rows - tally.unreadable - TABLED) > 0:
+        out.print(f"and {more:,} more images; --out FILE writes them all")
+    if tally.accuracy:
+        out.print(tally.accuracy, soft_wrap=True)
+    rest = "" if out_file else "--out FILE writes them all"
+    list_unreadable(tally.first_unreadable, rest, tally.unreadable)
 
 
 @app.command("export", cls=Strict)
@@ -680,21 +731,6 @@ def weights_command() -> None:
 
 
 # --- printing -------------------------------------------------------------------------------------
-
-
-def _scores_csv(
-    images: Sequence[Path], classes: Sequence[str], scores_NK: np.ndarray, bad: dict[int, str]
-) -> str:
-    """A line an image with the score of each class, none where it was unreadable."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["image", *classes])
-    for i, path in enumerate(images):
-        cells = (
-            [""] * len(classes) if i in bad else [repr(score) for score in scores_NK[i].tolist()]
-        )
-        writer.writerow([path, *cells])
-    return text.getvalue()
 
 
 def _print_results(results: Results) -> None:

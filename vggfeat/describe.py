@@ -278,15 +278,8 @@ def described(
     UnreadableImage, which begins with its name. progress: show it on stderr. The others as of
     `batches.by_shape`.
     """
-    for argument, value in (("batch_size", batch_size), ("workers", workers)):
-        counts = isinstance(value, numbers.Integral) and value >= 1
-        if not counts and (value is not None or argument == "workers"):
-            raise VggfeatError(f"`{argument}` must be a whole number from 1 up, not {shown(value)}")
+    refuse_counts(batch_size, workers)
     N, done = len(images), 0.0
-    raw_NQD = np.full(
-        (N, len(description.scales), network.dim(description.layer)), np.nan, np.float32
-    )
-    unreadable: dict[int, str] = {}
     with terminal.progress("describe", quiet=not progress) as show:
 
         def advance(more: float) -> None:
@@ -295,19 +288,57 @@ def described(
             show(min(done, N), N)
 
         show(0, N)
-        for i, result in describe_all(
+        return gathered(
             network,
             images,
             description,
             batch_size=batch_size,
             workers=workers,
+            keep_going=keep_going,
             advance=advance,
             say=terminal.say if progress else lambda line: None,
-        ):
-            if not isinstance(result, UnreadableImage):
-                raw_NQD[i] = result
-            elif keep_going:
-                unreadable[i] = str(result)
-            else:
-                raise UnreadableImage(f"{name(i)}: {result}")
+            name=name,
+        )
+
+
+def refuse_counts(batch_size: int | None, workers: int) -> None:
+    """Raise VggfeatError for what are no numbers of images and threads."""
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        counts = isinstance(value, numbers.Integral) and value >= 1
+        if not counts and (value is not None or name == "workers"):
+            raise VggfeatError(f"`{name}` must be a whole number from 1 up, not {shown(value)}")
+
+
+def gathered(
+    network: Network,
+    images: Sequence[Any],
+    description: Description,
+    *,
+    batch_size: int | None,
+    workers: int,
+    keep_going: bool,
+    advance: Callable[[float], None],
+    say: Callable[[str], None],
+    name: Callable[[int], str] = "image {}".format,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """As `described`, told by advance and say (see `batches.by_shape`) instead of on stderr."""
+    raw_NQD = np.full(
+        (len(images), len(description.scales), network.dim(description.layer)), np.nan, np.float32
+    )
+    unreadable: dict[int, str] = {}
+    for i, result in describe_all(
+        network,
+        images,
+        description,
+        batch_size=batch_size,
+        workers=workers,
+        advance=advance,
+        say=say,
+    ):
+        if not isinstance(result, UnreadableImage):
+            raw_NQD[i] = result
+        elif keep_going:
+            unreadable[i] = str(result)
+        else:
+            raise UnreadableImage(f"{name(i)}: {result}")
     return raw_NQD, dict(sorted(unreadable.items()))

@@ -6,8 +6,10 @@ K classes, D length of the aggregated descriptor, N images. The layout of the fi
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +81,18 @@ class Model:
             )
         scores: np.ndarray = x_ND @ self.coef_KD.T + self.intercept_K
         return scores
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides a score: classes, weights of the SVM, how images are
+        described; not where a net's weights lie.
+        """
+        parts = [{**part.to_dict(), "weights": ""} for part in self.parts]
+        facts = [self.classes, self.pool, self.multi_label, parts]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(self.coef_KD, "<f8").data)
+        digest.update(np.ascontiguousarray(self.intercept_K, "<f8").data)
+        return digest.hexdigest()
 
     @cached_property
     def networks(self) -> list[Network]:
@@ -203,18 +217,35 @@ class Model:
         keep_going: bool,
     ) -> tuple[np.ndarray, dict[int, str]]:
         listed = list_of_images(images)
+        return self.scores_by(
+            lambda network, part: described(
+                network, listed, part, batch_size, workers, progress, keep_going
+            )
+        )
+
+    def refuse_images(self) -> None:
+        """Raise VggfeatError where it takes more than an image to describe it as the training
+        images were.
+        """
         if any(part.of_boxes for part in self.parts):
             raise VggfeatError(
                 "the classifier was learned from boxes in images, and nothing tells where a new"
                 " image's is: cut the images there, and learn from the cut ones, or with `regions`"
                 " image"
             )
+
+    def scores_by(
+        self, describe: Callable[[Network, Description], tuple[np.ndarray, dict[int, str]]]
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """(N, K) scores and index -> reason, of images by what describes them for each net:
+        descriptors (N, Q, D), NaN where unreadable, and those reasons. Raises what it and
+        `networks` do.
+        """
+        self.refuse_images()
         parts: list[np.ndarray] = []
         unreadable: dict[int, str] = {}
         for network, part in zip(self.networks, self.parts, strict=True):
-            raw_NQD, bad = described(
-                network, listed, part, batch_size, workers, progress, keep_going
-            )
+            raw_NQD, bad = describe(network, part)
             parts.append(aggregate(raw_NQD, self.pool))
             unreadable |= bad
         return self.decision_function(fuse(parts)), dict(sorted(unreadable.items()))

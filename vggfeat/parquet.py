@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ def pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise VggfeatError(
-            f"sets of shards are Parquet files, which need pyarrow ({error}): pip install"
+            f"Parquet files, as sets of shards are, need pyarrow ({error}): pip install"
             " 'vggfeat[cloud]'"
         ) from error
     return pyarrow
@@ -71,6 +71,22 @@ def to_bytes(columns: Mapping[str, Column], facts: Mapping[str, Any]) -> bytes:
         write_page_checksum=True,
     )
     return sink.getvalue()
+
+
+def write_records(
+    path: Path, kinds: Mapping[str, str], blocks: Iterable[Sequence[Mapping[str, Any]]]
+) -> None:
+    """A file of records, a block at a time; a column that a record lacks is null there.
+
+    kinds: name -> "text", "texts", "number" or "numbers" of each column; numbers are float64.
+    """
+    pa = pyarrow()
+    types = {"text": pa.string(), "number": pa.float64()}
+    types |= {"texts": pa.list_(types["text"]), "numbers": pa.list_(types["number"])}
+    schema = pa.schema([(name, types[kind]) for name, kind in kinds.items()])
+    with pa.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for block in blocks:
+            writer.write_table(pa.Table.from_pylist(list(block), schema=schema))
 
 
 def _sum(values: Column, before: int = 0) -> int:

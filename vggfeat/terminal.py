@@ -134,14 +134,14 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def list_unreadable(bad: dict[str, str], rest: str = "") -> None:
+def list_unreadable(bad: dict[str, str], rest: str = "", count: int | None = None) -> None:
     """Print the names and reasons of the first unreadable images on stderr. rest: what tells the
-    others, too.
+    others, too. count: how many there are, where these are but the first.
     """
     for name, why in islice(bad.items(), LISTED):
         say(f"unreadable: {name}: {why}")
-    if len(bad) > LISTED:
-        say(f"unreadable: and {len(bad) - LISTED:,} more" + (f"; {rest}" if rest else ""))
+    if (more := (len(bad) if count is None else count) - min(len(bad), LISTED)) > 0:
+        say(f"unreadable: and {more:,} more" + (f"; {rest}" if rest else ""))
 
 
 _running: typer.Typer | None = None

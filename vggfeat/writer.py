@@ -161,7 +161,7 @@ class FeatureWriter:
         make = partial(cls, path=path, say=say, first=True, replaces=overwrite, began=began)
         if finished and retry:
             return _taken_back(path, job, say, make)
-        descriptor = _locked(partial_of(path), os.O_CREAT, fcntl.LOCK_EX, say)
+        descriptor = locked(partial_of(path), os.O_CREAT, fcntl.LOCK_EX, say)
         with _closed_on_failure(descriptor):
             if os.path.lexists(path) and not (overwrite or retry):  # its writer has just ended
                 if not os.fstat(descriptor).st_size:
@@ -179,7 +179,7 @@ class FeatureWriter:
         made and shares.
         """
         began, path = time.monotonic(), behind_link(path)
-        descriptor = _locked(partial_of(path), 0, fcntl.LOCK_SH, say)
+        descriptor = locked(partial_of(path), 0, fcntl.LOCK_SH, say)
         with _closed_on_failure(descriptor), damaged(partial_of(path)):
             file = hdf5.File(partial_of(path), descriptor, unfinished=True)
             return cls(file, path, say, first=False, began=began)
@@ -499,7 +499,7 @@ def _taken_back(
     path: Path, job: _Job, say: Callable[[str], None], make: Callable[..., FeatureWriter]
 ) -> FeatureWriter:
     """A writer of a finished file, made half-written, whose unreadable rows are described again."""
-    descriptor, place = _locked(path, 0, fcntl.LOCK_EX, say), partial_of(path)
+    descriptor, place = locked(path, 0, fcntl.LOCK_EX, say), partial_of(path)
     with _closed_on_failure(descriptor):
         try:
             if os.path.lexists(place):
@@ -534,8 +534,12 @@ def _closed_on_failure(descriptor: int) -> Iterator[None]:
         raise
 
 
-def _locked(path: Path, flags: int, kind: int, say: Callable[[str], None]) -> int:
-    """A file descriptor that holds a lock on path until it is closed, which a kill does too."""
+def locked(path: Path, flags: int, kind: int, say: Callable[[str], None]) -> int:
+    """A file descriptor that holds a lock on path until it is closed, which a kill does too.
+
+    flags: of os.open, beside reading and writing. kind: of `fcntl.flock`. say: called where there
+    are no locks. Raises VggfeatError: a link, no regular file, another process has it.
+    """
     while True:
         try:
             # not through a link, which may lead anywhere, and not to wait for a pipe's reader
@@ -561,7 +565,10 @@ def _lock(descriptor: int, kind: int, path: Path, say: Callable[[str], None]) ->
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise VggfeatError(f"can't lock {path}: {reason(error)}") from error
-        say(f"warning: {path} can't be locked ({reason(error)}): start no other extraction into it")
+        say(
+            f"warning: {path} can't be locked ({reason(error)}): start no other process"
+            " that writes it"
+        )
 
 
 def _stored_status(file: hdf5.File) -> np.ndarray:

@@ -161,11 +161,14 @@ def trained(command: Command, extracted: Path, tmp_path: Path) -> Path:
     return path
 
 
-def read_csv(path: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Header, images, and scores (N, K), NaN where a cell is empty."""
-    header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-    scores = np.array([[float(cell) if cell else np.nan for cell in row[1:]] for row in rows])
-    return header, [row[0] for row in rows], scores
+def read_predictions(path: Path) -> tuple[list[str], list[str], list[dict[str, str]], np.ndarray]:
+    """Header, images, cells of the rows, and scores (N, K) of all classes, NaN where a cell is
+    empty; of a CSV file.
+    """
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    rows, header = list(reader), [*(reader.fieldnames or ())]
+    scores = np.array([[float(row[name] or "nan") for name in header[5:]] for row in rows])
+    return header, [row["image"] for row in rows], rows, scores
 
 
 def unit(x: np.ndarray) -> np.ndarray:

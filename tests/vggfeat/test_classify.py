@@ -34,7 +34,7 @@ from .conftest import (
     cells,
     contents,
     feature_file,
-    read_csv,
+    read_predictions,
     scores_by_hand,
     unit,
 )
@@ -100,8 +100,8 @@ def test_two_networks_are_fused(
     )
     expected = scores_by_hand(model, np.concatenate([unit(a), unit(b)], axis=1) / np.sqrt(2))
     paths = [folder / name for name in vggfeat.open_features(second).names]
-    assert command("predict", *paths, "--model", model, "--csv", table).status == 0
-    assert_same_scores(read_csv(table)[2], expected)
+    assert command("predict", *paths, "--model", model, "--out", table, "--scores").status == 0
+    assert_same_scores(read_predictions(table)[3], expected)
 
     ran = command("predict", paths[0], "--model", model, "--weights", NET)
     assert (ran.status, ran.err_lines) == (

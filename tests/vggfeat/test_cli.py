@@ -66,10 +66,11 @@ def test_processes_from_a_folder_to_predictions(folder: Path, tmp_path: Path) ->
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["mean_class_recall"] == 1.0 and results["C_grid"] == [1.0, 4.0]
     ran = run(
-        "predict", "images/red/00.jpg", "images/blue/00.jpg", "--model", "m.h5", "--json", "p.json"
+        "predict", "images/red/00.jpg", "images/blue/00.jpg", "--model", "m.h5", "--out", "p.jsonl"
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    tops = [record["top"][0]["class"] for record in json.loads((tmp_path / "p.json").read_text())]
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    tops = [json.loads(line)["class"] for line in lines]
     assert tops == ["red", "blue"]
 
 
@@ -308,7 +309,7 @@ FAILURES = {
         f"{IN}/feats.h5 is not a model file",
     ),
     "other weights": (
-        f"predict {IN}/images/red/00.jpg --model {IN}/model.h5 --weights {OTHER} --csv {IN}/p.csv",
+        f"predict {IN}/images/red/00.jpg --model {IN}/model.h5 --weights {OTHER} --out {IN}/p.csv",
         f"weights {OTHER} are not those that described the images",
     ),
     "info of nothing": (f"info {IN}/no.h5", f"no feature file at {IN}/no.h5"),

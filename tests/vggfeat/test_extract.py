@@ -25,7 +25,7 @@ from vggfeat.extract import _Behind, extract
 from vggfeat.weights import Network
 
 from ..conftest import HANG, Command, all_read, assert_same_descriptors, vgg_of
-from .conftest import NET, SMALL, Made, cells, read_csv
+from .conftest import NET, SMALL, Made, cells, read_predictions
 
 SCALES = (40, 64)
 
@@ -405,17 +405,14 @@ def test_unreadable_images_are_listed_and_left_out(
 
     images = [folder / "red" / n for n in ("00.jpg", "text.jpg", "01.jpg", "missing.jpg")]
     table = tmp_path / "p.csv"
-    ran = command(
-        "predict", *images, "--model", model, "--overwrite", "--json", report, "--csv", table
-    )
+    ran = command("predict", *images, "--model", model, "--out", table, "--scores")
     assert ran.status == 3
     assert [row.split(": ")[:2] for row in ran.err_lines] == [
         ["unreadable", str(images[i])] for i in (1, 3)
     ]
-    records = json.loads(report.read_text())
-    assert ["error" in record for record in records] == [False, True, False, True]
-    assert [records[i]["top"][0]["class"] for i in (0, 2)] == ["red", "red"]
-    _, names, scores = read_csv(table)
+    _, names, rows, scores = read_predictions(table)
+    assert [row["class"] for row in rows] == ["red", "", "red", ""]
+    assert [bool(row["error"]) for row in rows] == [False, True, False, True]
     assert names == [str(p) for p in images] and np.isnan(scores).all(axis=1).tolist() == [
         0,
         1,

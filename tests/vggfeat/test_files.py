@@ -478,12 +478,15 @@ def test_no_command_overwrites_what_it_reads(
     )
     os.link("images/a/1.png", "h.h5.partial")
     os.link("w@x.safetensors", "i.h5.partial")
+    os.link("w@x.safetensors", "w@x.csv")
+    os.link("images/a/0.png", "q.csv.partial")
+    Path("list.csv").write_text("path,label\nimages/a/0.png,a\n")
     look = "neighbours --features f.h5 --query a/0.png"
     reads = {
         "svm --features f.h5 --C 1 --json f.h5": 2,
         "svm --features f.h5 --C 1 --out ./f.h5": 2,
-        "predict images/a/0.png --model m.h5 --csv m.h5": 2,
-        "predict --model m.h5 --csv images/a/0.png images/a/0.png images/b/0.png": 2,
+        "predict list.csv --model m.h5 --out list.csv": 2,
+        "predict images/a/0.png --model m.h5 --out q.csv": 1,
         "report --features f.h5 --model m.h5 --results r.json --out r.json": 2,
         "neighbours --features f.h5 --query a/0.png --json f.h5": 2,
         "neighbours --features f.h5 --query images/a/0.png --picture images/a/0.png": 2,
@@ -495,16 +498,14 @@ def test_no_command_overwrites_what_it_reads(
         f"{extract} h.h5": 1,
         f"{own} i.h5": 1,
         f"{own} w@x.safetensors": 2,
-        "predict images/a/0.png --model mw.h5 --csv w@x.safetensors": 1,
+        "predict images/a/0.png --model mw.h5 --out w@x.csv": 1,
         "neighbours --features fw.h5 --query images/a/0.png --json w@x.safetensors": 1,
         f"{look} --root images --picture p.png --json images/b/0.png": 1,
     }
     exists = (
         "svm --features f.h5 --C 1 --json r.json",
         "svm --features f.h5 --C 1 --out m.h5",
-        # the option took the first image
-        "predict --model m.h5 --csv images/a/0.png images/b/0.png",
-        "predict images/a/0.png --model m.h5 --json r.json",
+        "predict images/a/0.png --model m.h5 --out list.csv",
         "report --features f.h5 --model m.h5 --out r.json",
         "neighbours --features f.h5 --query a/0.png --json r.json",
         "neighbours --features f.h5 --query a/0.png --picture images/b/0.png",
@@ -552,8 +553,6 @@ def test_results_are_written_and_printed_though_one_file_fails(
     lines = {
         "svm --features f.h5 --C 1 --json x.json --out x.h5": "vggfeat.model.save_model",
         "svm --features f.h5 --C 1 --json y.json --out y.h5": "vggfeat.cli.write_json",
-        "predict images/a/0.png --model m.h5 --json y.json --csv y.csv": "vggfeat.cli.write_json",
-        "predict images/a/0.png --model m.h5 --json x.json --csv x.csv": "vggfeat.cli.write_text",
         "neighbours --features f.h5 --query a/0.png --json y.json --picture y.png": (
             "vggfeat.cli.write_json"
         ),

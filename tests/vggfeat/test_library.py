@@ -98,6 +98,7 @@ def test_these_names_are_public() -> None:
         "LogisticRegression",
         "Model",
         "Network",
+        "Prediction",
         "UnreadableImage",
         "VggFeaturizer",
         "VggfeatError",
@@ -105,6 +106,7 @@ def test_these_names_are_public() -> None:
         "load",
         "open_features",
         "open_model",
+        "predict_all",
     ]
 
 

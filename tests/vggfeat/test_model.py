@@ -4,7 +4,6 @@ hold.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from vggfeat.model import Model, open_model
 from vggfeat.store import Description
 
 from ..conftest import Command, vgg_of
-from .conftest import NET, SMALL, Made, assert_same_scores, read_csv, scores_by_hand, unit
+from .conftest import NET, SMALL, Made, assert_same_scores, read_predictions, scores_by_hand, unit
 from .test_hdf5 import crafted, model_at, refused
 from .test_library import HINT
 
@@ -167,32 +166,19 @@ def test_a_models_weights_that_have_moved(stacking: Path, folder: Path) -> None:
 def test_predict_names_the_classes_that_were_trained(
     command: Command, made: Made, tmp_path: Path
 ) -> None:
-    images = sorted(made.folder.rglob("*.jpg"))
-    ran = command(
-        "predict",
-        *images,
-        "--model",
-        made.model,
-        "--json",
-        tmp_path / "p.json",
-        "--csv",
-        tmp_path / "p.csv",
-        "--top",
-        1,
-    )
+    images, table = sorted(made.folder.rglob("*.jpg")), tmp_path / "p.csv"
+    ran = command("predict", *images, "--model", made.model, "--out", table, "--scores")
     assert (ran.status, ran.err) == (0, "")
-    header, names, scores = read_csv(tmp_path / "p.csv")
-    assert header == ["image", "blue", "red"] and names == [str(p) for p in images]
+    header, names, rows, scores = read_predictions(table)
+    assert header[5:] == ["blue", "red"] and names == [str(p) for p in images]
     np.testing.assert_array_equal(scores[:, 0], -scores[:, 1])  # two classes share one hyperplane
     right = 0
-    for path, record, row in zip(
-        images, json.loads((tmp_path / "p.json").read_text()), scores, strict=True
-    ):
-        [best] = record["top"]
-        assert record["image"] == str(path) and str(path) in ran.out
-        assert best == {"class": header[1 + row.argmax()], "score": row.max()}
-        right += best["class"] == path.parent.name
+    for path, cells, row in zip(images, rows, scores, strict=True):
+        assert cells["class"] == header[5 + row.argmax()] and float(cells["score"]) == row.max()
+        right += cells["class"] == path.parent.name
     assert right >= 22
+    ran = command("predict", *images, "--model", made.model, "--top", 1)
+    assert (ran.status, ran.err) == (0, "") and all(str(path) in ran.out for path in images)
 
 
 @pytest.mark.parametrize("pool", POOLINGS)
@@ -235,10 +221,20 @@ def test_predict_describes_images_as_the_features_were_made(
     order = np.random.default_rng(0).permutation(24)
     paths = [folder / stored.names[i] for i in order]
     ran = command(
-        "predict", *paths, "--model", model, "--csv", table, "--batch-size", 3, "--device", "cpu"
+        "predict",
+        *paths,
+        "--model",
+        model,
+        "--out",
+        table,
+        "--scores",
+        "--batch-size",
+        3,
+        "--device",
+        "cpu",
     )
     assert ran.status == 0
-    assert_same_scores(read_csv(table)[2], expected[order])
+    assert_same_scores(read_predictions(table)[3], expected[order])
 
 
 def test_weights_in_a_file_are_found_from_another_folder(
@@ -278,17 +274,12 @@ def test_weights_in_a_file_are_found_from_another_folder(
 def test_predict_draws_no_table_of_nothing(command: Command, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"")
     images = [tmp_path / "bad.jpg", tmp_path / "gone.jpg"]
-    ran = command("predict", *images, "--model", trained, "--json", tmp_path / "p.json")
+    ran = command("predict", *images, "--model", trained)
     assert (ran.status, ran.out) == (3, "")
     assert ran.err_lines == [
         f"unreadable: {images[0]}: empty file (0 bytes)",
         f"unreadable: {images[1]}: no such file",
     ]
-    told = [
-        (record["image"], record["error"])
-        for record in json.loads((tmp_path / "p.json").read_text())
-    ]
-    assert told == [(str(images[0]), "empty file (0 bytes)"), (str(images[1]), "no such file")]
 
 
 def test_max_pooling_by_option_is_kept_by_the_model(

@@ -492,14 +492,15 @@ def test_names_that_are_no_utf8(
     for words in (
         ["svm", "--features", f, "--C", 1, "--out", model, "--json", result],
         ["info", model, "--json", f"2{result}"],
-        ["predict", name, "--model", model, "--csv", table, "--json", f"3{result}"],
+        ["predict", name, "--model", model, "--out", table],
+        ["predict", name, "--model", model, "--out", f"{result}l"],
         ["report", "--features", f, "--model", model, "--root", folder, "--out", page],
         ["neighbours", "--features", f, "--query", name, "--root", folder, "--picture", picture],
     ):
         ran = run_main(cli.main, *words)
         assert (ran.status, "unexpected" in ran.err) == (0, False), ran.err
         assert not re.search("[\ud800-\udfff]", ran.out + ran.err)
-    [record] = json.loads(Path(f"3{result}").read_text())
+    record = json.loads(Path(f"{result}l").read_text())
     assert os.fsencode(record["image"]) == b"\xfcber.jpg"
     assert model in json.loads(Path(result).read_text())["command"]
     assert (
@@ -517,7 +518,7 @@ def test_names_in_brackets_and_in_bytes_are_printed_as_they_are(
     assert (ran.status, ran.err) == (0, "") and odd.name in ran.out
     latin = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
     shutil.copy(folder / "red" / "00.jpg", latin)
-    ran = command("predict", latin, "--model", trained, "--csv", tmp_path / "p.csv")
+    ran = command("predict", latin, "--model", trained)
     assert (ran.status, ran.err) == (0, "") and "caf" in ran.out and "red" in ran.out
 
 

@@ -627,13 +627,13 @@ def test_two_that_start_together_do_the_work_once(
     spoilt: Path, whole: Path, tmp_path: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one ends between the second one's look at --out and its lock."""
-    out, locked = tmp_path / "f.h5", writer._locked
+    out, locked = tmp_path / "f.h5", writer.locked
 
     def late(*arguments: Any) -> int:
         out.write_bytes(whole.read_bytes())
         return locked(*arguments)
 
-    monkeypatch.setattr(writer, "_locked", late)
+    monkeypatch.setattr(writer, "locked", late)
     ran = run_main(cli.main, *words(spoilt, out))
     assert ran.status == 1 and f"{out} exists; give --overwrite" in ran.err
     assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
@@ -664,9 +664,7 @@ def test_a_file_system_without_locks_is_a_warning(
 
     monkeypatch.setattr(fcntl, "flock", no)
     ran = run_main(cli.main, *words(spoilt, tmp_path / "f.h5"))
-    assert (
-        ran.status == 3 and "can't be locked" in ran.err and "start no other extraction" in ran.err
-    )
+    assert ran.status == 3 and "can't be locked" in ran.err and "start no other process" in ran.err
     assert_same_file(tmp_path / "f.h5", whole)
 
 

@@ -127,6 +127,7 @@ _WINDOWS_DISK = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 class _Table:
     """The file's N rows.
 
+    to_learn: as of `load`.
     kind: "label" or "labels", the column that there is, or "columns", one for each class.
     labels: N cells of it; of columns, the classes present in a row, as (numbers,), and None where
     unknown. splits: N of "train", "val", "test" and "". boxes: N, where there are columns of them.
@@ -135,6 +136,7 @@ class _Table:
     """
 
     path: Path
+    to_learn: bool = True
     kind: str = "label"
     classes: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
@@ -153,12 +155,14 @@ class _Table:
         raise VggfeatError(f"{self.path.absolute()}, line {line}: {what}")
 
 
-def load(root: Path | None) -> Items:
+def load(root: Path | None, *, to_learn: bool = True) -> Items:
     """The images listed in the CSV file `root`, in its order; classes sorted, or as the columns
     are.
 
     labels: (N,) int32 for a `label` column, (N, C) int8 for `labels`, None if every cell is empty.
         Columns of classes are the former where each row has exactly one 1.
+    to_learn: False for images that are only looked at: paths alone will do, no splits are drawn,
+        and nothing is said of what can't be learned.
     Raises VggfeatError naming the file and the line that is malformed, or may mean two things.
     """
     path = need_root("csv", root, "the CSV file with the columns path,label[,split]")
@@ -166,7 +170,7 @@ def load(root: Path | None) -> Items:
         raise VggfeatError(
             f"{path.absolute()} is a folder: its images are read with `dataset` folder"
         )
-    table = _read(path)
+    table = _read(path, to_learn)
     remarks: tuple[str, ...] = ()
     if n := len(table.repeated):
         rows = (
@@ -197,6 +201,8 @@ def load(root: Path | None) -> Items:
             for name in ("train", "val", "test")
         }
         splits = {name: rows.astype(np.int64) for name, rows in splits.items() if len(rows)}
+    elif not to_learn:
+        splits = {}
     else:
         splits = PROTOCOLS[protocol].splits(labels)
         if n := len(table.boxes) and len(table.names) - len(set(table.names)):
@@ -204,7 +210,8 @@ def load(root: Path | None) -> Items:
                 f"{n:,} of the boxes lie in the image of another: the random splits are drawn by"
                 " box, so that an image may be in train and in test; a column split avoids it",
             )
-    remarks += remarks_on_classes(labels, classes, splits)
+    if to_learn:
+        remarks += remarks_on_classes(labels, classes, splits)
     items = Items(
         "csv", protocol, path.parent, table.names, labels, classes, splits, remarks=remarks
     )
@@ -491,10 +498,10 @@ def _delimiter(head: str) -> str:
     return ","
 
 
-def _read(path: Path) -> _Table:
+def _read(path: Path, to_learn: bool) -> _Table:
     where = path.absolute()
-    regular(where, "CSV file", "give it with `root`")
-    table, rows = _Table(path), Rows(path)
+    regular(where, "CSV file", "give it with `root`" if to_learn else "")
+    table, rows = _Table(path, to_learn), Rows(path)
     row_of: dict[tuple[str, Box | None], int] = {}
     header: list[str] = []
     for line, row in rows:
@@ -572,7 +579,7 @@ def _box(cell_of: dict[str, str], rows: Rows, table: _Table, name: str, line: in
 def _header(cells: list[str], table: _Table, line: int) -> list[str]:
     """The columns' names; sets what the table has of labels."""
     header = [cell.lower() if cell.lower() in _KNOWN else cell for cell in cells]
-    if wrong := _wrong_column(header) or _missing_side(header):
+    if wrong := _wrong_column(header, table.to_learn) or _missing_side(header):
         found = shown(",".join(cells))
         table.refuse(line, f"{wrong}; the first line must be a header, {_HEADER}, not {found}")
     table.classes = _others(header)
@@ -595,7 +602,7 @@ def _missing_side(header: list[str]) -> str:
     return f"there is a column {there[0]} and none {missing}: a box takes x1,y1,x2,y2"
 
 
-def _wrong_column(header: list[str]) -> str:
+def _wrong_column(header: list[str], to_learn: bool) -> str:
     """What is wrong with which column, and what to do; nothing where all is right."""
     others = _others(header)
     # the first for each
@@ -617,7 +624,7 @@ def _wrong_column(header: list[str]) -> str:
             return f"the column {shown(name)} is not UTF-8: save the file as CSV UTF-8"
     if "label" in header and "labels" in header:
         return "there are both label and labels: leave out one"
-    if not labelled and not others:
+    if to_learn and not labelled and not others:
         return "add a column label; it may be empty where nothing is known"
     for wanted, name in meant.items():
         if wanted not in header and not (labelled and wanted in ("label", "labels")):

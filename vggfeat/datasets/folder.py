@@ -394,9 +394,20 @@ def children(
     return sorted(folders), sorted(images)
 
 
+def images_under(root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """All images in a folder and the folders inside it, whatever their layout: sorted names,
+    relative to it; and sentences of what was left out. Raises VggfeatError where there is none.
+    """
+    left = LeftOut()
+    names, _ = _images_under(root, "", left)
+    if not names:
+        raise VggfeatError(_and_left(f"no images in the folder {root.absolute()}", left))
+    return names, left.remarks()
+
+
 def _images_under(folder: Path, prefix: str, left: LeftOut) -> tuple[list[str], set[str]]:
-    """Sorted names, each `prefix`/…, of all images in `folder` and the folders inside it; and the
-    folders in `folder`.
+    """Sorted names, each `prefix`/… where there is one, of all images in `folder` and the folders
+    inside it; and the folders in `folder`.
 
     Of the latter none, if images lie beside them. Linked folders inside are not entered: they could
     lead back up for ever.
@@ -408,13 +419,13 @@ def _images_under(folder: Path, prefix: str, left: LeftOut) -> tuple[list[str], 
         where, prefix = stack.pop()
         for entry in _entries(where, left, prefix):
             if entry.is_dir(follow_symlinks=False):
-                stack.append((entry.path, f"{prefix}/{entry.name}"))
+                stack.append((entry.path, _joined(prefix, entry.name)))
             elif _is_image(entry):
-                names.append(f"{prefix}/{entry.name}")
+                names.append(_joined(prefix, entry.name))
             else:
                 _leave(entry, left, prefix)
         if inner is None:
-            inner = set() if names else {inside.rsplit("/", 1)[1] for _, inside in stack}
+            inner = set() if names else {inside.rsplit("/", 1)[-1] for _, inside in stack}
     return sorted(names), inner or set()
 
 

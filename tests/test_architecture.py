@@ -23,6 +23,7 @@ FEATURES = ROOT / "tests/formats/version2/features.h5"
 # The only ones that print, or hand over what does: the others give back what there is to say.
 PRINTING = {
     "vggfeat.cli",
+    "vggfeat.cli_classify",
     "vggfeat.cli_extract",
     "vggfeat.cli_info",
     "vggfeat.describe",  # the bar of `embed(progress=True)`
@@ -45,7 +46,8 @@ PRINTING = {
 HEAVY = {"torch", "torchvision", "timm", "sklearn"}
 LIGHT = (
     *("vggfeat", "vggfeat.__main__", "vggfeat.start", "vggfeat.cli", "vggfeat.options"),
-    *("vggfeat.cli_extract", "vggfeat.cli_info", "vggfeat.place", "vggfeat.parquet"),
+    *("vggfeat.cli_classify", "vggfeat.cli_extract", "vggfeat.cli_info"),
+    *("vggfeat.place", "vggfeat.parquet"),
     *("vggfeat.features", "vggfeat.shards.plan", "vggfeat.shards.sharded"),
     *("vggfeat.datasets.remote", "vggfeat.datasets.containers"),
     *("vggfeat.terminal", "vggfeat.machine", "vggfeat.devices", "vggfeat.errors"),
@@ -74,7 +76,8 @@ TESTED_BY = {
     "vggfeat/options.py": "tests/test_usage.py",  # what both programs take
     "vggfeat/problem.py": "tests/vggfeat/test_protocols.py",  # what a protocol is run on
     "vggfeat/datasets/__init__.py": "tests/vggfeat/datasets/test_registry.py",  # the registry
-    "vggfeat/cli_extract.py": "tests/vggfeat/test_cli.py",  # one program
+    "vggfeat/cli_classify.py": "tests/vggfeat/test_cli.py",  # one program
+    "vggfeat/cli_extract.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_info.py": "tests/vggfeat/test_cli.py",
     "vggfeat/features.py": "tests/vggfeat/shards/test_sharded.py",  # a file or a set
     "vggfeat/shards/__init__.py": "",

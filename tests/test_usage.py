@@ -26,6 +26,7 @@ from vggfeat import cli
 from vggfeat.aggregate import POOLINGS
 from vggfeat.devices import PRECISIONS
 from vggfeat.errors import WrongUsage
+from vggfeat.protocols import HEADS
 from vggfeat.solver import LOSSES
 from vggfeat.svm import SOLVERS
 from vggfeat.terminal import run
@@ -45,6 +46,11 @@ OPTIONS = {
         --workers --limit --download --dry-run --overwrite --retry --json --debug"""
     ),
     "vggfeat merge": "features --out --overwrite --debug",
+    "vggfeat classify": (
+        """--features --head --pool --scales --C --k --temperature --loss --class-weight --seed
+        --submission --out --solver --device --workers --overwrite --json --dry-run --ledger
+        --debug"""
+    ),
     "vggfeat svm": (
         """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver
         --device --workers --overwrite --json --dry-run --ledger --debug"""
@@ -179,6 +185,7 @@ def test_the_page_of_the_commands_is_current() -> None:
         ("vggfeat svm", "pool", POOLINGS),
         ("vggfeat svm", "loss", LOSSES),
         ("vggfeat svm", "solver", SOLVERS),
+        ("vggfeat classify", "head", HEADS),
         ("vggfeat extract", "precision", ("auto", *PRECISIONS)),
         ("python -m pretrain.train", "precision", ("auto", *DTYPES)),
         ("python -m pretrain.evaluate", "mode", (*MODES, "both")),
@@ -320,6 +327,15 @@ WRONG = {
     ),
     "vggfeat merge s": "--out",
     "vggfeat merge --out f.h5": "missing argument 'set'",
+    "vggfeat classify": "--features",
+    "vggfeat classify --features f.h5 --head x": "--head",
+    "vggfeat classify --features f.h5 --head knn --C 1": "--C is of --head svm or logistic",
+    "vggfeat classify --features f.h5 --head ridge --loss hinge": "--loss is of --head svm, not",
+    "vggfeat classify --features f.h5 --head ridge --dry-run": "--dry-run is of --head svm, not",
+    "vggfeat classify --features f.h5 --head ridge --device cpu": "--device is of --head svm",
+    "vggfeat classify --features f.h5 --k 3": "--k is of --head knn, not svm",
+    "vggfeat classify --features f.h5 --head knn --out m": "no classifier that is saved",
+    "vggfeat classify --features f.h5 --head knn --temperature 0": "--temperature",
     "vggfeat svm": "--features",
     "vggfeat svm --features f.h5 --features ./f.h5": "--features ./f.h5 is given twice",
     "vggfeat svm --features f.h5 --out a --json a": "--out and --json are one file, a",

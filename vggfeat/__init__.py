@@ -27,11 +27,13 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.errors import VggfeatError as VggfeatError
     from vggfeat.features import open_features as open_features
     from vggfeat.featurizer import VggFeaturizer as VggFeaturizer
+    from vggfeat.knn import NearestNeighbours as NearestNeighbours
     from vggfeat.logistic import LogisticRegression as LogisticRegression
     from vggfeat.model import Model as Model
     from vggfeat.model import open_model as open_model
     from vggfeat.predict import Prediction as Prediction
     from vggfeat.predict import predict_all as predict_all
+    from vggfeat.ridge import RidgeClassifier as RidgeClassifier
     from vggfeat.sources import load as load
     from vggfeat.store import Features as Features
     from vggfeat.svm import LinearSVM as LinearSVM
@@ -45,8 +47,10 @@ _WHERE = {
     "LinearSVMCV": "svm",
     "LogisticRegression": "logistic",
     "Model": "model",
+    "NearestNeighbours": "knn",
     "Network": "weights",
     "Prediction": "predict",
+    "RidgeClassifier": "ridge",
     "UnreadableImage": "errors",
     "VggFeaturizer": "featurizer",
     "VggfeatError": "errors",

@@ -11,17 +11,16 @@ if __name__ == "__main__":  # before all that takes time
     begin()
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vggfeat.cli_classify import classify_command, svm_command
 from vggfeat.cli_extract import extract_command, merge_command
 from vggfeat.cli_info import info_command
-from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.errors import WrongUsage
 from vggfeat.files import (
     check_outputs,
     refuse_inputs,
@@ -43,23 +42,20 @@ from vggfeat.options import (
     StoredScales,
     Strict,
     Workers,
-    costs_typed,
     leave,
     refuse_repeated,
     sides_typed,
     typed,
     with_debug,
 )
-from vggfeat.place import is_url
+from vggfeat.place import local
 from vggfeat.terminal import (
     columns,
-    command,
     in_options,
     list_unreadable,
     out,
     print_table,
     progress,
-    refused_otherwise,
     run,
     say,
 )
@@ -68,11 +64,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vggfeat.predict import Tally
-    from vggfeat.problem import Problem
-    from vggfeat.protocols import Outcome
-    from vggfeat.results import Results
-    from vggfeat.store import Description
-
 
 TABLED = 100  # images whose classes `predict` prints
 
@@ -87,297 +78,8 @@ app = typer.Typer(
 
 app.command("extract", cls=Strict)(extract_command)
 app.command("merge", cls=Strict)(merge_command)
-
-
-def _here(features: Sequence[str]) -> list[Path]:
-    """Those of the feature files and sets that aren't at URLs."""
-    return [Path(name) for name in features if not is_url(name)]
-
-
-@app.command("svm", cls=Strict)
-@with_debug
-def svm_command(
-    context: typer.Context,
-    features: Annotated[
-        list[str],
-        typer.Option(
-            metavar="PATH",
-            help=(
-                "A feature file, or a set of shards; several of one dataset are stacked (fusion of"
-                " nets)."
-            ),
-        ),
-    ],
-    pool: Pool = None,
-    scales: StoredScales = None,
-    C: Annotated[
-        str,
-        typer.Option(
-            "--C",
-            help="The SVM's C: a value or a list; auto: chosen on the validation part.",
-        ),
-    ] = "auto",
-    loss: Annotated[
-        Literal["squared_hinge", "hinge"],
-        typer.Option(help="What the SVM minimises, beside the norm of its weights."),
-    ] = "squared_hinge",
-    class_weight: Annotated[
-        Literal["balanced"] | None,
-        typer.Option(
-            help="balanced: errors of small classes count for more, as in scikit-learn.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Draw the random splits anew from this seed; default: those in the file.",
-            show_default=False,
-        ),
-    ] = None,
-    submission: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write VOC's comp2 (comp10) files of the test images into this folder."
-        ),
-    ] = None,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Also save the classifier in this HDF5 file.")
-    ] = None,
-    solver: Annotated[
-        Literal["newton", "liblinear"],
-        typer.Option(
-            help="newton trains all classes at once; liblinear is scikit-learn's, as a reference."
-        ),
-    ] = "newton",
-    device: Device = "auto",
-    workers: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Threads that train the SVMs.", show_default="as many as there are cores"
-        ),
-    ] = CORES,
-    overwrite: Overwrite = False,
-    json_file: Json = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Print how often it trains and the memory that it takes, and write nothing.",
-        ),
-    ] = False,
-    ledger: Annotated[
-        Path | None,
-        typer.Option(
-            help=(
-                "Also put the figure into Table 11 or 12 of this page, beside the paper's; its"
-                " cells are kept beside it."
-            ),
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Train and score a linear SVM by the dataset's protocol."""
-    qs = None if scales is None else sides_typed(scales)
-    cs = costs_typed(C)
-    refuse_repeated("--features", features)
-    if solver == "liblinear":
-        _refuse_of_newton(context, dry_run)
-
-    def check() -> None:
-        check_outputs(
-            {"--out": out_file},
-            texts={} if dry_run else {"--json": json_file},
-            folders={"--submission": submission},
-            inputs=_here(features),
-            overwrite=overwrite,
-        )
-        if ledger:
-            _check_ledger(ledger, [*_here(features), out_file, json_file])
-
-    if dry_run:
-        outputs = {"--out": out_file, "--json": json_file, "--submission": submission}
-        refuse_same_names({**outputs, "--ledger": ledger}, _here(features))
-        check_outputs({}, texts={"--json": json_file}, inputs=_here(features), overwrite=overwrite)
-    else:
-        check()
-    import torch
-
-    from vggfeat import protocols
-    from vggfeat.classify import problem_from
-    from vggfeat.ranks import joined
-    from vggfeat.results import seen_by_net
-    from vggfeat.transfer import refuse_other_data
-
-    protocols.grid_of(cs)
-    with joined(device) as ranks:
-
-        def tell(line: str) -> None:
-            if ranks.first:
-                say(in_options(line))
-
-        problem, parts, made = problem_from(
-            features, pool, qs, read=not dry_run, say=tell, processes=ranks.local_world
-        )
-        if ledger:
-            refuse_other_data(problem.dataset)
-        if submission:
-            _check_submission(submission, problem)
-        if dry_run:
-            if ranks.first:
-                _plan_svm(json_file, problem, cs, seed, str(ranks.device))
-                refused_otherwise(check)
-            return
-        # each takes memory at once, whether there is a core for it or not
-        torch.set_num_threads(min(workers, ranks.cores))
-        outcome = protocols.run(
-            problem,
-            C=cs,
-            seed=seed,
-            loss=loss,
-            solver=solver,
-            device=str(ranks.device),
-            class_weight=class_weight,
-            progress=tell,
-        )
-        results = replace(outcome.results, made=replace(made, command=command()))
-        seen, scored = seen_by_net(results)
-        if scored:
-            tell(f"warning: the net was trained on {seen}")
-        for line in results.same_images:
-            tell(f"warning: {line}")
-
-        if ranks.first:
-            _put_svm(outcome, problem, parts, results, out_file, json_file, submission, ledger)
-
-
-def _check_submission(folder: Path, problem: Problem) -> None:
-    from vggfeat.datasets.voc import check_submission
-
-    if "test" not in problem.splits:
-        raise VggfeatError(
-            "--submission is of the test part, and these features have none: VOC's is described"
-            " where its list of test images, test.txt, is there with the images"
-        )
-    test = problem.splits["test"]
-    check_submission(folder, test, problem.classes, problem.names, problem.protocol)
-
-
-def _put_svm(
-    outcome: Outcome,
-    problem: Problem,
-    parts: tuple[Description, ...],
-    results: Results,
-    out_file: Path | None,
-    json_file: Path | None,
-    submission: Path | None,
-    ledger: Path | None,
-) -> None:
-    """All that is written, and the results on the screen; where one fails, the others are still
-    there.
-    """
-    from vggfeat.datasets.voc import write_submission
-    from vggfeat.model import model_from, save_model
-
-    def submit() -> None:
-        if submission:
-            scored = outcome.scored["test"]
-            write_submission(
-                submission,
-                scored.rows,
-                scored.scores,
-                problem.classes,
-                problem.names,
-                problem.protocol,
-            )
-
-    def save() -> None:
-        if out_file:
-            save_model(out_file, model_from(outcome, problem.classes, parts, results))
-
-    try_each(
-        lambda: write_json(json_file, results.to_json()),
-        save,
-        submit,
-        lambda: _print_results(results),
-        lambda: _to_ledger(results, ledger),
-    )
-
-
-def _refuse_of_newton(context: typer.Context, dry_run: bool) -> None:
-    """Options that change nothing with liblinear."""
-    for option in ("device", "workers"):
-        if option in typed(context):
-            raise WrongUsage(f"--solver liblinear runs on one core: leave out --{option}")
-    if dry_run:
-        raise WrongUsage("--dry-run tells what newton takes: leave out --solver liblinear")
-
-
-def _plan_svm(
-    json_file: Path | None,
-    problem: Problem,
-    C: str | list[float],
-    seed: int | None,
-    device: str,
-) -> None:
-    """What `vggfeat svm` would take, as a table and as JSON."""
-    from vggfeat.results import images
-    from vggfeat.solver import FREE
-    from vggfeat.svm_plan import svm_plan
-
-    planned = svm_plan(problem, C=C, seed=seed)
-    fits, solver = planned.fits, planned.solver
-    write_json(json_file, asdict(planned))
-
-    def size(count: int) -> str:
-        return f"{count / 1e6:,.1f} MB"
-
-    unreadable = f" ({planned.unreadable:,} unreadable)" if planned.unreadable else ""
-    further = f" (up to {fits.at_most:,})" if fits.at_most > fits.to_choose else ""
-    chosen = f"{fits.to_choose:,}{further} to choose C, then " if fits.to_choose else ""
-    where = (
-        "held in memory"
-        if planned.held
-        else f"over {100 * planned.share:.3g} % of the memory: read from the files at each pass"
-    )
-    place = "on cpu"
-    if device != "cpu":
-        place += f"; {device} holds what takes up to {100 * FREE:g} % of its free memory"
-    rows = [
-        ("images", f"{planned.images:,}{unreadable}"),
-        ("classes", f"{planned.classes:,}"),
-        ("descriptor", f"{planned.descriptor:,} values"),
-        ("fits", f"{chosen}{fits.final:,} with it, of at most {images(fits.images)}"),
-        ("descriptors", f"{size(planned.X)} as float32, {where}"),
-        ("reading them", size(planned.reading)),
-        ("Gram matrix" if solver.gram else "second moment", size(solver.products)),
-        ("state of the problems", f"{size(solver.states)}, {fits.problems:,} of them"),
-        ("their exact systems", size(solver.factors)),
-        ("blocks of rows", size(solver.blocks)),
-        ("memory in all", f"{size(planned.bytes)} beside the program, {place}"),
-    ]
-    print_table("plan", rows)
-
-
-def _check_ledger(page: Path, inputs: Sequence[Path | None]) -> None:
-    """Refuse a page that can't be written, or isn't one, before the work."""
-    from vggfeat.transfer import CELLS, check_page
-
-    updated = {"--ledger": page, "the cells beside it": page.with_name(CELLS)}
-    check_outputs(updated, inputs=inputs, overwrite=True)  # in place, by design
-    check_page(page)
-
-
-def _to_ledger(results: Results, page: Path | None) -> None:
-    """The figure into the page, and the table that it is in, printed."""
-    if page is None:
-        return
-    from vggfeat.transfer import cell_of, write_cell
-
-    heading, lines = write_cell(cell_of(results), page)
-    for line in ["", heading, "", *lines]:
-        out.print(line, soft_wrap=True)
+app.command("classify", cls=Strict)(classify_command)
+app.command("svm", cls=Strict)(svm_command)
 
 
 @app.command("predict", cls=Strict)
@@ -424,11 +126,11 @@ def predict_command(
 ) -> None:
     """Score images with a saved classifier."""
     _refuse_idle_of_predict(context, out_file, threshold)
-    refuse_same_names({"--out": out_file}, [*_here(source), model])
+    refuse_same_names({"--out": out_file}, [*local(source), model])
     from vggfeat.writer import behind_link, partial_of
 
     partial = None if out_file is None else partial_of(behind_link(out_file))
-    read = [*_here(source), model, *weights_files(*(weights or []))]
+    read = [*local(source), model, *weights_files(*(weights or []))]
     check_outputs({"--out": out_file}, inputs=[*read, partial], overwrite=overwrite)
     from vggfeat.model import open_model
     from vggfeat.predict import Tally, predict_all, source_of, write_predictions
@@ -576,7 +278,7 @@ def report_command(
         raise WrongUsage("--root is of the images that --features knows: give both, or neither")
     refuse_repeated("--features", features)
     check_outputs(
-        {"--out": out_file}, inputs=[results, *_here(features), model, root], overwrite=overwrite
+        {"--out": out_file}, inputs=[results, *local(features), model, root], overwrite=overwrite
     )
     from vggfeat.datasets import at_hand
     from vggfeat.features import open_features
@@ -637,7 +339,7 @@ def neighbours_command(
     check_outputs(
         {"--picture": picture},
         texts={"--json": json_file},
-        inputs=[*_here([features]), Path(query), *weights_files(weights), root],
+        inputs=[*local([features]), Path(query), *weights_files(weights), root],
         overwrite=overwrite,
     )
     from vggfeat.datasets import at_hand
@@ -728,21 +430,6 @@ def weights_command() -> None:
     for row in forms():
         table.add_row(*row)
     out.print(table)
-
-
-# --- printing -------------------------------------------------------------------------------------
-
-
-def _print_results(results: Results) -> None:
-    from vggfeat.results import choice_columns, class_columns, summary, title
-
-    print_table(title(results), summary(results))
-    for head, rows in (choice_columns(results), class_columns(results)):
-        if 0 < len(rows) <= 20:
-            table = columns(*head)
-            for row in rows:
-                table.add_row(*row)
-            out.print(table)
 
 
 def main() -> None:

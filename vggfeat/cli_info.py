@@ -292,10 +292,10 @@ def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str
 
 def _model_rows(m: Model) -> list[tuple[str, str]]:
     """What a person wants to know of a saved classifier."""
-    from vggfeat.results import summary
+    from vggfeat.results import HEAD_NAMES, summary
 
     rows = [
-        ("what", "model: linear SVMs on descriptors"),
+        ("what", f"model: {HEAD_NAMES[m.head]} on descriptors"),
         ("classes", f"{len(m.classes):,}"),
         ("labels", "several an image" if m.multi_label else "one an image"),
         ("descriptor", f"{m.coef_KD.shape[1]:,} values, {m.pool} over the scales"),

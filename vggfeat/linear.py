@@ -1,5 +1,5 @@
-"""What linear classifiers of frozen descriptors have in common: what labels, weights and settings
-mean, and what is done with new images.
+"""What classifiers of frozen descriptors have in common: what labels, weights and settings mean,
+and what is done with new images; and of these the linear ones.
 
 N images, D descriptor length, K classes, P problems.
 """
@@ -41,27 +41,21 @@ class Solved(Protocol):
     steps: Any
 
 
-class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused-ignore]
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused-ignore]
     """What labels mean at `fit`, and what a fitted classifier does with new images."""
 
     _name: str  # in messages
-    _certain: (
-        float  # the score of a class without negatives, and minus that of one without positives
-    )
-    tol: float
-    solver: str
     class_weight: dict[Any, float] | str | None
-    coef_: NDArray[Any]
-    intercept_: NDArray[Any]
     classes_: NDArray[Any]
+    degenerate_classes_: list[int]
+    converged_: bool
 
     def _read(
         self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[Matrix, NDArray[Any], NDArray[Any], NDArray[Any]]:
         """X (N, D), as it is where it is read by rows, targets (N, P) of 1, -1, 0, weights (N,) and
-        with the classes' (N, P); the settings checked.
+        with the classes' (N, P).
         """
-        positive("tol", self.tol)
         X_ND: Matrix
         if read_by_rows(X):
             validate_data(self, X, y, skip_check_array=True)
@@ -128,8 +122,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
     def _weights_of_labels(
         self, weight_K: NDArray[np.float64], targets_NP: NDArray[Any]
     ) -> NDArray[np.float64]:
-        """(N, P) or (N, 1) factors, of three classes and more."""
-        raise NotImplementedError
+        """Factors, of three classes and more: of an image the same for all, (N, 1)."""
+        weights_N1: NDArray[np.float64] = weight_K[targets_NP.argmax(axis=1), None]
+        return weights_N1
 
     def _targets(self, y: NDArray[Any], weights_N: NDArray[Any]) -> NDArray[np.int8]:
         self.multilabel_: bool = y.ndim == 2 and not (
@@ -165,24 +160,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
         positive = self.classes_[1:] if len(self.classes_) == 2 else self.classes_
         return np.where(labels_N[:, None] == positive, np.int8(1), np.int8(-1))
 
-    def _set(self, solution: Solved, targets_NP: NDArray[Any], present: NDArray[Any]) -> None:
-        """Fitted attributes; a problem that lacks positives or negatives has a constant score."""
-        solved = both_signs(targets_NP[present])
-        self.degenerate_classes_: list[int] = np.flatnonzero(~solved).tolist()
-        self.coef_ = np.zeros((len(solved), solution.coef.shape[1]))
-        self.intercept_ = np.where(
-            (targets_NP[present] == 1).any(axis=0), self._certain, -self._certain
-        )
-        self.coef_[solved], self.intercept_[solved] = solution.coef, solution.intercept
-        self.n_iter_: int = int(np.max(solution.steps))
-        self.converged_: bool = bool((solution.gap <= self.tol).all())
-        if not self.converged_:
-            message = (
-                f"{self.solver} did not reach tol={self.tol:g}: a gap of {solution.gap.max():.1g}"
-                " is left"
-            )
-            warnings.warn(message, ConvergenceWarning, stacklevel=3)
-
     def decision_function(self, X: ArrayLike | Matrix) -> NDArray[np.float64]:
         """Scores of X (N, D): (N, K), or (N,) for two classes, where positive means `classes_[1]`.
         X is an array, or is read by rows, as at `fit`.
@@ -196,15 +173,20 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
             X_ND = X
         else:
             X_ND = validate_data(self, X, dtype=FLOATS, ensure_all_finite=False, reset=False)
-        scores = np.empty((X_ND.shape[0], len(self.intercept_)))
+        problems = len(self.classes_) if self.multilabel_ or len(self.classes_) > 2 else 1
+        scores = np.empty((X_ND.shape[0], problems))
         bad: list[NDArray[np.int64]] = []
         for rows in row_blocks(*X_ND.shape):
             x = np.asarray(X_ND[rows])
             bad.append(rows.start + _bad_rows(x))
             if not len(bad[-1]):
-                scores[rows] = x.astype(np.float64, copy=False) @ self.coef_.T + self.intercept_
+                scores[rows] = self._scores(x)
         _refuse_rows(np.concatenate(bad), len(scores))
         return scores if self.multilabel_ or scores.shape[1] > 1 else scores[:, 0]
+
+    def _scores(self, x_nD: NDArray[Any]) -> NDArray[np.float64]:
+        """(n, P) of some finite rows."""
+        raise NotImplementedError
 
     def predict(self, X: ArrayLike | Matrix) -> NDArray[Any]:
         """The best label of each image, (N,); for several labels an image (N, K) int8 of 1 and
@@ -233,6 +215,47 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc, un
         )
         weights = weights[:, None] * (truth != 0)
         return float(np.average(predicted == truth, weights=weights))
+
+
+class LinearClassifier(Classifier):
+    """One whose scores are x w + b."""
+
+    _certain: (
+        float  # the score of a class without negatives, and minus that of one without positives
+    )
+    tol: float
+    solver: str
+    coef_: NDArray[Any]
+    intercept_: NDArray[Any]
+
+    def _read(
+        self, X: ArrayLike | Matrix, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Matrix, NDArray[Any], NDArray[Any], NDArray[Any]]:
+        positive("tol", self.tol)
+        return super()._read(X, y, sample_weight)
+
+    def _scores(self, x_nD: NDArray[Any]) -> NDArray[np.float64]:
+        scores: NDArray[np.float64]
+        scores = x_nD.astype(np.float64, copy=False) @ self.coef_.T + self.intercept_
+        return scores
+
+    def _set(self, solution: Solved, targets_NP: NDArray[Any], present: NDArray[Any]) -> None:
+        """Fitted attributes; a problem that lacks positives or negatives has a constant score."""
+        solved = both_signs(targets_NP[present])
+        self.degenerate_classes_: list[int] = np.flatnonzero(~solved).tolist()
+        self.coef_ = np.zeros((len(solved), solution.coef.shape[1]))
+        self.intercept_ = np.where(
+            (targets_NP[present] == 1).any(axis=0), self._certain, -self._certain
+        )
+        self.coef_[solved], self.intercept_[solved] = solution.coef, solution.intercept
+        self.n_iter_: int = int(np.max(solution.steps))
+        self.converged_: bool = bool((solution.gap <= self.tol).all())
+        if not self.converged_:
+            message = (
+                f"{self.solver} did not reach tol={self.tol:g}: a gap of {solution.gap.max():.1g}"
+                " is left"
+            )
+            warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
 
 def both_signs(targets_NP: NDArray[Any]) -> NDArray[np.bool_]:

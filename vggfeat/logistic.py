@@ -125,12 +125,6 @@ class LogisticRegression(LinearClassifier):
         y_n = torch.as_tensor(targets_nP.argmax(axis=1)).to(device)
         return Softmax(y_n, torch.as_tensor(costs_nP[:, 0].copy()).to(device))
 
-    def _weights_of_labels(
-        self, weight_K: NDArray[np.float64], targets_NP: NDArray[Any]
-    ) -> NDArray[np.float64]:
-        weights_N1: NDArray[np.float64] = weight_K[targets_NP.argmax(axis=1), None]
-        return weights_N1
-
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """(N, K) probabilities of the classes, of sum 1, (N, 2) for two; for several labels an
         image, (N, K) of each label by itself. Raises as `decision_function`.

@@ -1,4 +1,4 @@
-"""A saved classifier: a linear SVM with everything needed to use it on new images. No pickle.
+"""A saved classifier: a linear one with everything needed to use it on new images. No pickle.
 
 K classes, D length of the aggregated descriptor, N images. The layout of the file is in
 `docs/formats.md`.
@@ -25,7 +25,7 @@ from vggfeat.devices import resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
 from vggfeat.machine import CORES
-from vggfeat.results import Results, Scored, results_from
+from vggfeat.results import HEAD_NAMES, Results, Scored, results_from
 from vggfeat.store import Description
 from vggfeat.weights import Network
 
@@ -81,6 +81,26 @@ class Model:
             )
         scores: np.ndarray = x_ND @ self.coef_KD.T + self.intercept_K
         return scores
+
+    @property
+    def head(self) -> str:
+        """The classifier, of `results.HEAD_NAMES`."""
+        return self.results.head if self.results else "svm"
+
+    def probabilities(self, scores_NK: np.ndarray) -> np.ndarray:
+        """(N, K) of scores (N, K) of logistic regression: of the classes, with the sum 1; of
+        several labels an image, of each by itself. Raises VggfeatError for another classifier.
+        """
+        if self.head != "logistic":
+            raise VggfeatError(
+                f"a classifier by {HEAD_NAMES[self.head]} has no probabilities: train one by"
+                " `vggfeat classify --head logistic`"
+            )
+        from scipy.special import expit, softmax
+
+        # of two classes one's score is minus the other's
+        each = self.multi_label or np.shape(scores_NK)[-1] == 2
+        return np.asarray(expit(scores_NK) if each else softmax(scores_NK, axis=-1))
 
     @cached_property
     def fingerprint(self) -> str:

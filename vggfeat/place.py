@@ -15,7 +15,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -93,6 +93,11 @@ class Place(Protocol):
 
 def is_url(text: str | os.PathLike[str]) -> bool:
     return bool(_URL.match(os.fspath(text)))
+
+
+def local(names: Sequence[str]) -> list[Path]:
+    """Those of some files and sets that aren't at URLs."""
+    return [Path(name) for name in names if not is_url(name)]
 
 
 def of_disk(url: str) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,9 +30,15 @@ from vggfeat import metrics
 from vggfeat.checked import first_few
 from vggfeat.datasets.splits import N_SPLITS, VAL_FRACTION
 from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.knn import NearestNeighbours
+from vggfeat.linear import Classifier
+from vggfeat.logistic import LogisticRegression
 from vggfeat.matrix import Selected, row_blocks
 from vggfeat.problem import Problem
 from vggfeat.results import (
+    HEAD_NAMES,
+    K_NEAREST,
+    TEMPERATURE,
     Choice,
     ClassFigures,
     Figures,
@@ -42,9 +49,11 @@ from vggfeat.results import (
     images,
     scored_on,
 )
+from vggfeat.ridge import RidgeClassifier
 from vggfeat.solver import LOSSES
 from vggfeat.svm import C_GRID, SOLVERS, LinearSVM, RegularisationPath
 
+HEADS = tuple(HEAD_NAMES)
 C_STEP = 4.0  # the grid's ratio, and that of its extension
 # of descriptors of length 1; far beyond it nothing can be solved in float64, and it takes hours
 MOST_C = 1e12
@@ -69,7 +78,7 @@ class Outcome:
     """
 
     results: Results
-    model: LinearSVM
+    model: Classifier
     scored: dict[str, Scored]
 
 
@@ -115,9 +124,44 @@ class _Drawn:
         return len(self.splits) + (self.several or self.validates)
 
 
-def solver_words(svm: LinearSVM) -> str:
-    """How an SVM is trained, as results tell it."""
-    return f"{svm.solver}, tol {svm.tol:g}, {svm.loss}"
+def solver_words(model: Any) -> str:
+    """How a classifier is trained, as results tell it."""
+    settings = model.get_params()
+    words = [model.solver]
+    words += [f"tol {model.tol:g}"] if "tol" in settings else []
+    words += [model.loss] if "loss" in settings else []
+    words += [f"temperature {model.temperature:g}"] if "temperature" in settings else []
+    return ", ".join(words)
+
+
+def _classifier(
+    head: str, loss: str, solver: str, device: str, class_weight: str | None, k: int, heat: float
+) -> Classifier:
+    """What is trained, with all its settings but C."""
+    if head == "svm":
+        return LinearSVM(loss=loss, solver=solver, device=device, class_weight=class_weight)
+    if head == "logistic":
+        return LogisticRegression(device=device, class_weight=class_weight)
+    if head == "ridge":
+        return RidgeClassifier(class_weight=class_weight)
+    return NearestNeighbours(k=k, temperature=heat, class_weight=class_weight)
+
+
+class _Refits:
+    """Classifiers on the same images, of one C after the other."""
+
+    def __init__(self, model: Classifier, X: Selected, y: NDArray[Any]) -> None:
+        self.model, self.X, self.y = model, X, y
+
+    def fit(self, C: float) -> Classifier:
+        model = _warm(copy(self.model)).set_params(C=C)
+        self.model = model.fit(self.X, self.y)
+        return self.model
+
+
+def _warm(model: Classifier) -> Any:
+    """It, set to start where it ended, where it can."""
+    return model.set_params(warm_start=True) if "warm_start" in model.get_params() else model
 
 
 def run(
@@ -129,6 +173,9 @@ def run(
     solver: str = "newton",
     device: str = "cpu",
     class_weight: str | None = None,
+    head: str = "svm",
+    k: int = K_NEAREST,
+    temperature: float = TEMPERATURE,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Choose C, train and test by the problem's protocol.
@@ -140,6 +187,8 @@ def run(
         else three). Official splits stay as they are; only a validation part that must be cut from
         train depends on it (None: 0).
     loss, solver, device: as `LinearSVM`. class_weight: None or "balanced", in choosing C, too.
+    head: the classifier, one of HEADS: "svm", "logistic" (`LogisticRegression`), "ridge"
+        (`RidgeClassifier`), "knn" (`NearestNeighbours`, of k and temperature, which has no C).
     progress: called with one line for each fit that ended, and where the seed changes nothing.
 
     What the results say is in `docs/formats.md`, under results.json; `made` is left to the caller.
@@ -148,10 +197,16 @@ def run(
     one-label problem has no training image, or when a C is not positive.
     """
     started = time.perf_counter()
-    grid = grid_of(C)
-    for name, given, allowed in (("loss", loss, LOSSES), ("solver", solver, SOLVERS)):
+    grid = grid_of(C) if head != "knn" else []
+    for name, given, allowed in (
+        ("loss", loss, LOSSES),
+        ("solver", solver, SOLVERS),
+        ("head", head, HEADS),
+    ):
         if given not in allowed:
             raise VggfeatError(f"{name} must be {' or '.join(allowed)}, not {given}")
+    if head == "knn" and C != "auto":
+        raise VggfeatError("knn has no C: leave it out, or choose another `head`")
     if class_weight not in (None, "balanced"):
         raise VggfeatError(f"class_weight must be None or balanced, not {class_weight}")
     drawn = _prepared(problem, seed, len(grid) > 1)
@@ -159,12 +214,12 @@ def run(
     say = progress or (lambda line: None)
     if seed is not None and drawn.how == "official" and drawn.val_is != CUT:
         say("the splits are the data set's own: `seed` changes nothing")
-    svm = LinearSVM(loss=loss, solver=solver, device=device, class_weight=class_weight)
+    svm = _classifier(head, loss, solver, device, class_weight, k, temperature)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
         chosen = _choose(problem, drawn.splits, grid, isinstance(C, str), svm, say)
         fitted = _fit(problem, drawn, chosen, svm, say)
-    results = _results(problem, drawn, chosen, fitted, svm)
+    results = _results(problem, drawn, chosen, fitted, svm, head)
     scored = {
         split.name or drawn.test_split: Scored(split.test, scores)
         for split, scores in zip(drawn.splits, fitted.tests, strict=True)
@@ -423,7 +478,7 @@ class _Chosen:
 
     choice: Choice
     per_split: list[Choice]
-    best: list[LinearSVM]
+    best: list[Any]
     broken_off: list[str]
 
 
@@ -432,11 +487,11 @@ def _choose(
     splits: list[_Split],
     grid: list[float],
     extend: bool,
-    svm: LinearSVM,
+    svm: Classifier,
     say: Callable[[str], None],
 ) -> _Chosen:
-    if len(grid) == 1:
-        given = Choice(C=grid[0])
+    if len(grid) < 2:
+        given = Choice(C=grid[0]) if grid else Choice(k=svm.get_params()["k"])
         return _Chosen(given, [given] * len(splits), [], [])
     curves, best, broken_off = [], [], []
     for split in splits:
@@ -467,13 +522,14 @@ def _curve(
     split: _Split,
     grid: list[float],
     extend: bool,
-    svm: LinearSVM,
+    svm: Classifier,
     say: Callable[[str], None],
-) -> tuple[dict[float, float], LinearSVM, list[str]]:
+) -> tuple[dict[float, float], Classifier, list[str]]:
     """A split's validation score of each C, its best classifier, and the fits that did not
     converge.
     """
-    path = RegularisationPath(svm, _finite(problem, split.fit), problem.labels[split.fit])
+    of_several = RegularisationPath if isinstance(svm, LinearSVM) else _Refits
+    path = of_several(svm, _finite(problem, split.fit), problem.labels[split.fit])
     curve: dict[float, float] = {}
     best = svm
     broken_off = []
@@ -507,8 +563,8 @@ def _curve(
 # Fitting and scoring ------------------------------------------------------------------------------
 
 
-def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> Scores:
-    """(n, K) scores. Two classes have one SVM: the first class's score is minus the second's."""
+def _scores(problem: Problem, model: Classifier, rows: Rows) -> Scores:
+    """(n, K) scores. Two classes have one: the first class's score is minus the second's."""
     order = np.argsort(rows, kind="stable")  # what lies together in a file is read together
     scores = model.decision_function(_finite(problem, rows[order]))
     if (np.diff(order) < 0).any():
@@ -516,7 +572,7 @@ def _scores(problem: Problem, model: LinearSVM, rows: Rows) -> Scores:
     return scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
 
 
-def _validate(problem: Problem, model: LinearSVM, val: Rows) -> float:
+def _validate(problem: Problem, model: Classifier, val: Rows) -> float:
     figure = _figures(problem, _scores(problem, model, val), val).figures.mean(problem.compared_by)
     assert figure is not None  # what is compared is computed
     return figure
@@ -568,44 +624,47 @@ class _Fitted:
     scores of val, where the test part has no labels. broken_off: the fits that did not converge.
     """
 
-    model: LinearSVM
+    model: Classifier
     tests: list[Scores]
     validation: Scores | None
     broken_off: list[str]
 
 
 def _fit(
-    problem: Problem, drawn: _Drawn, chosen: _Chosen, svm: LinearSVM, say: Callable[[str], None]
+    problem: Problem, drawn: _Drawn, chosen: _Chosen, svm: Classifier, say: Callable[[str], None]
 ) -> _Fitted:
     """Refit and score every split; beside them the classifier to keep, or the one whose validation
     is reported.
     """
-    final, C = drawn.model_trained_on, chosen.choice.C
+    final = drawn.model_trained_on
     first, number, total = drawn.splits[0], 0, drawn.final_fits
     broken_off: list[str] = []
 
-    def fit(label: str, rows: Rows, model: LinearSVM) -> LinearSVM:
+    def of(choice: Choice) -> Any:
+        return clone(svm) if choice.C is None else clone(svm).set_params(C=choice.C)
+
+    def fit(label: str, rows: Rows, model: Classifier) -> Classifier:
         nonlocal number
         number += 1
         model.fit(_finite(problem, rows), problem.labels[rows])
-        say(f"{label} C={model.C:g}: trained ({number}/{total})")
+        settings = model.get_params()
+        label += f" C={settings['C']:g}" if "C" in settings else f" k={settings['k']}"
+        say(f"{label}: trained ({number}/{total})")
         if not model.converged_:
-            broken_off.append(f"{label} C={model.C:g}")
+            broken_off.append(label)
         return model
 
     # the refit starts from the classifier that won, on part of the same images
-    starts = [model.set_params(warm_start=True) for model in chosen.best] or [
-        clone(svm).set_params(C=choice.C) for choice in chosen.per_split
-    ]
+    starts = [_warm(model) for model in chosen.best] or [of(one) for one in chosen.per_split]
     tests = []
     for split, start in zip(drawn.splits, starts, strict=True):
         model = fit(split.name or final, split.refit, start)
         tests.append(_scores(problem, model, split.test))
     if drawn.several:
-        model = fit(final, _labelled(problem), clone(svm).set_params(C=C))
+        model = fit(final, _labelled(problem), of(chosen.choice))
     validation = None
     if drawn.validates:
-        without = fit("train", first.fit, clone(svm).set_params(C=C))
+        without = fit("train", first.fit, of(chosen.choice))
         validation = _scores(problem, without, first.val)
     return _Fitted(model, tests, validation, broken_off)
 
@@ -614,7 +673,7 @@ def _fit(
 
 
 def _results(
-    problem: Problem, drawn: _Drawn, chosen: _Chosen, fitted: _Fitted, svm: LinearSVM
+    problem: Problem, drawn: _Drawn, chosen: _Chosen, fitted: _Fitted, svm: Any, head: str
 ) -> Results:
     splits, seen = drawn.splits, problem.seen
     parts = [
@@ -636,6 +695,7 @@ def _results(
     degenerate = [problem.classes[k] for k in fitted.model.degenerate_classes_]
     results = Results(
         protocol=problem.protocol,
+        head=head,
         solver=solver_words(svm),
         compared_by=problem.compared_by,
         class_weight=svm.class_weight if isinstance(svm.class_weight, str) else None,

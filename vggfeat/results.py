@@ -22,6 +22,14 @@ from vggfeat.datasets.protocol import pool_of, protocol_of
 from vggfeat.errors import VggfeatError
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
 
+HEAD_NAMES = {
+    "svm": "linear SVM",
+    "logistic": "logistic regression",
+    "ridge": "ridge regression",
+    "knn": "nearest neighbours",
+}
+"""Of classifiers, in words."""
+K_NEAREST, TEMPERATURE = 20, 0.07  # of nearest neighbours; DINO's
 Fraction = Annotated[float, Range(0, 1)]
 Figure = Annotated[float, Range(0, 1, null=math.nan)]
 Count = Annotated[int, Range(0, 2**53)]
@@ -98,13 +106,26 @@ class ScoredPart(Sparse):
 
 @dataclass(frozen=True)
 class Choice(Sparse):
-    """C, and where it was chosen the values that were tried, with the validation score of each."""
+    """C, and where it was chosen the values that were tried, with the validation score of each; of
+    nearest neighbours k.
+    """
 
     C: Cost | None = None
+    k: Count | None = None
     C_grid: list[Cost] = field(default_factory=list)
     C_curve: list[Fraction] = field(default_factory=list)
     selected_by: str | None = None
     C_grid_extended_by: list[Cost] = field(default_factory=list)
+
+    @property
+    def knob(self) -> str:
+        """What is set: C or k."""
+        return "C" if self.k is None else "k"
+
+    @property
+    def words(self) -> str:
+        """The value."""
+        return cost(self.C) if self.k is None else str(self.k)
 
 
 @dataclass(frozen=True)
@@ -151,6 +172,7 @@ class Results(Sparse):
     """results.json. `made` is what the protocol doesn't know."""
 
     protocol: str
+    head: Annotated[str, OneOf(tuple(HEAD_NAMES))] = "svm"
     solver: str | None = None
     compared_by: str | None = None
     class_weight: str | None = None
@@ -222,6 +244,7 @@ def refuse_other_run(ours: Results, theirs: Results) -> None:
     of_two = "the results and the model are of two runs:"
     for key, one, other in (
         ("dataset", ours.dataset, theirs.dataset),
+        ("head", ours.head, theirs.head),
         ("C", ours.choice.C, theirs.choice.C),
         ("n_test", ours.n_test, theirs.n_test),
         *((key, told(ours.figures.mean(key)), told(theirs.figures.mean(key))) for key in FIGURES),
@@ -280,21 +303,25 @@ def summary(results: Results) -> list[tuple[str, str]]:
 def _choice_rows(results: Results) -> list[tuple[str, str]]:
     splits = results.per_split
     median = ", the median of the splits'" if len({split.choice.C for split in splits}) > 1 else ""
-    rows = [("C", f"{cost(results.choice.C)}{median}")]
+    rows = [(results.choice.knob, f"{results.choice.words}{median}")]
     for i, split in enumerate(splits):
         compared = results.compared_by  # an older version's don't say it
         if compared is None:
             one_label = split.figures.mean_class_recall is not None
             compared = "mean_class_recall" if one_label else "map_allpoint"
         score = split.figures.mean(compared)
-        rows.append((f"split {i}", f"{in_percent(score)}, C {cost(split.choice.C)}"))
+        rows.append(
+            (f"split {i}", f"{in_percent(score)}, {split.choice.knob} {split.choice.words}")
+        )
     return rows
 
 
 def title(results: Results) -> str:
     """Of a table or a page of these results."""
     other = results.other_images
-    return f"{results.dataset}{', ' if other else ''}{''.join(other[:1])}: linear SVM"
+    return (
+        f"{results.dataset}{', ' if other else ''}{''.join(other[:1])}: {HEAD_NAMES[results.head]}"
+    )
 
 
 def over_classes(results: Results, key: str) -> str:
@@ -367,7 +394,7 @@ def scored_on(results: Results) -> str:
         part = chosen or results.validated_on or "val"
         why = "C was chosen on them, so this is optimistic" if chosen else "none of them trained on"
         return f"{part} ({images(results.validation.n)}; {why}); no test image has a label"
-    how = f"C was chosen on {chosen}" if chosen else "C was given"
+    how = f"C was chosen on {chosen}" if chosen else f"{results.choice.knob} was given"
     if splits := results.per_split:
         parts = (
             "the test part of 1 split"

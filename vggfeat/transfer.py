@@ -22,7 +22,7 @@ from vggfeat.datasets.protocol import protocol_of
 from vggfeat.datasets.splits import N_SPLITS
 from vggfeat.errors import VggfeatError
 from vggfeat.metrics import FIGURES
-from vggfeat.results import Count, Fraction, Results, part_scored, seen_by_net, told
+from vggfeat.results import HEAD_NAMES, Count, Fraction, Results, part_scored, seen_by_net, told
 
 THEIRS = "Tables 11 and 12, transfer"
 CELLS = "ledger-transfer.json"
@@ -238,6 +238,8 @@ def _other(results: Results) -> list[str]:
     random = isinstance(protocol_of(results.protocol).n_train, int)
     if random and (n := len(results.per_split)) != N_SPLITS:
         other.append(f"{n} random splits instead of {N_SPLITS}")
+    if results.head != "svm":
+        other.append(f"by {HEAD_NAMES[results.head]}, not SVMs")
     if results.choice.selected_by is None:
         other.append(GIVEN)
     seen, scored = seen_by_net(results)

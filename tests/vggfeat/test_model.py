@@ -20,7 +20,16 @@ from vggfeat.model import Model, open_model
 from vggfeat.store import Description
 
 from ..conftest import Command, vgg_of
-from .conftest import NET, SMALL, Made, assert_same_scores, read_predictions, scores_by_hand, unit
+from .conftest import (
+    NET,
+    SMALL,
+    Made,
+    assert_same_scores,
+    feature_file,
+    read_predictions,
+    scores_by_hand,
+    unit,
+)
 from .test_hdf5 import crafted, model_at, refused
 from .test_library import HINT
 
@@ -158,6 +167,30 @@ def test_a_models_weights_that_have_moved(stacking: Path, folder: Path) -> None:
         vggfeat.open_model(stacking, weights=[NET, NET])
     with pytest.raises(VggfeatError, match="are not those that described the images"):
         vggfeat.open_model(stacking, weights=f"{NET},seed=1").scores(images)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_logistic_regressions_scores_are_probabilities(
+    classes: int, command: Command, tmp_path: Path
+) -> None:
+    path, saved = feature_file(tmp_path / "f.h5", 60, 8, classes=classes), tmp_path / "m.h5"
+    line = ("classify", "--features", path, "--C", 4, "--out", saved, "--overwrite")
+    assert command(*line).status == 0
+    model = vggfeat.open_model(saved)
+    with pytest.raises(VggfeatError, match="linear SVM has no probabilities: train one by"):
+        model.probabilities(np.zeros((1, classes)))
+    ran = command(*line, "--head", "logistic")
+    assert ran.status == 0 and "logistic regression" in ran.out
+    model = vggfeat.open_model(saved)
+    features = vggfeat.open_features(path)
+    x = vggfeat.aggregate.aggregate(features.descriptors, model.pool)
+    found = model.probabilities(model.decision_function(x))
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert model.results is not None and model.results.splits == "official"
+    rows = np.union1d(features.splits["train"], features.splits["val"])
+    again = vggfeat.LogisticRegression(C=4.0).fit(x[rows], np.asarray(features.labels)[rows])
+    np.testing.assert_allclose(found, again.predict_proba(x), atol=1e-3)
+    assert command("info", saved).out.count("logistic regression") == 1
 
 
 # --- vggfeat predict ------------------------------------------------------------------------------

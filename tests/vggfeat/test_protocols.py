@@ -19,9 +19,12 @@ from vggfeat import dual, metrics, protocols, solver
 from vggfeat.datasets.protocol import pool_of
 from vggfeat.datasets.splits import random_splits
 from vggfeat.errors import VggfeatError
+from vggfeat.knn import NearestNeighbours
+from vggfeat.logistic import LogisticRegression
 from vggfeat.problem import Problem
 from vggfeat.protocols import Fits, fits_of, run
-from vggfeat.results import scored_on, seen_by_net, trained_on
+from vggfeat.results import scored_on, seen_by_net, summary, trained_on
+from vggfeat.ridge import RidgeClassifier
 from vggfeat.svm import C_GRID, LinearSVM
 
 
@@ -651,6 +654,56 @@ def test_voc_class_without_positives_is_named() -> None:
     assert results["per_class"]["dog"] == {"ap_11point": None, "ap_allpoint": None, "n_positive": 0}
     two = [results["per_class"][name]["ap_allpoint"] for name in ("cat", "cow")]
     assert results["map_allpoint"] == pytest.approx(np.mean(two))
+
+
+@pytest.mark.parametrize("head", ["logistic", "ridge"])
+@pytest.mark.parametrize("made", [single_label, multi_label])
+def test_other_heads_choose_c_and_are_scored_alike(made: Callable[[], Problem], head: str) -> None:
+    problem = made()
+    outcome = run(problem, C=[0.1, 1.0, 10.0], head=head)
+    results, splits = outcome.results.to_json(), problem.splits
+    estimator = {"logistic": LogisticRegression, "ridge": RidgeClassifier}[head]
+    both = np.concatenate([splits["train"], splits["val"]])
+    alone = estimator(C=results["C"]).fit(problem.X[both], problem.labels[both])
+    scored = outcome.scored["test"].scores
+    own = alone.decision_function(problem.X[splits["test"]])
+    np.testing.assert_allclose(scored, own, atol=2e-2 * np.abs(own).max())
+    assert results["head"] == head and results["C_grid"] == [0.1, 1.0, 10.0]
+    assert "mean_class_recall" in results or "map_11point" in results
+
+
+@pytest.mark.parametrize("made", [single_label, multi_label])
+def test_neighbours_have_a_k_and_no_c(made: Callable[[], Problem]) -> None:
+    problem = made()
+    outcome = run(problem, head="knn", k=5)
+    results, splits = outcome.results.to_json(), problem.splits
+    assert results["k"] == 5 and "C" not in results
+    assert results["solver"] == "exact, temperature 0.07"
+    both = np.concatenate([splits["train"], splits["val"]])
+    alone = NearestNeighbours(5).fit(problem.X[both], problem.labels[both])
+    np.testing.assert_allclose(
+        outcome.scored["test"].scores, alone.decision_function(problem.X[splits["test"]])
+    )
+    assert dict(summary(outcome.results))["k"] == "5"
+    with pytest.raises(VggfeatError, match="knn has no C"):
+        run(problem, head="knn", C=1.0)
+    with pytest.raises(VggfeatError, match="head must be svm or logistic or ridge or knn, not x"):
+        run(problem, head="x")
+
+
+@pytest.mark.parametrize("head", ["svm", "logistic", "ridge", "knn"])
+def test_class_weights_help_small_classes_with_every_head(head: str) -> None:
+    problem = single_label(n_per_class=60, noise=0.6)
+    few = np.flatnonzero((problem.labels != 3) | (np.arange(len(problem.labels)) % 3 == 0))
+    splits = {name: np.intersect1d(rows, few) for name, rows in problem.splits.items()}
+    splits["test"] = problem.splits["test"]
+    problem = replace(problem, splits=splits)
+    plain, weighed = (
+        run(problem, C="auto" if head == "knn" else 1.0, head=head, class_weight=weight)
+        for weight in (None, "balanced")
+    )
+    before, after = (one.results.to_json()["per_class"]["d"]["recall"] for one in (plain, weighed))
+    assert after >= before and weighed.results.class_weight == "balanced"
 
 
 def test_fits_that_were_broken_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def central(
         return _said(network, grid_crops(images_NHWC, crop, 1)[0], mirrored_too=False)
 
     for i, _, said_Vhwo in images.through(
-        compute, (Q,), network.device, batch_size=batch_size, workers=workers, advance=advance
+        compute, (Q,), network, batch_size=batch_size, workers=workers, advance=advance
     ):
         frame = images.frame(i, Q)
         crop = network.vgg().crop
@@ -213,7 +213,7 @@ def dense(
     for i, s, said in images.through(
         compute,
         union,
-        networks[0].device,
+        networks[0],
         batch_size=batch_size,
         workers=workers,
         advance=advance,
@@ -313,7 +313,7 @@ class _Images:
         self,
         compute: Callable[[Tensor], Tensor],
         scales: Sequence[int],
-        device: torch.device,
+        network: Network,
         *,
         batch_size: int | None,
         workers: int,
@@ -331,7 +331,8 @@ class _Images:
             range(self.low, self.high),
             scales,
             compute,
-            device,
+            network.device,
+            filter=network.filter,
             batch_size=batch_size,
             workers=workers,
             advance=count,

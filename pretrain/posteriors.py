@@ -159,6 +159,7 @@ def measure(
         scales,
         compute,
         network.device,
+        filter=network.filter,
         batch_size=batch_size,
         workers=workers,
         advance=count,

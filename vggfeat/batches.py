@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vggfeat.devices import BATCH_SIZE, device_failed, first_sentence, out_of_memory
 from vggfeat.errors import UnreadableImage, VggfeatError
-from vggfeat.images import smallest_side, smallest_side_shape
+from vggfeat.images import BICUBIC, BILINEAR, smallest_side, smallest_side_shape
 
 WINDOW = 8192
 """Images whose headers are read before the first of them is: those of one shape among them share
@@ -178,11 +178,15 @@ class OnCPU:
     turn: float | None = None
     """Seconds after which who has Python's lock hands it on; None: as it is set."""
 
-    def staged(self, image_HWC: np.ndarray, scales: Sequence[int]) -> list[Image] | Tensor:
+    def staged(
+        self, image_HWC: np.ndarray, scales: Sequence[int], filter: str
+    ) -> list[Image] | Tensor:
         """In a thread that reads: what `rescaled` takes."""
-        return [smallest_side(image_HWC, q) for q in scales]
+        return [smallest_side(image_HWC, q, filter) for q in scales]
 
-    def rescaled(self, staged: list[Image] | Tensor, scales: Sequence[int]) -> list[Image]:
+    def rescaled(
+        self, staged: list[Image] | Tensor, scales: Sequence[int], filter: str
+    ) -> list[Image]:
         """In the thread that describes: the image at each Q, as `smallest_side` rescales."""
         assert isinstance(staged, list)
         return staged
@@ -211,30 +215,37 @@ class OnGPU(OnCPU):
     computes in float32.
     """
     SHRINKS = 32
-    """Times: beyond that the filter's weights may not fit the memory that a GPU's threads share."""
+    """Times: beyond that the filter's weights may not fit the memory that a GPU's threads share;
+    half of it where the filter is bicubic, which reaches twice as far.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def staged(self, image_HWC: np.ndarray, scales: Sequence[int]) -> list[Image] | Tensor:
+    def staged(
+        self, image_HWC: np.ndarray, scales: Sequence[int], filter: str
+    ) -> list[Image] | Tensor:
         height, width = image_HWC.shape[:2]
-        if height * width > self.LARGEST or min(height, width) > self.SHRINKS * min(scales):
-            return super().staged(image_HWC, scales)
+        shrinks = self.SHRINKS // (2 if filter == BICUBIC else 1)
+        if height * width > self.LARGEST or min(height, width) > shrinks * min(scales):
+            return super().staged(image_HWC, scales, filter)
         return self._pinned(image_HWC)
 
-    def rescaled(self, staged: list[Image] | Tensor, scales: Sequence[int]) -> list[Image]:
+    def rescaled(
+        self, staged: list[Image] | Tensor, scales: Sequence[int], filter: str
+    ) -> list[Image]:
         # One thread asks for all that a GPU does. Where those that read do, too, each of their
         # calls waits for Python's lock: a dozen an image and scale
         if isinstance(staged, list):
             return staged
         try:
             uploaded_HWC = self._up(staged)
-            return [smallest_side(uploaded_HWC, q) for q in scales]
+            return [smallest_side(uploaded_HWC, q, filter) for q in scales]
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             # the batches, which can be halved, have all of it
-            return [smallest_side(staged.numpy(), q) for q in scales]
+            return [smallest_side(staged.numpy(), q, filter) for q in scales]
 
     def batch(self, images: list[Image]) -> Tensor:
         return torch.stack(
@@ -381,6 +392,7 @@ def by_shape(
     compute: Callable[[Tensor], Tensor],
     device: torch.device,
     *,
+    filter: str = BILINEAR,
     done: np.ndarray | None = None,
     batch_size: int | None = None,
     workers: int = 2,
@@ -392,8 +404,8 @@ def by_shape(
 
     read: i -> (H, W, 3) uint8 RGB, or UnreadableImage. sides: i -> what (H, W) will be, as far as
     is known without reading it; a hint, by which images are put in order. Both are called in
-    threads. compute: uint8 RGB (n, H, W, 3) of one shape, on the device -> (n, ...). done: (N, Q)
-    bool, what is not wanted.
+    threads. compute: uint8 RGB (n, H, W, 3) of one shape, on the device -> (n, ...). filter: of the
+    rescale, as of `smallest_side`. done: (N, Q) bool, what is not wanted.
     batch_size: images of 224 x 224 pixels at once (by default 32 on a CPU, 128 on a GPU); larger
     images go in proportionally smaller batches, so that memory stays the same. workers: threads
     that read, and as many that look at headers. advance: called after each batch with the work done
@@ -421,7 +433,7 @@ def by_shape(
             _turns.of(place),
         ):
             for i, images in _images(
-                read, pool, place, in_order(looking), 4 * workers, scales, done
+                read, pool, place, in_order(looking), 4 * workers, scales, filter, done
             ):
                 if isinstance(images, UnreadableImage):
                     advance(1.0 if done is None else float(shares[~done[i]].sum()))
@@ -493,6 +505,7 @@ def _images(
     indices: Iterable[int],
     most: int,
     scales: Sequence[int],
+    filter: str,
     done: np.ndarray | None,
 ) -> Iterator[tuple[int, list[tuple[int, Image]] | UnreadableImage]]:
     """(i, (s, the image at scales[s]) for each s that is wanted; or that it is unreadable), in the
@@ -503,7 +516,7 @@ def _images(
         return [s for s in range(len(scales)) if done is None or not done[i, s]]
 
     def staged(i: int) -> list[Image] | Tensor:
-        return place.staged(read(i), [scales[s] for s in wanted(i)])
+        return place.staged(read(i), [scales[s] for s in wanted(i)], filter)
 
     for i, ready in _read_ahead(pool, staged, indices, most):
         if isinstance(ready, UnreadableImage):
@@ -512,7 +525,7 @@ def _images(
         chosen = wanted(i)
         try:
             with torch.inference_mode():
-                images = place.rescaled(ready, [scales[s] for s in chosen])
+                images = place.rescaled(ready, [scales[s] for s in chosen], filter)
         except UnreadableImage as error:
             yield i, error
         else:

@@ -103,7 +103,8 @@ def extract_command(
         typer.Option(
             help=(
                 "The layer that describes, by the paper's name: conv1_1 ... pool5, fc6, fc7;"
-                " default: fc7, or the last that the weights reach."
+                " of a transformer patches, cls, cls+patches, block0 ...; default: fc7, or the last"
+                " that the weights reach."
             ),
             show_default=False,
         ),

@@ -310,6 +310,7 @@ def _model_rows(m: Model) -> list[tuple[str, str]]:
 
 def _description_rows(description: Description, values: int | None = None) -> list[tuple[str, str]]:
     kept_apart = "; `svm --pool` pools them" if len(description.scales) > 1 else ""
+    done = description.preprocessing
     rounds = {"floor": "down", "ceil": "up"}.get(description.pool)
     return [
         ("net", description.net),
@@ -318,6 +319,7 @@ def _description_rows(description: Description, values: int | None = None) -> li
         ("scales", ", ".join(map(str, description.scales)) + (kept_apart if values else "")),
         ("mirror images", "averaged in" if description.mirror else "left out"),
         *([("max-pooling", f"odd sides rounded {rounds}")] if rounds else []),
+        *([("preprocessing", f"{description.filter}; {done}")] if done else []),
         ("weights", f"{description.weights}, sha256 {description.fingerprint[:12]}"),
         ("precision", description.precision),
     ]

@@ -26,9 +26,10 @@ from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.images import mirror as mirrored
 from vggfeat.machine import CORES
 from vggfeat.store import REGIONS, Description
+from vggfeat.vgg import VGG
 from vggfeat.weights import Network, refuse_small
 
-FILTER, DECODER = "bilinear, antialiased", "Pillow"
+DECODER = "Pillow"
 LARGE = 3 * 4_000_000
 """Values of an image whose mirror image had better not be in memory beside it."""
 
@@ -65,11 +66,24 @@ def description_of(
         scales=scales,
         mirror=bool(mirror),
         pool=network.metadata.get("pool", "none"),
-        filter=FILTER,
+        filter=network.filter,
         precision=network.precision,
         decoder=DECODER,
         regions=regions,
+        preprocessing=preprocessing_of(network),
     )
+
+
+def preprocessing_of(network: Network) -> str:
+    """What is done to pixels before the net, in words; "" of a net of Table 1.
+
+    timm's configuration of a model has it: another name of the same weights, or another version of
+    timm, may have another. That of a net of Table 1 belongs to its source.
+    """
+    if isinstance(network.module, VGG):
+        return ""
+    facts = network.preprocessing.to_metadata()
+    return "; ".join(f"{key} {value}" for key, value in facts.items())
 
 
 def network_of(
@@ -91,6 +105,15 @@ def network_of(
             f" {network.fingerprint[:12]}, not {description.fingerprint[:12]}); give the right file"
             " with `weights`"
         )
+    for what, there, here in (
+        ("filter", description.filter, network.filter),
+        ("preprocessing", description.preprocessing, preprocessing_of(network)),
+    ):
+        if there and there != here:  # older files don't tell the preprocessing
+            raise VggfeatError(
+                f"weights {spec} ask for {what} {here}, and the images were described with {there}:"
+                " give them by the name that described the images, with `weights`"
+            )
     if description.pool != network.metadata.get("pool", description.pool):
         network.set_pool(description.pool)
     refuse_small(description.scales, network.name, network, description.layer)
@@ -99,8 +122,8 @@ def network_of(
 
 @torch.inference_mode()
 def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) -> Tensor:
-    """Descriptors (N, D) float32: the layer's map averaged over positions, and with the mirror
-    image's.
+    """Descriptors (N, D) float32: the layer's map averaged over positions (and what the net's own
+    head does to that mean, `Backbone.pooled`), and that averaged with the mirror image's.
 
     images_NHWC: uint8 RGB of one shape, on the network's device. The mirror image goes through in
     the same batch, unless it is large. The average over positions is taken in float32 whatever the
@@ -115,8 +138,7 @@ def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) ->
     if mirror:
         images_NHWC = torch.cat([images_NHWC, mirrored(images_NHWC)])
     map_NDHW = network.maps_of(images_NHWC, layer)
-    # channels-last maps have D innermost: the sum over positions reads memory in order
-    pooled_ND = map_NDHW.mean(dim=(2, 3), dtype=torch.float32)
+    pooled_ND = network.module.pooled(map_NDHW, layer)
     return pooled_ND.view(2, -1, pooled_ND.shape[1]).mean(0) if mirror else pooled_ND
 
 
@@ -143,6 +165,7 @@ def describe_all(
         description.scales,
         partial(describe, network, layer=description.layer, mirror=description.mirror),
         network.device,
+        filter=description.filter,
         batch_size=batch_size,
         workers=workers,
         advance=advance,
@@ -207,7 +230,7 @@ def embed(
     """L2-normalised descriptors (N, D) float32 of images, (N, Q * D) with pool="stack".
 
     images: see `list_of_images`. scales: smallest sides Q in pixels; by default
-    `network.default_scales`. layer: the paper's name; by default `network.default_layer`. mirror:
+    `network.default_scales`. layer: by its name; by default `network.default_layer`. mirror:
     average with the mirror image's descriptor. pool: over the scales, one of `aggregate.POOLINGS`.
     batch_size: images of 224x224 a forward pass, larger ones in proportionally smaller batches; by
     default 32, on a GPU 128. workers: threads that decode and rescale. progress: show it on stderr,

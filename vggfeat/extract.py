@@ -219,6 +219,7 @@ def described(
         description.scales,
         compute,
         network.device,
+        filter=description.filter,
         done=done,
         batch_size=batch_size,
         workers=workers,

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # a process that only reads images does without PyTorch's two
 # conv1_1 has 64 channels: 16 Mpixel are 4 GB of float32 in that one layer, and 60:1 at Q = 512,
 # more than a photograph
 MAX_RESCALED_PIXELS = 16_000_000
+BILINEAR, BICUBIC = "bilinear, antialiased", "bicubic, antialiased"
+FILTERS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
+"""How an image is rescaled, by the words that descriptions and weights' metadata have for it."""
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # released VGG weights: blue, green, red in 0..255
 
 Batch = TypeVar("Batch", np.ndarray, "torch.Tensor")
@@ -43,11 +46,13 @@ def smallest_side_shape(height: int, width: int, Q: int) -> tuple[int, int]:
     return (Q, other) if height <= width else (other, Q)
 
 
-def smallest_side(image_HWC: Batch, Q: int, *, max_pixels: int = MAX_RESCALED_PIXELS) -> Batch:
+def smallest_side(
+    image_HWC: Batch, Q: int, filter: str = BILINEAR, *, max_pixels: int = MAX_RESCALED_PIXELS
+) -> Batch:
     """The image (h, w, 3) uint8, rescaled so that its smallest side is Q pixels; itself if it is
     already. NumPy; or torch, on whatever device it is.
 
-    Bilinear; antialiased when it shrinks (Pillow's BILINEAR, whose support grows with the
+    filter: one of FILTERS, antialiased when it shrinks (Pillow's, whose support grows with the
     reduction; PyTorch's is at most one grey level from it). Raises UnreadableImage if the result
     has more than max_pixels pixels: a strip of 20000x1 at Q=512 would have 5 gigapixels, and the
     network's first layer 64 channels of them.
@@ -58,14 +63,20 @@ def smallest_side(image_HWC: Batch, Q: int, *, max_pixels: int = MAX_RESCALED_PI
     if shape == (height, width):
         return image_HWC
     if isinstance(image_HWC, np.ndarray):
-        resized = Image.fromarray(image_HWC).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+        resized = Image.fromarray(image_HWC).resize((shape[1], shape[0]), FILTERS[filter])
         return np.array(resized)
     if min(shape) == 1:  # PyTorch's, on a CPU, goes wrong where a row of the result is one pixel
-        return image_HWC.new_tensor(smallest_side(image_HWC.cpu().numpy(), Q))
+        return image_HWC.new_tensor(smallest_side(image_HWC.cpu().numpy(), Q, filter))
     from torch.nn import functional
 
     x_NCHW = image_HWC.permute(2, 0, 1)[None].float()
-    x_NCHW = functional.interpolate(x_NCHW, shape, mode="bilinear", antialias=True)
+    if filter == BICUBIC:
+        # it overshoots at edges, which Pillow cuts off after either direction
+        for size in ((height, shape[1]), shape):
+            x_NCHW = functional.interpolate(x_NCHW, size, mode="bicubic", antialias=True)
+            x_NCHW = x_NCHW.round_().clamp_(0, 255)
+    else:
+        x_NCHW = functional.interpolate(x_NCHW, shape, mode="bilinear", antialias=True)
     return x_NCHW[0].round_().byte().permute(1, 2, 0).contiguous()
 
 

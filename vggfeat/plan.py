@@ -175,7 +175,8 @@ class _Trial:
         workers: int,
     ) -> None:
         self._items, self._network, self._shapes = items, network, seen.shapes
-        self._scales, self._batch_size, self._workers = description.scales, batch_size, workers
+        self._scales, self._filter = description.scales, description.filter
+        self._batch_size, self._workers = batch_size, workers
         self._compute: Callable[[torch.Tensor], torch.Tensor] = partial(
             describe, network, layer=description.layer, mirror=description.mirror
         )
@@ -199,7 +200,7 @@ class _Trial:
         began = time.perf_counter()
         with suppress(UnreadableImage):
             for q in self._scales:
-                smallest_side(self._read(groups[0][0]), q)
+                smallest_side(self._read(groups[0][0]), q, self._filter)
         rough += (time.perf_counter() - began) / self._workers
         most = max(TRIAL_SECONDS / 5, TRIAL_SHARE * rough * len(self._items))
         budget = min(TRIAL_SECONDS, most)
@@ -228,6 +229,7 @@ class _Trial:
             self._scales,
             timing,
             self._network.device,
+            filter=self._filter,
             batch_size=self._batch_size,
             workers=self._workers,
         ):
@@ -256,13 +258,16 @@ def forward_flop(network: Network, layer: str, height: int, width: int) -> float
     """Operations of one image's forward pass to a layer; a multiply-add is two."""
     key = (network.fingerprint, layer, height, width)
     if key not in _FLOP:
+        module = cast(nn.Module, network.module)
+        # buffers that no file keeps, such as a transformer's table of positions, take part, too
         shapes = {
-            k: torch.empty_like(v, device="meta") for k, v in network.module.state_dict().items()
+            k: torch.empty_like(v, device="meta")
+            for k, v in (*module.named_parameters(), *module.named_buffers())
         }
         image = torch.empty(
-            (1, 3, height, width), dtype=next(iter(shapes.values())).dtype, device="meta"
+            (1, 3, height, width), dtype=next(module.parameters()).dtype, device="meta"
         )
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            torch.func.functional_call(cast(nn.Module, network.module), shapes, (image, layer))
+            torch.func.functional_call(module, shapes, (image, layer))
         _FLOP[key] = float(counter.get_total_flops())
     return _FLOP[key]

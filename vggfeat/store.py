@@ -39,11 +39,12 @@ READ_BYTES = 1 << 26  # of descriptors that are checked at a time
 class Description:
     """How images were described: all that is needed to describe another image in the same way.
 
-    net, weights: what `vggfeat.load` takes. fingerprint: of the weights. layer: the paper's name.
-    scales: Q in pixels, smallest side, one descriptor each. mirror: averaged with the mirror
-    image's. pool: floor | ceil, the net's max-pooling. filter: of the rescale. precision: of the
-    forward pass. decoder: what made pixels of the images' files. regions: of the image, each with
-    a descriptor at every scale.
+    net, weights: what `vggfeat.load` takes. fingerprint: of the weights. layer: the paper's name,
+    or the backbone's own. scales: Q in pixels, smallest side, one descriptor each. mirror: averaged
+    with the mirror image's. pool: floor | ceil, the net's max-pooling. filter: of the rescale.
+    precision: of the forward pass. decoder: what made pixels of the images' files. regions: of the
+    image, each with a descriptor at every scale. preprocessing: mean, std, order of channels and
+    range of a backbone that is none of Table 1's; "" of those.
     """
 
     net: str
@@ -61,6 +62,7 @@ class Description:
     regions: Annotated[
         tuple[Annotated[str, OneOf(REGIONS)], ...], Several(len(REGIONS), different=True)
     ] = REGIONS[:1]
+    preprocessing: str = ""
 
     @property
     def columns(self) -> int:
@@ -73,10 +75,14 @@ class Description:
         return "box" in self.regions
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; without `regions` where that is the image alone, as in older files."""
+        """As JSON has it; without `regions` where that is the image alone, and without
+        `preprocessing` where it is "", as in older files.
+        """
         record = {**asdict(self), "scales": list(self.scales), "regions": list(self.regions)}
         if self.regions == REGIONS[:1]:
             del record["regions"]
+        if not self.preprocessing:
+            del record["preprocessing"]
         return record
 
 

@@ -159,6 +159,11 @@ class VGG(nn.Module):
         pools = stage if layer.startswith("pool") else stage - 1
         return 1 if self.pool == "ceil" else 2**pools
 
+    def pooled(self, map_NKHW: Tensor, layer: str) -> Tensor:
+        """A layer's map averaged over positions: (N, K) float32, whatever the map's type."""
+        # channels-last maps have K innermost: the sum over positions reads memory in order
+        return map_NKHW.mean(dim=(2, 3), dtype=torch.float32)
+
     def forward(
         self, x: Tensor, layer: str = "fc8", preprocessing: Preprocessing | None = None
     ) -> Tensor:

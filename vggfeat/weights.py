@@ -24,7 +24,7 @@ from vggfeat.checked import fitted, parse_json, shown
 from vggfeat.devices import dtype_of, resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
-from vggfeat.images import Preprocessing, said
+from vggfeat.images import BILINEAR, FILTERS, Preprocessing, said
 from vggfeat.table1 import FC_LAYERS, NETS, layer_keys
 from vggfeat.tensors import bare, read
 from vggfeat.versions import __version__
@@ -65,6 +65,11 @@ class Backbone(Outline, Protocol):
 
     def __call__(self, x_NCHW: Tensor, layer: str) -> Tensor:
         """The layer's map (N, D, h, w) of preprocessed images, all of one size."""
+
+    def pooled(self, map_NDHW: Tensor, layer: str) -> Tensor:
+        """Descriptors (N, D) float32 of such a map: the mean over positions, and what the net's own
+        head does to it before it classifies.
+        """
 
     # as every nn.Module has them
 
@@ -138,6 +143,11 @@ class Network:
         """
         low, high = trained_at(self.metadata.get("train_scale", "")) or (256, 512)
         return (low,) if low == high else (low, (low + high) // 2, high)
+
+    @property
+    def filter(self) -> str:
+        """How images are rescaled for it, of `images.FILTERS`; the paper's nets' unless told."""
+        return self.metadata.get("filter", BILINEAR)
 
     def vgg(self, need: str = "give weights of one") -> VGG:
         """The module as a net of Table 1. Raises VggfeatError where it is another, and tells the
@@ -389,6 +399,8 @@ class _Facts:
             names = metadata.get("classes") or "[]"
             classes = fitted(parse_json(names, "classes"), list[str], "classes") or None
             boxes, unit = metadata.get("boxes", ""), metadata.get("box_unit", "")
+            if (rescale := metadata.get("filter", BILINEAR)) not in FILTERS:
+                raise ValueError(f"filter {shown(rescale)}, not one of {'; '.join(FILTERS)}")
             if boxes and (boxes not in BOXES or not 0 < float(unit) < 1e6):
                 raise ValueError(f"boxes {shown(boxes)} with box_unit {shown(unit)}")
             due = outputs(boxes, len(classes)) if classes else None
@@ -440,6 +452,7 @@ def agreed(
         "pool": ours.pool != theirs.pool,
         "width": ours.width != theirs.width,
         "crop": ours.crop != theirs.crop,
+        "filter": True,
         "train_scale": True,
         "classes": ours.classes != theirs.classes,
     }

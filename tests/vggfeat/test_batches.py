@@ -24,6 +24,7 @@ from vggfeat.batches import (
 )
 from vggfeat.describe import describe_all, description_of
 from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.images import BILINEAR, FILTERS
 from vggfeat.weights import Network
 
 from ..conftest import all_read, photograph
@@ -232,7 +233,7 @@ class ImagesOnGPU(OnGPU):
         self.freed += 1
 
 
-def means_of(images: list[np.ndarray]) -> Iterator[Any]:
+def means_of(images: list[np.ndarray], filter: str = BILINEAR) -> Iterator[Any]:
     """(image, scale, mean colour), of images that go one by one."""
     return by_shape(
         images.__getitem__,
@@ -241,12 +242,14 @@ def means_of(images: list[np.ndarray]) -> Iterator[Any]:
         SCALES,
         lambda batch_NHWC: batch_NHWC.float().mean((1, 2)),
         torch.device("cpu"),
+        filter=filter,
         batch_size=1,
     )
 
 
+@pytest.mark.parametrize("filter", FILTERS)
 def test_on_a_gpu_images_are_rescaled_there_and_results_awaited_later(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, filter: str
 ) -> None:
     """The order of things, by a CPU: the values are `test_images`' and `test_describe`'s."""
     images = [photograph(i, 96 + i % 2, 120) for i in range(24)]
@@ -254,7 +257,7 @@ def test_on_a_gpu_images_are_rescaled_there_and_results_awaited_later(
     def run(place: OnCPU) -> dict[tuple[int, int], np.ndarray]:
         monkeypatch.setattr("vggfeat.batches.place_of", lambda device: place)
         found: dict[tuple[int, int], np.ndarray] = {}
-        for i, s, value in means_of(images):
+        for i, s, value in means_of(images, filter):
             assert isinstance(value, np.ndarray)
             found[i, s] = value
         return found

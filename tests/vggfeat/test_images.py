@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import functional as tv
 
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import (
+    BICUBIC,
     CAFFE_MEAN_BGR,
+    FILTERS,
     Preprocessing,
     centre_crop,
     grid_crops,
@@ -86,9 +91,11 @@ def test_a_tensor_is_rescaled_to_within_a_level_of_pillows_values(
         image = np.random.default_rng(Q).integers(0, 256, (height, width, 3), dtype=np.uint8)
     else:
         image = photograph(Q, height, width)
-    ours, pillows = smallest_side(torch.from_numpy(image), Q), smallest_side(image, Q)
-    assert ours.shape == pillows.shape and ours.dtype == torch.uint8 and ours.is_contiguous()
-    assert np.abs(ours.numpy().astype(int) - pillows).max() <= 1
+    for filter in FILTERS:
+        ours = smallest_side(torch.from_numpy(image), Q, filter)
+        pillows = smallest_side(image, Q, filter)
+        assert ours.shape == pillows.shape and ours.dtype == torch.uint8 and ours.is_contiguous()
+        assert np.abs(ours.numpy().astype(int) - pillows).max() <= 1
 
 
 def test_a_gpu_rescales_to_within_a_level_of_pillows_values(gpu: torch.device) -> None:
@@ -96,9 +103,22 @@ def test_a_gpu_rescales_to_within_a_level_of_pillows_values(gpu: torch.device) -
     shapes = [(375, 500), (500, 333), (64, 64), (2, 3), (32 * 64, 3000), (4000, 4000), (100, 9000)]
     for i, (height, width) in enumerate(shapes):
         image = photograph(i, height, width)
-        for Q in (64, 112, 255, 256):
-            ours = smallest_side(torch.from_numpy(image).to(gpu), Q).cpu().numpy()
-            assert np.abs(ours.astype(int) - smallest_side(image, Q)).max() <= 1, (height, width, Q)
+        for Q, filter in product((64, 112, 255, 256), FILTERS):
+            if filter == BICUBIC and min(height, width) > 16 * Q:
+                continue
+            ours = smallest_side(torch.from_numpy(image).to(gpu), Q, filter).cpu().numpy()
+            pillows = smallest_side(image, Q, filter)
+            assert np.abs(ours.astype(int) - pillows).max() <= 1, (height, width, Q)
+
+
+def test_bicubic_is_timms_rescaling() -> None:
+    """Of an image whose smallest side timm's own transform makes Q, without the crop."""
+    from timm.data.transforms import str_to_interp_mode
+
+    image = photograph(3, 300, 400)
+    theirs = tv.resize(Image.fromarray(image), 150, str_to_interp_mode("bicubic"))
+    assert np.array_equal(smallest_side(image, 150, BICUBIC), np.array(theirs))
+    assert not np.array_equal(smallest_side(image, 150), smallest_side(image, 150, BICUBIC))
 
 
 def test_tensors_keep_what_fits_and_refuse_strips_too() -> None:

@@ -546,6 +546,9 @@ class Tiny(torch.nn.Module):
             x = self.body(x)
         return x
 
+    def pooled(self, map_NDHW: torch.Tensor, layer: str) -> torch.Tensor:
+        return map_NDHW.mean(dim=(2, 3), dtype=torch.float32)
+
 
 def load_clip(source: str, what: str, file: Path | None) -> Network:
     torch.manual_seed(0)

@@ -247,8 +247,8 @@ def test_a_description_has_timms_filter_and_preprocessing(
         ({"interpolation": "lanczos"}, "timm:test_vit rescales images by 'lanczos'"),
     ):
 
-        def changed(*words: Any, change: dict[str, Any] = change, **settings: Any) -> Any:
-            return make(*words, pretrained_cfg_overlay=change, **settings)
+        def changed(what: str, change: dict[str, Any] = change, **settings: Any) -> torch.nn.Module:
+            return make(what, pretrained_cfg_overlay=change, **settings)
 
         monkeypatch.setattr(timm, "create_model", changed)
         backbones._made.cache_clear()

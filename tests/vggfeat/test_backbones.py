@@ -311,7 +311,7 @@ def test_a_transformer_from_images_to_predictions(
     assert file.shape[1:] == (2, 2 * 192) and file.description.filter == BICUBIC
     assert command("svm", "--features", "f.h5", "--out", "m.h5").status == 0
     names = [folder / file.names[i] for i in np.flatnonzero(file.readable)[:2]]
-    ran = command("predict", *names, "--model", "m.h5", "--json", "p.json")
+    ran = command("predict", *names, "--model", "m.h5", "--out", "p.csv")
     assert ran.status == 0, ran.err
     assert "bicubic, antialiased; mean 0.5,0.5,0.5" in command("info", "f.h5").out
     ran = command(*extract[:-6], "--layer", "cls", "--scales", "15", "--out", "g.h5")

@@ -308,7 +308,7 @@ def completed(line: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("vggfeat ex", ["extract"]),
+        ("vggfeat ext", ["extract"]),
         ("vggfeat extract --da", ["--dataset"]),
         ("vggfeat extract --dataset cal", ["caltech101", "caltech256"]),
         ("vggfeat extract --precision b", ["bfloat16"]),

@@ -41,6 +41,8 @@ OTHERS = (
     *("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer"),
 )
 PACKAGES = (pretrain, vggfeat)
+# what scikit-learn imports where it is there, and starts a thread
+THREADED = ("pandas", "pyarrow")
 
 
 class Request(NamedTuple):
@@ -299,12 +301,16 @@ if __name__ == "__main__":
     import gc
     import importlib
 
+    for name in THREADED:  # as if they weren't there
+        sys.modules[name] = None  # type: ignore[assignment]
     for name in OTHERS:
         importlib.import_module(name)
     for package in PACKAGES:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__"):
                 importlib.import_module(found.name)
+    for name in THREADED:
+        del sys.modules[name]
     gc.collect()
     gc.freeze()  # so that a collection doesn't touch what both share
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not to be forked"

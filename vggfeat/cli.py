@@ -149,7 +149,8 @@ def predict_command(
         "workers": workers or CORES,
         "say": lambda line: say(in_options(line)),
     }
-    table, tally = columns("image", "class", "score"), Tally(classifier, rows)
+    told = ["image", "class", "score", *["probability"] * classifier.has_probabilities]
+    table, tally = columns(*told), Tally(classifier, rows)
     with progress("predict") as show:
         if out_file is not None:
             tally = write_predictions(
@@ -159,7 +160,7 @@ def predict_command(
             for row in predict_all(classifier, rows, progress=show, **shared):
                 tally.add(row.image, row.classes, row.error)
                 if tally.rows - tally.unreadable <= TABLED:
-                    for cells in row.best(classifier.classes, top):
+                    for cells in row.best(classifier, top):
                         table.add_row(*cells)
     _print_predictions(out_file, table, tally)
     leave(range(tally.unreadable))

@@ -87,11 +87,16 @@ class Model:
         """The classifier, of `results.HEAD_NAMES`."""
         return self.results.head if self.results else "svm"
 
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether its scores are log odds, as those of logistic regression are."""
+        return self.head == "logistic"
+
     def probabilities(self, scores_NK: np.ndarray) -> np.ndarray:
         """(N, K) of scores (N, K) of logistic regression: of the classes, with the sum 1; of
         several labels an image, of each by itself. Raises VggfeatError for another classifier.
         """
-        if self.head != "logistic":
+        if not self.has_probabilities:
             raise VggfeatError(
                 f"a classifier by {HEAD_NAMES[self.head]} has no probabilities: train one by"
                 " `vggfeat classify --head logistic`"

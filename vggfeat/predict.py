@@ -46,7 +46,7 @@ from vggfeat.writer import behind_link, locked, partial_of
 
 CHUNK = 1024  # rows that are scored, and kept, together
 FORMAT = "vggfeat-predictions"
-COLUMNS = ("image", "class", "score", "margin", "error")
+COLUMNS = ("image", "class", "score", "probability", "margin", "error")
 FIRST = 20  # unreadable images whose reasons are told
 
 Given = str | os.PathLike[str]
@@ -228,27 +228,32 @@ class Prediction:
     """What a classifier says of an image.
 
     classes: its one class; of a multi-label model those above the threshold, the surest first.
-    scores: theirs. margin: the best score minus the second of all; NaN where there is one class.
+    scores: theirs. probabilities: theirs, of logistic regression; of other classifiers there are
+    none. margin: the best score minus the second of all; NaN where there is one class.
     all_scores: (K,) float64. error: why it is unreadable; then there is nothing else.
     """
 
     image: str
     classes: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()
     margin: float = math.nan
     all_scores: np.ndarray | None = None
     error: str | None = None
 
-    def best(self, classes: Sequence[str], top: int) -> list[tuple[str, str, str]]:
-        """Rows (image, class, score) of a table, of the best classes; none of an unreadable one."""
+    def best(self, model: Model, top: int) -> list[tuple[str, ...]]:
+        """Rows (image, class, score, and the probability where there is one) of a table, of the
+        best classes; none of an unreadable one.
+        """
         if self.all_scores is None:
             return []
         order = (-self.all_scores).argsort(kind="stable")[:top]
+        cells = [[model.classes[k], f"{self.all_scores[k]:+.3f}"] for k in order]
+        if model.has_probabilities:
+            chances_K = model.probabilities(self.all_scores)
+            cells = [[*row, f"{chances_K[k]:.3f}"] for row, k in zip(cells, order, strict=True)]
         names = [self.image, *[""] * top]
-        return [
-            (name, classes[k], f"{self.all_scores[k]:+.3f}")
-            for name, k in zip(names, order, strict=False)
-        ]
+        return [(name, *row) for name, row in zip(names, cells, strict=False)]
 
 
 def predict_all(
@@ -360,20 +365,25 @@ def _predicted(
     for low in range(start, total, CHUNK):
         rows = slice(low, min(low + CHUNK, total))
         scores_NK, unreadable = score(rows, advance)
+        chances_NK = model.probabilities(scores_NK) if model.has_probabilities else None
         for i, (name, scores_K) in enumerate(zip(source.names[rows], scores_NK, strict=True)):
             if i in unreadable:
                 yield Prediction(name, error=unreadable[i])
             else:
-                yield _prediction(model, name, scores_K, above)
+                chances_K = None if chances_NK is None else chances_NK[i]
+                yield _prediction(model, name, scores_K, chances_K, above)
 
 
-def _prediction(model: Model, name: str, scores_K: np.ndarray, above: float) -> Prediction:
+def _prediction(
+    model: Model, name: str, scores_K: np.ndarray, chances_K: np.ndarray | None, above: float
+) -> Prediction:
     order = (-scores_K).argsort(kind="stable")
     best = order[: np.count_nonzero(scores_K > above)] if model.multi_label else order[:1]
     return Prediction(
         name,
         tuple(model.classes[k] for k in best),
         tuple(scores_K[best].tolist()),
+        () if chances_K is None else tuple(chances_K[best].tolist()),
         float(scores_K[order[0]] - scores_K[order[1]]) if len(order) > 1 else math.nan,
         scores_K,
     )
@@ -498,8 +508,10 @@ def _record(model: Model, row: Prediction, scores: bool) -> Record:
         "image": row.image,
         "class": list(row.classes) if several else row.classes[0],
         "score": list(row.scores) if several else row.scores[0],
-        "margin": None if math.isnan(row.margin) else row.margin,
     }
+    if model.has_probabilities:
+        record["probability"] = list(row.probabilities) if several else row.probabilities[0]
+    record["margin"] = None if math.isnan(row.margin) else row.margin
     if scores and row.all_scores is not None:
         record["scores"] = dict(zip(model.classes, row.all_scores.tolist(), strict=True))
     return record
@@ -584,17 +596,22 @@ def _writer(out: Path, model: Model, scores: bool) -> _Write:
     if ending == ".jsonl":
         return _as_lines
     classes = model.classes if scores else []
+    columns = [name for name in COLUMNS if model.has_probabilities or name != "probability"]
     if ending not in ENDINGS:
         raise VggfeatError(f"{out} must end in {', '.join(ENDINGS)}")
-    if taken := sorted({*classes} & {*COLUMNS}):
+    if taken := sorted({*classes} & {*columns}):
         raise VggfeatError(
             f"the class {shown(taken[0])} and a column of {out} have one name: leave out `scores`,"
             " or give a .jsonl file"
         )
     if ending == ".csv":
-        return partial(_as_csv, classes)
+        return partial(_as_csv, columns, classes)
     parquet.pyarrow()
-    return partial(_as_parquet, classes, model.multi_label)
+    number = "numbers" if model.multi_label else "number"
+    kinds = {"class": "texts" if model.multi_label else "text", "score": number}
+    kinds |= {"probability": number, "margin": "number"}
+    named = {name: kinds.get(name, "text") for name in columns}
+    return partial(_as_parquet, named | dict.fromkeys(classes, "number"))
 
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
@@ -606,12 +623,12 @@ def _as_lines(made: Path, lines: BinaryIO) -> None:
             file.write(line)
 
 
-def _as_csv(classes: Sequence[str], made: Path, lines: BinaryIO) -> None:
+def _as_csv(columns: Sequence[str], classes: Sequence[str], made: Path, lines: BinaryIO) -> None:
     with open(made, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *classes])
+        writer.writerow([*columns, *classes])
         for record in map(json.loads, lines):
-            cells = [_cell(record.get(name)) for name in COLUMNS]
+            cells = [_cell(record.get(name)) for name in columns]
             every = record.get("scores", {})
             writer.writerow([*cells, *(_cell(every.get(name)) for name in classes)])
 
@@ -622,10 +639,7 @@ def _cell(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else repr(value)
 
 
-def _as_parquet(classes: Sequence[str], several: bool, made: Path, lines: BinaryIO) -> None:
-    kinds = ("text", "texts", "numbers") if several else ("text", "text", "number")
-    columns = dict(zip(COLUMNS, (*kinds, "number", "text"), strict=True))
-
+def _as_parquet(columns: dict[str, str], made: Path, lines: BinaryIO) -> None:
     def blocks() -> Iterator[list[Record]]:
         records = map(json.loads, lines)
         while block := list(islice(records, CHUNK)):
@@ -634,7 +648,7 @@ def _as_parquet(classes: Sequence[str], several: bool, made: Path, lines: Binary
                 for record in block
             ]
 
-    parquet.write_records(made, columns | dict.fromkeys(classes, "number"), blocks())
+    parquet.write_records(made, columns, blocks())
 
 
 def _utf8(name: str) -> str:

@@ -191,6 +191,16 @@ def test_logistic_regressions_scores_are_probabilities(
     again = vggfeat.LogisticRegression(C=4.0).fit(x[rows], np.asarray(features.labels)[rows])
     np.testing.assert_allclose(found, again.predict_proba(x), atol=1e-3)
     assert command("info", saved).out.count("logistic regression") == 1
+    out = tmp_path / "p.csv"
+    assert command("predict", "--model", saved, path, "--out", out).status == 0
+    header, _, cells, _ = read_predictions(out)
+    assert header == ["image", "class", "score", "probability", "margin", "error"]
+    told = [(cell["class"], float(cell["probability"])) for cell in cells]
+    best = found.argmax(1)
+    assert [name for name, _ in told] == [model.classes[k] for k in best]
+    np.testing.assert_allclose([chance for _, chance in told], found.max(1), rtol=1e-12)
+    printed = command("predict", "--model", saved, path, "--top", 1).out
+    assert "probability" in printed and f"{found[0].max():.3f}" in printed
 
 
 # --- vggfeat predict ------------------------------------------------------------------------------

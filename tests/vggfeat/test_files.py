@@ -110,15 +110,19 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path: Path) -
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.h5"]
 
 
-def test_the_place_of_a_file_in_the_making_is_private_and_never_the_same(tmp_path: Path) -> None:
+def test_the_place_of_a_file_in_the_making_is_private_and_never_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A link that somebody has planted under a name that can be foreseen would be written
     through.
     """
+    number = 987_654_321_098_765  # so long that no random name has it by chance
+    monkeypatch.setattr(os, "getpid", lambda: number)
     seen = set()
     for _ in range(2):
         with whole(tmp_path / "m.h5") as partial:
             assert partial.suffix == ".h5" and mode_of(partial.parent) == 0o700
-            assert partial.parent.parent == tmp_path and str(os.getpid()) not in partial.parent.name
+            assert partial.parent.parent == tmp_path and str(number) not in partial.parent.name
             seen.add(partial.parent.name)
     assert len(seen) == 2
 

@@ -36,7 +36,7 @@ from .vggfeat.test_caffe import caffemodel
 from .vggfeat.test_hdf5 import posteriors_at, reseal
 from .vggfeat.test_tensors import MOMENTUM, arrays_of
 
-EXAMPLES = int(os.environ.get("FUZZ", "120"))  # damaged files of each kind; more in a longer check
+EXAMPLES = int(os.environ.get("FUZZ", "60"))  # damaged files of each kind; more in a longer check
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"
 
 

@@ -337,6 +337,8 @@ def open_model(
         classes = file.texts("classes")
         K = len(classes)
         needed = len(facts["descriptions"])
+        if any(part.further for part in facts["descriptions"]):
+            raise Damaged("it is of several layers of one description")
         if sources and len(sources) != needed:
             raise VggfeatError(
                 f"{path} needs {needed} `weights`, in its order; {len(sources)} given"

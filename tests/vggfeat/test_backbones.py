@@ -184,9 +184,9 @@ def test_the_smallest_side_is_known_before_there_are_weights(name: str, side: in
     assert words and words.net == name
     outline = words.outline
     assert {outline.min_side(layer) for layer in outline.layers} == {side}
-    refuse_contradictions("", f"timm:{name}", None, [side])
+    refuse_contradictions("", f"timm:{name}", (), [side])
     with pytest.raises(WrongUsage, match=f"scale {side - 1} is too small"):
-        refuse_contradictions("", f"timm:{name}", None, [side - 1])
+        refuse_contradictions("", f"timm:{name}", (), [side - 1])
 
 
 def test_the_smallest_side_works(saved: Callable[[str], tuple[Network, Any]]) -> None:

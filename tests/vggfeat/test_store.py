@@ -109,7 +109,7 @@ def test_several_layers_and_boxes(tmp_path: Path) -> None:
     checked = {"descriptors": "crc32", "descriptors.pool5": "crc32.pool5"}
     arrays |= {sums: hdf5.checksums(arrays[name]) for name, sums in checked.items()}
     write_file(tmp_path / "f.h5", "vggfeat-features", 2, arrays, checked)
-    with pytest.raises(VggfeatError, match="has the layers fc7, pool5: say which one"):
+    with pytest.raises(VggfeatError, match="has the layers fc7, pool5: choose one with `layer`"):
         open_features(tmp_path / "f.h5")
     with pytest.raises(VggfeatError, match="has no layer 'fc6'"):
         open_features(tmp_path / "f.h5", layer="fc6")

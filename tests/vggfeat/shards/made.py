@@ -51,7 +51,7 @@ class Job:
         return plan_of(
             self.items,
             description,
-            self.network.dim(description.layer),
+            tuple(map(self.network.dim, description.layers)),
             store,
             shard_rows=shard_rows,
             weights_metadata={

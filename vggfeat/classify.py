@@ -112,7 +112,7 @@ def _opened(paths: Sequence[str | Path], layers: Sequence[str]) -> list[Features
         raise VggfeatError(
             f"{len(layers)} layers of {len(paths)} feature files: give `layer` one, or one a file"
         )
-    chosen: list[str | None] = list(layers or [None])
+    chosen: list[str | None] = [*layers] if layers else [None]
     chosen *= len(paths) // len(chosen)
     return [open_features(path, layer) for path, layer in zip(paths, chosen, strict=True)]
 

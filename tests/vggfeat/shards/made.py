@@ -44,9 +44,10 @@ class Job:
 
     items: Items
     network: Network
+    layer: str | tuple[str, ...] | None = None
 
     def plan(self, shard_rows: int, store: str = "float32") -> Plan:
-        description = description_of(self.network, None, SCALES, True, ("image",))
+        description = description_of(self.network, self.layer, SCALES, True, ("image",))
         here = versions()
         return plan_of(
             self.items,

@@ -36,7 +36,7 @@ LARGE = 3 * 4_000_000
 
 def description_of(
     network: Network,
-    layer: str | Sequence[str] | None,
+    layer: str | list[str] | tuple[str, ...] | None,
     scales: Sequence[int] | None,
     mirror: bool,
     regions: tuple[str, ...] = REGIONS[:1],
@@ -48,7 +48,7 @@ def description_of(
     that is too small for one of the layers.
     """
     layer = network.default_layer if layer is None else layer
-    layers = (layer,) if isinstance(layer, str) else tuple(layer)
+    layers = tuple(layer) if isinstance(layer, list | tuple) else (layer,)
     for name in layers:
         network.require(name)
     if not layers or len(set(layers)) != len(layers):
@@ -89,7 +89,7 @@ def description_of_one(
     """`description_of` one layer, where descriptors are one matrix. Raises VggfeatError for
     several.
     """
-    if not isinstance(layer, str | None):
+    if isinstance(layer, list | tuple):
         raise VggfeatError(f"`layer` must be the name of one layer, not {shown(layer)}")
     return description_of(network, layer, scales, mirror)
 

@@ -150,7 +150,7 @@ def test_a_layer_is_chosen_after_the_extraction(
         assert ran.status == 0, ran.err
         of.append(read_predictions(Path("p.csv"))[3][:3])
         Path("p.csv").unlink()
-    np.testing.assert_allclose(*of, atol=1e-4)
+    np.testing.assert_allclose(of[0], of[1], atol=1e-4)
     assert command("predict", "f.h5", "--model", "m").status == 0
     ran = command("report", "--model", "two", *both)
     assert ran.status == 0, ran.err

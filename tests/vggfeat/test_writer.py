@@ -360,7 +360,6 @@ def begun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_mai
         (["--weights", "random:B,width=0.125,crop=32,classes=4,seed=1"], "other weights, sha256"),
         (["--weights", "random:A,width=0.125,crop=32"], "net B, not A"),
         (["--layer", "pool3"], "layer fc7, not pool3"),
-        (["--layer", "fc7,pool3"], "further layers none, not pool3"),
         (["--scales", "40,65"], "scales 40,64, not 40,65"),
         (["--no-mirror"], "mirror True, not False"),
         (["--store", "float16"], "--store float32, not float16"),

@@ -337,8 +337,9 @@ def open_model(
         classes = file.texts("classes")
         K = len(classes)
         needed = len(facts["descriptions"])
-        if any(part.further for part in facts["descriptions"]):
-            raise Damaged("it is of several layers of one description")
+        for number, part in enumerate(facts["descriptions"]):
+            if part.further:  # of a job, not of what was learned from
+                raise Damaged(f"facts: descriptions[{number}] has further layers")
         if sources and len(sources) != needed:
             raise VggfeatError(
                 f"{path} needs {needed} `weights`, in its order; {len(sources)} given"

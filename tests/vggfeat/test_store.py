@@ -62,6 +62,7 @@ def test_what_a_feature_file_holds_is_checked(
         ({"pool": "median"}, "pool must be one of floor, ceil, none, not 'median'"),
         ({"precision": "float8"}, "precision must be one of float32, bfloat16"),
         ({"net": None}, "net must be text, not None"),
+        ({"further": ["pool5"]}, "descriptions[0] has further layers"),
         ({"more": "x"}, "descriptions[0] can't have 'more': a Description has net, "),
     ],
 )

@@ -298,7 +298,7 @@ def in_files(shards: int) -> Rows:
         plan = plan_of(
             items,
             description,
-            dim,
+            (dim,),
             "float32",
             shard_rows=1,
             weights_metadata={},

@@ -47,13 +47,13 @@ OPTIONS = {
     ),
     "vggfeat merge": "features --out --overwrite --debug",
     "vggfeat classify": (
-        """--features --head --pool --scales --C --k --temperature --loss --class-weight --seed
-        --submission --out --solver --device --workers --overwrite --json --dry-run --ledger
+        """--features --head --layer --pool --scales --C --k --temperature --loss --class-weight
+        --seed --submission --out --solver --device --workers --overwrite --json --dry-run --ledger
         --debug"""
     ),
     "vggfeat svm": (
-        """--features --pool --scales --C --loss --class-weight --seed --submission --out --solver
-        --device --workers --overwrite --json --dry-run --ledger --debug"""
+        """--features --layer --pool --scales --C --loss --class-weight --seed --submission --out
+        --solver --device --workers --overwrite --json --dry-run --ledger --debug"""
     ),
     "vggfeat predict": (
         """source --model --weights --out --scores --threshold --top --batch-size --device --workers
@@ -62,7 +62,7 @@ OPTIONS = {
     "vggfeat export": "model --to --out --weights --overwrite --debug",
     "vggfeat report": "--results --features --model --root --out --overwrite --debug",
     "vggfeat neighbours": (
-        """--features --query --top --pool --scales --picture --root --weights --device
+        """--features --query --top --layer --pool --scales --picture --root --weights --device
         --overwrite --json --debug"""
     ),
     "vggfeat info": "file --verify --all --overwrite --json --debug",
@@ -231,6 +231,14 @@ WRONG = {
     f"vggfeat extract --dataset digits --weights {NET} --scales 31": (
         "scale 31 is too small: fc7 of net A needs at least 32"
     ),
+    f"vggfeat extract --dataset digits --weights {NET} --layer pool5,": (
+        "'pool5,' is not a list of layers like pool5,fc7"
+    ),
+    f"vggfeat extract --dataset digits --weights {NET} --layer fc7,fc7": "has a layer twice",
+    f"vggfeat extract --dataset digits --weights {NET} --layer pool5,fc9": "have no layer 'fc9'",
+    f"vggfeat extract --dataset digits --weights {NET} --layer pool4,fc7 --scales 31": (
+        "scale 31 is too small: fc7 of net A needs at least 32"
+    ),
     f"vggfeat extract --dataset digits --weights {NET} --scales 32.5": "is not a list of numbers",
     f"vggfeat extract --dataset digits --weights {NET} --scales 3_2": "is not a list of numbers",
     f"vggfeat extract --dataset digits --weights {NET} --scales 32,": "is not a list of numbers",
@@ -338,6 +346,7 @@ WRONG = {
     "vggfeat classify --features f.h5 --head knn --temperature 0": "--temperature",
     "vggfeat svm": "--features",
     "vggfeat svm --features f.h5 --features ./f.h5": "--features ./f.h5 is given twice",
+    "vggfeat svm --features f.h5 --features f.h5 --layer fc7": "--features f.h5 is given twice",
     "vggfeat svm --features f.h5 --out a --json a": "--out and --json are one file, a",
     "vggfeat svm --features f.h5 --out a --submission a": "--out and --submission are one file",
     "vggfeat svm --features f.h5 --ledger f.h5": "--ledger f.h5 is what the command reads",
@@ -378,7 +387,6 @@ WRONG = {
     "vggfeat export m.onnx --to onnx --out m.onnx": "is what the command reads",
     "vggfeat report": "a report needs --results or --model",
     "vggfeat report --model m.h5 --root images": "--root is of the images that --features knows",
-    "vggfeat report --model m.h5 --features f.h5 --features f.h5": "is given twice",
     "vggfeat report --model m.h5 --out m.h5": "is what the command reads",
     "vggfeat neighbours --features f.h5": "--query",
     "vggfeat neighbours --features f.h5 --query q --scales 3x": "is not a list of numbers",

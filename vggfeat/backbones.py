@@ -25,7 +25,7 @@ left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,14 +103,28 @@ class TimmBackbone(nn.Module):
 
     def forward(self, x_NCHW: Tensor, layer: str) -> Tensor:
         """A layer's map (N, D, h, w) of preprocessed images, cropped to whole patches."""
+        ((_, map_NDHW),) = self.maps(x_NCHW, (layer,))
+        return map_NDHW
+
+    def maps(self, x_NCHW: Tensor, layers: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """(layer, map) of several layers, in one pass: blocks first."""
         model: Any = self.model
         x_NCHW = _whole_patches(x_NCHW, self.outline.patch)
-        if layer.startswith(BLOCK):
-            number = int(layer.removeprefix(BLOCK))
-            how = {"norm": True, "stop_early": True, "intermediates_only": True}
-            (block_NDHW,) = model.forward_intermediates(x_NCHW, indices=[number], **how)
-            return _tensor(block_NDHW)
-        x = _tensor(model.forward_features(x_NCHW))
+        blocks = sorted(int(name.removeprefix(BLOCK)) for name in layers if name.startswith(BLOCK))
+        last = [name for name in layers if not name.startswith(BLOCK)]
+        if blocks:
+            how = {"norm": True, "stop_early": not last, "intermediates_only": not last}
+            made = model.forward_intermediates(x_NCHW, indices=blocks, **how)
+            x, of_blocks = made if last else (None, made)
+            for number, block_NDHW in zip(blocks, of_blocks, strict=True):
+                yield f"{BLOCK}{number}", _tensor(block_NDHW)
+        else:
+            x = model.forward_features(x_NCHW)
+        for layer in last:
+            yield layer, self._map(_tensor(x), x_NCHW.shape[2:], layer)
+
+    def _map(self, x: Tensor, sides: Sequence[int], layer: str) -> Tensor:
+        """(N, D, h, w) of what the model makes of images with such sides."""
         if not self.outline.tokens_last:
             return x
         if x.ndim == 4:
@@ -118,10 +132,8 @@ class TimmBackbone(nn.Module):
         cls_ND = x[:, 0, :, None, None]
         if layer == CLS:
             return cls_ND
-        patches = x[:, _prefix_tokens(model) :].transpose(1, 2)
-        grid = [
-            side // unit for side, unit in zip(x_NCHW.shape[2:], self.outline.patch, strict=True)
-        ]
+        patches = x[:, _prefix_tokens(self.model) :].transpose(1, 2)
+        grid = [side // unit for side, unit in zip(sides, self.outline.patch, strict=True)]
         if layer == FEATURES:  # tokens of a model that doesn't tell their grid
             grid = [patches.shape[2], 1]
         map_NDHW: Tensor = patches.unflatten(2, grid)

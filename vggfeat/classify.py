@@ -36,6 +36,7 @@ def problem_from(
     pool: str | None = None,
     scales: tuple[int, ...] | None = None,
     *,
+    layers: Sequence[str] = (),
     read: bool = True,
     say: Callable[[str], None] = lambda line: None,
     processes: int = 1,
@@ -45,14 +46,15 @@ def problem_from(
 
     Several files (nets, layers) of the same images are stacked; an image that is unreadable in one
     is left out of all. pool: over the scales; None: as the protocol has it. scales: a subset of the
-    stored ones. read: False leaves the descriptors in the files, and doesn't know which images are
-    the same. say: called with a line where they stay there since they don't fit into memory, of
-    which each of so many processes of this machine has its part.
+    stored ones. layers: the one that is read of all files, or one for each. read: False leaves the
+    descriptors in the files, and doesn't know which images are the same. say: called with a line
+    where they stay there since they don't fit into memory, of which each of so many processes of
+    this machine has its part.
 
     Raises VggfeatError: see `open_features`, `refuse_other_rows`; descriptors that are the same
     twice; no labels.
     """
-    files = [open_features(path) for path in paths]
+    files = _opened(paths, layers)
     first = files[0]
     refuse_other_rows(files)
     if first.labels is None:
@@ -102,6 +104,17 @@ def problem_from(
         for file, part in zip(files, parts, strict=True)
     ]
     return problem, parts, Made(features, pool, pool_by, versions())
+
+
+def _opened(paths: Sequence[str | Path], layers: Sequence[str]) -> list[Features]:
+    """Raises VggfeatError where the layers are neither one nor as many as the files."""
+    if len(layers) not in (0, 1, len(paths)):
+        raise VggfeatError(
+            f"{len(layers)} layers of {len(paths)} feature files: give `layer` one, or one a file"
+        )
+    chosen: list[str | None] = [*layers] if layers else [None]
+    chosen *= len(paths) // len(chosen)
+    return [open_features(path, layer) for path, layer in zip(paths, chosen, strict=True)]
 
 
 def _first_of_same(file: Features, X: Matrix, readable: np.ndarray) -> np.ndarray:

@@ -39,11 +39,11 @@ from vggfeat.options import (
     Overwrite,
     Pool,
     Root,
+    StoredLayer,
     StoredScales,
     Strict,
     Workers,
     leave,
-    refuse_repeated,
     sides_typed,
     typed,
     with_debug,
@@ -277,16 +277,19 @@ def report_command(
         raise WrongUsage("a report needs --results or --model")
     if root and not features:
         raise WrongUsage("--root is of the images that --features knows: give both, or neither")
-    refuse_repeated("--features", features)
     check_outputs(
         {"--out": out_file}, inputs=[results, *local(features), model, root], overwrite=overwrite
     )
     from vggfeat.datasets import at_hand
-    from vggfeat.features import open_features
-    from vggfeat.report import write_report
+    from vggfeat.report import open_described, write_report
     from vggfeat.results import read_results
 
-    files = [open_features(path) for path in features]
+    told, trained = read_results(results) if results else None, None
+    if model:
+        from vggfeat.model import open_model
+
+        trained = open_model(model)
+    files = open_described(features, told, trained) if features else []
     items, why_not = None, "the images are known by --features only"
     if files:
         items, why_not = at_hand(
@@ -299,11 +302,6 @@ def report_command(
         )
         if items is not None:
             refuse_inputs({"--out": out_file}, items.paths())
-    told, trained = read_results(results) if results else None, None
-    if model:
-        from vggfeat.model import open_model
-
-        trained = open_model(model)
     page, left_out = write_report(told, files, trained, items, why_not)
     write_text(out_file, page)
     for line in left_out:
@@ -319,6 +317,7 @@ def neighbours_command(
     ],
     query: Annotated[str, typer.Option(help="An image, or the name of one in the feature file.")],
     top: Annotated[int, typer.Option(min=1, help="How many neighbours to find.")] = 10,
+    layer: StoredLayer = None,
     pool: Pool = None,
     scales: StoredScales = None,
     picture: Annotated[
@@ -350,7 +349,7 @@ def neighbours_command(
     from vggfeat.neighbours import draw, nearest, query_of
 
     resolve_device(device)
-    file = open_features(features)
+    file = open_features(features, layer)
     outputs = {"--picture": picture, "--json": json_file}
     refuse_inputs(outputs, weights_files(file.description.weights))
     items, why_not = None, ""

@@ -69,6 +69,17 @@ def classify_command(
             help="The classifier: linear SVMs, logistic or ridge regression, nearest neighbours."
         ),
     ] = "svm",
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help=(
+                "Which of the stored layers is used, where there are several; of several files one,"
+                " or one each, comma-separated."
+            ),
+            show_default=False,
+        ),
+    ] = None,
     pool: Pool = None,
     scales: StoredScales = None,
     C: Annotated[
@@ -151,7 +162,9 @@ def classify_command(
     """Train and score a classifier by the dataset's protocol."""
     qs = None if scales is None else sides_typed(scales)
     cs = costs_typed(C)
-    refuse_repeated("--features", features)
+    layers = () if layer is None else tuple(layer.split(","))
+    if len(set(layers)) < 2:  # else two layers of one file may be stacked
+        refuse_repeated("--features", features)
     _refuse_of_others(typed(context), head, out_file)
     if solver == "liblinear":
         _refuse_of_newton(context, dry_run)
@@ -189,7 +202,13 @@ def classify_command(
                 say(in_options(line))
 
         problem, parts, made = problem_from(
-            features, pool, qs, read=not dry_run, say=tell, processes=ranks.local_world
+            features,
+            pool,
+            qs,
+            layers=layers,
+            read=not dry_run,
+            say=tell,
+            processes=ranks.local_world,
         )
         if ledger:
             refuse_other_data(problem.dataset)

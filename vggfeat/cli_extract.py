@@ -27,6 +27,7 @@ from vggfeat.options import (
     Overwrite,
     Precision,
     Workers,
+    layers_typed,
     leave,
     sides_typed,
     with_debug,
@@ -101,9 +102,11 @@ def extract_command(
     layer: Annotated[
         str | None,
         typer.Option(
+            metavar="NAMES",
             help=(
                 "The layer that describes, by the paper's name: conv1_1 ... pool5, fc6, fc7;"
-                " of a transformer patches, cls, cls+patches, block0 ...; default: fc7, or the last"
+                " of a transformer patches, cls, cls+patches, block0 ...; several, comma-separated,"
+                " are described in one pass, and one is chosen later; default: fc7, or the last"
                 " that the weights reach."
             ),
             show_default=False,
@@ -196,7 +199,7 @@ def extract_command(
     json_file: Json = None,
 ) -> None:
     """Describe every image of a dataset; write one HDF5 feature file, or a set of shards."""
-    qs = None if scales is None else sides_typed(scales)
+    qs, layers = None if scales is None else sides_typed(scales), layers_typed(layer)
     out_file, of_shards = Path(out_name), _is_set(out_name)
     _refuse_idle_engine(
         engine, shard_rows, address, workers, out_name, of_shards, overwrite or retry
@@ -222,7 +225,7 @@ def extract_command(
     from vggfeat.regions import regions_of, views_of
     from vggfeat.sources import load, of_words, refuse_contradictions
 
-    refuse_contradictions(net if weights else "", spec, layer, qs, max_pool)
+    refuse_contradictions(net if weights else "", spec, layers or (), qs, max_pool)
     device, theirs = _devices(device, precision, engine)
     with joined(device, minutes=60 * 24 * 30) as ranks:
         if ranks.world != ranks.local_world:
@@ -245,7 +248,7 @@ def extract_command(
         with as_typed(of_words(network.spec)):
             if max_pool:
                 network.set_pool(max_pool)
-            description = description_of(network, layer, qs, mirror, described)
+            description = description_of(network, layers, qs, mirror, described)
         if dry_run:
             if ranks.first:
                 planned, before = _planned(
@@ -253,7 +256,7 @@ def extract_command(
                     network,
                     description,
                     store,
-                    layer,
+                    layers,
                     qs,
                     batch_size=batch_size,
                     workers=workers or ranks.cores,
@@ -272,7 +275,7 @@ def extract_command(
             if not items.containers:
                 # who starts a set reads no image, since one may end the process that does
                 seen = Look(len(views_of(items, described)), 0, {}, {})
-                for what, words in foreword(items, seen, network, description, layer, qs):
+                for what, words in foreword(items, seen, network, description, layers, qs):
                     say(in_options(f"{what}: {words}"))
             how = _settings(
                 engine, workers, address, theirs, store, shard_rows, batch_size, weights
@@ -287,7 +290,7 @@ def extract_command(
                 network,
                 out_file,
                 scales=qs,
-                layer=layer,
+                layer=layers,
                 mirror=mirror,
                 regions=regions,
                 batch_size=batch_size,
@@ -324,7 +327,7 @@ def _planned(
     network: Network,
     description: Description,
     store: str,
-    layer: str | None,
+    layers: tuple[str, ...] | None,
     qs: tuple[int, ...] | None,
     **how: Any,
 ) -> tuple[Plan, list[tuple[str, str]]]:
@@ -336,7 +339,7 @@ def _planned(
     views = views_of(items, description.regions).items
     seen = look(views, PLANNED)
     planned = plan(views, seen, network, description, store, rows=len(items), **how)
-    return planned, foreword(items, seen, network, description, layer, qs)
+    return planned, foreword(items, seen, network, description, layers, qs)
 
 
 def _settings(
@@ -402,9 +405,11 @@ def _refuse_far(
 
 def _descriptor(network: Network, description: Description) -> str:
     """What each image is described by."""
-    values = f"{description.columns} x {network.dim(description.layer)}"
     regions = f" ({' and '.join(description.regions)})" if description.of_boxes else ""
-    return f"{description.layer}, {values}{regions}"
+    each = (
+        f"{layer}, {description.columns} x {network.dim(layer)}" for layer in description.layers
+    )
+    return f"{'; '.join(each)}{regions}"
 
 
 def _is_set(out_name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -84,7 +84,7 @@ def info_command(
     if not os.path.lexists(file) and file.isalnum():  # rather a net's name than a file's
         raise VggfeatError(f"no feature file at {file}; the nets of Table 1 are {', '.join(NETS)}")
     from vggfeat.convert import MODEL, POSTERIORS
-    from vggfeat.features import open_features
+    from vggfeat.features import open_layers
     from vggfeat.hdf5 import format_of
 
     facts: dict[str, Any]
@@ -111,24 +111,27 @@ def info_command(
         facts |= m.results.in_brief() if m.results else {}
         rows = _model_rows(m)
     else:
-        f = open_features(path)
-        facts, rows, unreadable = _told(f, verify)
+        facts, rows, unreadable = _told(open_layers(path), verify)
     write_json(json_file, facts if kind == MODEL else {**facts, "errors": unreadable})
     print_table(file, list(_flat(plain(facts))) if everything else rows)
     list_unreadable(unreadable, "--json FILE writes them all")
 
 
 def _told(
-    f: Features, verify: bool
+    layers: Sequence[Features], verify: bool
 ) -> tuple[dict[str, Any], list[tuple[str, str]], dict[str, str]]:
-    """Facts, rows of a table, and name -> reason of what is unreadable."""
-    if verify:
-        f.verify()  # a model is read whole anyway
+    """Facts, rows of a table, and name -> reason of what is unreadable, of what was opened with
+    each of its layers.
+    """
+    f, several = layers[0], len(layers) > 1
+    for each in layers if verify else ():
+        each.verify()  # a model is read whole anyway
+    shapes = [f"{each.description.layer} {each.shape} {each.dtype}" for each in layers]
     facts = {
         "kind": "features",
         "images": f.shape[0],
         "unreadable": len(f.errors),
-        "descriptors": f"{f.shape} {f.dtype}",
+        "descriptors": "; ".join(shapes) if several else f"{f.shape} {f.dtype}",
         "classes": len(f.classes),
         "labels": (
             "none"
@@ -140,7 +143,9 @@ def _told(
         **f.description.to_dict(),
         **{k: v for k, v in f.attributes.items() if k != "description"},
     }
-    rows = _feature_rows(f, facts["labels"], facts["checked"])
+    if several:
+        del facts["layer"]  # `layers` are there
+    rows = _feature_rows(layers, facts["labels"], facts["checked"])
     return facts, rows, {f.names[i]: reason for i, reason in f.errors.items()}
 
 
@@ -148,7 +153,7 @@ def _tell_set(name: str, verify: bool, everything: bool, json_file: Path | None)
     """About a set of shards: how far it is, and what is in it when it is done."""
     from vggfeat.place import place_of
     from vggfeat.shards.plan import read_plan
-    from vggfeat.shards.sharded import open_set
+    from vggfeat.shards.sharded import open_set_layers
     from vggfeat.shards.status import status_of, verify_done
 
     place = place_of(name)
@@ -170,7 +175,7 @@ def _tell_set(name: str, verify: bool, everything: bool, json_file: Path | None)
     facts: dict[str, Any] = {"kind": "set"}
     unreadable: dict[str, str] = {}
     if status.sealed:
-        facts, more, unreadable = _told(open_set(name), verify)
+        facts, more, unreadable = _told(open_set_layers(name), verify)
         rows = [*more[:1], *rows, *more[1:]]
     elif status.images is not None:
         rows.append(("images", f"{status.images:,} of {plan.rows:,} done"))
@@ -251,8 +256,9 @@ def _stack_line(stack: Stack) -> str:
     )
 
 
-def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str]]:
+def _feature_rows(layers: Sequence[Features], labels: str, checked: str) -> list[tuple[str, str]]:
     """What a person wants to know of a feature file."""
+    f = layers[0]
     facts = f.attributes
     parts: dict[str, list[str]] = {}
     for name, rows in sorted(f.splits.items(), key=lambda item: "test" in item[0]):
@@ -277,7 +283,7 @@ def _feature_rows(f: Features, labels: str, checked: str) -> list[tuple[str, str
         ("labels", labels),
         *((split, ", ".join(of_split)) for split, of_split in parts.items()),
         ("protocol", facts["protocol"]),
-        *_description_rows(f.description, f.shape[2]),
+        *_description_rows(f.description, {e.description.layer: e.shape[2] for e in layers}),
         *_trained_rows(facts.get("weights_metadata")),
         ("stored as", str(f.dtype)),
         ("checked", checked),
@@ -308,13 +314,18 @@ def _model_rows(m: Model) -> list[tuple[str, str]]:
     return rows
 
 
-def _description_rows(description: Description, values: int | None = None) -> list[tuple[str, str]]:
+def _description_rows(
+    description: Description, values: Mapping[str, int] | None = None
+) -> list[tuple[str, str]]:
+    """values: of a feature file, how many each of its layers has."""
+    described = [f"{layer}, {count:,} values" for layer, count in (values or {}).items()]
+    chosen = "; `--layer` chooses one" if len(described) > 1 else ""
     kept_apart = "; `svm --pool` pools them" if len(description.scales) > 1 else ""
     done = description.preprocessing
     rounds = {"floor": "down", "ceil": "up"}.get(description.pool)
     return [
         ("net", description.net),
-        ("layer", description.layer + (f", {values:,} values" if values else "")),
+        ("layers" if chosen else "layer", "; ".join(described or [description.layer]) + chosen),
         *([("regions", " and ".join(description.regions))] if description.of_boxes else []),
         ("scales", ", ".join(map(str, description.scales)) + (kept_apart if values else "")),
         ("mirror images", "averaged in" if description.mirror else "left out"),

@@ -25,7 +25,7 @@ from vggfeat.decode import IMAGE_TYPES, IMAGES, expected_shape, kind_of, read_rg
 from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
 from vggfeat.images import mirror as mirrored
 from vggfeat.machine import CORES
-from vggfeat.store import REGIONS, Description
+from vggfeat.store import MAX_LAYERS, REGIONS, Description
 from vggfeat.vgg import VGG
 from vggfeat.weights import Network, refuse_small
 
@@ -36,18 +36,25 @@ LARGE = 3 * 4_000_000
 
 def description_of(
     network: Network,
-    layer: str | None,
+    layer: str | list[str] | tuple[str, ...] | None,
     scales: Sequence[int] | None,
     mirror: bool,
     regions: tuple[str, ...] = REGIONS[:1],
 ) -> Description:
-    """A checked Description; layer and scales None are the network's defaults.
+    """A checked Description; layer and scales None are the network's defaults. layer: one, or
+    several that are described in one pass.
 
-    Raises VggfeatError: a layer that the weights don't reach, a repeated scale, a Q that is too
-    small for it.
+    Raises VggfeatError: a layer that the weights don't reach, or there twice; a repeated scale, a Q
+    that is too small for one of the layers.
     """
     layer = network.default_layer if layer is None else layer
-    network.require(layer)
+    layers = tuple(layer) if isinstance(layer, list | tuple) else (layer,)
+    for name in layers:
+        network.require(name)
+    if not layers or len(set(layers)) != len(layers):
+        raise VggfeatError(f"`layer` {layers} must be one or more different names")
+    if len(layers) > MAX_LAYERS:
+        raise WrongUsage(f"{len(layers)} layers are more than {MAX_LAYERS}")
     scales = sides(network.default_scales if scales is None else scales)
     if not isinstance(mirror, bool | np.bool_):
         raise VggfeatError(f"`mirror` must be True or False, not {shown(mirror)}")
@@ -57,12 +64,13 @@ def description_of(
         raise WrongUsage(f"{len(scales)} scales are more than {MAX_SCALES}")
     if max(scales) > MAX_Q:
         raise WrongUsage(f"scale {max(scales)} is beyond {MAX_Q:,} pixels")
-    refuse_small(scales, network.name, network, layer)
+    for name in layers:
+        refuse_small(scales, network.name, network, name)
     return Description(
         net=network.name,
         weights=network.spec,
         fingerprint=network.fingerprint,
-        layer=layer,
+        layer=layers[0],
         scales=scales,
         mirror=bool(mirror),
         pool=network.metadata.get("pool", "none"),
@@ -71,7 +79,19 @@ def description_of(
         decoder=DECODER,
         regions=regions,
         preprocessing=preprocessing_of(network),
+        further=layers[1:],
     )
+
+
+def description_of_one(
+    network: Network, layer: str | None, scales: Sequence[int] | None, mirror: bool
+) -> Description:
+    """`description_of` one layer, where descriptors are one matrix. Raises VggfeatError for
+    several.
+    """
+    if isinstance(layer, list | tuple):
+        raise VggfeatError(f"`layer` must be the name of one layer, not {shown(layer)}")
+    return description_of(network, layer, scales, mirror)
 
 
 def preprocessing_of(network: Network) -> str:
@@ -116,14 +136,19 @@ def network_of(
             )
     if description.pool != network.metadata.get("pool", description.pool):
         network.set_pool(description.pool)
-    refuse_small(description.scales, network.name, network, description.layer)
+    for layer in description.layers:
+        network.require(layer)
+        refuse_small(description.scales, network.name, network, layer)
     return network
 
 
 @torch.inference_mode()
-def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) -> Tensor:
+def describe(
+    network: Network, images_NHWC: Tensor, layer: str | Sequence[str], mirror: bool
+) -> Tensor:
     """Descriptors (N, D) float32: the layer's map averaged over positions (and what the net's own
-    head does to that mean, `Backbone.pooled`), and that averaged with the mirror image's.
+    head does to that mean, `Backbone.pooled`), and that averaged with the mirror image's. Of
+    several layers, in one pass: theirs one behind the other, D the sum of their lengths.
 
     images_NHWC: uint8 RGB of one shape, on the network's device. The mirror image goes through in
     the same batch, unless it is large. The average over positions is taken in float32 whatever the
@@ -137,8 +162,10 @@ def describe(network: Network, images_NHWC: Tensor, layer: str, mirror: bool) ->
         ) / 2
     if mirror:
         images_NHWC = torch.cat([images_NHWC, mirrored(images_NHWC)])
-    map_NDHW = network.maps_of(images_NHWC, layer)
-    pooled_ND = network.module.pooled(map_NDHW, layer)
+    layers = (layer,) if isinstance(layer, str) else layer
+    maps = network.each_map_of(images_NHWC, layers)
+    pooled = {name: network.module.pooled(map_NDHW, name) for name, map_NDHW in maps}
+    pooled_ND = torch.cat([pooled[name] for name in layers], dim=1)
     return pooled_ND.view(2, -1, pooled_ND.shape[1]).mean(0) if mirror else pooled_ND
 
 
@@ -163,7 +190,7 @@ def describe_all(
         lambda i: expected_shape(images[i]),
         range(len(images)),
         description.scales,
-        partial(describe, network, layer=description.layer, mirror=description.mirror),
+        partial(describe, network, layer=description.layers, mirror=description.mirror),
         network.device,
         filter=description.filter,
         batch_size=batch_size,
@@ -243,7 +270,7 @@ def embed(
         raise VggfeatError(f"`network` must be one that vggfeat.load returns, not {shown(network)}")
     refuse_pool(pool)
     images = list_of_images(images)
-    description = description_of(network, layer, scales, mirror)
+    description = description_of_one(network, layer, scales, mirror)
     raw_NQD, unreadable = described(
         network, images, description, batch_size, workers, progress, return_unreadable
     )

@@ -58,7 +58,7 @@ def extract(
     out: str | Path,
     *,
     scales: Sequence[int] | None = None,
-    layer: str | None = None,
+    layer: str | list[str] | tuple[str, ...] | None = None,
     mirror: bool = True,
     regions: str | None = None,
     batch_size: int | None = None,
@@ -78,6 +78,7 @@ def extract(
     there. An unreadable image is no error, but a row of the Report; it is tried again by a call
     that goes on, and by one with retry where the file is finished. If no image can be read, or
     their disk or share goes away meanwhile, that is an error, and nothing is finished.
+    layer: one, or several, which one pass of the net describes; whoever opens the file chooses.
     regions: image, box or image,box, of items that have boxes; None: see `regions_of`.
     ranks: of the processes that share the work; all of them call this, each gets the same Report.
     progress: called with (work done in images, images in all). say: what is about to be done, what
@@ -93,13 +94,13 @@ def extract(
         "versions": versions(),
         "command": command,
     }
-    dim = network.dim(description.layer)
+    dims = tuple(map(network.dim, description.layers))
     make = partial(
         FeatureWriter.open,
         out,
         items,
         description,
-        dim,
+        dims,
         store,
         facts,
         overwrite=overwrite,
@@ -179,7 +180,7 @@ def is_of(
     network: Network,
     *,
     scales: Sequence[int] | None = None,
-    layer: str | None = None,
+    layer: str | list[str] | tuple[str, ...] | None = None,
     mirror: bool = True,
     regions: str | None = None,
     store: str = "float32",
@@ -188,8 +189,8 @@ def is_of(
     images, as far as their files' sizes and times tell, weights, options and versions.
     """
     description = description_of(network, layer, scales, mirror, regions_of(items, regions))
-    dim = network.dim(description.layer)
-    return is_finished(Path(path), items, description, dim, store, {"versions": versions()})
+    dims = tuple(map(network.dim, description.layers))
+    return is_finished(Path(path), items, description, dims, store, {"versions": versions()})
 
 
 def described(
@@ -211,7 +212,7 @@ def described(
     todo: the views. read: the pixels of one. done: (V, Q), what isn't described again.
     """
     rows_of = views.rows()
-    compute = partial(describe, network, layer=description.layer, mirror=description.mirror)
+    compute = partial(describe, network, layer=description.layers, mirror=description.mirror)
     for v, s, result in by_shape(
         read,
         partial(_expected_shape, views),

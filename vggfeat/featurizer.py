@@ -20,7 +20,13 @@ from sklearn.utils.validation import check_is_fitted
 from vggfeat import sources
 from vggfeat.aggregate import aggregate, pooled_length
 from vggfeat.checked import shown
-from vggfeat.describe import described, description_of, list_of_images, network_of, refuse_pool
+from vggfeat.describe import (
+    described,
+    description_of_one,
+    list_of_images,
+    network_of,
+    refuse_pool,
+)
 from vggfeat.errors import VggfeatError
 from vggfeat.machine import CORES
 from vggfeat.store import Description
@@ -102,7 +108,7 @@ class VggFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc, unus
             )
         _images(X)
         network = sources.load(self.weights, device=self.device)
-        how = description_of(network, self.layer, self.scales, self.mirror)
+        how = description_of_one(network, self.layer, self.scales, self.mirror)
         self._network: Network = network
         self.description_, self.pool_, self.n_features_in_ = how, self.pool, 1
         self.n_features_out_ = pooled_length(self.pool, len(how.scales), network.dim(how.layer))

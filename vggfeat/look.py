@@ -139,7 +139,7 @@ def foreword(
     seen: Look,
     network: Network,
     description: Description,
-    layer: str | None,
+    layer: str | Sequence[str] | None,
     scales: Sequence[int] | None,
 ) -> list[tuple[str, str]]:
     """What is about to be described and how, as (what, words). layer, scales: as they were given,
@@ -180,8 +180,11 @@ def foreword(
     rows.append(
         (
             "descriptor",
-            f"{description.layer}, {len(description.scales)} x {network.dim(description.layer)}: "
-            f"Q = {', '.join(map(str, description.scales))}"
+            "; ".join(
+                f"{name}, {len(description.scales)} x {network.dim(name)}"
+                for name in description.layers
+            )
+            + f": Q = {', '.join(map(str, description.scales))}"
             + (f" ({why_scales})" if scales is None else "")
             + (", with mirror images" if description.mirror else ", without mirror images")
             + (

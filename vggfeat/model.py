@@ -342,6 +342,9 @@ def open_model(
         classes = file.texts("classes")
         K = len(classes)
         needed = len(facts["descriptions"])
+        for number, part in enumerate(facts["descriptions"]):
+            if part.further:  # of a job, not of what was learned from
+                raise Damaged(f"facts: descriptions[{number}] has further layers")
         if sources and len(sources) != needed:
             raise VggfeatError(
                 f"{path} needs {needed} `weights`, in its order; {len(sources)} given"

@@ -75,6 +75,14 @@ Pool = Annotated[
         show_default=False,
     ),
 ]
+StoredLayer = Annotated[
+    str | None,
+    Option(
+        "--layer",
+        help="Which of the stored layers is used, where there are several.",
+        show_default=False,
+    ),
+]
 StoredScales = Annotated[
     str | None,
     Option(
@@ -133,6 +141,19 @@ def sides_typed(text: str) -> tuple[int, ...]:
             f"at most {MAX_SCALES} scales, of at most {MAX_Q:,} pixels", param_hint="'--scales'"
         )
     return scales
+
+
+def layers_typed(text: str | None) -> tuple[str, ...] | None:
+    """--layer pool5,fc7: names of layers; None where it isn't given. Raises typer.BadParameter
+    where one is empty, or there twice.
+    """
+    if text is None:
+        return None
+    layers = tuple(text.split(","))
+    if "" in layers or len(set(layers)) < len(layers):
+        what = "has a layer twice" if all(layers) else "is not a list of layers like pool5,fc7"
+        raise typer.BadParameter(f"{text!r} {what}", param_hint="'--layer'")
+    return layers
 
 
 def costs_typed(text: str) -> list[float] | Literal["auto"]:

@@ -149,15 +149,15 @@ class Table:
         if self._sums.get(name, there) != there:
             raise VggfeatError(f"{self.where} is damaged: the values of {name} aren't what was put")
 
-    def blocks(self, names: Sequence[str], width: int) -> Iterator[dict[str, np.ndarray]]:
-        """Columns (n, width) in blocks of n rows, in their order."""
+    def blocks(self, widths: Mapping[str, int]) -> Iterator[dict[str, np.ndarray]]:
+        """Columns (n, width) in blocks of n rows, in their order. widths: of each."""
         for number in range(self._file.num_row_groups):
-            yield self.block(number, names, width)
+            yield self.block(number, widths)
 
-    def block(self, number: int, names: Sequence[str], width: int) -> dict[str, np.ndarray]:
+    def block(self, number: int, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
         """The number-th block of ROW_GROUP rows."""
-        table = self._asked(lambda: self._file.read_row_group(number, columns=list(names)))
-        return {name: self._array(table, name, width) for name in names}
+        table = self._asked(lambda: self._file.read_row_group(number, columns=list(widths)))
+        return {name: self._array(table, name, width) for name, width in widths.items()}
 
     def verify(self, but: Sequence[str] = ()) -> None:
         """Hold every page against its checksum, a block at a time. but: columns to leave out."""

@@ -90,7 +90,11 @@ def plan(
     seen = replace(seen, shapes=fitting or seen.shapes)
     few = list(seen.shapes.values())[:: -(-len(seen.shapes) // FEW)]
     flop = sum(
-        forward_flop(network, description.layer, *smallest_side_shape(height, width, q))
+        # one pass, to the last of the layers
+        max(
+            forward_flop(network, layer, *smallest_side_shape(height, width, q))
+            for layer in description.layers
+        )
         for height, width in few
         for q in description.scales
     )
@@ -100,7 +104,7 @@ def plan(
     size = (
         (rows or len(items))
         * description.columns
-        * network.dim(description.layer)
+        * sum(map(network.dim, description.layers))
         * np.dtype(store).itemsize
     )
     worth = Cheaper.than(description).worth_saying(seconds, cheaper)
@@ -178,7 +182,7 @@ class _Trial:
         self._scales, self._filter = description.scales, description.filter
         self._batch_size, self._workers = batch_size, workers
         self._compute: Callable[[torch.Tensor], torch.Tensor] = partial(
-            describe, network, layer=description.layer, mirror=description.mirror
+            describe, network, layer=description.layers, mirror=description.mirror
         )
         q = min(self._scales)
         blank = torch.zeros((1, q, q, 3), dtype=torch.uint8, device=network.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from vggfeat.datasets.items import known
 from vggfeat.datasets.protocol import protocol_of
 from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
+from vggfeat.features import open_features
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
 from vggfeat.page import (
     Section,
@@ -54,7 +56,7 @@ from vggfeat.results import (
     title,
     told,
 )
-from vggfeat.store import REGIONS, Features
+from vggfeat.store import REGIONS, Description, Features
 
 if TYPE_CHECKING:
     from vggfeat.model import Model
@@ -183,6 +185,25 @@ def _refuse_others(
         " version's and don't say; `vggfeat svm` makes them anew"
         for file in unknown
     ]
+
+
+def open_described(
+    paths: Sequence[str | Path], results: Results | None, model: Model | None
+) -> list[Features]:
+    """The feature files of results, or of a model, each with the layer that was learned from.
+
+    Raises VggfeatError: see `open_features`; one file twice, with the same layer.
+    """
+    parts: Sequence[Part | Description] = results.made.features if results else ()
+    parts = parts or (model.parts if model else ())
+    layers: list[str | None] = [part.layer for part in parts] or [None] * len(paths)
+    if len(layers) != len(paths):
+        raise VggfeatError(f"the results are of {len(layers)} feature files; {len(paths)} given")
+    given = list(zip(map(str, paths), layers, strict=True))
+    for i, (path, layer) in enumerate(given):
+        if (path, layer) in given[:i]:
+            raise VggfeatError(f"`features` {path} is given twice")
+    return [open_features(path, layer) for path, layer in given]
 
 
 def _refuse_other_file(file: Features, part: Part) -> None:

@@ -523,11 +523,11 @@ def of_words(spec: str) -> bool:
 def refuse_contradictions(
     net: str,
     weights: str,
-    layer: str | None = None,
+    layers: Sequence[str] = (),
     scales: Sequence[int] | None = None,
     max_pool: str | None = None,
 ) -> None:
-    """Raise WrongUsage where, by their words alone, weights can't hold a net, have a layer, be
+    """Raise WrongUsage where, by their words alone, weights can't hold a net, have these layers, be
     applied at the scales Q, or have their max-pooling set.
 
     net: "" where it isn't asked for. weights: a spec.
@@ -537,8 +537,8 @@ def refuse_contradictions(
         if net and net not in NETS:
             raise WrongUsage(f"there is no net {shown(net)}; Table 1 has {', '.join(NETS)}")
         nets = [net] if net else NETS
-        _refuse_layer(
-            weights, layer, dict.fromkeys(name for each in nets for name in layer_names(each))
+        _refuse_layers(
+            weights, layers, dict.fromkeys(name for each in nets for name in layer_names(each))
         )
         return
     told = source.told(what) if source.told else None
@@ -546,21 +546,22 @@ def refuse_contradictions(
         return
     if net and net != told.net:
         raise WrongUsage(_holds(weights, told.net, net))
-    _refuse_layer(weights, layer, told.outline.layers)
+    _refuse_layers(weights, layers, told.outline.layers)
     with as_typed():
         if max_pool is not None:
             as_vgg(told.outline, weights, OWN_POOLING).set_pool(max_pool)
-        if layer is None and of_words(weights):
-            layer = describing(told.outline.layers)
-        if scales and layer is not None:
-            refuse_small(scales, told.net, told.outline, layer)
+        if not layers and of_words(weights):
+            layers = (describing(told.outline.layers),)
+        for layer in layers if scales else ():
+            refuse_small(scales or (), told.net, told.outline, layer)
 
 
-def _refuse_layer(weights: str, layer: str | None, layers: Iterable[str]) -> None:
-    if layer is not None and layer not in layers:
-        raise WrongUsage(
-            f"weights {weights} have no layer {layer!r}: give `layer` one of {', '.join(layers)}"
-        )
+def _refuse_layers(weights: str, layers: Sequence[str], there: Iterable[str]) -> None:
+    for layer in layers:
+        if layer not in there:
+            raise WrongUsage(
+                f"weights {weights} have no layer {layer!r}: give `layer` one of {', '.join(there)}"
+            )
 
 
 def _holds(weights: str, net: str, asked: str) -> str:

@@ -44,7 +44,8 @@ class Description:
     with the mirror image's. pool: floor | ceil, the net's max-pooling. filter: of the rescale.
     precision: of the forward pass. decoder: what made pixels of the images' files. regions: of the
     image, each with a descriptor at every scale. preprocessing: mean, std, order of channels and
-    range of a backbone that is none of Table 1's; "" of those.
+    range of a backbone that is none of Table 1's; "" of those. further: layers that the same passes
+    of the net describe beside `layer`; in what was described, one layer is chosen, and this is ().
     """
 
     net: str
@@ -63,6 +64,16 @@ class Description:
         tuple[Annotated[str, OneOf(REGIONS)], ...], Several(len(REGIONS), different=True)
     ] = REGIONS[:1]
     preprocessing: str = ""
+    further: Annotated[tuple[str, ...], Several(MAX_LAYERS - 1, different=True)] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All that are described, the first of them `layer`."""
+        return (self.layer, *self.further)
+
+    def of_layer(self, layer: str) -> Description:
+        """The same of one of its layers alone."""
+        return replace(self, layer=layer, further=())
 
     @property
     def columns(self) -> int:
@@ -76,13 +87,15 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; without `regions` where that is the image alone, and without
-        `preprocessing` where it is "", as in older files.
+        `preprocessing` and `further` where they are empty, as in older files.
         """
-        record = {**asdict(self), "scales": list(self.scales), "regions": list(self.regions)}
+        lists = {key: list(getattr(self, key)) for key in ("scales", "regions", "further")}
+        record = {**asdict(self), **lists}
         if self.regions == REGIONS[:1]:
             del record["regions"]
-        if not self.preprocessing:
-            del record["preprocessing"]
+        for key in ("preprocessing", "further"):
+            if not record[key]:
+                del record[key]
         return record
 
 
@@ -90,7 +103,11 @@ def differences(there: Description, here: Description) -> Iterator[str]:
     """What one description has otherwise than another, each in a few words; the same weights may
     have moved.
     """
-    names = {"fingerprint": "other weights, sha256", "pool": "max-pooling"}
+    names = {
+        "fingerprint": "other weights, sha256",
+        "pool": "max-pooling",
+        "further": "further layers",
+    }
     for key, wanted in asdict(here).items():
         found = asdict(there)[key]
         if key != "weights" and found != wanted:
@@ -100,7 +117,7 @@ def differences(there: Description, here: Description) -> Iterator[str]:
 def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:
         return value[:12]
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 class _Facts(TypedDict):
@@ -119,9 +136,11 @@ class Facts(_Facts, total=False):
     versions: dict[str, Any]
 
 
-def of_layer(name: str, number: int, layers: list[str]) -> str:
-    """The array `name` of a layer: the first has the plain name, the others their own behind it."""
-    return f"{name}.{layers[number]}" if number else name
+def arrays_of(layers: Sequence[str]) -> list[tuple[str, str]]:
+    """The arrays of each layer's descriptors and of their checksums: the first has the plain names,
+    the others their own behind them.
+    """
+    return [(f"descriptors{of}", f"crc32{of}") for of in ("", *(f".{n}" for n in layers[1:]))]
 
 
 @dataclass(frozen=True)
@@ -252,8 +271,7 @@ def read_rows(
     Those that are spoilt: a row has another checksum, or is done and not finite.
     """
     spoilt: list[int] = []
-    place = file.arrays[of_layer("descriptors", number, layers)]
-    sums = file.arrays[of_layer("crc32", number, layers)]
+    place, sums = (file.arrays[name] for name in arrays_of(layers)[number])
     for start, low, high in _runs(rows, max(1, READ_BYTES // max(1, place.row_bytes))):
         block_NQD = place.read(file.descriptor, low, high)
         sums_NQ = sums.read(file.descriptor, low, high)
@@ -293,22 +311,37 @@ def open_feature_file(path: str | os.PathLike[str], layer: str | None = None) ->
     """
     path = path_of(path, "a feature file")
     with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
-        return read_features(file, layer)
+        layers = file.document("facts", Facts)["layers"]
+        return read_features(file, chosen_layer(path, layers, layer))
 
 
-def read_features(file: File, layer: str | None = None) -> Features:
-    """The features of an open file, everything checked but the descriptors themselves. Raises
-    VggfeatError.
+def open_file_layers(path: str | os.PathLike[str]) -> list[Features]:
+    """A feature file once for each of its layers, in their order. Raises VggfeatError."""
+    path = path_of(path, "a feature file")
+    with open_file(path, FORMAT, FORMAT_VERSION) as file, damaged(path):
+        return [read_features(file, name) for name in file.document("facts", Facts)["layers"]]
+
+
+def chosen_layer(path: Path | str, layers: Sequence[str], layer: str | None) -> str:
+    """The layer that is read of those in a file. Raises VggfeatError where it has several and none
+    is asked for, or another.
+    """
+    if layer is None and len(layers) > 1:
+        raise VggfeatError(f"{path} has the layers {', '.join(layers)}: choose one with `layer`")
+    if layer is not None and layer not in layers:
+        raise VggfeatError(f"{path} has no layer {layer!r}; it has {', '.join(layers)}")
+    return layers[0] if layer is None else layer
+
+
+def read_features(file: File, layer: str) -> Features:
+    """The features of an open file, of one of its layers, everything checked but the descriptors
+    themselves. Raises VggfeatError.
     """
     path = file.path
     facts: Facts = file.document("facts", Facts)
     layers = facts["layers"]
-    if layer is None and len(layers) > 1:
-        raise VggfeatError(f"{path} has the layers {', '.join(layers)}: say which one")
-    if layer is not None and layer not in layers:
-        raise VggfeatError(f"{path} has no layer {layer!r}; it has {', '.join(layers)}")
-    number = layers.index(layer) if layer is not None else 0
-    description = replace(facts["description"], layer=layers[number])
+    number = layers.index(layer)
+    description = facts["description"].of_layer(layer)
     names, classes = file.texts("names"), file.texts("classes")
     boxes, files, crc32 = None, None, np.zeros(len(names), np.uint32)
     if "images/crc32" in file.arrays:
@@ -372,11 +405,11 @@ def read_seconds(file: File) -> float:
 
 
 def _descriptors(file: File, number: int, layers: list[str], count: int, scales: int) -> Place:
-    name = of_layer("descriptors", number, layers)
+    name, sums = arrays_of(layers)[number]
     place = file.place(name, "f", (count, scales, None))
     if place.dtype.itemsize > 4 or not 0 < place.shape[2] <= MAX_DIM:
         raise Damaged(f"{name} is {place.dtype} of length {place.shape[2]}")
-    if file.checked.get(name) != of_layer("crc32", number, layers):
+    if file.checked.get(name) != sums:
         raise Damaged(f"{name} has no checksums")
     return place
 

@@ -14,6 +14,7 @@ Both run the same weights: the convolutions are views of the matrices, not copie
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -174,28 +175,44 @@ class VGG(nn.Module):
         preprocessing, uint8 RGB (N, H, W, 3). FC layers run as 7x7, 1x1 and 1x1 convolutions; fc8's
         map is the class score map, before softmax. No dropout here: see `crop_scores`.
         """
-        self._require(layer)
+        ((_, map_NKHW),) = self.maps(x, (layer,), preprocessing)
+        return map_NKHW
+
+    def maps(
+        self, x: Tensor, layers: Sequence[str], preprocessing: Preprocessing | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The maps of several layers, as of `forward`, in one pass: each with its layer's name, as
+        the pass comes to it.
+        """
+        for layer in layers:
+            self._require(layer)
         h, w = x.shape[-2:] if preprocessing is None else x.shape[-3:-1]
-        x = fused.layers(self.features[: self.ends.get(layer)], x, preprocessing)
-        if layer in self.ends:
-            return x
+        start = 0
+        for name, end in self.ends.items():
+            if name in layers:
+                x = fused.layers(self.features[start:end], x, preprocessing)
+                yield name, x
+                start, preprocessing = end, None
+        wanted = [name for name in FC_LAYERS if name in layers]
+        if not wanted:
+            return
+        x = fused.layers(self.features[start:], x, preprocessing)
         if min(x.shape[-2:]) < self.fc6_kernel:
             raise VggfeatError(
-                f"a {h}x{w} image is smaller than the net's crop of {self.crop}; {layer} has no"
+                f"a {h}x{w} image is smaller than the net's crop of {self.crop}; {wanted[0]} has no"
                 " position"
             )
         k = self.fc6_kernel
-        for name in FC_LAYERS:
+        for name in FC_LAYERS[: FC_LAYERS.index(wanted[-1]) + 1]:
             fc = cast(nn.Linear, self.classifier[3 * FC_LAYERS.index(name)])
             # The rows of fc6 read pool5 as (K, 7, 7) flattened: a convolution's weight by another
             # name.
             x = fused.windows(x, fc.weight, fc.bias, k)
             if name != "fc8":
                 x = F.relu_(x)
-            if name == layer:
-                break
+            if name in wanted:
+                yield name, x
             k = 1
-        return x
 
     def crop_scores(self, x: Tensor, preprocessing: Preprocessing | None = None) -> Tensor:
         """Scores (N, num_classes) of crops with H = W = crop, FC layers as matrices; dropout in

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
@@ -65,6 +65,9 @@ class Backbone(Outline, Protocol):
 
     def __call__(self, x_NCHW: Tensor, layer: str) -> Tensor:
         """The layer's map (N, D, h, w) of preprocessed images, all of one size."""
+
+    def maps(self, x_NCHW: Tensor, layers: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The same of several layers, in one pass: (layer, map) in any order."""
 
     def pooled(self, map_NDHW: Tensor, layer: str) -> Tensor:
         """Descriptors (N, D) float32 of such a map: the mean over positions, and what the net's own
@@ -182,10 +185,19 @@ class Network:
 
     def maps_of(self, images_NHWC: Tensor, layer: str) -> Tensor:
         """`maps` of uint8 RGB images, which a net of Table 1 on a GPU reads as they are."""
-        if not isinstance(self.module, VGG):
-            return self.maps(self.preprocessing(images_NHWC), layer)
-        self.require(layer)
-        return cast(Tensor, self.module(images_NHWC, layer, self.preprocessing))
+        ((_, map_NDHW),) = self.each_map_of(images_NHWC, (layer,))
+        return map_NDHW
+
+    def each_map_of(
+        self, images_NHWC: Tensor, layers: Sequence[str]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(layer, its map) of uint8 RGB images, as one pass of the net comes to it."""
+        for layer in layers:
+            self.require(layer)
+        if isinstance(self.module, VGG):
+            return self.module.maps(images_NHWC, layers, self.preprocessing)
+        x_NCHW = self.preprocessing(images_NHWC).to(dtype_of(self.precision))
+        return self.module.maps(x_NCHW, layers)
 
     def crop_scores(self, x_NCHW: Tensor) -> Tensor:
         """Scores (N, K) of preprocessed float32 crops, FC layers as matrices, in the network's

@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,7 @@ from vggfeat.store import (
     UNREADABLE,
     Description,
     Facts,
+    arrays_of,
     differences,
     read_features,
     read_rows,
@@ -86,8 +88,8 @@ def stamp(source: Any) -> Stamp:
 class FeatureWriter:
     """Writes `path`.partial, or goes on where an earlier one stopped; `finish` gives it its name.
 
-    `open` takes the job: items: the rows. dim: D. dtype: "float16" or "float32". facts: further
-    ones, JSON-able.
+    `open` takes the job: items: the rows. dim: D; of several layers a tuple, each one's. dtype:
+    "float16" or "float32". facts: further ones, JSON-able.
     overwrite: `path` may exist, and a `path`.partial of other images, weights or options is begun
     anew. retry: `path` may exist; its unreadable rows are to be described once more (it is
     `path`.partial until then). say: what is odd and no reason to stop, in a sentence. `described`
@@ -117,6 +119,7 @@ class FeatureWriter:
         self.first, self.replaces, self._taken_back = first, replaces, taken_back
         self._file, self._places, self._number = file.descriptor, file.arrays, file.number
         self._size = os.fstat(self._file).st_size
+        self._layers: list[str] = file.document("facts", Facts)["layers"]
         image = self._places.get("rows/image")
         self._image_N = None if image is None else image.read(self._file)
         self._lost = ""  # what happened to the file while it was written
@@ -136,7 +139,7 @@ class FeatureWriter:
         path: str | os.PathLike[str],
         items: Items,
         description: Description,
-        dim: int,
+        dim: int | tuple[int, ...],
         dtype: str = "float32",
         facts: dict[str, Any] | None = None,
         overwrite: bool = False,
@@ -203,7 +206,7 @@ class FeatureWriter:
 
     def write(self, row: int, scale: int, descriptor_D: np.ndarray) -> None:
         """Keep the descriptor of a row at its scale-th Q; it reaches the file with the next
-        flush.
+        flush. Of several layers: theirs, one behind the other.
         """
         dtype, again = self._places["descriptors"].dtype, " and `overwrite`"
         self._values[row, scale] = stored(descriptor_D, dtype, f"row {row}", again)
@@ -245,9 +248,8 @@ class FeatureWriter:
             for row in stale:
                 self._set_status(row, np.full(self.described.shape[1], PENDING))
             os.fsync(self._file)
-        nothing = np.full(
-            self._places["descriptors"].shape[2], np.nan, self._places["descriptors"].dtype
-        )
+        places = [self._places[name] for name, _ in self._arrays()]
+        nothing = np.full(sum(place.shape[2] for place in places), np.nan, places[0].dtype)
         for row, why in self._failures.items():
             for scale in range(self.described.shape[1]):
                 self._put_descriptor(row, scale, nothing)
@@ -280,8 +282,15 @@ class FeatureWriter:
         self._places[name].write(self._file, value, row, position)
 
     def _put_descriptor(self, row: int, scale: int, value_D: np.ndarray) -> None:
-        self._put("descriptors", row, value_D, scale * len(value_D))
-        self._put("crc32", row, hdf5.checksums(value_D), scale)
+        for name, sums in self._arrays():
+            dim = self._places[name].shape[2]
+            its_D, value_D = value_D[:dim], value_D[dim:]
+            self._put(name, row, its_D, scale * dim)
+            self._put(sums, row, hdf5.checksums(its_D), scale)
+
+    def _arrays(self) -> list[tuple[str, str]]:
+        """The arrays of descriptors and of their checksums, a pair a layer."""
+        return arrays_of(self._layers)
 
     def _set_status(self, row: int, status_Q: np.ndarray) -> None:
         self._put("status", row, status_Q)
@@ -359,7 +368,7 @@ class FeatureWriter:
                 status = row_status(self._places["status"].read(self._file))
                 if pending := int((status == PENDING).sum()):
                     raise VggfeatError(f"{pending} rows of {self.partial} were never described")
-                names = read_features(file).names
+                names = read_features(file, self._layers[0]).names
                 if spoilt := self.undo_spoilt(file):
                     raise VggfeatError(
                         f"{self.partial} was damaged meanwhile, descriptors other than written:"
@@ -378,10 +387,12 @@ class FeatureWriter:
 
     def undo_spoilt(self, file: hdf5.File) -> list[int]:
         """Rows whose descriptors others have changed, or the disk: they are pending again."""
-        layers = file.document("facts", Facts)["layers"]
         status_NQ = self._places["status"].read(self._file)
         rows, scales = np.arange(len(status_NQ)), list(range(status_NQ.shape[1]))
-        spoilt = read_rows(file, 0, layers, rows, scales, row_status(status_NQ), None)
+        status_N, found = row_status(status_NQ), set[int]()
+        for number in range(len(self._layers)):
+            found |= set(read_rows(file, number, self._layers, rows, scales, status_N, None))
+        spoilt = sorted(found)
         for row in spoilt:
             self._set_status(row, np.full(len(scales), PENDING))
         os.fsync(self._file)
@@ -477,9 +488,8 @@ def _begun(descriptor: int, path: Path, job: _Job) -> hdf5.File:
     """The open file, laid out. A full disk is found here, not after hours of work."""
     arrays = job.arrays()
     specs = {name: (values.shape, values.dtype) for name, values in arrays.items()}
-    layout = Layout.of_arrays(
-        FORMAT, FORMAT_VERSION, specs | job.row_specs(), {"descriptors": "crc32"}
-    )
+    checked = dict(arrays_of(job.description.layers))
+    layout = Layout.of_arrays(FORMAT, FORMAT_VERSION, specs | job.row_specs(), checked)
     try:
         os.ftruncate(descriptor, 0)
         layout.write(descriptor)
@@ -592,7 +602,7 @@ def is_finished(
     path: Path,
     items: Items,
     description: Description,
-    dim: int,
+    dim: int | tuple[int, ...],
     dtype: str,
     facts: dict[str, Any],
 ) -> bool:
@@ -618,12 +628,13 @@ class _Job:
         self,
         items: Items,
         description: Description,
-        dim: int,
+        dim: int | tuple[int, ...],
         dtype: np.dtype,
         facts: dict[str, Any],
         images_here: bool = True,
     ) -> None:
-        self.items, self.description, self.dim, self.dtype = items, description, dim, dtype
+        self.items, self.description, self.dtype = items, description, dtype
+        self.dims = (dim,) if isinstance(dim, int) else dim
         self.images_here = images_here
         self.images, self.image_N = items.by_file()
         self.facts = {
@@ -631,8 +642,8 @@ class _Job:
             "protocol": items.protocol,
             "root": os.path.abspath(items.root) if items.images is None else "",
             "command": "",
-            "layers": [description.layer],
-            "description": description.to_dict(),
+            "layers": list(description.layers),
+            "description": description.of_layer(description.layer).to_dict(),
             **({} if items.total is None else {"total": items.total}),
             **facts,
         }
@@ -658,6 +669,10 @@ class _Job:
     def row_specs(self) -> dict[str, Spec]:
         """What is written while an extraction runs; its zeros say that no row is there."""
         count, scales, images = len(self.items), self.description.columns, len(self.images)
+        of_layers: dict[str, Spec] = {}
+        for (name, sums), dim in zip(arrays_of(self.description.layers), self.dims, strict=True):
+            of_layers[sums] = (count, scales), np.dtype("<u4")
+            of_layers[name] = (count, scales, dim), self.dtype
         return {
             "status": ((count, scales), np.dtype("u1")),
             "errors": ((count,), np.dtype(f"S{REASON_BYTES}")),
@@ -666,8 +681,7 @@ class _Job:
             "images/changed": ((images,), np.dtype("<i8")),
             "images/crc32": ((images,), np.dtype("<u4")),
             "seconds": ((1,), np.dtype("<f8")),
-            "crc32": ((count, scales), np.dtype("<u4")),
-            "descriptors": ((count, scales, self.dim), self.dtype),
+            **of_layers,
         }
 
 
@@ -695,7 +709,8 @@ def _differences(file: hdf5.File, job: _Job) -> Iterator[str]:
     """
     facts: Facts = file.document("facts", Facts)
     items = job.items
-    yield from differences(facts["description"], job.description)
+    there = replace(facts["description"], further=tuple(facts["layers"][1:]))
+    yield from differences(there, job.description)
     stored = file.arrays["descriptors"]
     if stored.dtype != job.dtype:
         yield f"`store` {stored.dtype}, not {job.dtype}"

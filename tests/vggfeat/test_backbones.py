@@ -160,6 +160,24 @@ def test_a_block_is_timms_intermediate(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("test_vit", ("patches", "block3", "cls", "block0", "cls+patches")),
+        ("test_vit2", ("block2", "block1")),
+        ("test_mambaout", ("features",)),
+    ],
+)
+def test_layers_of_one_pass_are_those_of_several(
+    saved: Callable[[str], tuple[Network, Any]], name: str, layers: tuple[str, ...]
+) -> None:
+    network, _ = saved(name)
+    image = photograph(1, 96, 160)
+    together = describe(network, torch.from_numpy(image[None]), layers, mirror=False).numpy()
+    alone = np.hstack([descriptor(network, image, layer) for layer in layers])
+    assert together.tobytes() == alone.tobytes()
+
+
 def test_images_are_cropped_to_whole_patches(
     saved: Callable[[str], tuple[Network, Any]],
 ) -> None:
@@ -184,9 +202,9 @@ def test_the_smallest_side_is_known_before_there_are_weights(name: str, side: in
     assert words and words.net == name
     outline = words.outline
     assert {outline.min_side(layer) for layer in outline.layers} == {side}
-    refuse_contradictions("", f"timm:{name}", None, [side])
+    refuse_contradictions("", f"timm:{name}", (), [side])
     with pytest.raises(WrongUsage, match=f"scale {side - 1} is too small"):
-        refuse_contradictions("", f"timm:{name}", None, [side - 1])
+        refuse_contradictions("", f"timm:{name}", (), [side - 1])
 
 
 def test_the_smallest_side_works(saved: Callable[[str], tuple[Network, Any]]) -> None:

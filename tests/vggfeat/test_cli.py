@@ -380,7 +380,7 @@ def test_an_unexpected_error_is_one_line_too(
     def broken(*args: object) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr("vggfeat.features.open_features", broken)
+    monkeypatch.setattr("vggfeat.features.open_layers", broken)
     ran = command("info", extracted)
     assert (ran.status, ran.out) == (1, "")
     assert ran.err == "vggfeat: unexpected RuntimeError: first second (--debug shows where)\n"
@@ -395,7 +395,7 @@ def test_too_little_memory_is_not_unexpected(
     def broken(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("vggfeat.features.open_features", broken)
+    monkeypatch.setattr("vggfeat.features.open_layers", broken)
     ran = command("info", extracted)
     assert (ran.status, ran.out) == (1, "")
     assert ran.err.startswith(f"vggfeat: not enough memory: {error}; free some, or ")

@@ -13,7 +13,7 @@ from PIL import Image
 
 import vggfeat
 from vggfeat.decode import read_rgb
-from vggfeat.describe import describe_all, description_of, network_of
+from vggfeat.describe import describe, describe_all, description_of, network_of
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import smallest_side
 from vggfeat.weights import Network
@@ -93,6 +93,31 @@ def test_a_gpus_descriptors_are_the_cpus(gpu: torch.device, precision: str) -> N
                 products = (got[i] * expected[i]).sum(1)
                 lengths = np.linalg.norm(got[i], axis=1) * np.linalg.norm(expected[i], axis=1)
                 assert (products >= 0.9999 * lengths).all(), i
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_several_layers_are_described_as_each_alone(precision: str) -> None:
+    """In whatever order they are asked for; one pass goes on from the one to the other."""
+    network = vggfeat.load("random:B,width=0.125,crop=32,classes=4", precision=precision)
+    images_NHWC = torch.from_numpy(np.stack([photograph(i, 40, 60) for i in range(2)]))
+    layers = ("fc7", "conv1_2", "pool5", "fc6", "conv3_1", "fc8")
+    together = describe(network, images_NHWC, layers, mirror=True)
+    alone = [describe(network, images_NHWC, layer, mirror=True) for layer in layers]
+    assert together.dtype == torch.float32 and together.isfinite().all()
+    for ours, theirs in zip(together.split([x.shape[1] for x in alone], 1), alone, strict=True):
+        assert_same_descriptors(ours.numpy(), theirs.numpy())
+        assert precision != "float32" or torch.equal(ours, theirs)
+
+
+def test_layers_that_can_not_be_described_together(network: Network) -> None:
+    with pytest.raises(VggfeatError, match="must be one or more different names"):
+        description_of(network, ("fc7", "fc7"), SCALES, True)
+    with pytest.raises(VggfeatError, match="scale 31 is too small: fc6 of net B needs at least 32"):
+        description_of(network, ("pool4", "fc6"), (31,), True)
+    with pytest.raises(VggfeatError, match="have no layer 'fc9'"):
+        description_of(network, ("pool5", "fc9"), SCALES, True)
+    with pytest.raises(VggfeatError, match="`layer` must be the name of one layer, not a list"):
+        vggfeat.embed(network, [photograph(0, 40, 40)], SCALES, layer=["fc6", "fc7"])  # type: ignore[call-overload]
 
 
 def test_an_empty_image_is_a_row_without_a_descriptor(network: Network) -> None:

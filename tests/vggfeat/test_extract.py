@@ -21,7 +21,7 @@ import vggfeat
 from vggfeat import cli, datasets, writer
 from vggfeat.describe import describe, describe_all
 from vggfeat.errors import Interrupted, VggfeatError
-from vggfeat.extract import _Behind, extract
+from vggfeat.extract import _Behind, extract, is_of
 from vggfeat.weights import Network
 
 from ..conftest import HANG, Command, all_read, assert_same_descriptors, vgg_of
@@ -57,6 +57,108 @@ def test_progress_counts_work_and_ends_at_the_number_of_images(
     assert any(step == pytest.approx(8 / 5) for step in steps) and any(
         step == pytest.approx(8 * 4 / 5) for step in steps
     )
+
+
+LAYERS = ("pool5", "fc7", "conv1_1")
+
+
+def test_layers_of_one_pass_are_the_files_of_each(
+    network: Network, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, whether it was killed on the way or not; an unreadable image is one in all."""
+    (folder / "red" / "03.jpg").write_bytes(b"")
+    items, out = datasets.load("folder", folder), tmp_path / "f.h5"
+    settings: dict[str, Any] = {"scales": SCALES, "batch_size": 1}
+    write, count = writer.FeatureWriter.write, 0
+
+    def stop(self: writer.FeatureWriter, *row: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise VggfeatError("stop")
+        write(self, *row)
+
+    with monkeypatch.context() as patch, pytest.raises(VggfeatError, match="goes on from there"):
+        patch.setattr(writer.FeatureWriter, "write", stop)
+        extract(items, network, out, layer=LAYERS, **settings)
+    with pytest.raises(VggfeatError, match="was begun with further layers fc7,conv1_1, not fc7"):
+        extract(items, network, out, layer=LAYERS[:2], **settings)
+    assert extract(items, network, out, layer=LAYERS, **settings).earlier > 0
+    assert is_of(out, items, network, scales=SCALES, layer=LAYERS)
+    assert not is_of(out, items, network, scales=SCALES, layer="pool5")
+    with pytest.raises(VggfeatError, match="has the layers pool5, fc7, conv1_1: choose one"):
+        vggfeat.open_features(out)
+    for layer in LAYERS:
+        extract(items, network, tmp_path / f"{layer}.h5", layer=layer, **settings)
+        one, alone = (
+            vggfeat.open_features(out, layer),
+            vggfeat.open_features(f"{tmp_path}/{layer}.h5"),
+        )
+        assert one.descriptors.tobytes() == alone.descriptors.tobytes() and len(one.errors) == 1
+        assert one.description == alone.description and one.rows_digest == alone.rows_digest
+        one.verify()
+
+
+def test_a_spoilt_descriptor_of_any_layer_is_described_again(
+    network: Network, folder: Path, tmp_path: Path
+) -> None:
+    items, out = datasets.load("folder", folder), tmp_path / "f.h5"
+    extract(items, network, out, layer=LAYERS, scales=SCALES)
+    before = vggfeat.open_features(out, "fc7")
+    value = before.descriptors[5, 1].tobytes()
+    raw = out.read_bytes()
+    at = raw.index(value) + 40
+    out.write_bytes(raw[:at] + b"\x01\x02\x03\x04" + raw[at + 4 :])
+    with pytest.raises(VggfeatError, match="descriptors other than written: 1"):
+        vggfeat.open_features(out, "fc7").verify()
+    vggfeat.open_features(out, "pool5").verify()
+    assert extract(items, network, out, layer=LAYERS, scales=SCALES, retry=True).earlier == 23
+    assert_same_descriptors(vggfeat.open_features(out, "fc7").descriptors, before.descriptors)
+
+
+def test_a_layer_is_chosen_after_the_extraction(
+    command: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By svm, whose model remembers it: predict and report take it from the file, or of images."""
+    monkeypatch.chdir(tmp_path)
+    ran = command(
+        *("extract", "--dataset", "folder", "--root", folder, *SMALL, "--layer", "pool5,fc7"),
+        *("--out", "f.h5"),
+    )
+    assert ran.status == 0 and "pool5, 2 x 64; fc7, 2 x 512: Q = 32, 48" in ran.err
+    told = command("info", "f.h5", "--verify", "--json", "i.json")
+    assert cells(told.out, "layers")[0].startswith("pool5, 64 values; fc7, 512 values;")
+    assert json.loads(Path("i.json").read_text())["layers"] == ["pool5", "fc7"]
+    fit = ("--C", 1, "--workers", 1)
+    ran = command("svm", "--features", "f.h5", *fit)
+    assert (ran.status, ran.err.count("\n")) == (1, 1)
+    assert "f.h5 has the layers pool5, fc7: choose one with --layer" in ran.err
+    ran = command("svm", "--features", "f.h5", "--layer", "fc6", *fit)
+    assert ran.status == 1 and "f.h5 has no layer 'fc6'; it has pool5, fc7" in ran.err
+    assert command("svm", "--features", "f.h5", "--layer", "fc7", "--out", "m", *fit).status == 0
+    assert [part.layer for part in vggfeat.open_model("m").parts] == ["fc7"]
+    # both layers of the file, stacked
+    both = ("--features", "f.h5", "--features", "f.h5")
+    ran = command("svm", *both, "--layer", "fc7,pool5", "--out", "two", *fit)
+    assert ran.status == 0 and vggfeat.open_model("two").coef_KD.shape[1] == 512 + 64
+    ran = command("svm", *both, "--layer", "fc7,pool5,fc6", *fit)
+    assert ran.status == 1 and "3 layers of 2 feature files: give --layer one" in ran.err
+    images = sorted(folder.rglob("*.jpg"))[:3]
+    of = []
+    for given in (["f.h5", "f.h5"], images):
+        ran = command("predict", *given, "--model", "two", "--out", "p.csv", "--scores")
+        assert ran.status == 0, ran.err
+        of.append(read_predictions(Path("p.csv"))[3][:3])
+        Path("p.csv").unlink()
+    np.testing.assert_allclose(of[0], of[1], atol=1e-4)
+    assert command("predict", "f.h5", "--model", "m").status == 0
+    ran = command("report", "--model", "two", *both)
+    assert ran.status == 0, ran.err
+    ran = command("report", "--model", "m", *both, "--out", "x.html")
+    assert ran.status == 1 and "the results are of 1 feature files; 2 given" in ran.err
+    query = ("--features", "f.h5", "--query", images[0], "--top", 1)
+    assert command("neighbours", *query).status == 1
+    assert "1.0000" in command("neighbours", *query, "--layer", "pool5").out
 
 
 def test_a_slow_disk_does_not_hold_up_the_device(

@@ -39,16 +39,16 @@ def test_columns_come_back_as_they_were() -> None:
     assert (table.rows, table.names, table.facts) == (ROWS, list(columns), {"a": [1, "b"]})
     assert table.array("x", 5).tobytes() == values.tobytes() and table.array("n")[7] == 7
     assert table.texts("name") == columns["name"] and table.texts("word") == columns["word"]
-    blocks = np.concatenate([block["x"] for block in table.blocks(["x"], 5)])
+    blocks = np.concatenate([block["x"] for block in table.blocks({"x": 5})])
     assert blocks.tobytes() == values.tobytes()
-    assert table.block(2, ["x"], 5)["x"].tobytes() == values[2048:].tobytes()
+    assert table.block(2, {"x": 5})["x"].tobytes() == values[2048:].tobytes()
 
 
 def test_no_rows_at_all() -> None:
     content = to_bytes({"x": np.zeros((0, 4), np.float32), "name": []}, {})
     table = Table(content, "here")
     assert table.rows == 0 and table.array("x", 4).shape == (0, 4) and table.texts("name") == []
-    assert sum(len(block["x"]) for block in table.blocks(["x"], 4)) == 0
+    assert sum(len(block["x"]) for block in table.blocks({"x": 4})) == 0
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flip", "other"])

@@ -43,6 +43,11 @@ def test_plan_counts_the_work(network: Network, folder: Path) -> None:
     assert asked.gflop == pytest.approx(2 * 2 * 8 * 27 * pixels / 1e9)
     assert asked.seconds > 0 and asked.cheaper is None
     assert (asked.smallest_sides, asked.enlarged) == ((40, 40, 48), {64: 24})
+    # of several layers: one pass to the last of them, and all of their values
+    three = description_of(network, ("pool1", "conv1_2", "conv1_1"), (64,), True)
+    deepest = description_of(network, "pool1", (64,), True)
+    several, alone = (plan(items, look(items), network, d, "float16") for d in (three, deepest))
+    assert (several.bytes, several.gflop) == (3 * asked.bytes, alone.gflop)
     # 24 million pixels at Q = 64: not described
     Image.new("L", (1, 6000)).save(folder / "red" / "strip.png")
     items = datasets.load("folder", folder)

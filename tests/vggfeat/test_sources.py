@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -512,9 +513,10 @@ def test_a_file_that_may_end_early_is_asked_for_its_layer() -> None:
     """The scales that the deepest layer needs are known where it is."""
     for spec in ("oxford:D@w.pth", "torchvision:vgg16@w.pth", "w.pth"):
         sources.refuse_contradictions("", spec, scales=[16])
-    for spec, layer in {"D": None, "oxford:D@w.pth": "fc7", "timm:resnet18@w.pth": None}.items():
+    given = {"D": (), "oxford:D@w.pth": ("pool4", "fc7"), "timm:resnet18@w.pth": ()}
+    for spec, layers in given.items():
         with pytest.raises(WrongUsage, match="scale 16 is too small"):
-            sources.refuse_contradictions("", spec, layer, [16])
+            sources.refuse_contradictions("", spec, layers, [16])
 
 
 def test_a_short_word_with_the_net_that_is_asked_for() -> None:
@@ -541,10 +543,16 @@ class Tiny(torch.nn.Module):
         return {"stem": 8, "body": 24}[layer]
 
     def forward(self, x_NCHW: torch.Tensor, layer: str) -> torch.Tensor:
+        return next(map_NDHW for _, map_NDHW in self.maps(x_NCHW, (layer,)))
+
+    def maps(
+        self, x_NCHW: torch.Tensor, layers: Sequence[str]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         x: torch.Tensor = self.stem(x_NCHW)
-        if layer == "body":
-            x = self.body(x)
-        return x
+        if "stem" in layers:
+            yield "stem", x
+        if "body" in layers:
+            yield "body", self.body(x)
 
     def pooled(self, map_NDHW: torch.Tensor, layer: str) -> torch.Tensor:
         return map_NDHW.mean(dim=(2, 3), dtype=torch.float32)
@@ -616,13 +624,13 @@ def test_a_file_of_a_source_from_outside_may_end_early(clip: Source) -> None:
     """Which layer describes by default is the file's to say, unless it has but values."""
     early = sources.refuse_contradictions
     early("", "clip:tiny@f.pth", scales=[16])
-    early("", "clip:tiny@f.pth", "stem", [16])
+    early("", "clip:tiny@f.pth", ("stem",), [16])
     assert not sources.of_words("clip:tiny@f.pth") and sources.of_words("clip:tiny")
     if clip.told:
         with pytest.raises(WrongUsage, match="hold net tiny, not D"):
             early("D", "clip:tiny@f.pth")
         with pytest.raises(WrongUsage, match="scale 16 is too small: body"):
-            early("", "clip:tiny@f.pth", "body", [16])
+            early("", "clip:tiny@f.pth", ("stem", "body"), [16])
 
 
 def test_every_command_takes_a_source_from_outside(

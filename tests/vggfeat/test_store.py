@@ -62,6 +62,7 @@ def test_what_a_feature_file_holds_is_checked(
         ({"pool": "median"}, "pool must be one of floor, ceil, none, not 'median'"),
         ({"precision": "float8"}, "precision must be one of float32, bfloat16"),
         ({"net": None}, "net must be text, not None"),
+        ({"further": ["pool5"]}, "descriptions[0] has further layers"),
         ({"more": "x"}, "descriptions[0] can't have 'more': a Description has net, "),
     ],
 )
@@ -109,7 +110,7 @@ def test_several_layers_and_boxes(tmp_path: Path) -> None:
     checked = {"descriptors": "crc32", "descriptors.pool5": "crc32.pool5"}
     arrays |= {sums: hdf5.checksums(arrays[name]) for name, sums in checked.items()}
     write_file(tmp_path / "f.h5", "vggfeat-features", 2, arrays, checked)
-    with pytest.raises(VggfeatError, match="has the layers fc7, pool5: say which one"):
+    with pytest.raises(VggfeatError, match="has the layers fc7, pool5: choose one with `layer`"):
         open_features(tmp_path / "f.h5")
     with pytest.raises(VggfeatError, match="has no layer 'fc6'"):
         open_features(tmp_path / "f.h5", layer="fc6")

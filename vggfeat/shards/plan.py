@@ -29,12 +29,12 @@ from typing import Annotated, Any
 import numpy as np
 
 from vggfeat import datasets
-from vggfeat.checked import OneOf, Range, fitted, parse_json
+from vggfeat.checked import OneOf, Range, Several, fitted, parse_json
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
 from vggfeat.parquet import Table, to_bytes
 from vggfeat.place import AbsentError, Place, place_of
-from vggfeat.store import MAX_DIM, REGIONS, Description, differences
+from vggfeat.store import MAX_DIM, MAX_LAYERS, REGIONS, Description, differences
 
 FORMAT, VERSION = "vggfeat-plan", 1
 PLAN, SEAL = "plan.json", "set.json"
@@ -54,7 +54,8 @@ class Plan:
     set, and are read from no file. at_urls: whether root is a URL, or "" where names are. labels:
     "none", "one" (class) or "several" an item. boxes: items are boxes in images. splits: their
     names. listing: digest of what the items are. description,
-    dim, store: how they are described, the descriptor's length and type. weights_metadata, command:
+    dim, store: how they are described, the descriptor's length and type; further_dims: those of
+    further layers. weights_metadata, command:
     as of a feature file's facts. versions: of what takes part in a descriptor.
     """
 
@@ -80,6 +81,9 @@ class Plan:
     weights_metadata: dict[str, str]
     versions: dict[str, str]
     command: str
+    further_dims: Annotated[
+        tuple[Annotated[int, Range(1, MAX_DIM)], ...], Several(MAX_LAYERS - 1)
+    ] = ()
 
     @property
     def shards(self) -> int:
@@ -93,7 +97,14 @@ class Plan:
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "description": self.description.to_dict()}
+        record = {**asdict(self), "description": self.description.to_dict()}
+        dims = record.pop("further_dims")
+        return {**record, "further_dims": list(dims)} if dims else record
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Of each layer, in their order."""
+        return dict(zip(self.description.layers, (self.dim, *self.further_dims), strict=True))
 
     def rows_of(self, k: int) -> range:
         """The rows of shard k, of a plan that isn't open."""
@@ -123,6 +134,8 @@ def read_plan(place: Place) -> Plan:
     ):
         raise VggfeatError(f"{where} is no plan of version {VERSION}")
     plan: Plan = fitted(record, Plan, where)
+    if len(plan.further_dims) != len(plan.description.further):
+        raise VggfeatError(f"{where} is damaged: `further_dims` aren't those of `further`")
     if plan.rows is not None and not plan.shard_rows:
         raise VggfeatError(f"{where} is damaged: shards have 0 rows")
     if plan.shards > MOST_SHARDS:
@@ -133,7 +146,7 @@ def read_plan(place: Place) -> Plan:
 def plan_of(
     items: Items,
     description: Description,
-    dim: int,
+    dims: tuple[int, ...],
     store: str,
     *,
     shard_rows: int = SHARD_ROWS,
@@ -162,11 +175,12 @@ def plan_of(
         list(items.splits),
         listing_digest(items),
         description,
-        dim,
+        dims[0],
         store,
         weights_metadata,
         versions,
         command,
+        dims[1:],
     )
     if plan.shards > MOST_SHARDS:
         raise VggfeatError(
@@ -373,12 +387,21 @@ def _in_memory(plan: Plan) -> Items:
     return items
 
 
-def columns_of(description: Description) -> list[str]:
-    """The names of the descriptors' columns, a layer, region and scale each, in the order of a
+def columns_of(description: Description, layer: str) -> list[str]:
+    """The names of the columns of a layer's descriptors, a region and scale each, in the order of a
     feature file's: "fc7.256", or of boxes "fc7.box.256".
     """
     regions = [""] if description.regions == REGIONS[:1] else [f"{r}." for r in description.regions]
-    return [f"{description.layer}.{region}{q}" for region in regions for q in description.scales]
+    return [f"{layer}.{region}{q}" for region in regions for q in description.scales]
+
+
+def widths_of(plan: Plan) -> dict[str, int]:
+    """All of them -> the length of a descriptor there."""
+    return {
+        name: dim
+        for layer, dim in plan.dims.items()
+        for name in columns_of(plan.description, layer)
+    }
 
 
 def missing_of(plan: Plan, there: Sequence[str]) -> list[int]:

@@ -148,7 +148,7 @@ def extract_set(
     planned = plan_of(
         items,
         description,
-        network.dim(description.layer),
+        tuple(map(network.dim, description.layers)),
         how.store,
         shard_rows=how.shard_rows,
         weights_metadata=metadata,

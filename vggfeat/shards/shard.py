@@ -96,8 +96,9 @@ def rows_of(place: Place, plan: Plan, k: int) -> int:
 
 @dataclass(frozen=True)
 class Described:
-    """N rows: values_NQD, NaN where unreadable; reasons: row -> why it is; stamps: of each row's
-    image, zeros where it is unreadable. absent: rows whose images can't even be opened.
+    """N rows: values_NQD, NaN where unreadable, D of all layers together; reasons: row -> why it
+    is; stamps: of each row's image, zeros where it is unreadable. absent: rows whose images can't
+    even be opened.
     """
 
     values_NQD: np.ndarray
@@ -124,7 +125,8 @@ def describe_rows(
     """
     description = plan.description
     views = views_of(items, description.regions)
-    values_NQD = np.full((len(items), description.columns, plan.dim), np.nan, plan.store)
+    D = sum(plan.dims.values())
+    values_NQD = np.full((len(items), description.columns, D), np.nan, plan.store)
     reasons = dict(known_bad or {})
     of_image: dict[int, tuple[int, ...]] = {}
     absent = set[int]()
@@ -210,8 +212,11 @@ def describe_shard(
     for number, key in enumerate(STAMPS):
         kind = np.uint32 if key == "crc32" else np.int64
         columns[key] = np.array([each[number] for each in made.stamps], kind)
-    for number, key in enumerate(columns_of(plan.description)):
-        columns[key] = made.values_NQD[:, number]
+    start = 0
+    for layer, dim in plan.dims.items():
+        for number, key in enumerate(columns_of(plan.description, layer)):
+            columns[key] = made.values_NQD[:, number, start : start + dim]
+        start += dim
     seconds = time.perf_counter() - began
     told = {"labels": sorted(set(inside.labels) - {""}), "classes": list(inside.classes)}
     facts = {

@@ -37,8 +37,9 @@ from vggfeat.shards.plan import (
     read_plan,
     read_splits,
     shard_name,
+    widths_of,
 )
-from vggfeat.store import DONE, UNREADABLE, Features
+from vggfeat.store import DONE, UNREADABLE, Features, chosen_layer
 from vggfeat.writer import STAMPS, FeatureWriter
 
 Count = Annotated[int, Range(0, 2**53)]
@@ -175,10 +176,11 @@ def opened(place: Place, plan: Plan, k: int, rows: int | None = None) -> Iterato
         facts = table.facts if isinstance(table.facts, dict) else {}
         if facts.get("plan") != plan.identity:
             raise VggfeatError(f"{where} is of another plan: move it away, and describe it again")
-        names = columns_of(plan.description)
-        if not all(table.has_lists(name, plan.store, plan.dim) for name in names):
+        widths = widths_of(plan)
+        if not all(table.has_lists(name, plan.store, dim) for name, dim in widths.items()):
+            dims = " and ".join(f"{dim:,}" for dim in plan.dims.values())
             raise VggfeatError(
-                f"{where} is damaged: its columns aren't {', '.join(names)} of {plan.dim:,}"
+                f"{where} is damaged: its columns aren't {', '.join(widths)} of {dims}"
                 f" {plan.store}; move it away, and describe it again"
             )
         if facts.get("shard") != k or rows not in (None, table.rows):
@@ -306,14 +308,19 @@ class ShardedFeatures(Features):
     plan: Plan = field(kw_only=True)
     sealed: Seal = field(kw_only=True)
 
+    def of_layer(self, layer: str) -> ShardedFeatures:
+        """The same of another layer."""
+        shape = (*self.shape[:2], self.plan.dims[layer])
+        return replace(self, description=self.description.of_layer(layer), shape=shape)
+
     def verify(self) -> None:
         """As of a file: every byte of every shard."""
-        descriptors = columns_of(self.plan.description)
+        descriptors = columns_of(self.plan.description, self.description.layer)
         verify_shards(self.place, self.plan, range(self.plan.shards), descriptors)
         super().verify()  # which reads the descriptors: what is done is finite
 
     def _read(self, rows: np.ndarray, columns: list[int], made: np.ndarray | None) -> None:
-        names = columns_of(self.plan.description)
+        names = columns_of(self.plan.description, self.description.layer)
         wanted = [names[column] for column in columns]
         starts = self.sealed.starts
         runs = list(_runs(np.searchsorted(starts, rows, "right") - 1))
@@ -323,7 +330,7 @@ class ShardedFeatures(Features):
             local = rows[start:stop] - starts[k]
             with opened(self.place, self.plan, k, self.sealed.shards[k].rows) as table:
                 for low, high, number in _runs(local // ROW_GROUP):
-                    block = table.block(number, list(dict.fromkeys(wanted)), self.plan.dim)
+                    block = table.block(number, dict.fromkeys(wanted, self.shape[2]))
                     inside = local[low:high] - number * ROW_GROUP
                     values_nQD = np.stack([block[name][inside] for name in wanted], 1)
                     done = self.status[rows[start + low : start + high]] == DONE
@@ -344,15 +351,13 @@ def _runs(parts: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def open_set(where: str | os.PathLike[str], layer: str | None = None) -> ShardedFeatures:
-    """The features of a sealed set. Raises VggfeatError where it isn't sealed, or damaged; for
-    another layer than its own.
+    """The features of a sealed set, of one of its layers. Raises VggfeatError where it isn't
+    sealed, or damaged; for a layer that it doesn't have, or none of several.
     """
     place = place_of(where)
     plan = read_plan(place)
     sealed = read_seal(place, plan)
-    own = plan.description.layer
-    if layer not in (None, own):
-        raise VggfeatError(f"{place.name} has no layer {layer!r}; it has {own}")
+    chosen = chosen_layer(place.name, plan.description.layers, layer)
     starts = sealed.starts.tolist()
     labels: list[np.ndarray] = []
     boxes: list[np.ndarray] = []
@@ -376,11 +381,11 @@ def open_set(where: str | os.PathLike[str], layer: str | None = None) -> Sharded
         splits=splits_of(place, plan, sealed, label_N),
         status=status_N,
         errors=errors,
-        description=plan.description,
+        description=plan.description.of_layer(chosen),
         attributes={**facts_of(plan, items.protocol), "seconds": sealed.seconds},
-        shape=(sealed.rows, plan.description.columns, plan.dim),
+        shape=(sealed.rows, plan.description.columns, plan.dims[chosen]),
         dtype=np.dtype(plan.store),
-        layers=(own,),
+        layers=plan.description.layers,
         boxes=np.concatenate(boxes) if boxes else None,
         files=files or None,
         crc32=crc32_N,
@@ -388,6 +393,13 @@ def open_set(where: str | os.PathLike[str], layer: str | None = None) -> Sharded
         plan=plan,
         sealed=sealed,
     )
+
+
+def open_set_layers(where: str | os.PathLike[str]) -> list[ShardedFeatures]:
+    """A sealed set once for each of its layers. Raises VggfeatError."""
+    first, *others = read_plan(place_of(where)).description.layers
+    opened = open_set(where, first)
+    return [opened, *(opened.of_layer(layer) for layer in others)]
 
 
 def _rows_of(
@@ -411,8 +423,8 @@ def facts_of(plan: Plan, protocol: str) -> dict[str, Any]:
         "protocol": protocol,
         "root": plan.root,
         "command": plan.command,
-        "layers": [plan.description.layer],
-        "description": plan.description.to_dict(),
+        "layers": list(plan.description.layers),
+        "description": plan.description.of_layer(plan.description.layer).to_dict(),
         **({} if plan.total is None else {"total": plan.total}),
         "weights_metadata": plan.weights_metadata,
         "versions": plan.versions,
@@ -434,11 +446,13 @@ def merge(
     sealed = read_seal(place, plan)
     items = whole(place, plan, sealed)
     facts = facts_of(plan, items.protocol)
-    names = columns_of(plan.description)
-    description, dim = plan.description, plan.dim
+    description, widths = plan.description, widths_of(plan)
+    # of each region and scale, the columns of all layers
+    names = list(zip(*(columns_of(description, layer) for layer in plan.dims), strict=True))
+    dims = tuple(plan.dims.values())
     _, image_N = items.by_file()
     with FeatureWriter.open(
-        out, items, description, dim, plan.store, facts, overwrite=overwrite, images_here=False
+        out, items, description, dims, plan.store, facts, overwrite=overwrite, images_here=False
     ) as writer:
         row = 0
         for k, each in enumerate(sealed.shards):
@@ -446,8 +460,9 @@ def merge(
                 status, reasons = table.array("status").tolist(), table.texts("error")
                 stamps = zip(*(table.array(key).tolist() for key in STAMPS), strict=True)
                 told = iter(list(zip(status, reasons, stamps, strict=True)))
-                for block in table.blocks(names, dim):
-                    for values in zip(*(block[name] for name in names), strict=True):
+                for block in table.blocks(widths):
+                    together = [np.hstack([block[name] for name in of]) for of in names]
+                    for values in zip(*together, strict=True):
                         its, reason, its_stamp = next(told)
                         if its == UNREADABLE:
                             writer.fail(row, reason)

@@ -44,14 +44,15 @@ class Job:
 
     items: Items
     network: Network
+    layer: str | tuple[str, ...] | None = None
 
     def plan(self, shard_rows: int, store: str = "float32") -> Plan:
-        description = description_of(self.network, None, SCALES, True, ("image",))
+        description = description_of(self.network, self.layer, SCALES, True, ("image",))
         here = versions()
         return plan_of(
             self.items,
             description,
-            self.network.dim(description.layer),
+            tuple(map(self.network.dim, description.layers)),
             store,
             shard_rows=shard_rows,
             weights_metadata={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.vggfeat.shards.made import SCALES, Job, job, make_images, same
 from vggfeat import cli
 from vggfeat.errors import VggfeatError
 from vggfeat.extract import extract
-from vggfeat.features import open_features
+from vggfeat.features import open_features, open_layers
 from vggfeat.model import open_model
 from vggfeat.shards.shard import describe_shard
 from vggfeat.shards.sharded import merge, open_set, seal
@@ -75,6 +76,26 @@ def test_a_set_is_the_file(
     rows = np.array([0, 3, 4, 11])
     assert same(opened.read((48,), rows), merged.read((48,), rows))
     opened.verify()
+
+
+def test_a_set_of_several_layers_is_the_file(made: Job, tmp_path: Path) -> None:
+    layers = ("pool5", "fc7")
+    its = replace(made, layer=layers)
+    extract(its.items, its.network, tmp_path / "one.h5", scales=SCALES, layer=layers, workers=1)
+    its.made(tmp_path / "set", 8192)
+    merge(tmp_path / "set", tmp_path / "merged.h5")
+    with pytest.raises(VggfeatError, match="set has the layers pool5, fc7: choose one"):
+        open_features(tmp_path / "set")
+    with pytest.raises(VggfeatError, match="begun with further layers fc7, not none"):
+        replace(its, layer="pool5").begun(tmp_path / "set", 8192)
+    paths = [tmp_path / name for name in ("set", "one.h5", "merged.h5")]
+    for number, layer in enumerate(layers):
+        opened, one, merged = (open_features(path, layer) for path in paths)
+        assert same(opened.read(), one.read()) and same(merged.read(), one.read())
+        assert same(opened.read((48,)), one.read((48,)))
+        assert opened.description == merged.description and merged.layers == layers
+        opened.verify()
+        assert [same(f[number].read(), one.read()) for f in map(open_layers, paths)] == [True] * 3
 
 
 def test_where_a_shard_is_all_of_the_images_the_bits_are_the_files(

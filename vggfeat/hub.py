@@ -140,9 +140,10 @@ def _library() -> ModuleType:
         raise VggfeatError(
             "the hub needs huggingface_hub: install it by `pip install huggingface_hub`"
         ) from error
-    if not sys.stderr.isatty() and huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        huggingface_hub.utils.disable_progress_bars()  # a file of them helps nobody
-    return huggingface_hub
+    hub: ModuleType = huggingface_hub
+    if not sys.stderr.isatty() and hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        hub.utils.disable_progress_bars()  # a file of them helps nobody
+    return hub
 
 
 def _failures() -> tuple[type[BaseException], ...]:

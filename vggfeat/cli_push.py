@@ -39,7 +39,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 class Shared:
     """What is put into a repository, and told of it.
 
-    files: name there -> local file. rows: as of `vggfeat info`. use: the command that uses it, and
+    what: in words; task, tags: in the hub's. files: name there -> local file. rows: as of `vggfeat info`. use: the command that uses it, and
     python: the lines that do.
     """
 
@@ -124,7 +124,7 @@ def _classifier(path: Path, repository: str) -> Shared:
         _ = model.networks  # refused, unless they are the weights that described the images
     told = model_rows(replace(model, parts=tuple(parts)))
     return Shared(
-        "image classifier: a linear one on dense descriptors of a pretrained net",
+        "An image classifier: a linear one on dense descriptors of a pretrained net",
         "image-classification",
         ("image-classification", "transfer-learning", model.head, *(part.net for part in parts)),
         files,
@@ -149,7 +149,7 @@ def _weights(spec: str, repository: str) -> Shared:
     rows = [(name, value.replace(path, named)) for name, value in network_rows(network)]
     use = "vggfeat extract --dataset folder --root photos --out photos.h5"
     return Shared(
-        "pretrained net for dense image descriptors",
+        "A pretrained net for dense image descriptors",
         "image-feature-extraction",
         ("feature-extraction", "transfer-learning", network.name),
         {own: Path(path)},
@@ -183,7 +183,7 @@ def card_of(repository: str, shared: Shared, sizes: Mapping[str, tuple[int, str]
         "",
         f"# {repository.partition('/')[2]}",
         "",
-        f"A {shared.what}, by {LIBRARY} {__version__}.",
+        f"{shared.what}, by {LIBRARY} {__version__}.",
         "",
     ]
     use = ["```", f"pip install {LIBRARY}", shared.use, "```", ""]

@@ -99,10 +99,10 @@ def named(spec: str) -> Named:
 def fetched(spec: str, *kinds: Kind) -> Fetched:
     """The file that a name means, in huggingface_hub's cache, fetched where it isn't there.
 
-    Of several files in a repository one that `push` writes is meant, or else the only one with the
-    ending of one of these kinds, of the first kind that has one. Without a network, or offline,
-    what is in the cache is taken. Raises VggfeatError: no such repository, revision or file, no
-    access, no network; WrongUsage: no such name.
+    Of several files in a repository one that `push` writes is meant, else the only one with an
+    ending of such a kind; where several kinds are asked for, of the first that there is. Without
+    a network, or offline, what is in the cache is taken. Raises VggfeatError: no such repository,
+    revision or file, no access, no network; WrongUsage: no such name.
     """
     name = named(spec)
     hub = _library()
@@ -183,9 +183,12 @@ def _meant(name: Named, files: Sequence[str], kinds: Sequence[Kind], where: str)
         if name.file not in files:
             raise VggfeatError(f"{there} no file {name.file}: there are {listed or 'none'}")
         return name.file
-    for kind in kinds:
-        own = [each for each in files for end in ENDINGS[kind] if each == f"{STEMS[kind]}{end}"]
-        fit = own or [each for each in files if each.lower().endswith(ENDINGS[kind])]
+    own = [
+        [each for each in files if each in {f"{STEMS[kind]}{end}" for end in ENDINGS[kind]}]
+        for kind in kinds
+    ]
+    fitting = [[each for each in files if each.lower().endswith(ENDINGS[kind])] for kind in kinds]
+    for kind, fit in zip([*kinds, *kinds], [*own, *fitting], strict=True):
         if len(fit) > 1:
             many = ", ".join(fit[:MOST_LISTED]) + (", ..." if len(fit) > MOST_LISTED else "")
             one = Named(name.repository, fit[0], name.revision)
@@ -276,8 +279,9 @@ def push(
         if info is not None:
             if private and not info.private:
                 raise VggfeatError(f"{where} is there, and public: leave out `private`")
+            present = [each.rfilename for each in info.siblings or []]
             if not overwrite:
-                _refuse_anothers(repository, info.sha, [f.rfilename for f in info.siblings], files)
+                _refuse_anothers(repository, info.sha, present, files)
         commit = api.create_commit(
             repository,
             [hub.CommitOperationAdd(name, content) for name, content in files.items()],

@@ -224,6 +224,8 @@ def test_which_file_is_meant(there: Hub) -> None:
     there.put("me/two", {"weights.pt": b"3", "x.h5": b"", "model.h5": b"4"})
     assert Path(hub.fetched("hf:me/two", "weights").path).read_bytes() == b"3"
     assert Path(hub.fetched("hf:me/two", "classifier", "weights").path).read_bytes() == b"4"
+    there.put("me/three", {"tf_model.h5": b"5", "weights.pth": b"6"})
+    assert Path(hub.fetched("hf:me/three", "classifier", "weights").path).read_bytes() == b"6"
     told = refused("hf:me/one", "classifier")
     assert told.startswith("hf:me/one has no file of classifier (.h5, .hdf5): there are README.md,")
     assert "has no file x.pth: there are README.md" in refused("hf:me/one/x.pth")

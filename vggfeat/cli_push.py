@@ -39,8 +39,8 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 class Shared:
     """What is put into a repository, and told of it.
 
-    what: in words; task, tags: in the hub's. files: name there -> local file. rows: as of `vggfeat info`. use: the command that uses it, and
-    python: the lines that do.
+    what: in words; task, tags: in the hub's. files: name there -> local file. rows: as of
+    `vggfeat info`. use: the command that uses it, and python: the lines that do.
     """
 
     what: str

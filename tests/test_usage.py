@@ -66,6 +66,7 @@ OPTIONS = {
         --overwrite --json --debug"""
     ),
     "vggfeat info": "file --verify --all --overwrite --json --debug",
+    "vggfeat push": "file repository --private --dry-run --overwrite --debug",
     "vggfeat convert": "old new --overwrite --debug",
     "vggfeat datasets": "",
     "vggfeat weights": "",
@@ -526,6 +527,10 @@ WRONG = {
     "pretrain.export alexnet --to timm --out n.pth": "weights 'alexnet' are not known",
     f"pretrain.export {NET} --to timm --out n.pth": "at width 1 and crop 224 only",
     "pretrain.export w.pth --to timm --out w.pth": "is what the command reads",
+    "vggfeat info hf:net": "names nothing on the hub: give hf:OWNER/NAME",
+    "vggfeat push m.h5 net": "is no repository of the hub: give OWNER/NAME",
+    "vggfeat push hf:me/net me/other": "hf:me/net is on the hub: give a local file",
+    f"vggfeat push {NET} me/net": "push needs a file",
     "pretrain.report": "folder",
     "pretrain.report runs --out runs": "is what the command reads",
 }
@@ -549,6 +554,7 @@ ABSENT = {
     "vggfeat report --model m.h5": "no model file at m.h5",
     "vggfeat neighbours --features f.h5 --query q": "no feature file at f.h5",
     "vggfeat info f.h5": "no feature file at f.h5",
+    "vggfeat push m.h5 me/net": "no weights file at m.h5",
     "vggfeat convert f.h5 n.h5": "f.h5",
     "pretrain.train --recipe own.toml": "no recipe at own.toml",
     "pretrain.train --data nowhere": "no folder",

@@ -20,6 +20,7 @@ import typer
 from vggfeat.cli_classify import classify_command, svm_command
 from vggfeat.cli_extract import extract_command, merge_command
 from vggfeat.cli_info import info_command
+from vggfeat.cli_push import push_command
 from vggfeat.errors import WrongUsage
 from vggfeat.files import (
     check_outputs,
@@ -95,7 +96,9 @@ def predict_command(
             ),
         ),
     ],
-    model: Annotated[Path, typer.Option(help="A classifier of `vggfeat svm --out`.")],
+    model: Annotated[
+        Path, typer.Option(help="A classifier of `vggfeat svm --out`, or hf:OWNER/NAME.")
+    ],
     weights: Annotated[
         list[str] | None,
         typer.Option(help=f"{Moved}; of several nets, each in its order.", show_default=False),
@@ -197,7 +200,9 @@ def _print_predictions(out_file: Path | None, table: Table, tally: Tally) -> Non
 @app.command("export", cls=Strict)
 @with_debug
 def export_command(
-    model: Annotated[Path, typer.Argument(help="A classifier of `vggfeat svm --out`.")],
+    model: Annotated[
+        Path, typer.Argument(help="A classifier of `vggfeat svm --out`, or hf:OWNER/NAME.")
+    ],
     to: Annotated[
         Literal["onnx", "npz"],
         typer.Option(
@@ -394,6 +399,7 @@ def neighbours_command(
 
 
 app.command("info", cls=Strict)(info_command)
+app.command("push", cls=Strict)(push_command)
 
 
 @app.command("convert", cls=Strict)

@@ -20,6 +20,7 @@ from vggfeat.files import (
     plain,
     write_json,
 )
+from vggfeat.hub import ENDINGS, fetched, on_hub
 from vggfeat.machine import duration
 from vggfeat.options import (
     Json,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vggfeat.model import Model
     from vggfeat.store import Description, Features
     from vggfeat.table1 import Stack
+    from vggfeat.weights import Network
 
 MOST_DEPTH = 8  # of records inside records that are printed
 MOST_TOLD = 8  # shards that failed, and why
@@ -50,8 +52,8 @@ def info_command(
         typer.Argument(
             metavar="FILE",
             help=(
-                "A feature file, a set of shards, a model, or a net of Table 1, as D; a file of a"
-                " net's name comes first."
+                "A feature file, a set of shards, a model, weights, one of these two on the hub as"
+                " hf:OWNER/NAME, or a net of Table 1, as D; a file of a net's name comes first."
             ),
         ),
     ],
@@ -64,12 +66,18 @@ def info_command(
     overwrite: Overwrite = False,
     json_file: Json = None,
 ) -> None:
-    """Tell about a feature file, a model or a net of the paper; all that is known with --all, or in
-    --json.
+    """Tell about a feature file, a model, weights or a net of the paper; all that is known with
+    --all, or in --json.
     """
     from vggfeat.table1 import NETS
 
     path = Path(file)
+    if on_hub(file):
+        check_outputs({}, texts={"--json": json_file}, overwrite=overwrite)
+        found = fetched(file, "classifier", "weights")
+        with found.called():
+            _tell_file(str(found.name), Path(found.path), verify, everything, json_file)
+        return
     of_net = file in NETS and not path.is_file() and not (path / "plan.json").is_file()
     inputs = [] if of_net or is_url(file) else [path]
     check_outputs({}, texts={"--json": json_file}, inputs=inputs, overwrite=overwrite)
@@ -83,6 +91,13 @@ def info_command(
         return
     if not os.path.lexists(file) and file.isalnum():  # rather a net's name than a file's
         raise VggfeatError(f"no feature file at {file}; the nets of Table 1 are {', '.join(NETS)}")
+    _tell_file(file, path, verify, everything, json_file)
+
+
+def _tell_file(
+    name: str, path: Path, verify: bool, everything: bool, json_file: Path | None
+) -> None:
+    """About a feature file, a model or weights. name: as it is opened by; path: where it lies."""
     from vggfeat.convert import MODEL, POSTERIORS
     from vggfeat.features import open_layers
     from vggfeat.hdf5 import format_of
@@ -92,13 +107,13 @@ def info_command(
     kind = format_of(path)
     if kind == POSTERIORS:
         raise VggfeatError(
-            f"{file} holds kept posteriors: `python -m pretrain.evaluate --from {file}` looks at"
+            f"{name} holds kept posteriors: `python -m pretrain.evaluate --from {name}` looks at"
             " them"
         )
     if kind == MODEL:
         from vggfeat.model import open_model
 
-        m = open_model(path)
+        m = open_model(name)
         facts = {
             "kind": "model",
             "classes": len(m.classes),
@@ -109,11 +124,25 @@ def info_command(
         for i, part in enumerate(m.parts):
             facts |= {f"network {i + 1} {key}": value for key, value in part.__dict__.items()}
         facts |= m.results.in_brief() if m.results else {}
-        rows = _model_rows(m)
+        rows = model_rows(m)
+    elif kind is None and (on_hub(name) or name.lower().endswith(ENDINGS["weights"])):
+        from vggfeat.sources import load
+
+        network = load(name, device="cpu", precision="float32")
+        facts = {
+            "kind": "weights",
+            "weights": network.spec,
+            "fingerprint": network.fingerprint,
+            "reaches": network.layers[-1],
+            **network.metadata,
+        }
+        rows = network_rows(network)
     else:
         facts, rows, unreadable = _told(open_layers(path), verify)
-    write_json(json_file, facts if kind == MODEL else {**facts, "errors": unreadable})
-    print_table(file, list(_flat(plain(facts))) if everything else rows)
+        facts |= {"errors": unreadable}
+    write_json(json_file, facts)
+    facts.pop("errors", None)  # which are listed
+    print_table(name, list(_flat(plain(facts))) if everything else rows)
     list_unreadable(unreadable, "--json FILE writes them all")
 
 
@@ -296,7 +325,7 @@ def _feature_rows(layers: Sequence[Features], labels: str, checked: str) -> list
     ]
 
 
-def _model_rows(m: Model) -> list[tuple[str, str]]:
+def model_rows(m: Model) -> list[tuple[str, str]]:
     """What a person wants to know of a saved classifier."""
     from vggfeat.results import HEAD_NAMES, summary
 
@@ -314,6 +343,28 @@ def _model_rows(m: Model) -> list[tuple[str, str]]:
     return rows
 
 
+def network_rows(network: Network) -> list[tuple[str, str]]:
+    """What a person wants to know of weights."""
+    metadata, layer = network.metadata, network.default_layer
+    done = "; ".join(f"{key} {value}" for key, value in network.preprocessing.to_metadata().items())
+    return [
+        ("what", "weights of a net"),
+        ("net", network.name),
+        ("layer", f"{layer}, {network.dim(layer):,} values; they reach {network.layers[-1]}"),
+        ("scales", ", ".join(map(str, network.default_scales))),
+        *_rounding_rows(metadata.get("pool", "none")),
+        ("preprocessing", f"{network.filter}; {done}"),
+        *([("classes", f"{len(network.classes):,}")] if network.classes else []),
+        ("weights", f"{network.spec}, sha256 {network.fingerprint[:12]}"),
+        *_trained_rows(metadata),
+    ]
+
+
+def _rounding_rows(pool: str) -> list[tuple[str, str]]:
+    rounds = {"floor": "down", "ceil": "up"}.get(pool)
+    return [("max-pooling", f"odd sides rounded {rounds}")] if rounds else []
+
+
 def _description_rows(
     description: Description, values: Mapping[str, int] | None = None
 ) -> list[tuple[str, str]]:
@@ -322,14 +373,13 @@ def _description_rows(
     chosen = "; `--layer` chooses one" if len(described) > 1 else ""
     kept_apart = "; `svm --pool` pools them" if len(description.scales) > 1 else ""
     done = description.preprocessing
-    rounds = {"floor": "down", "ceil": "up"}.get(description.pool)
     return [
         ("net", description.net),
         ("layers" if chosen else "layer", "; ".join(described or [description.layer]) + chosen),
         *([("regions", " and ".join(description.regions))] if description.of_boxes else []),
         ("scales", ", ".join(map(str, description.scales)) + (kept_apart if values else "")),
         ("mirror images", "averaged in" if description.mirror else "left out"),
-        *([("max-pooling", f"odd sides rounded {rounds}")] if rounds else []),
+        *_rounding_rows(description.pool),
         *([("preprocessing", f"{description.filter}; {done}")] if done else []),
         ("weights", f"{description.weights}, sha256 {description.fingerprint[:12]}"),
         ("precision", description.precision),

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vggfeat.errors import CantWrite, VggfeatError, WrongUsage, reason
+from vggfeat.hub import on_hub
 
 _PREFIX, _SUFFIX, _UNHELD = ".vggfeat-", ".partial", "unheld"
 
@@ -317,8 +318,9 @@ def weights_files(*specs: str | None) -> list[Path]:
     """The files, for `inputs`, that sources of weights may name: FILE, which can have an @ in it,
     or oxford:D@FILE.
     """
-    names = {name for spec in specs if spec for name in (spec, spec.partition("@")[2])}
-    return [Path(name) for name in names if name]
+    local = [spec for spec in specs if spec and not on_hub(spec)]
+    names = {name for spec in local for name in (spec, spec.partition("@")[2])}
+    return [Path(name) for name in names if name and not on_hub(name)]
 
 
 def absolute_source(spec: str) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, overload
@@ -24,6 +24,7 @@ from vggfeat.describe import described, list_of_images, network_of
 from vggfeat.devices import resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
+from vggfeat.hub import Named, beside, fetched, on_hub, there
 from vggfeat.machine import CORES
 from vggfeat.results import HEAD_NAMES, Results, Scored, results_from
 from vggfeat.store import Description
@@ -328,9 +329,16 @@ def open_model(
 
     weights: where its networks' weights lie now, in its order, if they moved; they are loaded when
     first used. device: where the networks run, as of `vggfeat.load`; their precision is that of the
-    training images' descriptors. Raises VggfeatError when it isn't a model file, or is damaged.
+    training images' descriptors. path: also `hf:OWNER/NAME[/FILE][@REVISION]`, a file on the hub;
+    weights that lay in a local file are there beside it. Raises VggfeatError when it isn't a model
+    file, or is damaged; also what `hub.fetched` does.
     """
     path = path_of(path, "a model file")
+    if on_hub(path):
+        found = fetched(os.fspath(path), "classifier")
+        with found.called():
+            model = open_model(found.path, weights=weights, device=device)
+        return model if weights else replace(model, weights=_on_hub(model.parts, found.name))
     if not isinstance(weights, str | os.PathLike | Sequence):
         raise VggfeatError(
             f"`weights` must be where they lie, one place or a list, not {shown(weights)}"
@@ -365,6 +373,15 @@ def open_model(
             weights=sources,
             device=place,
         )
+
+
+def _on_hub(parts: Sequence[Description], name: Named) -> tuple[str, ...]:
+    """Where the weights lie for who has a classifier of that name on the hub."""
+    files = [beside(part.weights, i, len(parts)) for i, part in enumerate(parts)]
+    return tuple(
+        there(part.weights, replace(name, file=file)) if file else part.weights
+        for part, file in zip(parts, files, strict=True)
+    )
 
 
 def _finite(file: File, name: str, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -24,6 +24,7 @@ from vggfeat.backbones import load_timm, timm_told
 from vggfeat.checked import shown
 from vggfeat.devices import resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError, WrongUsage, as_typed, reason
+from vggfeat.hub import fetched, on_hub
 from vggfeat.images import CAFFE, CAFFE_MEAN_BGR, Preprocessing
 from vggfeat.table1 import NETS, TABLE_1, layer_names
 from vggfeat.tensors import ENDINGS, metadata_of
@@ -108,12 +109,15 @@ def load(
         raise VggfeatError(f"weights {name!r} can't be: no name has a zero byte")
     source, _, rest = name.partition(":")
     what, at, file = rest.partition("@")
+    place = name if on_hub(name) else file if source in SOURCES and on_hub(file) else ""
+    if place:
+        return _of_hub(name.removesuffix(place), place, device, precision)
     if at and not file and source in SOURCES:  # a variable that isn't set, no wish for a download
         raise WrongUsage(f"weights {shown(name)} have no file behind the @")
     is_file = Path(name).suffix in ENDINGS or os.path.lexists(name) or os.sep in name
     if what and source in SOURCES:
-        place = Path(os.path.realpath(file)) if file else None
-        network = SOURCES[source].load(source, what, place)
+        local = Path(os.path.realpath(file)) if file else None
+        network = SOURCES[source].load(source, what, local)
     elif is_file and not (rest and source in SOURCES):
         network = _load_file(Path(name))
     elif source in SOURCES:
@@ -129,6 +133,16 @@ def load(
         )
     network.module.eval().requires_grad_(False)
     return network.to(device, precision)
+
+
+def _of_hub(named: str, place: str, device: torch.device, precision: str) -> Network:
+    """named: what stands before the file's place on the hub, as "timm:NAME@", or ""."""
+    found = fetched(place, "weights")
+    with found.called():
+        network = load(f"{named}{found.path}", device=device, precision=precision)
+    network.spec = found.told(network.spec)
+    network.metadata = {key: found.told(value) for key, value in network.metadata.items()}
+    return network
 
 
 def _load_file(path: Path) -> Network:
@@ -511,6 +525,7 @@ FILES = (
     ("FILE.safetensors", "a weights file with its metadata (net, mean, channel order, ...)"),
     ("FILE.pth", "PyTorch's file of a conversion of the authors' net, known by its names"),
     ("FILE.caffemodel", "Caffe's file of a net of Table 1, as the authors released theirs"),
+    ("hf:OWNER/NAME", "a file on the Hugging Face hub; also /FILE, @REVISION, and for FILE above"),
 )
 
 

@@ -313,7 +313,7 @@ FAILURES = {
         f"weights {OTHER} are not those that described the images",
     ),
     "info of nothing": (f"info {IN}/no.h5", f"no feature file at {IN}/no.h5"),
-    "info of text": (f"info {IN}/text.safetensors", f"{IN}/text.safetensors is not a feature file"),
+    "info of text": (f"info {IN}/text.safetensors", f"{IN}/text.safetensors is text, not weights"),
 }
 
 

@@ -235,11 +235,11 @@ def test_a_lock_that_is_a_link_is_refused(command: Command, drawings: Path, tmp_
     assert not (tmp_path / "other").exists()
 
 
-# a net of a tenth of the width, fine-tuned for three steps a stage
+# a net of a tenth of the width, fine-tuned for three small steps a stage
 TUNE = [
     *("--net", "A", "--recipe", "finetune", "--device", "cpu", "--workers", "0"),
     *("--precision", "float32", "--set=width=0.1", "--set=crop=32", "--set=batch_size=16"),
-    *("--set=*.train_scale=[36,36]", "--set=*.iterations=3"),
+    *("--set=*.train_scale=[36,36]", "--set=*.iterations=3", "--set=*.learning_rate=1e-5"),
 ]
 FC8_STAGE = "A-36-fc8"
 MEAN = (100.0, 110.0, 120.0)
@@ -255,7 +255,9 @@ def save_start(path: Path, module: VGG, classes: Sequence[str] = ()) -> Path:
 def test_a_net_is_fine_tuned_on_other_classes(
     command: Command, drawings: Path, tmp_path: Path, run_main: Command, he: Nets
 ) -> None:
-    start = save_start(tmp_path / "start.safetensors", he("A", 3, 0.1, 32), ["a", "b", "c"])
+    start = save_start(
+        tmp_path / "start.safetensors", he("A", num_classes=3, width=0.1, crop=32), ["a", "b", "c"]
+    )
     out = tmp_path / "run"
     ran = command(*TUNE, "--from", start, "--data", drawings, "--out", out)
     assert ran.status == 0, ran.err
@@ -270,9 +272,9 @@ def test_a_net_is_fine_tuned_on_other_classes(
     theirs = layers(start)
     # the start's order of channels is in conv1_1
     assert torch.equal(first["conv1_1"], theirs["conv1_1"].flip(1))
-    same = [name for name in first if name != "conv1_1" and name != "fc8"]
+    same = [name for name in first if name not in ("conv1_1", "fc8")]
     assert all(torch.equal(first[name], theirs[name]) for name in same)
-    assert first["fc8"].shape[0] == 2 and 0.008 < first["fc8"].std() < 0.02
+    assert first["fc8"].shape[0] == 2 and 0.008 < first["fc8"].std() < 0.012
     assert not any(torch.equal(first[name], last[name]) for name in last)
     momenta = safetensors.torch.load_file(out / FC8_STAGE / "last.safetensors")
     kept = [name for name in momenta if name.startswith("momentum.")]
@@ -289,16 +291,20 @@ def test_a_net_is_fine_tuned_on_other_classes(
     words = ("extract", *given, "--dataset", "imagenet", "--root", drawings, "--scales", "36")
     assert run_main(cli.main, *words, "--out", tmp_path / "own.h5").status == 0
 
-    # killed and gone on, it is another start's no more
-    other = save_start(tmp_path / "other.safetensors", he("A", 2, 0.1, 32), ["b", "a"])
+    # a checkpoint of one start isn't another's
+    other = save_start(
+        tmp_path / "other.safetensors", he("A", num_classes=2, width=0.1, crop=32), ["b", "a"]
+    )
     ran = command(*TUNE, "--from", other, "--data", drawings, "--out", out)
-    assert (ran.status == 1 and "was made with" in one_line(ran.err)) or "another start" in ran.err
+    assert ran.status == 1 and "has another start" in one_line(ran.err)
 
 
 def test_of_the_same_classes_the_last_layer_goes_on_too(
     command: Command, drawings: Path, tmp_path: Path, he: Nets
 ) -> None:
-    start = save_start(tmp_path / "start.safetensors", he("A", 2, 0.1, 32), ["blue", "red"])
+    start = save_start(
+        tmp_path / "start.safetensors", he("A", num_classes=2, width=0.1, crop=32), ["blue", "red"]
+    )
     words = (*TUNE, "--data", drawings, "--out", tmp_path / "run", "--stages", "1")
     ran = command(*words, "--from", start)
     assert ran.status == 0, ran.err
@@ -325,8 +331,12 @@ def test_fc_layers_that_a_start_lacks_are_new_where_they_learn(
 def test_what_cannot_be_fine_tuned_is_told_before_the_work(
     command: Command, drawings: Path, tmp_path: Path, he: Nets
 ) -> None:
-    wide = save_start(tmp_path / "wide.safetensors", he("A", 3, 0.2, 32), ["a", "b", "c"])
-    deep = save_start(tmp_path / "deep.safetensors", he("B", 3, 0.1, 32), ["a", "b", "c"])
+    wide = save_start(
+        tmp_path / "wide.safetensors", he("A", num_classes=3, width=0.2, crop=32), ["a", "b", "c"]
+    )
+    deep = save_start(
+        tmp_path / "deep.safetensors", he("B", num_classes=3, width=0.1, crop=32), ["a", "b", "c"]
+    )
     out = tmp_path / "run"
     for more, says in (
         ((), "stage A-36-fc8: only fc8 would learn, and the other layers would stay random: give"),

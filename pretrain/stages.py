@@ -185,8 +185,9 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     for number in run.chosen:
         net = net_of(run.recipe, number, len(data.classes))
         start = set_weights(run, number, net)
-        if run.recipe.new_classes and start.mean is not None and not run.recipe.mean:
-            # the layers that are kept learned with it; the new images' own may be of few
+        own_mean = run.recipe.mean or run.colours_from is not None
+        if run.recipe.new_classes and start.mean is not None and not own_mean:
+            # the layers that go on learned with it
             colours = replace(colours, mean=start.mean)
         trainer = Trainer(
             run.recipe,
@@ -358,7 +359,7 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     if stuck := [n for n in weight_layers(net) if n not in copied and n not in learning]:
         raise VggfeatError(
             f"stage {stage.name}: only {', '.join(learning)} would learn, but {', '.join(stuck)}"
-            f" of {source.spec} can't be had, and would stay random: `set` {stage.name}.learn=all"
+            f" of {source.spec} can't be had, and would stay random: `set` STAGE.learn=all"
             + (" or fc" if all(n.startswith("fc") for n in stuck) else "")
         )
     mean = take_our_pixels(net, source.preprocessing)

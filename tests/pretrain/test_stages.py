@@ -284,12 +284,12 @@ def test_a_net_is_fine_tuned_on_other_classes(
     assert tuned.classes == ["blue", "red"]
     assert tuned.preprocessing == Preprocessing(MEAN)
     given = ("--weights", out / "weights.safetensors")
-    words = (*given, "--data", drawings, "--scales", "36", "--mode", "centre", "--json")
-    assert evaluating(run_main)(*words, tmp_path / "errors.json").status == 0
+    tested = (*given, "--data", drawings, "--scales", "36", "--mode", "centre", "--json")
+    assert evaluating(run_main)(*tested, tmp_path / "errors.json").status == 0
     [net] = json.loads((tmp_path / "errors.json").read_text())["rows"][0]["nets"]
     assert (net["recipe"], net["stands_for"]) == ("finetune", "")
-    words = ("extract", *given, "--dataset", "imagenet", "--root", drawings, "--scales", "36")
-    assert run_main(cli.main, *words, "--out", tmp_path / "own.h5").status == 0
+    described = ("extract", *given, "--dataset", "imagenet", "--root", drawings, "--scales", "36")
+    assert run_main(cli.main, *described, "--out", tmp_path / "own.h5").status == 0
 
     # a checkpoint of one start isn't another's
     other = save_start(
@@ -320,7 +320,7 @@ def test_fc_layers_that_a_start_lacks_are_new_where_they_learn(
     assert ran.status == 1
     assert (
         f"stage A-36-fc8: only fc8 would learn, but fc6, fc7 of {start} can't be had, and would"
-        " stay random: --set A-36-fc8.learn=all or fc"
+        " stay random: --set STAGE.learn=all or fc"
     ) in one_line(ran.err)
     ran = command(*words, "--from", start, "--set=A-256-512-fc8.learn=fc")
     assert ran.status == 0, ran.err

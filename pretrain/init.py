@@ -35,6 +35,12 @@ def weight_layers(net: VGG) -> dict[str, nn.Conv2d | nn.Linear]:
     return layers
 
 
+def learning_layers(net: VGG, learn: str) -> list[str]:
+    """Those that learn where a recipe's `learn` is "all", "fc" or "fc8"."""
+    names = list(weight_layers(net))
+    return names if learn == "all" else [name for name in names if name.startswith(learn)]
+
+
 @torch.no_grad()
 def randomise(net: VGG, how: str, std: float, generator: torch.Generator) -> None:
     """Draw all weights anew, biases 0. how: "normal" (mean 0, std) or "glorot" (uniform, Glorot &
@@ -73,6 +79,10 @@ def take_our_pixels(net: VGG, theirs: Preprocessing) -> tuple[float, float, floa
     return red, green, blue
 
 
+def _sizes(net: VGG) -> str:
+    return f"width {net.width:g}, crop {net.crop}"
+
+
 @torch.no_grad()
 def copy_layers(net: VGG, source: VGG, but: Sequence[str] = ()) -> list[str]:
     """Copy what net takes over from a trained source; the names of the copied layers.
@@ -98,6 +108,7 @@ def copy_layers(net: VGG, source: VGG, but: Sequence[str] = ()) -> list[str]:
             raise VggfeatError(
                 f"{name} of the weights to start from has shape {tuple(theirs[name].weight.shape)},"
                 f" here {shape}: width, crop and classes must be the same"
+                + (f"; theirs: {_sizes(source)}" if _sizes(source) != _sizes(net) else "")
             )
         ours[name].weight.copy_(theirs[name].weight)
         cast(Tensor, ours[name].bias).copy_(cast(Tensor, theirs[name].bias))

@@ -1,8 +1,7 @@
 """The numbers of Sect. 3.1 and the chain of stages, as data. S training scale: length of the
 smallest side in pixels.
 
-A recipe is a TOML file, each number with its reason: `recipes/paper.toml`, `recipes/mini.toml`, or
-one of your own.
+A recipe is a TOML file, each number with its reason: one of `recipes/`, or one of your own.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ CLASSIFICATION, LOCALISATION, CONTROL = TASKS = ("classification", "localisation
 """What a stage is for: classes (Sect. 3); boxes (Appendix A); or a net that another is to be
 compared with, which has learned for as long.
 """
+LEARN = ("all", "fc", "fc8")  # the layers of a stage that learn
 OF_BOXES = ("box_unit", "box_cover")
 """Numbers of a recipe that only its localisation stages depend on."""
 TOLD = ("nets", "learn", "task", "boxes")  # of a stage, by its name or by where it stands
@@ -58,7 +58,9 @@ class Stage:
     epochs: float = 0.0
     """Most passes over the training set; 0 where `iterations` says it."""
     learn: str = "all"
-    """all layers, or only the "fc" layers (Table 6: so was the submitted jittered D fine-tuned)."""
+    """all layers, or only the "fc" layers (Table 6: so was the submitted jittered D fine-tuned), or
+    only the last one, "fc8"; the others are constant.
+    """
     nets: tuple[str, ...] = NETS
     """Nets whose chain has this stage (Table 3 has A, A-LRN and B at S=256 only)."""
     task: str = CLASSIFICATION
@@ -87,8 +89,8 @@ class Stage:
             raise VggfeatError(f"{where}: give either iterations or epochs, a positive number")
         if not max(self.iterations, self.epochs) <= 1e9:
             raise VggfeatError(f"{where}: iterations and epochs are at most 1e9")
-        if self.learn not in ("all", "fc"):
-            raise VggfeatError(f"{where}: learn must be all or fc, not {self.learn!r}")
+        if self.learn not in LEARN:
+            raise VggfeatError(f"{where}: learn must be all, fc or fc8, not {self.learn!r}")
         if unknown := sorted(set(self.nets) - set(NETS)):
             raise VggfeatError(f"{where}: nets has {unknown[0]!r}; Table 1 has {', '.join(NETS)}")
         if self.task not in TASKS:
@@ -103,7 +105,7 @@ class Stage:
     @property
     def name(self) -> str:
         """Net and S: "D-256", "D-256-512"; behind it "-boxes" (or which) of localisation,
-        "-control", and "-fc" where only the FC layers learn.
+        "-control", and "-fc" or "-fc8" where only these layers learn.
         """
         low, high = self.train_scale
         task = {CLASSIFICATION: "", LOCALISATION: f"-{self.boxes or 'boxes'}", CONTROL: "-control"}
@@ -111,7 +113,7 @@ class Stage:
             f"{self.net}-{low}"
             + (f"-{high}" if high != low else "")
             + task[self.task]
-            + ("-fc" if self.learn == "fc" else "")
+            + ("" if self.learn == "all" else f"-{self.learn}")
         )
 
     def for_net(self, net: str, boxes: str = "") -> Stage:
@@ -200,6 +202,11 @@ class Recipe:
     box_cover: float = 0.5
     """Of localisation: the share of a box that a training crop must have in it, where one of ten
     draws has; the paper doesn't say.
+    """
+    new_classes: bool = False
+    """Whether the weights that `--from` gives may have learned other classes: fc8 is then drawn
+    anew, FC layers that they lack as well, and their mean is kept. No net of such a recipe stands
+    for one of the paper's.
     """
     chance_after: int = 5000
     """Iterations in a row, of any stage, after which a loss that is no better than chance's stops
@@ -591,6 +598,7 @@ def identity(recipe: Recipe, stage: str) -> Identity:
     S = str(low) if low == high else f"{low}-{high}"
     stand_ins = recipe.stands_for or own.stands_for
     theirs = stand_ins.get(S, "") if stand_ins else S if recipe.crop == 224 and S in PAPER_S else ""
+    theirs = "" if recipe.new_classes else theirs
     digest = f"-{hashlib.sha256(recipe.file.encode()).hexdigest()[:8]}" if recipe.file else ""
     return Identity(recipe.name + digest, tuple(found), theirs)
 

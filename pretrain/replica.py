@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.colour import Colours
+from pretrain.init import learning_layers, weight_layers
 from vggfeat.devices import PRECISIONS, device_failed, matrix_rate, out_of_memory
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
@@ -43,7 +44,9 @@ class TrainingNet(nn.Module):
         self.register_buffer("bits", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
         self.dropout = dropout
         self.features_learn = learn == "all"
-        net.features.requires_grad_(self.features_learn)
+        learning = learning_layers(net, learn)
+        for name, layer in weight_layers(net).items():
+            layer.requires_grad_(name in learning)
 
     def forward(self, crops_NHWC: Tensor, alpha_N3: Tensor, kept: Tensor) -> Tensor:
         """Scores (N, C). kept: (N, bytes) bits as in `Batch`, or (N, 0): nothing is dropped."""

@@ -16,7 +16,7 @@ import torch
 
 from pretrain.checkpoint import State
 from pretrain.colour import Colours, Sums, measure
-from pretrain.init import copy_layers, randomise, take_our_pixels
+from pretrain.init import copy_layers, learning_layers, randomise, take_our_pixels, weight_layers
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
@@ -30,6 +30,7 @@ from vggfeat.errors import VggfeatError, reason
 from vggfeat.files import place_of, scratch, whole
 from vggfeat.ranks import Ranks
 from vggfeat.sources import load
+from vggfeat.table1 import FC_LAYERS
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import in_options, list_unreadable, progress, say
 from vggfeat.vgg import VGG
@@ -107,6 +108,8 @@ def check(run: Run) -> None:
                     f" ({shown(source) if source else 'of unknown source'}), which this run would"
                     " replace: give another `out`"
                 )
+    for number in run.chosen:
+        _refuse_idle(run, number)
     made: set[int] = set()
     for number in run.chosen:  # what no stage of this run makes must be there
         before = run.recipe.before(number)
@@ -182,6 +185,10 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
     for number in run.chosen:
         net = net_of(run.recipe, number, len(data.classes))
         start = set_weights(run, number, net)
+        own_mean = run.recipe.mean or run.colours_from is not None
+        if run.recipe.new_classes and start.mean is not None and not own_mean:
+            # the layers that go on learned with it
+            colours = replace(colours, mean=start.mean)
         trainer = Trainer(
             run.recipe,
             number,
@@ -345,18 +352,54 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
         record = f"random normal {recipe.init_std:g}" if normal else "random glorot"
         return Start(record, f"all layers random ({how})", ())
     _refuse_boxes(source)
-    if stage.task != LOCALISATION:
-        _same_classes(source, run.data.classes)
-    # A.1: "the last fully-connected layer was initialised randomly and trained from scratch"
-    anew = ("fc8",) if stage.task == LOCALISATION else ()
-    copied = copy_layers(net, source.vgg("give a weights file of one"), but=anew)
+    module = source.vgg("give a weights file of one")
+    anew = _anew(run, number, source, module)
+    copied = copy_layers(net, module, but=anew)
+    learning = learning_layers(net, stage.learn)
+    if stuck := [n for n in weight_layers(net) if n not in copied and n not in learning]:
+        raise VggfeatError(
+            f"stage {stage.name}: only {', '.join(learning)} would learn, but {', '.join(stuck)}"
+            f" of {source.spec} can't be had, and would stay random: `set` STAGE.learn=all"
+            + (" or fc" if all(n.startswith("fc") for n in stuck) else "")
+        )
     mean = take_our_pixels(net, source.preprocessing)
     same = source.name == stage.net
     rest = "" if same and not anew else f"; the others random ({how})"
     what = "all layers" if same else ", ".join(copied)
     what += f" but {', '.join(anew)}" if same and anew else ""
     said = f"{what} from {source.spec} (net {source.name}){rest}"
+    if stage.learn != "all":
+        said += f"; only {', '.join(learning)} learn{'s' if len(learning) == 1 else ''}"
     return Start(source.fingerprint, said, history_of(source.metadata) or None, mean)
+
+
+def _anew(run: Run, number: int, source: Network, module: VGG) -> tuple[str, ...]:
+    """The layers of a start that are drawn anew, though it is of the same net, or of A."""
+    if run.recipe.stages[number].task == LOCALISATION:
+        # A.1: "the last fully-connected layer was initialised randomly and trained from scratch"
+        return ("fc8",)
+    if run.recipe.new_classes and number == run.chosen[0] and run.start is not None:
+        # outputs in another order, or of unknown meaning, are no start
+        same = source.classes == run.data.classes
+        return tuple(n for n in FC_LAYERS if n not in module.layers or (n == "fc8" and not same))
+    _same_classes(source, run.data.classes)
+    return ()
+
+
+def _refuse_idle(run: Run, number: int) -> None:
+    """Refuse a stage that would have nothing to learn, or would keep random layers."""
+    stage, classes = run.recipe.stages[number], run.data.classes
+    if len(classes) < 2 and stage.task == CLASSIFICATION:
+        raise VggfeatError(
+            f"stage {stage.name}: {run.data.items.root} has one class, {classes[0]}: a net that"
+            " says classes needs two or more"
+        )
+    started = run.start is not None and number == run.chosen[0]
+    if stage.learn != "all" and not started and run.recipe.before(number) is None:
+        raise VggfeatError(
+            f"stage {stage.name}: only {stage.learn} would learn, and the other layers would stay"
+            " random: give weights to start from, `from` FILE"
+        )
 
 
 def _trained(run: Run, number: int, after: str) -> Path:

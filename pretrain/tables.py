@@ -58,8 +58,8 @@ def box_q(S: str, lower: bool) -> str:
 
 @dataclass(frozen=True)
 class Member:
-    """A net of Table 1 trained at one of the paper's S, or "S=..." for another. learn: "fc": only
-    the FC layers did. control: it only was trained for another to be compared with.
+    """A net of Table 1 trained at one of the paper's S, or "S=..." for another. learn: "fc", "fc8":
+    only these layers did. control: it only was trained for another to be compared with.
     """
 
     net: str
@@ -73,7 +73,7 @@ class Member:
         return (
             f"{self.net} {self.S}"
             + (" (control)" if self.control else "")
-            + (" (FC layers only)" if self.learn == "fc" else "")
+            + {"fc": " (FC layers only)", "fc8": " (fc8 only)"}.get(self.learn, "")
         )
 
 
@@ -200,7 +200,7 @@ PAPER: list[PaperRow] = [
 @dataclass(frozen=True)
 class BoxNet:
     """A net of a row of Table 8 or 9. S: as a member's. boxes: "scr", shared by all classes, or
-    "pcr", per class. learn: "all" or "fc". Q: in the paper's numbers where it is S or S - 32 and S,
+    "pcr", per class. learn: as a member's. Q: in the paper's numbers where it is S or S - 32 and S,
     else "Q=...".
     """
 
@@ -213,7 +213,7 @@ class BoxNet:
     @property
     def name(self) -> str:
         """Without Q."""
-        layers = "FC1-2" if self.learn == "fc" else "all layers"
+        layers = {"fc": "FC1-2", "fc8": "fc8"}.get(self.learn, "all layers")
         return f"{self.net} {self.S}, {self.boxes.upper()}, {layers}"
 
     @property

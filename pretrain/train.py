@@ -8,6 +8,10 @@ folder; what it will take:
     python -m pretrain.train --net D --recipe mini --data photos --out runs/mini
     python -m pretrain.train --net D --data /imagenet --dry-run
 
+A trained net, fine-tuned on one's own classes:
+
+    python -m pretrain.train --net D --recipe finetune --from oxford:D --data photos --out runs/own
+
 And, from its nets, localisation nets (Appendix A), one box for each class:
 
     python -m pretrain.train --net D --data /imagenet --task localisation --boxes pcr \
@@ -66,7 +70,8 @@ def train(
         ),
     ] = Path("data"),
     recipe: Annotated[
-        str, Option(help="The numbers of the training: paper, mini, tables, or a .toml file.")
+        str,
+        Option(help="The numbers of the training: paper, mini, tables, finetune, or a .toml file."),
     ] = "paper",
     folder: Annotated[
         Path | None,
@@ -107,7 +112,11 @@ def train(
         ),
     ] = "",
     start: Annotated[
-        Path | None, Option("--from", help="The weights file that the first stage starts from.")
+        Path | None,
+        Option(
+            "--from",
+            help="The weights that the first stage starts from: a file, or a name as mini.",
+        ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     seed: Annotated[

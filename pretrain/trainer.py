@@ -139,6 +139,8 @@ class Trainer:
         # give up, nor on which other nets have this stage
         apart = {"stages", "name", "file", "stands_for", "mean", "covariance", "chance_after"}
         of_stage = {"nets"}
+        if not self.recipe.new_classes:  # as it was before there was any
+            apart.add("new_classes")
         boxes = {}
         if self.stage.task == LOCALISATION:
             boxes["set of boxes"] = self.data.boxes_digest()

@@ -425,6 +425,7 @@ WRONG = {
     "pretrain.train --set width=-1": "width must lie in",
     "pretrain.train --set Z-256.learning_rate=1": "there is no stage 'Z-256'",
     "pretrain.train --set A-256.learning_rate=-1": "learning_rate must be positive",
+    "pretrain.train --set A-256.learn=fc7": "learn must be all, fc or fc8, not 'fc7'",
     "pretrain.train --stages 9": "--stages 9: there is no stage '9'",
     "pretrain.train --stages 3-1": "A-256 comes before D-384",
     "pretrain.train --seed -1": "--seed",

@@ -152,7 +152,9 @@ def test_recipe_files(tmp_path: Path) -> None:
         " 1e-2\nepochs = 1\n"
     )
     assert chain(read_recipe(str(path)), "A").stages[0].epochs == 1.0
-    with pytest.raises(VggfeatError, match="there is no recipe 'large'; give mini, paper"):
+    with pytest.raises(
+        VggfeatError, match="there is no recipe 'large'; give finetune, mini, paper"
+    ):
         read_recipe("large")
 
 

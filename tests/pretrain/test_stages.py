@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from pretrain import recipe
-from tests.conftest import Command
-from tests.pretrain.conftest import A_STAGE, D_STAGE, FEW, SHORT, Train, one_line, training
+from tests.conftest import Command, Nets
+from tests.pretrain.conftest import (
+    A_STAGE,
+    D_STAGE,
+    FEW,
+    SHORT,
+    Train,
+    evaluating,
+    layers,
+    one_line,
+    training,
+)
+from vggfeat import cli
+from vggfeat.images import Preprocessing
+from vggfeat.sources import load
+from vggfeat.vgg import VGG
+from vggfeat.weights import save_weights
 
 
 @pytest.fixture
@@ -215,3 +233,120 @@ def test_a_lock_that_is_a_link_is_refused(command: Command, drawings: Path, tmp_
     assert ran.status == 1
     assert "its file lock is a link" in one_line(ran.err)
     assert not (tmp_path / "other").exists()
+
+
+# a net of a tenth of the width, fine-tuned for three small steps a stage
+TUNE = [
+    *("--net", "A", "--recipe", "finetune", "--device", "cpu", "--workers", "0"),
+    *("--precision", "float32", "--set=width=0.1", "--set=crop=32", "--set=batch_size=16"),
+    *("--set=*.train_scale=[36,36]", "--set=*.iterations=3", "--set=*.learning_rate=1e-5"),
+]
+FC8_STAGE = "A-36-fc8"
+MEAN = (100.0, 110.0, 120.0)
+
+
+def save_start(path: Path, module: VGG, classes: Sequence[str] = ()) -> Path:
+    """A net that learned BGR minus another mean than that of any images here."""
+    order = Preprocessing(MEAN[::-1], channel_order="BGR")
+    save_weights(path, module, order, classes=list(classes), train_scale="36")
+    return path
+
+
+def test_a_net_is_fine_tuned_on_other_classes(
+    command: Command, drawings: Path, tmp_path: Path, run_main: Command, he: Nets
+) -> None:
+    start = save_start(
+        tmp_path / "start.safetensors", he("A", num_classes=3, width=0.1, crop=32), ["a", "b", "c"]
+    )
+    out = tmp_path / "run"
+    ran = command(*TUNE, "--from", start, "--data", drawings, "--out", out)
+    assert ran.status == 0, ran.err
+    assert (
+        f"A-36-fc8: all layers but fc8 from {start} (net A); the others random (standard deviation"
+        " 0.01); only fc8 learns"
+    ) in ran.err
+    assert f"A-36: all layers from {out / FC8_STAGE / 'weights.safetensors'}" in ran.err
+    assert "warning" not in ran.err  # the mean is theirs
+
+    first, last = (layers(out / s / "weights.safetensors") for s in (FC8_STAGE, A_STAGE))
+    theirs = layers(start)
+    # the start's order of channels is in conv1_1
+    assert torch.equal(first["conv1_1"], theirs["conv1_1"].flip(1))
+    same = [name for name in first if name not in ("conv1_1", "fc8")]
+    assert all(torch.equal(first[name], theirs[name]) for name in same)
+    assert first["fc8"].shape[0] == 2 and 0.008 < first["fc8"].std() < 0.012
+    assert not any(torch.equal(first[name], last[name]) for name in last)
+    momenta = safetensors.torch.load_file(out / FC8_STAGE / "last.safetensors")
+    kept = [name for name in momenta if name.startswith("momentum.")]
+    assert kept == ["momentum.classifier.6.bias", "momentum.classifier.6.weight"]
+
+    tuned = load(str(out / "weights.safetensors"), device="cpu", precision="float32")
+    assert tuned.classes == ["blue", "red"]
+    assert tuned.preprocessing == Preprocessing(MEAN)
+    given = ("--weights", out / "weights.safetensors")
+    tested = (*given, "--data", drawings, "--scales", "36", "--mode", "centre", "--json")
+    assert evaluating(run_main)(*tested, tmp_path / "errors.json").status == 0
+    [net] = json.loads((tmp_path / "errors.json").read_text())["rows"][0]["nets"]
+    assert (net["recipe"], net["stands_for"]) == ("finetune", "")
+    described = ("extract", *given, "--dataset", "imagenet", "--root", drawings, "--scales", "36")
+    assert run_main(cli.main, *described, "--out", tmp_path / "own.h5").status == 0
+
+    # a checkpoint of one start isn't another's
+    other = save_start(
+        tmp_path / "other.safetensors", he("A", num_classes=2, width=0.1, crop=32), ["b", "a"]
+    )
+    ran = command(*TUNE, "--from", other, "--data", drawings, "--out", out)
+    assert ran.status == 1 and "has another start" in one_line(ran.err)
+
+
+def test_of_the_same_classes_the_last_layer_goes_on_too(
+    command: Command, drawings: Path, tmp_path: Path, he: Nets
+) -> None:
+    start = save_start(
+        tmp_path / "start.safetensors", he("A", num_classes=2, width=0.1, crop=32), ["blue", "red"]
+    )
+    words = (*TUNE, "--data", drawings, "--out", tmp_path / "run", "--stages", "1")
+    ran = command(*words, "--from", start)
+    assert ran.status == 0, ran.err
+    assert f"A-36-fc8: all layers from {start} (net A); only fc8 learns" in ran.err
+
+
+def test_fc_layers_that_a_start_lacks_are_new_where_they_learn(
+    command: Command, drawings: Path, tmp_path: Path
+) -> None:
+    start = save_start(tmp_path / "start.safetensors", VGG("A", 2, 0.1, 32, until="pool5"))
+    words = (*TUNE, "--data", drawings, "--out", tmp_path / "run", "--stages", "1")
+    ran = command(*words, "--from", start)
+    assert ran.status == 1
+    assert (
+        f"stage A-36-fc8: only fc8 would learn, but fc6, fc7 of {start} can't be had, and would"
+        " stay random: --set STAGE.learn=all or fc"
+    ) in one_line(ran.err)
+    ran = command(*words, "--from", start, "--set=A-256-512-fc8.learn=fc")
+    assert ran.status == 0, ran.err
+    said = "A-36-fc: all layers but fc6, fc7, fc8 from"
+    assert said in ran.err and "only fc6, fc7, fc8 learn" in ran.err
+
+
+def test_what_cannot_be_fine_tuned_is_told_before_the_work(
+    command: Command, drawings: Path, tmp_path: Path, he: Nets
+) -> None:
+    wide = save_start(
+        tmp_path / "wide.safetensors", he("A", num_classes=3, width=0.2, crop=32), ["a", "b", "c"]
+    )
+    deep = save_start(
+        tmp_path / "deep.safetensors", he("B", num_classes=3, width=0.1, crop=32), ["a", "b", "c"]
+    )
+    out = tmp_path / "run"
+    for more, says in (
+        ((), "stage A-36-fc8: only fc8 would learn, and the other layers would stay random: give"),
+        (("--from", wide), "theirs: width 0.2, crop 32"),
+        (("--from", deep), "net A can start from A or A, not from net B"),
+    ):
+        ran = command(*TUNE, *more, "--data", drawings, "--out", out)
+        assert ran.status == 1 and says in one_line(ran.err), ran.err
+    for split in ("train", "val"):
+        shutil.rmtree(drawings / split / "red")
+    ran = command(*TUNE, "--from", wide, "--data", drawings, "--out", out)
+    assert ran.status == 1 and f"{drawings} has one class, blue" in one_line(ran.err)
+    assert not out.exists()

@@ -424,5 +424,5 @@ def _same_classes(source: Network, classes: list[str]) -> None:
         what = f"{odd[0]!r} is in one and not in the other" if odd else "their order differs"
         raise VggfeatError(
             f"{source.spec} was trained on {len(source.classes)} classes, here are {len(classes)}:"
-            f" {what}; stages of a chain need the same classes"
+            f" {what}; stages of a chain need the same classes, and `recipe` finetune takes others"
         )

@@ -216,8 +216,9 @@ def _made(what: str) -> tuple[dict[str, Any], nn.Module]:
 
 @lru_cache(maxsize=4)
 def outlined(what: str) -> Outlined:
-    """The layers and sides of a timm model, asked rather than believed: not every model that is
-    bound to one size says so. Raises VggfeatError where it can't be applied to other images.
+    """The layers and sides of a timm model, which is asked: not every model that is bound to one
+    size says so. One that says so is believed: some of them (CrossViT) squash an image to their
+    size without a word. Raises VggfeatError where it can't be applied to other images.
     """
     settings, module = _made(what)
     model: Any = module

@@ -111,6 +111,7 @@ def _opened(paths: Sequence[str | Path], layers: Sequence[str]) -> list[Features
     if len(layers) not in (0, 1, len(paths)):
         raise VggfeatError(
             f"{len(layers)} layers of {len(paths)} feature files: give `layer` one, or one a file"
+            " (a file whose layers are to be stacked is given once for each)"
         )
     chosen: list[str | None] = [*layers] if layers else [None]
     chosen *= len(paths) // len(chosen)

@@ -21,7 +21,7 @@ from vggfeat.cli_classify import classify_command, svm_command
 from vggfeat.cli_extract import extract_command, merge_command
 from vggfeat.cli_info import info_command
 from vggfeat.cli_push import push_command
-from vggfeat.errors import WrongUsage
+from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.files import (
     check_outputs,
     refuse_inputs,
@@ -97,7 +97,10 @@ def predict_command(
         ),
     ],
     model: Annotated[
-        Path, typer.Option(help="A classifier of `vggfeat svm --out`, or hf:OWNER/NAME.")
+        Path,
+        typer.Option(
+            help="A classifier of `vggfeat svm --out` or `classify --out`, or hf:OWNER/NAME."
+        ),
     ],
     weights: Annotated[
         list[str] | None,
@@ -140,6 +143,8 @@ def predict_command(
 
     classifier = open_model(model, weights=weights or (), device=device)
     rows = source_of(source, classifier)
+    if rows.files and weights:
+        raise VggfeatError(f"{source[0]} is described already: leave out --weights")
     refuse_inputs(
         {"--out": out_file, "--out's": partial},
         chain(weights_files(*(part.weights for part in classifier.parts)), read, rows.paths()),
@@ -157,7 +162,13 @@ def predict_command(
     with progress("predict") as show:
         if out_file is not None:
             tally = write_predictions(
-                classifier, rows, out_file, scores=scores, progress=show, **shared
+                classifier,
+                rows,
+                out_file,
+                scores=scores,
+                overwrite=overwrite,
+                progress=show,
+                **shared,
             )
         else:
             for row in predict_all(classifier, rows, progress=show, **shared):
@@ -201,7 +212,10 @@ def _print_predictions(out_file: Path | None, table: Table, tally: Tally) -> Non
 @with_debug
 def export_command(
     model: Annotated[
-        Path, typer.Argument(help="A classifier of `vggfeat svm --out`, or hf:OWNER/NAME.")
+        Path,
+        typer.Argument(
+            help="A classifier of `vggfeat svm --out` or `classify --out`, or hf:OWNER/NAME."
+        ),
     ],
     to: Annotated[
         Literal["onnx", "npz"],

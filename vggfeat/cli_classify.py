@@ -162,7 +162,7 @@ def classify_command(
     """Train and score a classifier by the dataset's protocol."""
     qs = None if scales is None else sides_typed(scales)
     cs = costs_typed(C)
-    layers = () if layer is None else tuple(layer.split(","))
+    layers = () if layer is None else tuple(name.strip() for name in layer.split(","))
     if len(set(layers)) < 2:  # else two layers of one file may be stacked
         refuse_repeated("--features", features)
     _refuse_of_others(typed(context), head, out_file)

@@ -59,7 +59,10 @@ def push_command(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A classifier of `vggfeat svm --out`, or weights, as timm:NAME@FILE where needed.",
+            help=(
+                "A classifier of `vggfeat svm --out` or `classify --out`, or weights, as"
+                " timm:NAME@FILE where needed."
+            ),
         ),
     ],
     repository: Annotated[

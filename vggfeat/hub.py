@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,7 +148,7 @@ def _library() -> ModuleType:
             "the hub needs huggingface_hub: install it by `pip install huggingface_hub`"
         ) from error
     hub: ModuleType = huggingface_hub
-    if not sys.stderr.isatty() and hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+    if not os.isatty(2) and hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         hub.utils.disable_progress_bars()  # a file of them helps nobody
     return hub
 

@@ -149,7 +149,7 @@ def layers_typed(text: str | None) -> tuple[str, ...] | None:
     """
     if text is None:
         return None
-    layers = tuple(text.split(","))
+    layers = tuple(name.strip() for name in text.split(","))
     if "" in layers or len(set(layers)) < len(layers):
         what = "has a layer twice" if all(layers) else "is not a list of layers like pool5,fc7"
         raise typer.BadParameter(f"{text!r} {what}", param_hint="'--layer'")

@@ -140,10 +140,10 @@ def _reader(text: str) -> _Reader | None:
         return _csv
     if ending in (".h5", ".hdf5") or (ending not in IMAGE_EXTENSIONS and format_of(Path(text))):
         return None
-    return lambda image, number: ([image], None, ())
+    return lambda image, number: ([image], _by_folder([image], number), ())
 
 
-def _list(text: str, _number: dict[str, int]) -> _Listed:
+def _list(text: str, number: dict[str, int]) -> _Listed:
     if text == "-":
         lines = [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer]
     else:
@@ -158,16 +158,23 @@ def _list(text: str, _number: dict[str, int]) -> _Listed:
     if not names:
         where = "stdin" if text == "-" else text
         raise VggfeatError(f"no images are listed in {where}: give a name a line")
-    return names, None, ()
+    return names, _by_folder(names, number), ()
 
 
 def _folder(text: str, number: dict[str, int]) -> _Listed:
     names, remarks = images_under(Path(text))
-    labels = [
-        next((number[part] for part in name.split("/")[-2::-1] if part in number), -1)
-        for name in names
-    ]
-    return [os.path.join(text, name) for name in names], np.array(labels), remarks
+    names = [os.path.join(text, name) for name in names]
+    return names, _by_folder(names, number), remarks
+
+
+def _by_folder(names: Sequence[str], number: dict[str, int]) -> np.ndarray:
+    """(N,) numbers of the classes that the nearest folder is called like; -1 where none is."""
+    return np.array(
+        [
+            next((number[part] for part in name.split("/")[-2::-1] if part in number), -1)
+            for name in names
+        ]
+    )
 
 
 def _csv(text: str, number: dict[str, int]) -> _Listed:
@@ -441,6 +448,7 @@ def write_predictions(
     *,
     scores: bool = False,
     threshold: float | None = None,
+    overwrite: bool = False,
     batch_size: int | None = None,
     workers: int = CORES,
     progress: Callable[[float, int], None] = lambda done, total: None,
@@ -449,8 +457,10 @@ def write_predictions(
     """Put all rows into `out`, a .csv, .jsonl or .parquet file, which appears when it is whole; or
     go on with `out`.partial, where that is of the same rows, model and options.
 
-    scores: those of all classes, too. The others as of `predict_all`.
-    Raises VggfeatError: see there; CantWrite; Interrupted for Ctrl-C. What was scored is kept.
+    scores: those of all classes, too. overwrite: begin anew where `out`.partial is of other rows,
+    another model or other options. The others as of `predict_all`.
+    Raises VggfeatError: see there, and where that would lose rows; CantWrite; Interrupted for
+    Ctrl-C. What was scored is kept.
     """
     write = _writer(out, model, scores)
     header = {
@@ -463,7 +473,7 @@ def write_predictions(
         "scores": scores,
     }
     place, tally = partial_of(behind_link(out)), Tally(model, source)
-    with _begun(place, json.dumps(header).encode() + b"\n", say) as file:
+    with _begun(place, json.dumps(header).encode() + b"\n", overwrite, say) as file:
         begin = file.tell()
         try:
             for records in _kept(file, source.names):
@@ -526,9 +536,11 @@ def _count(tally: Tally, records: Sequence[Record]) -> None:
 
 
 @contextmanager
-def _begun(place: Path, header: bytes, say: Callable[[str], None]) -> Iterator[BinaryIO]:
-    """The rows' file, held by a lock, behind its header; begun anew where it has another one.
-    Raises VggfeatError where what is there was made by somebody else.
+def _begun(
+    place: Path, header: bytes, overwrite: bool, say: Callable[[str], None]
+) -> Iterator[BinaryIO]:
+    """The rows' file, held by a lock, behind its header; with overwrite begun anew where it has
+    another one. Raises VggfeatError where it isn't to be, or was made by somebody else.
     """
     with os.fdopen(locked(place, os.O_CREAT, LOCK_EX, say), "r+b") as file:
         first = file.readline(1 << 16)
@@ -538,7 +550,12 @@ def _begun(place: Path, header: bytes, say: Callable[[str], None]) -> Iterator[B
                     raise VggfeatError(
                         f"{place} is no half-written file of predictions: move it away"
                     )
-                say(f"{place} is of other images, another classifier or other options: begun anew")
+                other = f"{place} is of other images, another classifier or other options"
+                if file.read(1) and not overwrite:  # there are rows
+                    raise VggfeatError(
+                        f"{other}: give what it was begun with, or `overwrite` to begin anew"
+                    )
+                say(f"{other}: begun anew")
             _emptied(file, place, header)
         yield file
 

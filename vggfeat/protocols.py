@@ -211,6 +211,8 @@ def run(
         raise VggfeatError(f"class_weight must be None or balanced, not {class_weight}")
     drawn = _prepared(problem, seed, len(grid) > 1)
     _refuse_nan(problem, drawn)
+    if head == "knn":
+        _refuse_neighbours(k, drawn)
     say = progress or (lambda line: None)
     if seed is not None and drawn.how == "official" and drawn.val_is != CUT:
         say("the splits are the data set's own: `seed` changes nothing")
@@ -265,6 +267,12 @@ def fits_of(
         images=max(trained),
         problems=K if problem.multilabel or K > 2 else 1,
     )
+
+
+def _refuse_neighbours(k: int, drawn: _Drawn) -> None:
+    least = min(len(part) for split in drawn.splits for part in (split.refit, split.fit))
+    if k > least:
+        raise VggfeatError(f"`k` {k} neighbours are more than {least} training images: give fewer")
 
 
 # Which rows ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ file.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -381,7 +382,12 @@ def test_rows_of_a_run_that_was_killed_are_gone_on_with(
                 write_predictions(model, source, out, scores=True)
         stubbed.clear()
         said = []
-        write_predictions(other[0], other[1], out, say=said.append, **other[2])  # type: ignore[arg-type]
+        before = partial.read_bytes()
+        again = functools.partial(write_predictions, *other[:2], out, **other[2])  # type: ignore[arg-type]
+        with pytest.raises(VggfeatError, match="begun with, or `overwrite` to begin anew"):
+            again()
+        assert partial.read_bytes() == before
+        again(overwrite=True, say=said.append)
         assert len(said) == 1 and said[0].endswith("or other options: begun anew")
         assert [name for chunk in stubbed for name in chunk] == [*other[1].names]
         out.unlink()
@@ -431,7 +437,8 @@ def test_predict_lists_what_is_unreadable_and_keeps_the_order(
     table = tmp_path / "p.csv"
     words = ("predict", tmp_path / "list.txt", "--model", made.model, "--out", table)
     ran = command(*words)
-    assert ran.status == 3 and ran.out == f"{table}: 12 rows, 6 of them unreadable\n"
+    assert ran.status == 3 and ran.out.startswith(f"{table}: 12 rows, 6 of them unreadable\n")
+    assert "(6 of 6 labelled images)" in ran.out  # by the folders that they lie in
     assert ran.err_lines[:1] == [f"unreadable: {images[1]}: empty file (0 bytes)"]
     _, names, rows, _ = read_predictions(table)
     assert names == [str(image) for image in images * 3]

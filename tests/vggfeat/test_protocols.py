@@ -685,6 +685,8 @@ def test_neighbours_have_a_k_and_no_c(made: Callable[[], Problem]) -> None:
         outcome.scored["test"].scores, alone.decision_function(problem.X[splits["test"]])
     )
     assert dict(summary(outcome.results))["k"] == "5"
+    with pytest.raises(VggfeatError, match="`k` 5000 neighbours are more than"):
+        run(problem, head="knn", k=5000)
     with pytest.raises(VggfeatError, match="knn has no C"):
         run(problem, head="knn", C=1.0)
     with pytest.raises(VggfeatError, match="head must be svm or logistic or ridge or knn, not x"):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.kept import KeptPosteriors, Posteriors
-from pretrain.recipe import CLASSIFICATION, Recipe, history_of, identity
+from pretrain.recipe import CLASSIFICATION, UNKNOWN, Recipe, history_of, identity
 from pretrain.tables import RELEASED, paper_scales
 from vggfeat import datasets
 from vggfeat.batches import by_shape
@@ -221,6 +221,7 @@ def how_trained(metadata: dict[str, str]) -> dict[str, str]:
         stage = source.removeprefix(f"pretrain {recipe.name} ")
         told = identity(recipe, stage)
         past = history_of(metadata)
+        past = () if UNKNOWN in past else past  # nothing is made up
     except VggfeatError:  # of another program, or a file of one's own before its numbers were kept
         return facts
     names = [each.name for each in recipe.stages]

@@ -523,9 +523,13 @@ class Past:
     training_set: str
 
 
+UNKNOWN = Past("unknown", "", 0, 0.0, 0, "")
+"""What weights have been through whose file doesn't tell: the first of a history."""
+
+
 def history_of(metadata: Mapping[str, str]) -> tuple[Past, ...]:
-    """The stages behind a weights file, first to last; none where it doesn't tell. Raises
-    VggfeatError: damaged.
+    """The stages behind a weights file, first to last, or UNKNOWN and those that followed; none
+    where it doesn't tell. Raises VggfeatError: damaged.
     """
     where = "the metadata's history"
     return tuple(fitted(parse_json(metadata.get("history") or "[]", where), list[Past], where))

@@ -20,7 +20,7 @@ from pretrain.init import copy_layers, learning_layers, randomise, take_our_pixe
 from pretrain.loader import TrainingSet
 from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
-from pretrain.recipe import CLASSIFICATION, LOCALISATION, Past, Recipe, history_of
+from pretrain.recipe import CLASSIFICATION, LOCALISATION, UNKNOWN, Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
 from pretrain.trainer import Machine, Trainer
 from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Stop
@@ -327,8 +327,9 @@ class Start:
 
     record: str
     said: str
-    history: tuple[Past, ...] | None
-    """The stages that they have been through, from the first; None where their file doesn't tell.
+    history: tuple[Past, ...]
+    """The stages that they have been through, from the first; UNKNOWN where their file doesn't
+    tell.
     """
     mean: tuple[float, float, float] | None = None
     """RGB, 0..255, that they learned with; None of random ones."""
@@ -370,7 +371,7 @@ def set_weights(run: Run, number: int, net: VGG) -> Start:
     said = f"{what} from {source.spec} (net {source.name}){rest}"
     if stage.learn != "all":
         said += f"; only {', '.join(learning)} learn{'s' if len(learning) == 1 else ''}"
-    return Start(source.fingerprint, said, history_of(source.metadata) or None, mean)
+    return Start(source.fingerprint, said, history_of(source.metadata) or (UNKNOWN,), mean)
 
 
 def _anew(run: Run, number: int, source: Network, module: VGG) -> tuple[str, ...]:

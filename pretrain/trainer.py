@@ -74,8 +74,7 @@ class Trainer:
 
     net: its starting weights, on any device. stage_number: its place in the chain, part of the
     samples' keys. from_random: whether the weights are untrained, for advice at chance. start:
-    where from, for the record. history: the stages that the weights have been through; None:
-    unknown.
+    where from, for the record. history: the stages that the weights have been through.
     folder: where its files go; None for a trial, which is never `run`. readers: who reads its
     images. An interrupted stage of the same identity goes on from `folder / last.safetensors`.
     Raises VggfeatError: a checkpoint of another net, recipe, training set or start.
@@ -95,7 +94,7 @@ class Trainer:
         *,
         from_random: bool = False,
         start: str = "",
-        history: tuple[Past, ...] | None = (),
+        history: tuple[Past, ...] = (),
     ) -> None:
         if ranks.world > recipe.batch_size:
             raise VggfeatError(
@@ -663,11 +662,7 @@ def write_weights(path: Path, trainer: Trainer) -> None:
         source=f"pretrain {trainer.recipe.name} {trainer.stage.name}",
         epoch=f"{past.epochs:.2f}",
         recipe=trainer.recipe.to_json(),
-        history=(
-            ""
-            if trainer.history is None
-            else json.dumps(list(map(asdict, (*trainer.history, past))))
-        ),
+        history=json.dumps(list(map(asdict, (*trainer.history, past)))),
         errors=json.dumps(
             {
                 name: {

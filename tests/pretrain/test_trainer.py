@@ -13,8 +13,9 @@ import torch
 from pretrain import trainer
 from pretrain.checkpoint import read_state
 from pretrain.init import weight_layers
+from pretrain.posteriors import how_trained
 from pretrain.readers import Batch
-from pretrain.recipe import read_recipe
+from pretrain.recipe import UNKNOWN, history_of, read_recipe
 from pretrain.replica import TrainingNet
 from pretrain.trainer import Trainer, optimiser
 from pretrain.watch import Chance
@@ -60,7 +61,10 @@ def test_only_the_fc_layers_learn_where_the_recipe_says_so(
     safetensors.torch.save_file(safetensors.torch.load_file(start), silent, metadata)
     later = tmp_path / "later"
     assert command(*words[:-1], later, "--stages", "1", "--from", silent).status == 0
-    assert not metadata_of(later / "weights.safetensors")["history"]
+    past = history_of(metadata_of(later / "weights.safetensors"))
+    assert past[0] == UNKNOWN and [each.stage for each in past[1:]] == ["A-36"]
+    facts = how_trained(metadata_of(later / "weights.safetensors"))
+    assert facts["epochs"] == facts["training_set"] == ""
 
 
 def test_storage_that_is_gone_ends_a_run(command: Command, drawings: Path, tmp_path: Path) -> None:

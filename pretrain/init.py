@@ -94,9 +94,8 @@ def copy_layers(net: VGG, source: VGG, but: Sequence[str] = ()) -> list[str]:
     """
     ours, theirs = weight_layers(net), weight_layers(source)
     if source.net not in (net.net, "A"):
-        raise VggfeatError(
-            f"net {net.net} can start from {net.net} or A, not from net {source.net}"
-        )
+        nets = " or ".join(dict.fromkeys((net.net, "A")))
+        raise VggfeatError(f"net {net.net} can start from {nets}, not from net {source.net}")
     names = [n for n in (ours if source.net == net.net else FROM_A) if n not in but]
     for name in names:
         if name not in theirs:
@@ -108,7 +107,11 @@ def copy_layers(net: VGG, source: VGG, but: Sequence[str] = ()) -> list[str]:
             raise VggfeatError(
                 f"{name} of the weights to start from has shape {tuple(theirs[name].weight.shape)},"
                 f" here {shape}: width, crop and classes must be the same"
-                + (f"; theirs: {_sizes(source)}" if _sizes(source) != _sizes(net) else "")
+                + (
+                    f"; theirs: {_sizes(source)} (`set` KEY=VALUE)"
+                    if _sizes(source) != _sizes(net)
+                    else ""
+                )
             )
         ours[name].weight.copy_(theirs[name].weight)
         cast(Tensor, ours[name].bias).copy_(cast(Tensor, theirs[name].bias))

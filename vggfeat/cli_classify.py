@@ -123,7 +123,8 @@ def classify_command(
         ),
     ] = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Also save the classifier in this HDF5 file.")
+        Path | None,
+        typer.Option("--out", help="Also save the classifier, but knn, in this HDF5 file."),
     ] = None,
     solver: Annotated[
         Literal["newton", "liblinear"],

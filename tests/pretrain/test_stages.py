@@ -341,7 +341,7 @@ def test_what_cannot_be_fine_tuned_is_told_before_the_work(
     for more, says in (
         ((), "stage A-36-fc8: only fc8 would learn, and the other layers would stay random: give"),
         (("--from", wide), "theirs: width 0.2, crop 32"),
-        (("--from", deep), "net A can start from A or A, not from net B"),
+        (("--from", deep), "net A can start from A, not from net B"),
     ):
         ran = command(*TUNE, *more, "--data", drawings, "--out", out)
         assert ran.status == 1 and says in one_line(ran.err), ran.err

@@ -21,13 +21,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student
 
+from benchmarks.intervals import interval
 from pretrain.recipe import RECIPES
 from vggfeat import datasets, protocols
 from vggfeat.classify import problem_from
@@ -101,15 +100,6 @@ def figures(folder: Path, items: Items, features: Path, seed: int, epochs: list[
     scored = protocols.run(replace(problem, splits=splits)).scored["split0"]
     right = np.argmax(scored.scores, axis=1) == problem.labels[scored.rows]
     return shares | {SVM: 100 * float(right.mean())}
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half of the 95 % interval."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:.1f} +- {half:.1f}"
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student
 
+from benchmarks.intervals import half_interval
 from vggfeat import protocols
 from vggfeat.classify import problem_from
 from vggfeat.problem import Problem
@@ -59,10 +59,12 @@ def told(values: np.ndarray) -> str:
     return f"{values.mean():.2f}{deviation}"
 
 
-def interval(differences: np.ndarray) -> str:
-    """Mean, and its 95 % interval."""
-    n, mean = len(differences), differences.mean()
-    half = student.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+def between(differences: np.ndarray) -> str:
+    """Mean, and the ends of its 95 % interval where there are several."""
+    mean = differences.mean()
+    if len(differences) < 2:
+        return f"{mean:+.2f}"
+    half = half_interval(differences)
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
@@ -106,7 +108,7 @@ def main() -> None:
         table.add_row(head, "equal", *map(told, halves[0]))
         table.add_row("", "balanced", *map(told, halves[1]))
         gains = [new - old for old, new in zip(*halves, strict=True)]
-        table.add_row("", "balanced less equal", *map(interval, gains))
+        table.add_row("", "balanced less equal", *map(between, gains))
     out.print(table)
 
 

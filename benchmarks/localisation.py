@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.stats import t as student
 
+from benchmarks.intervals import interval
 from vggfeat.files import write_json
 from vggfeat.tensors import metadata_of
 from vggfeat.terminal import columns, out, say
@@ -132,15 +132,6 @@ def tested(weights: Path, data: Path) -> list[dict[str, Any]]:
         )
     rows: list[dict[str, Any]] = json.loads(target.read_text())["rows"]
     return rows
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half of the 95 % interval."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:.1f} +- {half:.1f}"
 
 
 def main() -> None:

@@ -47,8 +47,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from scipy.stats import t as student
 
+from benchmarks.intervals import interval
 from vggfeat import datasets
 from vggfeat.datasets import Items
 from vggfeat.describe import description_of
@@ -69,15 +69,6 @@ from vggfeat.versions import versions
 from vggfeat.writer import STAMPS, VERSIONS
 
 Rows = list[dict[str, Any]]
-
-
-def interval(values: Sequence[float], form: str) -> str:
-    """Mean and half of the 95 % interval."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return format(mean, form)
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:{form}} +- {half:{form}}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ from vggfeat.options import (
     Pool,
     StoredScales,
     costs_typed,
+    layers_typed,
     refuse_repeated,
     sides_typed,
     typed,
@@ -163,7 +164,7 @@ def classify_command(
     """Train and score a classifier by the dataset's protocol."""
     qs = None if scales is None else sides_typed(scales)
     cs = costs_typed(C)
-    layers = () if layer is None else tuple(name.strip() for name in layer.split(","))
+    layers = layers_typed(layer, different=False) or ()
     if len(set(layers)) < 2:  # else two layers of one file may be stacked
         refuse_repeated("--features", features)
     _refuse_of_others(typed(context), head, out_file)

@@ -143,14 +143,14 @@ def sides_typed(text: str) -> tuple[int, ...]:
     return scales
 
 
-def layers_typed(text: str | None) -> tuple[str, ...] | None:
+def layers_typed(text: str | None, different: bool = True) -> tuple[str, ...] | None:
     """--layer pool5,fc7: names of layers; None where it isn't given. Raises typer.BadParameter
-    where one is empty, or there twice.
+    where one is empty, or, where they are to be different, there twice.
     """
     if text is None:
         return None
     layers = tuple(name.strip() for name in text.split(","))
-    if "" in layers or len(set(layers)) < len(layers):
+    if "" in layers or (different and len(set(layers)) < len(layers)):
         what = "has a layer twice" if all(layers) else "is not a list of layers like pool5,fc7"
         raise typer.BadParameter(f"{text!r} {what}", param_hint="'--layer'")
     return layers

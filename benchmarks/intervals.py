@@ -14,7 +14,7 @@ def half_interval(values: Sequence[float] | np.ndarray) -> float:
     return float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
 
 
-def interval(values: Sequence[float], form: str = ".1f") -> str:
+def interval(values: Sequence[float] | np.ndarray, form: str = ".1f") -> str:
     """Mean and half of the interval, as text; of one value that alone."""
     mean = float(np.mean(values))
     if len(values) < 2:

@@ -24,6 +24,7 @@ FEATURES = ROOT / "tests/formats/version2/features.h5"
 PRINTING = {
     "vggfeat.cli",
     "vggfeat.cli_classify",
+    "vggfeat.cli_explain",
     "vggfeat.cli_extract",
     "vggfeat.cli_info",
     "vggfeat.cli_push",
@@ -48,6 +49,7 @@ HEAVY = {"torch", "torchvision", "timm", "sklearn"}
 LIGHT = (
     *("vggfeat", "vggfeat.__main__", "vggfeat.start", "vggfeat.cli", "vggfeat.options"),
     *("vggfeat.cli_classify", "vggfeat.cli_extract", "vggfeat.cli_info"),
+    "vggfeat.cli_explain",
     *("vggfeat.cli_push", "vggfeat.hub", "vggfeat.place", "vggfeat.parquet"),
     *("vggfeat.features", "vggfeat.shards.plan", "vggfeat.shards.sharded"),
     *("vggfeat.datasets.remote", "vggfeat.datasets.containers"),
@@ -78,6 +80,7 @@ TESTED_BY = {
     "vggfeat/problem.py": "tests/vggfeat/test_protocols.py",  # what a protocol is run on
     "vggfeat/datasets/__init__.py": "tests/vggfeat/datasets/test_registry.py",  # the registry
     "vggfeat/cli_classify.py": "tests/vggfeat/test_cli.py",  # one program
+    "vggfeat/cli_explain.py": "tests/vggfeat/test_explain.py",
     "vggfeat/cli_extract.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_info.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_push.py": "tests/vggfeat/test_hub.py",  # what is put there is taken from there

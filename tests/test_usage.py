@@ -59,6 +59,10 @@ OPTIONS = {
         """source --model --weights --out --scores --threshold --top --batch-size --device --workers
         --overwrite --debug"""
     ),
+    "vggfeat explain": (
+        """source --out --model --weights --class --top --scales --mirror --no-mirror --device
+        --overwrite --debug"""
+    ),
     "vggfeat export": "model --to --out --weights --overwrite --debug",
     "vggfeat report": "--results --features --model --root --out --overwrite --debug",
     "vggfeat neighbours": (
@@ -370,6 +374,16 @@ WRONG = {
     "vggfeat svm --features f.h5 --C inf": "finite",
     "vggfeat svm --features f.h5 --loss log": "--loss",
     "vggfeat svm --features f.h5 --seed -1": "--seed",
+    "vggfeat explain --model m.h5 --out p.html": "source",
+    "vggfeat explain a.jpg --model m.h5": "--out",
+    "vggfeat explain a.jpg --model m.h5 --out p.svg": "must end in .html or .png, or be a folder",
+    "vggfeat explain a.jpg --out p.html": "give --model, or --weights of a net whose own scores",
+    f"vggfeat explain a.jpg --weights {NET} --weights mini --out p.html": "is of one net: give one",
+    "vggfeat explain a.jpg --model m.h5 --scales 256 --out p.html": "are of a net alone",
+    "vggfeat explain a.jpg --model m.h5 --no-mirror --out p.html": "are of a net alone",
+    "vggfeat explain a.jpg --model m.h5 --class a --top 2 --out p.html": "give one of them",
+    "vggfeat explain a.jpg --model m.h5 --class a --class a --out p.html": "is given twice",
+    "vggfeat explain a.png --model m.h5 --out a.png": "is what the command reads",
     "vggfeat predict --model m.h5": "source",
     "vggfeat predict a.jpg": "--model",
     "vggfeat predict a.jpg --model m.h5 --top 0": "--top",

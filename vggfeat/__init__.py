@@ -12,6 +12,7 @@ svm.predict(X)
 model = vggfeat.open_model("model.h5")                      # of `vggfeat svm --out`
 model.predict(["a.jpg", pil_image])                         # the class of each
 vggfeat.predict_all(model, "photos/")                       # a row an image, as they come
+vggfeat.evidence(model, ["a.jpg"])[0].on_pixels()           # (H, W): where its score comes from
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.describe import embed as embed
     from vggfeat.errors import UnreadableImage as UnreadableImage
     from vggfeat.errors import VggfeatError as VggfeatError
+    from vggfeat.explain import Evidence as Evidence
+    from vggfeat.explain import evidence as evidence
     from vggfeat.features import open_features as open_features
     from vggfeat.featurizer import VggFeaturizer as VggFeaturizer
     from vggfeat.knn import NearestNeighbours as NearestNeighbours
@@ -42,6 +45,7 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
 
 # Loaded when first used: `vggfeat --help` and reading a feature file need no PyTorch.
 _WHERE = {
+    "Evidence": "explain",
     "Features": "store",
     "LinearSVM": "svm",
     "LinearSVMCV": "svm",
@@ -55,6 +59,7 @@ _WHERE = {
     "VggFeaturizer": "featurizer",
     "VggfeatError": "errors",
     "embed": "describe",
+    "evidence": "explain",
     "load": "sources",
     "open_features": "features",
     "open_model": "model",

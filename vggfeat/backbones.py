@@ -32,6 +32,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -157,6 +158,69 @@ class TimmBackbone(nn.Module):
             x = part_ND if self.outline.tokens_last else part_ND[:, :, None, None]
             parts.append(torch.func.functional_call(self.norm, weights, (x,)).flatten(1))
         return torch.cat(parts, dim=1)
+
+    def linear_pooled(
+        self, coef_KD: np.ndarray, mean_D: np.ndarray, layer: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As of `weights.Backbone`. Raises VggfeatError for a norm that isn't of a known kind."""
+        if self.norm is None:
+            return coef_KD, np.zeros(len(coef_KD))
+        halves = 2 if layer == BOTH else 1
+        parts = [
+            _before_norm(self.norm, part_KD, part_D)
+            for part_KD, part_D in zip(
+                np.split(coef_KD, halves, axis=1), np.split(mean_D, halves), strict=True
+            )
+        ]
+        weights_KD = np.concatenate([weights for weights, _ in parts], axis=1)
+        offsets_K = np.sum([offsets for _, offsets in parts], axis=0)
+        device = next(self.norm.parameters()).device
+        mean_1D11 = torch.from_numpy(mean_D)[None, :, None, None].float().to(device)
+        said_D = self.pooled(mean_1D11, layer)[0].detach().cpu().numpy()
+        apart_K = np.abs(weights_KD @ mean_D + offsets_K - coef_KD @ said_D)
+        if (apart_K > 1e-4 * (np.abs(coef_KD) @ np.abs(said_D))).any():
+            raise VggfeatError(
+                f"what the model's {type(self.norm).__name__} does to a mean isn't known: choose"
+                " another backbone"
+            )
+        return weights_KD, offsets_K
+
+    def looks_at(
+        self, layer: str, grid: tuple[int, ...], shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray, None]:
+        """As of `weights.Backbone`: an equal part of the whole patches each, all of them where the
+        model doesn't tell its tokens' grid. What a position sees isn't told.
+        """
+        tokens = layer == FEATURES and self.outline.tokens_last and grid[1] == 1
+        sides = []
+        for count, side, unit in zip(grid, shape, self.outline.patch, strict=True):
+            first, whole = side % unit // 2, side // unit * unit
+            edges = (first + np.linspace(0, whole, count + 1)) / side
+            window = (
+                [edges[[0, -1]]] * count if tokens else [edges[i : i + 2] for i in range(count)]
+            )
+            sides.append(np.array(window))
+        return sides[0], sides[1], None
+
+
+def _before_norm(norm: Any, coef_KD: np.ndarray, x_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(K, D) weights on x, and (K,) offsets, of weights on norm(x): by BatchNorm's statistics,
+    LayerNorm's or the root mean square.
+    """
+
+    def values(name: str) -> np.ndarray:
+        tensor = getattr(norm, name, None)
+        return np.zeros(1) if tensor is None else tensor.detach().double().cpu().numpy()
+
+    scaled_KD = coef_KD * values("weight")
+    offsets_K = (coef_KD * values("bias")).sum(axis=1)
+    if hasattr(norm, "running_mean"):
+        scaled_KD = scaled_KD / np.sqrt(values("running_var") + norm.eps)
+        return scaled_KD, offsets_K - scaled_KD @ values("running_mean")
+    if "rms" in type(norm).__name__.lower():
+        return scaled_KD / np.sqrt((x_D**2).mean() + norm.eps), offsets_K
+    scaled_KD = scaled_KD / np.sqrt(x_D.var() + norm.eps)
+    return scaled_KD - scaled_KD.mean(axis=1, keepdims=True), offsets_K
 
 
 def _whole_patches(x_NCHW: Tensor, patch: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vggfeat.cli_classify import classify_command, svm_command
+from vggfeat.cli_explain import explain_command
 from vggfeat.cli_extract import extract_command, merge_command
 from vggfeat.cli_info import info_command
 from vggfeat.cli_push import push_command
@@ -412,6 +413,7 @@ def neighbours_command(
         out.print(f"picture: {picture}")
 
 
+app.command("explain", cls=Strict)(explain_command)
 app.command("info", cls=Strict)(info_command)
 app.command("push", cls=Strict)(push_command)
 

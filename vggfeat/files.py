@@ -82,6 +82,23 @@ def scratch(parent: Path) -> Iterator[Path]:
             os.close(held)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path`, absent or an empty folder, at the end, or
+    is gone. Raises CantWrite where the disk refuses (also in the body).
+    """
+    target = path.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(target.parent) as private:
+            complete = private / "complete"
+            complete.mkdir()
+            yield complete
+            os.rename(complete, target)  # in place of an empty folder, too
+    except OSError as error:
+        raise CantWrite(f"can't write {path}: {reason(error)}") from error
+
+
 def _make(parent: Path) -> tuple[Path, int | None]:
     """A new folder, and the descriptor that holds it; None where the file system has no locks."""
     machine = _machine()

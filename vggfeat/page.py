@@ -334,6 +334,26 @@ def picture(uri: str | None, title: str, caption: str) -> Markup:
     )
 
 
+def transparent(rgba_HWC: np.ndarray) -> str:
+    """A picture with transparency, (H, W, 4) uint8, as a data URI: PNG."""
+    return _data_uri(Image.fromarray(rgba_HWC), "PNG", optimize=True)
+
+
+def overlaid(uri: str | None, overlay_uri: str, title: str, caption: Any) -> Markup:
+    """`picture` with a transparent picture over all of it."""
+    if uri is None:
+        return picture(None, title, caption)
+    return html(
+        '<figure class="overlaid"><div><img src="{uri}" alt="{title}" title="{title}">'
+        '<img class="over" src="{overlay}" alt=""></div><figcaption>{caption}</figcaption>'
+        "</figure>",
+        uri=uri,
+        overlay=overlay_uri,
+        title=title,
+        caption=caption,
+    )
+
+
 class Outlined(NamedTuple):
     """A box on a picture. corners: left, top, right, bottom in the image's pixels. kind: of the
     style sheet, "true" or "said". title: shows under a pointer.

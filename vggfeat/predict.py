@@ -96,31 +96,45 @@ def source_of(given: Given | Iterable[Given], model: Model) -> Source:
     Raises VggfeatError for what can't be read; for features that were described otherwise than
     those that the model learned from.
     """
-    places = [given] if isinstance(given, str | os.PathLike) else list(given)
-    if not places or not all(isinstance(place, str | os.PathLike) for place in places):
-        raise VggfeatError("give the paths of images, folders, lists or feature files")
-    texts = [os.fspath(place) for place in places]
-    readers = [_reader(text) for text in texts]
-    if None in readers:
-        if others := [text for text, reader in zip(texts, readers, strict=True) if reader]:
-            raise VggfeatError(
-                f"{texts[readers.index(None)]} has descriptors, and {others[0]} is of images: give"
-                " one kind at a time"
-            )
-        return _described(texts, model)
-    model.refuse_images()
+    texts, readers = _readers(given)
+    if None not in readers:
+        model.refuse_images()
+        return images_of(texts, () if model.multi_label else model.classes)
+    if others := [text for text, reader in zip(texts, readers, strict=True) if reader]:
+        raise VggfeatError(
+            f"{texts[readers.index(None)]} has descriptors, and {others[0]} is of images: give"
+            " one kind at a time"
+        )
+    return _described(texts, model)
+
+
+def images_of(given: Given | Iterable[Given], classes: Sequence[str]) -> Source:
+    """The images that are given, as of `source_of`, with their labels where they are one of these
+    classes. Raises VggfeatError also for feature files.
+    """
+    texts, readers = _readers(given)
     names: list[str] = []
     labels: list[np.ndarray] = []
     remarks: tuple[str, ...] = ()
-    number = {} if model.multi_label else {name: k for k, name in enumerate(model.classes)}
+    number = {name: k for k, name in enumerate(classes)}
     for text, reader in zip(texts, readers, strict=True):
-        assert reader is not None
+        if reader is None:
+            raise VggfeatError(f"{text} has descriptors, which have no places: give the images")
         its_names, its_labels, told = reader(text, number)
         names += its_names
         labels.append(np.full(len(its_names), -1) if its_labels is None else its_labels)
         remarks += told
     label_N = np.concatenate(labels)
     return Source(names, label_N if (label_N >= 0).any() else None, remarks=remarks)
+
+
+def _readers(given: Given | Iterable[Given]) -> tuple[list[str], list[_Reader | None]]:
+    """What is given, each with what reads it."""
+    places = [given] if isinstance(given, str | os.PathLike) else list(given)
+    if not places or not all(isinstance(place, str | os.PathLike) for place in places):
+        raise VggfeatError("give the paths of images, folders, lists or feature files")
+    texts = [os.fspath(place) for place in places]
+    return texts, [_reader(text) for text in texts]
 
 
 _Listed = tuple[list[str], np.ndarray | None, tuple[str, ...]]

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vggfeat import fused
+from vggfeat import fused, table1
 from vggfeat.errors import VggfeatError
 from vggfeat.images import Preprocessing
 from vggfeat.table1 import (
@@ -164,6 +165,30 @@ class VGG(nn.Module):
         """A layer's map averaged over positions: (N, K) float32, whatever the map's type."""
         # channels-last maps have K innermost: the sum over positions reads memory in order
         return map_NKHW.mean(dim=(2, 3), dtype=torch.float32)
+
+    def linear_pooled(
+        self, coef_KD: np.ndarray, mean_D: np.ndarray, layer: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As of `weights.Backbone`: nothing is done to the mean."""
+        return coef_KD, np.zeros(len(coef_KD))
+
+    def looks_at(
+        self, layer: str, grid: tuple[int, ...], shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """As of `weights.Backbone`: a stride's pixels each, of FC layers the crop that fc6
+        covers.
+        """
+        own = next(
+            each
+            for each in table1.layers(self.net, self.num_classes, self.width, self.crop)
+            if each.name == layer
+        )
+        window = self.crop if layer in FC_LAYERS else own.stride
+        rows, columns = (
+            np.minimum(own.stride * np.arange(count)[:, None] + [0, window], side) / side
+            for count, side in zip(grid, shape, strict=True)
+        )
+        return rows, columns, own.field
 
     def forward(
         self, x: Tensor, layer: str = "fc8", preprocessing: Preprocessing | None = None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,23 @@ class Backbone(Outline, Protocol):
     def pooled(self, map_NDHW: Tensor, layer: str) -> Tensor:
         """Descriptors (N, D) float32 of such a map: the mean over positions, and what the net's own
         head does to it before it classifies.
+        """
+
+    def linear_pooled(
+        self, coef_KD: np.ndarray, mean_D: np.ndarray, layer: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(K, D) weights and (K,) offsets, float64: the weights on the mean over positions, and the
+        offsets, are what `coef_KD` is on `pooled`. The deviations that a norm divides by are taken
+        as constants of the image.
+        """
+
+    def looks_at(
+        self, layer: str, grid: tuple[int, ...], shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray, int | None]:
+        """Where each position of a map (h, w) looks at an image (H, W): (h, 2) and (w, 2), from and
+        to as fractions of its height and of its width, the pixels that are this position's and no
+        other's, or what its window covers; and the side in pixels of all that it sees, its
+        receptive field, None where that isn't told.
         """
 
     # as every nn.Module has them
@@ -215,9 +233,15 @@ class Network:
         """fc8 of fc7 descriptors: (N, K) float32. Of a mean descriptor it is the mean score map
         (fc8 is linear).
         """
-        self.require("fc8")
-        fc8 = cast(nn.Linear, self.vgg().classifier[-1])
+        fc8 = self.fc8()
         return nn.functional.linear(fc7_ND.float(), fc8.weight.float(), fc8.bias.float())
+
+    def fc8(self) -> nn.Linear:
+        """What says classes, or boxes, of fc7. Raises VggfeatError where the weights don't reach
+        it.
+        """
+        self.require("fc8")
+        return cast(nn.Linear, self.vgg().classifier[-1])
 
     def set_pool(self, pool: str) -> Network:
         """Max-pooling of odd sides by "floor" or "ceil" instead of the weights' own; changes and

@@ -64,6 +64,32 @@ def preprocessed(network: Network, image_HWC: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "test_vit2", "test_mambaout"])
+def test_what_weighs_a_descriptor_weighs_the_mean_before_its_norm(
+    saved: Callable[[str], tuple[Network, Any]], name: str
+) -> None:
+    """The value itself, and how it changes where the norm's deviation doesn't."""
+    network, _ = saved(name)
+    layer, rng = network.default_layer, np.random.default_rng(0)
+    D = network.dim(layer)
+    coef_KD, mean_D = rng.standard_normal((3, D)), rng.standard_normal(D) + 1
+    weights_KD, offsets_K = network.module.linear_pooled(coef_KD, mean_D, layer)
+
+    def pooled(x_D: np.ndarray) -> np.ndarray:
+        map_1D11 = torch.from_numpy(x_D).float()[None, :, None, None]
+        return network.module.pooled(map_1D11, layer)[0].detach().double().numpy()
+
+    np.testing.assert_allclose(
+        weights_KD @ mean_D + offsets_K, coef_KD @ pooled(mean_D), rtol=1e-4, atol=1e-3
+    )
+    # to first order neither the mean of squares nor the variance changes
+    off = rng.standard_normal(D)
+    plane = np.linalg.qr(np.stack([np.ones(D), mean_D]).T)[0]
+    off -= plane @ (plane.T @ off)
+    moved = (pooled(mean_D + 0.01 * off) - pooled(mean_D - 0.01 * off)) / 0.02
+    np.testing.assert_allclose(weights_KD @ off, coef_KD @ moved, rtol=1e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "test_vit2", "test_mambaout"])
 def test_a_descriptor_is_what_timms_head_classifies(
     saved: Callable[[str], tuple[Network, Any]], name: str
 ) -> None:

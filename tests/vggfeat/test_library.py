@@ -92,6 +92,7 @@ def test_all_is_shown_and_only_loaded_when_used() -> None:
 def test_these_names_are_public() -> None:
     """People's programs hold them: renaming or dropping one is a decision, not a slip."""
     assert sorted(vggfeat.__all__) == [
+        "Evidence",
         "Features",
         "LinearSVM",
         "LinearSVMCV",
@@ -105,6 +106,7 @@ def test_these_names_are_public() -> None:
         "VggFeaturizer",
         "VggfeatError",
         "embed",
+        "evidence",
         "load",
         "open_features",
         "open_model",

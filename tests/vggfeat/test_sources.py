@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -556,6 +557,17 @@ class Tiny(torch.nn.Module):
 
     def pooled(self, map_NDHW: torch.Tensor, layer: str) -> torch.Tensor:
         return map_NDHW.mean(dim=(2, 3), dtype=torch.float32)
+
+    def linear_pooled(
+        self, coef_KD: np.ndarray, mean_D: np.ndarray, layer: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return coef_KD, np.zeros(len(coef_KD))
+
+    def looks_at(
+        self, layer: str, grid: tuple[int, ...], shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray, None]:
+        rows, columns = (np.arange(count)[:, None] / count + [0, 1 / count] for count in grid)
+        return rows, columns, None
 
 
 def load_clip(source: str, what: str, file: Path | None) -> Network:

@@ -24,8 +24,8 @@ from vggfeat.checked import read_text, shown
 from vggfeat.datasets.download import downloading, need_root
 from vggfeat.datasets.items import Items
 from vggfeat.datasets.protocol import protocol_of, remarks_on
-from vggfeat.errors import CantWrite, NoData, VggfeatError, reason
-from vggfeat.files import refuse_filled, scratch
+from vggfeat.errors import NoData, VggfeatError
+from vggfeat.files import refuse_filled, whole_folder
 
 # Alphabetical, as in the devkit's VOCinit.m.
 CLASSES = [
@@ -295,18 +295,11 @@ def write_submission(
         for k, name in enumerate(classes)
         if name not in left_out
     }
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch(target.parent) as private:
-            complete = private / "complete"
-            complete.mkdir()
-            for k, file in file_of.items():
-                lines_of_class = [
-                    f"{identifier} {score:.6f}\n"
-                    for identifier, score in zip(identifiers, scores[:, k], strict=True)
-                ]
-                (complete / file).write_bytes(os.fsencode("".join(lines_of_class)))
-            os.rename(complete, target)  # in place of an empty folder, too
-    except OSError as error:
-        raise CantWrite(f"can't write {directory}: {reason(error)}") from error
+    with whole_folder(target) as complete:
+        for k, file in file_of.items():
+            lines_of_class = [
+                f"{identifier} {score:.6f}\n"
+                for identifier, score in zip(identifiers, scores[:, k], strict=True)
+            ]
+            (complete / file).write_bytes(os.fsencode("".join(lines_of_class)))
     return [target / file for file in file_of.values()]

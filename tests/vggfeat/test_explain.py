@@ -1,0 +1,190 @@
+"""Evidence: that its parts add up to the scores, and lie where they are said to."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vggfeat
+from vggfeat.aggregate import POOLINGS
+from vggfeat.describe import description_of
+from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.explain import Explainer
+from vggfeat.images import smallest_side
+from vggfeat.model import Model
+from vggfeat.weights import Network
+
+from ..conftest import Command, photograph
+from .conftest import NET, Made
+
+POOL5 = "random:A,width=0.0625,crop=32,seed=1"
+CLASSES = ["ant", "bee", "cat"]
+
+
+@pytest.fixture(scope="module")
+def nets() -> list[Network]:
+    return [vggfeat.load(NET, device="cpu"), vggfeat.load(POOL5, device="cpu")]
+
+
+def model_on(
+    nets: Sequence[Network], layers: Sequence[str], scales: Sequence[int], mirror: bool, pool: str
+) -> Model:
+    """A classifier with random weights on these descriptors."""
+    rng = np.random.default_rng(0)
+    parts = tuple(
+        description_of(net, layer, scales, mirror) for net, layer in zip(nets, layers, strict=True)
+    )
+    times = len(scales) if pool == "stack" else 1
+    D = times * sum(net.dim(layer) for net, layer in zip(nets, layers, strict=True))
+    coef_KD = rng.standard_normal((len(CLASSES), D))
+    model = Model(CLASSES, coef_KD, rng.standard_normal(3), parts, pool, False, None)
+    model.__dict__["networks"] = list(nets)
+    return model
+
+
+@pytest.mark.parametrize("pool", POOLINGS)
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("layers", [("fc7",), ("pool5",), ("fc6", "conv4_1")])
+def test_contributions_and_intercept_are_the_score(
+    nets: list[Network], pool: str, mirror: bool, layers: tuple[str, ...]
+) -> None:
+    """Of one net and of two; at one scale, and at several."""
+    for scales in ((40,), (40, 64, 50)):
+        model = model_on(nets[: len(layers)], layers, scales, mirror, pool)
+        image = photograph(3, 61, 90)
+        [scores_K] = model.scores([image])
+        found = Explainer(model)(image, CLASSES)
+        np.testing.assert_allclose(found.sums_K + found.constants_K, scores_K, atol=1e-4)
+        np.testing.assert_allclose(found.scores_K, scores_K, atol=1e-4)
+        assert len(found.maps) == len(layers) * len(scales) * (1 + mirror)
+        for k, name in enumerate(CLASSES):
+            density_HW = found.on_pixels(name)
+            assert density_HW.shape == (61, 90)
+            np.testing.assert_allclose(density_HW.sum(), found.sums_K[k], atol=1e-9)
+
+
+def batch(image_HWC: np.ndarray, Q: int) -> torch.Tensor:
+    return torch.from_numpy(smallest_side(image_HWC, Q).copy())[None]
+
+
+def test_with_max_a_channel_counts_where_it_is_largest(nets: list[Network]) -> None:
+    model = model_on(nets[:1], ["pool5"], (40, 64), False, "max")
+    image = photograph(3, 61, 90)
+    found = Explainer(model)(image, CLASSES)
+    raw = [nets[0].maps_of(batch(image, Q), "pool5").mean(dim=(2, 3))[0].numpy() for Q in (40, 64)]
+    pooled_D = np.maximum(*raw)
+    for part, own_D in zip(found.maps, raw, strict=True):
+        won_D = np.where(own_D == pooled_D, own_D, 0)
+        expected = model.coef_KD @ won_D / np.linalg.norm(pooled_D)
+        np.testing.assert_allclose(part.values_Khw.sum(axis=(1, 2)), expected, atol=1e-5)
+
+
+def test_of_a_net_it_is_the_class_score_map(nets: list[Network]) -> None:
+    """Less fc8's bias; that of the mirror image folded back. At both scales the mean score."""
+    net, image = nets[0], photograph(3, 61, 90)
+    found = Explainer(net, (40, 64))(image, top=2)
+    names = [f"class {k}" for k in range(net.dim("fc8"))]
+    chosen = [names.index(name) for name in found.classes]
+    bias_K = net.fc8().bias.detach().numpy()[chosen]
+    total_K = np.zeros(2)
+    for Q in (40, 64):
+        for flip in (False, True):
+            seen = batch(image, Q).flip(2) if flip else batch(image, Q)
+            map_Khw = net.maps_of(seen, "fc8")[0].double().numpy()
+            total_K += map_Khw.mean(axis=(1, 2))[chosen] / 4
+            [part] = [part for part in found.maps if (part.Q, part.mirrored) == (Q, flip)]
+            expected = (map_Khw[chosen] - bias_K[:, None, None]) / (4 * map_Khw[0].size)
+            folded = expected[:, :, ::-1] if flip else expected
+            np.testing.assert_allclose(part.values_Khw, folded, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.scores_K, total_K, rtol=1e-5)
+    np.testing.assert_allclose(found.sums_K + found.constants_K, total_K, rtol=1e-5)
+    [again] = vggfeat.evidence(net, [image], classes=found.classes, scales=(40, 64))
+    np.testing.assert_array_equal(again.on_pixels(1), found.on_pixels(found.classes[1]))
+
+
+def test_where_positions_look(nets: list[Network]) -> None:
+    """The strides of pool5, from the left; in the mirror image from the right, since 90 isn't a
+    multiple of 32. fc7 looks through a window of its crop.
+    """
+    image = photograph(3, 64, 90)
+    model = model_on(nets[:1], ["pool5"], (64,), True, "average")
+    straight, mirrored = Explainer(model)(image).maps
+    np.testing.assert_allclose(90 * straight.columns_w2, [[0, 32], [32, 64]])
+    np.testing.assert_allclose(90 * mirrored.columns_w2, [[26, 58], [58, 90]])
+    np.testing.assert_allclose(64 * mirrored.rows_h2, [[0, 32], [32, 64]])
+    sentence = Explainer(model)(image).sees()
+    assert straight.field is not None and f"{straight.field} x {straight.field} pixels" in sentence
+    assert sentence.endswith("at Q = 64 all of the smallest side.")
+    rows, columns, _ = vggfeat.load("random:A,width=0.05,crop=64").module.looks_at(
+        "fc7", (1, 2), (64, 100)
+    )
+    np.testing.assert_allclose(64 * rows, [[0, 64]])
+    np.testing.assert_allclose(100 * columns, [[0, 64], [32, 96]])
+
+
+def test_what_has_no_evidence_is_refused(nets: list[Network], tmp_path: Path) -> None:
+    model = model_on(nets[:1], ["pool5"], (40,), False, "average")
+    image = photograph(3, 64, 90)
+    neighbours: Any = vggfeat.NearestNeighbours(k=1).fit(np.eye(2), [0, 1])
+    with pytest.raises(VggfeatError, match="no coefficients that evidence could be told of"):
+        vggfeat.evidence(neighbours, [image])
+    with pytest.raises(VggfeatError, match="leave out `scales`"):
+        vggfeat.evidence(model, [image], scales=(40,))
+    with pytest.raises(VggfeatError, match="no class 'dog': give one of ant, bee, cat"):
+        vggfeat.evidence(model, [image], classes=["dog"])
+    with pytest.raises(UnreadableImage, match="image 1: no such file"):
+        vggfeat.evidence(model, [image, tmp_path / "gone.jpg"])
+    [found] = vggfeat.evidence(model, [image], classes=["bee"])
+    with pytest.raises(VggfeatError, match="the evidence is for bee, not 'ant'"):
+        found.on_pixels("ant")
+
+
+# --- vggfeat explain ------------------------------------------------------------------------------
+
+
+def test_a_page_and_pictures(made: Made, command: Command, tmp_path: Path) -> None:
+    model, page = made.model, tmp_path / "page.html"
+    shutil.copytree(made.folder, folder := tmp_path / "images")
+    (folder / "red/damaged.jpg").write_bytes(b"\xff\xd8nothing")
+    ran = command("explain", folder, "--model", model, "--top", 2, "--out", page)
+    assert ran.status == 3 and "unreadable: " in ran.err and "damaged.jpg" in ran.err
+    text = page.read_text()
+    classes = vggfeat.open_model(model).classes
+    images = len(list(folder.glob("*/*.jpg"))) - 1
+    assert text.count('class="overlaid"') == 2 * images and "label: red" in text
+    assert re.search(r"red [+-]\d\.\d\d = [+-]\d+\.\d\d for, ", text)
+    ran = command("explain", folder / "red/00.jpg", "--model", model, "--out", tmp_path / "a.png")
+    assert ran.status == 0, ran.err
+    assert Image.open(tmp_path / "a.png").size == Image.open(folder / "red/00.jpg").size
+    out = f"{tmp_path / 'pictures'}/"
+    ran = command("explain", folder / "red", "--model", model, "--class", classes[0], "--out", out)
+    assert ran.status == 3, ran.err
+    names = sorted(path.name for path in Path(out).iterdir())
+    assert len(names) == images / 2 and names[0] == f"0000-00-{classes[0]}.png"
+
+
+def test_nothing_is_written_of_nothing(made: Made, command: Command, tmp_path: Path) -> None:
+    bad, image = tmp_path / "bad.jpg", made.folder / "red/00.jpg"
+    bad.write_bytes(b"nothing")
+    outs = [tmp_path / "p.html", tmp_path / "p.png", f"{tmp_path}/p/"]
+    for out in outs:
+        ran = command("explain", bad, "--model", made.model, "--out", out)
+        assert ran.status == 1 and ran.err_lines[-1].endswith("nothing is written")
+    for words, told in (
+        ((image, image, "--out", outs[1]), "takes one picture, and 2 are asked for"),
+        ((*[image] * 201, "--out", outs[0]), "201 figures are more than 200 of a page"),
+        ((made.features, "--out", outs[0]), "has descriptors, which have no places"),
+        ((image, "--class", "green", "--out", outs[0]), "there is no class 'green'"),
+    ):
+        ran = command("explain", *words, "--model", made.model)
+        assert ran.status == 1 and told in ran.err
+    assert os.listdir(tmp_path) == ["bad.jpg"]

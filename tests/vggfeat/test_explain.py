@@ -72,6 +72,18 @@ def test_contributions_and_intercept_are_the_score(
             np.testing.assert_allclose(density_HW.sum(), found.sums_K[k], atol=1e-9)
 
 
+def test_the_same_of_real_photographs(data: Path) -> None:
+    """Two nets, fused, of which one sees each image whole."""
+    nets = [vggfeat.load("mini", device="cpu"), vggfeat.load("mini:A", device="cpu")]
+    photos = sorted((data / "photos").glob("*.JPEG"))[:2]
+    for pool in POOLINGS:
+        model = model_on(nets, ["fc7", "pool5"], (112, 144), True, pool)
+        for of_image, scores_K in zip(
+            vggfeat.evidence(model, photos, classes=CLASSES), model.scores(photos), strict=True
+        ):
+            np.testing.assert_allclose(of_image.sums_K + of_image.constants_K, scores_K, atol=1e-4)
+
+
 def batch(image_HWC: np.ndarray, Q: int) -> torch.Tensor:
     return torch.from_numpy(smallest_side(image_HWC, Q).copy())[None]
 

@@ -31,7 +31,7 @@ from vggfeat import terminal
 Train = Callable[..., subprocess.CompletedProcess[str]]
 Running = subprocess.Popen[bytes] | prepared.Process
 KILLS = int(os.environ.get("KILLS", "3"))  # 20 for the figure in docs/results.md
-TERMS = int(os.environ.get("TERMS", "3"))  # signals to a group; 200 for the figure in the docs
+TERMS = int(os.environ.get("TERMS", "2"))  # signals to a group; 200 for the figure in the docs
 # A and then D from A, each ending in the middle of an epoch, a checkpoint after every iteration
 RUN = [
     "--net",

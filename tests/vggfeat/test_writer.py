@@ -34,7 +34,7 @@ from vggfeat.versions import versions
 from .. import prepared
 from ..conftest import HANG, Command, assert_same_descriptors, photograph, torchrun
 
-KILLS = int(os.environ.get("KILLS", "10"))
+KILLS = int(os.environ.get("KILLS", "5"))
 WEIGHTS = "random:B,width=0.125,crop=32,classes=4"
 
 

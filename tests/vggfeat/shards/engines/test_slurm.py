@@ -47,7 +47,7 @@ def test_every_shard_is_somebodys_and_then_everybodys() -> None:
 
 
 ARRAY = {"MIN": "0", "STEP": "1", "COUNT": "2"}
-KILLS = int(os.environ.get("VGGFEAT_KILLS", "5"))
+KILLS = int(os.environ.get("VGGFEAT_KILLS", "3"))
 TASKS = """
 import json, os, random, signal, sys, time
 from tests.vggfeat.shards.made import SPEC

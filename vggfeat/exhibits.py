@@ -154,14 +154,12 @@ def _told(mistake: Mistake, classes: Sequence[str]) -> Markup:
         said = classes[mistake.taken_for]
     told = ((said, mistake.score), (labels, mistake.label_score))
     scores = [f"{name} {score:+.2f}" for name, score in told if score is not None]
+    lines = [*(f"{text}," for text in scores[:-1]), scores[-1]]
     return html(
         "<b>{labels}</b>, {what}; {scores}",
         labels=wrapping(labels),
         what=wrapping(f"taken for {said}" if said else "missed"),
-        scores=Markup(" ").join(
-            html("<span>{text}{comma}</span>", text=wrapping(text), comma="," * (text != scores[-1]))
-            for text in scores
-        ),
+        scores=Markup(" ").join(html("<span>{x}</span>", x=wrapping(text)) for text in lines),
     )
 
 

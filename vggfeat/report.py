@@ -62,6 +62,7 @@ MANY = 40  # classes; of more, the best and the worst are shown
 MOST_LISTED = 2000  # classes in a list, or in a confusion matrix
 TABLE_CLASSES = 20  # of a confusion matrix with numbers in it
 OFTEN, MOST_CELLS = 15, 3000  # confusions: in the list, and known to the script
+FEW = 6  # classes whose best pictures are seen at once
 FIRST, LISTED = 24, 300  # mistakes: those seen at once, and names without a picture
 MISTAKE_BYTES = 200_000  # of a page: the list of mistakes for the script
 
@@ -190,16 +191,17 @@ def _score(results: Results, found: Found | None, pictures: Pictures) -> Section
             name=found.name,
         )
     facts = html(
-        '<div class="facts">{t}</div>',
-        t=table(("", ""), [(name, value) for name, value in summary(results)], numbers=()),
+        '<div class="facts">{t}{rules}</div>',
+        t=table(("", ""), summary(results), numbers=()),
+        rules=_rules(results),
     )
     body = html(
-        '<div class="hero"><div>{lines}</div>{facts}{strip}</div>',
+        '<div class="hero"><div>{lines}</div>{strip}{facts}</div>',
         lines=join(lines),
         facts=facts,
         strip=strip,
     )
-    return Section("figures", "", body + _rules(results))
+    return Section("figures", "", body)
 
 
 def _rules(results: Results) -> Markup:
@@ -352,12 +354,19 @@ def _by_class(found: Found, pictures: Pictures, without: str) -> Section:
                 lines=join(lines),
             )
         )
+    body = join(blocks[:FEW])
+    if blocks[FEW:]:
+        body += html(
+            "<details><summary>{n} more classes</summary>{rest}</details>",
+            n=len(blocks[FEW:]),
+            rest=join(blocks[FEW:]),
+        )
     about = (
         f"Of the images of {found.name}, by the class's score; classes with the lowest AP first."
     )
     if len(found.classes) > len(blocks):
         about += f" {len(blocks)} of {len(found.classes):,} classes."
-    return Section("images", "Right and wrong by class", join(blocks), about + without)
+    return Section("images", "Right and wrong by class", body, about + without)
 
 
 def _class_figure(results: Results) -> tuple[str, dict[str, float]]:
@@ -381,7 +390,8 @@ def _per_class(results: Results) -> list[Section]:
         body = bars(rows)
     else:
         half = MANY // 2
-        body = html("<h3>Best</h3>{a}<h3>Worst</h3>{b}", a=bars(rows[:half]), b=bars(rows[-half:]))
+        worst, best = bars(rows[-half:][::-1]), bars(rows[:half])
+        body = html("<h3>Worst</h3>{worst}<h3>Best</h3>{best}", worst=worst, best=best)
         body += html(
             "<details><summary>{all} classes</summary>{rows}</details>",
             all=f"All {len(rows):,}" if len(rows) <= MOST_LISTED else f"The best {MOST_LISTED:,}",

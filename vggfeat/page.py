@@ -30,7 +30,7 @@ from vggfeat.versions import __version__
 
 WIDTH, HEIGHT = 560, 320  # of a chart, in its own units: the style sheet sets its text by its width
 SMALL = 220, 200  # of a small one
-LEFT, RIGHT, TOP, BOTTOM = 66, 18, 10, 46
+LEFT, RIGHT, TOP, BOTTOM = 72, 18, 10, 46
 COLOURS = 8  # of the style sheet
 LARGEST = 1e300  # of a chart's values, so that no range overflows
 LEGEND = 30  # groups at most; of more, the names show under a pointer only

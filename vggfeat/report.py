@@ -116,15 +116,11 @@ def write_report(
         if found:
             sections += _of_scores(found, pictures, share, why_no_images if items is None else "")
         sections += _side_by_side(_per_class(results), _choice_of_c(results))
-        made = Section("made", "How it was made", _how_made(results))
         own = [*left_out, *pictures.too_many()]
-        if own:
-            lines = join(html("<li>{x}</li>", x=x) for x in own)
-            made = Section(
-                made.key, made.title, made.body + html("<h3>Left out</h3><ul>{x}</ul>", x=lines)
-            )
-        drawn = [_map(mapped, pictures)] if mapped else []
-        sections += _side_by_side(drawn, [made])
+        drawn = [_map(mapped, pictures)] if mapped and share else []
+        if mapped and not share:
+            own.append("the map of the descriptors: the images' names are too long")
+        sections += _side_by_side(drawn, [_how_made(results, own)])
         text = page(title(results), _lead(results), sections)
         if len(text.encode()) < MOST_BYTES:
             break
@@ -156,7 +152,7 @@ def _score(results: Results, found: Found | None, pictures: Pictures) -> Section
     """
     figures = results.scored.figures
     there = [key for key in FIGURES if told(figures.mean(key)) is not None]
-    there.sort(key=lambda key: key != results.compared_by)
+    there.sort(key=lambda key: key != (results.compared_by or results.choice.selected_by))
     lines = []
     for i, key in enumerate(there):
         mean = in_percent(figures.mean(key), 1)
@@ -254,7 +250,7 @@ def _mistakes(found: Found, pictures: Pictures, share: float, without: str) -> S
     if not n:
         body = html("<p>None among the images of {of}.</p>", of=found.of_all)
         return Section("mistakes", "Mistakes", body)
-    pictured = worst[:WORST] if pictures.any else []
+    pictured = worst[: round(WORST * share)] if pictures.any else []
     figures = [pictures.figure(shown) for shown, _ in pictured]
     gallery = html('<div class="pictures wrong">{f}</div>', f=join(figures[:FIRST]))
     rest = [(names[each.row], each) for _, each in worst[len(pictured) :]]
@@ -487,11 +483,9 @@ def _confusions(found: Found) -> Section:
     what = f"confusion matrix of {K:,} classes"
     if K <= TABLE_CLASSES:
         body = _confusion_table(classes, counts, share)
-        best: dict[int, list[str]] = {}
-        for shown in found.shown():
-            if shown.kind == "right":
-                best.setdefault(shown.k, []).append(str(shown.row))
-        data["right"] = best
+        data["right"] = {
+            k: [str(shown.row) for shown in right] for k, (right, _) in found.by_class.items()
+        }
     elif K <= MOST_LISTED:
         share_KK = np.zeros((K, K))
         for (k, j), value in share.items():
@@ -550,7 +544,7 @@ def _map(mapped: Mapped, pictures: Pictures) -> Section:
     return Section("map", "Map of the descriptors", body, data=data)
 
 
-def _how_made(results: Results) -> Markup:
+def _how_made(results: Results, left_out: Sequence[str]) -> Section:
     rows = []
     for part in results.made.features:
         rows += [(f"net {part.net}", f"{part.weights}, sha256 {str(part.fingerprint)[:12]}")]
@@ -562,4 +556,7 @@ def _how_made(results: Results) -> Markup:
     body = table(("", ""), rows, numbers=())
     if results.made.command:
         body += html("<p><code>{c}</code></p>", c=results.made.command)
-    return body
+    if left_out:
+        lines = join(html("<li>{x}</li>", x=x) for x in left_out)
+        body += html("<h3>Left out</h3><ul>{x}</ul>", x=lines)
+    return Section("made", "How it was made", body)

@@ -218,7 +218,10 @@ class Pictures:
     def figure(self, shown: Shown) -> Markup:
         """The picture of an image, shown for the score of class k, with its caption."""
         return picture(
-            self._uri(shown.row), self._names[shown.row], shown.caption, key=str(shown.row)
+            self._uri(shown.row),
+            self._names[shown.row],
+            shown.caption,
+            key=f"{shown.row}/{shown.k}",
         )
 
     def _uri(self, row: int) -> str | None:

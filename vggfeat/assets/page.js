@@ -164,9 +164,8 @@
   function open(k, j, n, from) {
     opener = from;
     const rows = mistakes.filter(row => row[3] === k && row[4] === j);
-    const keys = k === j ? (data.confusions.right[k] || []).map(key => [key]) : rows;
-    const seen = [...new Set(keys.map(row => row[0]))];
-    const shown = seen.map(key => [key, document.querySelector(`figure[data-image="${key}"]`)]).filter(([, figure]) => figure);
+    const keys = new Set(k === j ? data.confusions.right[k] : rows.map(row => row[0]));
+    const shown = [...keys].map(key => [key, document.querySelector(`figure[data-image="${key}/${j}"]`)]).filter(([, figure]) => figure);
     const what = k === j ? `${classes[k]}, taken for what it is` : `${classes[k]}, taken for ${classes[j]}`;
     const pictures = make("div", `pictures ${k === j ? "right" : "wrong"}`);
     pictures.append(...shown.map(([, figure]) => figure.cloneNode(true)));

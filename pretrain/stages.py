@@ -22,6 +22,7 @@ from pretrain.plan import fitting_micro_batch, net_of
 from pretrain.readers import Readers
 from pretrain.recipe import CLASSIFICATION, LOCALISATION, UNKNOWN, Past, Recipe, history_of
 from pretrain.report import REPORT, write_report
+from pretrain.standing import DONE, FAILED, INTERRUPTED, LOCK, End, Planned, Standing
 from pretrain.trainer import Machine, Trainer
 from pretrain.watch import BEST, CHECKPOINT, WEIGHTS, Stop
 from vggfeat.checked import shown
@@ -147,7 +148,7 @@ def _alone(run: Run) -> Iterator[None]:
                 pass
         # not through a link, nor waiting for what reads a pipe
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        lock = os.open(run.out / "lock", flags, 0o666)
+        lock = os.open(run.out / LOCK, flags, 0o666)
     except OSError as error:
         what = "its file lock is a link" if error.errno == errno.ELOOP else reason(error)
         raise VggfeatError(f"can't write in the folder {folder}: {what}") from error
@@ -182,6 +183,8 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
             f" {run.recipe.batch_size}"
         )
     ended = Ended(False, colours.unreadable, [])
+    standing = _planned(run, data)
+    _tell(run, standing)
     for number in run.chosen:
         net = net_of(run.recipe, number, len(data.classes))
         start = set_weights(run, number, net)
@@ -209,14 +212,16 @@ def _train_stages(run: Run, stop: Stop, readers: Readers) -> Ended:
         with stop.saving():
             try:
                 finished = trainer.run(stop)
-            except VggfeatError:
-                _write_page(run)  # to look at what went wrong
+            except VggfeatError as error:  # the page, to look at what went wrong
+                _tell(run, _at_end(standing, trainer, FAILED, str(error)), page=True)
                 raise
             ended.stages.append((trainer.stage.name, trainer.state))
-            _write_page(run)
             # all leave together, if one does; and the next stage starts from what the first process
             # has just written
             stop.signal = max(ranks.gather(stop.signal))
+            if stop.signal or number == run.chosen[-1]:
+                standing = _at_end(standing, trainer, INTERRUPTED if stop.signal else DONE)
+            _tell(run, standing, page=True)
         if stop.signal:
             if ranks.first:
                 what = (
@@ -284,12 +289,36 @@ def training_colours(run: Run) -> Colours:
     )
 
 
-def _write_page(run: Run) -> None:
-    if run.ranks.first:
+def _planned(run: Run, data: TrainingSet) -> Standing:
+    """The stages to come, each with the most iterations that it will take."""
+    size = run.recipe.batch_size
+    every = [run.recipe.stages[number] for number in run.chosen]
+    lengths = [stage.iterations_of(len(data.of_stage(stage, size).train), size) for stage in every]
+    return Standing(
+        stages=[
+            Planned(name=stage.name, iterations=n) for stage, n in zip(every, lengths, strict=True)
+        ]
+    )
+
+
+def _at_end(standing: Standing, trainer: Trainer, how: str, why: str | None = None) -> Standing:
+    stage, iteration = trainer.stage.name, trainer.state.iteration
+    return replace(standing, end=End(how=how, stage=stage, iteration=iteration, why=why))
+
+
+def _tell(run: Run, standing: Standing, page: bool = False) -> None:
+    """How the run stands, for programs and, on its page, for people."""
+    if not run.ranks.first:
+        return
+    for write in (standing.write, _write_page)[: 1 + page]:
         try:
-            write_report(run.out, run.out / REPORT)
-        except VggfeatError as error:  # a page is no reason to lose the stages that follow
+            write(run.out)
+        except VggfeatError as error:  # no reason to lose the stages that follow
             say(f"warning: {error}; training goes on")
+
+
+def _write_page(folder: Path) -> None:
+    write_report(folder, folder / REPORT, working=True)
 
 
 GREY_LEVELS = 1.0  # means that differ by less are of the same images, a few more or less of them

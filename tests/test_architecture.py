@@ -64,8 +64,10 @@ LIGHT = (
     *("vggfeat.datasets.annotation", "vggfeat.datasets.boxes"),
     *("vggfeat.datasets.voc_action", "vggfeat.regions"),
     *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
+    *("vggfeat.mistakes", "vggfeat.exhibits", "vggfeat.same_run"),
     *("vggfeat.table1", "vggfeat.versions"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
+    "pretrain.standing",
     *("pretrain.claims", "pretrain.ledger", "vggfeat.ledger", "vggfeat.transfer"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
     *("pretrain.localise", "pretrain.boxes", "pretrain.merging", "pretrain.box_figures"),
@@ -84,6 +86,8 @@ TESTED_BY = {
     "vggfeat/cli_extract.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_info.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_push.py": "tests/vggfeat/test_hub.py",  # what is put there is taken from there
+    "vggfeat/exhibits.py": "tests/vggfeat/test_report.py",  # one page
+    "vggfeat/same_run.py": "tests/vggfeat/test_report.py",
     "vggfeat/features.py": "tests/vggfeat/shards/test_sharded.py",  # a file or a set
     "vggfeat/shards/__init__.py": "",
     "vggfeat/shards/engines/__init__.py": "",

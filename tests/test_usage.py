@@ -64,7 +64,7 @@ OPTIONS = {
         --overwrite --debug"""
     ),
     "vggfeat export": "model --to --out --weights --overwrite --debug",
-    "vggfeat report": "--results --features --model --root --out --overwrite --debug",
+    "vggfeat report": ("--results --features --model --root --out --mistakes --overwrite --debug"),
     "vggfeat neighbours": (
         """--features --query --top --layer --pool --scales --picture --root --weights --device
         --overwrite --json --debug"""
@@ -402,6 +402,7 @@ WRONG = {
     "vggfeat export m.onnx --to onnx --out m.onnx": "is what the command reads",
     "vggfeat report": "a report needs --results or --model",
     "vggfeat report --model m.h5 --root images": "--root is of the images that --features knows",
+    "vggfeat report --model m.h5 --mistakes m.csv": "--mistakes needs --model and --features",
     "vggfeat report --model m.h5 --out m.h5": "is what the command reads",
     "vggfeat neighbours --features f.h5": "--query",
     "vggfeat neighbours --features f.h5 --query q --scales 3x": "is not a list of numbers",

@@ -288,21 +288,35 @@ def report_command(
     out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
         "report.html"
     ),
+    mistakes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write all mistakes as CSV to this file, a row each, the worst first.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the
-    descriptors.
+    """One HTML page to look at: the score, mistakes with their images, confusions, curves, a map of
+    the descriptors.
     """
     if not results and not model:
         raise WrongUsage("a report needs --results or --model")
+    if mistakes and not (model and features):
+        raise WrongUsage("--mistakes needs --model and --features, for the scores and the labels")
     if root and not features:
         raise WrongUsage("--root is of the images that --features knows: give both, or neither")
     check_outputs(
-        {"--out": out_file}, inputs=[results, *local(features), model, root], overwrite=overwrite
+        {"--out": out_file},
+        texts={"--mistakes": mistakes},
+        inputs=[results, *local(features), model, root],
+        overwrite=overwrite,
     )
     from vggfeat.datasets import at_hand
-    from vggfeat.report import open_described, write_report
+    from vggfeat.mistakes import all_mistakes, as_csv
+    from vggfeat.report import write_report
     from vggfeat.results import read_results
+    from vggfeat.same_run import open_described
 
     told, trained = read_results(results) if results else None, None
     if model:
@@ -321,9 +335,12 @@ def report_command(
             boxes=files[0].boxes,
         )
         if items is not None:
-            refuse_inputs({"--out": out_file}, items.paths())
+            refuse_inputs({"--out": out_file, "--mistakes": mistakes}, items.paths())
     page, left_out = write_report(told, files, trained, items, why_not)
-    write_text(out_file, page)
+    rows = ""
+    if mistakes and trained:
+        rows = as_csv(all_mistakes(told, files, trained), files[0])
+    try_each(lambda: write_text(out_file, page), lambda: write_text(mistakes, rows))
     for line in left_out:
         say(in_options(f"left out: {line}"))
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")

@@ -31,7 +31,17 @@ from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import mirror as mirrored
 from vggfeat.images import smallest_side
 from vggfeat.model import Model
-from vggfeat.page import Section, html, join, overlaid, page, table, thumbnail, transparent
+from vggfeat.page import (
+    Section,
+    html,
+    join,
+    overlaid,
+    overlay_switch,
+    page,
+    table,
+    thumbnail,
+    transparent,
+)
 from vggfeat.store import Description
 from vggfeat.weights import Network
 
@@ -437,6 +447,7 @@ def evidence_page(cards: Sequence[Markup], sees: str) -> str:
         "Orange positions speak for the class, blue ones against it; the colour is strongest where"
         f" an image has most. All of them, and what has no place, add up to the score. {sees}"
     )
-    body = html('<div class="cards">{cards}</div>', cards=join(cards))
+    body = overlay_switch("show the evidence")
+    body += html('<div class="cards">{cards}</div>', cards=join(cards))
     title = "What speaks for a class"
     return page(title, "", [Section("evidence", f"{len(cards):,} images", body, about)])

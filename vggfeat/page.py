@@ -2,16 +2,20 @@
 dark.
 
 Charts are SVG whose colours are the page's own; names from data sets and files are escaped by
-Jinja.
+Jinja. All can be read without JavaScript; with it, `assets/page.js` answers to pointer and
+keyboard. The page's policy allows that script alone, by its hash, and no request to anywhere.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,41 +23,80 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup, escape
-from PIL import Image
+from PIL import Image, ImageOps
 
+from vggfeat.files import plain
 from vggfeat.versions import __version__
 
-WIDTH, HEIGHT = 400, 250  # of a chart, in its own units: text of 12 is readable on a phone
-LEFT, RIGHT, TOP, BOTTOM = 52, 18, 8, 36
+WIDTH, HEIGHT = 560, 320  # of a chart, in its own units: the style sheet sets its text by its width
+SMALL = 220, 200  # of a small one
+LEFT, RIGHT, TOP, BOTTOM = 72, 18, 10, 46
 COLOURS = 8  # of the style sheet
 LARGEST = 1e300  # of a chart's values, so that no range overflows
 LEGEND = 30  # groups at most; of more, the names show under a pointer only
+LONG = 16  # characters of a word, beyond which it may be broken
+MOST_BYTES = 2_000_000  # of a page with pictures: it is sent by mail, and opened on a phone
 
 ASSETS = Path(__file__).parent / "assets"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page. key: its anchor. about: how to read it. body: HTML."""
+    """A part of a page. key: its anchor. about: how to read it. body: HTML. half: on a wide screen
+    it stands beside the next one that is. data: what the script asks of it, as JSON.
+    """
 
     key: str
     title: str
     body: Markup
     about: str = ""
+    half: bool = False
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page. Nothing in it is loaded from elsewhere, and its policy forbids that."""
+def page(title: str, lead: Any, sections: Sequence[Section]) -> str:
+    """The whole page. Nothing in it is loaded from elsewhere, and its policy forbids that. lead: a
+    sentence, or HTML, at its top. A section without a title has no heading, and isn't in the list
+    of them.
+    """
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (ASSETS / "page.html").read_text()
     )
-    style = Markup((ASSETS / "page.css").read_text())
+    style, script = ((ASSETS / name).read_text() for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = template.render(
-        title=title, lead=lead, sections=sections, style=style, version=__version__, when=when
+        title=title,
+        lead=lead,
+        sections=sections,
+        style=Markup(style),
+        script=Markup(script),
+        digest=digest,
+        data=as_data({section.key: section.data for section in sections if section.data}),
+        version=__version__,
+        when=when,
     )
     # file names that are no valid Unicode
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def as_data(value: Any) -> Markup:
+    """JSON that stands in a script element: nothing in it, as a stranger's file name, can end
+    that.
+    """
+    text = json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def wrapping(text: Any) -> Markup:
+    """Text whose long words, as names of files, may be broken behind / _ - . and nowhere else."""
+    if isinstance(text, Markup):
+        return text
+    return Markup(_LONG_WORD.sub(lambda word: _JOINT.sub(r"\g<0><wbr>", word[0]), escape(text)))
+
+
+_LONG_WORD = re.compile(rf"\S{{{LONG + 1},}}")
+_JOINT = re.compile(r"-{16}|[/_.-]+(?=[^/_.-])")
 
 
 def html(template: str, **values: Any) -> Markup:
@@ -76,7 +119,7 @@ def table(
     def line(cell: str, values: Sequence[Any]) -> Markup:
         classes = [Markup(' class="number"') if i in numbers else "" for i in range(len(values))]
         cells = [
-            html("<{cell}{kind}>{x}</{cell}>", cell=cell, kind=kind, x=x)
+            html("<{cell}{kind}>{x}</{cell}>", cell=cell, kind=kind, x=wrapping(x))
             for kind, x in zip(classes, values, strict=True)
         ]
         return html("<tr>{cells}</tr>", cells=join(cells))
@@ -95,7 +138,7 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> Markup:
     cells = [
         html(
             '<span>{name}</span><div><i style="width: {width:.2f}%"></i></div><b>{text}</b>',
-            name=name,
+            name=wrapping(name),
             width=100 * min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0,
             text=text,
         )
@@ -104,13 +147,25 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> Markup:
     return html('<div class="bars">{cells}</div>', cells=join(cells))
 
 
-def legend(names: Sequence[str]) -> Markup:
-    """The colours of series or groups 0, 1, …"""
+def legend(names: Sequence[str], series: Sequence[Series] = ()) -> Markup:
+    """The colours of groups 0, 1, …, or of series with these names."""
+    keys = series or [Series(name, np.zeros(0), np.zeros(0)) for name in names]
+    colours = _colours(keys)
     items = [
-        html("<span {colour}><i></i>{name}</span>", colour=_colour(i, len(names)), name=name)
-        for i, name in enumerate(names)
+        html(
+            '<span {colour}><i class="{style}"></i>{name}</span>',
+            colour=_colour(i if key.colour is None else key.colour, colours),
+            style=key.style,
+            name=wrapping(name),
+        )
+        for i, (name, key) in enumerate(zip(names, keys, strict=True))
     ]
     return html('<p class="soft legend">{items}</p>', items=join(items))
+
+
+def button(key: str, text: str) -> Markup:
+    """A button that the script knows by its key; not there without the script."""
+    return html('<button type="button" hidden data-do="{key}">{text}</button>', key=key, text=text)
 
 
 # --- charts ---------------------------------------------------------------------------------------
@@ -118,12 +173,16 @@ def legend(names: Sequence[str]) -> Markup:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: x and y of its points; with dots on them or not."""
+    """A curve: x and y of its points; with dots on them or not. style: of the style sheet, "dashed"
+    or "rings", which are points without a curve. colour: its number; None: its place.
+    """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     dots: bool = False
+    style: str = ""
+    colour: int | None = None
 
 
 def chart(
@@ -138,10 +197,12 @@ def chart(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     caption: Any = "",
     small: bool = False,
+    named: bool = True,
 ) -> Markup:
     """Curves in one figure. Points that are not finite, or beyond 1e300, are left out.
 
-    Long curves are thinned to what can be seen.
+    Long curves are thinned to what can be seen; the script tells the values of each point that is
+    left. named: with a legend, where there are several.
     """
     series = [_finite(s) for s in series]
     xs, ys = (np.concatenate([getattr(s, axis) for s in series] or [np.zeros(0)]) for axis in "xy")
@@ -155,39 +216,48 @@ def chart(
         x = across(value)
         parts.append(
             f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/><text'
-            f' x="{x:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{_short(value)}</text>'
+            f' x="{x:.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{_short(value)}</text>'
         )
     for value in _ticks(low_y, high_y, log_y, 3 if small else 5):
         y = up(value)
         parts.append(
             f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>'
         )
+    colours = _colours(series)
     for i, s in enumerate(series):
-        points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in _thinned(s, across))
-        parts.append(f'<g {_colour(i, len(series))}><polyline class="curve" points="{points}"/>')
-        if s.dots:
+        seen = _thinned(s, across)
+        points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in seen)
+        values = " ".join(f"{x:.6g},{y:.6g}" for x, y in seen)
+        colour = _colour(i if s.colour is None else s.colour, colours)
+        parts.append(
+            f'<g {colour} data-name="{escape(s.name)}" data-values="{values}">'
+            f'<polyline class="curve {s.style}" points="{points}"/>'
+        )
+        if s.dots or s.style == "rings":
+            kind, radius = ("ring", 7) if s.style == "rings" else ("dot", 3.5)
             parts += [
-                f'<circle class="dot" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3">'
+                f'<circle class="{kind}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="{radius}">'
                 f"<title>{x:g}: {y:g}</title></circle>"
                 for x, y in zip(s.x, s.y, strict=True)
             ]
         parts.append("</g>")
     middle = (LEFT + width - RIGHT) / 2
     parts.append(
-        f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_name)}</text>'
+        f'<text x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_name)}</text>'
     )
     parts.append(
-        f'<text x="11" y="{(TOP + height - BOTTOM) / 2:.0f}" text-anchor="middle" '
-        f'transform="rotate(-90 11 {(TOP + height - BOTTOM) / 2:.0f})">{escape(y_name)}</text>'
+        f'<text x="14" y="{(TOP + height - BOTTOM) / 2:.0f}" text-anchor="middle" '
+        f'transform="rotate(-90 14 {(TOP + height - BOTTOM) / 2:.0f})">{escape(y_name)}</text>'
     )
     return _figure(
         parts,
         size,
         f"{y_name} by {x_name}",
         "small" if small else "chart",
-        join([html("<figcaption>{x}</figcaption>", x=caption)] if caption else [])
-        + (legend([s.name for s in series]) if len(series) > 1 and not small else Markup("")),
+        join([html("<figcaption>{x}</figcaption>", x=wrapping(caption))] if caption else [])
+        + (legend([s.name for s in series], series) if len(series) > 1 and named else Markup("")),
+        {"x": x_name, "y": y_name},
     )
 
 
@@ -198,19 +268,21 @@ def scatter(
     names: Sequence[str],
     caption: str,
 ) -> Markup:
-    """Points in the plane, coloured by group; the titles show under a pointer."""
+    """Points in the plane, coloured by group; the titles show under a pointer. The script knows a
+    point by its place among them, as in `tiles`.
+    """
     size = (WIDTH, WIDTH)
     low, high = xy_N2.min(0), xy_N2.max(0)
     at = (xy_N2 - low) / np.where(high > low, high - low, 1) * (WIDTH - 16) + 8
     parts = [
-        f'<g {_colour(int(g), len(names))}><circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5">'
+        f'<g {_colour(int(g), len(names))}><circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
         f"<title>{escape(title)}</title></circle></g>"
         for (x, y), g, title in zip(at, group_N, titles, strict=True)
     ]
     body = html("<figcaption>{x}</figcaption>", x=caption)
     if 1 < len(names) <= LEGEND:
         body += legend(names)
-    return _figure(parts, size, caption, "chart", body)
+    return _figure(parts, size, "map: a dot an image", "chart map", body)
 
 
 def _colour(i: int, count: int) -> Markup:
@@ -222,17 +294,29 @@ def _colour(i: int, count: int) -> Markup:
     return html('style="--c: hsl({hue:.0f} 65% 52%)"', hue=i * 137.508 % 360)
 
 
+def _colours(series: Sequence[Series]) -> int:
+    """How many colours there must be for them."""
+    return max([len(series), *(1 + (s.colour or 0) for s in series)])
+
+
 def _figure(
-    parts: Sequence[str], size: tuple[int, int], what: str, kind: str, below: Markup
+    parts: Sequence[str],
+    size: tuple[int, int],
+    what: str,
+    kind: str,
+    below: Markup,
+    axes: Mapping[str, str] | None = None,
 ) -> Markup:
     svg = Markup("".join(parts))
+    named = (html(' data-{k}="{v}"', k=k, v=v) for k, v in (axes or {}).items())
     return html(
         '<figure class="{kind}"><svg viewBox="0 0 {w} {h}" role="img"'
-        ' aria-label="{what}">{svg}</svg>{below}</figure>',
+        ' aria-label="{what}"{axes}>{svg}</svg>{below}</figure>',
         kind=kind,
         w=size[0],
         h=size[1],
         what=what,
+        axes=Markup("").join(named),
         svg=svg,
         below=below,
     )
@@ -241,7 +325,7 @@ def _figure(
 def _finite(s: Series) -> Series:
     x, y = np.asarray(s.x, float), np.asarray(s.y, float)
     kept = (np.abs(x) <= LARGEST) & (np.abs(y) <= LARGEST)
-    return Series(s.name, x[kept], y[kept], s.dots)
+    return replace(s, x=x[kept], y=y[kept])
 
 
 def _thinned(s: Series, across: Callable[[float], float]) -> list[tuple[float, float]]:
@@ -315,22 +399,74 @@ def _short(value: float) -> str:
 
 def thumbnail(pixels_HWC: np.ndarray, side: int = 104) -> str:
     """An image as a data URI: JPEG, at most side pixels a side."""
-    image = Image.fromarray(pixels_HWC)
-    if max(image.size) > side:
-        image.thumbnail((side, side))
+    return as_uri(within(Image.fromarray(pixels_HWC), side))
+
+
+def within(image: Image.Image, side: int) -> Image.Image:
+    """A picture of at most side pixels a side: the image itself, or a smaller one."""
+    if max(image.size) <= side:
+        return image
+    smaller = image.copy()
+    smaller.thumbnail((side, side))
+    return smaller
+
+
+def as_uri(image: Image.Image) -> str:
+    """A small picture as a data URI."""
     # a tiny image would be mostly JPEG's noise, and is smaller as PNG
     return _data_uri(image, "PNG") if max(image.size) < 32 else _data_uri(image, "JPEG", quality=72)
 
 
-def picture(uri: str | None, title: str, caption: str) -> Markup:
-    """A thumbnail with its caption; without one its place stays, with the title."""
+def tiles(pictures: Sequence[Image.Image | None], side: int) -> tuple[str, int]:
+    """Small pictures cut to squares of side pixels, in one JPEG: its data URI, and how many stand
+    in a row of it. The place of one that isn't there is grey.
+    """
+    across = max(1, math.isqrt(len(pictures)))
+    sheet = Image.new("RGB", (across * side, -(-len(pictures) // across) * side), (127, 127, 127))
+    for i, each in enumerate(pictures):
+        if each is not None:
+            sheet.paste(ImageOps.fit(each, (side, side)), (i % across * side, i // across * side))
+    return _data_uri(sheet, "JPEG", quality=60), across
+
+
+def picture(uri: str | None, title: str, caption: Any, key: str = "") -> Markup:
+    """A thumbnail with its caption; without one its place stays, with the title. key: by which the
+    script knows the image.
+    """
     shown = (
         html('<img src="{uri}" alt="{title}" title="{title}">', uri=uri, title=title)
         if uri
-        else html('<div class="none">{title}</div>', title=title)
+        else html('<div class="none">{name}</div>', name=wrapping(title))
     )
+    return _captioned(shown, caption, key)
+
+
+def overlaid(uri: str, overlay_uri: str, title: str, caption: Any, key: str = "") -> Markup:
+    """`picture` with a transparent image over it, which is stretched to the photograph's shape: a
+    tap on the picture, or Space on it, switches it off and on, and `overlay_switch` does on the
+    whole page; without a script.
+    """
+    width, height = _size(uri)
+    shown = html(
+        '<label class="stack"><input type="checkbox" aria-label="{title}: without what lies over'
+        ' it"><span style="width: {share:.1f}%; aspect-ratio: {w} / {h}">'
+        '<img src="{uri}" alt="{title}" title="{title}"><img class="overlay" src="{overlay}"'
+        ' alt=""></span></label>',
+        title=title,
+        share=100 * min(1.0, width / height),
+        w=width,
+        h=height,
+        uri=uri,
+        overlay=overlay_uri,
+    )
+    return _captioned(shown, caption, key)
+
+
+def overlay_switch(text: str) -> Markup:
+    """A checkbox that switches all overlays of the page off and on."""
     return html(
-        "<figure>{shown}<figcaption>{caption}</figcaption></figure>", shown=shown, caption=caption
+        '<label class="switch"><input type="checkbox" class="overlays" checked> {text}</label>',
+        text=text,
     )
 
 
@@ -339,19 +475,19 @@ def transparent(rgba_HWC: np.ndarray) -> str:
     return _data_uri(Image.fromarray(rgba_HWC), "PNG", optimize=True)
 
 
-def overlaid(uri: str | None, overlay_uri: str, title: str, caption: Any) -> Markup:
-    """`picture` with a transparent picture over all of it."""
-    if uri is None:
-        return picture(None, title, caption)
+def _captioned(shown: Markup, caption: Any, key: str) -> Markup:
     return html(
-        '<figure class="overlaid"><div><img src="{uri}" alt="{title}" title="{title}">'
-        '<img class="over" src="{overlay}" alt=""></div><figcaption>{caption}</figcaption>'
-        "</figure>",
-        uri=uri,
-        overlay=overlay_uri,
-        title=title,
-        caption=caption,
+        "<figure{key}>{shown}<figcaption>{caption}</figcaption></figure>",
+        key=html(' data-image="{key}"', key=key) if key else "",
+        shown=shown,
+        caption=wrapping(caption),
     )
+
+
+def _size(uri: str) -> tuple[int, int]:
+    """Width and height of a picture in a data URI."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return image.size
 
 
 class Outlined(NamedTuple):
@@ -393,7 +529,7 @@ def outlined(
         title=title,
         uri=uri,
         drawn=join(drawn),
-        caption=caption,
+        caption=wrapping(caption),
     )
 
 
@@ -410,7 +546,7 @@ def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
     rgba[..., 3] = alpha
     image = Image.fromarray(rgba).resize((K * cell, K * cell), Image.Resampling.NEAREST)
     return html(
-        '<img class="matrix" src="{uri}" alt="{what}">',
+        '<div class="matrix"><img src="{uri}" alt="{what}"></div>',
         uri=_data_uri(image, "PNG", optimize=True),
         what=what,
     )

@@ -1,5 +1,5 @@
-"""What people would rather look at than read: one page of a classifier's figures, curves, mistakes
-and descriptors.
+"""What people would rather look at than read: one page of a classifier's score, mistakes, curves
+and descriptors, what is looked for first at the top.
 
 N images, K classes. Everything is optional: figures come from the results, curves and mistakes need
 the model's scores and the feature file's labels, thumbnails need the images, the map needs the
@@ -8,79 +8,63 @@ descriptors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from threadpoolctl import threadpool_limits
 
 from vggfeat import datasets, metrics
-from vggfeat.aggregate import aggregate, fuse
-from vggfeat.classify import refuse_other_rows
-from vggfeat.datasets.items import known
 from vggfeat.datasets.protocol import protocol_of
-from vggfeat.decode import read_rgb
-from vggfeat.errors import UnreadableImage, VggfeatError, WrongUsage
-from vggfeat.features import open_features
+from vggfeat.errors import VggfeatError, WrongUsage
+from vggfeat.exhibits import WORST, Found, Mapped, Pictures
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
+from vggfeat.mistakes import COLUMNS, Ranking, rankings_of
 from vggfeat.page import (
+    MOST_BYTES,
+    SMALL,
     Section,
     Series,
     bars,
+    button,
     chart,
     html,
     join,
     matrix_picture,
     page,
-    picture,
     scatter,
     table,
-    thumbnail,
+    wrapping,
 )
-from vggfeat.regions import cut
 from vggfeat.results import (
-    Part,
     Results,
-    Scored,
-    choice_columns,
     cost,
+    images,
     in_percent,
     over_classes,
     part_scored,
-    refuse_other_run,
     scored_on,
+    seen_by_net,
     summary,
     title,
     told,
 )
-from vggfeat.store import REGIONS, Description, Features
+from vggfeat.same_run import refuse_others
+from vggfeat.store import Features
 
 if TYPE_CHECKING:
     from vggfeat.model import Model
 
 MANY = 40  # classes; of more, the best and the worst are shown
-PICTURES = 800  # thumbnails of a page, about 3 kB each
-MAPPED = 1500  # descriptors on the map
+MOST_LISTED = 2000  # classes in a list, or in a confusion matrix
 TABLE_CLASSES = 20  # of a confusion matrix with numbers in it
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The scored images whose labels are known: rows of the feature file, scores (n, K), truth (n,
-    K) of 1, -1, 0.
-
-    predicted: (n,) the best-scored class; None where an image has several labels. aps: (K,) AP, of
-    the protocol's kind.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    truth: np.ndarray
-    predicted: np.ndarray | None
-    aps: np.ndarray
+OFTEN, MOST_CELLS = 15, 3000  # confusions: in the list, and known to the script
+FEW = 6  # classes whose best pictures are seen at once
+FIRST, LISTED = 24, 300  # mistakes: those seen at once, and names without a picture
+MISTAKE_BYTES = 200_000  # of a page: the list of mistakes for the script
 
 
 def write_report(
@@ -90,7 +74,7 @@ def write_report(
     items: datasets.Items | None,
     why_no_images: str = "",
 ) -> tuple[str, list[str]]:
-    """The page, and a line for each thing that had to be left out.
+    """The page, under 2 MB, and a line for each thing that had to be left out.
 
     results: of `vggfeat svm --json`; the model's own if None. features: the files that the model
     was trained on, or none. items: where the images are, or None and why not.
@@ -102,11 +86,8 @@ def write_report(
         if model.results is None:
             raise VggfeatError("the model has no results: give them as `results`")
         results = model.results
-    left_out = _refuse_others(results, features, model)
-    lead = _lead(results)
-    sections = [_figures(results), *_per_class(results), *_choice_of_c(results)]
-    made = _how_made(results)
-    rankings = {}
+    left_out = refuse_others(results, features, model)
+    rankings: dict[str, Ranking] = {}
     curves = "curves, confusions and mistakes"
     if model is None:
         left_out.append(f"{curves}: they need `model`, written by `vggfeat svm --out`")
@@ -117,159 +98,271 @@ def write_report(
     elif not features:
         left_out.append(f"{curves}: they need `features`, for the labels")
     else:
-        rankings = _rankings(model.scored, features[0], results)
+        rankings = rankings_of(model.scored, features[0], results)
         if not rankings:
             left_out.append(f"{curves}: the scored images have no labels")
-    if rankings:
-        first = features[0]
-        ap = CLASS_FIGURES[protocol_of(results.protocol).class_ap]
-        sections += _curves(rankings, first.classes, ap)
-        if first.labels is not None and first.labels.ndim == 1:
-            sections += _confusions(rankings, first.classes)
-        sections += _mistakes(rankings, first, items, why_no_images, left_out)
-    if features:
-        sections += _map(features, model, results)
-    else:
+    if not features:
         left_out.append("the map of the descriptors: it needs `features`")
-    if left_out:
-        made += html(
-            "<h3>Left out</h3><ul>{items}</ul>",
-            items=join(html("<li>{x}</li>", x=x) for x in left_out),
-        )
-    sections.append(Section("made", "How it was made", made))
-    return page(title(results), lead, sections), left_out
+    mapped = Mapped.of(features, model, results) if features else None
+    found = Found(results, features[0], rankings) if rankings else None
+    pictures = Pictures.of(features, items, found.shown() if found else [], mapped)
+    if found and items is None:
+        left_out.append(f"thumbnails: {why_no_images}")
+    elif found:
+        left_out += pictures.absent
+    for share in (1.0, 0.5, 0.2, 0.0):  # long names take room, too
+        pictures.allow(share)
+        sections = [_score(results, found, pictures)]
+        if found:
+            sections += _of_scores(found, pictures, share, why_no_images if items is None else "")
+        sections += _side_by_side(_per_class(results), _choice_of_c(results))
+        own = [*left_out, *pictures.too_many()]
+        drawn = [_map(mapped, pictures)] if mapped and share else []
+        if mapped and not share:
+            own.append("the map of the descriptors: the images' names are too long")
+        sections += _side_by_side(drawn, [_how_made(results, own)])
+        text = page(title(results), _lead(results), sections)
+        if len(text.encode()) < MOST_BYTES:
+            break
+    return text, own
+
+
+def _side_by_side(*parts: list[Section]) -> list[Section]:
+    """Sections that share a wide screen, where there are two."""
+    sections = [section for part in parts for section in part]
+    if len(sections) < 2:
+        return sections
+    return [replace(section, half=True) for section in sections]
 
 
 def _lead(results: Results) -> str:
-    scores = [
-        f"{name} {in_percent(mean, 1)}{over_classes(results, key)}"
-        for key, name in FIGURES.items()
-        if (mean := told(results.scored.figures.mean(key))) is not None
-    ]
     nets = [
         f"net {part.net}, {part.layer}, Q = {', '.join(map(str, part.scales))}"
         for part in results.made.features
     ]
-    return f"{', '.join(scores) or 'no figures'} on {scored_on(results)}; {' and '.join(nets)}"
-
-
-def _refuse_others(
-    results: Results, features: Sequence[Features], model: Model | None
-) -> list[str]:
-    """Figures of one run beside curves of another would be a lie. A line for each thing that can't
-    be checked.
-    """
-    if model is not None:
-        if model.results is None:
-            raise VggfeatError("the results and the model are of two runs: the model has none")
-        refuse_other_run(results, model.results)
-    for file in features:
-        if file.attributes.get("dataset") != results.dataset:
-            raise VggfeatError(
-                f"{file.path} is of {file.attributes.get('dataset')}, the results are of"
-                f" {results.dataset}"
-            )
-    if not features:
-        return []
-    refuse_other_rows(features)
-    parts = results.made.features
-    if parts and len(parts) != len(features):
-        raise VggfeatError(f"the results are of {len(parts)} feature files; {len(features)} given")
-    for file, part in zip(features, parts, strict=False):  # results may lack them
-        _refuse_other_file(file, part)
-    if model is not None:
-        _refuse_other_model(model, features)
-    unknown = [file for i, file in enumerate(features) if i >= len(parts) or parts[i].rows is None]
-    return [
-        f"the check that {file.path} has the images that these results are of: they are an older"
-        " version's and don't say; `vggfeat svm` makes them anew"
-        for file in unknown
-    ]
-
-
-def open_described(
-    paths: Sequence[str | Path], results: Results | None, model: Model | None
-) -> list[Features]:
-    """The feature files of results, or of a model, each with the layer that was learned from.
-
-    Raises VggfeatError: see `open_features`; one file twice, with the same layer.
-    """
-    parts: Sequence[Part | Description] = results.made.features if results else ()
-    parts = parts or (model.parts if model else ())
-    layers: list[str | None] = [part.layer for part in parts] or [None] * len(paths)
-    if len(layers) != len(paths):
-        raise VggfeatError(f"the results are of {len(layers)} feature files; {len(paths)} given")
-    given = list(zip(map(str, paths), layers, strict=True))
-    for i, (path, layer) in enumerate(given):
-        if (path, layer) in given[:i]:
-            raise VggfeatError(f"`features` {path} is given twice")
-    return [open_features(path, layer) for path, layer in given]
-
-
-def _refuse_other_file(file: Features, part: Part) -> None:
-    own = file.description
-    if (own.fingerprint, own.layer) != (part.fingerprint, part.layer):
-        raise VggfeatError(
-            f"{file.path} is not the feature file of these results: it holds {own.layer} of net"
-            f" {own.net} ({own.fingerprint[:12]}), they are of {part.layer} of net"
-            f" {part.net} ({str(part.fingerprint)[:12]})"
-        )
-    if own.regions != (regions := tuple(part.regions) or REGIONS[:1]):
-        raise VggfeatError(
-            f"{file.path} is not the feature file of these results: it describes"
-            f" {' and '.join(own.regions)}, they are of {' and '.join(regions)}"
-        )
-    if part.rows not in (None, file.rows_digest):
-        raise VggfeatError(
-            f"{file.path} is not the feature file of these results: it has other images, labels"
-            " or splits; give the one that they were made of, or train again with this one"
-        )
-
-
-def _refuse_other_model(model: Model, features: Sequence[Features]) -> None:
-    first = features[0]
-    if len(model.parts) != len(features):
-        raise VggfeatError(
-            f"the model is of {len(model.parts)} feature files; {len(features)} given"
-        )
-    if model.classes != first.classes:
-        raise VggfeatError(f"{first.path} has other classes than the model")
-    for name, scored in model.scored.items():
-        rows = scored.rows
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(first.names):
-            raise VggfeatError(f"the model's {name} has rows that {first.path} hasn't")
-
-
-def _rankings(
-    scored: dict[str, Scored], features: Features, results: Results
-) -> dict[str, Ranking]:
-    """By the part that was scored, in words."""
-    ap = protocol_of(results.protocol).ap
-    labels, K = features.labels, len(features.classes)
-    out = {}
-    for name, part in scored.items():
-        if labels is None:
-            continue
-        own = labels[part.rows]
-        labelled = known(own) & np.isfinite(part.scores).all(axis=1)
-        if not labelled.any():
-            continue
-        own, scores = own[labelled], np.asarray(part.scores[labelled], np.float64)
-        truth = own if own.ndim == 2 else np.where(np.arange(K) == own[:, None], 1, -1)
-        predicted = None if own.ndim == 2 else scores.argmax(axis=1)
-        aps = metrics.mean_average_precision(scores, truth, ap).per_class
-        words = part_scored(results) if name == "validation" else name
-        words = f"the test part of {name}" if name.startswith("split") else words
-        out[words] = Ranking(part.rows[labelled], scores, truth, predicted, aps)
-    return out
+    return " and ".join(nets)
 
 
 # --- sections -------------------------------------------------------------------------------------
 
 
-def _figures(results: Results) -> Section:
-    body = table(("", ""), summary(results), numbers=())
-    return Section("figures", "Figures", body, "; ".join(results.rules))
+def _score(results: Results, found: Found | None, pictures: Pictures) -> Section:
+    """What is looked for first: the figure that the protocol compares by, of what it is, and
+    pictures.
+    """
+    figures = results.scored.figures
+    there = [key for key in FIGURES if told(figures.mean(key)) is not None]
+    there.sort(key=lambda key: key != (results.compared_by or results.choice.selected_by))
+    lines = []
+    for i, key in enumerate(there):
+        mean = in_percent(figures.mean(key), 1)
+        first = '<p class="score"><b>{mean}</b> <span>{name}{over}{spread}</span></p>'
+        other = "<p>{name} {mean}{over}{spread}</p>"
+        lines.append(
+            html(
+                first if i == 0 else other,
+                mean=mean,
+                name=FIGURES[key],
+                over=over_classes(results, key),
+                spread=_spread(results, key),
+            )
+        )
+    if not there:
+        lines.append(html('<p class="state">no figures</p>'))
+    lines.append(html("<p>on {part}</p>", part=scored_on(results)))
+    seen, spoilt = seen_by_net(results)
+    if spoilt:
+        lines.append(html("<p><b>The net was trained on {seen}.</b></p>", seen=seen))
+    strip = Markup("")
+    if found and pictures.any:
+        shown = [
+            html('<div class="{kind}">{f}</div>', kind=each.kind, f=pictures.figure(each))
+            for each in found.strip
+        ]
+        strip = html(
+            '<div><div class="pictures strip">{shown}</div><p class="soft">Some of the {all} of'
+            " {name}, at random, of each class in turn.</p></div>",
+            shown=join(shown),
+            all=images(len(found.first.rows)),
+            name=found.name,
+        )
+    facts = html(
+        '<div class="facts">{t}{rules}</div>',
+        t=table(("", ""), summary(results), numbers=()),
+        rules=_rules(results),
+    )
+    body = html(
+        '<div class="hero"><div>{lines}</div>{strip}{facts}</div>',
+        lines=join(lines),
+        facts=facts,
+        strip=strip,
+    )
+    return Section("figures", "", body)
+
+
+def _rules(results: Results) -> Markup:
+    if not results.rules:
+        return Markup("")
+    return html('<p class="soft">{rules}</p>', rules="; ".join(results.rules))
+
+
+def _spread(results: Results, key: str) -> str:
+    """Of several splits the deviation; of an accuracy on one test set its interval."""
+    std = told(results.scored.figures.std(key))
+    if std is not None:
+        n = len(results.per_split)
+        return f" +- {100 * std:.1f} (standard deviation of {n} splits)"
+    n = results.validation.n if results.test_labels == "none" and results.validation else 0
+    n = n or results.n_test
+    if key != "accuracy" or results.per_split or not n:
+        return ""
+    low, high = wilson(told(results.scored.figures.accuracy) or 0.0, n)
+    return f", 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n images that were drawn at random (E. B. Wilson, 1927)."""
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _of_scores(
+    found: Found, pictures: Pictures, share: float, why_no_images: str
+) -> Iterator[Section]:
+    """The sections that need scores and labels."""
+    without = f" Thumbnails are left out: {why_no_images}." if why_no_images else ""
+    for line in pictures.absent:
+        n, _, why = line.partition(" thumbnails: the images ")
+        without += f" {n} images {why}."
+    yield _mistakes(found, pictures, share, without)
+    yield _by_class(found, pictures, without)
+    if found.one_label:
+        yield _confusions(found)
+    yield _curves(found)
+
+
+def _mistakes(found: Found, pictures: Pictures, share: float, without: str) -> Section:
+    """The worst with pictures, more by name, and as many as fit as data for the script."""
+    worst, names = found.worst, found.features.names
+    n = len(found.mistakes)
+    if not n:
+        body = html("<p>None among the images of {of}.</p>", of=found.of_all)
+        return Section("mistakes", "Mistakes", body)
+    pictured = worst[: round(WORST * share)] if pictures.any else []
+    figures = [pictures.figure(shown) for shown, _ in pictured]
+    gallery = html('<div class="pictures wrong">{f}</div>', f=join(figures[:FIRST]))
+    rest = [(names[each.row], each) for _, each in worst[len(pictured) :]]
+    listed = [
+        (
+            name,
+            ", ".join(found.classes[k] for k in each.labels) or "none of the classes",
+            "-" if each.taken_for is None else found.classes[each.taken_for],
+            *("-" if x is None else f"{x:+.2f}" for x in (each.score, each.label_score)),
+        )
+        for name, each in rest[: round(LISTED * max(share, 0.1))]
+    ]
+    head = ("image", "label", "taken for", "its score", "the label's")
+    more = Markup("")
+    if figures[FIRST:]:
+        more += html('<div class="pictures wrong">{f}</div>', f=join(figures[FIRST:]))
+    if listed:
+        more += table(head, listed, numbers=(3, 4))
+    if len(rest) > len(listed):
+        more += html("<p>{n:,} more are not on this page.</p>", n=len(rest) - len(listed))
+    rows, fit = _as_rows(found, share), len(found.mistakes)
+    if len(rows) < fit:
+        save = button("csv", f"Save the first {len(rows):,} of {fit:,} as CSV")
+    else:
+        save = button("csv", "Save as CSV")
+    body = gallery if pictured else Markup("")
+    if more:
+        count = len(worst) - min(FIRST, len(pictured))
+        body += html("<details><summary>{n:,} more</summary>{more}</details>", n=count, more=more)
+        if not pictured:
+            body = more
+    of = found.of_all
+    about = (
+        f"{n:,} of {sum(len(r.rows) for r in found.rankings.values()):,} images of {of}"
+        if found.one_label
+        else f"{n:,} classes of images of {of}, named above a score of 0 or not"
+    )
+    about += (
+        ": the worst first, by how far its score lies above the label's. All of them:"
+        " vggfeat report --mistakes FILE.csv."
+    )
+    data = {
+        "columns": COLUMNS,
+        "classes": found.classes,
+        "parts": list(found.rankings),
+        "rows": rows,
+    }
+    return Section("mistakes", "Mistakes", body + save, about + without, data=data)
+
+
+def _as_rows(found: Found, share: float) -> list[tuple[Any, ...]]:
+    """Mistakes for the script, as many as their bytes allow: image's key, name, part, label, taken
+    for, score, the label's score; parts and classes by their numbers, several labels as text.
+    """
+    parts = {name: i for i, name in enumerate(found.rankings)}
+    room, rows = MISTAKE_BYTES * share, []
+    for each in found.mistakes:
+        labels: int | str = ";".join(found.classes[k] for k in each.labels)
+        room -= 50 + 2 * len(found.features.names[each.row])
+        if len(each.labels) == 1:
+            labels = each.labels[0]
+        else:
+            room -= 2 * len(str(labels))
+        if room < 0:
+            break
+        rows.append(
+            (
+                str(each.row),
+                found.features.names[each.row],
+                parts[each.part],
+                labels,
+                each.taken_for,
+                *(None if x is None else float(f"{x:.5g}") for x in (each.score, each.label_score)),
+            )
+        )
+    return rows
+
+
+def _by_class(found: Found, pictures: Pictures, without: str) -> Section:
+    blocks = []
+    for k, sides in found.by_class.items():
+        lines = []
+        for kind, shown in zip(("right", "wrong"), sides, strict=True):
+            figures = [pictures.figure(each) for each in shown]
+            lines.append(
+                html(
+                    '<div><p class="soft">best-scored {kind}</p><div class="pictures {kind}">'
+                    "{figures}</div></div>",
+                    kind=kind,
+                    figures=join(figures) if figures else html('<p class="soft">none</p>'),
+                )
+            )
+        blocks.append(
+            html(
+                '<h3>{name}</h3><div class="sides">{lines}</div>',
+                name=wrapping(found.classes[k]),
+                lines=join(lines),
+            )
+        )
+    body = join(blocks[:FEW])
+    if blocks[FEW:]:
+        body += html(
+            "<details><summary>{n} more classes</summary>{rest}</details>",
+            n=len(blocks[FEW:]),
+            rest=join(blocks[FEW:]),
+        )
+    about = (
+        f"Of the images of {found.name}, by the class's score; classes with the lowest AP first."
+    )
+    if len(found.classes) > len(blocks):
+        about += f" {len(blocks)} of {len(found.classes):,} classes."
+    return Section("images", "Right and wrong by class", body, about + without)
 
 
 def _class_figure(results: Results) -> tuple[str, dict[str, float]]:
@@ -293,43 +386,50 @@ def _per_class(results: Results) -> list[Section]:
         body = bars(rows)
     else:
         half = MANY // 2
-        body = html("<h3>Best</h3>{a}<h3>Worst</h3>{b}", a=bars(rows[:half]), b=bars(rows[-half:]))
+        worst, best = bars(rows[-half:][::-1]), bars(rows[:half])
+        body = html("<h3>Worst</h3>{worst}<h3>Best</h3>{best}", worst=worst, best=best)
         body += html(
-            "<details><summary>All {n} classes</summary>{rows}</details>",
-            n=len(rows),
-            rows=table(("class", name), [(n, text) for n, _, text in rows]),
+            "<details><summary>{all} classes</summary>{rows}</details>",
+            all=f"All {len(rows):,}" if len(rows) <= MOST_LISTED else f"The best {MOST_LISTED:,}",
+            rows=table(("class", name), [(n, text) for n, _, text in rows[:MOST_LISTED]]),
         )
     return [Section("classes", f"Classes: {name}", body)]
 
 
 def _choice_of_c(results: Results) -> list[Section]:
-    curves = [
+    choices = [
         (str(i) if split.name is None else split.name, split.choice)
         for i, split in enumerate(results.per_split)
-    ]
-    series = [
-        Series(name, np.array(choice.C_grid), 100 * np.array(choice.C_curve), True)
-        for name, choice in curves or [("validation", results.choice)]
-        if choice.C_curve
-    ]
-    if not series:
+        if split.choice.C_curve
+    ] or [("all values", results.choice)]
+    series, chosen = [], []
+    for name, choice in choices:
+        grid, scores = np.array(choice.C_grid), 100 * np.array(choice.C_curve)
+        series.append(Series(name, grid, scores, dots=True))
+        chosen += [(C, y) for C, y in zip(grid, scores, strict=True) if C == choice.C]
+    if not any(len(each.x) for each in series):
         return []
-    head, rows = choice_columns(results)
+    at, heights = np.array(chosen, float).reshape(-1, 2).T
+    series.append(Series("chosen", at, heights, style="rings", colour=7))
     by = FIGURES.get(results.choice.selected_by or "", "score")
-    splits = " (the median of the splits')" if len(series) > 1 else ""
-    about = f"C = {cost(results.choice.C)}{splits}, by {head[1]}; of equals the smallest."
-    drawn = html('<div class="charts">{c}</div>', c=chart(series, "C", f"{by}, %", log_x=True))
-    return [Section("c", "The choice of C", drawn + table(head, rows, numbers=(0, 1)), about)]
+    splits = " (the median of the splits')" if len(choices) > 1 else ""
+    about = (
+        f"C = {cost(results.choice.C)}{splits}, by {by} on {results.C_chosen_on or 'validation'};"
+        " of equals the smallest."
+    )
+    drawn = html('<div class="charts few">{c}</div>', c=chart(series, "C", f"{by}, %", log_x=True))
+    return [Section("c", "The choice of C", drawn, about)]
 
 
-def _curves(rankings: dict[str, Ranking], classes: list[str], ap: str) -> list[Section]:
-    name, ranking = next(iter(rankings.items()))
+def _curves(found: Found) -> Section:
+    ranking, classes = found.first, found.classes
+    ap = CLASS_FIGURES[protocol_of(found.results.protocol).class_ap]
     shown, how = _chosen(ranking.aps)
     figures = []
     for k in shown:
         precision, recall = metrics.precision_recall(ranking.scores[:, k], ranking.truth[:, k])
         caption = html(
-            "{name}<br>{ap} {x}", name=classes[k], ap=ap, x=in_percent(ranking.aps[k], 1)
+            "{name}<br>{ap} {x}", name=wrapping(classes[k]), ap=ap, x=in_percent(ranking.aps[k], 1)
         )
         figures.append(
             chart(
@@ -338,20 +438,14 @@ def _curves(rankings: dict[str, Ranking], classes: list[str], ap: str) -> list[S
                 "precision",
                 x_range=(0, 1),
                 y_range=(0, 1),
-                size=(220, 200),
+                size=SMALL,
                 caption=caption,
                 small=True,
             )
         )
-    about = f"Of the {len(ranking.rows)} images of {name}. {how}"
-    return [
-        Section(
-            "curves",
-            "Precision and recall",
-            html('<div class="charts">{f}</div>', f=join(figures)),
-            about,
-        )
-    ]
+    about = f"Of the {images(len(ranking.rows))} of {found.name}. {how}"
+    body = html('<div class="charts small-ones">{f}</div>', f=join(figures))
+    return Section("curves", "Precision and recall", body, about)
 
 
 def _chosen(values_K: np.ndarray) -> tuple[list[int], str]:
@@ -369,203 +463,88 @@ def _chosen(values_K: np.ndarray) -> tuple[list[int], str]:
     )
 
 
-def _confusions(rankings: dict[str, Ranking], classes: list[str]) -> list[Section]:
-    K = len(classes)
-    counts = np.zeros((K, K), np.int64)
-    for ranking in rankings.values():
+def _confusions(found: Found) -> Section:
+    """The whole matrix, as a table or a picture, and its largest cells."""
+    classes, K = found.classes, len(found.classes)
+    counts: Counter[tuple[int, int]] = Counter()
+    for ranking in found.rankings.values():
         assert ranking.predicted is not None  # one label an image
-        np.add.at(counts, (ranking.truth.argmax(axis=1), ranking.predicted), 1)
-    images = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, images, out=np.zeros((K, K)), where=images > 0)
-    if K <= TABLE_CLASSES:
-        columns = join(html('<th scope="col">{name}</th>', name=name) for name in classes)
-        lines = []
-        for k, name in enumerate(classes):
-            cells = join(
-                html(
-                    '<td style="background: rgb(59 130 246 / {alpha:.2f})">{n}</td>',
-                    alpha=0.75 * share[k, j] ** 0.5,
-                    n=counts[k, j] or "",
-                )
-                for j in range(K)
-            )
-            lines.append(
-                html('<tr><th scope="row">{name}</th>{cells}</tr>', name=name, cells=cells)
-            )
-        body = html(
-            '<div class="scroll"><table'
-            ' class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>'
-            "</table></div>",
-            head=columns,
-            rows=join(lines),
-        )
-    else:
-        body = matrix_picture(share, f"confusion matrix of {K} classes")
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    often = [divmod(int(i), K) for i in np.argsort(-wrong, axis=None, kind="stable")[:15]]
+        own = ranking.truth.argmax(axis=1)
+        counts.update(zip(own.tolist(), ranking.predicted.tolist(), strict=True))
+    of_label: Counter[int] = Counter()
+    for (k, _), n in counts.items():
+        of_label[k] += n
+    share = {(k, j): n / of_label[k] for (k, j), n in counts.items()}
+    often = sorted((-n, k, j) for (k, j), n in counts.items() if k != j)
     rows = [
-        (classes[k], classes[j], wrong[k, j], in_percent(share[k, j], 1))
-        for k, j in often
-        if wrong[k, j]
+        (classes[k], classes[j], f"{-n:,}", in_percent(share[k, j], 1)) for n, k, j in often[:OFTEN]
     ]
+    data: dict[str, Any] = {}
+    what = f"confusion matrix of {K:,} classes"
+    if K <= TABLE_CLASSES:
+        body = _confusion_table(classes, counts, share)
+        data["right"] = {
+            k: [str(shown.row) for shown in right] for k, (right, _) in found.by_class.items()
+        }
+    elif K <= MOST_LISTED:
+        share_KK = np.zeros((K, K))
+        for (k, j), value in share.items():
+            share_KK[k, j] = value
+        body = matrix_picture(share_KK, what)
+        data["cells"] = [(k, j, -n) for n, k, j in often[:MOST_CELLS]]
+    else:
+        body = html("<p>{what}: too many to draw.</p>", what=what)
+    frequent = Markup("")
     if rows:
         head = ("label", "taken for", "images", "of the label's")
-        body += html("<h3>Most frequent</h3>{t}", t=table(head, rows, numbers=(2, 3)))
+        frequent = html("<div><h3>Most frequent</h3>{t}</div>", t=table(head, rows, (2, 3)))
     about = (
-        f"Rows are labels, columns the best-scored class; images of {', '.join(rankings)} together."
+        f"Rows are labels, columns the best-scored class; images of {found.of_all} together. A"
+        " click, or Enter, on a cell shows its images."
     )
-    return [Section("confusions", "Confusions", body, about)]
+    body = html(
+        '<div class="confused"><div>{body}</div>{frequent}</div>'
+        '<div class="panel" role="region" aria-label="Images of a cell" tabindex="-1" hidden>'
+        "</div>",
+        body=body,
+        frequent=frequent,
+    )
+    return Section("confusions", "Confusions", body, about, data=data)
 
 
-def _mistakes(
-    rankings: dict[str, Ranking],
-    features: Features,
-    items: datasets.Items | None,
-    why_no_images: str,
-    left_out: list[str],
-) -> list[Section]:
-    name, ranking = next(iter(rankings.items()))
-    classes = features.classes
-    shown, how = _chosen(ranking.aps)
-    each = max(2, min(6, PICTURES // (2 * len(shown) or 1)))
-    picture_of = _pictures(features, items)
-    absent: list[int] = []
-    blocks = []
-    for k in shown:
-        of_class = ranking.truth[:, k] == 1
-        chosen = (
-            np.ones(len(of_class), bool) if ranking.predicted is None else ranking.predicted == k
-        )
-        lines = []
-        for kind, caption, wanted in (
-            ("right", "best-scored right", of_class & chosen),
-            ("wrong", "best-scored wrong", (ranking.truth[:, k] == -1) & chosen),
-        ):
-            best = np.flatnonzero(wanted)
-            best = best[np.argsort(-ranking.scores[best, k], kind="stable")][:each]
-            figures = []
-            for i in best:
-                row = int(ranking.rows[i])
-                uri = picture_of(row)
-                absent += [row] if uri is None else []
-                figures.append(
-                    picture(uri, features.names[row], _caption(ranking, i, k, classes, kind))
-                )
-            none = html('<p class="soft">none</p>')
-            lines.append(
-                html(
-                    '<p class="soft">{title}</p><div class="pictures {kind}">{figures}</div>',
-                    title=caption,
-                    kind=kind,
-                    figures=join(figures) if figures else none,
-                )
+def _confusion_table(
+    classes: Sequence[str],
+    counts: Mapping[tuple[int, int], int],
+    share: Mapping[tuple[int, int], float],
+) -> Markup:
+    columns = join(html('<th scope="col">{name}</th>', name=name) for name in classes)
+    lines = []
+    for k, name in enumerate(classes):
+        cells = join(
+            html(
+                '<td style="background: rgb(59 130 246 / {alpha:.2f})">{n}</td>',
+                alpha=0.75 * share.get((k, j), 0) ** 0.5,
+                n=f"{counts[k, j]:,}" if (k, j) in counts else "",
             )
-        blocks.append(html("<h3>{name}</h3>{lines}", name=classes[k], lines=join(lines)))
-    about = f"Of the images of {name}, by the class's score. {how}"
-    if items is None:
-        left_out.append(f"thumbnails: {why_no_images}")
-        about += f" Thumbnails are left out: {why_no_images}."
-    elif absent:
-        there = set(items.names)
-        elsewhere = sum(features.names[row] not in there for row in absent)
-        for n, why in (
-            (elsewhere, f"are not under {items.root}"),
-            (len(absent) - elsewhere, "can't be read any more"),
-        ):
-            if n:
-                left_out.append(f"{n} thumbnails: the images {why}")
-                about += f" {n} images {why}."
-    return [Section("images", "Right and wrong", join(blocks), about)]
-
-
-def _caption(ranking: Ranking, i: Any, k: int, classes: list[str], kind: str) -> str:
-    score = f"{ranking.scores[i, k]:+.2f}"
-    if kind == "right":
-        return score
-    labels = [classes[j] for j in np.flatnonzero(ranking.truth[i] == 1)[:3]]
-    return f"{score}; is {', '.join(labels) or 'none of the classes'}"
-
-
-def _pictures(features: Features, items: datasets.Items | None) -> Callable[[int], str | None]:
-    """row -> thumbnail, or None where the image isn't there."""
-    if items is None:
-        return lambda row: None
-    place = {name: i for i, name in enumerate(items.names)}
-
-    def picture_of(row: int) -> str | None:
-        i = place.get(features.names[row])
-        if i is None:
-            return None
-        try:
-            return thumbnail(cut(read_rgb(items.source(i)), items, i))
-        except UnreadableImage:
-            return None
-
-    return picture_of
-
-
-def _map(features: Sequence[Features], model: Model | None, results: Results) -> list[Section]:
-    readable = np.flatnonzero(np.logical_and.reduce([file.readable for file in features]))
-    if len(readable) < 3:
-        return []
-    picked = readable
-    if len(picked) > MAPPED:
-        picked = np.sort(np.random.default_rng(0).choice(readable, MAPPED, replace=False))
-    scales: list[tuple[int, ...] | None] = [tuple(part.scales) for part in results.made.features]
-    scales = [part.scales for part in model.parts] if model else scales or [None] * len(features)
-    pool = model.pool if model else results.pool
-    X = fuse(
-        [
-            aggregate(file.read(q, picked), pool, len(file.description.regions))
-            for file, q in zip(features, scales, strict=True)
-        ]
+            for j in range(len(classes))
+        )
+        lines.append(html('<tr><th scope="row">{name}</th>{cells}</tr>', name=name, cells=cells))
+    return html(
+        '<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead>'
+        "<tbody>{rows}</tbody></table></div>",
+        head=columns,
+        rows=join(lines),
     )
-    xy, how = _plane(X)
-    first = features[0]
-    if first.labels is None:
-        groups, names = np.zeros(len(picked), int), ["images"]
-    elif first.labels.ndim == 1:
-        groups, names = np.maximum(first.labels[picked], 0), first.classes
-    else:
-        groups, names = (first.labels[picked] == 1).argmax(axis=1), first.classes
-    titles = [
-        first.names[int(row)] + ("" if first.labels is None else f": {names[g]}")
-        for row, g in zip(picked, groups, strict=True)
-    ]
-    shown = (
-        f"{len(picked)} of {len(readable)} images"
-        if len(picked) < len(readable)
-        else f"{len(picked)} images"
-    )
-    many = first.labels is not None and first.labels.ndim == 2
-    several = " Of an image with several labels the first gives the colour." if many else ""
-    caption = f"{how} of {shown}; a pointer on a dot shows its name and class.{several}"
-    body = html('<div class="charts">{s}</div>', s=scatter(xy, groups, titles, names, caption))
-    return [Section("map", "Map of the descriptors", body)]
 
 
-def _plane(X: np.ndarray) -> tuple[np.ndarray, str]:
-    """(n, 2) for the eye: principal components, and t-SNE on 50 of them where there are enough
-    images.
-    """
-    from sklearn.decomposition import PCA
-
-    if not np.ptp(X, axis=0).any():  # nothing varies, and all that follows would divide by that
-        return np.zeros((len(X), 2)), "The first two principal components"
-    few = len(X) < 60
-    components = PCA(min(2 if few else 50, *X.shape), random_state=0).fit_transform(X)
-    if few or components.shape[1] < 3:
-        flat = components[:, :2]
-        return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))), "The first two principal components"
-    from sklearn.manifold import TSNE
-
-    tsne = TSNE(2, perplexity=30 if len(X) > 120 else 10, random_state=0, init="pca")
-    with threadpool_limits(1):  # its threads wait for one another in so many short loops
-        return tsne.fit_transform(components), "t-SNE, from the first principal components,"
+def _map(mapped: Mapped, pictures: Pictures) -> Section:
+    drawn = scatter(mapped.xy, mapped.groups, mapped.titles, mapped.names, mapped.caption)
+    body = html('<div class="charts few">{s}</div>', s=drawn)
+    data = pictures.tiles(mapped.rows.tolist())
+    return Section("map", "Map of the descriptors", body, data=data)
 
 
-def _how_made(results: Results) -> Markup:
+def _how_made(results: Results, left_out: Sequence[str]) -> Section:
     rows = []
     for part in results.made.features:
         rows += [(f"net {part.net}", f"{part.weights}, sha256 {str(part.fingerprint)[:12]}")]
@@ -577,4 +556,7 @@ def _how_made(results: Results) -> Markup:
     body = table(("", ""), rows, numbers=())
     if results.made.command:
         body += html("<p><code>{c}</code></p>", c=results.made.command)
-    return body
+    if left_out:
+        lines = join(html("<li>{x}</li>", x=x) for x in left_out)
+        body += html("<h3>Left out</h3><ul>{x}</ul>", x=lines)
+    return Section("made", "How it was made", body)

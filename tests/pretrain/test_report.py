@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from pretrain import report
+from pretrain.standing import DONE, FAILED, INTERRUPTED, RUN, End, Planned, Standing
+from pretrain.watch import WEIGHTS
 from tests.conftest import Command
 from vggfeat.errors import VggfeatError
 from vggfeat.terminal import run
@@ -51,12 +53,75 @@ def test_stages_in_the_order_in_which_they_began(tmp_path: Path, run_main: Comma
         re.findall(r"<td[^>]*>(.*?)</td>", row)
         for row in re.findall(r"<tr>(<td>.*?)</tr>", page, re.S)
     ]
-    assert rows[0] == ["Z-first", "5", "0.5", "31.25", "4.50", "27.50", "4.50", "10.0 s", "done"]
-    assert rows[1] == ["D-256", "8", "0.8", "31.25", "4.50", "-", "-", "16.0 s", ""]
+    errors = ["31.25", "4.50"]
+    assert rows[0] == ["Z-first", "done", "5", "0.5", *errors, "27.50", "4.50", "10.0 s"]
+    assert rows[1] == ["D-256", "stopped", "8", "0.8", *errors, "-", "-", "16.0 s"]
+    assert state_of(page) == "stopped at 8 iterations of D-256"
     assert page.count("<svg") == 4 and page.count("<polyline") == 3 * 2 + 4
-    # the second stage's curve goes on where the first one's ends
+    # the second stage's curve goes on where the first one's ends; all charts have one axis of
+    # iterations, and one legend
     loss = re.findall(r'points="([^"]*)"', page)[:2]
     assert float(loss[0].split()[-1].split(",")[0]) < float(loss[1].split()[0].split(",")[0])
+    charts = re.findall(r'<svg viewBox="([^"]*)".*?</svg>', page)
+    assert len({*charts}) == 1 and page.count('class="soft legend"') == 1
+    axes = [
+        re.findall(r'<text x="([^"]*)" y="[^"]*" text-anchor="middle">(\d+)</text>', svg)
+        for svg in re.findall(r"<svg.*?</svg>", page)
+    ]
+    assert len(axes[0]) > 2 and all(axis == axes[0] for axis in axes)
+
+
+def state_of(page: str) -> str:
+    [state] = re.findall(r'<p class="state">([^<]*)</p>', page)
+    return str(state)
+
+
+def test_how_a_run_stands_is_said_at_the_top(tmp_path: Path) -> None:
+    """What was trained, what ended it, and what is to come, as its folder tells."""
+
+    def told(end: End | None, working: bool = False) -> tuple[str, list[str]]:
+        Standing(stages=stages, end=end).write(tmp_path)
+        report.write_report(tmp_path, tmp_path / "r.html", working=working)
+        page = (tmp_path / "r.html").read_text()
+        rows = re.findall(r"<tr>(<td>.*?)</tr>", page, re.S)[: len(stages)]
+        return state_of(page), [", ".join(re.findall(r">([^<>]+)</td>", row)[:3]) for row in rows]
+
+    write_log(tmp_path, "A-1", 5, 1.0, True)
+    write_log(tmp_path, "D-1", 540, 2.0, False)
+    lengths = {"A-1": 4200, "D-1": 4200, "D-2": 1200}
+    stages = [Planned(name=name, iterations=n) for name, n in lengths.items()]
+    end = End(how=INTERRUPTED, stage="D-1", iteration=547)
+    state, rows = told(end)
+    assert state == "interrupted at 547 of 4,200 iterations of D-1; 1 stage to come"
+    assert rows == [
+        *("A-1, done, 5 of 4,200", "D-1, interrupted, 547 of 4,200", "D-2, to come, 0 of 1,200")
+    ]
+    assert told(None)[0] == "stopped at 540 of 4,200 iterations of D-1; 1 stage to come"
+    state, rows = told(None, working=True)
+    assert state == "running: 540 of 4,200 iterations of D-1; 1 stage to come"
+    assert rows[1:] == ["D-1, running, 540 of 4,200", "D-2, to come, 0 of 1,200"]
+    failed = End(how=FAILED, stage="D-1", iteration=547, why="D-1, iteration 547: out of <memory>")
+    state, rows = told(failed)
+    assert state.startswith("failed: D-1, iteration 547: out of &lt;memory&gt;")
+    assert rows[1] == "D-1, failed, 547 of 4,200"
+    (tmp_path / "D-1" / WEIGHTS).touch()
+    assert told(None)[0] == "stopped; 1 stage to come"
+    del stages[2:]
+    assert told(End(how=DONE, stage="D-1", iteration=600))[0] == "done"
+    (tmp_path / RUN).write_text('{"end": {"how": "well", "stage": "D-1", "iteration": 1}}')
+    with pytest.raises(VggfeatError, match=r"run\.json: .*how"):
+        report.write_report(tmp_path, tmp_path / "r.html")
+
+
+def test_an_older_log_tells_how_long_its_stage_will_be(tmp_path: Path) -> None:
+    write_log(tmp_path, "A-1", 5, 1.0, False)
+    log = tmp_path / "A-1" / "log.jsonl"
+    for lengths in ({"iterations": 9, "epochs": 0}, {"iterations": 0, "epochs": 1.75}):
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        events[0]["identity"] |= {**lengths, "batch_size": 8}  # 40 images: 5 an epoch
+        log.write_text("".join(json.dumps(event) + "\n" for event in events))
+        report.write_report(tmp_path, tmp_path / "r.html")
+        assert "stopped at 5 of 9 iterations of A-1" in (tmp_path / "r.html").read_text()
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

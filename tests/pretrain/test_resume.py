@@ -22,6 +22,7 @@ from safetensors import safe_open
 
 from pretrain.checkpoint import read_state
 from pretrain.recipe import Recipe, chain
+from pretrain.standing import INTERRUPTED, standing_of
 from pretrain.train import app
 from tests import prepared
 from tests.conftest import HANG, Command
@@ -168,6 +169,10 @@ def test_signals_save_and_leave(
         assert done.returncode == 128 + number
         assert "stopped and saved at iteration" in done.stderr
         assert "Traceback" not in done.stderr
+        end = standing_of(tmp_path / "stopped").end
+        assert end is not None and (end.how, end.stage) == (INTERRUPTED, at.split()[0])
+        page = (tmp_path / "stopped" / "report.html").read_text()
+        assert f"interrupted at {end.iteration} of " in page
     done = train(*arguments)
     told = [
         line

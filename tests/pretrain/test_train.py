@@ -18,6 +18,7 @@ from pretrain.init import FROM_A
 from pretrain.posteriors import how_trained
 from pretrain.recipe import history_of
 from pretrain.replica import forward_gflop
+from pretrain.standing import DONE, End, standing_of
 from tests import prepared
 from tests.conftest import HANG, Command, Ran, ran
 from tests.pretrain.conftest import (
@@ -76,6 +77,10 @@ def test_each_stage_of_a_chain_leaves_its_files(trained: Trained) -> None:
     assert weights == (last / "weights.safetensors").read_bytes()
     assert state.finished
     assert state.learning_rate < 5e-3  # drop_by of the mini recipe
+    standing = standing_of(trained.out)
+    assert [stage.name for stage in standing.stages] == [A_STAGE, D_STAGE, JITTER]
+    assert standing.end == End(how=DONE, stage=JITTER, iteration=standing.stages[-1].iterations)
+    assert '<p class="state">done: validation top-1' in (trained.out / "report.html").read_text()
 
 
 def test_where_a_stage_began_is_told_by_the_papers_names(trained: Trained) -> None:

@@ -168,7 +168,8 @@ def test_a_deeper_stage_at_chance_is_no_finished_one(
         )
         assert f"{A_STAGE}: done before" in ran.err
         assert not (out / D_STAGE / "weights.safetensors").exists()
-        assert D_STAGE in (out / "report.html").read_text()
+        page = (out / "report.html").read_text()
+        assert '<p class="state">failed: D-36, iteration ' in page and D_STAGE in page
         assert read_state(out / D_STAGE / "last.safetensors")[0].iteration == (
             5 if after == 5 else 6
         )

@@ -172,7 +172,7 @@ def test_a_page_and_pictures(made: Made, command: Command, tmp_path: Path) -> No
     text = page.read_text()
     classes = vggfeat.open_model(model).classes
     images = len(list(folder.glob("*/*.jpg"))) - 1
-    assert text.count('class="overlaid"') == 2 * images and "label: red" in text
+    assert text.count('class="stack"') == 2 * images and "label: red" in text
     assert re.search(r"red [+-]\d\.\d\d = [+-]\d+\.\d\d for, ", text)
     ran = command("explain", folder / "red/00.jpg", "--model", model, "--out", tmp_path / "a.png")
     assert ran.status == 0, ran.err

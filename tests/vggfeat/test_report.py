@@ -4,8 +4,11 @@ looks at it.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
+import hashlib
+import html
 import json
 import os
 import re
@@ -18,13 +21,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggfeat import cli, datasets, metrics, report
+from vggfeat import cli, datasets, exhibits, metrics, report
 from vggfeat.aggregate import POOLINGS
 from vggfeat.datasets import Items
 from vggfeat.errors import VggfeatError
+from vggfeat.exhibits import _plane
 from vggfeat.features import open_features
+from vggfeat.mistakes import COLUMNS
 from vggfeat.model import Model
-from vggfeat.report import _plane
+from vggfeat.report import wilson
 from vggfeat.results import Scored, results_from, summary
 from vggfeat.store import Description, Features
 from vggfeat.writer import FeatureWriter
@@ -132,24 +137,39 @@ def three(tmp_path: Path) -> Three:
 
 
 def sections(page: str) -> dict[str, str]:
-    return dict(re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.S))
+    return dict(re.findall(r'<section id="(\w+)"[^>]*>(.*?)</section>', page, re.S))
+
+
+def data_of(text: str) -> dict[str, Any]:
+    """What the script is given."""
+    [found] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    data: dict[str, Any] = json.loads(found)
+    return data
 
 
 class _Check(HTMLParser):
-    """Every tag that is opened is closed, in order; nothing points out of the page."""
+    """Every tag that is opened is closed, in order; nothing points out of the page; the only script
+    is ours, which the page's policy allows by its hash.
+    """
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "wbr", "input")
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.feed(page)
         assert not self.open
+        scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
+        assert page.count("<script") == 2 and len(scripts) == 1
+        digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}';" in page and "default-src 'none';" in page
+        data_of(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe", "base"), tag
+        assert tag not in ("link", "iframe", "base", "form"), tag
         for name, value in attrs:
-            assert name != "href" and not name.startswith("on")
+            assert name != "href" or str(value).startswith("#")
+            assert not name.startswith("on")
             assert name != "src" or str(value).startswith("data:image/")
         if tag not in self.VOID and tag not in ("line", "polyline"):
             self.open.append(tag)
@@ -170,17 +190,13 @@ def test_everything_is_on_the_page(three: Three, tmp_path: Path) -> None:
     assert left_out == []
     shown = sections(page)
     assert list(shown) == [
-        "figures",
-        "classes",
-        "c",
-        "curves",
-        "confusions",
-        "images",
-        "map",
-        "made",
+        *("figures", "mistakes", "images", "confusions", "curves", "classes", "c", "map", "made")
     ]
-    assert "91.67 %" in shown["figures"] and "alert" in shown["classes"]
-    assert "<script" not in page and "&lt;script&gt;" in page and "{braces}" in page
+    score, strip, facts = (
+        shown["figures"].index(each) for each in ("<b>91.7 %</b>", "pictures strip", "91.67 %")
+    )
+    assert score < strip < facts and "alert" in shown["classes"]
+    assert "<script>alert" not in page and "&lt;script&gt;" in page and "{braces}" in page
     assert features.labels is not None
     truth = np.where(features.labels[:12] == 2, 1, -1)
     ap = metrics.average_precision(model.scored["test"].scores[:, 2], truth)
@@ -189,18 +205,28 @@ def test_everything_is_on_the_page(three: Three, tmp_path: Path) -> None:
     # the one mistake: in the matrix, in the list, and among the wrong images of the class that it
     # was taken for
     assert re.search(
-        r"<td>ant</td>\s*<td>&lt;script[^<]*</td>\s*<td[^>]*>1</td>", shown["confusions"]
+        r"<td>ant</td>\s*<td>&lt;script[^<]*</td>\s*<td[^>]*>1</td>",
+        shown["confusions"].replace("<wbr>", ""),
     )
-    assert "+2.00; is ant" in shown["images"]
+    for key in ("mistakes", "images"):
+        told = f"ant , taken for {NASTY}; {NASTY} +2.00, ant -0.50"
+        assert told.replace("\udcff", "\\udcff") in html.unescape(text_of(shown[key])), key
+    assert shown["mistakes"].count("<img") == 1 and "0003.jpg" in text_of(shown["mistakes"])
     assert shown["images"].count("<img") == 11 + 1
     assert shown["map"].count("<circle") == 30
+    data = data_of(page)
+    assert data["mistakes"]["rows"] == [["3", "0003.jpg", 0, 0, 2, 2.0, -0.5]]
+    assert data["mistakes"]["classes"] == ["ant", "bee", NASTY]
+    assert data["confusions"]["right"]["1"] == ["10", "7", "4", "1"]
+    assert data["map"]["count"] == 30 and data["map"]["tiles"].startswith("data:image/jpeg;base64,")
+    [chart] = re.findall(r'<g [^>]*data-name="all values" data-values="([^"]*)"', shown["c"])
+    assert chart == "0.5,80 1,90 2,85" and 'class="ring"' in shown["c"]
 
 
 def text_of(page: str) -> str:
     """What a person reads."""
-    return " ".join(
-        re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)).split()
-    )
+    read = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"</?span>|<wbr>", "", read)).split())
 
 
 def test_what_was_scored_stands_wherever_a_figure_does(three: Three) -> None:
@@ -211,8 +237,8 @@ def test_what_was_scored_stands_wherever_a_figure_does(three: Three) -> None:
     page, _ = write_report(results, [features], model, None, "gone")
     text = text_of(page)
     assert (
-        "mean class recall 91.7 %, accuracy 91.7 % on val (4 images; C was chosen on 20 % of train)"
-        in text
+        "91.7 % mean class recall accuracy 91.7 %, 95 % interval 43.1 to 99.4 % on val (4 images; C"
+        " was chosen on 20 % of train)" in text
     )
     for line in (
         "mean class recall on val 91.67 %",
@@ -222,6 +248,7 @@ def test_what_was_scored_stands_wherever_a_figure_does(three: Three) -> None:
         "C = 1, by mean class recall on 20 % of train",
         "Of the 12 images of val.",
         "images of val together",
+        "1 of 12 images of val: the worst first",
     ):
         assert line in text, line
     assert "test" not in text.lower()
@@ -259,7 +286,8 @@ def test_validation_in_place_of_test_labels_is_called_that(tmp_path: Path) -> No
     )
     text = text_of(page)
     assert (
-        "mAP (area) 40.0 % on val (6 images; C was chosen on them, so this is optimistic)" in text
+        "40.0 % mAP (area) mAP (11-point) 50.0 % on val (6 images; C was chosen on them, so this is"
+        " optimistic)" in text
     )
     assert "no test image has a label" in text
     assert "Classes: AP (area) on val" in text and "Of the 6 images of val." in text
@@ -298,7 +326,8 @@ def test_the_words_of_the_page_are_those_of_the_field(
     assert "mAP (11-point) on test 50.00 %" in text and "mAP (area) on test 40.00 %" in text
     name = {"11point": "AP (11-point)", "allpoint": "AP (area)"}[kind]
     assert f"Classes: {name} on test" in text
-    assert f"C m{name} on val 0.03125 52.41 % 1 60.00 % chosen" in text
+    assert f"C = 1, by m{name} on val; of equals the smallest." in text
+    assert '"0.03125,52.41 1,60"' in sections(page)["c"]
     assert "class weights balanced" in text and "pool over scales stack (the protocol of x)" in text
     assert "difficult objects left out, in training and in scoring" in text
     ap = metrics.average_precision(scored["test"].scores[:, 0], labels[:, 0], kind)
@@ -318,7 +347,7 @@ def test_the_map_is_of_the_descriptors_that_the_results_are_of(
         asked.append((x_NQD.shape, pool))
         return x_NQD[:, 0]
 
-    monkeypatch.setattr("vggfeat.report.aggregate", aggregate)
+    monkeypatch.setattr("vggfeat.exhibits.aggregate", aggregate)
     part = {**results["features"][0], "scales": [48]}
     write_report({**results, "pool": "max", "features": [part]}, [features], None, None)
     write_report({**results, "pool": "stack"}, [features], None, None)
@@ -352,7 +381,8 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path: Path) -> None:
     scored = {"test": Scored(np.arange(7), np.where(np.arange(2) == labels[:, None], 1.0, -1.0))}
     model = model_of(["x", "y"], scored, made_of(features, results_of()))
     page, left_out = write_report(None, [features], model, items)
-    assert page.count("data:image/jpeg") == 2
+    shown = sections(page)
+    assert [shown[key].count("data:image/jpeg") for key in ("figures", "images")] == [2, 2]
     assert left_out == [
         f"3 thumbnails: the images are not under {items.root}",
         "2 thumbnails: the images can't be read any more",
@@ -377,7 +407,7 @@ def test_without_images_the_page_says_so(three: Three) -> None:
     assert left_out == ["thumbnails: the images are not at hand (gone)"]
     shown = sections(page)
     assert "Thumbnails are left out: the images are not at hand (gone)." in shown["images"]
-    assert "<img" not in shown["images"] and "0003.jpg" in shown["images"]
+    assert "<img" not in page and "0003.jpg" in shown["images"] and "0003.jpg" in shown["mistakes"]
     assert "thumbnails: the images are not at hand" in shown["made"]
 
 
@@ -409,7 +439,8 @@ def test_what_is_not_given_is_left_out_and_said(three: Three, given: str) -> Non
 
 
 @pytest.mark.parametrize("K", [1, 2, 25, 1000])
-def test_any_number_of_classes(tmp_path: Path, K: int) -> None:
+def test_any_number_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, K: int) -> None:
+    monkeypatch.setattr(exhibits, "_plane", lambda X: (X[:, :2], "Two values"))  # t-SNE takes long
     rng = np.random.default_rng(0)
     classes = [f"n{k:04d}" for k in range(K)]
     labels = np.where(rng.random((2 * K + 8, K)) < 1 / K, 1, -1).astype(np.int8)
@@ -425,13 +456,53 @@ def test_any_number_of_classes(tmp_path: Path, K: int) -> None:
     model = model_of(classes, scored, made_of(features, results))
     page, left_out = write_report(results, [features], model, None, "none at hand")
     _Check(page)
-    assert len(page) < 2e6 and len(left_out) == 1
+    assert len(page.encode()) < 2e6 and len(left_out) == 1
     shown = sections(page)
     assert ("confusions" in shown) == (labels.ndim == 1)
     assert shown["curves"].count("<svg") == min(K, 40)
     if K == 1000:
         assert "The 20 best and the 20 worst of 1000 classes." in shown["curves"]
-        assert "All 1000 classes" in shown["classes"] and shown["confusions"].count("<img") == 1
+        assert "All 1,000 classes" in shown["classes"] and shown["confusions"].count("<img") == 1
+        assert len(data_of(page)["confusions"]["cells"]) > 900
+        assert shown["images"].count("<h3>") == 20
+
+
+def test_a_page_of_any_pictures_and_names_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise is what a JPEG is largest of; first pictures shrink, then they are fewer, and that is
+    said; names of 4,000 letters leave room for none of them.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (200, 160, 160, 3), dtype=np.uint8)
+    labels = (np.arange(200) % 5).astype(np.int32)
+    scored = {"test": Scored(np.arange(200), rng.standard_normal((200, 5)))}
+    results, classes = results_of(accuracy=0.2), list("abcde")
+    monkeypatch.setattr(exhibits, "_plane", lambda X: (X[:, :2], "Two values"))
+    for letters, pictures in ((40, True), (4000, False)):
+        names = [f"{i}-{'x' * letters}.jpg" for i in range(200)]
+        features = features_of(tmp_path / f"{letters}.h5", labels, classes, names)
+        items = Items("folder", "single-label", Path(), names, None, [], images=noise)
+        model = model_of(classes, scored, made_of(features, results))
+        text, left_out = write_report(results, [features], model, items)
+        assert len(text.encode()) < 2_000_000
+        assert (text.count("data:image/jpeg") > 20) == pictures
+        assert bool(left_out) == (not pictures)
+    assert left_out[0].endswith(" thumbnails: the page would be larger than 2 MB")
+    shrunk = exhibits.Pictures(names, {0: Image.fromarray(noise[0])}, 5000)
+    assert shrunk._side == exhibits.SIDES[-1]
+
+
+def test_an_interval_of_a_share() -> None:
+    """The first two are in R. G. Newcombe, Two-sided confidence intervals for the single
+    proportion (1998).
+    """
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (0, 20, 0.0, 0.1611),
+        (29, 29, 29 / (29 + 1.959964**2), 1),
+    ):
+        assert wilson(hits / n, n) == pytest.approx((low, high), abs=6e-5)
 
 
 def test_labels_unknown_or_none(tmp_path: Path, three: Three) -> None:
@@ -532,7 +603,8 @@ def test_what_is_not_all_and_what_the_net_has_seen_stands_beside_the_figures() -
     )
     page, _ = write_report(results, [], None, None)
     assert "<title>folder, the first 60 of 90 images: linear SVM" in page
-    assert "mean class recall 50.0 %, over 3 to 5 of 5 classes, accuracy 50.0 % on" in text_of(page)
+    told = "50.0 % mean class recall, over 3 to 5 of 5 classes accuracy 50.0 % on the test parts of"
+    assert told in text_of(page)
     older = results_of(mean_class_recall=0.5, per_class=per_class)
     assert "mean class recall on test, over 4 of 5 classes" in dict(summary_of(older))
 
@@ -545,11 +617,14 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
         command("extract", "--dataset", "folder", "--root", folder, *small, "--out", f).status == 0
     )
     assert command("svm", "--features", f, "--C", "1,4", "--out", m, "--json", r).status == 0
-    everything = ("report", "--features", f, "--model", m, "--results", r, "--out", page)
+    wrong = tmp_path / "wrong.csv"
+    given = ("--features", f, "--model", m, "--results", r)
+    everything = ("report", *given, "--out", page, "--mistakes", wrong)
     ran = command(*everything)  # the images are where they were described
     assert (ran.status, ran.err) == (0, ""), ran.err
     _Check(page.read_text())
-    assert page.read_text().count("data:image/jpeg") == 4
+    assert sections(page.read_text())["images"].count("data:image/jpeg") == 4
+    assert wrong.read_text().splitlines()[0] == ",".join(COLUMNS)
     assert command(*everything).status == 1  # it exists
     ran = command(*everything, "--root", tmp_path / "gone", "--overwrite")
     assert ran.status == 0 and ran.err.startswith(
@@ -557,7 +632,8 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     )
     folder.rename(tmp_path / "moved")
     ran = command(*everything, "--root", tmp_path / "moved", "--overwrite")
-    assert (ran.status, ran.err) == (0, "") and page.read_text().count("data:image/jpeg") == 4
+    assert (ran.status, ran.err) == (0, "")
+    assert sections(page.read_text())["images"].count("data:image/jpeg") == 4
     ran = command(*everything, "--overwrite")
     assert ran.status == 0 and page.read_text().count("data:image/jpeg") == 0
     [line] = ran.err_lines

@@ -64,7 +64,10 @@ OPTIONS = {
         --overwrite --debug"""
     ),
     "vggfeat export": "model --to --out --weights --overwrite --debug",
-    "vggfeat report": ("--results --features --model --root --out --mistakes --overwrite --debug"),
+    "vggfeat report": (
+        """--results --features --model --root --out --mistakes --evidence --no-evidence --overwrite
+        --debug"""
+    ),
     "vggfeat neighbours": (
         """--features --query --top --layer --pool --scales --picture --root --weights --device
         --overwrite --json --debug"""

@@ -295,6 +295,14 @@ def report_command(
             show_default=False,
         ),
     ] = None,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence/--no-evidence",
+            help="Run the classifier's nets on the best pictures of each class, to show where the"
+            " scores come from.",
+        ),
+    ] = True,
     overwrite: Overwrite = False,
 ) -> None:
     """One HTML page to look at: the score, mistakes with their images, confusions, curves, a map of
@@ -336,7 +344,10 @@ def report_command(
         )
         if items is not None:
             refuse_inputs({"--out": out_file, "--mistakes": mistakes}, items.paths())
-    page, left_out = write_report(told, files, trained, items, why_not)
+    with progress("explain", quiet=not (evidence and trained and items)) as show:
+        page, left_out = write_report(
+            told, files, trained, items, why_not, explain=evidence, show=show
+        )
     rows = ""
     if mistakes and trained:
         rows = as_csv(all_mistakes(told, files, trained), files[0])

@@ -7,9 +7,11 @@ N images, K classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +22,20 @@ from threadpoolctl import threadpool_limits
 from vggfeat import datasets
 from vggfeat.aggregate import aggregate, fuse
 from vggfeat.decode import read_rgb
-from vggfeat.errors import UnreadableImage
+from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.machine import cores
 from vggfeat.mistakes import Mistake, Ranking, mistakes_of
-from vggfeat.page import MOST_BYTES, as_uri, html, picture, tiles, within, wrapping
+from vggfeat.page import (
+    MOST_BYTES,
+    as_uri,
+    html,
+    overlaid,
+    picture,
+    tiles,
+    transparent,
+    within,
+    wrapping,
+)
 from vggfeat.regions import cut
 from vggfeat.results import Results
 from vggfeat.store import Features
@@ -34,6 +46,7 @@ if TYPE_CHECKING:
 STRIP = 18  # pictures at the top
 WORST = 96  # mistakes with a picture
 OF_CLASSES, EACH = 20, 6  # classes whose best pictures are shown, right and wrong ones of each
+EXPLAINED = 40  # pictures with evidence on them, of the best right and wrong ones of each class
 MAPPED = 800  # descriptors on the map
 SIDES = (160, 128, 104, 88, 72, 56)  # of a picture, in pixels: the largest that the bytes allow
 TILE_SIDES = (64, 48, 40, 32)  # of one on the map
@@ -75,6 +88,14 @@ class Found:
         """Every picture, the first the most important."""
         best = (shown for right, wrong in self.by_class.values() for shown in (*right, *wrong))
         return [*self.strip, *(shown for shown, _ in self.worst[:WORST]), *best]
+
+    def explained(self) -> list[Shown]:
+        """The pictures that get evidence: the best right and wrong ones of each class that is
+        shown.
+        """
+        each = max(1, EXPLAINED // (2 * len(self.by_class) or 1))
+        sides = (side[:each] for both in self.by_class.values() for side in both)
+        return [shown for side in sides for shown in side]
 
     def _strip(self) -> Iterator[Shown]:
         """Scored images at random, of each class in turn."""
@@ -163,12 +184,60 @@ def _told(mistake: Mistake, classes: Sequence[str]) -> Markup:
     )
 
 
+class Overlays:
+    """Evidence on the pictures of a report: maps, by row and class, as data URIs; about: how they
+    are read; why_none: where there are none.
+    """
+
+    def __init__(self) -> None:
+        self.maps: dict[tuple[int, int], str] = {}
+        self.about = self.why_none = ""
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        found: Found,
+        items: datasets.Items,
+        show: Callable[[float, int], None] = lambda done, total: None,
+    ) -> Overlays:
+        """By a saved classifier, of images that are at hand. show: called with (done, in all)."""
+        from vggfeat.explain import Explainer
+
+        overlays, place = cls(), {name: i for i, name in enumerate(items.names)}
+        try:
+            explainer = Explainer(model)
+        except VggfeatError as error:
+            overlays.why_none = f"the evidence for classes: {error}"
+            return overlays
+        chosen = found.explained()
+        for n, shown in enumerate(chosen):
+            show(n, len(chosen))
+            i = place.get(found.features.names[shown.row])
+            with suppress(UnreadableImage):  # its picture is missing, too, and that is told
+                if i is not None:
+                    pixels_HWC = cut(read_rgb(items.source(i)), items, i)
+                    evidence = explainer(pixels_HWC, [found.classes[shown.k]])
+                    overlays.maps[shown.row, shown.k] = transparent(evidence.heat())
+                    overlays.about = evidence.sees()
+        show(len(chosen), len(chosen))
+        return overlays
+
+
 class Pictures:
     """The pictures of the page, each read once: `figure` makes every one that is shown."""
 
-    def __init__(self, names: Sequence[str], small: Mapping[int, Image.Image], uses: int) -> None:
-        """small: of rows, at most `SIDES[0]` a side. uses: how many pictures are to be shown."""
-        self._names, self._small, self._uses = names, small, uses
+    def __init__(
+        self,
+        names: Sequence[str],
+        small: Mapping[int, Image.Image],
+        uses: int,
+        overlays: Mapping[tuple[int, int], str] = MappingProxyType({}),
+    ) -> None:
+        """small: of rows, at most `SIDES[0]` a side. uses: how many pictures are to be shown.
+        overlays: `Overlays.maps`.
+        """
+        self._names, self._small, self._uses, self.overlays = names, small, uses, overlays
         self._uris: dict[int, str] = {}
         self.absent: list[str] = []
         self.allow(1.0)
@@ -180,8 +249,11 @@ class Pictures:
         items: datasets.Items | None,
         shown: Sequence[Shown],
         mapped: Mapped | None,
+        overlays: Mapping[tuple[int, int], str] = MappingProxyType({}),
     ) -> Pictures:
-        """Read what is there of them. items: where they are; None: nowhere."""
+        """Read what is there of them. items: where they are; None: nowhere. overlays: by row and
+        class.
+        """
         if items is None or not features:
             return cls(features[0].names if features else [], {}, 0)
         names = features[0].names
@@ -189,7 +261,7 @@ class Pictures:
         place = {name: i for i, name in enumerate(items.names)}
         every = dict.fromkeys([*due, *(mapped.rows.tolist() if mapped else ())])
         small = _read_all(items, {row: place[names[row]] for row in every if names[row] in place})
-        pictures = cls(names, small, sum(each.row in small for each in shown))
+        pictures = cls(names, small, sum(each.row in small for each in shown), overlays)
         elsewhere = sum(names[row] not in place for row in due)
         gone = sum(row not in small for row in due) - elsewhere
         for n, why in (
@@ -216,13 +288,15 @@ class Pictures:
                 break
 
     def figure(self, shown: Shown) -> Markup:
-        """The picture of an image, shown for the score of class k, with its caption."""
-        return picture(
-            self._uri(shown.row),
-            self._names[shown.row],
-            shown.caption,
-            key=f"{shown.row}/{shown.k}",
-        )
+        """The picture of an image, shown for the score of class k, with its caption, and the
+        evidence for that class over it where there is such a map.
+        """
+        uri, over = self._uri(shown.row), self.overlays.get((shown.row, shown.k))
+        name, key = self._names[shown.row], f"{shown.row}/{shown.k}"
+        if uri is None or over is None or len(over) > self._left:
+            return picture(uri, name, shown.caption, key=key)
+        self._left -= len(over)
+        return overlaid(uri, over, name, shown.caption, key=key)
 
     def _uri(self, row: int) -> str | None:
         """None where the image isn't there, or the page has no room for it."""

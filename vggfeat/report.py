@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from markupsafe import Markup
 from vggfeat import datasets, metrics
 from vggfeat.datasets.protocol import protocol_of
 from vggfeat.errors import VggfeatError, WrongUsage
-from vggfeat.exhibits import WORST, Found, Mapped, Pictures
+from vggfeat.exhibits import WORST, Found, Mapped, Overlays, Pictures
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
 from vggfeat.mistakes import COLUMNS, Ranking, rankings_of
 from vggfeat.page import (
@@ -34,6 +34,7 @@ from vggfeat.page import (
     html,
     join,
     matrix_picture,
+    overlay_switch,
     page,
     scatter,
     table,
@@ -73,11 +74,16 @@ def write_report(
     model: Model | None,
     items: datasets.Items | None,
     why_no_images: str = "",
+    *,
+    explain: bool = False,
+    show: Callable[[float, int], None] = lambda done, total: None,
 ) -> tuple[str, list[str]]:
     """The page, under 2 MB, and a line for each thing that had to be left out.
 
     results: of `vggfeat svm --json`; the model's own if None. features: the files that the model
-    was trained on, or none. items: where the images are, or None and why not.
+    was trained on, or none. items: where the images are, or None and why not. explain: with the
+    evidence for classes over their best pictures, for which the model's networks are run; show:
+    called with how many of them are done, and all.
     Raises VggfeatError where they are not of one run: other images, classes, networks, scores.
     """
     if results is None:
@@ -87,25 +93,17 @@ def write_report(
             raise VggfeatError("the model has no results: give them as `results`")
         results = model.results
     left_out = refuse_others(results, features, model)
-    rankings: dict[str, Ranking] = {}
-    curves = "curves, confusions and mistakes"
-    if model is None:
-        left_out.append(f"{curves}: they need `model`, written by `vggfeat svm --out`")
-    elif not model.scored:
-        left_out.append(
-            f"{curves}: the model file has no scores; write it again with `vggfeat svm --out`"
-        )
-    elif not features:
-        left_out.append(f"{curves}: they need `features`, for the labels")
-    else:
-        rankings = rankings_of(model.scored, features[0], results)
-        if not rankings:
-            left_out.append(f"{curves}: the scored images have no labels")
+    rankings = _rankings(results, features, model, left_out)
     if not features:
         left_out.append("the map of the descriptors: it needs `features`")
     mapped = Mapped.of(features, model, results) if features else None
     found = Found(results, features[0], rankings) if rankings else None
-    pictures = Pictures.of(features, items, found.shown() if found else [], mapped)
+    overlays = Overlays()
+    if explain and model and found and items is not None:
+        overlays = Overlays.of(model, found, items, show)
+        left_out += [overlays.why_none] if overlays.why_none else []
+    shown = found.shown() if found else []
+    pictures = Pictures.of(features, items, shown, mapped, overlays.maps)
     if found and items is None:
         left_out.append(f"thumbnails: {why_no_images}")
     elif found:
@@ -114,7 +112,8 @@ def write_report(
         pictures.allow(share)
         sections = [_score(results, found, pictures)]
         if found:
-            sections += _of_scores(found, pictures, share, why_no_images if items is None else "")
+            without = why_no_images if items is None else ""
+            sections += _of_scores(found, pictures, share, without, overlays.about)
         sections += _side_by_side(_per_class(results), _choice_of_c(results))
         own = [*left_out, *pictures.too_many()]
         drawn = [_map(mapped, pictures)] if mapped and share else []
@@ -125,6 +124,24 @@ def write_report(
         if len(text.encode()) < MOST_BYTES:
             break
     return text, own
+
+
+def _rankings(
+    results: Results, features: Sequence[Features], model: Model | None, left_out: list[str]
+) -> dict[str, Ranking]:
+    """Of the model's scored images; none where something is missing, which is then left out."""
+    if model is None:
+        why = "they need `model`, written by `vggfeat svm --out`"
+    elif not model.scored:
+        why = "the model file has no scores; write it again with `vggfeat svm --out`"
+    elif not features:
+        why = "they need `features`, for the labels"
+    elif rankings := rankings_of(model.scored, features[0], results):
+        return rankings
+    else:
+        why = "the scored images have no labels"
+    left_out.append(f"curves, confusions and mistakes: {why}")
+    return {}
 
 
 def _side_by_side(*parts: list[Section]) -> list[Section]:
@@ -229,7 +246,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def _of_scores(
-    found: Found, pictures: Pictures, share: float, why_no_images: str
+    found: Found, pictures: Pictures, share: float, why_no_images: str, sees: str
 ) -> Iterator[Section]:
     """The sections that need scores and labels."""
     without = f" Thumbnails are left out: {why_no_images}." if why_no_images else ""
@@ -237,7 +254,7 @@ def _of_scores(
         n, _, why = line.partition(" thumbnails: the images ")
         without += f" {n} images {why}."
     yield _mistakes(found, pictures, share, without)
-    yield _by_class(found, pictures, without)
+    yield _by_class(found, pictures, without, sees)
     if found.one_label:
         yield _confusions(found)
     yield _curves(found)
@@ -329,7 +346,7 @@ def _as_rows(found: Found, share: float) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _by_class(found: Found, pictures: Pictures, without: str) -> Section:
+def _by_class(found: Found, pictures: Pictures, without: str, sees: str) -> Section:
     blocks = []
     for k, sides in found.by_class.items():
         lines = []
@@ -362,6 +379,17 @@ def _by_class(found: Found, pictures: Pictures, without: str) -> Section:
     )
     if len(found.classes) > len(blocks):
         about += f" {len(blocks)} of {len(found.classes):,} classes."
+    if sees:
+        whose = "the saved classifier"
+        if found.results.per_split or found.results.validation is not None:
+            whose += (
+                ", which has learned from these images, too (the scores are of one that hasn't)"
+            )
+        about += (
+            f" On the first pictures: what speaks for the class in orange, against it in blue, by"
+            f" {whose}. {sees}"
+        )
+        body = overlay_switch("show the evidence") + body
     return Section("images", "Right and wrong by class", body, about + without)
 
 

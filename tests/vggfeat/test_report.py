@@ -623,7 +623,9 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     ran = command(*everything)  # the images are where they were described
     assert (ran.status, ran.err) == (0, ""), ran.err
     _Check(page.read_text())
-    assert sections(page.read_text())["images"].count("data:image/jpeg") == 4
+    images = sections(page.read_text())["images"]
+    assert images.count("data:image/jpeg") == 4 == images.count("data:image/png")
+    assert "show the evidence" in images and "sees 64 x 64 pixels, at Q = 32 all of" in images
     assert wrong.read_text().splitlines()[0] == ",".join(COLUMNS)
     assert command(*everything).status == 1  # it exists
     ran = command(*everything, "--root", tmp_path / "gone", "--overwrite")
@@ -631,9 +633,10 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
         "left out: thumbnails: the images are not at hand (no folder"
     )
     folder.rename(tmp_path / "moved")
-    ran = command(*everything, "--root", tmp_path / "moved", "--overwrite")
+    ran = command(*everything, "--root", tmp_path / "moved", "--overwrite", "--no-evidence")
     assert (ran.status, ran.err) == (0, "")
-    assert sections(page.read_text())["images"].count("data:image/jpeg") == 4
+    images = sections(page.read_text())["images"]
+    assert images.count("data:image/jpeg") == 4 and "data:image/png" not in images
     ran = command(*everything, "--overwrite")
     assert ran.status == 0 and page.read_text().count("data:image/jpeg") == 0
     [line] = ran.err_lines

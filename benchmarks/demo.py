@@ -14,8 +14,9 @@ same images. Neither tells of other photographs. `--brightness`, `--tint`: how m
 lights differ; with 0 they are as they are in the photographs.
 
 Seen on two shared cores of an AMD EPYC with bfloat16, in two minutes: mini D is ahead of the raw
-pixels by 32.5 +- 3.5 points (corrected 8.6), and of the three random nets by 9.6 to 13.6 +- 3.8 at
-the most (9.2). Of the histogram it is not; without the lights the histogram is ahead by 17.
+pixels by 32.5 +- 3.5 points (corrected 8.6), and of the three random nets by 14.1 +- 3.6 (8.7),
+9.2 +- 3.0 (7.4) and 10.2 +- 3.9 (9.5). Of the histogram it is not; without the lights that is ahead
+by 17.0 +- 2.7 (6.7).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ PYTEST = python -m pytest -n $(PROCESSES) --dist worksteal
 
 # The demo: also what `make dist` tries with the package as it is installed elsewhere.
 define DEMO
-vggfeat extract --dataset digits --weights mini --scales 96,128 --out build/demo/feats.h5
+vggfeat extract --dataset photographs --weights mini --scales 96,128 --out build/demo/feats.h5
 vggfeat svm --features build/demo/feats.h5 --pool stack --out build/demo/model.h5 --json build/demo/results.json
 vggfeat report --features build/demo/feats.h5 --model build/demo/model.h5 --out build/demo/report.html
 endef
@@ -24,7 +24,7 @@ export DEMO
 help:  ## this list
 	@awk -F ':.*## *' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
 
-demo: .venv/installed  ## features, an SVM and a report of scikit-learn's digits, in build/demo
+demo: .venv/installed  ## features, an SVM and a report of pieces of twelve photographs, in build/demo
 	@mkdir -p build/demo
 	@rm -f build/demo/*
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh -eux -c "$$DEMO"
@@ -69,7 +69,7 @@ clean:  ## .venv and build, away
 # Installed anew only when what is required has changed.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[demo]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml

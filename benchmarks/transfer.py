@@ -34,15 +34,15 @@ from vggfeat.terminal import columns, out, progress
 SIDE = 32  # of raw pixels
 
 
-def raw_pixels(items: datasets.Items) -> Problem:
+def raw_pixels(items: datasets.Items, side: int = SIDE) -> Problem:
     """The same protocol on the pixels themselves, minus their mean, of length 1."""
-    x = np.full((len(items), SIDE * SIDE * 3), np.nan, np.float32)
+    x = np.full((len(items), side * side * 3), np.nan, np.float32)
     for i in range(len(items)):
         try:
             image = Image.fromarray(read_rgb(items.source(i)))
         except UnreadableImage:
             continue
-        x[i] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32).ravel()
+        x[i] = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), np.float32).ravel()
     readable = np.isfinite(x[:, 0])
     assert items.labels is not None
     return Problem(

@@ -60,6 +60,7 @@ LIGHT = (
     *("vggfeat.datasets", "vggfeat.datasets.items", "vggfeat.datasets.protocol"),
     *("vggfeat.datasets.voc", "vggfeat.datasets.caltech", "vggfeat.datasets.imagenet"),
     *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),
+    "vggfeat.datasets.photographs",
     *("vggfeat.datasets.splits", "vggfeat.datasets.download", "vggfeat.datasets.devkit"),
     *("vggfeat.datasets.annotation", "vggfeat.datasets.boxes"),
     *("vggfeat.datasets.voc_action", "vggfeat.regions"),

@@ -26,6 +26,7 @@ from vggfeat.datasets import (
     digits,
     folder,
     imagenet,
+    photographs,
     voc,
     voc_action,
 )
@@ -151,6 +152,15 @@ _DATASETS = {
         " path; label, split",
         "paths are relative to the Parquet file's folder, absolute, or URLs",
         by_pattern=True,
+    ),
+    "photographs": _Dataset(
+        photographs.load,
+        "there is nothing to download for photographs, they come with scikit-learn and"
+        " scikit-image:",
+        "269 pieces of twelve photographs, no pixel in two of them; the class is the photograph;"
+        " 3 random 80/20 splits",
+        "none: they come with scikit-learn and scikit-image",
+        in_memory=True,
     ),
     "digits": _Dataset(
         digits.load,

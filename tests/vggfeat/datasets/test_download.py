@@ -130,7 +130,7 @@ def test_caltech_download_is_all_or_nothing(
     assert load(name, tmp_path, download=True).names == items.names
 
 
-@pytest.mark.parametrize("name", ["imagenet", "folder", "csv", "digits"])
+@pytest.mark.parametrize("name", ["imagenet", "folder", "csv", "digits", "photographs"])
 def test_what_has_no_download_says_so(tmp_path: Path, name: str) -> None:
     fails(
         name,

@@ -172,9 +172,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**made, "training": folder / "training.html"}
 
 
-@pytest.mark.parametrize("name", ["1 classes", "10 classes", "300 classes", "training"])
+PHONE_DARK, PHONE, DESK_DARK, DESK = (
+    (width, scheme) for width in (390, 1440) for scheme in ("dark", "light")
+)
+
+
 @pytest.mark.parametrize(
-    ("width", "scheme"), [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")]
+    ("name", "width", "scheme"),
+    [
+        *(("10 classes", *each) for each in (PHONE_DARK, PHONE, DESK_DARK, DESK)),
+        *(("1 classes", *each) for each in (PHONE_DARK, DESK)),
+        *(("300 classes", *each) for each in (PHONE, DESK_DARK)),
+        *(("training", *each) for each in (PHONE_DARK, PHONE, DESK)),
+    ],
 )
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     with opened(browser, pages[name], width, scheme) as page:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fcntl import LOCK_EX
 from functools import partial
 from itertools import islice
@@ -40,6 +40,7 @@ from vggfeat.hdf5 import format_of
 from vggfeat.machine import CORES
 from vggfeat.model import Model
 from vggfeat.place import is_url
+from vggfeat.results import in_percent
 from vggfeat.store import Description, Features, differences
 from vggfeat.weights import Network
 from vggfeat.writer import behind_link, locked, partial_of
@@ -245,7 +246,7 @@ class Prediction:
     scores: tuple[float, ...] = ()
     probabilities: tuple[float, ...] = ()
     margin: float = math.nan
-    all_scores: np.ndarray | None = None
+    all_scores: np.ndarray | None = field(default=None, repr=False)
     error: str | None = None
 
     def best(self, model: Model, top: int) -> list[tuple[str, ...]]:
@@ -258,7 +259,9 @@ class Prediction:
         cells = [[model.classes[k], f"{self.all_scores[k]:+.3f}"] for k in order]
         if model.has_probabilities:
             chances_K = model.probabilities(self.all_scores)
-            cells = [[*row, f"{chances_K[k]:.3f}"] for row, k in zip(cells, order, strict=True)]
+            cells = [
+                [*row, in_percent(chances_K[k], 1)] for row, k in zip(cells, order, strict=True)
+            ]
         names = [self.image, *[""] * top]
         return [(name, *row) for name, row in zip(names, cells, strict=False)]
 
@@ -433,8 +436,8 @@ class Tally:
         recall = float((self._right_K[there] / self._images_K[there]).mean())
         right = int(self._right_K.sum())
         return (
-            f"accuracy {100 * right / images:.2f} % ({right:,} of {images:,} labelled images),"
-            f" mean class recall {100 * recall:.2f} % ({np.count_nonzero(there):,} classes)"
+            f"accuracy {in_percent(right / images)} ({right:,} of {images:,} labelled images),"
+            f" mean class recall {in_percent(recall)} ({np.count_nonzero(there):,} classes)"
         )
 
 

@@ -319,7 +319,7 @@ def _choice_of_c(results: Results) -> list[Section]:
     splits = " (the median of the splits')" if len(series) > 1 else ""
     about = f"C = {cost(results.choice.C)}{splits}, by {head[1]}; of equals the smallest."
     drawn = html('<div class="charts">{c}</div>', c=chart(series, "C", f"{by}, %", log_x=True))
-    return [Section("c", "The choice of C", drawn + table(head, rows, numbers=(0, 1)), about)]
+    return [Section("c", "The choice of C", drawn + table(head, rows, range(len(head) - 1)), about)]
 
 
 def _curves(rankings: dict[str, Ranking], classes: list[str], ap: str) -> list[Section]:

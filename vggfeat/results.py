@@ -303,7 +303,9 @@ def summary(results: Results) -> list[tuple[str, str]]:
 def _choice_rows(results: Results) -> list[tuple[str, str]]:
     splits = results.per_split
     median = ", the median of the splits'" if len({split.choice.C for split in splits}) > 1 else ""
-    rows = [(results.choice.knob, f"{results.choice.words}{median}")]
+    further = ", ".join(map(cost, results.choice.C_grid_extended_by))
+    extended = f"; the grid was extended by {further}" if further else ""
+    rows = [(results.choice.knob, f"{results.choice.words}{median}{extended}")]
     for i, split in enumerate(splits):
         compared = results.compared_by  # an older version's don't say it
         if compared is None:
@@ -342,21 +344,27 @@ def over_classes(results: Results, key: str) -> str:
     return f"{without}, over {low:,}{f' to {high:,}' if high > low else ''} of {K:,} classes"
 
 
-def choice_columns(results: Results) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
-    """Head and rows of the values of C that were tried, with the score that chose; no rows where
-    none was chosen.
+def choice_columns(results: Results) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and rows of the values of C that were tried, with the score that chose, of several
+    splits the mean and that of each; numbers all but the last column. No rows where none was
+    chosen.
     """
     chosen = results.choice
     by = FIGURES.get(chosen.selected_by or "", "score")
-    head = ("C", f"{by} on {results.C_chosen_on or 'validation'}", "")
-    return head, [
-        (cost(C), in_percent(score), "chosen" if chosen.C == C else "")
-        for C, score in zip(chosen.C_grid, chosen.C_curve, strict=True)
+    splits = [split.choice for split in results.per_split if split.choice.C_grid]
+    curves = [dict(zip(choice.C_grid, choice.C_curve, strict=True)) for choice in (chosen, *splits)]
+    head = ["C", f"{by} on {results.C_chosen_on or 'validation'}"]
+    head += [f"split {i}" for i in range(len(splits))]
+    return [*head, ""], [
+        (cost(C), *(in_percent(curve.get(C)) for curve in curves), "chosen" * (chosen.C == C))
+        for C in sorted(set().union(*curves))
     ]
 
 
 def class_columns(results: Results) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Head and rows of the figures of each class; no rows where there are none."""
+    """Head and rows of the figures of each class, numbers all but the first column; no rows where
+    there are none.
+    """
     per_class = results.scored.per_class
     kinds = [
         key

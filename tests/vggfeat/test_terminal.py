@@ -97,6 +97,24 @@ def test_every_way_to_the_terminal_shows_them(
     assert not re.search("[^\n -~─-╿]", printed.out + printed.err)
 
 
+def test_progress_tells_what_is_being_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images with their rate; of other work, which comes in unequal pieces, the time left alone."""
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    with progress("svm", unit="fits") as show:
+        show(0, 4, "choosing C")
+        show(3, 4, "training")
+    with progress("extract") as show:
+        show(0, 4)
+        show(2, 4)
+    with progress("none", quiet=True) as show:
+        show(2, 4, "training")
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"svm: training: 3 of 4 fits, \S+ s left", first)
+    assert re.fullmatch(r"extract: 2 of 4 images, \S+ images/s, \S+ s left", second)
+
+
 def test_the_live_bar_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = terminal.Screen()
     bar.file, bar.width = io.StringIO(), 400

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fcntl import LOCK_EX
 from functools import partial
 from itertools import islice
@@ -39,6 +39,7 @@ from vggfeat.files import whole
 from vggfeat.hdf5 import format_of
 from vggfeat.machine import CORES
 from vggfeat.model import Model
+from vggfeat.notebook import Displayed
 from vggfeat.place import is_url
 from vggfeat.results import in_percent
 from vggfeat.store import Description, Features, differences
@@ -231,8 +232,8 @@ def _described(texts: Sequence[str], model: Model) -> Source:
 # --- scores ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Displayed):
     """What a classifier says of an image.
 
     classes: its one class; of a multi-label model those above the threshold, the surest first.
@@ -246,8 +247,24 @@ class Prediction:
     scores: tuple[float, ...] = ()
     probabilities: tuple[float, ...] = ()
     margin: float = math.nan
-    all_scores: np.ndarray | None = field(default=None, repr=False)
+    all_scores: np.ndarray | None = None
     error: str | None = None
+
+    def _title(self) -> str:
+        return f"Prediction of {self.image}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        if self.error is not None:
+            return [("unreadable", self.error)]
+        rows = [
+            (name, f"{score:+.3f}") for name, score in zip(self.classes, self.scores, strict=True)
+        ]
+        if self.probabilities:
+            rows = [
+                (name, f"{score}, {in_percent(chance, 1)}")
+                for (name, score), chance in zip(rows, self.probabilities, strict=True)
+            ]
+        return [*(rows or [("no class", "above the threshold")]), ("margin", f"{self.margin:.3f}")]
 
     def best(self, model: Model, top: int) -> list[tuple[str, ...]]:
         """Rows (image, class, score, and the probability where there is one) of a table, of the

@@ -116,14 +116,25 @@ def test_progress_tells_what_is_being_done(
 
 
 def test_the_live_bar_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Here(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
     bar = terminal.Screen()
-    bar.file, bar.width = io.StringIO(), 400
-    bar._force_terminal = True
+    bar.file, bar.width = Here(), 400
     monkeypatch.setattr(terminal, "err", bar)
-    monkeypatch.delenv("TERM", raising=False)
+    for name in ("TERM", "JPY_PARENT_PID"):
+        monkeypatch.delenv(name, raising=False)
     with progress(EVIL) as show:
         show(1, 9)
     text = bar.file.getvalue()
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert not terminal.live()  # of a notebook
+    monkeypatch.delenv("JPY_PARENT_PID")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert terminal.live()
+    bar.file = io.StringIO()
+    assert bar.is_terminal and not terminal.live()  # colours in a pipe
     assert SHOWN in text and "\x1b[2J" not in text and "\u202e" not in text
 
 

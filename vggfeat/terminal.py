@@ -115,8 +115,8 @@ def _write_line(text: str, end: str) -> None:
 
 
 def live() -> bool:
-    """Whether stderr is a terminal on which a line can be rewritten. One that FORCE_COLOR alone says
-    to be there isn't, nor is a notebook, whose kernels run commands in a terminal of their own.
+    """Whether stderr is a terminal on which a line can be rewritten: not where FORCE_COLOR alone
+    says so, nor in a notebook, which runs commands in a terminal and shows what they print.
     """
     here = err.file.isatty() and "JPY_PARENT_PID" not in os.environ
     return here and err.is_terminal and not err.is_dumb_terminal

@@ -50,11 +50,11 @@ from vggfeat.options import (
     with_debug,
 )
 from vggfeat.terminal import (
-    columns,
     command,
     in_options,
     list_unreadable,
     out,
+    print_columns,
     progress,
     run,
     say,
@@ -333,12 +333,9 @@ class Wanted:
         from pretrain.figures import report
 
         content, (head, *rows), line = report(found, self.modes, self.scales)
-        table = columns(*head)
-        for row in rows:
-            table.add_row(*row)
         try_each(
             lambda: write_json(self.json_file, {**content, "command": command()}),
-            lambda: out.print(table),
+            lambda: print_columns(head, rows, range(4, len(head))),
             lambda: out.print(line),
         )
 

@@ -60,7 +60,16 @@ from vggfeat.options import (
     typed,
     with_debug,
 )
-from vggfeat.terminal import columns, command, in_options, list_unreadable, out, progress, run, say
+from vggfeat.terminal import (
+    command,
+    in_options,
+    list_unreadable,
+    out,
+    print_columns,
+    progress,
+    run,
+    say,
+)
 
 if TYPE_CHECKING:
     from pretrain.box_figures import Located, Truth
@@ -547,9 +556,6 @@ class Made:
             },
             "command": command(),
         }
-        shown = columns(*head)
-        for line in lines:
-            shown.add_row(*line)
         bad = f", {len(self.seen.failures)} of them unreadable" if self.seen.failures else ""
         about = (
             f"{self.items.dataset} {self.split}, protocol {self.protocol}:"
@@ -560,7 +566,7 @@ class Made:
         try_each(
             lambda: write_json(json_file, content),
             lambda: self._page(truth, page, [head, *lines]),
-            lambda: out.print(shown),
+            lambda: print_columns(head, lines, range(5, len(head))),
             lambda: out.print(about),
         )
 

@@ -34,7 +34,7 @@ from vggfeat.errors import WrongUsage
 from vggfeat.files import check_outputs, refuse_unwritable
 from vggfeat.machine import duration
 from vggfeat.options import PRECISION, Overrides, OwnDevice, Processes, Strict, leave, with_debug
-from vggfeat.terminal import columns, in_options, list_unreadable, out, run, say
+from vggfeat.terminal import in_options, list_unreadable, out, print_columns, run, say
 
 if TYPE_CHECKING:
     from pretrain.plan import Trials
@@ -243,7 +243,7 @@ def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:
     from pretrain.reproduction import costs, state_of
 
     trials: Trials = {}
-    table = columns("stage", "starts from", "iterations", "time", "state")
+    rows = []
     seconds, disk = 0.0, 0
     for step in steps:
         state = state_of(asked, step)
@@ -256,10 +256,10 @@ def _print_plan(asked: Asked, steps: Sequence[Step]) -> None:
         seconds += left
         start = step.start.name if step.start else "random"
         words = duration(left) if left else "-"
-        table.add_row(f"{step.seed}/{step.name}", start, str(cost.iterations), words, state)
+        rows.append((f"{step.seed}/{step.name}", start, f"{cost.iterations:,}", words, state))
     if not asked.ranks.first:
         return
-    out.print(table)
+    print_columns(("stage", "starts from", "iterations", "time", "state"), rows, (2, 3))
     world, kind = asked.ranks.world, asked.ranks.device.type
     hours = seconds * world / 3600
     out.print(

@@ -42,7 +42,7 @@ from vggfeat.files import refuse_inputs, refuse_same_names
 from vggfeat.machine import duration
 from vggfeat.options import PRECISION, Overrides, OwnDevice, Processes, Strict, leave, with_debug
 from vggfeat.table1 import NETS
-from vggfeat.terminal import columns, in_options, out, run, say
+from vggfeat.terminal import in_options, out, print_columns, run, say
 
 if TYPE_CHECKING:
     from pretrain.plan import StagePlan
@@ -245,12 +245,19 @@ def train(
 
 
 def _print_plan(stages: Sequence[StagePlan]) -> None:
-    table = columns("stage", "iterations", "PFLOP", "memory, GB", "% of matrix rate", "time")
-    for stage in stages:
-        share = "-" if stage.share is None else f"{100 * stage.share:.0f}"
-        cells = f"{stage.gflop / 1e6:.3g}", f"{stage.memory / 1e9:.2f}", share
-        table.add_row(stage.name, str(stage.iterations), *cells, duration(stage.seconds))
-    out.print(table)
+    head = ("stage", "iterations", "PFLOP", "memory, GB", "% of matrix rate", "time")
+    rows = [
+        (
+            stage.name,
+            f"{stage.iterations:,}",
+            f"{stage.gflop / 1e6:,.2f}",
+            f"{stage.memory / 1e9:.2f}",
+            "-" if stage.share is None else f"{100 * stage.share:.0f}",
+            duration(stage.seconds),
+        )
+        for stage in stages
+    ]
+    print_columns(head, rows, range(1, len(head)))
 
 
 def _print_advice(stages: Sequence[StagePlan]) -> None:
@@ -278,7 +285,8 @@ def _print_end(ended: Ended, stages: Mapping[str, Stage]) -> None:
     boxes = {name for name, _ in ended.stages if stages[name].boxes}
     what = "top-1, top-5 error, %" + ("; of boxes: localisation error, %" if boxes else "")
     kinds = (f"{images}, {what}" for images in ("held-out", "validation"))
-    table = columns("stage", "iterations", "Q", *kinds, "time")
+    head = ("stage", "iterations", "Q", *kinds, "time")
+    rows = []
     for name, state in ended.stages:
         errors = [
             "-"
@@ -288,14 +296,16 @@ def _print_end(ended: Ended, stages: Mapping[str, Stage]) -> None:
             else ", ".join(map(error_text, pair))
             for pair in (state.held_out, state.val)
         ]
-        table.add_row(
-            name,
-            str(state.iteration),
-            str(stages[name].test_scale),
-            *errors,
-            duration(state.seconds),
+        rows.append(
+            (
+                name,
+                f"{state.iteration:,}",
+                str(stages[name].test_scale),
+                *errors,
+                duration(state.seconds),
+            )
         )
-    out.print(table)
+    print_columns(head, rows, range(1, len(head)))
     out.print(
         "errors: of one central crop at Q; the paper's, over the whole image, are"
         + (" pretrain.localise's and" if boxes else "")

@@ -56,7 +56,7 @@ LIGHT = (
     *("vggfeat.terminal", "vggfeat.machine", "vggfeat.devices", "vggfeat.errors"),
     *("vggfeat.files", "vggfeat.checked", "vggfeat.hdf5", "vggfeat.store", "vggfeat.writer"),
     *("vggfeat.convert", "vggfeat.aggregate", "vggfeat.metrics", "vggfeat.page"),
-    *("vggfeat.decode", "vggfeat.headers", "vggfeat.images"),
+    *("vggfeat.decode", "vggfeat.headers", "vggfeat.images", "vggfeat.notebook"),
     *("vggfeat.datasets", "vggfeat.datasets.items", "vggfeat.datasets.protocol"),
     *("vggfeat.datasets.voc", "vggfeat.datasets.caltech", "vggfeat.datasets.imagenet"),
     *("vggfeat.datasets.folder", "vggfeat.datasets.csv_file", "vggfeat.datasets.digits"),

@@ -56,6 +56,7 @@ from vggfeat.terminal import (
     in_options,
     list_unreadable,
     out,
+    print_columns,
     print_table,
     progress,
     run,
@@ -159,7 +160,7 @@ def predict_command(
         "say": lambda line: say(in_options(line)),
     }
     told = ["image", "class", "score", *["probability"] * classifier.has_probabilities]
-    table, tally = columns(*told), Tally(classifier, rows)
+    table, tally = columns(*told, numbers=range(2, len(told))), Tally(classifier, rows)
     with progress("predict") as show:
         if out_file is not None:
             tally = write_predictions(
@@ -415,10 +416,10 @@ def neighbours_command(
     over_scales, why = (pool, "--pool") if pool else pool_of(file.attributes["protocol"])
     described, row = query_of(file, query, pool=over_scales, scales=qs, spec=weights, device=device)
     found = nearest(file, described, pool=over_scales, scales=qs, top=top, without=row)
-    table = columns("", "image", "labels", "cosine")
-    for rank, neighbour in enumerate(found, 1):
-        labels = ", ".join(neighbour.labels)
-        table.add_row(str(rank), neighbour.name, labels, f"{neighbour.cosine:.4f}")
+    told = [
+        (str(rank), neighbour.name, ", ".join(neighbour.labels), f"{neighbour.cosine:.4f}")
+        for rank, neighbour in enumerate(found, 1)
+    ]
     missing = ""
 
     def picture_them() -> None:
@@ -429,7 +430,7 @@ def neighbours_command(
     try_each(
         lambda: write_json(json_file, [neighbour.__dict__ for neighbour in found]),
         picture_them,
-        lambda: out.print(table),
+        lambda: print_columns(("", "image", "labels", "cosine"), told, (0, 3)),
     )
     if len(qs or file.description.scales) > 1 and pool is None:
         say(f"pool: {over_scales} ({why})")
@@ -465,10 +466,7 @@ def datasets_command() -> None:
     """List the datasets."""
     from vggfeat.datasets import describe_datasets
 
-    table = columns("dataset", "what", "where")
-    for row in describe_datasets():
-        table.add_row(*row)
-    out.print(table)
+    print_columns(("dataset", "what", "where"), describe_datasets())
 
 
 @app.command("weights")
@@ -476,10 +474,7 @@ def weights_command() -> None:
     """List the sources of weights."""
     from vggfeat.sources import forms
 
-    table = columns("--weights", "what")
-    for row in forms():
-        table.add_row(*row)
-    out.print(table)
+    print_columns(("--weights", "what"), forms())
 
 
 def main() -> None:

@@ -29,7 +29,16 @@ from vggfeat.options import (
 )
 from vggfeat.place import local
 from vggfeat.results import K_NEAREST, TEMPERATURE
-from vggfeat.terminal import columns, command, in_options, out, print_table, refused_otherwise, say
+from vggfeat.terminal import (
+    command,
+    in_options,
+    out,
+    print_columns,
+    print_table,
+    progress,
+    refused_otherwise,
+    say,
+)
 
 if TYPE_CHECKING:
     from vggfeat.problem import Problem
@@ -49,6 +58,7 @@ OF_HEADS = {
     "ledger": ("svm",),
 }
 """Option -> heads that it says something to."""
+SHOWN = 20  # rows of a table of values of C, or of classes, at most; of more there is none
 
 
 @with_debug
@@ -223,19 +233,21 @@ def classify_command(
             return
         # each takes memory at once, whether there is a core for it or not
         torch.set_num_threads(min(workers, ranks.cores))
-        outcome = protocols.run(
-            problem,
-            C=cs,
-            seed=seed,
-            loss=loss,
-            solver=solver,
-            device=str(ranks.device),
-            class_weight=class_weight,
-            head=head,
-            k=k,
-            temperature=temperature,
-            progress=tell,
-        )
+        with progress(head, quiet=not ranks.first, unit="fits") as advance:
+            outcome = protocols.run(
+                problem,
+                C=cs,
+                seed=seed,
+                loss=loss,
+                solver=solver,
+                device=str(ranks.device),
+                class_weight=class_weight,
+                head=head,
+                k=k,
+                temperature=temperature,
+                progress=advance,
+                say=tell,
+            )
         results = replace(outcome.results, made=replace(made, command=command()))
         seen, scored = seen_by_net(results)
         if scored:
@@ -414,9 +426,9 @@ def _print_results(results: Results) -> None:
     from vggfeat.results import choice_columns, class_columns, summary, title
 
     print_table(title(results), summary(results))
-    for head, rows in (choice_columns(results), class_columns(results)):
-        if 0 < len(rows) <= 20:
-            table = columns(*head)
-            for row in rows:
-                table.add_row(*row)
-            out.print(table)
+    head, rows = choice_columns(results)
+    if 0 < len(rows) <= SHOWN:
+        print_columns(head, rows, range(len(head) - 1))
+    head, rows = class_columns(results)
+    if 0 < len(rows) <= SHOWN:
+        print_columns(head, rows, range(1, len(head)))

@@ -242,7 +242,7 @@ def _tell_net(net: str, everything: bool, json_file: Path | None) -> None:
         print_table(title, list(_flat(plain(facts))))
         return
     head = ("layer", "kernel", "channels", "side", "parameters", "MMAC", "field", "stride")
-    table = columns(*head, title=title, title_justify="left")
+    table = columns(*head, numbers=range(2, len(head)), title=title, title_justify="left")
     for layer in every:
         table.add_row(
             layer.name,

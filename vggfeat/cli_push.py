@@ -94,7 +94,7 @@ def push_command(
     shared = _classifier(Path(file), repository) if of_model else _weights(file, repository)
     sizes = {name: _measured(path) for name, path in shared.files.items()}
     card = card_of(repository, shared, sizes)
-    table = columns("file", "bytes", "sha256")
+    table = columns("file", "bytes", "sha256", numbers=(1,))
     for name, (size, sha256) in sizes.items():
         table.add_row(name, f"{size:,}", sha256[:12])
     table.add_row(CARD, f"{len(card.encode()):,}", "")

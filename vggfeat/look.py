@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vggfeat.datasets import Items
+from vggfeat.datasets.items import counted
 from vggfeat.decode import read_rgb, upright_shape
 from vggfeat.errors import UnreachableImage, UnreadableImage, VggfeatError
 from vggfeat.regions import cut, cut_shape
@@ -145,11 +146,12 @@ def foreword(
     """What is about to be described and how, as (what, words). layer, scales: as they were given,
     None by default.
     """
-    rows = [("images" if items.boxes is None else "boxes", _of_classes(items))]
+    told = counted(len(items), items.total, items.labels, items.classes, items.splits)
+    rows = [("images" if items.boxes is None else "boxes", told)]
     if items.boxes is not None:
         images, files = " and ".join(description.regions), len(items.by_file()[0])
         rows.append(("regions", f"{images}, {seen.images:,} pictures of {files:,} images"))
-    counted = (
+    among = (
         f"{seen.looked:,} that were looked at" if seen.looked < seen.images else f"{seen.images:,}"
     )
     if seen.unreadable:
@@ -157,7 +159,7 @@ def foreword(
         rows.append(
             (
                 "can't be read",
-                f"{len(seen.unreadable):,} of the {counted}, the first is {name}: {why}",
+                f"{len(seen.unreadable):,} of the {among}, the first is {name}: {why}",
             ),
         )
     if seen.shapes:
@@ -165,28 +167,26 @@ def foreword(
         larger = [
             f"{seen.enlarged(q):,} at Q = {q}" for q in description.scales if seen.enlarged(q)
         ]
-        enlarged = f"; enlarged, of the {counted}: {', '.join(larger)}" if larger else ""
+        enlarged = f"; enlarged, of the {among}: {', '.join(larger)}" if larger else ""
         sides = (
             f"{least:,} pixels"
             if least == most
             else f"{least:,} to {most:,} pixels, median {median:,}"
         )
         rows.append(("smallest side", sides + enlarged))
-    told = bool(network.metadata.get("train_scale"))
     why_scales = (
-        "the net's training scales" if told else "the paper's; the weights don't tell theirs"
+        "the net's training scales"
+        if network.metadata.get("train_scale")
+        else "the paper's; the weights don't tell theirs"
     )
     fc7 = "fc7" in network.layers or network.name not in NETS
     rows.append(
         (
             "descriptor",
-            "; ".join(
-                f"{name}, {len(description.scales)} x {network.dim(name)}"
-                for name in description.layers
+            description.in_words(
+                {name: network.dim(name) for name in description.layers},
+                f" ({why_scales})" if scales is None else "",
             )
-            + f": Q = {', '.join(map(str, description.scales))}"
-            + (f" ({why_scales})" if scales is None else "")
-            + (", with mirror images" if description.mirror else ", without mirror images")
             + (
                 ""
                 if layer or fc7
@@ -195,23 +195,3 @@ def foreword(
         )
     )
     return rows
-
-
-def _of_classes(items: Items) -> str:
-    """Their number, that of the classes, and the sizes of the splits."""
-    words = f"{len(items):,}" + ("" if items.total is None else f", the first of {items.total:,},")
-    words += ", no labels" if items.labels is None else f" of {_classes(len(items.classes))}"
-    drawn = {name.partition("/")[0] for name in items.splits if "/" in name}
-    first = f"{min(drawn)}/" if drawn else ""
-    sizes = [
-        f"{len(rows):,} {name.removeprefix(first)}"
-        for name, rows in items.splits.items()
-        if name.startswith(first) and len(rows)
-    ]
-    if not sizes:
-        return words
-    return f"{words}; {f'{len(drawn)} random splits of ' if drawn else ''}{', '.join(sizes)}"
-
-
-def _classes(n: int) -> str:
-    return "1 class" if n == 1 else f"{n:,} classes"

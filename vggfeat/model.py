@@ -19,14 +19,24 @@ import numpy as np
 import torch
 
 from vggfeat.aggregate import POOLINGS, aggregate, fuse, pooled_length
-from vggfeat.checked import OneOf, Several, path_of, shown
+from vggfeat.checked import OneOf, Several, first_few, path_of, shown
 from vggfeat.describe import described, list_of_images, network_of
 from vggfeat.devices import resolve_device
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, column, damaged, document, open_file, write_file
 from vggfeat.hub import Named, beside, fetched, on_hub, there
 from vggfeat.machine import CORES
-from vggfeat.results import HEAD_NAMES, Results, Scored, results_from
+from vggfeat.notebook import Displayed, Table
+from vggfeat.results import (
+    HEAD_NAMES,
+    Results,
+    Scored,
+    figure_rows,
+    results_from,
+    scored_on,
+    title,
+    trained_on,
+)
 from vggfeat.store import Description
 from vggfeat.weights import Network
 
@@ -47,8 +57,8 @@ class Facts(TypedDict):
     results: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Displayed):
     """coef_KD, intercept_K: scores are x @ coef.T + intercept; positive means present.
 
     parts: how images are described, one a network (several were fused by stacking). pool: over the
@@ -68,6 +78,29 @@ class Model:
     scored: dict[str, Scored] = field(default_factory=dict)
     weights: tuple[str | os.PathLike[str], ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def _title(self) -> str:
+        kind = HEAD_NAMES[self.head]
+        return f"Classifier of {title(self.results)}" if self.results else f"Classifier: {kind}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        results = self.results
+        kind = "several an image" if self.multi_label else "one an image"
+        rows = [("classes", f"{len(self.classes):,}, {kind}: {first_few(self.classes)}")]
+        if results:
+            rows += figure_rows(results)
+            rows += [("scored on", scored_on(results)), ("trained on", trained_on(results))]
+        length = self.coef_KD.shape[1]
+        rows.append(("descriptor", f"{length:,} values, {self.pool} over the scales"))
+        for part in self.parts:
+            mirror = "with" if part.mirror else "without"
+            scales = ", ".join(map(str, part.scales))
+            words = f"{part.layer} of net {part.net}, {part.weights}"
+            rows.append(("described by", f"{words}: Q = {scales}, {mirror} mirror images"))
+        return rows
+
+    def _folded(self) -> list[Table]:
+        return self.results._folded() if self.results else []
 
     def decision_function(self, x_ND: np.ndarray) -> np.ndarray:
         """(N, K) scores of aggregated descriptors (N, D), or (K,) of one (D,). Raises VggfeatError

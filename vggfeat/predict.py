@@ -39,7 +39,9 @@ from vggfeat.files import whole
 from vggfeat.hdf5 import format_of
 from vggfeat.machine import CORES
 from vggfeat.model import Model
+from vggfeat.notebook import Displayed
 from vggfeat.place import is_url
+from vggfeat.results import in_percent
 from vggfeat.store import Description, Features, differences
 from vggfeat.weights import Network
 from vggfeat.writer import behind_link, locked, partial_of
@@ -244,8 +246,8 @@ def _described(texts: Sequence[str], model: Model) -> Source:
 # --- scores ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Displayed):
     """What a classifier says of an image.
 
     classes: its one class; of a multi-label model those above the threshold, the surest first.
@@ -262,6 +264,22 @@ class Prediction:
     all_scores: np.ndarray | None = None
     error: str | None = None
 
+    def _title(self) -> str:
+        return f"Prediction of {self.image}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        if self.error is not None:
+            return [("unreadable", self.error)]
+        rows = [
+            (name, f"{score:+.3f}") for name, score in zip(self.classes, self.scores, strict=True)
+        ]
+        if self.probabilities:
+            rows = [
+                (name, f"{score}, {in_percent(chance, 1)}")
+                for (name, score), chance in zip(rows, self.probabilities, strict=True)
+            ]
+        return [*(rows or [("no class", "above the threshold")]), ("margin", f"{self.margin:.3f}")]
+
     def best(self, model: Model, top: int) -> list[tuple[str, ...]]:
         """Rows (image, class, score, and the probability where there is one) of a table, of the
         best classes; none of an unreadable one.
@@ -272,7 +290,9 @@ class Prediction:
         cells = [[model.classes[k], f"{self.all_scores[k]:+.3f}"] for k in order]
         if model.has_probabilities:
             chances_K = model.probabilities(self.all_scores)
-            cells = [[*row, f"{chances_K[k]:.3f}"] for row, k in zip(cells, order, strict=True)]
+            cells = [
+                [*row, in_percent(chances_K[k], 1)] for row, k in zip(cells, order, strict=True)
+            ]
         names = [self.image, *[""] * top]
         return [(name, *row) for name, row in zip(names, cells, strict=False)]
 
@@ -447,8 +467,8 @@ class Tally:
         recall = float((self._right_K[there] / self._images_K[there]).mean())
         right = int(self._right_K.sum())
         return (
-            f"accuracy {100 * right / images:.2f} % ({right:,} of {images:,} labelled images),"
-            f" mean class recall {100 * recall:.2f} % ({np.count_nonzero(there):,} classes)"
+            f"accuracy {in_percent(right / images)} ({right:,} of {images:,} labelled images),"
+            f" mean class recall {in_percent(recall)} ({np.count_nonzero(there):,} classes)"
         )
 
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -176,7 +177,8 @@ def run(
     head: str = "svm",
     k: int = K_NEAREST,
     temperature: float = TEMPERATURE,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Choose C, train and test by the problem's protocol.
 
@@ -189,7 +191,9 @@ def run(
     loss, solver, device: as `LinearSVM`. class_weight: None or "balanced", in choosing C, too.
     head: the classifier, one of HEADS: "svm", "logistic" (`LogisticRegression`), "ridge"
         (`RidgeClassifier`), "knn" (`NearestNeighbours`, of k and temperature, which has no C).
-    progress: called with one line for each fit that ended, and where the seed changes nothing.
+    progress: called before and after each fit, with how many are done, how many there are in all,
+        which are more where the grid is extended, and what this one is. say: called with a line
+        where the seed changes nothing.
 
     What the results say is in `docs/formats.md`, under results.json; `made` is left to the caller.
 
@@ -210,17 +214,18 @@ def run(
     if class_weight not in (None, "balanced"):
         raise VggfeatError(f"class_weight must be None or balanced, not {class_weight}")
     drawn = _prepared(problem, seed, len(grid) > 1)
-    _refuse_nan(problem, drawn)
     if head == "knn":
         _refuse_neighbours(k, drawn)
-    say = progress or (lambda line: None)
+    work = _Work(len(grid) * len(drawn.splits) * drawn.select + drawn.final_fits, progress)
+    progress(0, work.total, "reading descriptors")
+    _refuse_nan(problem, drawn)
     if seed is not None and drawn.how == "official" and drawn.val_is != CUT:
         say("the splits are the data set's own: `seed` changes nothing")
     svm = _classifier(head, loss, solver, device, class_weight, k, temperature)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # named once, in the results
-        chosen = _choose(problem, drawn.splits, grid, isinstance(C, str), svm, say)
-        fitted = _fit(problem, drawn, chosen, svm, say)
+        chosen = _choose(problem, drawn.splits, grid, isinstance(C, str), svm, work)
+        fitted = _fit(problem, drawn, chosen, svm, work)
     results = _results(problem, drawn, chosen, fitted, svm, head)
     scored = {
         split.name or drawn.test_split: Scored(split.test, scores)
@@ -230,6 +235,23 @@ def run(
         scored["validation"] = Scored(drawn.splits[0].val, fitted.validation)
     results = replace(results, seconds=time.perf_counter() - started)
     return Outcome(results, fitted.model, scored)
+
+
+@dataclass
+class _Work:
+    """How many fits there are, how many of them are done, and who is told."""
+
+    total: int
+    tell: Callable[[int, int, str], None]
+    done: int = 0
+
+    @contextmanager
+    def fit(self, what: str) -> Iterator[None]:
+        """One more of them, and what it is."""
+        self.tell(self.done, self.total, what)
+        yield
+        self.done += 1
+        self.tell(self.done, self.total, what)
 
 
 @dataclass(frozen=True)
@@ -496,14 +518,15 @@ def _choose(
     grid: list[float],
     extend: bool,
     svm: Classifier,
-    say: Callable[[str], None],
+    work: _Work,
 ) -> _Chosen:
     if len(grid) < 2:
         given = Choice(C=grid[0]) if grid else Choice(k=svm.get_params()["k"])
         return _Chosen(given, [given] * len(splits), [], [])
     curves, best, broken_off = [], [], []
-    for split in splits:
-        curve, model, stopped = _curve(problem, split, grid, extend, svm, say)
+    for i, split in enumerate(splits):
+        what = _doing("choosing C", splits, i)
+        curve, model, stopped = _curve(problem, split, grid, extend, svm, work, what)
         curves.append(curve)
         best.append(model)
         broken_off += stopped
@@ -525,13 +548,20 @@ def _choose(
     return _Chosen(choice, per_split, best, broken_off)
 
 
+def _doing(what: str, splits: list[_Split], i: int) -> str:
+    """What is being done with a split, and of several which one it is."""
+    name = splits[i].name
+    return f"{name}, {i + 1} of {len(splits)}, {what}" if name else what
+
+
 def _curve(
     problem: Problem,
     split: _Split,
     grid: list[float],
     extend: bool,
     svm: Classifier,
-    say: Callable[[str], None],
+    work: _Work,
+    what: str,
 ) -> tuple[dict[float, float], Classifier, list[str]]:
     """A split's validation score of each C, its best classifier, and the fits that did not
     converge.
@@ -544,8 +574,9 @@ def _curve(
 
     def try_one(C: float) -> None:
         nonlocal best
-        model = path.fit(C)
-        curve[C] = score = _validate(problem, model, split.val)
+        with work.fit(what):
+            model = path.fit(C)
+            curve[C] = score = _validate(problem, model, split.val)
         if np.isnan(score):
             where = f" of {split.name}" if split.name else ""
             raise VggfeatError(
@@ -554,16 +585,15 @@ def _curve(
             )
         if _winner(curve) == C:
             best = model
-        label = f"{split.name} C={C:g}".strip()
-        say(f"{label}: validation {metrics.FIGURES[problem.compared_by]} {100 * score:.2f} %")
         if not model.converged_:
-            broken_off.append(f"{label} (choosing C)")
+            broken_off.append(f"{split.name} C={C:g} (choosing C)".strip())
 
     for C in grid:
         try_one(C)
     for _ in range(MAX_EXTENSIONS if extend else 0):
         if (further := _extension(curve)) is None:
             break
+        work.total += 1
         try_one(further)
     return curve, best, broken_off
 
@@ -638,42 +668,40 @@ class _Fitted:
     broken_off: list[str]
 
 
-def _fit(
-    problem: Problem, drawn: _Drawn, chosen: _Chosen, svm: Classifier, say: Callable[[str], None]
-) -> _Fitted:
+def _fit(problem: Problem, drawn: _Drawn, chosen: _Chosen, svm: Classifier, work: _Work) -> _Fitted:
     """Refit and score every split; beside them the classifier to keep, or the one whose validation
     is reported.
     """
     final = drawn.model_trained_on
-    first, number, total = drawn.splits[0], 0, drawn.final_fits
+    first = drawn.splits[0]
     broken_off: list[str] = []
 
     def of(choice: Choice) -> Any:
         return clone(svm) if choice.C is None else clone(svm).set_params(C=choice.C)
 
-    def fit(label: str, rows: Rows, model: Classifier) -> Classifier:
-        nonlocal number
-        number += 1
+    def fit(label: str, rows: Rows, model: Any) -> Classifier:
         model.fit(_finite(problem, rows), problem.labels[rows])
-        settings = model.get_params()
-        label += f" C={settings['C']:g}" if "C" in settings else f" k={settings['k']}"
-        say(f"{label}: trained ({number}/{total})")
         if not model.converged_:
-            broken_off.append(label)
-        return model
+            broken_off.append(f"{label} C={model.C:g}")
+        trained: Classifier = model
+        return trained
 
     # the refit starts from the classifier that won, on part of the same images
     starts = [_warm(model) for model in chosen.best] or [of(one) for one in chosen.per_split]
     tests = []
-    for split, start in zip(drawn.splits, starts, strict=True):
-        model = fit(split.name or final, split.refit, start)
-        tests.append(_scores(problem, model, split.test))
+    for i, (split, start) in enumerate(zip(drawn.splits, starts, strict=True)):
+        what = _doing("training", drawn.splits, i) if drawn.several else f"training on {final}"
+        with work.fit(what):
+            model = fit(split.name or final, split.refit, start)
+            tests.append(_scores(problem, model, split.test))
     if drawn.several:
-        model = fit(final, _labelled(problem), of(chosen.choice))
+        with work.fit(f"training on {final}"):
+            model = fit(final, _labelled(problem), of(chosen.choice))
     validation = None
     if drawn.validates:
-        without = fit("train", first.fit, of(chosen.choice))
-        validation = _scores(problem, without, first.val)
+        with work.fit("training on train"):
+            without = fit("train", first.fit, of(chosen.choice))
+            validation = _scores(problem, without, first.val)
     return _Fitted(model, tests, validation, broken_off)
 
 

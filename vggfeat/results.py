@@ -21,6 +21,7 @@ from vggfeat.checked import Inline, OneOf, Range, Sparse, first_few, fitted, par
 from vggfeat.datasets.protocol import pool_of, protocol_of
 from vggfeat.errors import VggfeatError
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
+from vggfeat.notebook import Displayed, Table
 
 HEAD_NAMES = {
     "svm": "linear SVM",
@@ -167,8 +168,8 @@ class Made(Sparse):
     command: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Results(Sparse):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Results(Displayed, Sparse):
     """results.json. `made` is what the protocol doesn't know."""
 
     protocol: str
@@ -217,6 +218,19 @@ class Results(Sparse):
         """Over the scales; where they don't say, as the protocol has it."""
         return self.made.pool or pool_of(self.protocol)[0]
 
+    def _title(self) -> str:
+        return f"Results of {title(self)}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return summary(self)
+
+    def _folded(self) -> list[Table]:
+        choice, classes = choice_columns(self), class_columns(self)
+        return [
+            Table("The choice of C", *choice, range(len(choice[0]) - 1)),
+            Table("Each class", *classes, range(1, len(classes[0]))),
+        ]
+
     def in_brief(self) -> dict[str, Any]:
         """Those keys of the file that say which run it was."""
         record = self.to_json()
@@ -261,8 +275,8 @@ def refuse_other_run(ours: Results, theirs: Results) -> None:
 # In words -----------------------------------------------------------------------------------------
 
 
-def summary(results: Results) -> list[tuple[str, str]]:
-    """(name, value) of the figures, as a person reads them."""
+def figure_rows(results: Results) -> list[tuple[str, str]]:
+    """(name, value) of the figures over all classes."""
     figures = results.scored.figures
     rows = []
     for key, name in FIGURES.items():
@@ -270,6 +284,12 @@ def summary(results: Results) -> list[tuple[str, str]]:
             std = told(figures.std(key))
             shown = in_percent(mean) + ("" if std is None else f" +- {100 * std:.2f}")
             rows.append((f"{name} on {part_scored(results)}{over_classes(results, key)}", shown))
+    return rows
+
+
+def summary(results: Results) -> list[tuple[str, str]]:
+    """(name, value) of the figures, and of what they come from, as a person reads them."""
+    rows = figure_rows(results)
     if results.other_images:
         rows.append(("images", "; ".join(results.other_images)))
     rows += [("the same images", line) for line in results.same_images]
@@ -303,7 +323,9 @@ def summary(results: Results) -> list[tuple[str, str]]:
 def _choice_rows(results: Results) -> list[tuple[str, str]]:
     splits = results.per_split
     median = ", the median of the splits'" if len({split.choice.C for split in splits}) > 1 else ""
-    rows = [(results.choice.knob, f"{results.choice.words}{median}")]
+    further = ", ".join(map(cost, results.choice.C_grid_extended_by))
+    extended = f"; the grid was extended by {further}" if further else ""
+    rows = [(results.choice.knob, f"{results.choice.words}{median}{extended}")]
     for i, split in enumerate(splits):
         compared = results.compared_by  # an older version's don't say it
         if compared is None:
@@ -342,21 +364,27 @@ def over_classes(results: Results, key: str) -> str:
     return f"{without}, over {low:,}{f' to {high:,}' if high > low else ''} of {K:,} classes"
 
 
-def choice_columns(results: Results) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
-    """Head and rows of the values of C that were tried, with the score that chose; no rows where
-    none was chosen.
+def choice_columns(results: Results) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and rows of the values of C that were tried, with the score that chose, of several
+    splits the mean and that of each; numbers all but the last column. No rows where none was
+    chosen.
     """
     chosen = results.choice
     by = FIGURES.get(chosen.selected_by or "", "score")
-    head = ("C", f"{by} on {results.C_chosen_on or 'validation'}", "")
-    return head, [
-        (cost(C), in_percent(score), "chosen" if chosen.C == C else "")
-        for C, score in zip(chosen.C_grid, chosen.C_curve, strict=True)
+    splits = [split.choice for split in results.per_split if split.choice.C_grid]
+    curves = [dict(zip(choice.C_grid, choice.C_curve, strict=True)) for choice in (chosen, *splits)]
+    head = ["C", f"{by} on {results.C_chosen_on or 'validation'}"]
+    head += [f"split {i}" for i in range(len(splits))]
+    return [*head, ""], [
+        (cost(C), *(in_percent(curve.get(C)) for curve in curves), "chosen" * (chosen.C == C))
+        for C in sorted(set().union(*curves))
     ]
 
 
 def class_columns(results: Results) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Head and rows of the figures of each class; no rows where there are none."""
+    """Head and rows of the figures of each class, numbers all but the first column; no rows where
+    there are none.
+    """
     per_class = results.scored.per_class
     kinds = [
         key

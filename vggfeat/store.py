@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,22 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from vggfeat.checked import MAX_Q, MAX_SCALES, OneOf, Range, Several, path_of, shown, sides
-from vggfeat.datasets.items import name_digest
+from vggfeat.checked import (
+    MAX_Q,
+    MAX_SCALES,
+    OneOf,
+    Range,
+    Several,
+    first_few,
+    path_of,
+    shown,
+    sides,
+)
+from vggfeat.datasets.items import counted, name_digest
 from vggfeat.devices import PRECISIONS
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import Damaged, File, Place, checksums, damaged, decode, open_file
+from vggfeat.notebook import Displayed
 
 FORMAT = "vggfeat-features"
 FORMAT_VERSION = 2
@@ -70,6 +81,13 @@ class Description:
     def layers(self) -> tuple[str, ...]:
         """All that are described, the first of them `layer`."""
         return (self.layer, *self.further)
+
+    def in_words(self, values: Mapping[str, int], why: str = "") -> str:
+        """How, in a line. values: of each layer, how many; why: what is said of the scales."""
+        layers = "; ".join(f"{name}, {len(self.scales)} x {n}" for name, n in values.items())
+        scales = ", ".join(map(str, self.scales))
+        mirror = "with" if self.mirror else "without"
+        return f"{layers}: Q = {scales}{why}, {mirror} mirror images"
 
     def of_layer(self, layer: str) -> Description:
         """The same of one of its layers alone."""
@@ -143,8 +161,8 @@ def arrays_of(layers: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"descriptors{of}", f"crc32{of}") for of in ("", *(f".{n}" for n in layers[1:]))]
 
 
-@dataclass(frozen=True)
-class Features:
+@dataclass(frozen=True, repr=False)
+class Features(Displayed):
     """A feature file, opened. Descriptors are read when asked for, the rest is here.
 
     names (N), labels as in Items or None, classes (C), splits, status (N,) uint8, errors: row ->
@@ -172,6 +190,28 @@ class Features:
     files: list[str] | None = None
     crc32: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     number: bytes = b""
+
+    def _title(self) -> str:
+        return f"Features of {self.attributes['dataset']}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        part, facts = self.description, self.attributes
+        n, total = self.shape[0], facts.get("total")
+        several = "; several an image" if self.labels is not None and self.labels.ndim == 2 else ""
+        unreadable = f"; {len(self.errors):,} unreadable" if self.errors else ""
+        return [
+            (
+                "images" if self.boxes is None else "boxes",
+                counted(n, total, self.labels, self.classes, self.splits) + several + unreadable,
+            ),
+            ("descriptor", part.in_words({part.layer: self.shape[2]})),
+            ("net", f"{part.net}, {part.weights}"),
+            ("classes", first_few(self.classes) or "none"),
+            *([("layers", ", ".join(self.layers))] if len(self.layers) > 1 else []),
+            *([("regions", " and ".join(part.regions))] if part.of_boxes else []),
+            ("stored as", f"{self.dtype} ({', '.join(map(str, self.shape))})"),
+            ("protocol", str(facts["protocol"])),
+        ]
 
     @property
     def readable(self) -> np.ndarray:

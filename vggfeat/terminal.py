@@ -25,7 +25,7 @@ import time
 import traceback
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -115,15 +115,31 @@ def _write_line(text: str, end: str) -> None:
 
 
 def live() -> bool:
-    """Whether stderr is a terminal on which a line can be rewritten."""
-    return err.is_terminal and not err.is_dumb_terminal
-
-
-def columns(*headers: str, **settings: Any) -> Table:
-    """A table whose cells go on in a further line where the terminal is narrow, instead of being
-    cut off.
+    """Whether stderr is a terminal on which a line can be rewritten: not where FORCE_COLOR alone
+    says so, nor in a notebook, which runs commands in a terminal and shows what they print.
     """
-    return Table(*(Column(header, overflow="fold") for header in headers), **settings)
+    here = err.file.isatty() and "JPY_PARENT_PID" not in os.environ
+    return here and err.is_terminal and not err.is_dumb_terminal
+
+
+def columns(*headers: str, numbers: Sequence[int] = (), **settings: Any) -> Table:
+    """A table whose cells go on in a further line where the terminal is narrow, instead of being
+    cut off. numbers: columns that hold numbers, which stand at the right.
+    """
+    made = [Column(header, overflow="fold") for header in headers]
+    for i in numbers:
+        made[i].justify = "right"
+    return Table(*made, **settings)
+
+
+def print_columns(
+    head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()
+) -> None:
+    """Print such a table on stdout."""
+    table = columns(*head, numbers=numbers)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -231,15 +247,23 @@ def ending_well() -> Iterator[Caught]:
 
 
 @contextmanager
-def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
-    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere.
+def progress(verb: str, quiet: bool = False, unit: str = "images") -> Iterator[Any]:
+    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere. It is called
+    with how much is done, of how much, and, where that changes, with what is being done.
 
     What was done before the first report (by an earlier run), and the time until then, don't count
-    for the rate.
+    for the rate, which is told of images alone: other work comes in unequal pieces.
     """
     if quiet:
-        yield lambda done, total: None
+        yield lambda done, total, doing="": None
         return
+
+    def named(doing: str) -> str:
+        return f"{verb}: {doing}" if doing else verb
+
+    def rated(rate: float) -> str:
+        return f"{rate:,.1f} images/s" if unit == "images" else ""
+
     if live():
         what, rate_ = (
             TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[rate]")
@@ -257,19 +281,20 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
             started = time.monotonic()
             earlier: float | None = None
 
-            def show(done: float, total: int) -> None:
+            def show(done: float, total: int, doing: str = "") -> None:
                 nonlocal earlier, started
                 if earlier is None:
                     earlier, started = done, time.monotonic()
                 rate = (done - earlier) / max(time.monotonic() - started, 1e-9)
-                bar.update(task, completed=done, total=total, rate=f"{rate:.1f} images/s")
+                told = printable(named(doing))
+                bar.update(task, description=told, completed=done, total=total, rate=rated(rate))
 
             yield show
         return
     started = last = time.monotonic()
     before: float | None = None
 
-    def line(done: float, total: int) -> None:
+    def line(done: float, total: int, doing: str = "") -> None:
         nonlocal last, before, started
         now = time.monotonic()
         if before is None:
@@ -278,7 +303,8 @@ def progress(verb: str, quiet: bool = False) -> Iterator[Any]:
             last = now
             rate = (done - before) / (now - started)
             left = duration((total - done) / rate)
-            say(f"{verb}: {done:,.0f} of {total:,} images, {rate:,.1f} images/s, {left} left")
+            told = ", ".join(filter(None, (f"{total:,} {unit}", rated(rate), f"{left} left")))
+            say(f"{named(doing)}: {done:,.0f} of {told}")
 
     yield line
 

@@ -21,11 +21,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vggfeat.checked import fitted, parse_json, shown
+from vggfeat.checked import first_few, fitted, parse_json, shown
 from vggfeat.devices import dtype_of, resolve_device, resolve_precision
 from vggfeat.errors import VggfeatError
 from vggfeat.files import whole
 from vggfeat.images import BILINEAR, FILTERS, Preprocessing, said
+from vggfeat.notebook import Displayed
 from vggfeat.table1 import FC_LAYERS, NETS, layer_keys
 from vggfeat.tensors import bare, read
 from vggfeat.versions import __version__
@@ -115,8 +116,8 @@ class Told:
     outline: Outline
 
 
-@dataclass
-class Network:
+@dataclass(repr=False)
+class Network(Displayed):
     """A network, what its input must look like, and which weights it has.
 
     spec: what loads the same weights again.
@@ -134,6 +135,21 @@ class Network:
     classes: list[str] | None = None
     precision: str = "float32"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def _title(self) -> str:
+        return f"Net {self.name}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        layer, scales = self.default_layer, ", ".join(map(str, self.default_scales))
+        known, trained = self.classes or [], self.metadata.get("train_scale")
+        return [
+            ("descriptor", f"{layer}, {self.dim(layer):,} values at each of Q = {scales}"),
+            ("weights", f"{self.spec}, sha256 {self.fingerprint[:12]}"),
+            ("on", f"{self.device} in {self.precision}"),
+            ("layers", f"{self.layers[0]} to {self.layers[-1]}"),
+            *([("trained at S", trained)] if trained else []),
+            *([("classes", f"{len(known):,}: {first_few(known, 3)}")] if known else []),
+        ]
 
     @property
     def name(self) -> str:

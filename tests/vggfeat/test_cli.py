@@ -62,7 +62,7 @@ def test_processes_from_a_folder_to_predictions(folder: Path, tmp_path: Path) ->
         "r.json",
     )
     assert ran.returncode == 0 and "mean class recall" in ran.stdout
-    assert "validation mean class recall" in ran.stderr
+    assert ran.stderr == ""  # progress is a bar, or after ten seconds a line
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["mean_class_recall"] == 1.0 and results["C_grid"] == [1.0, 4.0]
     ran = run(

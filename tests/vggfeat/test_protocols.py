@@ -5,10 +5,10 @@ is refused.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -240,7 +240,7 @@ def test_fits_are_counted_as_they_are_done(
 ) -> None:
     problem = make()
     assert fits_of(replace(problem, X=Unread(problem.X.shape)), C=C) == expected
-    said: list[str] = []
+    told: list[tuple[int, int, str]] = []
     sizes: list[tuple[int, int]] = []
     solve = solver.Solver.solve
 
@@ -249,10 +249,13 @@ def test_fits_are_counted_as_they_are_done(
         return solve(self, targets_NP, *args, **more)
 
     monkeypatch.setattr(solver.Solver, "solve", noted)
-    run(problem, C=C, progress=said.append)
-    tried = sum("validation" in line for line in said)
+    run(problem, C=C, progress=lambda *now: told.append(now))
+    begun = [what for (done, _, what), (after, _, _) in pairwise(told) if after > done]
+    tried = sum("choosing C" in what for what in begun)
     assert expected.to_choose <= tried <= expected.at_most
-    assert sum("trained" in line for line in said) == expected.final
+    assert sum("training" in what for what in begun) == expected.final
+    assert told[0][:2] == (0, expected.to_choose + expected.final)  # the grid may be extended
+    assert told[-1][:2] == (tried + expected.final, tried + expected.final)
     assert max(sizes) == (expected.images, expected.problems)
 
 
@@ -272,15 +275,15 @@ def test_official_splits_ignore_the_seed() -> None:
     problem = single_label(noise=0.5)
     said: list[str] = []
     first, second = (
-        without_time(run(problem, C=[0.1, 1], seed=s, progress=said.append).results.to_json())
+        without_time(run(problem, C=[0.1, 1], seed=s, say=said.append).results.to_json())
         for s in (None, 7)
     )
     assert first == second
     line = "the splits are the data set's own: `seed` changes nothing"
     assert said.count(line) == 1
-    run(with_random_splits(problem), C=1.0, seed=7, progress=said.append)
+    run(with_random_splits(problem), C=1.0, seed=7, say=said.append)
     del problem.splits["val"]  # what is cut from train follows the seed
-    run(problem, C=[0.1, 1], seed=7, progress=said.append)
+    run(problem, C=[0.1, 1], seed=7, say=said.append)
     assert said.count(line) == 1
 
 
@@ -459,12 +462,22 @@ def test_what_was_scored_is_said() -> None:
 
 
 def test_the_classifier_that_is_trained_is_named_as_it_is() -> None:
-    said: list[str] = []
+    def doing(problem: Problem) -> list[str]:
+        told: list[str] = []
+        run(problem, C=[0.1, 1.0], progress=lambda done, total, what: told.append(what))
+        return list(dict.fromkeys(told))
+
     problem = single_label(noise=0.5)
+    assert doing(problem)[1:] == ["choosing C", "training on train + val"]
     del problem.splits["test"]
-    run(problem, C=[0.1, 1.0], progress=said.append)
-    assert said[-1].startswith("train C=") and all("train + val" not in line for line in said)
-    assert re.fullmatch(r"C=0.1: validation mean class recall \d+\.\d\d %", said[0])
+    assert doing(problem)[1:] == ["choosing C", "training on train"]
+    assert doing(with_random_splits(problem, 2))[1:] == [
+        "split0, 1 of 2, choosing C",
+        "split1, 2 of 2, choosing C",
+        "split0, 1 of 2, training",
+        "split1, 2 of 2, training",
+        "training on all labelled images",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -559,12 +572,10 @@ def test_unknown_single_labels_are_not_scored() -> None:
 
 
 @pytest.mark.parametrize("problem", [with_random_splits(single_label(noise=0.6)), multi_label()])
-def test_twice_the_same_and_each_fit_is_told(problem: Problem) -> None:
-    said: list[str] = []
-    one, two = run(problem), run(problem, progress=said.append)
+def test_twice_the_same(problem: Problem) -> None:
+    one, two = run(problem), run(problem)
     assert without_time(one.results.to_json()) == without_time(two.results.to_json())
     np.testing.assert_array_equal(one.model.coef_, two.model.coef_)
-    assert any("validation" in line for line in said) and "trained" in said[-1]
 
 
 @pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
@@ -767,12 +778,12 @@ def test_refusals() -> None:
             run(given, **options)
     no_positive = multi_label()
     no_positive.labels[no_positive.splits["val"]] = -1
-    said: list[str] = []
+    tried: list[int] = []
     with pytest.raises(
         VggfeatError, match=r"positive image in the validation part: .* give one as `C`"
     ):
-        run(no_positive, progress=said.append)
-    assert said == []  # nothing is tried with that part
+        run(no_positive, progress=lambda done, total, what: tried.append(done))
+    assert max(tried) == 1  # the first value tells
     once = replace(single_label(n_per_class=1), splits={})
     with pytest.raises(
         VggfeatError, match="no readable test images in split0: a class needs two images"

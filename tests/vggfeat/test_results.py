@@ -17,6 +17,7 @@ from vggfeat.results import (
     Results,
     ScoredPart,
     Split,
+    choice_columns,
     read_results,
     results_from,
     summary,
@@ -150,6 +151,29 @@ def test_results_are_a_regular_file(tmp_path: Path) -> None:
         VggfeatError, match=r"no results at .*: write them with `vggfeat svm --json`"
     ):
         read_results(tmp_path / "none.json")
+
+
+def test_the_values_of_c_that_were_tried_are_a_table() -> None:
+    """Of several splits the mean, where all have tried a value, and each; what the grid grew by."""
+    curves = {"split0": [0.5, 0.75], "split1": [0.625, 1.0, 0.0]}
+    splits = [
+        {"name": name, "C": 4.0, "C_grid": [1.0, 4.0, 16.0][: len(curve)], "C_curve": curve}
+        for name, curve in curves.items()
+    ]
+    chosen = {"C": 4.0, "C_grid": [1.0, 4.0], "C_curve": [0.5625, 0.875]}
+    by = {"selected_by": "accuracy", "C_chosen_on": "val", "C_grid_extended_by": [16.0]}
+    record = {"dataset": "x", "protocol": "single-label", **chosen, **by}
+    results = results_from({**record, "per_split": splits}, "r.json")
+    assert choice_columns(results) == (
+        ["C", "accuracy on val", "split 0", "split 1", ""],
+        [
+            ("1", "56.25 %", "50.00 %", "62.50 %", ""),
+            ("4", "87.50 %", "75.00 %", "100.00 %", "chosen"),
+            ("16", "-", "-", "0.00 %", ""),
+        ],
+    )
+    assert ("C", "4; the grid was extended by 16") in summary(results)
+    assert choice_columns(results_from(record, "r.json"))[0] == ["C", "accuracy on val", ""]
 
 
 @pytest.mark.parametrize(

@@ -97,15 +97,44 @@ def test_every_way_to_the_terminal_shows_them(
     assert not re.search("[^\n -~─-╿]", printed.out + printed.err)
 
 
+def test_progress_tells_what_is_being_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images with their rate; of other work, which comes in unequal pieces, the time left alone."""
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    with progress("svm", unit="fits") as show:
+        show(0, 4, "choosing C")
+        show(3, 4, "training")
+    with progress("extract") as show:
+        show(0, 4)
+        show(2, 4)
+    with progress("none", quiet=True) as show:
+        show(2, 4, "training")
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"svm: training: 3 of 4 fits, \S+ s left", first)
+    assert re.fullmatch(r"extract: 2 of 4 images, \S+ images/s, \S+ s left", second)
+
+
 def test_the_live_bar_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Here(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
     bar = terminal.Screen()
-    bar.file, bar.width = io.StringIO(), 400
-    bar._force_terminal = True
+    bar.file, bar.width = Here(), 400
     monkeypatch.setattr(terminal, "err", bar)
-    monkeypatch.delenv("TERM", raising=False)
+    for name in ("TERM", "JPY_PARENT_PID"):
+        monkeypatch.delenv(name, raising=False)
     with progress(EVIL) as show:
         show(1, 9)
     text = bar.file.getvalue()
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert not terminal.live()  # of a notebook
+    monkeypatch.delenv("JPY_PARENT_PID")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert terminal.live()
+    bar.file = io.StringIO()
+    assert bar.is_terminal and not terminal.live()  # colours in a pipe
     assert SHOWN in text and "\x1b[2J" not in text and "\u202e" not in text
 
 

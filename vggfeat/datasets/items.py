@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,32 @@ def name_digest(names: Sequence[str]) -> str:
 def known(labels: np.ndarray) -> NDArray[np.bool_]:
     """(N,) whether anything is known of an image's label; labels as of `Items`."""
     return (labels != 0).any(axis=1) if labels.ndim == 2 else labels >= 0
+
+
+def counted(
+    n: int,
+    total: int | None,
+    labels: np.ndarray | None,
+    classes: Sequence[str],
+    splits: Mapping[str, Sized],
+) -> str:
+    """n images in words: of how many, the number of their classes, and the sizes of the splits."""
+    words = f"{n:,}" + ("" if total is None else f", the first of {total:,},")
+    words += ", no labels" if labels is None else f" of {_classes(len(classes))}"
+    drawn = {name.partition("/")[0] for name in splits if "/" in name}
+    first = f"{min(drawn)}/" if drawn else ""
+    sizes = [
+        f"{len(rows):,} {name.removeprefix(first)}"
+        for name, rows in splits.items()
+        if name.startswith(first) and len(rows)
+    ]
+    if not sizes:
+        return words
+    return f"{words}; {f'{len(drawn)} random splits of ' if drawn else ''}{', '.join(sizes)}"
+
+
+def _classes(n: int) -> str:
+    return "1 class" if n == 1 else f"{n:,} classes"
 
 
 def images_of_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:

@@ -300,7 +300,7 @@ class Names(Sequence[str]):
             yield from self._of(k)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShardedFeatures(Features):
     """`Features` of a sealed set; see there."""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.vggfeat.datasets.made import touch, tree, write
-from vggfeat import look
 from vggfeat.datasets import load
+from vggfeat.datasets.items import counted
 
 
 def test_classes_that_differ_in_case_or_cant_be_learned_are_named(tmp_path: Path) -> None:
@@ -84,4 +84,5 @@ def test_items_are_taken_in_any_order(tmp_path: Path) -> None:
 
 def test_one_class_is_said_in_the_singular(tmp_path: Path) -> None:
     items = load("csv", write(tmp_path, "path,label\na.jpg,cat\nb.jpg,cat\n"))
-    assert look._of_classes(items).startswith("2 of 1 class; 3 random splits")
+    words = counted(len(items), None, items.labels, items.classes, items.splits)
+    assert words.startswith("2 of 1 class; 3 random splits")

@@ -307,7 +307,7 @@ def _mistakes(found: Found, pictures: Pictures, share: float, without: str) -> S
     )
     about += (
         ": the worst first, by how far its score lies above the label's. All of them:"
-        " vggfeat report --mistakes FILE.csv."
+        " `vggfeat report --mistakes FILE.csv`."
     )
     data = {
         "columns": COLUMNS,

@@ -625,7 +625,7 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     _Check(page.read_text())
     images = sections(page.read_text())["images"]
     assert images.count("data:image/jpeg") == 4 == images.count("data:image/png")
-    assert "show the evidence" in images and "sees 64 x 64 pixels, at Q = 32 all of" in images
+    assert "show the evidence" in images and "at Q = 32 all of the smallest side" in images
     assert wrong.read_text().splitlines()[0] == ",".join(COLUMNS)
     assert command(*everything).status == 1  # it exists
     ran = command(*everything, "--root", tmp_path / "gone", "--overwrite")

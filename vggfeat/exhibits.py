@@ -110,7 +110,7 @@ class Found:
             each = [each[n * len(each) // STRIP] for n in range(STRIP)]
         deepest = max(map(len, each))
         chosen = [part[n] for n in range(deepest) for part in each if n < len(part)][:STRIP]
-        for i in sorted(chosen, key=lambda i: (int(own[i]), i)):
+        for i in chosen:
             labels = [self.classes[j] for j in np.flatnonzero(ranking.truth[i] == 1)]
             k, kind, caption = int(own[i]), "", ", ".join(labels) or "none of the classes"
             if ranking.predicted is not None:

@@ -34,6 +34,7 @@ LEFT, RIGHT, TOP, BOTTOM = 72, 18, 10, 46
 COLOURS = 8  # of the style sheet
 LARGEST = 1e300  # of a chart's values, so that no range overflows
 LEGEND = 30  # groups at most; of more, the names show under a pointer only
+CELLS = 400  # rows of a matrix that is drawn as a picture: each can be seen
 LONG = 16  # characters of a word, beyond which it may be broken
 MOST_BYTES = 2_000_000  # of a page with pictures: it is sent by mail, and opened on a phone
 
@@ -534,9 +535,13 @@ def outlined(
 
 
 def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
-    """A matrix of fractions of 1 as a picture, a cell a pixel at least; its colour fits light and
-    dark pages.
+    """A matrix of fractions of 1 as a picture; its colour fits light and dark pages. Of more than
+    `CELLS` rows the largest of several cells stands for them.
     """
+    step = -(-len(share_KK) // CELLS)
+    if step > 1:
+        padded = np.pad(share_KK, (0, -len(share_KK) % step))
+        share_KK = padded.reshape(len(padded) // step, step, -1, step).max((1, 3))
     K = len(share_KK)
     cell = max(1, 512 // K)
     # the square root shows rare ones

@@ -300,15 +300,15 @@ def _mistakes(found: Found, pictures: Pictures, share: float, without: str) -> S
         if not pictured:
             body = more
     of = found.of_all
+    scored = sum(len(ranking.rows) for ranking in found.rankings.values())
     about = (
-        f"{n:,} of {sum(len(r.rows) for r in found.rankings.values()):,} images of {of}"
+        f"{n:,} of {scored:,} images of {of}: the worst first, by how far the score of the class"
+        " that it was taken for lies above the label's."
         if found.one_label
-        else f"{n:,} classes of images of {of}, named above a score of 0 or not"
+        else f"{n:,} on {scored:,} images of {of}, a class being named where its score is above 0:"
+        " the worst first, by how far the score is from that."
     )
-    about += (
-        ": the worst first, by how far its score lies above the label's. All of them:"
-        " `vggfeat report --mistakes FILE.csv`."
-    )
+    about += " All of them: `vggfeat report --mistakes FILE.csv`."
     data = {
         "columns": COLUMNS,
         "classes": found.classes,

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from vggfeat.page import TOP, Outlined, Series, chart, outlined, thumbnail
+from vggfeat.page import (
+    TOP,
+    Outlined,
+    Series,
+    as_data,
+    chart,
+    matrix_picture,
+    outlined,
+    thumbnail,
+    wrapping,
+)
 
 
 def test_curves_are_thinned_but_keep_their_shape() -> None:
@@ -63,3 +77,28 @@ def test_boxes_lie_on_the_picture_in_its_own_pixels() -> None:
     assert 'class="box true" x="10.0" y="20.5" width="100.0" height="39.5"' in text
     assert "a &lt;dog&gt;" in text and text.count("<rect") == 1
     assert "<svg" not in outlined(None, (300, 400), [box], "a.jpg", "gone")
+
+
+def test_only_a_long_word_may_be_broken_and_only_at_its_joints() -> None:
+    assert wrapping("dandelion 91.67 % a-b.c") == "dandelion 91.67 % a-b.c"
+    assert wrapping("daisy/12764617214_1a.jpg") == "daisy/<wbr>12764617214_<wbr>1a.<wbr>jpg"
+    assert wrapping("x" * 40) == "x" * 40
+    assert wrapping("<b>&long_words_are_escaped") == (
+        "&lt;b&gt;&amp;long_<wbr>words_<wbr>are_<wbr>escaped"
+    )
+
+
+def test_data_never_end_their_script() -> None:
+    value = {"</script><b>&": ['"', "\u2028", "\udcff", float("nan")]}
+    text = as_data(value)
+    assert not {"<", ">", "&", "\u2028"} & {*text}
+    assert json.loads(text) == {"</script><b>&": ['"', "\u2028", "\udcff", None]}
+
+
+def test_a_large_matrix_keeps_its_single_cells() -> None:
+    share = np.zeros((1000, 1000))
+    share[700, 999] = 1
+    [uri] = re.findall(r'src="data:image/png;base64,([^"]*)"', matrix_picture(share, "m"))
+    alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))[..., 3]
+    assert alpha.shape == (334, 334)
+    assert np.argwhere(alpha).tolist() == [[233, 333]] and alpha.max() == 255

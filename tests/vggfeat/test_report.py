@@ -248,7 +248,7 @@ def test_what_was_scored_stands_wherever_a_figure_does(three: Three) -> None:
         "C = 1, by mean class recall on 20 % of train",
         "Of the 12 images of val.",
         "images of val together",
-        "1 of 12 images of val: the worst first",
+        "1 of 12 images of val: the worst first, by how far the score of the class",
     ):
         assert line in text, line
     assert "test" not in text.lower()

@@ -200,7 +200,7 @@ def test_logistic_regressions_scores_are_probabilities(
     assert [name for name, _ in told] == [model.classes[k] for k in best]
     np.testing.assert_allclose([chance for _, chance in told], found.max(1), rtol=1e-12)
     printed = command("predict", "--model", saved, path, "--top", 1).out
-    assert "probability" in printed and f"{found[0].max():.3f}" in printed
+    assert "probability" in printed and f"{100 * found[0].max():.1f} %" in printed
 
 
 # --- vggfeat predict ------------------------------------------------------------------------------

@@ -82,9 +82,9 @@ def write_report(folder: Path, target: Path, *, working: bool = False) -> None:
     """
     logs = _stages(folder)
     standing = standing_of(folder)
-    at = standing.end is None and (working or at_work(folder))
-    if not working and at_work(folder):  # what ended was an earlier command
-        at, standing = True, replace(standing, end=None)
+    at = standing.end is None if working else at_work(folder)
+    if at:  # what has ended was an earlier command
+        standing = replace(standing, end=None)
     stages = _told(folder, logs, standing, at)
     identity = next((event for event in logs[0][1] if event["event"] == "start"), {}).get(
         "identity"

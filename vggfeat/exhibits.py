@@ -284,7 +284,8 @@ class Pictures:
         sample = list(self._small)[:: max(1, len(self._small) // 12)]
         for self._side in SIDES:
             cost_of = [len(as_uri(within(self._small[row], self._side))) for row in sample]
-            if not sample or self._uses * sum(cost_of) / len(sample) <= self._left:
+            # of a sample: the others may be larger
+            if not sample or self._uses * sum(cost_of) / len(sample) <= 0.9 * self._left:
                 break
 
     def figure(self, shown: Shown) -> Markup:
@@ -315,7 +316,8 @@ class Pictures:
         """A line, where the page has no room for all of them."""
         if not self._over:
             return []
-        return [f"{self._over} thumbnails: the page would be larger than {MOST_BYTES / 1e6:.0f} MB"]
+        size = f"{MOST_BYTES / 1e6:.0f} MB"
+        return [f"{self._over} thumbnails: a page under {size} has no room for them"]
 
     def tiles(self, rows: Sequence[int]) -> dict[str, Any]:
         """Those of a map, in one picture, as the script takes them; {} where there are none."""

@@ -488,7 +488,7 @@ def test_a_page_of_any_pictures_and_names_stays_small(
         assert len(text.encode()) < 2_000_000
         assert (text.count("data:image/jpeg") > 20) == pictures
         assert bool(left_out) == (not pictures)
-    assert left_out[0].endswith(" thumbnails: the page would be larger than 2 MB")
+    assert left_out[0].endswith(" thumbnails: a page under 2 MB has no room for them")
     shrunk = exhibits.Pictures(names, {0: Image.fromarray(noise[0])}, 5000)
     assert shrunk._side == exhibits.SIDES[-1]
 

@@ -125,9 +125,10 @@ def test_the_live_bar_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "err", bar)
     for name in ("TERM", "JPY_PARENT_PID"):
         monkeypatch.delenv(name, raising=False)
-    with progress(EVIL) as show:
-        show(1, 9)
+    with progress("svm", unit="fits") as show:
+        show(1, 9, EVIL)
     text = bar.file.getvalue()
+    assert "svm: " in text and "1/9" in text and "images" not in text
     monkeypatch.setenv("JPY_PARENT_PID", "1")
     assert not terminal.live()  # of a notebook
     monkeypatch.delenv("JPY_PARENT_PID")

@@ -61,7 +61,9 @@ def shown(notebook: Any) -> list[list[tuple[str, ...]]]:
 
 def guesses(notebook: Any) -> list[str]:
     """What the classifier says of pieces that are new to it."""
-    (found,) = (cell.outputs[0] for cell in notebook.cells if cell.source == "model.predict(pieces)")
+    (found,) = (
+        cell.outputs[0] for cell in notebook.cells if cell.source == "model.predict(pieces)"
+    )
     classes: list[str] = literal_eval(found.data["text/plain"])
     return classes
 

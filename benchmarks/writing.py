@@ -333,6 +333,12 @@ def neighbours(inputs: Inputs) -> Job:
 
 
 @_job
+def explain(inputs: Inputs) -> Job:
+    words = ["explain", inputs.images / "red", "--model", inputs.model[0], "--device", "cpu"]
+    return Job("explain", vggfeat_main, [*words, "--out", "maps/"])
+
+
+@_job
 def info(inputs: Inputs) -> Job:
     return Job("info", vggfeat_main, ["info", inputs.features, "--json", "i.json"])
 

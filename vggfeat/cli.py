@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before all that takes time
     begin()
 
 import math
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -287,18 +288,33 @@ def report_command(
     out_file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
         "report.html"
     ),
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Also write the data problems, near duplicates, likely wrong labels and odd"
+            " images, as JSON to this file.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One HTML page to look at: figures, curves, confusions, right and wrong images, a map of the
-    descriptors.
+    """One HTML page to look at: figures, curves, confusions, right and wrong images, data problems,
+    a map of the descriptors.
     """
     if not results and not model:
         raise WrongUsage("a report needs --results or --model")
     if root and not features:
         raise WrongUsage("--root is of the images that --features knows: give both, or neither")
+    if json_file and not features:
+        raise WrongUsage("--json is of the images that --features knows: give both, or neither")
     check_outputs(
-        {"--out": out_file}, inputs=[results, *local(features), model, root], overwrite=overwrite
+        {"--out": out_file},
+        texts={"--json": json_file},
+        inputs=[results, *local(features), model, root],
+        overwrite=overwrite,
     )
+    from vggfeat.audit_page import audit_features, record_of
     from vggfeat.datasets import at_hand
     from vggfeat.report import open_described, write_report
     from vggfeat.results import read_results
@@ -320,9 +336,13 @@ def report_command(
             boxes=files[0].boxes,
         )
         if items is not None:
-            refuse_inputs({"--out": out_file}, items.paths())
-    page, left_out = write_report(told, files, trained, items, why_not)
+            refuse_inputs({"--out": out_file, "--json": json_file}, items.paths())
+    problems = cache(lambda: audit_features(files, told, trained, items, why_not))
+    problems = cache(lambda: audit_features(files, told, trained, items, why_not))
+    page, left_out = write_report(told, files, trained, items, why_not, problems)
     write_text(out_file, page)
+    if json_file:
+        write_json(json_file, record_of(problems(), files[0]))
     for line in left_out:
         say(in_options(f"left out: {line}"))
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")

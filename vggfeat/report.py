@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from vggfeat import datasets, metrics
 from vggfeat.aggregate import aggregate, fuse
+from vggfeat.audit_page import Audit, sections_of
 from vggfeat.classify import refuse_other_rows
 from vggfeat.datasets.items import known
 from vggfeat.datasets.protocol import protocol_of
@@ -89,6 +90,7 @@ def write_report(
     model: Model | None,
     items: datasets.Items | None,
     why_no_images: str = "",
+    look_for_problems: Callable[[], Audit] | None = None,
 ) -> tuple[str, list[str]]:
     """The page, and a line for each thing that had to be left out.
 
@@ -127,6 +129,10 @@ def write_report(
         if first.labels is not None and first.labels.ndim == 1:
             sections += _confusions(rankings, first.classes)
         sections += _mistakes(rankings, first, items, why_no_images, left_out)
+    if features and look_for_problems is not None:
+        problems = look_for_problems()
+        sections += sections_of(problems, features[0], items)
+        left_out += problems.left_out
     if features:
         sections += _map(features, model, results)
     else:

@@ -62,7 +62,7 @@ LIGHT = (
     *("vggfeat.datasets.annotation", "vggfeat.datasets.boxes"),
     *("vggfeat.datasets.voc_action", "vggfeat.regions"),
     *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
-    *("vggfeat.table1", "vggfeat.versions"),
+    *("vggfeat.table1", "vggfeat.versions", "vggfeat.audit", "vggfeat.audit_page"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
     *("pretrain.claims", "pretrain.ledger", "vggfeat.ledger", "vggfeat.transfer"),
     *("pretrain.evaluate", "pretrain.export", "pretrain.submission", "pretrain.figures"),
@@ -81,6 +81,7 @@ TESTED_BY = {
     "vggfeat/cli_extract.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_info.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_push.py": "tests/vggfeat/test_hub.py",  # what is put there is taken from there
+    "vggfeat/audit_page.py": "tests/vggfeat/test_audit.py",  # what it shows
     "vggfeat/features.py": "tests/vggfeat/shards/test_sharded.py",  # a file or a set
     "vggfeat/shards/__init__.py": "",
     "vggfeat/shards/engines/__init__.py": "",

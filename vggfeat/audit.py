@@ -50,7 +50,7 @@ AGREE, PER_RATIO = 0.65, 0.5  # duplicates agree by AGREE + PER_RATIO * ratio
 
 SWAPPED = 0.05  # of the labels, swapped on purpose in a round
 SWAPS, ROUNDS = 500, 20  # rounds go on to so many swapped labels, or so many rounds
-PRECISE = 0.8  # share of wrong labels that is aimed at among those that are called likely wrong
+PRECISE = 0.9  # share of wrong ones among the likely wrong labels, where the bound is reached
 SEEN = 0.5  # share of the swapped labels that a bound on the wrong ones is read at, at least
 # Shares of labels, beyond which wrong ones can't be told from those that are hard to predict: the
 # bound, and those that scores contradict.
@@ -284,11 +284,12 @@ def parts_of(splits: Mapping[str, Rows], N: int) -> dict[str, NDArray[np.str_]]:
 
 def leaks_of(pairs: Sequence[Pair], parts: Mapping[str, NDArray[np.str_]]) -> dict[str, Leak]:
     """By split. Images of one group are duplicates of each other."""
-    group = np.full(max((len(part) for part in parts.values()), default=0), -1)
-    for g, rows in enumerate(groups_of(pairs)):
-        group[rows] = g
+    groups = groups_of(pairs)
     leaks = {}
     for name, part in parts.items():
+        group = np.full(len(part), -1)
+        for g, rows in enumerate(groups):
+            group[rows] = g
         tested, learned = part == "test", part == "train"
         twins = np.flatnonzero(tested & (group >= 0) & np.isin(group, group[learned]))
         leaks[name] = Leak(int(tested.sum()), twins)
@@ -531,16 +532,18 @@ def _threshold(margins: Floats, planted: Floats) -> tuple[float, float, float]:
     """`threshold`, `found` and `at_most` of `Doubts`.
 
     Of the labels that were swapped on purpose a share s(t) lies beyond t; of W wrong ones that look
-    like these as many, so beyond t lie n(t) >= W s(t) labels, whence a bound on W for each t; the
-    least is nearly reached where hardly a right label lies beyond. With it, PRECISE of the n(t) are
-    wrong as long as W s(t) >= PRECISE n(t); the threshold is the lowest such t.
+    like these as many, so beyond t lie n(t) >= W s(t) labels, whence a bound on W for each t, to
+    which the deviation of a count n(t) is added. The least is nearly reached where hardly a right
+    label lies beyond. If it is reached, PRECISE of the n(t) are wrong as long as W s(t) >= PRECISE
+    n(t); the threshold is the lowest such t.
     """
     t = np.sort(margins)[::-1]
     n = np.searchsorted(-t, -t, side="right")  # equal ones lie beyond together
     s = 1 - np.searchsorted(np.sort(planted), t, side="left") / len(planted)
-    if not (s >= SEEN).any():
-        return np.inf, 0.0, 0.0
-    at_most = float((n[s >= SEEN] / s[s >= SEEN]).min())
+    seen = s >= SEEN
+    if not seen.any():
+        return np.inf, 0.0, np.inf
+    at_most = float(((n[seen] + np.sqrt(n[seen])) / s[seen]).min())
     beyond = np.flatnonzero((at_most * s >= PRECISE * n) & (t > 0))
     hopeless = at_most > TOO_MANY * len(t) or (t > 0).mean() > CONTRADICTED
     if not len(beyond) or hopeless:

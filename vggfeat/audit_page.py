@@ -26,7 +26,8 @@ from vggfeat.store import Features
 if TYPE_CHECKING:
     from vggfeat.model import Model
 
-PAIRS, DOUBTFUL, ODDEST = 24, 24, 12  # on the page; all are in the JSON
+# On the page; all but the further doubtful labels are in the JSON.
+PAIRS, DOUBTFUL, FURTHER, ODDEST = 24, 24, 12, 12
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def audit_features(
     nothing = Audit(0, [], 0, 0, {}, {}, {}, [], [], left_out)
     if 2 * matrix.nbytes > matrix.share * memory():
         left_out.append(
-            f"data problems: the descriptors, {matrix.nbytes / 1e9:,.1f} GB, are too large for the"
+            f"anything: the descriptors, {matrix.nbytes / 1e9:,.1f} GB, are too large for the"
             " memory"
         )
         return nothing
@@ -86,13 +87,13 @@ def audit_features(
     used &= np.isfinite(X).all(axis=1) & X.any(axis=1)
     rows = np.flatnonzero(used)
     if len(rows) < 2:
-        left_out.append("data problems: fewer than two images are described")
+        left_out.append("anything: fewer than two images are described")
         return nothing
     X = X if len(rows) == N else X[rows]
     labels = None if first.labels is None else first.labels[rows]
     pairs, odd, counts = _of_neighbours(X, rows, labels, features, items, left_out)
     if items is None and counts[1]:
-        left_out.append(f"pixels of near duplicates: {why_no_images}")
+        left_out.append(f"near duplicates by their pixels: {why_no_images}")
     split = audit.parts_of(first.splits, N)
     leaks = audit.leaks_of(pairs, split)
     found: list[Doubts] = []
@@ -101,8 +102,8 @@ def audit_features(
         found = [replace(each, rows=rows[each.rows]) for each in found]
     if found and audit.projected(X):
         left_out.append(
-            f"the full length of the descriptors where labels are judged: {audit.LENGTH:,} random"
-            " projections stand for it"
+            f"wrong labels by the descriptors' full length: {audit.LENGTH:,} random projections"
+            " stand for it"
         )
     if not found:
         left_out.append(
@@ -144,8 +145,8 @@ def _of_neighbours(
     pairs = audit.candidates(X, near, features[0].crc32[rows])
     if len(pairs) > audit.MOST_PAIRS:
         left_out.append(
-            f"{len(pairs) - audit.MOST_PAIRS:,} of {len(pairs):,} pairs that may be near"
-            " duplicates, those that are least alike"
+            f"near duplicates among {len(pairs) - audit.MOST_PAIRS:,} of {len(pairs):,} pairs that"
+            " may be, those that are least alike"
         )
         pairs = pairs[: audit.MOST_PAIRS]
     pairs = [
@@ -300,9 +301,7 @@ def _doubts_record(
 
 
 def sections_of(found: Audit, features: Features, items: Items | None) -> list[Section]:
-    """The section of the report; none where nothing was looked for."""
-    if not found.audited:
-        return []
+    """The section of the report."""
     read = (lambda row: None) if items is None else pixels_of(features, items)
 
     def shown(row: int, caption: str) -> Markup:
@@ -313,10 +312,13 @@ def sections_of(found: Audit, features: Features, items: Items | None) -> list[S
         name = features.names[row]
         return picture(None if image is None else thumbnail(image), name, caption)
 
-    body = [_duplicates(found, features, shown)]
+    body = [_duplicates(found, features, shown)] if found.audited else []
     body += [_doubtful(each, kind, features, shown) for each, kind in _kinds(found)]
     if found.odd:
         body.append(_odd(found.odd, features, shown))
+    if found.left_out:
+        lines = join(html("<li>{x}</li>", x=line) for line in found.left_out)
+        body.append(html("<h3>Not looked for</h3><ul>{lines}</ul>", lines=lines))
     about = (
         "What may be wrong with the data, for a person to look at: nothing was changed or left out"
         " for it. A pointer on a picture shows its name; `--json` writes all that was found."
@@ -332,20 +334,23 @@ def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:
     other = [pair for pair in found.pairs if _other_labels(features, pair)]
     compared = []
     if found.by_pixels:
-        compared.append(f"{found.by_pixels:,} pairs that may be were compared by pixels")
+        compared.append(f"{found.by_pixels:,} pairs that are near were compared by pixels")
     if found.by_descriptor:
         compared.append(
-            f"{found.by_descriptor:,} by their descriptors only, where just the surest are taken"
+            f"{found.by_descriptor:,} pairs that are near were judged by descriptors alone, which"
+            " tell the surest only, less than half of them"
         )
+    several = "groups" if len(groups) > 1 else "group"
     told = (
-        f"{images(sum(map(len, groups)))} in {len(groups):,} groups, of"
-        f" {found.audited:,}: copies, also cropped, resized, mirrored or of another brightness, or"
-        f" nearly the same picture. {'; '.join(compared)}."
+        f"{images(sum(map(len, groups)))} in {len(groups):,} {several}, of {found.audited:,}:"
+        " copies, also cropped, resized, mirrored or of another brightness, or nearly the same picture."
         if groups
         else f"None among {images(found.audited)}."
     )
+    told += f" {'; '.join(compared).capitalize()}." if compared else ""
     if other:
-        told += f" {len(other):,} pairs have different labels: one of the two is wrong."
+        have = "pair has" if len(other) == 1 else "pairs have"
+        told += f" {len(other):,} {have} different labels: one of the two is likely wrong."
     parts = [html("<h3>Near duplicates</h3><p>{told}</p>", told=told)]
     leaks = {name: leak for name, leak in found.leaks.items() if len(leak.rows)}
     if leaks:
@@ -359,9 +364,14 @@ def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:
         found.pairs,
         key=lambda pair: (not _other_labels(features, pair), not leaks_by(found, pair), pair.ratio),
     )
+    group_of = {row: g for g, rows in enumerate(groups) for row in rows}
+    firsts: dict[int, Pair] = {}
+    for pair in order:
+        firsts.setdefault(group_of[pair.first], pair)
     pictures = []
-    for pair in order[:PAIRS]:
-        facts = [f"cosine {pair.cosine:.3f}"]
+    for g, pair in list(firsts.items())[:PAIRS]:
+        facts = [f"2 of {len(groups[g])}"] if len(groups[g]) > 2 else []
+        facts += [f"cosine {pair.cosine:.3f}"]
         facts += ["one file"] if pair.same_file else []
         facts += [f"pixels {pair.agreement:.2f}"] if pair.agreement is not None else []
         facts += ["mirrored"] if pair.mirrored else []
@@ -381,7 +391,7 @@ def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:
         )
     if pictures:
         parts.append(html('<div class="pairs">{pictures}</div>', pictures=join(pictures)))
-    return join([*parts, *_rest(len(order), PAIRS, "pairs")])
+    return join([*parts, *_rest(len(groups), PAIRS, "groups, two images of each")])
 
 
 def _other_labels(features: Features, pair: Pair) -> bool:
@@ -402,7 +412,6 @@ def _rest(count: int, most: int, what: str) -> list[Markup]:
 
 
 def _doubtful(each: Doubts, kind: str, features: Features, shown: Shown) -> Markup:
-    classes = features.classes
     what = {"class": "", "present": ": classes said to be there", "absent": ": classes not said"}
     told = (
         f"{len(each.rows):,} labels were judged, each by a ridge regression of all other images"
@@ -412,29 +421,39 @@ def _doubtful(each: Doubts, kind: str, features: Features, shown: Shown) -> Mark
     if np.isfinite(each.threshold):
         told += (
             f"Of labels swapped on purpose {in_percent(each.found, 0)} lie beyond the threshold, as"
-            f" do {each.likely:,} of these. About {each.at_most:,.0f} labels are wrong at most, if"
-            " wrong ones look like swapped ones; among the pictures here are also right labels that"
-            " are hard to tell."
+            f" do {each.likely:,} of these; at most about {each.at_most:,.0f} are wrong, if wrong"
+            " ones look like swapped ones. Right labels of unusual pictures are among them, too."
         )
     else:
         told += (
             "None is likely wrong, or these descriptors don't tell wrong labels from those that are"
             " hard to predict."
         )
-    figures = []
-    for i in range(min(each.likely, DOUBTFUL)):
-        own, better = classes[each.classes[i]], classes[each.better[i]]
-        caption = {
-            "class": f"{own}: or {better}? {each.margins[i]:+.2f}",
-            "present": f"no {own}? {each.margins[i]:+.2f}",
-            "absent": f"also {own}? {each.margins[i]:+.2f}",
-        }[kind]
-        figures.append(shown(int(each.rows[i]), caption))
+    further = int((each.margins[each.likely :] > 0).sum())
+    rows = [("", range(min(each.likely, DOUBTFUL)))]
+    if each.likely < DOUBTFUL and further:
+        rows.append(
+            (
+                "The most doubtful of the others",
+                range(each.likely, each.likely + min(further, FURTHER)),
+            )
+        )
     title = html("<h3>Likely wrong labels{x}</h3><p>{told}</p>", x=what[kind], told=told)
-    drawn = (
-        [html('<div class="pictures">{figures}</div>', figures=join(figures))] if figures else []
-    )
-    return join([title, *drawn, *_rest(each.likely, DOUBTFUL, "labels")])
+    lines = [title]
+    for heading, places in rows:
+        figures = [
+            shown(int(each.rows[i]), _doubt(each, i, kind, features.classes)) for i in places
+        ]
+        lines += [html('<p class="soft">{x}</p>', x=heading)] if heading else []
+        lines += [html('<div class="pictures">{f}</div>', f=join(figures))] if figures else []
+        lines += [] if heading else _rest(each.likely, DOUBTFUL, "labels")
+    return join(lines)
+
+
+def _doubt(each: Doubts, i: int, kind: str, classes: Sequence[str]) -> str:
+    own, better = classes[each.classes[i]], classes[each.better[i]]
+    asked = {"class": f"{own}: or {better}?", "present": f"no {own}?", "absent": f"also {own}?"}
+    return f"{asked[kind]} {each.margins[i]:+.2f}"
 
 
 def _odd(odd: Sequence[Odd], features: Features, shown: Shown) -> Markup:

@@ -130,9 +130,7 @@ def write_report(
             sections += _confusions(rankings, first.classes)
         sections += _mistakes(rankings, first, items, why_no_images, left_out)
     if features and look_for_problems is not None:
-        problems = look_for_problems()
-        sections += sections_of(problems, features[0], items)
-        left_out += problems.left_out
+        sections += sections_of(look_for_problems(), features[0], items)
     if features:
         sections += _map(features, model, results)
     else:

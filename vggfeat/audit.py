@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ LEAST = 40  # images, likewise
 LENGTH = 2048  # of descriptors that labels are judged by; longer ones are projected
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge regression, of which LOO chooses
 
-ODD = 4.0  # deviations below its class's median that make an image odd
+ODD = 3.0  # deviations beyond its class's median that make an image odd
 
 
 # Near duplicates ----------------------------------------------------------------------------------
@@ -103,27 +104,38 @@ def neighbours_of(X_ND: NDArray[np.float32], k: int = NEAR, block: int = 2048) -
     """The k nearest others of each row, by cosine; fewer where there are fewer.
 
     Memory: 4 block^2 bytes a few times over, and 12 N k. Time: N^2 D multiply-adds in float32, and
-    about 10 ns for each of the N^2 cosines.
+    about as much again to look through the N^2 cosines of 512 values.
     """
     N = len(X_ND)
     k = min(k, max(N - 1, 0))
     near, cosines = np.zeros((N, k), np.int64), np.full((N, k), -np.inf, np.float32)
     for start in range(0, N if k else 0, block):
-        own = np.arange(start, min(start + block, N))
-        rows, best = near[own], cosines[own]
+        own = slice(start, min(start + block, N))
         for other in range(0, N, block):
             found = X_ND[own] @ X_ND[other : other + block].T
             if other == start:
                 np.fill_diagonal(found, -np.inf)
-            few = min(k, found.shape[1])
-            at = np.argpartition(-found, few - 1, axis=1)[:, :few]
-            rows = np.hstack([rows, other + at])
-            best = np.hstack([best, np.take_along_axis(found, at, axis=1)])
-            order = np.lexsort((rows, -best))[:, :k]  # of equals the first row is nearer
-            rows = np.take_along_axis(rows, order, axis=1)
-            best = np.take_along_axis(best, order, axis=1)
-        near[own], cosines[own] = rows, best
+            if other == 0 and k < found.shape[1]:  # of equals any: later they are told apart
+                least = -np.partition(-found, k - 1, axis=1)[:, k - 1 : k]
+                row, column = np.nonzero(found >= least)
+            else:
+                row, column = np.nonzero(found > cosines[own, -1:])
+            _merge(near[own], cosines[own], row, other + column, found[row, column])
     return Neighbours(near, np.minimum(cosines, np.float32(1)))
+
+
+def _merge(
+    near_nk: Rows, cosines_nk: NDArray[np.float32], row: Rows, others: Rows, found: NDArray[Any]
+) -> None:
+    """Put those that were found for rows among their k nearest; of equals the first is nearer."""
+    n, k = near_nk.shape
+    row = np.concatenate([np.repeat(np.arange(n), k), row])
+    others = np.concatenate([near_nk.reshape(-1), others])
+    found = np.concatenate([cosines_nk.reshape(-1), found])
+    order = np.lexsort((others, -found, row))
+    starts = np.searchsorted(row[order], np.arange(n))
+    best = order[starts[:, None] + np.arange(k)]
+    near_nk[:], cosines_nk[:] = others[best], found[best]
 
 
 def candidates(
@@ -557,7 +569,8 @@ def _threshold(margins: Floats, planted: Floats) -> tuple[float, float, float]:
 @dataclass(frozen=True)
 class Odd:
     """An image like no other. nearness: the mean cosine of its CLOSEST nearest. deviations: how far
-    that lies below the median of its class, in robust standard deviations of the class.
+    the logarithm of that distance lies beyond the median of its class, in robust standard
+    deviations of the class (distances themselves have long tails).
     """
 
     row: int
@@ -566,7 +579,7 @@ class Odd:
 
 
 def odd_ones(near: Neighbours, labels: NDArray[np.integer] | None) -> list[Odd]:
-    """The images that lie ODD deviations below, the furthest first.
+    """The images that lie ODD deviations beyond, the furthest first.
 
     labels: (N,), or None: the class is then all images; so it is with several labels an image, and
     for classes of fewer than NEAR images.
@@ -575,17 +588,18 @@ def odd_ones(near: Neighbours, labels: NDArray[np.integer] | None) -> list[Odd]:
     if N <= NEAR:
         return []
     nearness = near.cosines[:, :CLOSEST].mean(axis=1, dtype=np.float64)
+    distance = np.log(np.maximum(1 - nearness, 1e-6))
     group = np.full(N, -1) if labels is None or labels.ndim == 2 else labels.astype(np.int64)
-    middle, spread = np.empty(N), np.empty(N)
+    deviations = np.empty(N)
     for k in np.unique(group):
         own = group == k
-        of = nearness[own] if k >= 0 and own.sum() >= NEAR else nearness
-        middle[own] = np.median(of)
-        spread[own] = 1.4826 * np.median(np.abs(of - np.median(of)))
-    # where most are equal any other would be odd
-    deviations = (nearness - middle) / np.maximum(spread, 1e-3)
-    order = np.argsort(deviations, kind="stable")
+        of = distance[own] if k >= 0 and own.sum() >= NEAR else distance
+        middle = np.median(of)
+        # where most are equal any other would be odd
+        spread = max(1.4826 * np.median(np.abs(of - middle)), 0.05)
+        deviations[own] = (distance[own] - middle) / spread
+    order = np.argsort(-deviations, kind="stable")
     return [
-        Odd(int(i), float(nearness[i]), float(-deviations[i]))
-        for i in order[deviations[order] <= -ODD]
+        Odd(int(i), float(nearness[i]), float(deviations[i]))
+        for i in order[deviations[order] >= ODD]
     ]

@@ -343,7 +343,8 @@ def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:
     several = "groups" if len(groups) > 1 else "group"
     told = (
         f"{images(sum(map(len, groups)))} in {len(groups):,} {several}, of {found.audited:,}:"
-        " copies, also cropped, resized, mirrored or of another brightness, or nearly the same picture."
+        " copies, also cropped, resized, mirrored or of another brightness, or nearly the same"
+        " picture."
         if groups
         else f"None among {images(found.audited)}."
     )
@@ -460,15 +461,14 @@ def _odd(odd: Sequence[Odd], features: Features, shown: Shown) -> Markup:
     figures = [
         shown(
             each.row,
-            f"{', '.join(_labels(features, each.row)[:3])} {each.nearness:.2f},"
-            f" {each.deviations:.1f} deviations",
+            f"{', '.join(_labels(features, each.row)[:3])} {each.nearness:.2f}",
         )
         for each in odd[:ODDEST]
     ]
     told = (
-        f"{images(len(odd))} whose {audit.CLOSEST} nearest others are far for an image of its"
-        " class: the mean cosine, and by how many robust standard deviations of the class it lies"
-        " below the median."
+        f"{images(len(odd))} that no other is near, for an image of its class, with the mean cosine"
+        f" of the {audit.CLOSEST} nearest: more than {audit.ODD:g} robust standard deviations"
+        " beyond the class's median, of the logarithm of the distance."
     )
     drawn = html('<div class="pictures">{figures}</div>', figures=join(figures))
     title = html("<h3>Odd ones out</h3><p>{told}</p>", told=told)

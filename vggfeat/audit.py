@@ -9,9 +9,10 @@ cosine is their product. Nothing here reads a file: pixels come from a function 
    its distance (1 - cosine) against that of one's NEAR-th neighbour (Lowe's test, IJCV 2004, with a
    later neighbour, as a picture may have several copies). Candidates are compared by pixels
    (`agreement`): a copy's details lie where the original's do, a similar picture's don't.
-2. Labels. Each image is scored by the ridge regression of all other images, which has a closed form
-   (`_LeaveOneOut`), so nothing learned from the label that is judged. How far such scores may be
-   trusted, labels that are swapped here on purpose tell (`_threshold`).
+2. Labels. Each image is scored by the ridge regression of all other images, of the descriptors'
+   signed square roots, which has a closed form (`_LeaveOneOut`), so nothing learned from the label
+   that is judged. How far such scores may be trusted, labels that are swapped here on purpose tell
+   (`_threshold`).
 3. Odd ones out: images whose nearest neighbours are far for an image of their class.
 """
 
@@ -409,6 +410,15 @@ def _shortened(X_nD: NDArray[np.floating]) -> NDArray[np.floating]:
     return short
 
 
+def _rooted(X_nD: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Signed square roots, of length 1, in which no few large values decide (Perronnin et al., ECCV
+    2010).
+    """
+    roots: NDArray[np.floating] = np.sign(X_nD) * np.sqrt(np.abs(X_nD))
+    roots /= np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return roots
+
+
 def projected(X_nD: NDArray[np.floating]) -> bool:
     """Whether labels are judged by random projections of the descriptors, for the time it takes."""
     return bool(min(X_nD.shape) > LENGTH)
@@ -424,7 +434,7 @@ def doubts(X_ND: NDArray[np.floating], labels: NDArray[np.integer], K: int) -> l
     rows = np.flatnonzero(known(labels))
     if len(rows) < LEAST:
         return []
-    x, y = _shortened(X_ND[rows]), labels[rows]
+    x, y = _shortened(_rooted(X_ND[rows])), labels[rows]
     found = _of_one_label(x, y, K) if y.ndim == 1 else _of_several(x, y)
     return [replace(each, rows=rows[each.rows]) for each in found]
 

@@ -224,6 +224,24 @@ def test_unreadable_rows_and_unlabelled_images_are_said(tmp_path: Path) -> None:
     assert "2 images in 1 group," in section.body and "pixels: gone" in section.body
 
 
+def test_several_labels_an_image_are_on_the_page(tmp_path: Path) -> None:
+    X, labels = clusters()
+    several = np.where(np.arange(K) == labels[:, None], 1, -1).astype(np.int8)
+    several[8, labels[8]] = -1
+    several[8, (labels[8] + 1) % K] = 1
+    names = [f"{i}.jpg" for i in range(300)]
+    features = write_features(
+        tmp_path / "f.h5", np.repeat(X[:, None, :16], 2, axis=1), several, list("abcde"), names
+    )
+    found = audit_features([features], None, None, None)
+    record = record_of(found, features)
+    assert [kind["says"] for kind in record["labels"]] == ["present", "absent"]
+    assert [kind["likely_wrong"][0]["image"] for kind in record["labels"]] == ["8.jpg", "8.jpg"]
+    [section] = sections_of(found, features, None)
+    own, other = "abcde"[labels[8]], "abcde"[(labels[8] + 1) % K]
+    assert f"no {other}?" in section.body and f"also {own}?" in section.body
+
+
 def test_one_image_is_nothing_to_compare(tmp_path: Path) -> None:
     labels = np.zeros(1, np.int32)
     features = features_of(tmp_path / "f.h5", labels, ["ant"])

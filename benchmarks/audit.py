@@ -31,6 +31,7 @@ from vggfeat.features import open_features
 from vggfeat.store import Features
 from vggfeat.svm import LinearSVM
 
+BLIND = 100  # the first seed that nothing was chosen by looking at
 Random = np.random.Generator
 Shown = dict[str, list[float]]
 
@@ -234,7 +235,7 @@ def main() -> None:
     )
     parser.add_argument("features", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--copies", type=int, default=105)
+    parser.add_argument("--copies", type=int, default=105, help="of a seed; 0: labels alone")
     options = parser.parse_args()
     features = open_features(options.features)
     assert features.labels is not None and features.labels.ndim == 1, "one label an image"
@@ -244,12 +245,13 @@ def main() -> None:
     for share, similar in ((0.0, False), (0.01, False), (0.05, False), (0.05, True), (0.1, False)):
         name = f"{100 * share:g} % swapped{' for similar classes' if similar else ''}"
         for seed in range(options.seeds if share else 1):
-            y, wrong = swapped(features.labels, X, share, similar, np.random.default_rng(seed))
+            key = np.random.default_rng(BLIND + seed)
+            y, wrong = swapped(features.labels, X, share, similar, key)
             labels_found(features, X, near, wrong, y, told, name)
     _print(told)
     told = {}
-    for seed in range(1, 1 + options.seeds):  # 0: thresholds were chosen by looking at it
-        duplicates(features, X, folder, options.copies, seed, told)
+    for seed in range(options.seeds if options.copies else 0):
+        duplicates(features, X, folder, options.copies, BLIND + seed, told)
     _print(told)
 
 

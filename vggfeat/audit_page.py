@@ -321,7 +321,7 @@ def sections_of(found: Audit, features: Features, items: Items | None) -> list[S
         body.append(html("<h3>Not looked for</h3><ul>{lines}</ul>", lines=lines))
     about = (
         "What may be wrong with the data, for a person to look at: nothing was changed or left out"
-        " for it. A pointer on a picture shows its name; `--json` writes all that was found."
+        " for it. A pointer on a picture shows its name; vggfeat report --json writes all."
     )
     return [Section("data", "Data problems", join(body), about)]
 

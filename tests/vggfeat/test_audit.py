@@ -17,6 +17,7 @@ from vggfeat import audit, cli
 from vggfeat.audit import Pair
 from vggfeat.audit_page import audit_features, record_of, sections_of
 from vggfeat.results import results_from
+from vggfeat.store import UNREADABLE
 
 from ..conftest import Command
 from .test_report import features_of, made_of, results_of, write_features
@@ -213,9 +214,10 @@ def test_unreadable_rows_and_unlabelled_images_are_said(tmp_path: Path) -> None:
     x_NQD[1] = x_NQD[0]
     x_NQD[5] = 0
     features = write_features(tmp_path / "f.h5", x_NQD, None, [], [f"{i}.jpg" for i in range(60)])
+    features.status[7] = UNREADABLE
     found = audit_features([features], results_from(results_of(), ""), None, None, "gone")
     record = json.loads(json.dumps(record_of(found, features)))
-    assert record["images"] == 60 and record["audited"] == 59
+    assert record["images"] == 60 and record["audited"] == 58
     assert record["groups"] == [["0.jpg", "1.jpg"]] and record["labels"] == []
     [pair] = record["duplicates"]
     assert pair["agreement"] is None and pair["labels"] == [[], []] and pair["parts"] == {}

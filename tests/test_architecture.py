@@ -67,6 +67,7 @@ LIGHT = (
     *("vggfeat.results", "vggfeat.problem", "vggfeat.classify", "vggfeat.report"),
     *("vggfeat.mistakes", "vggfeat.exhibits", "vggfeat.same_run"),
     *("vggfeat.table1", "vggfeat.versions"),
+    *("vggfeat.audit", "vggfeat.audit_page"),
     *("pretrain.recipe", "pretrain.train", "pretrain.report", "pretrain.tables"),
     "pretrain.standing",
     *("pretrain.claims", "pretrain.ledger", "vggfeat.ledger", "vggfeat.transfer"),
@@ -89,6 +90,7 @@ TESTED_BY = {
     "vggfeat/cli_push.py": "tests/vggfeat/test_hub.py",  # what is put there is taken from there
     "vggfeat/exhibits.py": "tests/vggfeat/test_report.py",  # one page
     "vggfeat/same_run.py": "tests/vggfeat/test_report.py",
+    "vggfeat/audit_page.py": "tests/vggfeat/test_audit.py",  # what it shows
     "vggfeat/features.py": "tests/vggfeat/shards/test_sharded.py",  # a file or a set
     "vggfeat/shards/__init__.py": "",
     "vggfeat/shards/engines/__init__.py": "",

@@ -65,8 +65,8 @@ OPTIONS = {
     ),
     "vggfeat export": "model --to --out --weights --overwrite --debug",
     "vggfeat report": (
-        """--results --features --model --root --out --mistakes --evidence --no-evidence --overwrite
-        --debug"""
+        """--results --features --model --root --out --mistakes --evidence --no-evidence --json
+        --overwrite --debug"""
     ),
     "vggfeat neighbours": (
         """--features --query --top --layer --pool --scales --picture --root --weights --device
@@ -404,6 +404,7 @@ WRONG = {
     "vggfeat export m.h5 --to npz --out n.npz --weights w.pth": "--weights is for --to onnx",
     "vggfeat export m.onnx --to onnx --out m.onnx": "is what the command reads",
     "vggfeat report": "a report needs --results or --model",
+    "vggfeat report --model m.h5 --json j.json": "--json is of the images that --features knows",
     "vggfeat report --model m.h5 --root images": "--root is of the images that --features knows",
     "vggfeat report --model m.h5 --mistakes m.csv": "--mistakes needs --model and --features",
     "vggfeat report --model m.h5 --out m.h5": "is what the command reads",

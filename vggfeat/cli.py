@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before all that takes time
     begin()
 
 import math
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -304,10 +305,19 @@ def report_command(
             " scores come from.",
         ),
     ] = True,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Also write the data problems, near duplicates, likely wrong labels and odd"
+            " images, as JSON to this file.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One HTML page to look at: the score, mistakes with their images, confusions, curves, a map of
-    the descriptors.
+    """One HTML page to look at: the score, mistakes with their images, data problems,
+    confusions, curves, a map of the descriptors.
     """
     if not results and not model:
         raise WrongUsage("a report needs --results or --model")
@@ -315,12 +325,15 @@ def report_command(
         raise WrongUsage("--mistakes needs --model and --features, for the scores and the labels")
     if root and not features:
         raise WrongUsage("--root is of the images that --features knows: give both, or neither")
+    if json_file and not features:
+        raise WrongUsage("--json is of the images that --features knows: give both, or neither")
     check_outputs(
         {"--out": out_file},
-        texts={"--mistakes": mistakes},
+        texts={"--mistakes": mistakes, "--json": json_file},
         inputs=[results, *local(features), model, root],
         overwrite=overwrite,
     )
+    from vggfeat.audit_page import audit_features, record_of
     from vggfeat.datasets import at_hand
     from vggfeat.mistakes import all_mistakes, as_csv
     from vggfeat.report import write_report
@@ -344,15 +357,28 @@ def report_command(
             boxes=files[0].boxes,
         )
         if items is not None:
-            refuse_inputs({"--out": out_file, "--mistakes": mistakes}, items.paths())
+            outputs = {"--out": out_file, "--mistakes": mistakes, "--json": json_file}
+            refuse_inputs(outputs, items.paths())
+    problems = cache(lambda: audit_features(files, told, trained, items, why_not))
     with progress("explain", quiet=not (evidence and trained and items)) as show:
         page, left_out = write_report(
-            told, files, trained, items, why_not, explain=evidence, show=show
+            told,
+            files,
+            trained,
+            items,
+            why_not,
+            look_for_problems=problems,
+            explain=evidence,
+            show=show,
         )
     rows = ""
     if mistakes and trained:
         rows = as_csv(all_mistakes(told, files, trained), files[0])
-    try_each(lambda: write_text(out_file, page), lambda: write_text(mistakes, rows))
+    try_each(
+        lambda: write_text(out_file, page),
+        lambda: write_text(mistakes, rows),
+        lambda: write_json(json_file, record_of(problems(), files[0]) if json_file else None),
+    )
     for line in left_out:
         say(in_options(f"left out: {line}"))
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")

@@ -299,6 +299,10 @@ class Pictures:
         self._left -= len(over)
         return overlaid(uri, over, name, shown.caption, key=key)
 
+    def of_row(self, row: int, caption: str) -> Markup:
+        """The picture of an image by its row, without a class whose score it is shown for."""
+        return self.figure(Shown(row, -1, wrapping(caption)))
+
     def _uri(self, row: int) -> str | None:
         """None where the image isn't there, or the page has no room for it."""
         if row not in self._small:

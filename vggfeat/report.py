@@ -18,9 +18,10 @@ import numpy as np
 from markupsafe import Markup
 
 from vggfeat import datasets, metrics
+from vggfeat.audit_page import Audit, rows_of, sections_of
 from vggfeat.datasets.protocol import protocol_of
 from vggfeat.errors import VggfeatError, WrongUsage
-from vggfeat.exhibits import WORST, Found, Mapped, Overlays, Pictures
+from vggfeat.exhibits import WORST, Found, Mapped, Overlays, Pictures, Shown
 from vggfeat.metrics import CLASS_FIGURES, FIGURES
 from vggfeat.mistakes import COLUMNS, Ranking, rankings_of
 from vggfeat.page import (
@@ -75,15 +76,17 @@ def write_report(
     items: datasets.Items | None,
     why_no_images: str = "",
     *,
+    look_for_problems: Callable[[], Audit] | None = None,
     explain: bool = False,
     show: Callable[[float, int], None] = lambda done, total: None,
 ) -> tuple[str, list[str]]:
     """The page, under 2 MB, and a line for each thing that had to be left out.
 
     results: of `vggfeat svm --json`; the model's own if None. features: the files that the model
-    was trained on, or none. items: where the images are, or None and why not. explain: with the
-    evidence for classes over their best pictures, for which the model's networks are run; show:
-    called with how many of them are done, and all.
+    was trained on, or none. items: where the images are, or None and why not. look_for_problems: in
+    the data, see `audit_page.audit_features`; called once it is known that all are of one run.
+    explain: with the evidence for classes over their best pictures, for which the model's networks
+    are run; show: called with how many of them are done, and all.
     Raises VggfeatError where they are not of one run: other images, classes, networks, scores.
     """
     if results is None:
@@ -102,7 +105,10 @@ def write_report(
     if explain and model and found and items is not None:
         overlays = Overlays.of(model, found, items, show)
         left_out += [overlays.why_none] if overlays.why_none else []
+    problems = look_for_problems() if features and look_for_problems else None
     shown = found.shown() if found else []
+    if problems:
+        shown += [Shown(row, -1, Markup("")) for row in rows_of(problems, features[0])]
     pictures = Pictures.of(features, items, shown, mapped, overlays.maps)
     if found and items is None:
         left_out.append(f"thumbnails: {why_no_images}")
@@ -114,6 +120,8 @@ def write_report(
         if found:
             without = why_no_images if items is None else ""
             sections += _of_scores(found, pictures, share, without, overlays.about)
+        if problems:
+            sections += sections_of(problems, features[0], pictures.of_row)
         sections += _side_by_side(_per_class(results), _choice_of_c(results))
         own = [*left_out, *pictures.too_many()]
         drawn = [_map(mapped, pictures)] if mapped and share else []

@@ -323,7 +323,7 @@ def sections_of(found: Audit, features: Features, shown: Shown) -> list[Section]
         "What may be wrong with the data, for a person to look at: nothing was changed or left out"
         " for it. A pointer on a picture shows its name; `vggfeat report --json` writes all."
     )
-    return [Section("data", "Data problems", join(body), about)]
+    return [Section("problems", "Data problems", join(body), about)]
 
 
 def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:

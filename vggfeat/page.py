@@ -61,9 +61,9 @@ def page(title: str, lead: Any, sections: Sequence[Section]) -> str:
     of them.
     """
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (ASSETS / "page.html").read_text()
-    )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["coded"] = coded
+    template = environment.from_string((ASSETS / "page.html").read_text())
     style, script = ((ASSETS / name).read_text() for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = template.render(
@@ -87,6 +87,11 @@ def as_data(value: Any) -> Markup:
     """
     text = json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def coded(text: Any) -> Markup:
+    """Text in which what stands in backticks is code."""
+    return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", escape(text)))
 
 
 def wrapping(text: Any) -> Markup:

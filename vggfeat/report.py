@@ -32,6 +32,7 @@ from vggfeat.page import (
     bars,
     button,
     chart,
+    coded,
     html,
     join,
     matrix_picture,
@@ -593,6 +594,6 @@ def _how_made(results: Results, left_out: Sequence[str]) -> Section:
     if results.made.command:
         body += html("<p><code>{c}</code></p>", c=results.made.command)
     if left_out:
-        lines = join(html("<li>{x}</li>", x=x) for x in left_out)
+        lines = join(html("<li>{x}</li>", x=coded(x)) for x in left_out)
         body += html("<h3>Left out</h3><ul>{x}</ul>", x=lines)
     return Section("made", "How it was made", body)

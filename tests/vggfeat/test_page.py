@@ -9,16 +9,19 @@ import re
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from vggfeat.page import (
     TOP,
     Outlined,
+    Section,
     Series,
     as_data,
     chart,
     matrix_picture,
     outlined,
+    page,
     thumbnail,
     wrapping,
 )
@@ -86,6 +89,13 @@ def test_only_a_long_word_may_be_broken_and_only_at_its_joints() -> None:
     assert wrapping("<b>&long_words_are_escaped") == (
         "&lt;b&gt;&amp;long_<wbr>words_<wbr>are_<wbr>escaped"
     )
+
+
+def test_what_stands_in_backticks_is_code() -> None:
+    text = page("t", "", [Section("a", "A", Markup(""), "give `vggfeat <b>` or `--x`; 2 < 3")])
+    assert "give <code>vggfeat &lt;b&gt;</code> or <code>--x</code>; 2 &lt; 3</p>" in text
+    keys = re.findall(r'id="(\w+)"', text)
+    assert len(keys) == len(set(keys))
 
 
 def test_data_never_end_their_script() -> None:

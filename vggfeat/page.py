@@ -91,7 +91,7 @@ def as_data(value: Any) -> Markup:
 
 def coded(text: Any) -> Markup:
     """Text in which what stands in backticks is code."""
-    return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub(r"`([^`<>]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def wrapping(text: Any) -> Markup:

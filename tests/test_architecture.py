@@ -26,6 +26,7 @@ PRINTING = {
     "vggfeat.cli_classify",
     "vggfeat.cli_extract",
     "vggfeat.cli_info",
+    "vggfeat.cli_neighbours",
     "vggfeat.cli_push",
     "vggfeat.describe",  # the bar of `embed(progress=True)`
     "vggfeat.ranks",  # no wait for another process is silent
@@ -48,6 +49,7 @@ HEAVY = {"torch", "torchvision", "timm", "sklearn"}
 LIGHT = (
     *("vggfeat", "vggfeat.__main__", "vggfeat.start", "vggfeat.cli", "vggfeat.options"),
     *("vggfeat.cli_classify", "vggfeat.cli_extract", "vggfeat.cli_info"),
+    *("vggfeat.cli_neighbours",),
     *("vggfeat.cli_push", "vggfeat.hub", "vggfeat.place", "vggfeat.parquet"),
     *("vggfeat.features", "vggfeat.shards.plan", "vggfeat.shards.sharded"),
     *("vggfeat.datasets.remote", "vggfeat.datasets.containers"),
@@ -80,6 +82,8 @@ TESTED_BY = {
     "vggfeat/cli_classify.py": "tests/vggfeat/test_cli.py",  # one program
     "vggfeat/cli_extract.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_info.py": "tests/vggfeat/test_cli.py",
+    "vggfeat/cli_neighbours.py": "tests/vggfeat/test_neighbours.py",
+    "vggfeat/lists.py": "tests/vggfeat/test_index.py",  # what an index is made with
     "vggfeat/cli_push.py": "tests/vggfeat/test_hub.py",  # what is put there is taken from there
     "vggfeat/features.py": "tests/vggfeat/shards/test_sharded.py",  # a file or a set
     "vggfeat/shards/__init__.py": "",

@@ -12,6 +12,9 @@ svm.predict(X)
 model = vggfeat.open_model("model.h5")                      # of `vggfeat svm --out`
 model.predict(["a.jpg", pil_image])                         # the class of each
 vggfeat.predict_all(model, "photos/")                       # a row an image, as they come
+
+index = vggfeat.open_index("feats.index")                   # of `vggfeat index`
+rows, cosines = index.search(index.embed(["a.jpg"]), 10)    # the nearest images
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.errors import VggfeatError as VggfeatError
     from vggfeat.features import open_features as open_features
     from vggfeat.featurizer import VggFeaturizer as VggFeaturizer
+    from vggfeat.index import Index as Index
+    from vggfeat.index import open_index as open_index
     from vggfeat.knn import NearestNeighbours as NearestNeighbours
     from vggfeat.logistic import LogisticRegression as LogisticRegression
     from vggfeat.model import Model as Model
@@ -43,6 +48,7 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
 # Loaded when first used: `vggfeat --help` and reading a feature file need no PyTorch.
 _WHERE = {
     "Features": "store",
+    "Index": "index",
     "LinearSVM": "svm",
     "LinearSVMCV": "svm",
     "LogisticRegression": "logistic",
@@ -57,6 +63,7 @@ _WHERE = {
     "embed": "describe",
     "load": "sources",
     "open_features": "features",
+    "open_index": "index",
     "open_model": "model",
     "predict_all": "predict",
 }

@@ -100,7 +100,7 @@ def source_of(given: Given | Iterable[Given], model: Model) -> Source:
     if not places or not all(isinstance(place, str | os.PathLike) for place in places):
         raise VggfeatError("give the paths of images, folders, lists or feature files")
     texts = [os.fspath(place) for place in places]
-    readers = [_reader(text) for text in texts]
+    readers = [reader_of(text) for text in texts]
     if None in readers:
         if others := [text for text, reader in zip(texts, readers, strict=True) if reader]:
             raise VggfeatError(
@@ -127,8 +127,10 @@ _Listed = tuple[list[str], np.ndarray | None, tuple[str, ...]]
 _Reader = Callable[[str, dict[str, int]], _Listed]
 
 
-def _reader(text: str) -> _Reader | None:
-    """What reads a list of images; None for descriptors."""
+def reader_of(text: str) -> _Reader | None:
+    """What reads images, a folder or a list of them, given the place of each class that is known,
+    to their paths, labels and remarks; None for descriptors.
+    """
     ending = os.path.splitext(text)[1].lower()
     if text == "-" or ending == ".txt":
         return _list

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vggfeat.datasets import Items
     from vggfeat.index import Index
     from vggfeat.neighbours import Answer, Asked
+    from vggfeat.store import Features
 
 INDEX = "vggfeat-index"  # as in its file, which is told without PyTorch
 TABLED = 20  # queries whose neighbours are printed
@@ -93,7 +94,7 @@ def index_command(
     from vggfeat.index import build_index, told_of
     from vggfeat.terminal import command
 
-    source = _made_of(open_features(features, layer), pool, qs)
+    source, remarks = _made_of(open_features(features, layer), pool, qs)
     queries_MD = None
     if queries:
         like = open_features(queries, source.description.layer)
@@ -115,18 +116,21 @@ def index_command(
         lambda: write_json(json_file, {"out": str(out_file), **told_of(index)}),
         lambda: print_table(str(out_file), index_rows(index)),
     )
+    for line in remarks:
+        say(line)
 
 
-def _made_of(file: Any, pool: str | None, scales: tuple[int, ...] | None) -> Index:
-    """A feature file to search; how several scales are pooled is said where nobody has."""
+def _made_of(
+    file: Features, pool: str | None, scales: tuple[int, ...] | None
+) -> tuple[Index, list[str]]:
+    """A feature file to search; and, where nobody has said it, how several scales are pooled."""
     from vggfeat.datasets.protocol import pool_of
     from vggfeat.index import index_of
 
     over_scales, why = (pool, "--pool") if pool else pool_of(file.attributes["protocol"])
     index = index_of(file, pool=over_scales, scales=scales)
-    if len(index.description.scales) > 1 and pool is None:
-        say(f"pool: {over_scales} ({why})")
-    return index
+    several = len(index.description.scales) > 1 and pool is None
+    return index, [f"pool: {over_scales} ({why})"] * several
 
 
 def index_rows(index: Index) -> list[tuple[str, str]]:
@@ -226,14 +230,12 @@ def neighbours_command(
     if local([features]) and format_of(Path(features)) == INDEX:
         if own := sorted({"layer", "pool", "scales"} & typed(context)):
             raise VggfeatError(f"{features} has its own {own[0]}: leave out `{own[0]}`")
-        index = open_index(features)
+        index, remarks = open_index(features), list[str]()
     else:
-        index = _made_of(open_features(features, layer), pool, qs)
+        index, remarks = _made_of(open_features(features, layer), pool, qs)
     asked = asked_of(index, query)
     if picture and len(asked) != 1:
         raise VggfeatError(f"`picture` draws the neighbours of one query, not of {len(asked):,}")
-    for line in asked.remarks:
-        say(line)
     outputs = {"--picture": picture, "--json": json_file}
     refuse_inputs(outputs, [*weights_files(index.description.weights), *map(Path, asked.paths())])
     items, why_not = _images_of(index, root, outputs) if picture else (None, "")
@@ -247,6 +249,8 @@ def neighbours_command(
         first = found[0]
         raise VggfeatError(f"{first.query}: {first.error}")
     _tell(asked, found, picture, json_file, items, why_not)
+    for line in [*asked.remarks, *remarks]:
+        say(line)
     if weights and not asked.paths():
         say(f"--weights isn't used: {features} has the descriptor of {found[0].query}")
     leave([answer for answer in found if answer.error is not None])

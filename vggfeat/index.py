@@ -99,7 +99,10 @@ class Stored:
         weakref.finalize(self, os.close, self._file)
 
     def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
-        wanted = np.arange(self.shape[0])[rows]
+        if isinstance(rows, slice):
+            wanted = np.arange(*rows.indices(self.shape[0]))
+        else:
+            wanted = np.asarray(rows, np.int64)
         raw_nD = np.empty((len(wanted), self.shape[1]), np.float16)
         memory, row = raw_nD.view(np.uint8).reshape(-1).data, self._place.row_bytes
         with damaged(self._path):

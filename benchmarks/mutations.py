@@ -32,6 +32,7 @@ from benchmarks.writing import WEIGHTS, Inputs, evaluate, training
 from pretrain.checkpoint import load_checkpoint, read_state
 from pretrain.init import weight_layers
 from pretrain.kept import KeptPosteriors
+from tests.test_fuzz import LISTED, search
 from tests.vggfeat.test_caffe import caffemodel
 from tests.vggfeat.test_hdf5 import reseal
 from tests.vggfeat.test_tensors import MOMENTUM, arrays_of
@@ -66,6 +67,7 @@ def kinds(inputs: Inputs) -> Iterator[Kind]:
     yield Kind("features", inputs.features, lambda path: vggfeat.open_features(path).descriptors)
     yield Kind("half-written", inputs.begun, _going_on(inputs.images))
     yield Kind("model", inputs.model[0], open_model)
+    yield Kind("index", LISTED, search)
     yield Kind("posteriors", inputs.made(evaluate(inputs), "p.h5")[0], KeptPosteriors.read)
     stage = inputs.made(training(inputs), "run/A-36")[0]
     weights = stage / "weights.safetensors"

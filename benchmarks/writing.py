@@ -339,6 +339,12 @@ def explain(inputs: Inputs) -> Job:
 
 
 @_job
+def index(inputs: Inputs) -> Job:
+    words = ["index", "--features", inputs.features, "--out", "i.h5", "--json", "i.json"]
+    return Job("index", vggfeat_main, words)
+
+
+@_job
 def info(inputs: Inputs) -> Job:
     return Job("info", vggfeat_main, ["info", inputs.features, "--json", "i.json"])
 

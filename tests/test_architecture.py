@@ -27,6 +27,7 @@ PRINTING = {
     "vggfeat.cli_explain",
     "vggfeat.cli_extract",
     "vggfeat.cli_info",
+    "vggfeat.cli_neighbours",
     "vggfeat.cli_push",
     "vggfeat.describe",  # the bar of `embed(progress=True)`
     "vggfeat.ranks",  # no wait for another process is silent
@@ -49,7 +50,7 @@ HEAVY = {"torch", "torchvision", "timm", "sklearn"}
 LIGHT = (
     *("vggfeat", "vggfeat.__main__", "vggfeat.start", "vggfeat.cli", "vggfeat.options"),
     *("vggfeat.cli_classify", "vggfeat.cli_extract", "vggfeat.cli_info"),
-    "vggfeat.cli_explain",
+    *("vggfeat.cli_explain", "vggfeat.cli_neighbours"),
     *("vggfeat.cli_push", "vggfeat.hub", "vggfeat.place", "vggfeat.parquet"),
     *("vggfeat.features", "vggfeat.shards.plan", "vggfeat.shards.sharded"),
     *("vggfeat.datasets.remote", "vggfeat.datasets.containers"),
@@ -87,6 +88,8 @@ TESTED_BY = {
     "vggfeat/cli_explain.py": "tests/vggfeat/test_explain.py",
     "vggfeat/cli_extract.py": "tests/vggfeat/test_cli.py",
     "vggfeat/cli_info.py": "tests/vggfeat/test_cli.py",
+    "vggfeat/cli_neighbours.py": "tests/vggfeat/test_neighbours.py",
+    "vggfeat/lists.py": "tests/vggfeat/test_index.py",  # what an index is made with
     "vggfeat/cli_push.py": "tests/vggfeat/test_hub.py",  # what is put there is taken from there
     "vggfeat/exhibits.py": "tests/vggfeat/test_report.py",  # one page
     "vggfeat/same_run.py": "tests/vggfeat/test_report.py",

@@ -40,7 +40,7 @@ from tests.formats.make import (
     write_rows,
 )
 from tests.pretrain.conftest import training
-from vggfeat import ledger, model, store
+from vggfeat import index, ledger, model, store
 from vggfeat.errors import VggfeatError
 from vggfeat.hdf5 import format_of
 from vggfeat.model import open_model
@@ -63,6 +63,7 @@ SETS = {
 VERSIONS = {
     store.FORMAT: {1: "features.h5", 2: "features.h5"},
     model.FORMAT: {1: "model.h5", 2: "model.h5"},
+    index.FORMAT: {2: "index/small.index"},
     kept.FORMAT: {1: "posteriors.h5", 2: "posteriors.h5"},
     plan.FORMAT: {1: "imagenet.set/plan.json"},
     "": {2: "ledger.json"},
@@ -191,6 +192,30 @@ def test_a_model_and_its_results() -> None:
     assert model.results == results
     assert (results.protocol, results.choice.C, results.n_train) == ("single-label", 0.03125, 12)
     assert results.figures.accuracy == pytest.approx(2 / 3) and results.n_unreadable == 1
+
+
+def test_an_index_with_lists() -> None:
+    made = vggfeat.open_index(NOW / "index/small.index")
+    assert (made.names[1], made.classes, made.pool) == ("caf\u00e9/1.png", CLASSES, "max")
+    assert made.labels is not None and made.labels[:3].tolist() == [0, 1, 0]
+    assert made.errors == {9: "empty file (0 bytes)"} and not made.readable[9]
+    assert (made.description.layer, made.description.scales) == ("pool2", (32, 40))
+    assert (made.dataset, made.root, made.rows_digest[:8]) == ("folder", "/images", "127f9148")
+    assert made.lists is not None and made.tuning is not None
+    assert {name: values.shape for name, values in made.lists.arrays().items()} == {
+        "axes": (8, 8),
+        "centroids": (32, 8),
+        "codebooks": (2, 256, 4),
+        "codes": (299, 2),
+        "rows": (299,),
+        "ends": (32,),
+    }
+    assert made.tuning["probes"] == 16 and made.tuning["candidates"] == 100
+    x = made.rows[:]
+    assert zlib.crc32(x.tobytes()) == 316184551
+    exact, by_lists = made.search(x[:1], 4, exact=True), made.search(x[:1], 4, probes=32)
+    for rows, _ in (exact, by_lists):
+        assert rows.tolist() == [[0, 218, 213, 186]]
 
 
 def test_models_of_several_splits_and_of_several_labels() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from .vggfeat.test_caffe import caffemodel
 from .vggfeat.test_hdf5 import posteriors_at, reseal
 from .vggfeat.test_tensors import MOMENTUM, arrays_of
 
+LISTED = Path(__file__).parent / "formats/version2/index/small.index"
 EXAMPLES = int(os.environ.get("FUZZ", "60"))  # damaged files of each kind; more in a longer check
 WEIGHTS = "random:A,width=0.125,crop=32,classes=3"
 
@@ -66,6 +68,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         classes=["a", "b", "c"],
     )
     posteriors_at(folder / "posteriors.h5")
+    shutil.copy(LISTED, folder)
     released = vggfeat.load("random:D,width=0.03125,crop=32").module.state_dict()
     torch.save(released, folder / "weights.pth")
     wrapped = {f"module.{key}": value for key, value in released.items()}
@@ -89,11 +92,19 @@ def go_on(path: Path) -> None:
         pass
 
 
+def search(path: Path) -> None:
+    """Whatever stands in a file, faiss is built of it, and looks through all of its lists."""
+    found = vggfeat.open_index(path)
+    if found.tuning is not None:
+        found.search(found.rows[:2], probes=10**6, candidates=10**6)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "features.h5": lambda path: vggfeat.open_features(path).descriptors,
     "begun.h5.partial": go_on,
     "model.h5": open_model,
     "posteriors.h5": KeptPosteriors.read,
+    "small.index": search,
     "weights.safetensors": lambda path: vggfeat.load(str(path)),
     "weights.pth": lambda path: vggfeat.load(f"torchvision:vgg16@{path}"),
     "checkpoint.ckpt": lambda path: bare(
@@ -146,7 +157,7 @@ def test_damage(
         del raw[data.draw(st.integers(0, len(raw))) :]
     path = tmp_path / name
     path.write_bytes(raw)
-    if ".h5" in name and data.draw(st.booleans()):
+    if (".h5" in name or name == "small.index") and data.draw(st.booleans()):
         reseal(path)  # a stranger's, not the disk's: what reads the values meets it
     read_or_refused(name, path)
 

@@ -18,7 +18,8 @@ KILLS = os.environ.get("KILLS", "1")  # of each command
 # each writes in another way; with KILLS also those that write as one of them does
 COMMANDS = ["extract-retry", "extract-two", "svm-submission", "predict", "training", "ledger"]
 if "KILLS" in os.environ:
-    COMMANDS += ["extract-unreadable", "report", "explain", "neighbours", "convert", "export"]
+    COMMANDS += ["extract-unreadable", "report", "explain", "neighbours", "index", "convert"]
+    COMMANDS += ["export"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the end of processes")

@@ -14,7 +14,7 @@ import vggfeat
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vggfeat", "pretrain")
 # the extras that a user's command asks for; the others are a contributor's
-FOR_USERS = ("demo", "export", "cloud", "ray")
+FOR_USERS = ("demo", "export", "cloud", "ray", "search")
 DRIVERS = {"s3fs", "gcsfs"}  # which fsspec imports by itself
 
 

@@ -68,9 +68,13 @@ OPTIONS = {
         """--results --features --model --root --out --mistakes --evidence --no-evidence --json
         --overwrite --debug"""
     ),
+    "vggfeat index": (
+        """--features --out --layer --pool --scales --recall --queries --exact --overwrite --json
+        --debug"""
+    ),
     "vggfeat neighbours": (
-        """--features --query --top --layer --pool --scales --picture --root --weights --device
-        --overwrite --json --debug"""
+        """--features --query --top --layer --pool --scales --exact --probes --candidates --picture
+        --root --weights --device --overwrite --json --debug"""
     ),
     "vggfeat info": "file --verify --all --overwrite --json --debug",
     "vggfeat push": "file repository --private --dry-run --overwrite --debug",
@@ -408,7 +412,12 @@ WRONG = {
     "vggfeat report --model m.h5 --root images": "--root is of the images that --features knows",
     "vggfeat report --model m.h5 --mistakes m.csv": "--mistakes needs --model and --features",
     "vggfeat report --model m.h5 --out m.h5": "is what the command reads",
+    "vggfeat index --features f.h5": "--out",
+    "vggfeat index --features f.h5 --out f.h5": "is what the command reads",
+    "vggfeat index --features f.h5 --out i --recall 1.5": "--recall must lie in 0..1, not 1.5",
+    "vggfeat index --features f.h5 --out i --exact --queries q.h5": "--queries is for lists",
     "vggfeat neighbours --features f.h5": "--query",
+    "vggfeat neighbours --features f.h5 --query q --exact --probes 9": "leave out --probes",
     "vggfeat neighbours --features f.h5 --query q --scales 3x": "is not a list of numbers",
     "vggfeat neighbours --features f.h5 --query q --picture q.txt": "must end in .png",
     "vggfeat neighbours --features f.h5 --query q --root images": "--picture draws",
@@ -572,6 +581,7 @@ ABSENT = {
     "vggfeat predict a.jpg --model m.h5": "no model file at m.h5",
     "vggfeat export m.h5 --to npz --out n.npz": "no model file at m.h5",
     "vggfeat report --model m.h5": "no model file at m.h5",
+    "vggfeat index --features f.h5 --out f.index": "no feature file at f.h5",
     "vggfeat neighbours --features f.h5 --query q": "no feature file at f.h5",
     "vggfeat info f.h5": "no feature file at f.h5",
     "vggfeat push m.h5 me/net": "no weights file at m.h5",

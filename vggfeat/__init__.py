@@ -13,6 +13,9 @@ model = vggfeat.open_model("model.h5")                      # of `vggfeat svm --
 model.predict(["a.jpg", pil_image])                         # the class of each
 vggfeat.predict_all(model, "photos/")                       # a row an image, as they come
 vggfeat.evidence(model, ["a.jpg"])[0].on_pixels()           # (H, W): where its score comes from
+
+index = vggfeat.open_index("feats.index")                   # of `vggfeat index`
+rows, cosines = index.search(index.embed(["a.jpg"]), 10)    # the nearest images
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
     from vggfeat.explain import evidence as evidence
     from vggfeat.features import open_features as open_features
     from vggfeat.featurizer import VggFeaturizer as VggFeaturizer
+    from vggfeat.index import Index as Index
+    from vggfeat.index import open_index as open_index
     from vggfeat.knn import NearestNeighbours as NearestNeighbours
     from vggfeat.logistic import LogisticRegression as LogisticRegression
     from vggfeat.model import Model as Model
@@ -47,6 +52,7 @@ if TYPE_CHECKING:  # what is public, for who reads types: the names of _WHERE
 _WHERE = {
     "Evidence": "explain",
     "Features": "store",
+    "Index": "index",
     "LinearSVM": "svm",
     "LinearSVMCV": "svm",
     "LogisticRegression": "logistic",
@@ -62,6 +68,7 @@ _WHERE = {
     "evidence": "explain",
     "load": "sources",
     "open_features": "features",
+    "open_index": "index",
     "open_model": "model",
     "predict_all": "predict",
 }

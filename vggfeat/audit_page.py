@@ -13,7 +13,7 @@ from vggfeat import audit
 from vggfeat.audit import Doubts, Leak, Odd, Pair
 from vggfeat.checked import first_few
 from vggfeat.datasets import Items
-from vggfeat.datasets.items import known
+from vggfeat.datasets.items import class_names, known
 from vggfeat.decode import read_rgb
 from vggfeat.descriptors import Descriptors
 from vggfeat.machine import memory
@@ -195,9 +195,7 @@ def _accuracies(
 
 def _labels(features: Features, row: int) -> list[str]:
     """Names of the classes of an image."""
-    from vggfeat.neighbours import labels_of  # loads PyTorch
-
-    return labels_of(features, row)
+    return class_names(features.labels, features.classes, row)
 
 
 def _parts(found: Audit, pair: Pair) -> dict[str, list[str]]:

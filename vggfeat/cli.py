@@ -22,6 +22,7 @@ from vggfeat.cli_classify import classify_command, svm_command
 from vggfeat.cli_explain import explain_command
 from vggfeat.cli_extract import extract_command, merge_command
 from vggfeat.cli_info import info_command
+from vggfeat.cli_neighbours import index_command, neighbours_command
 from vggfeat.cli_push import push_command
 from vggfeat.errors import VggfeatError, WrongUsage
 from vggfeat.files import (
@@ -37,17 +38,12 @@ from vggfeat.machine import CORES
 from vggfeat.options import (
     BatchSize,
     Device,
-    Json,
     Moved,
     Overwrite,
-    Pool,
     Root,
-    StoredLayer,
-    StoredScales,
     Strict,
     Workers,
     leave,
-    sides_typed,
     typed,
     with_debug,
 )
@@ -384,91 +380,9 @@ def report_command(
     out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
 
 
-@app.command("neighbours", cls=Strict)
-@with_debug
-def neighbours_command(
-    features: Annotated[
-        str, typer.Option(metavar="PATH", help="The feature file, or set of shards, to look in.")
-    ],
-    query: Annotated[str, typer.Option(help="An image, or the name of one in the feature file.")],
-    top: Annotated[int, typer.Option(min=1, help="How many neighbours to find.")] = 10,
-    layer: StoredLayer = None,
-    pool: Pool = None,
-    scales: StoredScales = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(help="Also draw them in this file: .png, .jpg or .webp.", show_default=False),
-    ] = None,
-    root: Root = None,
-    weights: Annotated[str | None, typer.Option(help=f"{Moved}.", show_default=False)] = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    json_file: Json = None,
-) -> None:
-    """The images that are nearest to a query, by the cosine of their descriptors."""
-    qs = None if scales is None else sides_typed(scales)
-    if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise WrongUsage(f"--picture {picture} must end in .png, .jpg or .webp")
-    if root and not picture:
-        raise WrongUsage("--root is of the images that --picture draws: give both, or neither")
-    check_outputs(
-        {"--picture": picture},
-        texts={"--json": json_file},
-        inputs=[*local([features]), Path(query), *weights_files(weights), root],
-        overwrite=overwrite,
-    )
-    from vggfeat.datasets import at_hand
-    from vggfeat.datasets.protocol import pool_of
-    from vggfeat.devices import resolve_device
-    from vggfeat.features import open_features
-    from vggfeat.neighbours import draw, nearest, query_of
-
-    resolve_device(device)
-    file = open_features(features, layer)
-    outputs = {"--picture": picture, "--json": json_file}
-    refuse_inputs(outputs, weights_files(file.description.weights))
-    items, why_not = None, ""
-    if picture:
-        items, why_not = at_hand(
-            file.attributes["dataset"],
-            file.names,
-            root,
-            file.attributes["root"],
-            files=file.files,
-            boxes=file.boxes,
-        )
-        if items is not None:
-            refuse_inputs(outputs, items.paths())
-    over_scales, why = (pool, "--pool") if pool else pool_of(file.attributes["protocol"])
-    described, row = query_of(file, query, pool=over_scales, scales=qs, spec=weights, device=device)
-    found = nearest(file, described, pool=over_scales, scales=qs, top=top, without=row)
-    told = [
-        (str(rank), neighbour.name, ", ".join(neighbour.labels), f"{neighbour.cosine:.4f}")
-        for rank, neighbour in enumerate(found, 1)
-    ]
-    missing = ""
-
-    def picture_them() -> None:
-        nonlocal missing
-        if picture:
-            missing = draw(picture, query, row, found, items, why_not)
-
-    try_each(
-        lambda: write_json(json_file, [neighbour.__dict__ for neighbour in found]),
-        picture_them,
-        lambda: print_columns(("", "image", "labels", "cosine"), told, (0, 3)),
-    )
-    if len(qs or file.description.scales) > 1 and pool is None:
-        say(f"pool: {over_scales} ({why})")
-    if missing:
-        say(in_options(f"left out: {missing}"))
-    if weights and row is not None:
-        say(f"--weights isn't used: {features} has the descriptor of {query}")
-    if picture:
-        out.print(f"picture: {picture}")
-
-
 app.command("explain", cls=Strict)(explain_command)
+app.command("index", cls=Strict)(index_command)
+app.command("neighbours", cls=Strict)(neighbours_command)
 app.command("info", cls=Strict)(info_command)
 app.command("push", cls=Strict)(push_command)
 

@@ -52,8 +52,9 @@ def info_command(
         typer.Argument(
             metavar="FILE",
             help=(
-                "A feature file, a set of shards, a model, weights, one of these two on the hub as"
-                " hf:OWNER/NAME, or a net of Table 1, as D; a file of a net's name comes first."
+                "A feature file, a set of shards, an index, a model, weights, one of these two on"
+                " the hub as hf:OWNER/NAME, or a net of Table 1, as D; a file of a net's name comes"
+                " first."
             ),
         ),
     ],
@@ -66,8 +67,8 @@ def info_command(
     overwrite: Overwrite = False,
     json_file: Json = None,
 ) -> None:
-    """Tell about a feature file, a model, weights or a net of the paper; all that is known with
-    --all, or in --json.
+    """Tell about a feature file, an index, a model, weights or a net of the paper; all that is
+    known with --all, or in --json.
     """
     from vggfeat.table1 import NETS
 
@@ -97,7 +98,10 @@ def info_command(
 def _tell_file(
     name: str, path: Path, verify: bool, everything: bool, json_file: Path | None
 ) -> None:
-    """About a feature file, a model or weights. name: as it is opened by; path: where it lies."""
+    """About a feature file, an index, a model or weights. name: as it is opened by; path: where it
+    lies.
+    """
+    from vggfeat.cli_neighbours import INDEX, index_rows
     from vggfeat.convert import MODEL, POSTERIORS
     from vggfeat.features import open_layers
     from vggfeat.hdf5 import format_of
@@ -125,6 +129,22 @@ def _tell_file(
             facts |= {f"network {i + 1} {key}": value for key, value in part.__dict__.items()}
         facts |= m.results.in_brief() if m.results else {}
         rows = model_rows(m)
+    elif kind == INDEX:
+        from vggfeat.index import open_index, told_of
+
+        index = open_index(path)
+        if verify:
+            index.verify()
+        checked = "every byte" if verify else "all but the descriptors (--verify)"
+        facts = {"kind": "index", "checked": checked, **told_of(index)}
+        rows = [
+            *index_rows(index),
+            *_description_rows(index.description),
+            ("data set", index.dataset + (f", in {index.root}" if index.root else "")),
+            ("checked", checked),
+        ]
+        unreadable = {index.names[i]: reason for i, reason in index.errors.items()}
+        facts |= {"errors": unreadable}
     elif kind is None and (on_hub(name) or name.lower().endswith(ENDINGS["weights"])):
         from vggfeat.sources import load
 

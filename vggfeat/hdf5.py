@@ -130,13 +130,17 @@ def write_at(file: int, data: bytes | memoryview, at: int) -> None:
 def read_at(file: int, count: int, at: int) -> bytearray:
     """Raises Damaged where the file ends before."""
     values = bytearray(count)
-    left = memoryview(values)
+    read_into(file, memoryview(values), at)
+    return values
+
+
+def read_into(file: int, left: memoryview, at: int) -> None:
+    """Fill bytes from a place in a file. Raises Damaged where it ends before."""
     while left:
         got = os.preadv(file, [left], at)
         if not got:
             raise Damaged("it ends too early")
         left, at = left[got:], at + got
-    return values
 
 
 def checksums(rows: np.ndarray) -> np.ndarray:

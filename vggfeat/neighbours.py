@@ -1,30 +1,37 @@
-"""The images of a feature file that are nearest to a query: exact cosine of the aggregated
-descriptors.
+"""The images that are nearest to queries, by the cosine of their descriptors: who is asked for, how
+they are described, and what is told and drawn of those that `index` finds.
 
-N images, Q scales, D descriptor length. The file is read block by block: memory doesn't grow with
-it.
+M queries, Q scales, D descriptor length.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vggfeat.aggregate import aggregate
 from vggfeat.datasets import Items
+from vggfeat.datasets.items import class_names
 from vggfeat.decode import read_rgb
-from vggfeat.describe import describe_all, network_of
+from vggfeat.describe import gathered, network_of
 from vggfeat.errors import UnreadableImage, VggfeatError
+from vggfeat.features import open_features
 from vggfeat.files import whole
+from vggfeat.index import BATCH, TOP, Index
+from vggfeat.machine import CORES
+from vggfeat.place import is_url
+from vggfeat.predict import reader_of
 from vggfeat.regions import cut
-from vggfeat.store import Description, Features
+from vggfeat.store import Features
+from vggfeat.weights import Network
 
-BLOCK_BYTES = 1 << 27
 TILE, GAP, LINES = 180, 10, 3  # of a picture, in pixels; lines of a caption
 TILES = 500  # of a picture: 70 MB of pixels
 
@@ -40,112 +47,212 @@ class Neighbour:
 
 
 def nearest(
-    features: Features,
-    query_D: np.ndarray,
+    index: Index,
+    queries_MD: np.ndarray,
     *,
-    pool: str = "average",
-    scales: tuple[int, ...] | None = None,
-    top: int = 10,
-    without: int | None = None,
-) -> list[Neighbour]:
-    """The `top` images with the highest cosine, best first; of equals the one that comes first in
-    the file.
-
-    query_D: aggregated and L2-normalised in the same way (`query_of`). without: a row that is left
-    out. Every readable row is compared. Raises VggfeatError for a query of another length.
+    top: int = TOP,
+    without: np.ndarray | None = None,
+    exact: bool = False,
+    probes: int | None = None,
+    candidates: int | None = None,
+) -> list[list[Neighbour]]:
+    """The `top` images with the highest cosine for each query, best first; of equals the one that
+    comes first. All is as of `Index.search`.
     """
-    description = (
-        features.description if scales is None else replace(features.description, scales=scales)
+    rows_MK, cosines_MK = index.search(
+        queries_MD, top, without=without, exact=exact, probes=probes, candidates=candidates
     )
-    readable = features.readable.copy()
-    if without is not None:
-        readable[without] = False
-    count, Q, D = features.shape
-    step = max(1, BLOCK_BYTES // (4 * Q * D))
-    rows, cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for start in range(0, count, step):
-        rows_NQD = features.read(description.scales, slice(start, start + step))
-        block = aggregate(rows_NQD, pool, len(description.regions))
-        if block.shape[1] != len(query_D):
-            raise VggfeatError(
-                f"the query's descriptor has length {len(query_D)}, those of {features.path}"
-                f" {block.shape[1]}"
-            )
-        here = np.flatnonzero(readable[start : start + step])
-        rows = np.concatenate([rows, start + here])
-        cosines = np.concatenate([cosines, block[here] @ query_D])
-        best = np.argsort(-cosines, kind="stable")[:top]  # rows rise, so the first of equals wins
-        rows, cosines = rows[best], cosines[best]
-        order = np.argsort(rows, kind="stable")
-        rows, cosines = rows[order], cosines[order]
-    best = np.argsort(-cosines, kind="stable")
     return [
-        Neighbour(
-            int(rows[i]),
-            features.names[rows[i]],
-            float(cosines[i]),
-            labels_of(features, int(rows[i])),
-        )
-        for i in best
+        [
+            Neighbour(row, index.names[row], cosine, class_names(index.labels, index.classes, row))
+            for row, cosine in zip(rows, cosines, strict=True)
+            if row >= 0
+        ]
+        for rows, cosines in zip(rows_MK.tolist(), cosines_MK.tolist(), strict=True)
     ]
 
 
-def labels_of(features: Features, row: int) -> list[str]:
-    """Names of the classes that an image belongs to; none where that is not known."""
-    if features.labels is None:
-        return []
-    own = features.labels[row]
-    if own.ndim:
-        return [features.classes[k] for k in np.flatnonzero(own == 1)]
-    return [features.classes[own]] if own >= 0 else []
+@dataclass(frozen=True)
+class Queries:
+    """Some of the queries, described. names (M,); x_MD, aggregated, a row of NaN where errors has
+    the reason; rows (M,): which row of the index each one is, -1 none.
+    """
+
+    names: list[str]
+    x_MD: np.ndarray
+    rows: np.ndarray
+    errors: dict[int, str]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(n,) those that were described."""
+        return np.array([m for m in range(len(self.names)) if m not in self.errors], np.int64)
 
 
-def query_of(
-    features: Features,
-    query: str,
+@dataclass(frozen=True)
+class Part:
+    """Queries of one kind: paths of images; or names in the index, with their rows; or the rows of
+    features.
+    """
+
+    names: Sequence[str]
+    rows: list[int] | None = None
+    features: Features | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is searched for, before it is described, in the order that it was given in. remarks:
+    sentences, of what was left out.
+    """
+
+    parts: list[Part]
+    remarks: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(part.names) for part in self.parts)
+
+    def paths(self) -> list[str]:
+        """The images' files."""
+        return [
+            name
+            for part in self.parts
+            if part.rows is None and part.features is None
+            for name in part.names
+        ]
+
+
+def asked_of(index: Index, given: Sequence[str]) -> Asked:
+    """What is given as queries, one thing or several: all that `predict.reader_of` reads, images,
+    folders, lists, feature files and sets; and names of images in the index.
+
+    Raises VggfeatError for what is none of them; for a name whose image was unreadable; for images
+    where the index is of boxes; for features that were described otherwise.
+    """
+    parts: list[Part] = []
+    remarks: tuple[str, ...] = ()
+    for text in given:
+        if not (text == "-" or is_url(text) or os.path.exists(text)):
+            part = _named(index, text)
+        elif read := reader_of(text):
+            index.refuse_images(text)
+            names, _, told = read(text, {})
+            part, remarks = Part(names), remarks + told
+        else:
+            features = open_features(text, index.description.layer)
+            index.like(features)
+            part = Part(features.names, features=features)
+        last = parts[-1] if parts and parts[-1].features is None else None
+        if last and part.features is None and (last.rows is None) == (part.rows is None):
+            rows = None if part.rows is None else [*(last.rows or []), *part.rows]
+            parts[-1] = Part([*last.names, *part.names], rows)  # one pass over the index for both
+        else:
+            parts.append(part)
+    return Asked(parts, remarks)
+
+
+def _named(index: Index, name: str) -> Part:
+    if name not in index.names:
+        raise VggfeatError(f"there is no image {name}: neither a file nor a name in {index.path}")
+    row = index.names.index(name)
+    if not index.readable[row]:
+        raise VggfeatError(
+            f"{name} was unreadable when {index.path} was made: {index.errors.get(row)}"
+        )
+    return Part([name], [row])
+
+
+def described(
+    index: Index,
+    asked: Asked,
     *,
-    pool: str = "average",
-    scales: tuple[int, ...] | None = None,
     spec: str | None = None,
     device: str = "auto",
-) -> tuple[np.ndarray, int | None]:
-    """The aggregated descriptor (D,) of an image file, described as the file's images were, or of a
-    name in the file.
+    progress: Callable[[float, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Queries]:
+    """The queries, at most BATCH at a time, described as the rows were. spec: where the weights
+    lie, if they moved. progress: called with (queries done, in all).
 
-    Returns also the row, for a name. spec: where the weights lie, if they moved.
-    Raises VggfeatError: neither a file nor a name; weights that are missing or others; an image
-    that can't be read.
+    Raises VggfeatError for weights that are missing or others.
     """
-    description = (
-        features.description if scales is None else replace(features.description, scales=scales)
-    )
-    if os.path.isfile(query):  # a name in the file may be none that a file can have
-        if description.of_boxes:
-            raise VggfeatError(
-                f"{features.path} is of boxes in images, and nothing tells where that of {query}"
-                " is: give a name in the file"
-            )
-        raw_QD = _described(description, Path(query), spec, device)
-        return aggregate(raw_QD[None], pool)[0], None
-    if query not in features.names:
-        raise VggfeatError(
-            f"there is no image {query}: neither a file nor a name in {features.path}"
-        )
-    row = features.names.index(query)
-    if not features.readable[row]:
-        raise VggfeatError(
-            f"{query} was unreadable when {features.path} was made: {features.errors.get(row)}"
-        )
-    raw_1QD = features.read(description.scales, slice(row, row + 1))
-    return aggregate(raw_1QD, pool, len(description.regions))[0], row
+    total, done = len(asked), 0.0
+
+    @cache
+    def network() -> Network:
+        return network_of(index.description, spec, device)
+
+    def advance(more: float) -> None:
+        nonlocal done
+        done += more
+        progress(min(done, total), total)
+
+    progress(0, total)
+    for part in asked.parts:
+        for low in range(0, len(part.names), BATCH):
+            rows = slice(low, min(low + BATCH, len(part.names)))
+            names = list(part.names[rows])
+            if part.features is not None:
+                yield _of_features(index, part.features, rows)
+            elif part.rows is not None:
+                its = np.array(part.rows[rows])
+                rising, back = np.unique(its, return_inverse=True)
+                yield Queries(names, index.rows[rising][back], its, {})
+            else:
+                raw_MQD, errors = gathered(
+                    network(),
+                    names,
+                    index.description,
+                    batch_size=None,
+                    workers=CORES,
+                    keep_going=True,
+                    advance=advance,
+                    say=say,
+                )
+                x_MD = aggregate(raw_MQD, index.pool)
+                yield Queries(names, x_MD, np.full(len(names), -1), errors)
+                continue
+            advance(len(names))
 
 
-def _described(description: Description, path: Path, spec: str | None, device: str) -> np.ndarray:
-    network = network_of(description, spec, device)
-    ((_, result),) = describe_all(network, [path], description)
-    if isinstance(result, UnreadableImage):
-        raise VggfeatError(f"{path}: {result}")
-    return result
+def _of_features(index: Index, features: Features, rows: slice) -> Queries:
+    """Rows of features; of those that the index was made of, each is left out of its own answer."""
+    x_MD, own = index.like(features)[rows], np.arange(rows.start, rows.stop)
+    errors = {
+        int(m): features.errors.get(rows.start + int(m), "unreadable")
+        for m in np.flatnonzero(~features.readable[rows])
+    }
+    if features.rows_digest != index.rows_digest:
+        own = np.full(len(own), -1)
+    return Queries(list(features.names[rows]), x_MD, own, errors)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query, and its neighbours; row: of the index, -1 none; or why it can't be read."""
+
+    query: str
+    neighbours: list[Neighbour]
+    row: int = -1
+    error: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        told = {"query": self.query, "neighbours": [each.__dict__ for each in self.neighbours]}
+        return told if self.error is None else {"query": self.query, "error": self.error}
+
+
+def answers(index: Index, batches: Iterable[Queries], **settings: Any) -> Iterator[Answer]:
+    """The neighbours of each query, in their order; settings: of `nearest`."""
+    for queries in batches:
+        m_of = queries.readable
+        found = nearest(index, queries.x_MD[m_of], without=queries.rows[m_of], **settings)
+        by_query = dict(zip(m_of.tolist(), found, strict=True))
+        for m, name in enumerate(queries.names):
+            if m in by_query:
+                yield Answer(name, by_query[m], int(queries.rows[m]))
+            else:
+                yield Answer(name, [], error=queries.errors[m])
 
 
 def draw(

@@ -136,15 +136,17 @@ def _readers(given: Given | Iterable[Given]) -> tuple[list[str], list[_Reader | 
     if not places or not all(isinstance(place, str | os.PathLike) for place in places):
         raise VggfeatError("give the paths of images, folders, lists or feature files")
     texts = [os.fspath(place) for place in places]
-    return texts, [_reader(text) for text in texts]
+    return texts, [reader_of(text) for text in texts]
 
 
 _Listed = tuple[list[str], np.ndarray | None, tuple[str, ...]]
 _Reader = Callable[[str, dict[str, int]], _Listed]
 
 
-def _reader(text: str) -> _Reader | None:
-    """What reads a list of images; None for descriptors."""
+def reader_of(text: str) -> _Reader | None:
+    """What reads images, a folder or a list of them, given the place of each class that is known,
+    to their paths, labels and remarks; None for descriptors.
+    """
     ending = os.path.splitext(text)[1].lower()
     if text == "-" or ending == ".txt":
         return _list

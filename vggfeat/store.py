@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -312,7 +313,7 @@ def read_rows(
     """
     spoilt: list[int] = []
     place, sums = (file.arrays[name] for name in arrays_of(layers)[number])
-    for start, low, high in _runs(rows, max(1, READ_BYTES // max(1, place.row_bytes))):
+    for start, low, high in runs(rows, max(1, READ_BYTES // max(1, place.row_bytes))):
         block_NQD = place.read(file.descriptor, low, high)
         sums_NQ = sums.read(file.descriptor, low, high)
         other = (checksums(block_NQD) != sums_NQ)[:, columns].any(1)
@@ -323,14 +324,14 @@ def read_rows(
     return spoilt
 
 
-def _runs(rows: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+def runs(rows: np.ndarray, most: int) -> list[tuple[int, int, int]]:
     """Rising rows as runs (place of the first, low, high) of at most so many neighbours each."""
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    runs = []
-    for part, start in zip(np.split(rows, breaks), [0, *breaks.tolist()], strict=True):
-        for at in range(0, len(part), most):
-            runs.append((start + at, int(part[at]), int(part[min(at + most, len(part)) - 1]) + 1))
-    return runs
+    breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
+    values, found = rows.tolist(), []
+    for start, stop in pairwise([0, *breaks, len(values)]):
+        for at in range(start, stop, most):
+            found.append((at, values[at], values[min(at + most, stop) - 1] + 1))
+    return found
 
 
 def row_status(status_NQ: np.ndarray) -> np.ndarray:
@@ -407,7 +408,7 @@ def read_features(file: File, layer: str) -> Features:
     return Features(
         path=path,
         names=names,
-        labels=_labels(file, count, len(classes)),
+        labels=read_labels(file, count, len(classes)),
         classes=classes,
         splits=_splits(file, count),
         status=status,
@@ -454,7 +455,8 @@ def _descriptors(file: File, number: int, layers: list[str], count: int, scales:
     return place
 
 
-def _labels(file: File, count: int, classes: int) -> np.ndarray | None:
+def read_labels(file: File, count: int, classes: int) -> np.ndarray | None:
+    """As `Features` has them. Raises Damaged for one of no class."""
     if "labels" not in file.arrays:
         return None
     several = len(file.arrays["labels"].shape) == 2

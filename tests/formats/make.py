@@ -4,6 +4,7 @@
     python -m tests.formats.make FOLDER more    # what lies in version2/more, made later
     python -m tests.formats.make FOLDER centre  # what lies in version2/centre, made after that
     python -m tests.formats.make FOLDER sets    # the sets of shards in version1
+    python -m tests.formats.make FOLDER index   # what lies in version2/index
 
 A file of a released format is never made again: it is what users have. Who changes a format makes a
 folder for the new version, and leaves the old one, which must be read or converted, or be refused
@@ -27,7 +28,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vggfeat import index
 from vggfeat.datasets import Items
+from vggfeat.features import open_features
 from vggfeat.store import Description
 from vggfeat.writer import FeatureWriter
 
@@ -299,8 +302,32 @@ def make_centre(folder: Path) -> None:
     run("pretrain.evaluate", *words, "--posteriors", str(folder / "posteriors.h5"))
 
 
+def make_index(folder: Path) -> None:
+    """An index with lists, of made descriptors, into a folder that there isn't."""
+    folder.mkdir()
+    index.LISTED_FROM, index.TRIED = 100, 40
+    values = np.random.default_rng(0).integers(0, 64, (300, len(SCALES), 8)) / np.float32(8)
+    labels = np.arange(300, dtype=np.int32) % 2
+    names = [f"caf\u00e9/{i}.png" for i in range(300)]
+    items = Items("folder", "single-label", Path("/images"), names, labels, CLASSES)
+    how = Description(
+        *("A", "a.safetensors", "ab" * 32, "pool2", SCALES, True),
+        *("floor", "bilinear, antialiased", "float32", "Pillow"),
+    )
+    with FeatureWriter.open(Path("f.h5"), items, how, 8) as file:
+        for row, value_QD in enumerate(values):
+            if row == 9:
+                file.fail(row, "empty file (0 bytes)")
+                continue
+            for scale, value_D in enumerate(value_QD):
+                file.write(row, scale, value_D)
+        file.finish()
+    source = index.index_of(open_features("f.h5"), pool="max")
+    index.build_index(folder / "small.index", source, command="vggfeat index")
+
+
 if __name__ == "__main__":
-    makers = {"more": make_more, "centre": make_centre, "sets": make_sets}
+    makers = {"index": make_index, "more": make_more, "centre": make_centre, "sets": make_sets}
     target = Path(sys.argv[1]).absolute()
     with tempfile.TemporaryDirectory() as room:
         os.chdir(room)

@@ -558,7 +558,7 @@ def test_results_are_written_and_printed_though_one_file_fails(
         "svm --features f.h5 --C 1 --json x.json --out x.h5": "vggfeat.model.save_model",
         "svm --features f.h5 --C 1 --json y.json --out y.h5": "vggfeat.cli_classify.write_json",
         "neighbours --features f.h5 --query a/0.png --json y.json --picture y.png": (
-            "vggfeat.cli.write_json"
+            "vggfeat.cli_neighbours.write_json"
         ),
         "neighbours --features f.h5 --query a/0.png --json x.json --picture x.png": (
             "vggfeat.neighbours.draw"

@@ -20,6 +20,7 @@ from PIL import Image
 import vggfeat
 from vggfeat.aggregate import POOLINGS
 from vggfeat.errors import VggfeatError
+from vggfeat.index import build_index, index_of
 
 from ..conftest import HANG, Command, assert_same_descriptors, photograph, vgg_of
 from .conftest import unit
@@ -37,11 +38,13 @@ def network() -> vggfeat.Network:
 
 def test_the_docstrings_example_runs(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.parent)
+    build_index("feats.index", index_of(vggfeat.open_features("feats.h5")))
     pixels = photograph(0, 40, 50)
     Image.fromarray(pixels).save("a.jpg")
     assert vggfeat.__doc__ is not None
     names: dict[str, Any] = {"pil_image": Image.fromarray(pixels), "array_HWC": pixels}
     exec(vggfeat.__doc__.partition("\n")[2], names)
+    assert names["rows"].shape == names["cosines"].shape == (1, 10)
     assert names["X"].shape[0] == 3 and names["svm"].classes_.tolist() == ["cat", "dog"]
 
 
@@ -94,6 +97,7 @@ def test_these_names_are_public() -> None:
     assert sorted(vggfeat.__all__) == [
         "Evidence",
         "Features",
+        "Index",
         "LinearSVM",
         "LinearSVMCV",
         "LogisticRegression",
@@ -109,6 +113,7 @@ def test_these_names_are_public() -> None:
         "evidence",
         "load",
         "open_features",
+        "open_index",
         "open_model",
         "predict_all",
     ]

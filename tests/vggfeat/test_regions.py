@@ -275,9 +275,9 @@ def test_what_the_other_commands_say(command: Command, devkit: Path, tmp_path: P
     query = "JPEGImages/2010_000000.jpg#2"
     pictures = ("--picture", tmp_path / "n.png", "--json", tmp_path / "n.json")
     assert command("neighbours", "--features", out, "--query", query, *pictures).status == 0
-    found = json.loads((tmp_path / "n.json").read_text())
+    [answer] = json.loads((tmp_path / "n.json").read_text())
     # the other person of the image is near by the image, and farther by the box
-    assert all("#" in neighbour["name"] for neighbour in found)
+    assert all("#" in neighbour["name"] for neighbour in answer["neighbours"])
     photo = devkit / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2010_000000.jpg"
     ran = command("neighbours", "--features", out, "--query", photo)
     assert ran.status == 1 and "give a name in the file" in " ".join(ran.err.split())

@@ -265,3 +265,15 @@ class Items:
             f" {len(self.classes):,} classes"
         )
         return replace(taken, remarks=(*self.remarks, remark))
+
+
+def class_names(labels: np.ndarray | None, classes: Sequence[str], row: int) -> list[str]:
+    """Names of the classes that an image belongs to; none where that is not known. labels: of all
+    images, as of `Items`.
+    """
+    if labels is None:
+        return []
+    own = labels[row]
+    if own.ndim:
+        return [classes[k] for k in np.flatnonzero(own == 1)]
+    return [classes[own]] if own >= 0 else []

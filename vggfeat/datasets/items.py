@@ -276,4 +276,4 @@ def class_names(labels: np.ndarray | None, classes: Sequence[str], row: int) -> 
     own = labels[row]
     if own.ndim:
         return [classes[k] for k in np.flatnonzero(own == 1)]
-    return [classes[own]] if own >= 0 else []
+    return [classes[int(own)]] if own >= 0 else []

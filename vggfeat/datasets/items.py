@@ -275,5 +275,5 @@ def class_names(labels: np.ndarray | None, classes: Sequence[str], row: int) -> 
         return []
     own = labels[row]
     if own.ndim:
-        return [classes[k] for k in np.flatnonzero(own == 1)]
+        return [classes[k] for k in np.flatnonzero(own == 1).tolist()]
     return [classes[int(own)]] if own >= 0 else []

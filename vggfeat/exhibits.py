@@ -288,11 +288,12 @@ class Pictures:
             if not sample or self._uses * sum(cost_of) / len(sample) <= 0.9 * self._left:
                 break
 
-    def figure(self, shown: Shown) -> Markup:
-        """The picture of an image, shown for the score of class k, with its caption, and the
+    def figure(self, shown: Shown, evidence: bool = False) -> Markup:
+        """The picture of an image, shown for the score of class k, with its caption; with the
         evidence for that class over it where there is such a map.
         """
-        uri, over = self._uri(shown.row), self.overlays.get((shown.row, shown.k))
+        uri = self._uri(shown.row)
+        over = self.overlays.get((shown.row, shown.k)) if evidence else None
         name, key = self._names[shown.row], f"{shown.row}/{shown.k}"
         if uri is None or over is None or len(over) > self._left:
             return picture(uri, name, shown.caption, key=key)

@@ -360,7 +360,7 @@ def _by_class(found: Found, pictures: Pictures, without: str, sees: str) -> Sect
     for k, sides in found.by_class.items():
         lines = []
         for kind, shown in zip(("right", "wrong"), sides, strict=True):
-            figures = [pictures.figure(each) for each in shown]
+            figures = [pictures.figure(each, evidence=True) for each in shown]
             lines.append(
                 html(
                     '<div><p class="soft">best-scored {kind}</p><div class="pictures {kind}">'

@@ -356,7 +356,7 @@ def report_command(
             outputs = {"--out": out_file, "--mistakes": mistakes, "--json": json_file}
             refuse_inputs(outputs, items.paths())
     problems = cache(lambda: audit_features(files, told, trained, items, why_not))
-    with progress("explain", quiet=not (evidence and trained and items)) as show:
+    with progress("report", quiet=not files, unit="images with evidence") as show:
         page, left_out = write_report(
             told,
             files,

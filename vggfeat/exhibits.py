@@ -199,9 +199,9 @@ class Overlays:
         model: Model,
         found: Found,
         items: datasets.Items,
-        show: Callable[[float, int], None] = lambda done, total: None,
+        show: Callable[[float, int, str], None] = lambda done, total, doing: None,
     ) -> Overlays:
-        """By a saved classifier, of images that are at hand. show: called with (done, in all)."""
+        """By a saved classifier, of images that are at hand. show: as of `write_report`."""
         from vggfeat.explain import Explainer
 
         overlays, place = cls(), {name: i for i, name in enumerate(items.names)}
@@ -212,7 +212,7 @@ class Overlays:
             return overlays
         chosen = found.explained()
         for n, shown in enumerate(chosen):
-            show(n, len(chosen))
+            show(n, len(chosen), "evidence")
             i = place.get(found.features.names[shown.row])
             with suppress(UnreadableImage):  # its picture is missing, too, and that is told
                 if i is not None:
@@ -220,7 +220,6 @@ class Overlays:
                     evidence = explainer(pixels_HWC, [found.classes[shown.k]])
                     overlays.maps[shown.row, shown.k] = transparent(evidence.heat())
                     overlays.about = evidence.sees()
-        show(len(chosen), len(chosen))
         return overlays
 
 

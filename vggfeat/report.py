@@ -79,7 +79,7 @@ def write_report(
     *,
     look_for_problems: Callable[[], Audit] | None = None,
     explain: bool = False,
-    show: Callable[[float, int], None] = lambda done, total: None,
+    show: Callable[[float, int, str], None] = lambda done, total, doing: None,
 ) -> tuple[str, list[str]]:
     """The page, under 2 MB, and a line for each thing that had to be left out.
 
@@ -87,7 +87,7 @@ def write_report(
     was trained on, or none. items: where the images are, or None and why not. look_for_problems: in
     the data, see `audit_page.audit_features`; called once it is known that all are of one run.
     explain: with the evidence for classes over their best pictures, for which the model's networks
-    are run; show: called with how many of them are done, and all.
+    are run. show: called with how much is done, of how much, and what is being done.
     Raises VggfeatError where they are not of one run: other images, classes, networks, scores.
     """
     if results is None:
@@ -106,7 +106,10 @@ def write_report(
     if explain and model and found and items is not None:
         overlays = Overlays.of(model, found, items, show)
         left_out += [overlays.why_none] if overlays.why_none else []
-    problems = look_for_problems() if features and look_for_problems else None
+    problems = None
+    if features and look_for_problems:
+        show(0, 1, "problems in the data")
+        problems = look_for_problems()
     shown = found.shown() if found else []
     if problems:
         shown += [Shown(row, -1, Markup("")) for row in rows_of(problems, features[0])]

@@ -65,8 +65,8 @@ OPTIONS = {
     ),
     "vggfeat export": "model --to --out --weights --overwrite --debug",
     "vggfeat report": (
-        """--results --features --model --root --out --mistakes --evidence --no-evidence --json
-        --overwrite --debug"""
+        """--results --features --model --root --out --mistakes --json --weights --evidence
+        --no-evidence --overwrite --debug"""
     ),
     "vggfeat index": (
         """--features --out --layer --pool --scales --recall --queries --exact --overwrite --json
@@ -408,6 +408,8 @@ WRONG = {
     "vggfeat export m.h5 --to npz --out n.npz --weights w.pth": "--weights is for --to onnx",
     "vggfeat export m.onnx --to onnx --out m.onnx": "is what the command reads",
     "vggfeat report": "a report needs --results or --model",
+    "vggfeat report --model m.h5 --weights w.pth": "--weights are for the evidence, of --model",
+    "vggfeat report --model m.h5 --evidence": "--evidence is shown of --model and --features",
     "vggfeat report --model m.h5 --json j.json": "--json is of the images that --features knows",
     "vggfeat report --model m.h5 --root images": "--root is of the images that --features knows",
     "vggfeat report --model m.h5 --mistakes m.csv": "--mistakes needs --model and --features",
@@ -415,7 +417,8 @@ WRONG = {
     "vggfeat index --features f.h5": "--out",
     "vggfeat index --features f.h5 --out f.h5": "is what the command reads",
     "vggfeat index --features f.h5 --out i --recall 1.5": "--recall must lie in 0..1, not 1.5",
-    "vggfeat index --features f.h5 --out i --exact --queries q.h5": "--queries is for lists",
+    "vggfeat index --features f.h5 --out i --exact --queries q.h5": "are for lists",
+    "vggfeat index --features f.h5 --out i --exact --recall 0.5": "and --exact makes none",
     "vggfeat neighbours --features f.h5": "--query",
     "vggfeat neighbours --features f.h5 --query q --exact --probes 9": "leave out --probes",
     "vggfeat neighbours --features f.h5 --query q --scales 3x": "is not a list of numbers",

@@ -107,7 +107,7 @@ def audit_features(
     if not found:
         left_out.append(
             f"likely wrong labels: they need {audit.LEAST} images with labels, and two classes of"
-            f" {audit.OF_CLASS}"
+            f" {audit.OF_CLASS} images (of several labels an image one class)"
         )
     return Audit(
         len(rows),
@@ -280,8 +280,8 @@ def _doubts_record(
         "judged": len(each.rows),
         "unjudged": each.unjudged,
         "threshold": each.threshold,
-        "found": each.found,
-        "at_most": each.at_most,
+        "found": each.found if np.isfinite(each.threshold) else None,
+        "at_most": each.at_most if np.isfinite(each.threshold) else None,
         "likely_wrong": [
             {
                 "image": names[row],
@@ -326,7 +326,8 @@ def sections_of(found: Audit, features: Features, shown: Shown) -> list[Section]
 
 def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:
     groups = audit.groups_of(found.pairs)
-    other = [pair for pair in found.pairs if _other_labels(features, pair)]
+    group_of = {row: g for g, rows in enumerate(groups) for row in rows}
+    other = {group_of[pair.first] for pair in found.pairs if _other_labels(features, pair)}
     compared = []
     if found.by_pixels:
         compared.append(f"{found.by_pixels:,} pairs that are near were compared by pixels")
@@ -345,8 +346,8 @@ def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:
     )
     told += f" {'; '.join(compared).capitalize()}." if compared else ""
     if other:
-        have = "pair has" if len(other) == 1 else "pairs have"
-        told += f" {len(other):,} {have} different labels: one of the two is likely wrong."
+        have = "group has" if len(other) == 1 else "groups have"
+        told += f" {len(other):,} {have} different labels: not all of them can be right."
     parts = [html("<h3>Near duplicates</h3><p>{told}</p>", told=told)]
     leaks = {name: leak for name, leak in found.leaks.items() if len(leak.rows)}
     if leaks:
@@ -360,7 +361,6 @@ def _duplicates(found: Audit, features: Features, shown: Shown) -> Markup:
         found.pairs,
         key=lambda pair: (not _other_labels(features, pair), not leaks_by(found, pair), pair.ratio),
     )
-    group_of = {row: g for g, rows in enumerate(groups) for row in rows}
     firsts: dict[int, Pair] = {}
     for pair in order:
         firsts.setdefault(group_of[pair.first], pair)
@@ -456,14 +456,15 @@ def _odd(odd: Sequence[Odd], features: Features, shown: Shown) -> Markup:
     figures = [
         shown(
             each.row,
-            f"{', '.join(_labels(features, each.row)[:3])} {each.nearness:.2f}",
+            f"{', '.join(_labels(features, each.row)[:3])}: cosine {each.nearness:.2f},"
+            f" {each.deviations:.1f} deviations",
         )
         for each in odd[:ODDEST]
     ]
     told = (
-        f"{images(len(odd))} that no other is near, for an image of its class, with the mean cosine"
-        f" of the {audit.CLOSEST} nearest: more than {audit.ODD:g} robust standard deviations"
-        " beyond the class's median, of the logarithm of the distance."
+        f"{images(len(odd))} with no other near, as it is usual in the class. Beside each the mean"
+        f" cosine of its {audit.CLOSEST} nearest, and how far that is from the class's usual one:"
+        f" more than {audit.ODD:g} deviations (robust ones, of the logarithm of the distance)."
     )
     drawn = html('<div class="pictures">{figures}</div>', figures=join(figures))
     title = html("<h3>Odd ones out</h3><p>{told}</p>", told=told)

@@ -34,7 +34,7 @@ from vggfeat.files import (
     write_json,
     write_text,
 )
-from vggfeat.machine import CORES
+from vggfeat.machine import CORES, size
 from vggfeat.options import (
     BatchSize,
     Device,
@@ -265,6 +265,7 @@ def export_command(
 @app.command("report", cls=Strict)
 @with_debug
 def report_command(
+    context: typer.Context,
     results: Annotated[
         Path | None,
         typer.Option(
@@ -293,6 +294,10 @@ def report_command(
             show_default=False,
         ),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{Moved}; of several nets, each in its order.", show_default=False),
+    ] = None,
     evidence: Annotated[
         bool,
         typer.Option(
@@ -317,6 +322,10 @@ def report_command(
     """
     if not results and not model:
         raise WrongUsage("a report needs --results or --model")
+    if weights and not (model and features and evidence):
+        raise WrongUsage("--weights are for the evidence, of --model and --features")
+    if evidence and "evidence" in typed(context) and not (model and features):
+        raise WrongUsage("--evidence is shown of --model and --features: give both")
     if mistakes and not (model and features):
         raise WrongUsage("--mistakes needs --model and --features, for the scores and the labels")
     if root and not features:
@@ -326,7 +335,7 @@ def report_command(
     check_outputs(
         {"--out": out_file},
         texts={"--mistakes": mistakes, "--json": json_file},
-        inputs=[results, *local(features), model, root],
+        inputs=[results, *local(features), model, root, *weights_files(*(weights or []))],
         overwrite=overwrite,
     )
     from vggfeat.audit_page import audit_features, record_of
@@ -340,7 +349,7 @@ def report_command(
     if model:
         from vggfeat.model import open_model
 
-        trained = open_model(model)
+        trained = open_model(model, weights=weights or ())
     files = open_described(features, told, trained) if features else []
     items, why_not = None, "the images are known by --features only"
     if files:
@@ -377,7 +386,7 @@ def report_command(
     )
     for line in left_out:
         say(in_options(f"left out: {line}"))
-    out.print(f"{out_file}: {len(page) / 1e6:.1f} MB")
+    out.print(f"{out_file}: {size(len(page))}")
 
 
 app.command("explain", cls=Strict)(explain_command)

@@ -19,6 +19,7 @@ from vggfeat.files import (
     whole_folder,
     write_text,
 )
+from vggfeat.machine import size
 from vggfeat.options import Device, Overwrite, leave, refuse_repeated, sides_typed, with_debug
 from vggfeat.place import local
 from vggfeat.terminal import list_unreadable, out, progress, say
@@ -136,13 +137,15 @@ def explain_command(
                 try:
                     of_image = explainer(name, classes, top or 1, name)
                 except UnreadableImage as error:
-                    unreadable[name] = str(error).removeprefix(f"{name}: ")
+                    unreadable[name] = str(error.__cause__)
                 else:
                     yield of_image, explainer.classes[k] if k >= 0 else ""
             show(len(rows), len(rows))
 
-    told = _write(out_file, kind, explained(), figures)
-    list_unreadable(unreadable)
+    try:
+        told = _write(out_file, kind, explained(), figures)
+    finally:
+        list_unreadable(unreadable)
     out.print(told, soft_wrap=True)
     leave(unreadable)
 
@@ -156,16 +159,16 @@ def _write(
     if kind == "folder":
         with whole_folder(out_file) as folder:
             pictures = [
-                _picture(folder / _file_name(i, of_image, name), of_image, name)
+                _picture(folder / _file_name(i, k, of_image), of_image, k)
                 for i, (of_image, _) in enumerate(explained)
-                for name in of_image.classes
+                for k in range(len(of_image.classes))
             ]
             _refuse_nothing(pictures)
         return f"{out_file}: {len(pictures):,} pictures"
     if kind == "picture":
         ((of_image, _),) = _refuse_nothing(list(explained))
         with whole(out_file) as partial:
-            _picture(partial, of_image, of_image.classes[0])
+            _picture(partial, of_image, 0)
         return f"{out_file}: {of_image.says()}"
     cards, sees = [], ""
     for of_image, label in explained:
@@ -173,7 +176,7 @@ def _write(
         sees = of_image.sees()
     text = evidence_page(_refuse_nothing(cards), sees)
     write_text(out_file, text)
-    return f"{out_file}: {len(text) / 1e6:.1f} MB"
+    return f"{out_file}: {size(len(text))}"
 
 
 def _refuse_nothing(made: list[Any]) -> list[Any]:
@@ -182,17 +185,20 @@ def _refuse_nothing(made: list[Any]) -> list[Any]:
     return made
 
 
-def _picture(path: Path, of_image: Evidence, name: str) -> Path:
+def _picture(path: Path, of_image: Evidence, k: int) -> Path:
     from PIL import Image
 
-    Image.fromarray(of_image.overlay(name)).save(path)
+    Image.fromarray(of_image.overlay(k)).save(path)
     return path
 
 
-def _file_name(number: int, of_image: Evidence, name: str) -> str:
-    """0007-image_0012-roses.png, whatever the image and the class are called."""
-    stem = re.sub(r"[^\w-]+", "_", f"{Path(of_image.name).stem[:80]}-{name[:80]}", flags=re.ASCII)
-    return f"{number:04d}-{stem}.png"
+def _file_name(number: int, k: int, of_image: Evidence) -> str:
+    """0007-0-image_0012-roses.png of the k-th class of an image, whatever both are called: the
+    numbers alone tell them from each other.
+    """
+    words = f"{Path(of_image.name).stem[:80]}-{of_image.classes[k][:80]}"
+    stem = re.sub(r"[^\w-]+", "_", words, flags=re.ASCII)
+    return f"{number:04d}-{k}-{stem}.png"
 
 
 def _kind(out_name: str) -> str:

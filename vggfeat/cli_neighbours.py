@@ -47,6 +47,7 @@ FEW = 20  # unreadable queries that are listed
 
 @with_debug
 def index_command(
+    context: typer.Context,
     features: Annotated[
         str, typer.Option(metavar="PATH", help="The feature file, or set of shards, to search in.")
     ],
@@ -81,8 +82,8 @@ def index_command(
     qs = None if scales is None else sides_typed(scales)
     if not 0 < recall <= 1:
         raise WrongUsage(f"--recall must lie in 0..1, not {recall}")
-    if exact and queries:
-        raise WrongUsage("--queries is for lists, and --exact makes none: leave out one")
+    if exact and {"queries", "recall"} & typed(context):
+        raise WrongUsage("--queries and --recall are for lists, and --exact makes none")
     read = [features, *([queries] if queries else [])]
     check_outputs(
         {"--out": out_file},
@@ -239,7 +240,12 @@ def neighbours_command(
     outputs = {"--picture": picture, "--json": json_file}
     refuse_inputs(outputs, [*weights_files(index.description.weights), *map(Path, asked.paths())])
     items, why_not = _images_of(index, root, outputs) if picture else (None, "")
-    settings = {"top": top, "exact": exact, "probes": probes, "candidates": candidates}
+    settings = {
+        "top": min(top, len(index.names)),
+        "exact": exact,
+        "probes": probes,
+        "candidates": candidates,
+    }
     with progress("neighbours", quiet=len(asked) == 1) as show:
         batches = described(
             index, asked, spec=weights, device=device, progress=show, say=lambda line: say(line)

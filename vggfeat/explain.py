@@ -11,6 +11,7 @@ K classes, D channels of a map, h, w its positions, Q scales, H, W height and wi
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,7 @@ from vggfeat.page import (
     thumbnail,
     transparent,
 )
+from vggfeat.results import images as images_in_words
 from vggfeat.store import Description
 from vggfeat.weights import Network
 
@@ -67,13 +69,18 @@ def evidence(
     """The evidence for classes in each image; `Explainer` one image after the other.
 
     images: see `vggfeat.embed`. Raises what `Explainer` does; UnreadableImage, which begins with
-    the image, for the first that can't be read.
+    the image's path or number, for the first that can't be read.
     """
     explainer = Explainer(model, scales, mirror)
     return [
-        explainer(image, classes, top, name=f"image {i}")
+        explainer(image, classes, top, os.fspath(image) if named(image) else f"image {i}")
         for i, image in enumerate(list_of_images(images))
     ]
+
+
+def named(image: Any) -> bool:
+    """Whether it is a path."""
+    return isinstance(image, str | os.PathLike)
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,8 @@ class Evidence:
 
     def number(self, name: str | int) -> int:
         """Of a class by its name. Raises VggfeatError where it wasn't asked for."""
-        if isinstance(name, numbers.Integral):
-            return range(len(self.classes))[int(name)]
+        if name in range(len(self.classes)):
+            return int(name)
         if name not in self.classes:
             raise VggfeatError(f"the evidence is for {', '.join(self.classes)}, not {shown(name)}")
         return self.classes.index(str(name))
@@ -138,11 +145,20 @@ class Evidence:
 
     def heat(self, name: str | int = 0) -> NDArray[np.uint8]:
         """RGBA of a grid over the image, CELLS along the longer side: what speaks for the class in
-        orange, against it in blue, the strongest OPAQUE.
+        orange, against it in blue, the strongest OPAQUE. It is what `on_pixels` has there, against
+        what equal contributions would leave there: windows overlap, most of all in the middle.
         """
         H, W = self.pixels_HWC.shape[:2]
         h, w = (max(1, round(CELLS * side / max(H, W))) for side in (H, W))
-        density = self.on_pixels(name, (h, w))
+        equal = sum(
+            _spread(each.rows_h2, h).sum(0)[:, None]
+            * _spread(each.columns_w2, w).sum(0)
+            / each.values_Khw[0].size
+            for each in self.maps
+        )
+        density = np.divide(
+            self.on_pixels(name, (h, w)), equal, out=np.zeros((h, w)), where=np.asarray(equal) > 0
+        )
         strength = np.abs(density) / (np.abs(density).max() or 1)
         rgba = np.empty((h, w, 4), np.uint8)
         rgba[..., :3] = np.where(density[..., None] > 0, FOR, AGAINST)
@@ -159,26 +175,28 @@ class Evidence:
 
     def sees(self) -> str:
         """In a sentence, what a position of these maps sees of the image."""
-        told = {(part.net, part.layer): part.field for part in self.maps}
-        smallest = min(part.Q for part in self.maps)
         sentences = []
-        for (net, layer), side in told.items():
-            if side is None:
-                sentences.append(f"A position of {net}'s {layer} may see all of the image.")
+        for net, layer in dict.fromkeys((part.net, part.layer) for part in self.maps):
+            own = [part for part in self.maps if (part.net, part.layer) == (net, layer)]
+            if (side := own[0].field) is None:
+                sentences.append(
+                    f"How far a position of {net}'s {layer} sees isn't known: it may see all of the"
+                    " image."
+                )
                 continue
-            share = f"{side} x {side} pixels"
-            if side >= smallest:
-                share += f", at Q = {smallest} all of the smallest side"
-            sentences.append(f"A position of {net}'s {layer} sees {share}.")
+            whole = [str(Q) for Q in sorted({part.Q for part in own}) if side >= Q]
+            all_of = f", at Q = {', '.join(whole)} all of the smallest side" if whole else ""
+            sentences.append(f"A position of {net}'s {layer} sees {side} x {side} pixels{all_of}.")
         return " ".join(sentences)
 
     def says(self, name: str | int = 0) -> str:
         """The sum of a class's score, in words."""
         k = self.number(name)
         every = np.concatenate([part.values_Khw[k].ravel() for part in self.maps])
+        against = f" {every[every < 0].sum():+.2f} against," if (every < -0.005).any() else ""
         return (
             f"{self.classes[k]} {self.scores_K[k]:+.2f} = {every[every > 0].sum():+.2f} for,"
-            f" {every[every < 0].sum():+.2f} against, {self.constants_K[k]:+.2f} without a place"
+            f"{against} {self.constants_K[k]:+.2f} without a place (the intercept)"
         )
 
     def _repr_html_(self) -> str:
@@ -251,6 +269,8 @@ class Explainer:
 
     def numbers(self, classes: Sequence[str]) -> list[int]:
         """Of classes by their names. Raises VggfeatError for one that there isn't."""
+        if isinstance(classes, str):
+            raise VggfeatError(f"`classes` is one name: give a list, [{classes!r}]")
         for name in classes:
             if name not in self.classes:
                 raise VggfeatError(
@@ -264,6 +284,8 @@ class Explainer:
         """image: what `decode.read_rgb` takes. classes: names; None: the `top` with the highest
         scores. name: of the image, for who reads. Raises UnreadableImage.
         """
+        if not isinstance(top, numbers.Integral) or top < 1:
+            raise VggfeatError(f"`top` must be a whole number from 1 up, not {shown(top)}")
         chosen = None if classes is None else self.numbers(classes)
         try:
             pixels_HWC = read_rgb(image)
@@ -444,10 +466,11 @@ def card(of_image: Evidence, figures: int, label: str = "") -> Markup:
 def evidence_page(cards: Sequence[Markup], sees: str) -> str:
     """Of images. sees: as of `Evidence.sees`, of any of them."""
     about = (
-        "Orange positions speak for the class, blue ones against it; the colour is strongest where"
-        f" an image has most. All of them, and what has no place, add up to the score. {sees}"
+        "Orange places speak for the class, blue ones against it; the colour is strongest where the"
+        " positions that look there have most. All of them, and what has no place, add up to the"
+        f" score. {sees}"
     )
     body = overlay_switch("show the evidence")
     body += html('<div class="cards">{cards}</div>', cards=join(cards))
     title = "What speaks for a class"
-    return page(title, "", [Section("evidence", f"{len(cards):,} images", body, about)])
+    return page(title, "", [Section("evidence", images_in_words(len(cards)), body, about)])

@@ -54,6 +54,7 @@ BLOCK_BYTES = 1 << 24  # of stored rows that are compared at a time: memory that
 MADE_BYTES = 1 << 26  # of rows that are made of a feature file: whole row groups of a set
 BATCH = 4096  # queries that are answered together
 TRIED = 1000  # queries by which recall is measured
+LEAST_QUERIES = 20  # that a recall is measured with
 PROBES = 8  # the fewest lists that are looked through
 CANDIDATES = (100, 200, 400, 800, 1600)
 FACTS_BYTES = 1 << 12  # of a document, for what is known last
@@ -169,12 +170,10 @@ class Index:
         Damaged.
         """
         queries_MD = np.asarray(queries_MD, np.float32)
-        M = len(queries_MD)
         if queries_MD.ndim != 2 or queries_MD.shape[1] != self.rows.shape[1]:
-            length = queries_MD.shape[-1] if queries_MD.ndim else 0
             raise VggfeatError(
-                f"the query's descriptor has length {length}, those of {self.path}"
-                f" {self.rows.shape[1]}"
+                f"queries have shape {queries_MD.shape}: {self.path} takes (M,"
+                f" {self.rows.shape[1]}), a row each"
             )
         for name, value in (("top", top), ("probes", probes), ("candidates", candidates)):
             if value is not None and (type(value) is not int or value < 1):
@@ -182,7 +181,10 @@ class Index:
         if (probes or candidates) and (exact or self.tuning is None):
             why = "`exact` compares all rows" if exact else f"{self.path} has no lists"
             raise VggfeatError(f"{why}: leave out `probes` and `candidates`")
+        M = len(queries_MD)
         without_M = np.full(M, -1) if without is None else np.asarray(without)
+        if without_M.shape != (M,):
+            raise VggfeatError(f"`without` must have one row a query, not be {without_M.shape}")
         rows_MK = np.full((M, top), -1)
         cosines_MK = np.full((M, top), np.nan, np.float32)
         for low in range(0, M, BATCH):
@@ -398,16 +400,26 @@ def build_index(
     exact search finds, on the half of TRIED queries; the recall that is told is that on the others.
     queries_MD: such as will come, aggregated as the rows; default: rows, each without itself. Where
     the recall isn't reached all rows are compared, and that is said.
-    progress: called with (rows read, in all). Raises VggfeatError: a recall beyond 0..1, no faiss;
-    CantWrite.
+    progress: called with (rows read, in all). Raises VggfeatError: a recall beyond 0..1, no faiss,
+    fewer queries than LEAST_QUERIES; CantWrite.
     """
     if not isinstance(recall, int | float) or not 0 < recall <= 1:
         raise VggfeatError(f"`recall` must lie in 0..1, not {shown(recall)}")
     N, D = source.rows.shape
     rows_n = np.flatnonzero(source.readable)
     listed = not exact and len(rows_n) >= LISTED_FROM and D >= PART
+    if not listed and not exact and (queries_MD is not None or recall != RECALL):
+        say(
+            f"no lists are made below {LISTED_FROM:,} readable images: each search compares all,"
+            " whatever the recall"
+        )
     if listed:
         load_faiss()
+    if listed and queries_MD is not None and len(queries_MD) < LEAST_QUERIES:
+        raise VggfeatError(
+            f"`queries` has {len(queries_MD)} readable rows: give {LEAST_QUERIES} or more, half of"
+            " which choose how is searched, and half tell the recall"
+        )
     done, total = 0, N + 2 * len(rows_n) * listed
 
     def seen(rows: int) -> None:

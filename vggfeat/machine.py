@@ -70,6 +70,11 @@ def _groups(controller: str, proc: Path, root: Path) -> Iterator[tuple[Path, boo
 CORES = cores()
 
 
+def size(count: int) -> str:
+    """Bytes in the unit that a person would say: "36 kB", "1.6 MB"."""
+    return f"{count / 1e3:,.0f} kB" if count < 100_000 else f"{count / 1e6:,.1f} MB"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that a person would say: "90.0 s", "12.5 min", "3.4 h", "5.2 days"."""
     if seconds < 120:

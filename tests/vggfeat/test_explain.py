@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 from PIL import Image
 
@@ -84,6 +86,36 @@ def test_the_same_of_real_photographs(data: Path) -> None:
             np.testing.assert_allclose(of_image.sums_K + of_image.constants_K, scores_K, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"), [("test_vit", "cls+patches"), ("test_mambaout", "features")]
+)
+def test_the_same_of_timms_models(tmp_path: Path, name: str, layer: str) -> None:
+    """Tokens whose norm the map has; a map whose mean is normed. No side is whole patches."""
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    state = {key: value + 0.1 * torch.rand_like(value) for key, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    network = vggfeat.load(f"timm:{name}@{tmp_path / 'w.safetensors'}", device="cpu")
+    classifier = model_on([network], [layer], (70, 100), True, "stack")
+    image = photograph(3, 77, 115)
+    [scores_K] = classifier.scores([image])
+    found = Explainer(classifier)(image, CLASSES)
+    np.testing.assert_allclose(found.sums_K + found.constants_K, scores_K, atol=1e-4)
+    np.testing.assert_allclose(found.on_pixels(2).sum(), found.sums_K[2], atol=1e-9)
+    assert "may see all of the image" in found.sees()
+
+
+def test_equal_contributions_are_drawn_alike() -> None:
+    """Though the windows of FC layers overlap in the middle."""
+    net = vggfeat.load("random:A,width=0.05,crop=64", device="cpu")
+    found = Explainer(model_on([net], ["fc7"], (64, 128), True, "average"))(photograph(3, 96, 64))
+    for part in found.maps:
+        part.values_Khw[:] = 1 / part.values_Khw[0].size
+    density = found.on_pixels()
+    assert density.max() > 1.5 * density.min() > 0
+    assert (found.heat()[..., 3] == found.heat()[0, 0, 3]).all()
+
+
 def batch(image_HWC: np.ndarray, Q: int) -> torch.Tensor:
     return torch.from_numpy(smallest_side(image_HWC, Q).copy())[None]
 
@@ -153,7 +185,11 @@ def test_what_has_no_evidence_is_refused(nets: list[Network], tmp_path: Path) ->
         vggfeat.evidence(model, [image], scales=(40,))
     with pytest.raises(VggfeatError, match="no class 'dog': give one of ant, bee, cat"):
         vggfeat.evidence(model, [image], classes=["dog"])
-    with pytest.raises(UnreadableImage, match="image 1: no such file"):
+    with pytest.raises(VggfeatError, match=r"is one name: give a list, \['ant'\]"):
+        vggfeat.evidence(model, [image], classes="ant")
+    with pytest.raises(VggfeatError, match="`top` must be a whole number from 1 up, not 0"):
+        vggfeat.evidence(model, [image], top=0)
+    with pytest.raises(UnreadableImage, match=r"/gone\.jpg: no such file"):
         vggfeat.evidence(model, [image, tmp_path / "gone.jpg"])
     [found] = vggfeat.evidence(model, [image], classes=["bee"])
     with pytest.raises(VggfeatError, match="the evidence is for bee, not 'ant'"):
@@ -181,7 +217,7 @@ def test_a_page_and_pictures(made: Made, command: Command, tmp_path: Path) -> No
     ran = command("explain", folder / "red", "--model", model, "--class", classes[0], "--out", out)
     assert ran.status == 3, ran.err
     names = sorted(path.name for path in Path(out).iterdir())
-    assert len(names) == images / 2 and names[0] == f"0000-00-{classes[0]}.png"
+    assert len(names) == images / 2 and names[0] == f"0000-0-00-{classes[0]}.png"
 
 
 def test_nothing_is_written_of_nothing(made: Made, command: Command, tmp_path: Path) -> None:
@@ -191,6 +227,7 @@ def test_nothing_is_written_of_nothing(made: Made, command: Command, tmp_path: P
     for out in outs:
         ran = command("explain", bad, "--model", made.model, "--out", out)
         assert ran.status == 1 and ran.err_lines[-1].endswith("nothing is written")
+        assert ran.err_lines[0].startswith(f"unreadable: {bad}: ")
     for words, told in (
         ((image, image, "--out", outs[1]), "takes one picture, and 2 are asked for"),
         ((*[image] * 201, "--out", outs[0]), "201 figures are more than 200 of a page"),

@@ -83,7 +83,7 @@ def test_refusals(tmp_path: Path) -> None:
         asked_of(where, ["0001.jpg", "gone.jpg"])
     with pytest.raises(VggfeatError, match=r"0002.jpg was unreadable .*not an image"):
         asked_of(where, ["0002.jpg"])
-    with pytest.raises(VggfeatError, match=r"has length 5, those of .* 16"):
+    with pytest.raises(VggfeatError, match=r"have shape \(1, 5\): .* takes \(M, 16\)"):
         nearest(where, np.zeros((1, 5), np.float32))
     with pytest.raises(VggfeatError, match="has no lists: leave out `probes`"):
         where.search(np.zeros((1, 16)), probes=3)

@@ -317,6 +317,7 @@ def test_signals_at_any_time_leave_well(
         )
 
 
+@pytest.mark.skipif("HANGS" not in os.environ, reason="HANGS=50, for an hour")
 def test_torchrun_trainings_of_many_epochs_never_hang(
     run: tuple[list[object], Path], tmp_path: Path
 ) -> None:
@@ -332,8 +333,8 @@ def test_torchrun_trainings_of_many_epochs_never_hang(
         "5",
     ]
     arguments += ["--set=patience=1000000", "--set=*.learning_rate=1e-5"]
-    arguments += [f"--set=*.epochs={80 if 'HANGS' in os.environ else 8}"]
-    for i in range(int(os.environ.get("HANGS", "1"))):
+    arguments += ["--set=*.epochs=80"]
+    for i in range(int(os.environ["HANGS"])):
         out = tmp_path / str(i)
         process = begun(arguments, out, 2)
         log, size, since = out / "A-36" / "log.jsonl", 0, time.monotonic()

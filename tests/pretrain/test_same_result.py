@@ -8,6 +8,7 @@ must notice when dropout or the order isn't keyed: then it doesn't compare nothi
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,7 @@ def test_compiled_it_is_the_same_net(
         assert difference(one, made) <= TOLERANCE, way
 
 
+@pytest.mark.skipif("LONG" not in os.environ, reason="LONG=1: it compiles two nets")
 def test_processes_are_compiled_together_or_not_at_all(
     photos: Path, train: Train, start: Path, tmp_path: Path
 ) -> None:

@@ -140,11 +140,11 @@ def test_a_run_stays_within_what_the_plan_says(tmp_path: Path) -> None:
     """Beside what the program itself takes, which is that of the dry run: X once as float32, and
     never as float64.
     """
-    path, report = feature_file(tmp_path / "f.h5", 60_000, 512), tmp_path / "plan.json"
+    path, report = feature_file(tmp_path / "f.h5", 40_000, 512), tmp_path / "plan.json"
     line = ("svm", "--features", path, "--C", "0.1", "--device", "cpu", "--workers", 1)
     program = peak(*line, "--dry-run", "--json", report)
     planned = json.loads(report.read_text())
-    X = 4 * 60_000 * 512
+    X = 4 * 40_000 * 512
     assert planned["X"] == X and planned["bytes"] < 2 * X
     taken = peak(*line) - program
     # the half is for what libraries load as they run; a second X would take twice that

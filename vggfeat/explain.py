@@ -42,6 +42,7 @@ from vggfeat.page import (
     thumbnail,
     transparent,
 )
+from vggfeat.results import images as image_count
 from vggfeat.store import Description
 from vggfeat.weights import Network
 
@@ -450,4 +451,4 @@ def evidence_page(cards: Sequence[Markup], sees: str) -> str:
     body = overlay_switch("show the evidence")
     body += html('<div class="cards">{cards}</div>', cards=join(cards))
     title = "What speaks for a class"
-    return page(title, "", [Section("evidence", f"{len(cards):,} images", body, about)])
+    return page(title, "", [Section("evidence", image_count(len(cards)), body, about)])

@@ -208,7 +208,7 @@ def chart(
     """Curves in one figure. Points that are not finite, or beyond 1e300, are left out.
 
     Long curves are thinned to what can be seen; the script tells the values of each point that is
-    left. named: with a legend, where there are several.
+    left. A curve of one point is a dot. named: with a legend, where there are several.
     """
     series = [_finite(s) for s in series]
     xs, ys = (np.concatenate([getattr(s, axis) for s in series] or [np.zeros(0)]) for axis in "xy")
@@ -240,7 +240,7 @@ def chart(
             f'<g {colour} data-name="{escape(s.name)}" data-values="{values}">'
             f'<polyline class="curve {s.style}" points="{points}"/>'
         )
-        if s.dots or s.style == "rings":
+        if s.dots or s.style == "rings" or len(s.x) == 1:
             kind, radius = ("ring", 7) if s.style == "rings" else ("dot", 3.5)
             parts += [
                 f'<circle class="{kind}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="{radius}">'

@@ -152,6 +152,22 @@ def test_a_loss_that_left_the_numbers_is_shown_as_none(tmp_path: Path) -> None:
     assert "nan" not in (tmp_path / "r.html").read_text().lower().partition("<body")[2]
 
 
+def test_one_measurement_is_a_dot_and_none_is_said(tmp_path: Path) -> None:
+    """Of a localisation run, whose error isn't called top-1."""
+    write_log(tmp_path, "A-1", 1, 1.0, False)
+    log = tmp_path / "A-1" / "log.jsonl"
+    start, train = log.read_text().splitlines(keepends=True)[:2]
+    log.write_text(start + train)
+    report.write_report(tmp_path, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == page.count('<circle class="dot"') == 3
+    assert "Held-out error, %: none measured yet" in page
+    with open(log, "a") as more:
+        more.write('{"event": "val", "iteration": 1, "localisation_error": 100.0}\n')
+    report.write_report(tmp_path, tmp_path / "r.html")
+    assert state_of((tmp_path / "r.html").read_text()) == "done: localisation error 100.00 %"
+
+
 def test_a_page_is_never_written_into_a_pipe(tmp_path: Path) -> None:
     """Training writes it, too: its reader would be waited for, in a wait that no signal ends."""
     write_log(tmp_path, "A-1", 1, 1.0, False)

@@ -79,6 +79,8 @@ class Found:
         self.mistakes = mistakes_of(rankings)
         self.one_label = features.labels is not None and features.labels.ndim == 1
         self.parts = len(rankings)
+        # row -> how many parts test it
+        self.times = Counter(row for part in rankings.values() for row in part.rows.tolist())
         self.of_all = self.name if self.parts == 1 else f"the test parts of {self.parts} splits"
         self.strip = list(self._strip())
         self.worst = self._worst()
@@ -122,7 +124,6 @@ class Found:
 
     def _worst(self) -> list[tuple[Shown, Mistake]]:
         """Mistakes, the worst first; of an image that several parts have got wrong alike once."""
-        times = Counter(row for part in self.rankings.values() for row in part.rows.tolist())
         parts: dict[tuple[object, ...], list[Mistake]] = {}
         for each in self.mistakes:
             parts.setdefault((each.row, each.labels, each.taken_for), []).append(each)
@@ -131,9 +132,8 @@ class Found:
             worst = alike[0]
             k = worst.labels[0] if worst.taken_for is None else worst.taken_for
             caption = _told(worst, self.classes)
-            if times[worst.row] > 1:
-                of = html(" <span>{n} of {all} times</span>", n=len(alike), all=times[worst.row])
-                caption += of
+            if (times := self.times[worst.row]) > 1:
+                caption += html(" <span>in {n} of its {t} tests</span>", n=len(alike), t=times)
             caption += html(
                 ' <span class="name">{name}</span>', name=wrapping(self.features.names[worst.row])
             )
@@ -238,7 +238,7 @@ class Pictures:
         """
         self._names, self._small, self._uses, self.overlays = names, small, uses, overlays
         self._uris: dict[int, str] = {}
-        self.absent: list[str] = []
+        self.absent: list[tuple[int, str]] = []  # of how many images, and what is with them
         self.allow(1.0)
 
     @classmethod
@@ -264,11 +264,11 @@ class Pictures:
         elsewhere = sum(names[row] not in place for row in due)
         gone = sum(row not in small for row in due) - elsewhere
         for n, why in (
-            (elsewhere, f"are not under {items.root}"),
+            (elsewhere, f"{'is' if elsewhere == 1 else 'are'} not under {items.root}"),
             (gone, "can't be read any more"),
         ):
             if n:
-                pictures.absent.append(f"{n} thumbnails: the images {why}")
+                pictures.absent.append((n, why))
         return pictures
 
     @property
@@ -320,8 +320,9 @@ class Pictures:
         """A line, where the page has no room for all of them."""
         if not self._over:
             return []
-        size = f"{MOST_BYTES / 1e6:.0f} MB"
-        return [f"{self._over} thumbnails: a page under {size} has no room for them"]
+        size, one = f"{MOST_BYTES / 1e6:.0f} MB", self._over == 1
+        what = f"{self._over} thumbnail{'s' * (not one)}"
+        return [f"{what}: a page under {size} has no room for {'it' if one else 'them'}"]
 
     def tiles(self, rows: Sequence[int]) -> dict[str, Any]:
         """Those of a map, in one picture, as the script takes them; {} where there are none."""
@@ -402,10 +403,7 @@ class Mapped:
         of = f" of {len(readable):,}" if len(picked) < len(readable) else ""
         many = first.labels is not None and first.labels.ndim == 2
         several = " Of an image with several labels the first gives the colour." if many else ""
-        caption = (
-            f"{how} of {len(picked)}{of} images; a pointer on a dot shows its name and"
-            f" class.{several}"
-        )
+        caption = f"{how} of {len(picked)}{of} images.{several}"
         return cls(picked, xy, groups, titles, names, caption)
 
 

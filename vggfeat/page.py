@@ -543,9 +543,10 @@ def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
     """A matrix of fractions of 1 as a picture; its colour fits light and dark pages. Of more than
     `CELLS` rows the largest of several cells stands for them.
     """
-    step = -(-len(share_KK) // CELLS)
+    step, side = -(-len(share_KK) // CELLS), len(share_KK)
     if step > 1:
-        padded = np.pad(share_KK, (0, -len(share_KK) % step))
+        padded = np.pad(share_KK, (0, -side % step))
+        side = len(padded)
         share_KK = padded.reshape(len(padded) // step, step, -1, step).max((1, 3))
     K = len(share_KK)
     cell = max(1, 512 // K)
@@ -556,7 +557,8 @@ def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
     rgba[..., 3] = alpha
     image = Image.fromarray(rgba).resize((K * cell, K * cell), Image.Resampling.NEAREST)
     return html(
-        '<div class="matrix"><img src="{uri}" alt="{what}"></div>',
+        '<div class="matrix" data-side="{side}"><img src="{uri}" alt="{what}"></div>',
+        side=side,
         uri=_data_uri(image, "PNG", optimize=True),
         what=what,
     )

@@ -22,6 +22,7 @@ from vggfeat.decode import expected_shape, read_rgb
 from vggfeat.errors import UnreadableImage
 from vggfeat.metrics import error_text, tells
 from vggfeat.page import Outlined, Section, html, join, outlined, page, table, thumbnail
+from vggfeat.results import images
 
 STRICT = 0.75  # of an IoU: a second column, as in COCO's figures
 PICTURES = 24  # on the page: of the worst, and of the best
@@ -295,13 +296,13 @@ def write_page(
             '<div class="pictures boxed">{all}</div>', all=join([draw(int(i)) for i in rows])
         )
         about = (
-            f"{len(rows)} of {len(seen):,} images, by the IoU of the box that is said for the true"
+            f"{len(rows)} of {images(len(seen))}, by the IoU of the box that is said for the true"
             " class. True boxes are green, the one that is said is orange and dashed."
         )
         if protocol == 2:
             about += " Where the true class is not among the likeliest, the first one's is drawn."
         sections.append(Section(key, title, pictures, about))
-    lead = f"{items.dataset}: {truth.judged.sum():,} images with a true box"
+    lead = f"{items.dataset}: {images(int(truth.judged.sum()))} with a true box"
     return page("Localisation", lead, sections)
 
 

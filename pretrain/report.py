@@ -64,6 +64,7 @@ def report(
 
 
 ERRORS = {"top1_error": "top-1", "top5_error": "top-5", "localisation_error": "boxes"}
+HEADLINES = {"localisation_error": "localisation error", "top1_error": "validation top-1 error"}
 HEAD = (
     *("stage", "state", "iterations", "epochs", "held-out top-1, %", "top-5, %"),
     *("validation top-1, %", "top-5, %", "time"),
@@ -97,8 +98,8 @@ def write_report(folder: Path, target: Path, *, working: bool = False) -> None:
     recipe = [(key, json.dumps(value)) for key, value in shown.items()]
     text = page(
         f"Training: {', '.join(name for name, _ in logs)}",
-        f"{identity.get('training images', '?')} training images of "
-        f"{len(classes) if isinstance(classes, list) else '?'} classes",
+        f"{_counted(identity.get('training images'), 'training image')} of "
+        f"{_counted(len(classes) if isinstance(classes, list) else None, 'class', 'classes')}",
         [
             Section("state", "", html('<p class="state">{x}</p>', x=_in_words(stages, standing))),
             Section(
@@ -120,6 +121,12 @@ def write_report(folder: Path, target: Path, *, working: bool = False) -> None:
     )
     with whole(target) as partial:  # not into a pipe, whose reader may never come
         partial.write_bytes(text.encode())
+
+
+def _counted(n: Any, one: str, many: str = "") -> str:
+    """ "1 class", "1,000 classes"; of an older log, which doesn't tell, "? classes"."""
+    told = f"{n:,}" if is_number(n) else "?"
+    return f"{told} {one if n == 1 else many or one + 's'}"
 
 
 @dataclass(frozen=True)
@@ -202,14 +209,20 @@ def _most(log: Sequence[Mapping[str, Any]]) -> int:
 
 def _in_words(stages: Sequence[Told], standing: Standing) -> str:
     """How the run stands, in a sentence."""
+    # what the last command trains, not what others have left in the folder
+    last = {stage.name for stage in standing.stages}
+    stages = [each for each in stages if each.name in last] or stages
     at = next((each for each in stages if each.state not in (DONE, TO_COME)), None)
     to_come = [each for each in stages if each.state == TO_COME]
     rest = f"; {len(to_come)} stage{'s' * (len(to_come) > 1)} to come" if to_come else ""
     if at is None:
         if to_come:
             return f"{STOPPED}{rest}"
-        errors = _errors(next(iter(stages[-1].of("val")), None))[0]
-        return DONE if errors == "-" else f"{DONE}: validation top-1 error {errors} %"
+        val: Mapping[str, Any] = next(iter(stages[-1].of("val")), {})
+        for key, kind in HEADLINES.items():
+            if val.get(key) is not None:
+                return f"{DONE}: {kind} {error_text(val[key])} %"
+        return DONE
     where = f"{at.progress} iterations of {at.name}"
     if at.state == FAILED and standing.end is not None:
         return f"failed: {standing.end.why or where}{rest}"
@@ -228,26 +241,34 @@ def _curves(stages: Sequence[Told]) -> Markup:
         for key, kind in ERRORS.items():
             if any(key in event for event in held_out):
                 style = "dashed" if key == "top5_error" else ""
-                errors.append(
-                    _curve(f"{stage.name} {kind}", held_out, key, done, i, style, len(held_out) < 2)
-                )
+                errors.append(_curve(f"{stage.name} {kind}", held_out, key, done, i, style))
         done += stage.iteration
     charts = [("held-out error, %", errors, False)]
     charts[:0] = [(CURVES["loss"][0], curves["loss"], False)]
     charts += [(CURVES[key][0], curves[key], CURVES[key][1]) for key in [*CURVES][1:]]
-    drawn = [
-        chart(
-            series,
-            "iterations",
-            name,
-            x_range=(0, done or 1),
-            y_range=None if log else _from_zero(series),
-            log_y=log,
-            caption=name[0].upper() + name[1:] + ("; dashed: top-5" if series is errors else ""),
-            named=False,
+    drawn = []
+    for name, series, log in charts:
+        caption = name[0].upper() + name[1:]
+        if not any(len(s.x) for s in series):
+            nothing = (
+                '<figure class="chart"><figcaption>{x}: none measured yet</figcaption></figure>'
+            )
+            drawn.append(html(nothing, x=caption))
+            continue
+        if any(s.style == "dashed" for s in series):
+            caption += "; dashed: top-5"
+        drawn.append(
+            chart(
+                series,
+                "iterations",
+                name,
+                x_range=(0, done or 1),
+                y_range=None if log else _from_zero(series),
+                log_y=log,
+                caption=caption,
+                named=False,
+            )
         )
-        for name, series, log in charts
-    ]
     names = legend([stage.name for stage in begun]) if len(begun) > 1 else ""
     return html('{names}<div class="charts two">{c}</div>', names=names, c=join(drawn))
 
@@ -292,13 +313,12 @@ def _curve(
     start: int,
     colour: int,
     style: str = "",
-    dots: bool = False,
 ) -> Series:
     points = [
         (start + event["iteration"], event[key]) for event in log if event.get(key) is not None
     ]
     x, y = np.array(points, float).reshape(-1, 2).T
-    return Series(name, x, y, dots, style, colour)
+    return Series(name, x, y, style=style, colour=colour)
 
 
 def _from_zero(series: list[Series]) -> tuple[float, float]:

@@ -60,7 +60,8 @@ WNIDS = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n0339
 WAYS_IN = ("vggfeat ", "python -m pretrain.", "python -m benchmarks.", "torchrun ")
 # What `make` and pip do is what a checkout is tested with.
 ELSEWHERE = re.compile(
-    r"make (demo|test|mini)|pip install|source \.venv|(KILLS|HANGS|TERMS|LONG)=\d+ (python -m )?pytest"
+    r"make (demo|test|mini)|pip install|source \.venv"
+    r"|(KILLS|HANGS|TERMS|LONG)=\d+ (python -m )?pytest"
 )
 
 

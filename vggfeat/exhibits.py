@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 STRIP = 18  # pictures at the top
 WORST = 96  # mistakes with a picture
 OF_CLASSES, EACH = 20, 6  # classes whose best pictures are shown, right and wrong ones of each
-EXPLAINED = 40  # pictures with evidence on them, of the best right and wrong ones of each class
+EXPLAINED = 16, 24  # pictures with evidence: mistakes; and of classes, at least two of each
 MAPPED = 800  # descriptors on the map
 SIDES = (160, 128, 104, 88, 72, 56)  # of a picture, in pixels: the largest that the bytes allow
 TILE_SIDES = (64, 48, 40, 32)  # of one on the map
@@ -79,6 +79,8 @@ class Found:
         self.mistakes = mistakes_of(rankings)
         self.one_label = features.labels is not None and features.labels.ndim == 1
         self.parts = len(rankings)
+        # row -> how many parts test it
+        self.times = Counter(row for part in rankings.values() for row in part.rows.tolist())
         self.of_all = self.name if self.parts == 1 else f"the test parts of {self.parts} splits"
         self.strip = list(self._strip())
         self.worst = self._worst()
@@ -90,12 +92,14 @@ class Found:
         return [*self.strip, *(shown for shown, _ in self.worst[:WORST]), *best]
 
     def explained(self) -> list[Shown]:
-        """The pictures that get evidence: the best right and wrong ones of each class that is
-        shown.
+        """The pictures that get evidence, for the class whose score is told: the worst mistakes,
+        and the best right and wrong ones of each class that is shown.
         """
-        each = max(1, EXPLAINED // (2 * len(self.by_class) or 1))
+        of_mistakes, of_classes = EXPLAINED
+        worst = [shown for shown, _ in self.worst[:of_mistakes]]
+        each = max(1, of_classes // (2 * len(self.by_class) or 1))
         sides = (side[:each] for both in self.by_class.values() for side in both)
-        return [shown for side in sides for shown in side]
+        return [*worst, *(shown for side in sides for shown in side)]
 
     def _strip(self) -> Iterator[Shown]:
         """Scored images at random, of each class in turn."""
@@ -122,7 +126,6 @@ class Found:
 
     def _worst(self) -> list[tuple[Shown, Mistake]]:
         """Mistakes, the worst first; of an image that several parts have got wrong alike once."""
-        times = Counter(row for part in self.rankings.values() for row in part.rows.tolist())
         parts: dict[tuple[object, ...], list[Mistake]] = {}
         for each in self.mistakes:
             parts.setdefault((each.row, each.labels, each.taken_for), []).append(each)
@@ -131,9 +134,8 @@ class Found:
             worst = alike[0]
             k = worst.labels[0] if worst.taken_for is None else worst.taken_for
             caption = _told(worst, self.classes)
-            if times[worst.row] > 1:
-                of = html(" <span>{n} of {all} times</span>", n=len(alike), all=times[worst.row])
-                caption += of
+            if (times := self.times[worst.row]) > 1:
+                caption += html(" <span>in {n} of its {t} tests</span>", n=len(alike), t=times)
             caption += html(
                 ' <span class="name">{name}</span>', name=wrapping(self.features.names[worst.row])
             )
@@ -238,7 +240,7 @@ class Pictures:
         """
         self._names, self._small, self._uses, self.overlays = names, small, uses, overlays
         self._uris: dict[int, str] = {}
-        self.absent: list[str] = []
+        self.absent: list[tuple[int, str]] = []  # of how many images, and what is with them
         self.allow(1.0)
 
     @classmethod
@@ -264,11 +266,11 @@ class Pictures:
         elsewhere = sum(names[row] not in place for row in due)
         gone = sum(row not in small for row in due) - elsewhere
         for n, why in (
-            (elsewhere, f"are not under {items.root}"),
+            (elsewhere, f"{'is' if elsewhere == 1 else 'are'} not under {items.root}"),
             (gone, "can't be read any more"),
         ):
             if n:
-                pictures.absent.append(f"{n} thumbnails: the images {why}")
+                pictures.absent.append((n, why))
         return pictures
 
     @property
@@ -320,8 +322,9 @@ class Pictures:
         """A line, where the page has no room for all of them."""
         if not self._over:
             return []
-        size = f"{MOST_BYTES / 1e6:.0f} MB"
-        return [f"{self._over} thumbnails: a page under {size} has no room for them"]
+        size, one = f"{MOST_BYTES / 1e6:.0f} MB", self._over == 1
+        what = f"{self._over} thumbnail{'s' * (not one)}"
+        return [f"{what}: a page under {size} has no room for {'it' if one else 'them'}"]
 
     def tiles(self, rows: Sequence[int]) -> dict[str, Any]:
         """Those of a map, in one picture, as the script takes them; {} where there are none."""
@@ -402,10 +405,7 @@ class Mapped:
         of = f" of {len(readable):,}" if len(picked) < len(readable) else ""
         many = first.labels is not None and first.labels.ndim == 2
         several = " Of an image with several labels the first gives the colour." if many else ""
-        caption = (
-            f"{how} of {len(picked)}{of} images; a pointer on a dot shows its name and"
-            f" class.{several}"
-        )
+        caption = f"{how} of {len(picked)}{of} images.{several}"
         return cls(picked, xy, groups, titles, names, caption)
 
 

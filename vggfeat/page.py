@@ -208,7 +208,7 @@ def chart(
     """Curves in one figure. Points that are not finite, or beyond 1e300, are left out.
 
     Long curves are thinned to what can be seen; the script tells the values of each point that is
-    left. named: with a legend, where there are several.
+    left. A curve of one point is a dot. named: with a legend, where there are several.
     """
     series = [_finite(s) for s in series]
     xs, ys = (np.concatenate([getattr(s, axis) for s in series] or [np.zeros(0)]) for axis in "xy")
@@ -240,7 +240,7 @@ def chart(
             f'<g {colour} data-name="{escape(s.name)}" data-values="{values}">'
             f'<polyline class="curve {s.style}" points="{points}"/>'
         )
-        if s.dots or s.style == "rings":
+        if s.dots or s.style == "rings" or len(s.x) == 1:
             kind, radius = ("ring", 7) if s.style == "rings" else ("dot", 3.5)
             parts += [
                 f'<circle class="{kind}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="{radius}">'
@@ -543,9 +543,10 @@ def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
     """A matrix of fractions of 1 as a picture; its colour fits light and dark pages. Of more than
     `CELLS` rows the largest of several cells stands for them.
     """
-    step = -(-len(share_KK) // CELLS)
+    step, side = -(-len(share_KK) // CELLS), len(share_KK)
     if step > 1:
-        padded = np.pad(share_KK, (0, -len(share_KK) % step))
+        padded = np.pad(share_KK, (0, -side % step))
+        side = len(padded)
         share_KK = padded.reshape(len(padded) // step, step, -1, step).max((1, 3))
     K = len(share_KK)
     cell = max(1, 512 // K)
@@ -556,7 +557,8 @@ def matrix_picture(share_KK: np.ndarray, what: str) -> Markup:
     rgba[..., 3] = alpha
     image = Image.fromarray(rgba).resize((K * cell, K * cell), Image.Resampling.NEAREST)
     return html(
-        '<div class="matrix"><img src="{uri}" alt="{what}"></div>',
+        '<div class="matrix" data-side="{side}"><img src="{uri}" alt="{what}"></div>',
+        side=side,
         uri=_data_uri(image, "PNG", optimize=True),
         what=what,
     )

@@ -117,7 +117,7 @@ def write_report(
     if found and items is None:
         left_out.append(f"thumbnails: {why_no_images}")
     elif found:
-        left_out += pictures.absent
+        left_out += [f"thumbnails: {images(n)} {why}" for n, why in pictures.absent]
     for share in (1.0, 0.5, 0.2, 0.0):  # long names take room, too
         pictures.allow(share)
         sections = [_score(results, found, pictures)]
@@ -262,11 +262,16 @@ def _of_scores(
 ) -> Iterator[Section]:
     """The sections that need scores and labels."""
     without = f" Thumbnails are left out: {why_no_images}." if why_no_images else ""
-    for line in pictures.absent:
-        n, _, why = line.partition(" thumbnails: the images ")
-        without += f" {n} images {why}."
-    yield _mistakes(found, pictures, share, without)
-    yield _by_class(found, pictures, without, sees)
+    for n, why in pictures.absent:
+        without += f" {images(n)} {why}."
+    sections = [_mistakes(found, pictures, share, without), _by_class(found, pictures, without)]
+    if sees:
+        first = 0 if found.mistakes else 1
+        shown = sections[first]
+        body = overlay_switch("show the evidence") + shown.body
+        about = f"{shown.about} {_of_evidence(found)} {sees}"
+        sections[first] = replace(shown, body=body, about=about)
+    yield from sections
     if found.one_label:
         yield _confusions(found)
     yield _curves(found)
@@ -275,12 +280,18 @@ def _of_scores(
 def _mistakes(found: Found, pictures: Pictures, share: float, without: str) -> Section:
     """The worst with pictures, more by name, and as many as fit as data for the script."""
     worst, names = found.worst, found.features.names
-    n = len(found.mistakes)
+    rows, n = _as_rows(found, share), len(found.mistakes)
+    data = {
+        "columns": COLUMNS,
+        "classes": found.classes,
+        "parts": list(found.rankings),
+        "rows": rows,
+    }
     if not n:
         body = html("<p>None among the images of {of}.</p>", of=found.of_all)
-        return Section("mistakes", "Mistakes", body)
+        return Section("mistakes", "Mistakes", body, data=data)
     pictured = worst[: round(WORST * share)] if pictures.any else []
-    figures = [pictures.figure(shown) for shown, _ in pictured]
+    figures = [pictures.figure(shown, evidence=True) for shown, _ in pictured]
     gallery = html('<div class="pictures wrong">{f}</div>', f=join(figures[:FIRST]))
     rest = [(names[each.row], each) for _, each in worst[len(pictured) :]]
     listed = [
@@ -299,10 +310,11 @@ def _mistakes(found: Found, pictures: Pictures, share: float, without: str) -> S
     if listed:
         more += table(head, listed, numbers=(3, 4))
     if len(rest) > len(listed):
-        more += html("<p>{n:,} more are not on this page.</p>", n=len(rest) - len(listed))
-    rows, fit = _as_rows(found, share), len(found.mistakes)
-    if len(rows) < fit:
-        save = button("csv", f"Save the first {len(rows):,} of {fit:,} as CSV")
+        left = len(rest) - len(listed)
+        are = "is" if left == 1 else "are"
+        more += html("<p>{n:,} more {are} not on this page.</p>", n=left, are=are)
+    if len(rows) < n:
+        save = button("csv", f"Save the first {len(rows):,} of {n:,} as CSV")
     else:
         save = button("csv", "Save as CSV")
     body = gallery if pictured else Markup("")
@@ -311,28 +323,32 @@ def _mistakes(found: Found, pictures: Pictures, share: float, without: str) -> S
         body += html("<details><summary>{n:,} more</summary>{more}</details>", n=count, more=more)
         if not pictured:
             body = more
-    of = found.of_all
-    scored = sum(len(ranking.rows) for ranking in found.rankings.values())
-    about = (
-        f"{n:,} of {scored:,} images of {of}: the worst first, by how far the score of the class"
-        " that it was taken for lies above the label's."
-        if found.one_label
-        else f"{n:,} on {scored:,} images of {of}, a class being named where its score is above 0:"
-        " the worst first, by how far the score is from that."
-    )
-    about += " All of them: `vggfeat report --mistakes FILE.csv`."
-    data = {
-        "columns": COLUMNS,
-        "classes": found.classes,
-        "parts": list(found.rankings),
-        "rows": rows,
-    }
+    about = f"{_counted(found)} All of them: `vggfeat report --mistakes FILE.csv`."
     return Section("mistakes", "Mistakes", body + save, about + without, data=data)
+
+
+def _counted(found: Found) -> str:
+    """How many mistakes there are of how much, and how they are ordered, in sentences."""
+    n, tests = len(found.mistakes), sum(found.times.values())
+    of, how = "of", ""
+    by = "how far the score of the class that it was taken for lies above the label's"
+    if not found.one_label:
+        of, how = "on", ", a class being named where its score is above 0"
+        by = "how far the score is from that"
+    if found.parts == 1:
+        return f"{n:,} {of} {images(tests)} of {found.name}{how}: the worst first, by {by}."
+    wrong = images(len({each.row for each in found.mistakes}))
+    return (
+        f"{n:,} mistake{'s' * (n != 1)} in {tests:,} tests of {found.parts} splits{how}: {wrong},"
+        f' the worst first, by {by}. Several splits may test an image: "in 1 of its 2 tests" says'
+        " how often it was mistaken so."
+    )
 
 
 def _as_rows(found: Found, share: float) -> list[tuple[Any, ...]]:
     """Mistakes for the script, as many as their bytes allow: image's key, name, part, label, taken
-    for, score, the label's score; parts and classes by their numbers, several labels as text.
+    for, score, the label's score, how many parts test the image; parts and classes by their
+    numbers, several labels as text.
     """
     parts = {name: i for i, name in enumerate(found.rankings)}
     room, rows = MISTAKE_BYTES * share, []
@@ -353,12 +369,25 @@ def _as_rows(found: Found, share: float) -> list[tuple[Any, ...]]:
                 labels,
                 each.taken_for,
                 *(None if x is None else float(f"{x:.5g}") for x in (each.score, each.label_score)),
+                found.times[each.row],
             )
         )
     return rows
 
 
-def _by_class(found: Found, pictures: Pictures, without: str, sees: str) -> Section:
+def _of_evidence(found: Found) -> str:
+    """How the colours on pictures are read, and whose they are."""
+    whose = "the saved classifier"
+    if found.results.per_split or found.results.validation is not None:
+        whose += ", which has learned from these images, too (the scores are of one that hasn't)"
+    return (
+        "On the first pictures, here and of each class: what speaks for the class whose score is"
+        " told in orange, of a mistake the one that it was taken for; against it in blue; by"
+        f" {whose}."
+    )
+
+
+def _by_class(found: Found, pictures: Pictures, without: str) -> Section:
     blocks = []
     for k, sides in found.by_class.items():
         lines = []
@@ -391,17 +420,6 @@ def _by_class(found: Found, pictures: Pictures, without: str, sees: str) -> Sect
     )
     if len(found.classes) > len(blocks):
         about += f" {len(blocks)} of {len(found.classes):,} classes."
-    if sees:
-        whose = "the saved classifier"
-        if found.results.per_split or found.results.validation is not None:
-            whose += (
-                ", which has learned from these images, too (the scores are of one that hasn't)"
-            )
-        about += (
-            f" On the first pictures: what speaks for the class in orange, against it in blue, by"
-            f" {whose}. {sees}"
-        )
-        body = overlay_switch("show the evidence") + body
     return Section("images", "Right and wrong by class", body, about + without)
 
 
@@ -506,42 +524,45 @@ def _chosen(values_K: np.ndarray) -> tuple[list[int], str]:
 def _confusions(found: Found) -> Section:
     """The whole matrix, as a table or a picture, and its largest cells."""
     classes, K = found.classes, len(found.classes)
-    counts: Counter[tuple[int, int]] = Counter()
+    tests: list[tuple[int, int, int]] = []
     for ranking in found.rankings.values():
         assert ranking.predicted is not None  # one label an image
-        own = ranking.truth.argmax(axis=1)
-        counts.update(zip(own.tolist(), ranking.predicted.tolist(), strict=True))
-    of_label: Counter[int] = Counter()
-    for (k, _), n in counts.items():
-        of_label[k] += n
+        own = ranking.truth.argmax(axis=1).tolist()
+        tests += zip(own, ranking.predicted.tolist(), ranking.rows.tolist(), strict=True)
+    counts = Counter((k, j) for k, j, _ in tests)
+    different = Counter((k, j) for k, j, _ in set(tests))  # images: several splits test one
+    of_label = Counter(k for k, _, _ in tests)
     share = {(k, j): n / of_label[k] for (k, j), n in counts.items()}
     often = sorted((-n, k, j) for (k, j), n in counts.items() if k != j)
     rows = [
         (classes[k], classes[j], f"{-n:,}", in_percent(share[k, j], 1)) for n, k, j in often[:OFTEN]
     ]
-    data: dict[str, Any] = {}
+    data = {
+        "cells": [(k, j, -n, different[k, j]) for n, k, j in often[:MOST_CELLS]],
+        "labels": [(counts[k, k], of_label[k], different[k, k]) for k in range(K)],
+    }
     what = f"confusion matrix of {K:,} classes"
     if K <= TABLE_CLASSES:
         body = _confusion_table(classes, counts, share)
-        data["right"] = {
-            k: [str(shown.row) for shown in right] for k, (right, _) in found.by_class.items()
-        }
+        how = " A click, or Enter, on a cell shows its images."
     elif K <= MOST_LISTED:
         share_KK = np.zeros((K, K))
         for (k, j), value in share.items():
             share_KK[k, j] = value
         body = matrix_picture(share_KK, what)
-        data["cells"] = [(k, j, -n) for n, k, j in often[:MOST_CELLS]]
+        how = " Pointer and arrow keys tell a cell's classes; a click, or Enter, shows its images."
     else:
-        body = html("<p>{what}: too many to draw.</p>", what=what)
+        body, how, data = html("<p>{what}: too many to draw.</p>", what=what), "", {}
     frequent = Markup("")
     if rows:
-        head = ("label", "taken for", "images", "of the label's")
+        head = ("label", "taken for", "images" if found.parts == 1 else "times", "of the label's")
         frequent = html("<div><h3>Most frequent</h3>{t}</div>", t=table(head, rows, (2, 3)))
-    about = (
-        f"Rows are labels, columns the best-scored class; images of {found.of_all} together. A"
-        " click, or Enter, on a cell shows its images."
-    )
+    together = f"images of {found.of_all} together."
+    if found.parts > 1:
+        together = (
+            f"the tests of {found.parts} splits together, an image counting in each that tests it."
+        )
+    about = f"Rows are labels, columns the best-scored class; {together}{how}"
     body = html(
         '<div class="confused"><div>{body}</div>{frequent}</div>'
         '<div class="panel" role="region" aria-label="Images of a cell" tabindex="-1" hidden>'
@@ -578,9 +599,11 @@ def _confusion_table(
 
 
 def _map(mapped: Mapped, pictures: Pictures) -> Section:
-    drawn = scatter(mapped.xy, mapped.groups, mapped.titles, mapped.names, mapped.caption)
-    body = html('<div class="charts few">{s}</div>', s=drawn)
     data = pictures.tiles(mapped.rows.tolist())
+    tells = "the image, its name and class" if data else "its image's name and class"
+    caption = f"{mapped.caption} A pointer on a dot, or an arrow key, shows {tells}."
+    drawn = scatter(mapped.xy, mapped.groups, mapped.titles, mapped.names, caption)
+    body = html('<div class="charts few">{s}</div>', s=drawn)
     return Section("map", "Map of the descriptors", body, data=data)
 
 

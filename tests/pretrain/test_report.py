@@ -83,11 +83,13 @@ def test_how_a_run_stands_is_said_at_the_top(tmp_path: Path) -> None:
         Standing(stages=stages, end=end).write(tmp_path)
         report.write_report(tmp_path, tmp_path / "r.html", working=working)
         page = (tmp_path / "r.html").read_text()
-        rows = re.findall(r"<tr>(<td>.*?)</tr>", page, re.S)[: len(stages)]
+        every = re.findall(r"<tr>(<td>.*?)</tr>", page, re.S)
+        rows = [row for row in every if any(f">{stage.name}<" in row for stage in stages)]
         return state_of(page), [", ".join(re.findall(r">([^<>]+)</td>", row)[:3]) for row in rows]
 
     write_log(tmp_path, "A-1", 5, 1.0, True)
     write_log(tmp_path, "D-1", 540, 2.0, False)
+    write_log(tmp_path, "B-0", 5, 0.5, False)  # of another command
     lengths = {"A-1": 4200, "D-1": 4200, "D-2": 1200}
     stages = [Planned(name=name, iterations=n) for name, n in lengths.items()]
     end = End(how=INTERRUPTED, stage="D-1", iteration=547)
@@ -150,6 +152,22 @@ def test_a_loss_that_left_the_numbers_is_shown_as_none(tmp_path: Path) -> None:
         log.write('{"event": "train", "iteration": 2, "loss": NaN, "seconds": Infinity}\n')
     report.write_report(tmp_path, tmp_path / "r.html")
     assert "nan" not in (tmp_path / "r.html").read_text().lower().partition("<body")[2]
+
+
+def test_one_measurement_is_a_dot_and_none_is_said(tmp_path: Path) -> None:
+    """Of a localisation run, whose error isn't called top-1."""
+    write_log(tmp_path, "A-1", 1, 1.0, False)
+    log = tmp_path / "A-1" / "log.jsonl"
+    start, train = log.read_text().splitlines(keepends=True)[:2]
+    log.write_text(start + train)
+    report.write_report(tmp_path, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == page.count('<circle class="dot"') == 3
+    assert "Held-out error, %: none measured yet" in page
+    with open(log, "a") as more:
+        more.write('{"event": "val", "iteration": 1, "localisation_error": 100.0}\n')
+    report.write_report(tmp_path, tmp_path / "r.html")
+    assert state_of((tmp_path / "r.html").read_text()) == "done: localisation error 100.00 %"
 
 
 def test_a_page_is_never_written_into_a_pipe(tmp_path: Path) -> None:

@@ -215,9 +215,13 @@ def test_everything_is_on_the_page(three: Three, tmp_path: Path) -> None:
     assert shown["images"].count("<img") == 11 + 1
     assert shown["map"].count("<circle") == 30
     data = data_of(page)
-    assert data["mistakes"]["rows"] == [["3", "0003.jpg", 0, 0, 2, 2.0, -0.5]]
+    assert data["mistakes"]["rows"] == [["3", "0003.jpg", 0, 0, 2, 2.0, -0.5, 1]]
     assert data["mistakes"]["classes"] == ["ant", "bee", NASTY]
-    assert data["confusions"]["right"]["1"] == ["10", "7", "4", "1"]
+    cells = {"cells": [[0, 2, 1, 1]], "labels": [[3, 4, 3], [4, 4, 4], [4, 4, 4]]}
+    assert data["confusions"] == cells
+    assert (
+        "A pointer on a dot, or an arrow key, shows the image, its name and class" in shown["map"]
+    )
     assert data["map"]["count"] == 30 and data["map"]["tiles"].startswith("data:image/jpeg;base64,")
     [chart] = re.findall(r'<g [^>]*data-name="all values" data-values="([^"]*)"', shown["c"])
     assert chart == "0.5,80 1,90 2,85" and 'class="ring"' in shown["c"]
@@ -252,6 +256,24 @@ def test_what_was_scored_stands_wherever_a_figure_does(three: Three) -> None:
     ):
         assert line in text, line
     assert "test" not in text.lower()
+
+
+def test_of_several_splits_tests_are_told_from_images(three: Three) -> None:
+    features, model, results = three
+    model.scored["split0"] = again = model.scored.pop("test")
+    model.scored["split1"] = Scored(again.rows, again.scores + 1)
+    model.scored["split2"] = Scored(again.rows[4:], again.scores[4:])
+    pixels = np.stack([photograph(i, 40, 50) for i in range(30)])
+    items = Items("folder", "single-label", Path(), list(features.names), None, [], images=pixels)
+    page, _ = write_report(results, [features], model, items)
+    shown, data = sections(page), data_of(page)
+    told = text_of(shown["mistakes"])
+    assert "2 mistakes in 32 tests of 3 splits: 1 image, the worst first, by how far" in told
+    assert "in 2 of its 2 tests" in told and shown["mistakes"].count("<img") == 1
+    assert "the tests of 3 splits together" in shown["confusions"]
+    assert data["confusions"]["cells"] == [[0, 2, 2, 1]]
+    assert data["confusions"]["labels"][0] == [8, 10, 3]
+    assert [row[-1] for row in data["mistakes"]["rows"]] == [2, 2]
 
 
 def test_validation_in_place_of_test_labels_is_called_that(tmp_path: Path) -> None:
@@ -384,8 +406,8 @@ def test_no_name_of_a_file_leads_out_of_its_folder(tmp_path: Path) -> None:
     shown = sections(page)
     assert [shown[key].count("data:image/jpeg") for key in ("figures", "images")] == [2, 2]
     assert left_out == [
-        f"3 thumbnails: the images are not under {items.root}",
-        "2 thumbnails: the images can't be read any more",
+        f"thumbnails: 3 images are not under {items.root}",
+        "thumbnails: 2 images can't be read any more",
     ]
     for names, stored in (
         (outside, str(root)),
@@ -418,7 +440,7 @@ def test_images_that_are_gone_or_broken_keep_their_place(three: Three, tmp_path:
     (tmp_path / "0002.jpg").write_bytes(b"no image")
     items = Items("folder", "unlabelled", tmp_path, list(features.names), None, [])
     page, left_out = write_report(results, [features], model, items)
-    assert left_out == ["7 thumbnails: the images can't be read any more"]
+    assert left_out == ["thumbnails: 7 images can't be read any more"]
     assert sections(page)["images"].count("<img") == 12 - 7
 
 
@@ -625,7 +647,7 @@ def test_the_command(run_main: Command, folder: Path, tmp_path: Path) -> None:
     _Check(page.read_text())
     images = sections(page.read_text())["images"]
     assert images.count("data:image/jpeg") == 4 == images.count("data:image/png")
-    assert "show the evidence" in images and "at Q = 32 all of the smallest side" in images
+    assert "show the evidence" in images and "at Q = 32, 48 all of the smallest side" in images
     assert wrong.read_text().splitlines()[0] == ",".join(COLUMNS)
     assert command(*everything).status == 1  # it exists
     ran = command(*everything, "--root", tmp_path / "gone", "--overwrite")

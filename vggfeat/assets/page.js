@@ -32,34 +32,32 @@
   }
 
   // pointer and keys on an element with points {x, y}, in units of `size()` by which its box is measured
-  function interactive(element, points, { label, size, next, show, hide, choose }) {
+  // find(x, y, unit): [place of a point, whether it is told for its nearness], there being `unit` in a pixel
+  function interactive(element, points, { label, size, next, show, hide, choose, find }) {
     if (!points.length) return;
     let current = -1;
     const place = () => element.getBoundingClientRect();
-    const go = i => {
+    const go = (i, near) => {
       current = i;
       const box = place(), [width, height] = size();
-      show(points[i], box.left + points[i].x / width * box.width, box.top + points[i].y / height * box.height);
+      show(points[i], box.left + points[i].x / width * box.width, box.top + points[i].y / height * box.height, near);
     };
     const leave = () => { tip.hidden = true; hide(); };
-    const nearest = event => {
+    const point = event => {  // at the pointer; undefined where there is none
       const box = place(), [width, height] = size();
       const x = (event.clientX - box.left) / box.width * width, y = (event.clientY - box.top) / box.height * height;
-      let best = 0, least = Infinity;
-      points.forEach((p, i) => {
-        const far = (p.x - x) ** 2 + (p.y - y) ** 2;
-        if (far < least) [best, least] = [i, far];
-      });
-      return best;
+      const [i, near] = find ? find(x, y, width / box.width) : [nearest(points, x, y)];
+      if (i === undefined) leave(); else go(i, near);
+      return points[i];
     };
     element.tabIndex = 0;
     element.setAttribute("role", "application");
     element.setAttribute("aria-label", `${label}. Arrow keys tell its values.`);
-    element.addEventListener("pointermove", event => go(nearest(event)));
+    element.addEventListener("pointermove", point);
     element.addEventListener("pointerleave", leave);
     element.addEventListener("blur", leave);
     element.addEventListener("focus", () => { if (element.matches(":focus-visible")) go(Math.max(current, 0)); });
-    element.addEventListener("click", event => { go(nearest(event)); if (choose) choose(points[current]); });
+    element.addEventListener("click", event => { const found = point(event); if (found && choose) choose(found); });
     element.addEventListener("keydown", event => {
       if (event.key === "Escape") leave();
       else if (event.key === "Enter" && choose && current >= 0) choose(points[current]);
@@ -70,6 +68,16 @@
       }
       event.preventDefault();
     });
+  }
+
+  // the place of the point nearest to x, y; undefined where none is within reach
+  function nearest(points, x, y, reach = Infinity) {
+    let best, least = reach ** 2;
+    points.forEach((p, i) => {
+      const far = (p.x - x) ** 2 + (p.y - y) ** 2;
+      if (far < least) [best, least] = [i, far];
+    });
+    return best;
   }
 
   // the next point in the direction of an arrow key: near, and not far to its side
@@ -137,7 +145,7 @@
     return element;
   }
 
-  // --- mistakes: rows of [image's key, name, part, label, taken for, score, the label's score] -------
+  // --- mistakes: rows of [image's key, name, part, label, taken for, score, the label's, parts that test it]
 
   const mistakes = data.mistakes?.rows || [], classes = data.mistakes?.classes || [];
   const named = k => typeof k === "number" ? classes[k] : k ?? "";
@@ -161,28 +169,61 @@
   const panel = document.querySelector(".panel"), MOST = 200;
   let opener = null;
 
-  function open(k, j, n, from) {
+  // a cell: of label k, taken for j, n times, m images; on the diagonal n right of N
+  const cells = (data.confusions?.cells || []).map(([k, j, n, m]) => ({ k, j, n, m }));
+  cells.push(...(data.confusions?.labels || []).map(([n, N, m], k) => ({ k, j: k, n, N, m })).filter(({ N }) => N));
+  const times = data.mistakes?.parts.length > 1 ? " times" : "";
+  const said = ({ k, j, n, N, m }, between = ", ") => k === j
+    ? `${classes[k]}: ${n.toLocaleString("en")} of ${N.toLocaleString("en")}${times} right`
+    : `${classes[k]}${between}taken for ${classes[j]}: ${images(m)}${n > m ? `, ${n.toLocaleString("en")} times` : ""}`;
+
+  // the pictures of a class that are right; one of an image may stand in several places
+  function right(k) {
+    const found = new Map();
+    for (const kind of [".sides", ".strip"])
+      for (const figure of all(`${kind} .right > figure[data-image$="/${k}"]`))
+        if (!found.has(figure.dataset.image)) found.set(figure.dataset.image, figure.cloneNode(true));
+    return { figures: [...found.values()], lines: [] };
+  }
+
+  // of mistakes each image once, by its worst score, with its picture where one stands anywhere on the page
+  function wrong({ k, j, n }) {
+    const rows = mistakes.filter(row => row[3] === k && row[4] === j), of = new Map();
+    for (const row of rows) of.set(row[0], [...of.get(row[0]) || [], row]);
+    const figures = [], lines = [];
+    for (const [key, [[, name, , , , score, own, tests], ...again]] of of) {
+      const scores = `${classes[j]} ${signed(score)}, ${classes[k]} ${signed(own)}`;
+      // how often is known where all mistakes of the cell are here
+      const often = tests > 1 && rows.length === n ? `in ${again.length + 1} of its ${tests} tests` : "";
+      const image = document.querySelector(`figure[data-image^="${key}/"] img:not(.overlay)`);
+      if (!image) {
+        lines.push(`${name}: ${scores}${often && `; ${often}`}`);
+        continue;
+      }
+      const figure = make("figure"), caption = make("figcaption");
+      caption.append(make("span", "", scores), make("span", "", often), make("span", "name", name));
+      figure.append(image.cloneNode(), caption);
+      figures.push(figure);
+    }
+    return { figures, lines };
+  }
+
+  function open(cell, from) {
     opener = from;
-    const rows = mistakes.filter(row => row[3] === k && row[4] === j);
-    const keys = new Set(k === j ? data.confusions.right[k] : rows.map(row => row[0]));
-    const shown = [...keys].map(key => [key, document.querySelector(`figure[data-image="${key}/${j}"]`)]).filter(([, figure]) => figure);
-    const what = k === j ? `${classes[k]}, taken for what it is` : `${classes[k]}, taken for ${classes[j]}`;
-    const pictures = make("div", `pictures ${k === j ? "right" : "wrong"}`);
-    pictures.append(...shown.map(([, figure]) => figure.cloneNode(true)));
+    const { figures, lines } = cell.k === cell.j ? right(cell.k) : wrong(cell);
+    const pictures = make("div", `pictures ${cell.k === cell.j ? "right" : "wrong"}`);
+    pictures.append(...figures);
+    panel.replaceChildren(make("h3", "", said(cell)), pictures);
+    const listed = lines.slice(0, MOST), left = cell.m - figures.length - listed.length;
+    if (listed.length) {
+      const list = make("ul", "soft");
+      list.append(...listed.map(line => make("li", "", line)));
+      panel.append(list);
+    }
+    if (left > 0) panel.append(make("p", "soft", `${images(left)}${left < cell.m ? " more" : ""} ${left === 1 ? "isn't" : "aren't"} on this page.`));
     const close = make("button", "", "Close");
     close.type = "button";
     close.addEventListener("click", shut);
-    panel.replaceChildren(make("h3", "", `${what}: ${images(n)}`), pictures);
-    const pictured = new Set(shown.map(([key]) => key));
-    const others = rows.filter(row => !pictured.has(row[0]));
-    if (others.length) {
-      const list = make("ul", "soft");
-      list.append(...others.slice(0, MOST).map(row => make("li", "",
-        `${row[1]}: ${classes[j]} ${signed(row[5])}, ${classes[k]} ${signed(row[6])}`)));
-      panel.append(list);
-    }
-    const listed = (k === j ? pictured.size : rows.length) - Math.max(0, others.length - MOST);
-    if (n > listed) panel.append(make("p", "soft", `${images(n - listed)} more ${n - listed === 1 ? "isn't" : "aren't"} on this page.`));
     panel.append(close);
     panel.hidden = false;
     panel.focus({ preventScroll: true });
@@ -193,12 +234,12 @@
 
   for (const table of all("table.confusion")) {
     const rows = all("tbody tr", table).map(row => all("td", row));
-    rows.forEach((cells, k) => cells.forEach((cell, j) => {
-      const n = Number(cell.textContent.replaceAll(",", "")) || 0;
-      const choose = () => { if (n) open(k, j, n, cell); };
+    rows.forEach((line, k) => line.forEach((cell, j) => {
+      const its = cells.find(each => each.k === k && each.j === j) || { k, j, n: 0, N: 0, m: 0 };
+      const choose = () => { if (its.n) open(its, cell); };
       cell.tabIndex = k || j ? -1 : 0;  // one stop of Tab; arrow keys go on from there
       cell.setAttribute("role", "button");
-      cell.setAttribute("aria-label", `${classes[k]}, taken for ${classes[j]}: ${images(n)}`);
+      cell.setAttribute("aria-label", said(its));
       cell.addEventListener("click", choose);
       cell.addEventListener("keydown", event => {
         if (event.key === "Enter" || event.key === " ") choose();
@@ -212,20 +253,25 @@
   }
 
   for (const box of all(".matrix")) {
-    const K = classes.length, mark = document.createElement("i");
-    const points = (data.confusions?.cells || []).map(([k, j, n]) => ({ x: j + .5, y: k + .5, k, j, n }));
+    const K = Number(box.dataset.side), mark = document.createElement("i"), REACH = 6;
+    const points = cells.map(cell => ({ ...cell, x: cell.j + .5, y: cell.k + .5 }));
+    const place = new Map(points.map((p, i) => [p.k * K + p.j, i]));
     interactive(box, points, {
       label: box.firstElementChild.alt,
       size: () => [K, K],
       next: (from, key) => key in WAYS ? towards(points, from, key) : undefined,
-      show: ({ x, y, k, j, n }, left, top) => {
-        mark.style.left = `${100 * x / K}%`;
-        mark.style.top = `${100 * y / K}%`;
+      find: (x, y, unit) => {  // the cell itself, or where cells are too small to be met, one within reach
+        const i = place.get(Math.floor(y) * K + Math.floor(x));
+        return i === undefined && REACH * unit > 1 ? [nearest(points, x, y, REACH * unit), true] : [i, false];
+      },
+      show: (cell, left, top, near) => {
+        mark.style.left = `${100 * cell.x / K}%`;
+        mark.style.top = `${100 * cell.y / K}%`;
         box.append(mark);
-        tell(`${classes[k]}\ntaken for ${classes[j]}: ${images(n)}`, left, top);
+        tell(`${said(cell, "\n")}${near ? "\nThe ring marks it, the nearest." : ""}`, left, top);
       },
       hide: () => mark.remove(),
-      choose: ({ k, j, n }) => open(k, j, n, box),
+      choose: cell => open(cell, box),
     });
   }
 })();

@@ -137,11 +137,16 @@ class Evidence:
         """(H, W): each contribution to a class's score spread evenly over where its position looks;
         the sum is that of the contributions. shape: of another grid over the image.
         """
-        k, (H, W) = self.number(name), shape or self.pixels_HWC.shape[:2]
-        density = np.zeros((H, W))
-        for part in self.maps:
-            density += _spread(part.rows_h2, H).T @ part.values_Khw[k] @ _spread(part.columns_w2, W)
-        return density
+        k = self.number(name)
+        return self._drawn([part.values_Khw[k] for part in self.maps], shape)
+
+    def _drawn(self, values: Sequence[Floats], shape: tuple[int, int] | None) -> Floats:
+        """(H, W), of a value for each position (h, w) of each map."""
+        H, W = shape or self.pixels_HWC.shape[:2]
+        drawn = np.zeros((H, W))
+        for part, values_hw in zip(self.maps, values, strict=True):
+            drawn += _spread(part.rows_h2, H).T @ values_hw @ _spread(part.columns_w2, W)
+        return drawn
 
     def heat(self, name: str | int = 0) -> NDArray[np.uint8]:
         """RGBA of a grid over the image, CELLS along the longer side: what speaks for the class in
@@ -150,14 +155,12 @@ class Evidence:
         """
         H, W = self.pixels_HWC.shape[:2]
         h, w = (max(1, round(CELLS * side / max(H, W))) for side in (H, W))
-        equal = sum(
-            _spread(each.rows_h2, h).sum(0)[:, None]
-            * _spread(each.columns_w2, w).sum(0)
-            / each.values_Khw[0].size
-            for each in self.maps
-        )
+        equal = [
+            np.full(part.values_Khw.shape[1:], 1 / part.values_Khw[0].size) for part in self.maps
+        ]
+        equal_hw = self._drawn(equal, (h, w))
         density = np.divide(
-            self.on_pixels(name, (h, w)), equal, out=np.zeros((h, w)), where=np.asarray(equal) > 0
+            self.on_pixels(name, (h, w)), equal_hw, out=np.zeros((h, w)), where=equal_hw > 0
         )
         strength = np.abs(density) / (np.abs(density).max() or 1)
         rgba = np.empty((h, w, 4), np.uint8)

@@ -14,11 +14,10 @@ from vggfeat.audit import Doubts, Leak, Odd, Pair
 from vggfeat.checked import first_few
 from vggfeat.datasets import Items
 from vggfeat.datasets.items import class_names, known
-from vggfeat.decode import read_rgb
 from vggfeat.descriptors import Descriptors
 from vggfeat.machine import memory
 from vggfeat.page import Section, html, join, table
-from vggfeat.regions import cut
+from vggfeat.regions import picture_of
 from vggfeat.results import Results, images, in_percent
 from vggfeat.store import Features
 
@@ -166,7 +165,7 @@ def pixels_of(features: Features, items: Items) -> Callable[[int], np.ndarray | 
 
     def pixels(row: int) -> np.ndarray | None:
         i = place.get(features.names[row])
-        return None if i is None else cut(read_rgb(items.source(i)), items, i)
+        return None if i is None else picture_of(items, i)
 
     return pixels
 

@@ -21,7 +21,6 @@ from threadpoolctl import threadpool_limits
 
 from vggfeat import datasets
 from vggfeat.aggregate import aggregate, fuse
-from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.machine import cores
 from vggfeat.mistakes import Mistake, Ranking, mistakes_of
@@ -36,7 +35,7 @@ from vggfeat.page import (
     within,
     wrapping,
 )
-from vggfeat.regions import cut
+from vggfeat.regions import picture_of
 from vggfeat.results import Results
 from vggfeat.store import Features
 
@@ -218,7 +217,7 @@ class Overlays:
             i = place.get(found.features.names[shown.row])
             with suppress(UnreadableImage):  # its picture is missing, too, and that is told
                 if i is not None:
-                    pixels_HWC = cut(read_rgb(items.source(i)), items, i)
+                    pixels_HWC = picture_of(items, i)
                     evidence = explainer(pixels_HWC, [found.classes[shown.k]])
                     overlays.maps[shown.row, shown.k] = transparent(evidence.heat())
                     overlays.about = evidence.sees()
@@ -343,7 +342,7 @@ def _read_all(items: datasets.Items, places: Mapping[int, int]) -> dict[int, Ima
 
     def read(i: int) -> Image.Image | None:
         try:
-            return within(Image.fromarray(cut(read_rgb(items.source(i)), items, i)), SIDES[0])
+            return within(Image.fromarray(picture_of(items, i)), SIDES[0])
         except UnreadableImage:
             return None
 

@@ -28,7 +28,7 @@ from vggfeat.index import BATCH, TOP, Index
 from vggfeat.machine import CORES
 from vggfeat.place import is_url
 from vggfeat.predict import reader_of
-from vggfeat.regions import cut
+from vggfeat.regions import picture_of
 from vggfeat.store import Features
 from vggfeat.weights import Network
 
@@ -283,7 +283,7 @@ def draw(
         if items is None or name not in place:
             return None
         i = place[name]
-        return pixels(lambda: cut(read_rgb(items.source(i)), items, i))
+        return pixels(lambda: picture_of(items, i))
 
     asked = pixels(lambda: read_rgb(Path(query))) if row is None else pixels_of(query)
     shown = found[:TILES]

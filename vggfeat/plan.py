@@ -19,12 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vggfeat.batches import Shape, by_shape, gathered, pixels_at_once
 from vggfeat.datasets import Items
-from vggfeat.decode import read_rgb
 from vggfeat.describe import describe
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.images import MAX_RESCALED_PIXELS, smallest_side, smallest_side_shape
 from vggfeat.look import Cheaper, Look, none_readable
-from vggfeat.regions import cut
+from vggfeat.regions import picture_of
 from vggfeat.store import Description
 from vggfeat.weights import Network
 from vggfeat.writer import stamp
@@ -241,7 +240,7 @@ class _Trial:
         return time.perf_counter() - began, np.array(timed).reshape(-1, 2)
 
     def _read(self, i: int) -> np.ndarray:
-        image_HWC = cut(read_rgb(self._items.source(i)), self._items, i)
+        image_HWC = picture_of(self._items, i)
         with suppress(OSError):
             stamp(self._items.source(i))  # as an extraction does
         return image_HWC

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vggfeat.datasets import Items
+from vggfeat.decode import read_rgb
 from vggfeat.errors import UnreadableImage, VggfeatError
 from vggfeat.store import REGIONS
 
@@ -118,6 +119,11 @@ def cut(image_HWC: np.ndarray, items: Items, i: int) -> np.ndarray:
         return image_HWC
     left, top, right, bottom = place
     return np.ascontiguousarray(image_HWC[top:bottom, left:right])
+
+
+def picture_of(items: Items, i: int) -> np.ndarray:
+    """What is seen of item i, (H, W, 3), read from where it lies. Raises UnreadableImage."""
+    return cut(read_rgb(items.source(i)), items, i)
 
 
 def cut_shape(shape: tuple[int, int], items: Items, i: int) -> tuple[int, int]:

@@ -65,8 +65,8 @@ OPTIONS = {
     ),
     "vggfeat export": "model --to --out --weights --overwrite --debug",
     "vggfeat report": (
-        """--results --features --model --root --out --mistakes --json --weights --evidence
-        --no-evidence --overwrite --debug"""
+        """--results --features --model --root --out --mistakes --weights --evidence
+        --no-evidence --json --overwrite --debug"""
     ),
     "vggfeat index": (
         """--features --out --layer --pool --scales --recall --queries --exact --overwrite --json

@@ -317,8 +317,8 @@ def report_command(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One HTML page to look at: the score, mistakes with their images, data problems,
-    confusions, curves, a map of the descriptors.
+    """One HTML page to look at: the score, mistakes with their images, confusions, curves, data
+    problems, a map of the descriptors.
     """
     if not results and not model:
         raise WrongUsage("a report needs --results or --model")

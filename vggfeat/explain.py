@@ -48,7 +48,7 @@ from vggfeat.store import Description
 from vggfeat.weights import Network
 
 FOR, AGAINST = (214, 66, 12), (37, 99, 201)  # colours of evidence
-OPAQUE = 0.8  # at most, of a map on a photograph
+OPAQUE = 0.6  # at most, of a map on a photograph
 CELLS = 64  # of a map that is drawn, along the longer side
 NOTEBOOK = 320  # pixels of a photograph in a notebook, along the longer side
 FIGURES = 200  # of a page

@@ -144,13 +144,13 @@ def as_csv(mistakes: Sequence[Mistake], features: Features) -> str:
 
 
 def cells(mistake: Mistake, features: Features) -> tuple[str, ...]:
-    """The values of `COLUMNS`."""
+    """The values of `COLUMNS`; scores in the nine digits that a float32 has."""
     classes = features.classes
     return (
         features.names[mistake.row],
         mistake.part,
         ";".join(classes[k] for k in mistake.labels),
         "" if mistake.taken_for is None else classes[mistake.taken_for],
-        "" if mistake.score is None else repr(mistake.score),
-        "" if mistake.label_score is None else repr(mistake.label_score),
+        "" if mistake.score is None else repr(float(f"{mistake.score:.9g}")),
+        "" if mistake.label_score is None else repr(float(f"{mistake.label_score:.9g}")),
     )

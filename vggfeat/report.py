@@ -368,7 +368,7 @@ def _as_rows(found: Found, share: float) -> list[tuple[Any, ...]]:
                 parts[each.part],
                 labels,
                 each.taken_for,
-                *(None if x is None else float(f"{x:.5g}") for x in (each.score, each.label_score)),
+                *(None if x is None else float(f"{x:.9g}") for x in (each.score, each.label_score)),
                 found.times[each.row],
             )
         )

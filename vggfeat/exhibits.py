@@ -211,15 +211,17 @@ class Overlays:
         except VggfeatError as error:
             overlays.why_none = f"the evidence for classes: {error}"
             return overlays
-        chosen = found.explained()
-        for n, shown in enumerate(chosen):
-            show(n, len(chosen), "evidence")
-            i = place.get(found.features.names[shown.row])
+        classes: dict[int, dict[int, None]] = {}  # of each row, in order
+        for shown in found.explained():
+            classes.setdefault(shown.row, {})[shown.k] = None
+        for n, (row, ks) in enumerate(classes.items()):
+            show(n, len(classes), "evidence")
+            i = place.get(found.features.names[row])
             with suppress(UnreadableImage):  # its picture is missing, too, and that is told
                 if i is not None:
-                    pixels_HWC = picture_of(items, i)
-                    evidence = explainer(pixels_HWC, [found.classes[shown.k]])
-                    overlays.maps[shown.row, shown.k] = transparent(evidence.heat())
+                    evidence = explainer(picture_of(items, i), [found.classes[k] for k in ks])
+                    for number, k in enumerate(ks):
+                        overlays.maps[row, k] = transparent(evidence.heat(number))
                     overlays.about = evidence.sees()
         return overlays
 

@@ -36,9 +36,11 @@ from vggfeat.files import (
 )
 from vggfeat.machine import CORES, size
 from vggfeat.options import (
+    CLASSIFIER,
     BatchSize,
     Device,
     Moved,
+    MovedNets,
     Overwrite,
     Root,
     Strict,
@@ -97,14 +99,9 @@ def predict_command(
     ],
     model: Annotated[
         Path,
-        typer.Option(
-            help="A classifier of `vggfeat svm --out` or `classify --out`, or hf:OWNER/NAME."
-        ),
+        typer.Option(help=CLASSIFIER),
     ],
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(help=f"{Moved}; of several nets, each in its order.", show_default=False),
-    ] = None,
+    weights: MovedNets = None,
     out_file: Annotated[
         Path | None,
         typer.Option(
@@ -212,9 +209,7 @@ def _print_predictions(out_file: Path | None, table: Table, tally: Tally) -> Non
 def export_command(
     model: Annotated[
         Path,
-        typer.Argument(
-            help="A classifier of `vggfeat svm --out` or `classify --out`, or hf:OWNER/NAME."
-        ),
+        typer.Argument(help=CLASSIFIER),
     ],
     to: Annotated[
         Literal["onnx", "npz"],
@@ -294,10 +289,7 @@ def report_command(
             show_default=False,
         ),
     ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(help=f"{Moved}; of several nets, each in its order.", show_default=False),
-    ] = None,
+    weights: MovedNets = None,
     evidence: Annotated[
         bool,
         typer.Option(

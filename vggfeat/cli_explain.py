@@ -20,7 +20,15 @@ from vggfeat.files import (
     write_text,
 )
 from vggfeat.machine import size
-from vggfeat.options import Device, Overwrite, leave, refuse_repeated, sides_typed, with_debug
+from vggfeat.options import (
+    CLASSIFIER,
+    Device,
+    Overwrite,
+    leave,
+    refuse_repeated,
+    sides_typed,
+    with_debug,
+)
 from vggfeat.place import local
 from vggfeat.terminal import list_unreadable, out, progress, say
 
@@ -46,10 +54,7 @@ def explain_command(
     ],
     model: Annotated[
         Path | None,
-        typer.Option(
-            help="A classifier of `vggfeat svm --out` or `classify --out`, or hf:OWNER/NAME.",
-            show_default=False,
-        ),
+        typer.Option(help=CLASSIFIER, show_default=False),
     ] = None,
     weights: Annotated[
         list[str] | None,

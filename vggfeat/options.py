@@ -44,6 +44,11 @@ Root = Annotated[
     ),
 ]
 Moved = "Where the weights that described the images lie now, if they have moved"
+MovedNets = Annotated[
+    list[str] | None,
+    Option("--weights", help=f"{Moved}; of several nets, each in its order.", show_default=False),
+]
+CLASSIFIER = "A classifier of `vggfeat svm --out` or `classify --out`, or hf:OWNER/NAME."
 Device = Annotated[
     str,
     Option(help="What it runs on: cpu, cuda, cuda:N, or auto: a GPU where there is one."),
